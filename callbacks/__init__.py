@@ -1,0 +1,24 @@
+"""Lightning callbacks, each of one concern."""
+
+if __name__ != "lit_rft.callbacks":
+    raise ImportError(
+        f"this package is lit_rft.callbacks, but it was imported as {__name__}: a folder that holds it is on "
+        "sys.path; write `from lit_rft.callbacks import ...`"
+    )
+
+from lit_rft._lazy import lazy_exports
+
+# public name -> the module that defines it; loaded on first use
+_EXPORTS: dict[str, str] = {
+    "AdapterExport": "lit_rft.callbacks.adapter_export",
+    "AtomicCheckpointIO": "lit_rft.callbacks.checkpoints",
+    "EpisodeFiles": "lit_rft.callbacks.episodes",
+    "EpisodeText": "lit_rft.callbacks.episodes",
+    "RandomState": "lit_rft.callbacks.random_state",
+    "RunCheckpoint": "lit_rft.callbacks.checkpoints",
+    "ScoreTable": "lit_rft.callbacks.episodes",
+    "Throughput": "lit_rft.callbacks.throughput",
+}
+
+__all__ = sorted(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,0 +1,47 @@
+"""The trained policy as a folder that PEFT, transformers and inference servers load."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+
+class AdapterExport(L.Callback):
+    """Writes the policy's adapter (or, without LoRA, the whole model) and tokenizer when training ends.
+
+    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads an adapter, `AutoModelForCausalLM` a whole model, and a next
+    stage takes an adapter's folder as `policy.start_from`. Works with any module that has `policy` (a transformers or PEFT
+    model) and `chat` (a `ChatFormat`).
+
+    Args:
+        folder: where to; null for `<default_root_dir>/adapter`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            target = Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
+            _replace_folder(target, lambda part: _save(pl_module, part))
+
+
+def _save(stage: Any, folder: Path) -> None:
+    stage.policy.save_pretrained(folder)
+    stage.chat.tokenizer.save_pretrained(folder)
+
+
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its place, then swap: a reader finds the old one or the new one, never half of it."""
+    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,172 @@
+"""Played episodes: as text in TensorBoard, as a table of scores in the console, and as files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from rich.console import Console
+from rich.table import Table
+
+from lit_rft.agents import PlayedEpisode
+from lit_rft.episodes import Episode
+from lit_rft.episodes.io import EpisodeWriter
+from lit_rft.metrics import COLUMNS
+
+
+class PlaysEpisodes(Protocol):
+    """What these callbacks need of a module; `PolicyStage` is one.
+
+    `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch. `already_played`:
+    ids that `predict` may skip.
+    """
+
+    played: list[PlayedEpisode]
+    score_table: dict[str, dict[str, float]]
+    already_played: set[str]
+
+
+class EpisodeText(L.Callback):
+    """Logs some of the episodes of each validation and test as text, with subgoals, actions and observations.
+
+    Args:
+        number: of episodes, the first of different tasks before the second of any.
+    """
+
+    def __init__(self, number: int = 4) -> None:
+        if number < 1:
+            raise ValueError(f"number must be >= 1, got {number}")
+        self.number = number
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
+        writer = getattr(trainer.logger, "experiment", None)
+        if not trainer.is_global_zero or not hasattr(writer, "add_text"):
+            return
+        episodes = [played.episode for played in _stage(pl_module).played]
+        seen: dict[str, int] = {}
+        ranked = []
+        for index, episode in enumerate(episodes):
+            seen[episode.task] = seen.get(episode.task, 0) + 1
+            ranked.append((seen[episode.task], index))
+        for _, index in sorted(ranked)[: self.number]:
+            episode = episodes[index]
+            writer.add_text(f"{prefix}/episode/{episode.task}", episode_markdown(episode), trainer.global_step)
+
+
+def episode_markdown(episode: Episode) -> str:
+    """An episode as Markdown: subgoals as headings, then the actions and what was observed."""
+    outcome = episode.outcome
+    lines = [
+        f"**{episode.id}**: score {100 * outcome.score:.0f}, {outcome.reason}, {len(episode.steps)} steps",
+        f"*{episode.task_description}*",
+        _quote(episode.initial_observation),
+    ]
+    starts = {subgoal.start: subgoal for subgoal in episode.subgoals}
+    for index, step in enumerate(episode.steps):
+        if index in starts:
+            subgoal = starts[index]
+            lines.append(f"### {subgoal.goal} ({'done' if subgoal.completed else 'given up'})")
+        mark = "" if step.valid else " (invalid)"
+        lines.append(f"`{step.action or ' '}`{mark} -> {100 * step.score:.0f}")
+        lines.append(_quote(step.observation))
+    return "\n\n".join(lines)
+
+
+def _quote(text: str) -> str:
+    return "\n".join(f"> {line.strip()}  " for line in text.splitlines() if line.strip())
+
+
+class ScoreTable(L.Callback):
+    """Prints the scores by task after each validation and test."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._print(trainer, pl_module, "validation")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._print(trainer, pl_module, "test")
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
+        scores = _stage(pl_module).score_table
+        if trainer.is_global_zero and scores:
+            Console().print(score_table(scores, f"{title}, step {trainer.global_step}"))
+
+
+def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
+    """`EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
+    table = Table(title=title)
+    table.add_column("task")
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    for task, row in scores.items():
+        if task == "mean":
+            table.add_section()
+        cells = [f"{row['score']:.1f}", f"{row['success']:.0%}", f"{row['steps']:.1f}"]
+        cells += [f"{row['valid_actions']:.0%}", f"{row['malformed']:.1f}", f"{row['env_errors']:.0%}"]
+        table.add_row(task, *cells, style="bold" if task == "mean" else None)
+    return table
+
+
+class EpisodeFiles(BasePredictionWriter):
+    """Writes the episodes that `predict` plays, as they end, to a data set for the next stage.
+
+    Resumable: episodes that the file has already are not played again.
+
+    Args:
+        path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
+            writes its own, `-rank<n>` before the suffix.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self._writer: EpisodeWriter | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = Path(self.path or os.path.join(trainer.default_root_dir, "episodes", "predicted.jsonl"))
+        if trainer.world_size > 1:
+            path = path.with_name(f"{path.stem}-rank{trainer.global_rank}{path.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = EpisodeWriter(path)
+        _stage(pl_module).already_played = {episode.id for episode in self._writer.episodes}
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Sequence[PlayedEpisode],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._writer is not None
+        for played in prediction:
+            if played.episode.outcome.reason != "env_error":  # resuming plays it again
+                self._writer.append(played.episode)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+        assert self._writer is not None
+        if trainer.is_global_zero:
+            Console().print(f"{len(self._writer.ids)} episodes are in {self._writer.path}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _stage(module: L.LightningModule) -> PlaysEpisodes:
+    if not hasattr(module, "played"):
+        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a PolicyStage, or what it offers")
+    return cast(PlaysEpisodes, module)

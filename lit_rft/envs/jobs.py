@@ -1,0 +1,28 @@
+"""What is to be played, and in what."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from lit_rft.envs.protocols import EpisodeJob
+
+
+@dataclass(frozen=True)
+class EpisodeJobs:
+    """Some episodes to play, as data loaders hand them to stages.
+
+    Args:
+        jobs: the episodes.
+        make_env: makes an environment (picklable: a class or a functools.partial of one).
+        tasks: all tasks of the evaluation, those of other batches and processes included.
+    """
+
+    jobs: Sequence[EpisodeJob]
+    make_env: Callable[[], gym.Env[Any, Any]]
+    tasks: Sequence[str]
+
+    def to(self, *args: Any, **kwargs: Any) -> "EpisodeJobs":
+        """Nothing here lives on a device; Lightning asks every batch."""
+        return self

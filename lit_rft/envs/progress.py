@@ -1,0 +1,57 @@
+"""What ScienceWorld reports as achieved: conditions of the goal, and rooms entered."""
+
+from __future__ import annotations
+
+import re
+
+from lit_rft.episodes import Achieved
+
+_CONDITION = re.compile(r"(?P<number>\d+)\t(?P<done>true|false)\t *Goal(?P<kind>\w+)\t(?P<text>.*)")
+_OPTIONAL_HEADING = "Unordered and Optional Subgoals:"
+_ROOM = re.compile(r"(?:This (?:room|outside location) is called the|You (?:move|teleport) to the) (.+?)\.")
+
+
+def completed_conditions(progress: str) -> list[Achieved]:
+    """The completed conditions in the simulator's goal-progress text.
+
+    Returns:
+        Sequential conditions (key ``prog:<i>``) and then unordered, optional ones (``opt:<i>``), each in its order.
+        The few that have no description are named by their kind ("find inclined plane").
+    """
+    prefix, completed = "prog", []
+    for line in progress.splitlines():
+        if line == _OPTIONAL_HEADING:
+            prefix = "opt"
+        match = _CONDITION.fullmatch(line)
+        if match and match["done"] == "true":
+            text = match["text"].strip() or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", match["kind"]).lower()
+            completed.append(Achieved(key=f"{prefix}:{match['number']}", text=text))
+    return completed
+
+
+def room_in(observation: str) -> str | None:
+    """The room that an observation of looking around or of moving names, else None."""
+    match = _ROOM.match(observation)
+    return match[1] if match else None
+
+
+class AchievedTracker:
+    """Reports each achieved thing of an episode once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def update(self, observation: str, progress: str) -> list[Achieved]:
+        """What is new since the last call.
+
+        Args:
+            observation: the simulator's answer to the action.
+            progress: its goal-progress text after the action.
+        """
+        achieved = completed_conditions(progress)
+        room = room_in(observation)
+        if room is not None:
+            achieved.append(Achieved(key=f"room:{room}", text=f"go to {room}"))
+        new = [item for item in achieved if item.key not in self._seen]
+        self._seen.update(item.key for item in new)
+        return new

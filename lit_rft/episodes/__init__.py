@@ -1,0 +1,20 @@
+"""Episodes as records: what was played, what it brought, which subgoals it served. No torch."""
+
+from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
+from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Outcome, Step, Subgoal
+from lit_rft.episodes.subgoals import UNFINISHED_GOAL, annotate_events, apply_annotator
+
+__all__ = [
+    "UNFINISHED_GOAL",
+    "Achieved",
+    "Episode",
+    "EpisodeError",
+    "EpisodeWriter",
+    "Outcome",
+    "Step",
+    "Subgoal",
+    "annotate_events",
+    "apply_annotator",
+    "read_episodes",
+    "write_episodes",
+]

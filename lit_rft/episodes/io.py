@@ -1,0 +1,275 @@
+"""Episodes on disk: JSON lines or Parquet, the suffix decides. Nothing is ever unpickled.
+
+A file is written whole or not at all (`write_episodes`), or appended to line by line (`EpisodeWriter`), where a process
+killed in mid-write costs the line that it was writing and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lit_rft.episodes.record import Episode, EpisodeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".parquet")
+_JSON_COLUMNS = ("source", "extra")  # free-form dictionaries: a column of JSON text in Parquet
+
+
+def read_episodes(path: str | os.PathLike[str]) -> list[Episode]:
+    """Read a ``.jsonl`` or ``.parquet`` file, or all such files of a folder (by name, not recursively).
+
+    Raises:
+        FileNotFoundError: there is no such path, or no such file in the folder.
+        EpisodeError: a file is torn, truncated or corrupt, a record breaks the schema, or an id comes twice; it names
+            file, line (row) and field.
+    """
+    path = Path(path)
+    seen: dict[str, str] = {}
+    episodes = []
+    for file in _files(path):
+        for line, episode in _read_parquet(file) if file.suffix == ".parquet" else _read_lines(file):
+            if episode.id in seen:
+                raise EpisodeError(f"{episode.id!r} is already in {seen[episode.id]}", "id", str(file), line)
+            seen[episode.id] = f"{file}:{line}"
+            episodes.append(episode)
+    return episodes
+
+
+def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> None:
+    """Write a ``.jsonl`` or ``.parquet`` file, atomically: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ValueError: the suffix is neither.
+        EpisodeError: a record breaks the schema or an id comes twice; nothing is written.
+        OSError: the file cannot be written; what was there stays as it was.
+    """
+    path = Path(path)
+    check_suffix(path)
+    records: dict[str, Episode] = {}
+    for episode in episodes:
+        episode.validate()
+        if episode.id in records:
+            raise EpisodeError(f"{episode.id!r} comes twice", "id")
+        records[episode.id] = episode
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            _write_parquet(temporary, records.values())
+        else:
+            with temporary.open("wb") as stream:
+                stream.writelines(_to_line(episode) for episode in records.values())
+
+
+def check_suffix(path: Path) -> None:
+    """
+    Raises:
+        ValueError: the file is neither ``.jsonl`` nor ``.parquet``.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"expected a file that ends in {' or '.join(SUFFIXES)}, got {path}")
+
+
+class EpisodeWriter:
+    """Append episodes to a file of JSON lines, each of them safely on disk when `append` returns.
+
+    An existing file is resumed: its records are checked, and a last line that a killed process left unfinished is
+    dropped, with a warning. Only one writer at a time may hold a file.
+
+    Attributes:
+        path: the file.
+        episodes: the records that were in the file when it was opened.
+        ids: ids of all records in the file, those appended since included.
+        dropped: unfinished lines that were dropped on opening, 0 or 1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Raises:
+            EpisodeError: the existing file is corrupt, in more than an unfinished last line.
+            BlockingIOError: another writer holds the file.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("ab", buffering=0)
+        try:
+            self._lock()
+            self.dropped = self._drop_unfinished_line()
+            self.episodes = [episode for _, episode in _read_lines(self.path)]
+        except BaseException:
+            self._stream.close()
+            raise
+        self.ids = {episode.id for episode in self.episodes}
+
+    def append(self, episode: Episode) -> None:
+        """Write one record.
+
+        Raises:
+            EpisodeError: the record breaks the schema, or its id is already in the file.
+            OSError: it cannot be written; the file keeps what it had before.
+        """
+        episode.validate()
+        if episode.id in self.ids:
+            raise EpisodeError(f"{episode.id!r} is already in {self.path}", "id")
+        line = _to_line(episode)
+        size = self._stream.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._stream.write(line[written:]) or 0
+            os.fsync(self._stream.fileno())
+        except OSError:
+            self._stream.truncate(size)  # half a line would spoil the next one
+            raise
+        self.ids.add(episode.id)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{self.path} is being written by another process; wait for it or choose another path"
+            raise BlockingIOError(error.errno, message) from error
+
+    def _drop_unfinished_line(self) -> int:
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end == len(data):
+            return 0
+        try:
+            _parse_line(data[end:], self.path, None)
+        except EpisodeError:
+            self._stream.truncate(end)
+            logger.warning("%s: dropped 1 unfinished line (%d bytes) at its end", self.path, len(data) - end)
+            return 1
+        self._stream.write(b"\n")  # whole, only the line end is missing
+        return 0
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"no episodes at {path}: there is no such file or folder")
+    if not path.is_dir():
+        check_suffix(path)
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"no episodes in {path}: expected files that end in {' or '.join(SUFFIXES)}")
+    return files
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder, which takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name as well
+    finally:
+        os.close(folder)
+
+
+def _to_line(episode: Episode) -> bytes:
+    return json.dumps(episode.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Episode]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, _parse_line(line, path, number)
+
+
+def _parse_line(line: bytes, path: Path, number: int | None) -> Episode:
+    try:
+        data = _parse_json(line)
+    except (ValueError, RecursionError) as error:
+        torn = "" if line.endswith(b"\n") else "; the file ends in the middle of a line: collect again to resume it"
+        raise EpisodeError(f"not JSON ({error}){torn}", "", str(path), number) from error
+    return _to_episode(data, path, number)
+
+
+def _parse_json(text: bytes | str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=refuse)
+
+
+def _to_episode(data: Any, path: Path, number: int | None) -> Episode:
+    try:
+        return Episode.from_dict(data)
+    except EpisodeError as error:
+        raise EpisodeError(error.message, error.field, str(path), number) from error
+
+
+def _parquet_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    text, number, flag, integer = pa.string(), pa.float64(), pa.bool_(), pa.int64()
+    achieved = pa.list_(pa.struct({"key": text, "text": text}))
+    step = {"action": text, "observation": text, "reward": number, "score": number, "valid": flag, "achieved": achieved}
+    subgoal = {"start": integer, "end": integer, "goal": text, "completed": flag, "annotator": text}
+    outcome = {"score": number, "success": flag, "terminated": flag, "truncated": flag, "reason": text}
+    columns = {"schema": integer, "id": text, "env": text, "env_version": text, "task": text, "variation": integer}
+    columns |= dict.fromkeys(("split", "simplification", "source", "task_description", "initial_observation"), text)
+    columns |= {"steps": pa.list_(pa.struct(step)), "subgoals": pa.list_(pa.struct(subgoal))}
+    columns |= {"outcome": pa.struct(outcome), "step_limit": integer, "extra": text}
+    return pa.schema(columns)
+
+
+def _write_parquet(path: Path, episodes: Iterable[Episode]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [episode.to_dict() for episode in episodes]
+    for row in rows:
+        row.update({name: json.dumps(row[name], ensure_ascii=False, allow_nan=False) for name in _JSON_COLUMNS})
+    pq.write_table(pa.Table.from_pylist(rows, schema=_parquet_schema()), path)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Episode]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = f"not a whole Parquet file ({error}); it was cut short or damaged: write it again"
+        raise EpisodeError(message, "", str(path)) from error
+    for number, row in enumerate(rows, start=1):
+        for name in _JSON_COLUMNS:
+            if isinstance(row.get(name), str):
+                try:
+                    row[name] = _parse_json(row[name])
+                except (ValueError, RecursionError) as error:
+                    raise EpisodeError(f"not JSON ({error})", name, str(path), number) from error
+        yield number, _to_episode(row, path, number)

@@ -1,0 +1,104 @@
+"""Subgoals of an episode, from the environment's own events or from any annotator of the user's.
+
+An annotator is a callable ``annotate(episode) -> [(start, end, goal), ...]`` over step indices, ``[start, end)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Subgoal
+
+Segment = tuple[int, int, str]
+Annotator = Callable[[Episode], Iterable[Segment]]
+
+UNFINISHED_GOAL = "continue with the task"  # of steps after which nothing more was achieved
+MAX_DESCRIPTIONS = 2  # in one goal
+
+
+def annotate_events(episode: Episode) -> list[Segment]:
+    """Cut the episode after each step by which the environment reported a condition as newly achieved.
+
+    A segment of a single step joins the one after it. The goal of a segment describes what it achieved, see
+    `event_goal`. Steps after the last event make one more segment, with the goal `UNFINISHED_GOAL`.
+    """
+    segments: list[Segment] = []
+    start, achieved = 0, []
+    events = [i for i, step in enumerate(episode.steps) if step.achieved]
+    for i in events:
+        achieved += _without_side_effects(episode.steps[i].achieved)
+        if i > start or i == events[-1]:
+            segments.append((start, i + 1, event_goal(achieved)))
+            start, achieved = i + 1, []
+    if start < len(episode.steps):
+        segments.append((start, len(episode.steps), UNFINISHED_GOAL))
+    return segments
+
+
+def event_goal(achieved: list[Achieved]) -> str:
+    """A goal in words that asks for these conditions, which must not be empty, in the order in which they stand.
+
+    Of more than `MAX_DESCRIPTIONS`, sequential conditions are chosen before rooms, and rooms before the others.
+    """
+    texts: dict[str, int] = {}  # description -> rank, none twice
+    for condition in achieved:
+        text = _text(condition)
+        texts[text] = min(_rank(condition), texts.get(text, len(_RANKS)))
+    chosen = sorted(texts, key=lambda text: texts[text])[:MAX_DESCRIPTIONS]
+    return " and ".join(text for text in texts if text in chosen)
+
+
+def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode:
+    """A copy of the episode with the annotator's subgoals.
+
+    A subgoal counts as completed, except the last one of an episode that ended without success and without an event.
+
+    Args:
+        name: kept as each subgoal's ``annotator``.
+    Raises:
+        EpisodeError: the segments are not contiguous, are empty, or do not cover every step; it names the annotator.
+    """
+    subgoals = []
+    for i, segment in enumerate(annotate(episode)):
+        try:
+            start, end, goal = segment
+        except (TypeError, ValueError) as error:
+            message = f"annotator {name!r}: expected (start, end, goal), got {segment!r}"
+            raise EpisodeError(message, f"subgoals[{i}]") from error
+        subgoals.append(Subgoal(start, end, goal, completed=True, annotator=name))
+    if episode.steps and not subgoals:
+        raise EpisodeError(f"annotator {name!r}: gave no segment for {len(episode.steps)} steps", "subgoals")
+    if subgoals:
+        subgoals[-1].completed = _last_is_completed(episode)
+    annotated = dataclasses.replace(episode, subgoals=subgoals)
+    try:
+        annotated.validate()
+    except EpisodeError as error:
+        raise EpisodeError(f"annotator {name!r}: {error.message}", error.field) from error
+    return annotated
+
+
+_RANKS = ("prog:", "room:")
+
+
+def _rank(condition: Achieved) -> int:
+    return next((rank for rank, prefix in enumerate(_RANKS) if condition.key.startswith(prefix)), len(_RANKS))
+
+
+def _without_side_effects(achieved: list[Achieved]) -> list[Achieved]:
+    """Entering a room also meets conditions such as "be in same location as water": the room says it better."""
+    if not any(condition.key.startswith("room:") for condition in achieved):
+        return sorted(achieved, key=_rank)
+    return sorted((c for c in achieved if not c.key.startswith("opt:")), key=_rank)
+
+
+def _text(condition: Achieved) -> str:
+    room = condition.key.removeprefix("room:")
+    return f"go to {room}" if room != condition.key else condition.text.strip()
+
+
+def _last_is_completed(episode: Episode) -> bool:
+    if episode.outcome.terminated:
+        return episode.outcome.success
+    return episode.outcome.success or bool(episode.steps[-1].achieved)

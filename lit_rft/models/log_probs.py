@@ -1,0 +1,70 @@
+"""Log-probabilities of chosen tokens, without ever holding logits for a whole batch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_rft.models.backbone import final_hidden_states, output_logits
+from lit_rft.transcripts import TranscriptBatch
+
+
+class UtteranceLogProbs(NamedTuple):
+    """What a policy says of the utterances of a batch; padding holds 0."""
+
+    tokens: Tensor  # [U, L] log pi(w_i | s, w_<i)
+    end: Tensor  # [U, L] log pi(end of turn | s, w_<i)
+
+
+def utterance_log_probs(
+    model: nn.Module,
+    batch: TranscriptBatch,
+    *,
+    end_of_turn_id: int,
+    temperature: float = 1.0,
+    chunk_tokens: int = 512,
+) -> UtteranceLogProbs:
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again in
+    the backward pass, so that memory does not grow with vocabulary times sequence length.
+
+    Args:
+        temperature: of the distribution, > 0.
+    """
+    hidden = final_hidden_states(model, batch.input_ids, batch.position_ids)
+    positions = batch.utterance_tokens[batch.utterance_mask]
+    targets = batch.input_ids.flatten()[positions]
+    features = hidden.flatten(0, 1)[positions - 1]  # the token before predicts
+    chosen = chosen_log_probs(
+        model, features, targets, end_of_turn_id=end_of_turn_id, temperature=temperature, chunk_tokens=chunk_tokens
+    )
+    padded = []
+    for values in chosen:
+        grid = values.new_zeros(batch.utterance_mask.shape)
+        padded.append(grid.masked_scatter(batch.utterance_mask, values))
+    return UtteranceLogProbs(*padded)
+
+
+def chosen_log_probs(
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    end_of_turn_id: int,
+    temperature: float = 1.0,
+    chunk_tokens: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `targets` [N] and of the end-of-turn token [N], at hidden states [N, D]."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+
+    def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        logits = output_logits(model, part) / temperature
+        total = logits.logsumexp(-1)
+        return logits.gather(-1, wanted[:, None]).squeeze(-1) - total, logits[:, end_of_turn_id] - total
+
+    parts = []
+    for start in range(0, max(len(targets), 1), chunk_tokens):
+        window = slice(start, start + chunk_tokens)
+        parts.append(checkpoint(chunk, hidden[window], targets[window], use_reentrant=False))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]

@@ -1,0 +1,6 @@
+"""Generation: conversations with kept caches, sampled together."""
+
+from lit_rft.rollout.cache import SlotCache
+from lit_rft.rollout.generator import ConversationGenerator, Sampled, SamplingSettings
+
+__all__ = ["ConversationGenerator", "Sampled", "SamplingSettings", "SlotCache"]

@@ -1,0 +1,15 @@
+"""One LightningModule a stage. Names load on first use."""
+
+from lit_rft._lazy import lazy_exports
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "ActingSettings": "lit_rft.stages.settings",
+        "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
+        "NonFiniteLossError": "lit_rft.stages.base",
+        "OptimizerSettings": "lit_rft.stages.settings",
+        "PolicySettings": "lit_rft.stages.settings",
+        "PolicyStage": "lit_rft.stages.base",
+    },
+)

@@ -1,0 +1,107 @@
+"""GLIDER's first stage: hierarchical supervised fine-tuning."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.objectives import utterance_likelihood_loss
+from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
+
+
+class HierarchicalSFT(PolicyStage):
+    r"""Likelihood of expert subgoals and actions under one policy with two prompts (GLIDER, ICML 2025, L_SFT).
+
+        L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
+
+    Each expectation is a mean over the utterances of its level in the whole optimiser step: `utterance_likelihood_loss`.
+    `hierarchy=False` is flat SFT: the same likelihood on one transcript of actions.
+
+    Deviations: the length term counts the policy's expected length n~, because the data's length n has no gradient; by
+    default the low level reads the task as well as the subgoal (`prompts.low_level_sees_task`), and it reads the
+    whole episode so far, not only the last observation.
+
+    Args:
+        policy, optimizer, acting, hierarchy, prompts: see `PolicyStage`.
+        high_weight: w_h, >= 0.
+        low_weight: w_l, >= 0; of the flat transcript too.
+        length_coef: lambda, >= 0.
+        average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
+        chunk_tokens: logits are made for so many action tokens at a time.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        acting: ActingSettings | None = None,
+        hierarchy: bool = True,
+        prompts: HierarchyPrompts | None = None,
+        high_weight: float = 1.0,
+        low_weight: float = 1.0,
+        length_coef: float = 0.0,
+        average_tokens: bool = True,
+        chunk_tokens: int = 512,
+    ) -> None:
+        super().__init__(policy, optimizer, acting, hierarchy, prompts)
+        for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        self.length_coef = length_coef
+        self.average_tokens = average_tokens
+        self.chunk_tokens = chunk_tokens
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        sums: dict[str, Tensor] = {}
+        self.accumulate_and_step([partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches])
+        self._log_sums(sums, batch.num_utterances)
+
+    def _loss(
+        self, micro: TranscriptBatch, num_utterances: dict[str, int], sums: dict[str, Tensor]
+    ) -> tuple[Tensor, list[str]]:
+        """One micro-batch's share of L; adds its parts to `sums`."""
+        assert self.policy is not None and self.chat is not None
+        log_probs = utterance_log_probs(
+            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens
+        )
+        loss = log_probs.tokens.new_zeros(())
+        for code, level in enumerate(LEVELS):
+            rows = micro.level == code
+            if not rows.any():
+                continue
+            term = utterance_likelihood_loss(
+                log_probs.tokens[rows],
+                micro.utterance_mask[rows],
+                end_log_probs=log_probs.end[rows],
+                length_coef=self.length_coef,
+                average_tokens=self.average_tokens,
+                normalizer=num_utterances[level],
+            )
+            loss = loss + self.level_weights[level] * term.loss
+            self._add(sums, f"{level}/loss", term.loss.detach())
+            share = rows.sum() / num_utterances[level]
+            self._add(sums, f"{level}/log_likelihood", term.log_likelihood_mean * share)
+            if self.length_coef > 0:
+                self._add(sums, f"{level}/expected_length", term.expected_length_mean * share)
+        self._add(sums, "loss", loss.detach())
+        return loss, micro.episode_ids
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+        sums[name] = sums[name] + value if name in sums else value
+
+    def _log_sums(self, sums: dict[str, Tensor], num_utterances: dict[str, int]) -> None:
+        """Log what this step's micro-batches add up to, over all processes."""
+        names = ["loss"]
+        for level in (level for level in LEVELS if num_utterances.get(level)):
+            names += [f"{level}/loss", f"{level}/log_likelihood"]
+            names += [f"{level}/expected_length"] if self.length_coef > 0 else []
+        zero = torch.zeros((), device=self.device)
+        values = self.sum_over_processes({f"train/{name}": sums.get(name, zero) for name in names})
+        loss = values.pop("train/loss")
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict(values)

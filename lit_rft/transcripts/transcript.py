@@ -1,0 +1,102 @@
+"""A transcript: the token ids of one conversation at one level, and where its decisions are."""
+
+from dataclasses import dataclass, field
+
+LEVELS = ("high", "low", "flat")  # a level's index is its code in batches
+
+
+@dataclass(slots=True)
+class Transcript:
+    """Ids in the order in which they were read and written; decision k is the utterance
+    `input_ids[utterance_starts[k]:utterance_ends[k] + 1]`, made in the state that ends just before it.
+
+    `state_ends[k]`: index of the last token of the state of decision k (where V(s_k) is read: it has seen the whole
+    observation). `utterance_ends[k]`: index of the utterance's last token (where Q(s_k, u_k) is read).
+    `dropped_turns`, `dropped_tokens`: what truncation has cut from the left so far.
+    """
+
+    level: str
+    end_of_turn_id: int
+    episode_id: str = ""
+    input_ids: list[int] = field(default_factory=list)
+    utterance_starts: list[int] = field(default_factory=list)
+    utterance_ends: list[int] = field(default_factory=list)
+    head_length: int = 0
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_decisions(self) -> int:
+        return len(self.utterance_ends)
+
+    @property
+    def state_ends(self) -> list[int]:
+        return [start - 1 for start in self.utterance_starts]
+
+    @property
+    def action_mask(self) -> list[bool]:
+        """True on every token of an utterance, its end-of-turn token included."""
+        mask = [False] * len(self.input_ids)
+        for start, end in zip(self.utterance_starts, self.utterance_ends, strict=True):
+            mask[start : end + 1] = [True] * (end + 1 - start)
+        return mask
+
+    def utterance_ids(self, decision: int) -> list[int]:
+        return self.input_ids[self.utterance_starts[decision] : self.utterance_ends[decision] + 1]
+
+    def append_prompt(self, ids: list[int]) -> list[int]:
+        """Append what the model reads; the first prompt is the head, which truncation keeps.
+
+        Returns: the ids really appended: an utterance that was cut off before its end of turn is closed first.
+        """
+        unfinished = bool(self.utterance_ends) and self.input_ids[-1] != self.end_of_turn_id
+        appended = [self.end_of_turn_id, *ids] if unfinished else list(ids)
+        self.input_ids.extend(appended)
+        if not self.utterance_ends:
+            self.head_length = len(self.input_ids)
+        return appended
+
+    def append_utterance(self, ids: list[int]) -> None:
+        """Append what the model wrote (or is to write), exactly as it was sampled."""
+        if not ids:
+            raise ValueError("an utterance needs at least one token (its end of turn)")
+        self.utterance_starts.append(len(self.input_ids))
+        self.input_ids.extend(ids)
+        self.utterance_ends.append(len(self.input_ids) - 1)
+
+    def truncated(self, max_length: int) -> "Transcript":
+        """The same conversation within `max_length` tokens. The head stays; as many of the earliest turns as needed go,
+        each an utterance with the prompt it answered (the first one's is the head); the last prompt, and
+        the utterance that answers it if there is one, always stay. What remains reads as if the first utterance had been empty.
+
+        Raises: ValueError if even the head and the last turn do not fit.
+        """
+        if len(self) <= max_length:
+            return self
+        answered = bool(self.utterance_ends) and self.utterance_ends[-1] == len(self) - 1
+        for turns in range(1, self.num_decisions + (not answered)):
+            end = self.utterance_ends[turns - 1]
+            # the end-of-turn token of the last utterance that goes is kept: it closes the empty one
+            cut_end = end if self.input_ids[end] == self.end_of_turn_id else end + 1
+            if len(self) - (cut_end - self.head_length) <= max_length:
+                return self._without_turns(turns, cut_end - self.head_length)
+        raise ValueError(
+            f"max_length={max_length} is too short for the head ({self.head_length} tokens) and the last turn of a "
+            f"{self.level}-level transcript of {len(self)} tokens (episode {self.episode_id!r}); raise max_length"
+        )
+
+    def _without_turns(self, turns: int, cut: int) -> "Transcript":
+        return Transcript(
+            level=self.level,
+            end_of_turn_id=self.end_of_turn_id,
+            episode_id=self.episode_id,
+            input_ids=self.input_ids[: self.head_length] + self.input_ids[self.head_length + cut :],
+            utterance_starts=[start - cut for start in self.utterance_starts[turns:]],
+            utterance_ends=[end - cut for end in self.utterance_ends[turns:]],
+            head_length=self.head_length,
+            dropped_turns=self.dropped_turns + turns,
+            dropped_tokens=self.dropped_tokens + cut,
+        )

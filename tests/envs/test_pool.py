@@ -1,0 +1,274 @@
+"""The worker pool: its logic with a fake environment, its point with real simulators that are killed and stopped."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401  (the workers must not load it even where their parent has)
+from fake_envs import FakeEnv
+
+from lit_rft.envs import EnvPool, Job, PoolEvent, ScienceWorldEnv
+
+QUICK = {"call_timeout": 1.0, "reset_timeout": 10.0}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_ends(*pids: int, timeout: float = 10.0) -> None:
+    end = time.monotonic() + timeout
+    while any(map(is_running, pids)):
+        assert time.monotonic() < end, f"of the processes {pids} one is still there"
+        time.sleep(0.02)
+
+
+def group(leader: int | None, name: str) -> list[int]:
+    """Processes called `name` in a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, tail = path.read_text().rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if head.split("(")[1] == name and int(tail.split()[2]) == leader:
+            found.append(int(path.parent.name))
+    return found
+
+
+def play(pool: EnvPool, action: Callable[[PoolEvent, int], str]) -> tuple[dict[str, list[str]], list[PoolEvent]]:
+    """Play all jobs of a pool; `action` gets the event and the number of steps played before.
+
+    Returns the observations of each job that ended by itself (asserting that it ends once), and the other events.
+    """
+    playing: dict[str, list[str]] = {}
+    ended: dict[str, list[str]] = {}
+    failures = []
+    while pool.outstanding:
+        for event in pool.wait():
+            name = event.job.id
+            assert name not in ended
+            if event.kind == "reset":
+                assert name not in playing
+                playing[name] = []
+            elif event.kind == "step":
+                playing[name].append(event.payload[0])
+                if event.payload[2] or event.payload[3]:
+                    ended[name] = playing.pop(name)
+                    pool.finish(event.worker)
+                    continue
+            else:
+                failures.append(event)
+                playing.pop(name, None)
+                continue
+            pool.step(event.worker, action(event, len(playing[name])))
+    assert not playing
+    return ended, failures
+
+
+def test_every_job_is_played_once_and_without_torch() -> None:
+    infos = {}
+
+    def action(event: PoolEvent, steps: int) -> str:
+        if event.kind == "reset":
+            infos[event.job.id] = event.payload[1]
+        return f"{event.job.id}:{steps}"
+
+    with EnvPool(FakeEnv, 2, **QUICK) as pool:
+        for i in range(5):
+            pool.submit(Job(str(i)))
+        assert pool.outstanding == 5
+        ended, failures = play(pool, action)
+        assert pool.wait() == []
+        pids = {info["pid"] for info in infos.values()}
+        assert {pool.process_id(0), pool.process_id(1)} == pids
+    assert not failures
+    assert ended == {str(i): [f"{i}:{k}" for k in range(3)] for i in range(5)}
+    assert not any(info["torch"] for info in infos.values())
+    assert_ends(*pids)
+
+
+def test_a_slow_worker_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    with EnvPool(FakeEnv, 2, call_timeout=60.0, reset_timeout=10.0) as pool:
+        pool.submit(Job("slow"))
+        (event,) = pool.wait()
+        pool.step(event.worker, "hang")
+        pool.submit(Job("quick"))
+        kinds = []
+        while pool.outstanding > 1:
+            (event,) = pool.wait(timeout=10)
+            assert event.job.id == "quick"
+            kinds.append(event.kind)
+            pool.finish(event.worker) if event.kind == "step" and event.payload[2] else pool.step(event.worker, "go")
+        assert kinds == ["reset", "step", "step", "step"]
+        assert pool.wait(timeout=0.05) == []
+        start = time.monotonic()
+    assert time.monotonic() - start < 3  # the hanging one is not waited for
+
+
+@pytest.mark.parametrize("failure", ["die", "hang", "stop", "raise", "bad", "unpicklable"])
+def test_a_failed_step_is_played_again(failure: str, tmp_path: Path) -> None:
+    marker = tmp_path / "failed"
+
+    def action(event: PoolEvent, steps: int) -> str:
+        if event.job.id == "1" and steps == 1 and not marker.exists():
+            marker.touch()
+            return failure
+        return f"{event.job.id}:{steps}"
+
+    with EnvPool(FakeEnv, 2, **QUICK) as pool:
+        for i in range(3):
+            pool.submit(Job(str(i)))
+        ended, failures = play(pool, action)
+    assert ended == {str(i): [f"{i}:{k}" for k in range(3)] for i in range(3)}
+    assert [(event.kind, event.job.id) for event in failures] == [("lost", "1")]
+    words = {"die": "died", "hang": "time limit", "stop": "time limit", "raise": "the fake failed", "bad": "refuses"}
+    assert words.get(failure, "cannot be sent") in failures[0].payload
+
+
+def test_a_failed_reset_is_tried_again_without_an_event(tmp_path: Path) -> None:
+    with EnvPool(FakeEnv, 1, **QUICK) as pool:
+        pool.submit(Job("a", {"do": f"once:{tmp_path / 'marker'}:die"}))
+        ended, failures = play(pool, lambda event, steps: "go")
+    assert list(ended) == ["a"]
+    assert not failures
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_attempts_end_with_an_error_and_the_run_goes_on(max_attempts: int) -> None:
+    with EnvPool(FakeEnv, 1, max_attempts=max_attempts, **QUICK) as pool:
+        pool.submit(Job("bad"))
+        pool.submit(Job("good"))
+        ended, failures = play(pool, lambda event, steps: "die" if event.job.id == "bad" else "go")
+        assert pool.outstanding == 0
+    assert ended == {"good": ["go"] * 3}
+    assert [event.kind for event in failures] == ["lost"] * (max_attempts - 1) + ["error"]
+    assert {event.job.id for event in failures} == {"bad"}
+
+
+def test_a_worker_that_dies_while_it_waits_loses_its_episode() -> None:
+    with EnvPool(FakeEnv, 1, **QUICK) as pool:
+        pool.submit(Job("a"))
+        (event,) = pool.wait()
+        os.kill(event.payload[1]["pid"], signal.SIGKILL)
+        assert_ends(event.payload[1]["pid"])
+        pool.step(event.worker, "go")  # not noticed yet
+        assert [event.kind for event in pool.wait()] == ["lost"]
+        assert pool.wait(timeout=0) == []  # a new worker is being started
+        with pytest.raises(RuntimeError, match="not waiting for an action: reset"):
+            pool.step(event.worker, "go")
+        ended, _ = play(pool, lambda event, steps: "go")
+    assert list(ended) == ["a"]
+
+
+def test_bad_options_are_raised_and_the_run_can_go_on() -> None:
+    with EnvPool(FakeEnv, 1, **QUICK) as pool:
+        pool.submit(Job("bad", {"do": "bad"}))
+        pool.submit(Job("good"))
+        with pytest.raises(ValueError, match="the fake refuses"):
+            pool.wait()
+        assert pool.outstanding == 1
+        ended, failures = play(pool, lambda event, steps: "go")
+    assert list(ended) == ["good"]
+    assert not failures
+
+
+def test_an_environment_that_cannot_be_made_is_raised() -> None:
+    with EnvPool(functools.partial(FakeEnv, start_error="no room"), 1, **QUICK) as pool:
+        pool.submit(Job("a"))
+        with pytest.raises(OSError, match="no room"):
+            pool.wait()
+        assert pool.outstanding == 0
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_workers and max_attempts must be at least 1, got 0 and 2"):
+        EnvPool(FakeEnv, 0)
+    with pytest.raises(ValueError, match="time limits must be above 0 s, got call_timeout=0"):
+        EnvPool(FakeEnv, 1, call_timeout=0)
+    with pytest.raises(ValueError, match="make_env must be picklable"):
+        EnvPool(lambda: FakeEnv(), 1)
+    pool = EnvPool(FakeEnv, 1, **QUICK)
+    assert pool.wait() == []
+    pool.submit(Job("a"))
+    with pytest.raises(ValueError, match="the id 'a' is outstanding already"):
+        pool.submit(Job("a"))
+    with pytest.raises(RuntimeError, match="not waiting for an action"):
+        pool.finish(0)
+    assert [event.kind for event in pool.wait()] == ["reset"]
+    with pytest.raises(RuntimeError, match="nothing to wait for"):
+        pool.wait()
+    assert pool.wait(timeout=0) == []  # a question, not a wait
+    pool.close()
+    pool.close()
+    for call in (pool.wait, lambda: pool.submit(Job("b")), lambda: pool.step(0, "go")):
+        with pytest.raises(RuntimeError, match="the pool is closed"):
+            call()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """Also one whose environment hangs, together with what the environment has started."""
+    code = (
+        "import os, signal, functools\nfrom fake_envs import FakeEnv\nfrom lit_rft.envs import EnvPool, Job\n"
+        "pool = EnvPool(functools.partial(FakeEnv, child=True), 2)\npool.submit(Job('a'))\npool.submit(Job('b'))\n"
+        "events = pool.wait()\nwhile len(events) < 2:\n    events += pool.wait()\n"
+        "pool.step(events[0].worker, 'hang')\n"
+        "print(*[event.payload[1][key] for event in events for key in ('pid', 'child')], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    # A file takes the output: a pipe would stay open as long as a worker lives, and so would this call.
+    output = tmp_path / "pids"
+    with output.open("w") as stdout:
+        environ = {**os.environ, "PYTHONPATH": path}
+        child = subprocess.run([sys.executable, "-c", code], stdout=stdout, env=environ, check=False, timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in output.read_text().split()]
+    assert len(pids) == 4
+    assert_ends(*pids)
+
+
+def test_simulators_are_killed_and_stopped_in_mid_episode(caplog: pytest.LogCaptureFixture) -> None:
+    """One Java process is killed, another stopped: both are replaced, and every job ends once, with all its steps."""
+    harmed: dict[str, int] = {}
+    signals = {"0": signal.SIGKILL, "1": signal.SIGSTOP}
+
+    def action(event: PoolEvent, steps: int) -> str:
+        if steps == 2 and event.job.id in signals and event.job.id not in harmed:
+            (java,) = group(pool.process_id(event.worker), "java")
+            harmed[event.job.id] = java
+            os.kill(java, signals[event.job.id])
+        return f"examine {event.job.id}"
+
+    make_env = functools.partial(ScienceWorldEnv, step_limit=5)
+    with EnvPool(make_env, 2, call_timeout=5.0, reset_timeout=60.0) as pool:
+        for i in range(4):
+            pool.submit(Job(str(i), {"task": "find-plant", "variation": i}))
+        ended, failures = play(pool, action)
+        assert_ends(*harmed.values())
+        javas = [java for worker in range(2) for java in group(pool.process_id(worker), "java")]
+    assert {name: len(steps) for name, steps in ended.items()} == {str(i): 5 for i in range(4)}
+    assert Counter((event.kind, event.job.id) for event in failures) == {("lost", "0"): 1, ("lost", "1"): 1}
+    assert "has ended; make a new ScienceWorldEnv" in caplog.text
+    assert "no answer to step within the time limit" in caplog.text
+    assert javas
+    assert_ends(*javas)
+
+
+def test_a_simulators_bad_options_reach_the_consumer() -> None:
+    with EnvPool(ScienceWorldEnv, 1) as pool:
+        pool.submit(Job("a", {"task": "find-plnt", "variation": 0}))
+        with pytest.raises(ValueError, match="unknown task 'find-plnt'; did you mean: find-plant"):
+            pool.wait()

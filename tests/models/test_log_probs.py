@@ -1,0 +1,132 @@
+"""One packed pass with chunked logits equals one plain pass a transcript, over several architectures."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_episode, make_model, make_tokenizer
+
+from lit_rft.models import LoraSettings, utterance_log_probs
+from lit_rft.models.backbone import add_lora, output_logits
+from lit_rft.transcripts import (
+    LEVELS,
+    ChatFormat,
+    HierarchyPrompts,
+    Transcript,
+    TranscriptBatch,
+    collate_packed,
+    collate_padded,
+    hierarchy_transcripts,
+    split_by_tokens,
+)
+
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 64},
+    "gemma3_text": {"sliding_window": 64},
+    "mistral": {"sliding_window": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat(make_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def transcripts(chat: ChatFormat) -> list[Transcript]:
+    prompts = HierarchyPrompts(high="Plan.", low="Act.")
+    episodes = [make_episode(seed, num_steps) for seed, num_steps in enumerate((1, 3, 2, 5))]
+    return [t for e in episodes for t in hierarchy_transcripts(e, chat, prompts)]
+
+
+def _plain(model: Any, transcript: Transcript, temperature: float = 1.0) -> list[list[tuple[float, float]]]:
+    """(log pi(token), log pi(end of turn)) of every utterance, out of the whole logits of one transcript."""
+    logits = model(input_ids=torch.tensor([transcript.input_ids])).logits[0].float() / temperature
+    log_probs = logits.log_softmax(-1)
+    spans = zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
+    return [
+        [(log_probs[i - 1, transcript.input_ids[i]].item(), log_probs[i - 1, 2].item()) for i in range(start, end + 1)]
+        for start, end in spans
+    ]
+
+
+def _compare(model: Any, transcripts: list[Transcript], batch: TranscriptBatch, **options: Any) -> None:
+    with torch.no_grad():
+        got = utterance_log_probs(model, batch, end_of_turn_id=2, **options)
+        by_id = {(t.episode_id, LEVELS.index(t.level)): _plain(model, t, options.get("temperature", 1.0)) for t in transcripts}
+    seen: dict[tuple[str, int], int] = {}
+    for u in range(len(batch.level)):
+        key = (batch.episode_ids[int(batch.transcript_index[u])], int(batch.level[u]))
+        expected = by_id[key][seen.get(key, 0)]
+        seen[key] = seen.get(key, 0) + 1
+        for i, (token, end) in enumerate(expected):
+            assert got.tokens[u, i].item() == pytest.approx(token, abs=2e-4)
+            assert got.end[u, i].item() == pytest.approx(end, abs=2e-4)
+        assert not got.tokens[u, len(expected) :].any()
+    assert sum(seen.values()) == sum(t.num_decisions for t in transcripts)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_packed_and_padded_equal_separate_passes(architecture: str, lora: bool, transcripts: list[Transcript]) -> None:
+    model = make_model(architecture, **ARCHITECTURES[architecture])
+    if lora:
+        model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model = model.eval()
+    _compare(model, transcripts, collate_padded(transcripts, 0))
+    _compare(model, transcripts, collate_packed(transcripts, 0, row_tokens=500), chunk_tokens=7)
+
+
+def test_temperature(transcripts: list[Transcript]) -> None:
+    model = make_model()
+    _compare(model, transcripts, collate_padded(transcripts, 0), temperature=0.5)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        utterance_log_probs(model, collate_padded(transcripts, 0), end_of_turn_id=2, temperature=0.0)
+
+
+def test_gradients_of_packed_chunked_equal_padded_whole(transcripts: list[Transcript]) -> None:
+    def gradients(batch: TranscriptBatch, chunk: int) -> list[torch.Tensor]:
+        model = make_model().double()
+        result = utterance_log_probs(model, batch, end_of_turn_id=2, chunk_tokens=chunk)
+        (result.tokens.sum() + 0.3 * result.end.sum()).backward()
+        return [p.grad for p in model.parameters()]
+
+    padded = gradients(collate_padded(transcripts, 0), 10_000)
+    packed = gradients(collate_packed(transcripts, 0, 400), 11)
+    for a, b in zip(padded, packed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_output_logits_are_the_models_own(architecture: str) -> None:
+    model = make_model(architecture, **ARCHITECTURES[architecture])
+    ids = torch.arange(5, 15)[None]
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(output_logits(model, hidden), model(input_ids=ids).logits)
+
+
+def test_packing_wastes_less_than_padding(transcripts: list[Transcript]) -> None:
+    real = sum(len(t) for t in transcripts)
+    packed = collate_packed(transcripts, 0, 600)
+    assert real <= packed.input_ids.numel() < collate_padded(transcripts, 0).input_ids.numel()
+    assert packed.num_tokens == collate_padded(transcripts, 0).num_tokens == real
+    assert sorted(packed.episode_ids) == sorted(t.episode_id for t in transcripts)
+
+
+def test_split_by_tokens_respects_the_budget(transcripts: list[Transcript]) -> None:
+    groups = split_by_tokens(transcripts, 500)
+    assert sorted(map(id, (t for g in groups for t in g))) == sorted(map(id, transcripts))
+    for group in groups:
+        assert max(map(len, group)) * len(group) <= 500 or len(group) == 1
+    assert len(split_by_tokens(transcripts, 10**9)) == 1
+    assert len(split_by_tokens(transcripts, 1)) == len(transcripts)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one transcript"):
+        collate_padded([], 0)

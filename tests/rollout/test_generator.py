@@ -1,0 +1,163 @@
+"""The kept cache equals re-encoding the whole history, and a conversation's samples are its own."""
+
+import random
+from collections.abc import Iterable
+
+import pytest
+import torch
+from tiny import make_model
+
+from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.generator import inverse_cdf, truncate_distribution
+
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 16},
+    "gemma3_text": {"sliding_window": 16},
+    "mistral": {"sliding_window": 16},
+}
+END = 2
+
+
+def _prompt(rng: random.Random, low: int = 1, high: int = 30) -> list[int]:
+    return [rng.randrange(3, 270) for _ in range(rng.randint(low, high))]
+
+
+def _talk(generator: ConversationGenerator, names: Iterable[str], rounds: int) -> dict[str, list[Sampled]]:
+    """Several rounds in which each conversation reads its own prompts, whoever else is there."""
+    slots = {name: generator.open(name) for name in names}
+    randoms = {name: random.Random(name) for name in slots}
+    said: dict[str, list[Sampled]] = {name: [] for name in slots}
+    for _ in range(rounds):
+        sampled = generator.sample({slot: _prompt(randoms[name]) for name, slot in slots.items()})
+        for name, slot in slots.items():
+            said[name].append(sampled[slot])
+    return said
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probs_equal_a_recomputation_over_the_whole_history(architecture: str, temperature: float) -> None:
+    model = make_model(architecture, **ARCHITECTURES[architecture])
+    generator = ConversationGenerator(model, END, SamplingSettings(9, temperature), num_slots=5)
+    rng = random.Random(0)
+    slots = [generator.open(str(i)) for i in range(4)]
+    history: dict[int, list[int]] = {slot: [] for slot in slots}
+    for turn in range(4):
+        present = slots if turn != 1 else slots[::2]  # some sit a turn out
+        if turn == 2:  # one ends, its slot goes to a new one
+            generator.close(slots[1])
+            assert generator.open("new") == slots[1]
+            history[slots[1]] = []
+        prompts = {slot: _prompt(rng) for slot in present}
+        sampled = generator.sample(prompts)
+        for slot in present:
+            history[slot] += prompts[slot]
+            start = len(history[slot])
+            history[slot] += sampled[slot].ids
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([history[slot]])).logits[0].float()
+            log_probs = (logits / (temperature or 1.0)).log_softmax(-1)
+            expected = [log_probs[i - 1, history[slot][i]].item() for i in range(start, len(history[slot]))]
+            assert sampled[slot].log_probs == pytest.approx(expected, abs=1e-4)
+            if temperature == 0:
+                assert sampled[slot].ids == [int(log_probs[i - 1].argmax()) for i in range(start, len(history[slot]))]
+
+
+def test_a_conversation_does_not_depend_on_its_company() -> None:
+    model = make_model()
+    together = _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=4), "abcd", 3)
+    for name in "abcd":
+        alone = _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=1), name, 3)[name]
+        assert [s.ids for s in alone] == [s.ids for s in together[name]]
+
+
+def test_the_seed_changes_the_samples() -> None:
+    model = make_model()
+    first, second = (
+        _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=1, seed=seed), "a", 2) for seed in (0, 1)
+    )
+    assert [s.ids for s in first["a"]] != [s.ids for s in second["a"]]
+
+
+def test_finished_rows_stop_and_are_counted() -> None:
+    model = make_model()
+    with torch.no_grad():  # every token leads to the end of turn
+        model.lm_head.weight.zero_()
+        model.model.norm.weight.fill_(1.0)
+        model.lm_head.weight[END] = 0
+    bias = torch.nn.Linear(32, 272)
+    torch.nn.init.zeros_(bias.weight), torch.nn.init.zeros_(bias.bias)
+    bias.bias.data[END] = 50.0
+    model.set_output_embeddings(bias)
+    generator = ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=3)
+    said = _talk(generator, "abc", 2)
+    assert all(s.ids == [END] and s.finished for turns in said.values() for s in turns)
+    assert generator.tokens_sampled == 6
+
+
+def test_max_new_tokens_cuts_and_says_so() -> None:
+    said = _talk(ConversationGenerator(make_model(), END, SamplingSettings(3), num_slots=1), "a", 2)["a"]
+    assert all(len(s.ids) <= 3 and s.finished == (s.ids[-1] == END) for s in said)
+
+
+def test_the_history_is_not_read_again() -> None:
+    generator = ConversationGenerator(make_model(), END, SamplingSettings(4), num_slots=1)
+    slot = generator.open("a")
+    generator.sample({slot: list(range(3, 103))})
+    before = generator.tokens_read
+    assert before <= 104
+    generator.sample({slot: [5, 6]})
+    assert generator.tokens_read - before <= 2 + 4
+
+
+def test_forgetting_begins_anew() -> None:
+    model = make_model()
+    generator = ConversationGenerator(model, END, SamplingSettings(5), num_slots=1)
+    slot = generator.open("a")
+    first = generator.sample({slot: [7, 8, 9]})[slot]
+    generator.sample({slot: [11, 12]})
+    generator.forget(slot)
+    assert generator.sample({slot: [7, 8, 9]})[slot].ids == first.ids
+
+
+def test_slots_and_prompts_are_checked() -> None:
+    generator = ConversationGenerator(make_model(), END, SamplingSettings(2), num_slots=1)
+    slot = generator.open("a")
+    with pytest.raises(RuntimeError, match="slots are taken"):
+        generator.open("b")
+    with pytest.raises(ValueError, match="no new ids"):
+        generator.sample({slot: []})
+
+
+def test_inverse_cdf_follows_the_distribution() -> None:
+    probs = torch.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0]])
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    tokens = inverse_cdf(probs.expand(1000, -1), uniform)
+    shares = torch.bincount(tokens, minlength=6) / 1000
+    torch.testing.assert_close(shares, probs[0], atol=2e-3, rtol=0)
+    assert inverse_cdf(probs, torch.tensor([1.0 - 1e-17], dtype=torch.float64)).item() == 4
+    assert inverse_cdf(probs, torch.tensor([0.0], dtype=torch.float64)).item() == 1
+
+
+def test_top_k_and_top_p() -> None:
+    probs = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    assert truncate_distribution(probs, 2, 1.0).nonzero()[:, 1].tolist() == [1, 2]
+    assert truncate_distribution(probs, 0, 0.65).nonzero()[:, 1].tolist() == [1, 2]
+    assert truncate_distribution(probs, 0, 0.71).nonzero()[:, 1].tolist() == [1, 2, 3]
+    assert truncate_distribution(probs, 0, 1e-6).nonzero()[:, 1].tolist() == [1]
+    assert truncate_distribution(probs, 0, 1.0) is probs
+    model = make_model()
+    for settings in (SamplingSettings(6, 1.0, top_k=1), SamplingSettings(6, 1.0, top_p=1e-6)):
+        only_best = _talk(ConversationGenerator(model, END, settings, num_slots=1), "a", 2)["a"]
+        greedy = _talk(ConversationGenerator(model, END, SamplingSettings(6), num_slots=1), "a", 2)["a"]
+        assert [s.ids for s in only_best] == [s.ids for s in greedy]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_bad_settings_are_named(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SamplingSettings(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Small real things that tests are made of: tokenizers with and without a template, tiny models of several architectures, episodes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from lit_rft.episodes import Achieved, Episode, Outcome, Step, Subgoal
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Gemma's manners: no system role, a bos token, other words for the roles
+NO_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
+    "{% endif %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+# a template that drops earlier answers: it cannot be used turn by turn
+REWRITES = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] != 'assistant' else '...' }}")
+
+
+def make_tokenizer(template: str | None = CHATML) -> Any:
+    """A byte-level tokenizer with three special tokens and no merges but a few."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("o", "p"), ("op", "e"), ("ope", "n"), ("Ġ", "t"), ("d", "o"), ("do", "n"), ("don", "e")]
+    vocab = {token: i for i, token in enumerate([*special, *alphabet, *(a + b for a, b in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>" if template is None else "<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0, **overrides: Any) -> Any:
+    """A random model of two small layers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **{**settings, **overrides})
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # larger weights: a random model should have opinions
+        if parameter.dim() > 1:
+            parameter.data.mul_(4)
+    return model.eval()
+
+
+def make_episode(seed: int = 0, num_steps: int = 5, task: str = "find-plant", subgoals: bool = True) -> Episode:
+    """A made-up episode in the schema."""
+    rng = random.Random(seed)
+    rooms = ["kitchen", "hallway", "greenhouse", "workshop", "outside"]
+    steps, score = [], 0.0
+    for index in range(num_steps):
+        new = 1.0 if index == num_steps - 1 else round((index + 1) / (num_steps + 1), 2)
+        room = rng.choice(rooms)
+        achieved = [Achieved(f"room:{room}-{index}", f"go to {room}")] if index % 2 else []
+        steps.append(Step(f"go to {room}", f"You move to the {room}.", new - score, new, True, achieved))
+        score = new
+    spans = []
+    if subgoals and num_steps:
+        cut = max(1, num_steps // 2)
+        spans = [Subgoal(0, cut, "go to the kitchen", True, "events")]
+        if cut < num_steps:
+            spans.append(Subgoal(cut, num_steps, "focus on a plant", True, "events"))
+    return Episode(
+        id=f"{task}/{seed}",
+        env="scienceworld",
+        env_version="1.2.3",
+        task=task,
+        variation=seed,
+        split="train",
+        simplification="easy",
+        source={"kind": "gold"},
+        task_description=f"Your task is to find a(n) plant in room {seed}.",
+        initial_observation="This room is called the hallway.",
+        steps=steps,
+        subgoals=spans,
+        outcome=Outcome(score, True, True, False, "goal"),
+        step_limit=30,
+    )
