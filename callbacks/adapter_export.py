@@ -12,9 +12,9 @@ import lightning as L
 class AdapterExport(L.Callback):
     """Writes the policy's adapter (or, without LoRA, the whole model) and tokenizer when training ends.
 
-    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads an adapter, `AutoModelForCausalLM` a whole model, and a next
-    stage takes an adapter's folder as `policy.start_from`. Works with any module that has `policy` (a transformers or PEFT
-    model) and `chat` (a `ChatFormat`).
+    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads an adapter, `AutoModelForCausalLM` a whole model, and a
+    next stage takes an adapter's folder as `policy.start_from`. Works with any module that has `policy` (a transformers
+    or PEFT model) and `chat` (a `ChatFormat`).
 
     Args:
         folder: where to; null for `<default_root_dir>/adapter`.

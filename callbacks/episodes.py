@@ -19,8 +19,8 @@ from lit_rft.metrics import COLUMNS
 class PlaysEpisodes(Protocol):
     """What these callbacks need of a module; `PolicyStage` is one.
 
-    `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch. `already_played`:
-    ids that `predict` may skip.
+    `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch.
+    `already_played`: ids that `predict` may skip.
     """
 
     played: list[PlayedEpisode]
@@ -47,7 +47,7 @@ class EpisodeText(L.Callback):
         self._log(trainer, pl_module, "test")
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
-        writer = getattr(trainer.logger, "experiment", None)
+        writer: Any = getattr(trainer.logger, "experiment", None)
         if not trainer.is_global_zero or not hasattr(writer, "add_text"):
             return
         episodes = [played.episode for played in _stage(pl_module).played]
@@ -168,5 +168,5 @@ class EpisodeFiles(BasePredictionWriter):
 
 def _stage(module: L.LightningModule) -> PlaysEpisodes:
     if not hasattr(module, "played"):
-        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a PolicyStage, or what it offers")
+        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a PolicyStage")
     return cast(PlaysEpisodes, module)

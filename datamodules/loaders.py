@@ -34,7 +34,7 @@ class StepLoader:
         batch_size: int,
         micro_batch_tokens: int,
         pad_id: int,
-        packing: bool = True,
+        packing: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -77,9 +77,10 @@ class StepLoader:
 
     def _micro_batches(self, transcripts: list[Transcript]) -> list[Any]:
         if not self.packing:
-            return [collate_padded(group, self.pad_id) for group in split_by_tokens(transcripts, self.micro_batch_tokens)]
+            groups = split_by_tokens(transcripts, self.micro_batch_tokens)
+            return [collate_padded(group, self.pad_id) for group in groups]
         row = max([*map(len, transcripts), 0])
-        groups: list[list[Transcript]] = []
+        groups = []
         sizes: list[int] = []
         for transcript in sorted(transcripts, key=len, reverse=True):
             fitting = [i for i, size in enumerate(sizes) if size + len(transcript) <= self.micro_batch_tokens]

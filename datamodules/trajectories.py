@@ -42,7 +42,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens go through the model at once.
         max_length: longer transcripts lose their earliest turns.
-        packing: several transcripts in a row; else one a row.
+        packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2); else
+            one a row, with others of similar length.
         collect_workers: simulators that collect at the same time.
         seed: of the order of training and of the choice of variations.
     Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
@@ -66,14 +67,15 @@ class TrajectoryDataModule(L.LightningDataModule):
         batch_size: int = 8,
         micro_batch_tokens: int = 4096,
         max_length: int = 2048,
-        packing: bool = True,
+        packing: bool = False,
         collect_workers: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if isinstance(protocol, str) and protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol")
-        for name, value in {"batch_size": batch_size, "max_length": max_length, "predict_repeats": predict_repeats}.items():
+        positive = {"batch_size": batch_size, "max_length": max_length, "predict_repeats": predict_repeats}
+        for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.model, self.hierarchy, self.prompts = model, hierarchy, prompts or HierarchyPrompts()
@@ -163,12 +165,13 @@ class TrajectoryDataModule(L.LightningDataModule):
         flat = [t for ts in episodes for t in ts]
         tokens = sum(map(len, flat))
         actions = sum(sum(t.action_mask) for t in flat)
-        logger.info("training on %d episodes: %d tokens, %.0f%% of them actions", len(episodes), tokens, 100 * actions / tokens)
+        share = 100 * actions / tokens
+        logger.info("training on %d episodes: %d tokens, %.0f%% of them actions", len(episodes), tokens, share)
         cut = [t for t in flat if t.dropped_turns]
         if cut:
             turns, dropped = sum(t.dropped_turns for t in cut), sum(t.dropped_tokens for t in cut)
             logger.warning(
-                "%d of %d transcripts were longer than max_length=%d and lost their first turns: %d turns, %d tokens in all",
+                "%d of %d transcripts were longer than max_length=%d and lost their first turns: %d turns, %d tokens",
                 len(cut), len(flat), self.max_length, turns, dropped,
             )  # fmt: skip
 

@@ -78,3 +78,7 @@ def _find_config(name: str) -> str:
     if shipped.is_file():
         return str(shipped)
     sys.exit(f"lit-rft: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Small real things that tests are made of: tokenizers with and without a template, tiny models of several architectures, episodes."""
+"""Small real things that tests are made of: tokenizers with and without a template, tiny models, episodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ CHATML = (
 # Gemma's manners: no system role, a bos token, other words for the roles
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
-    "{% endif %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
 # a template that drops earlier answers: it cannot be used turn by turn
-REWRITES = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] != 'assistant' else '...' }}")
+REWRITES = CHATML.replace(
+    "{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] != 'assistant' else '...' }}"
+)
 
 
 def make_tokenizer(template: str | None = CHATML) -> Any:

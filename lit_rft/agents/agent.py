@@ -1,8 +1,8 @@
 """Agents: who acts in an episode. An agent is settings; a session is one episode in progress.
 
 A session never calls the model. It says what is to be read next (`unread`), takes what was sampled (`receive`), and
-answers with an action, or with None if it needs another utterance first: a loop over many sessions samples for all of them
-in one forward pass.
+answers with an action, or with None if it needs another utterance first: a loop over many sessions samples for all of
+them in one forward pass.
 """
 
 from dataclasses import dataclass, replace
@@ -89,7 +89,10 @@ class HierarchicalSession:
     def receive(self, sampled: Sampled) -> str | None:
         self._deciding.write(sampled)
         text = self.agent.chat.text(sampled.ids)
-        return self._begin_subgoal(text) if self._deciding is self.high else self._act(text)
+        if self._deciding is self.low:
+            return self._act(text)
+        self._begin_subgoal(text)
+        return None
 
     def observe(self, observation: str) -> None:
         """Take what the environment answered to the last action; the level that must decide next reads it."""

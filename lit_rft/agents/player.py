@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from lit_rft.agents.agent import Agent, Session
 from lit_rft.agents.conversation import ContextFullError
@@ -30,7 +30,7 @@ class _Live:
     """One episode between its reset and its end."""
 
     job: EpisodeJob
-    session: Session
+    session: Session | None  # None only for an episode that never began
     info: dict[str, Any]
     observation: str
     action: str = ""
@@ -40,8 +40,9 @@ class _Live:
 class EpisodePlayer:
     """Plays episodes of an agent on a pool of environments.
 
-    Each round samples the next utterance of every episode that waits for one, in one forward pass, while the simulators
-    work on the others. A round starts as soon as half of the episodes in progress are ready: none waits for the slowest.
+    Each round samples the next utterance of every episode that waits for one, in one forward pass, while the
+    simulators work on the others. A round starts as soon as half of the episodes in progress are ready: none waits for
+    the slowest.
 
     Args:
         agent: makes a session for each episode.
@@ -93,7 +94,8 @@ class EpisodePlayer:
         if event.kind == "reset":
             observation, info = event.payload
             session = self.agent.session(event.job.id, self.generator)
-            live = self._live[event.worker] = _Live(event.job, session, info, observation)
+            job = cast(EpisodeJob, event.job)  # what was submitted
+            live = self._live[event.worker] = _Live(job, session, info, observation)
             return self._continue(event.worker, live, lambda: session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
@@ -150,8 +152,9 @@ class EpisodePlayer:
 
     def _env_error(self, event: PoolEvent, live: _Live | None) -> PlayedEpisode:
         if live is None:  # it never came to a first observation
-            info = {"env": "", "env_version": "", "task_description": ""}
-            episode = self._record(_Live(event.job, None, info, ""), False, "env_error")  # type: ignore[arg-type]
+            info = {"env": "unknown", "env_version": "", "task_description": ""}
+            live = _Live(cast(EpisodeJob, event.job), None, info, "")
+            episode = self._record(live, False, "env_error")
         else:
             episode = self._record(live, False, "env_error")
         episode.extra["error"] = str(event.payload)

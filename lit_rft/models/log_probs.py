@@ -25,8 +25,8 @@ def utterance_log_probs(
     temperature: float = 1.0,
     chunk_tokens: int = 512,
 ) -> UtteranceLogProbs:
-    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again in
-    the backward pass, so that memory does not grow with vocabulary times sequence length.
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again
+    in the backward pass, so that memory does not grow with vocabulary times sequence length.
 
     Args:
         temperature: of the distribution, > 0.

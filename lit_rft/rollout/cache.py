@@ -35,6 +35,7 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         self.keys = self._write(self.keys, key_states)
         self.values = self._write(self.values, value_states)
         return self._read(self.keys), self._read(self.values)

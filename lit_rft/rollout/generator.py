@@ -1,7 +1,7 @@
 """Sampling the next utterance of many conversations at once, each with its kept cache."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -115,7 +115,7 @@ class ConversationGenerator:
         self._cache.clear(slot)
 
     @torch.no_grad()
-    def sample(self, prompts: dict[int, Sequence[int]]) -> dict[int, Sampled]:
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:

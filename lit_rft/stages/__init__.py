@@ -2,14 +2,15 @@
 
 from lit_rft._lazy import lazy_exports
 
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "ActingSettings": "lit_rft.stages.settings",
-        "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
-        "NonFiniteLossError": "lit_rft.stages.base",
-        "OptimizerSettings": "lit_rft.stages.settings",
-        "PolicySettings": "lit_rft.stages.settings",
-        "PolicyStage": "lit_rft.stages.base",
-    },
-)
+# public name -> the module that defines it; loaded on first use
+_EXPORTS: dict[str, str] = {
+    "ActingSettings": "lit_rft.stages.settings",
+    "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
+    "NonFiniteLossError": "lit_rft.stages.base",
+    "OptimizerSettings": "lit_rft.stages.settings",
+    "PolicySettings": "lit_rft.stages.settings",
+    "PolicyStage": "lit_rft.stages.base",
+}
+
+__all__ = sorted(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -13,6 +13,7 @@ from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.pool import EnvPool
 from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.backbone import load_backbone, load_tokenizer
+from lit_rft.models.merging import MergedAdapters
 from lit_rft.rollout import ConversationGenerator
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
@@ -64,6 +65,7 @@ class PolicyStage(L.LightningModule):
         self._pool: EnvPool | None = None
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
+        self._merged: MergedAdapters | None = None
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -74,8 +76,8 @@ class PolicyStage(L.LightningModule):
         settings = self.policy_settings
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
         if precision.startswith("16"):
-            raise ValueError(f"precision {precision!r} needs loss scaling, which is not supported: use bf16-mixed or 32-true")
-        # under bf16-mixed a frozen backbone is kept in bf16, its adapters in float32; weights that train stay in float32
+            raise ValueError(f"precision {precision!r} would need loss scaling: use bf16-mixed or 32-true")
+        # under bf16-mixed a frozen backbone is kept in bf16 and its adapters in float32, as all that trains
         frozen = settings.lora is not None or _is_adapter(settings.start_from)
         half = precision == "bf16-true" or (precision == "bf16-mixed" and frozen)
         self.chat = ChatFormat(load_tokenizer(settings.model))
@@ -122,7 +124,7 @@ class PolicyStage(L.LightningModule):
 
     # --- optimisation ------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         from transformers import get_scheduler
 
         settings = self.optimizer_settings
@@ -197,6 +199,7 @@ class PolicyStage(L.LightningModule):
             )
             self._player = EpisodePlayer(agent, generator, self._pool, {"model": self.policy_settings.model})
             self._metrics = EpisodeMetrics(jobs.tasks).to(self.device)
+            self._merged = MergedAdapters(self.policy) if settings.merge_adapters else None
         self._player.submit([job for job in jobs.jobs if job.id not in self.already_played])
         last = batch_index + 1 >= num_batches
         ended = list(self._player.run(0 if last else settings.parallel_episodes))
@@ -215,12 +218,20 @@ class PolicyStage(L.LightningModule):
     def predict_step(self, batch: EpisodeJobs, batch_idx: int) -> list[PlayedEpisode]:
         return self._play(batch, batch_idx, int(self.trainer.num_predict_batches[0]))
 
+    def _stop_acting(self) -> None:
+        """Free the caches and unfold the adapters."""
+        self._player = None
+        if self._merged is not None:
+            self._merged.restore()
+            self._merged = None
+
     def _begin_epoch(self) -> None:
+        self._stop_acting()
         self.played, self.score_table = [], {}
 
     def _end_epoch(self, prefix: str) -> None:
-        """Free the caches and report the scores."""
-        self._player = None
+        """Report the scores."""
+        self._stop_acting()
         if self._metrics is None:
             return
         self.score_table, self._metrics = self._metrics.compute(), None
@@ -233,7 +244,7 @@ class PolicyStage(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """End the simulators."""
-        self._player = None
+        self._stop_acting()
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -17,15 +17,19 @@ class HierarchicalSFT(PolicyStage):
 
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
 
-    Each expectation is a mean over the utterances of its level in the whole optimiser step: `utterance_likelihood_loss`.
-    `hierarchy=False` is flat SFT: the same likelihood on one transcript of actions.
+    Each expectation is a mean over the utterances of its level in the whole optimiser step, see
+    `utterance_likelihood_loss`. `hierarchy=False` is flat SFT: the same likelihood on one transcript of actions.
 
     Deviations: the length term counts the policy's expected length n~, because the data's length n has no gradient; by
     default the low level reads the task as well as the subgoal (`prompts.low_level_sees_task`), and it reads the
     whole episode so far, not only the last observation.
 
     Args:
-        policy, optimizer, acting, hierarchy, prompts: see `PolicyStage`.
+        policy: which model, and from where it starts.
+        optimizer: AdamW and its schedule.
+        acting: how episodes are played.
+        hierarchy: two levels, or (False) a flat agent without subgoals.
+        prompts: what each level is told.
         high_weight: w_h, >= 0.
         low_weight: w_l, >= 0; of the flat transcript too.
         length_coef: lambda, >= 0.
@@ -57,7 +61,8 @@ class HierarchicalSFT(PolicyStage):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         sums: dict[str, Tensor] = {}
-        self.accumulate_and_step([partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches])
+        losses = [partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches]
+        self.accumulate_and_step(losses)
         self._log_sums(sums, batch.num_utterances)
 
     def _loss(

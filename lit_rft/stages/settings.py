@@ -61,6 +61,8 @@ class ActingSettings:
         max_length: context length in tokens; earlier turns are dropped when it is full.
         subgoal_steps: actions after which a subgoal ends by itself.
         parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.5 GB.
+        merge_adapters: fold the adapters into the backbone while acting: faster, and takes the memory of the adapted
+            weights once more.
         call_timeout: seconds that a simulator may take for one action before it is replaced.
         reset_timeout: seconds that it may take to start an episode.
         seed: of the sampling.
@@ -70,6 +72,7 @@ class ActingSettings:
     max_length: int = 2048
     subgoal_steps: int = 16
     parallel_episodes: int = 4
+    merge_adapters: bool = True
     call_timeout: float = 30.0
     reset_timeout: float = 120.0
     seed: int = 0

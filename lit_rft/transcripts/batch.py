@@ -57,8 +57,8 @@ def collate_packed(transcripts: Sequence[Transcript], pad_id: int, row_tokens: i
 
 
 def split_by_tokens(transcripts: Sequence[Transcript], max_tokens: int) -> list[list[Transcript]]:
-    """Micro-batches of at most `max_tokens` padded tokens each (a longer transcript gets one of its own), similar lengths
-    together, longest first: the peak of memory comes with the first step."""
+    """Micro-batches of at most `max_tokens` padded tokens each (a longer transcript gets one of its own), similar
+    lengths together, longest first: the peak of memory comes with the first step."""
     groups: list[list[Transcript]] = []
     for transcript in sorted(transcripts, key=len, reverse=True):
         if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
@@ -93,7 +93,7 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
             column = end
         if len(row) > 1:
             position_ids[r, column:] = torch.arange(width - column)  # padding is a sequence of its own
-    starts, ends = (torch.tensor(x, dtype=torch.long) for x in zip(*spans, strict=True)) if spans else (_none(), _none())
+    starts, ends = torch.tensor(spans, dtype=torch.long).reshape(-1, 2).unbind(-1)
     steps = torch.arange(int((ends - starts).max()) + 1 if spans else 0)
     tokens = starts[:, None] + steps
     mask = tokens <= ends[:, None]
@@ -101,10 +101,6 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
         input_ids, position_ids, tokens * mask, mask, torch.tensor(levels, dtype=torch.long), starts - 1, ends,
         torch.tensor(owners, dtype=torch.long), episode_ids, sum(len(t) for row in rows for t in row),
     )  # fmt: skip
-
-
-def _none() -> Tensor:
-    return torch.zeros(0, dtype=torch.long)
 
 
 @dataclass

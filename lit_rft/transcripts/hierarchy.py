@@ -1,6 +1,6 @@
 """The hierarchy in words: what each level reads, how it answers, and an episode as its levels' transcripts.
 
-The same functions write the prompts in training and in acting, so that a policy is trained on exactly what it will read.
+The same functions write the prompts in training and in acting: a policy is trained on exactly what it will read.
 """
 
 from dataclasses import dataclass

@@ -69,8 +69,8 @@ class Transcript:
 
     def truncated(self, max_length: int) -> "Transcript":
         """The same conversation within `max_length` tokens. The head stays; as many of the earliest turns as needed go,
-        each an utterance with the prompt it answered (the first one's is the head); the last prompt, and
-        the utterance that answers it if there is one, always stay. What remains reads as if the first utterance had been empty.
+        each an utterance with the prompt it answered (the first one's is the head); the last prompt, and the utterance
+        that answers it if there is one, always stay. What remains reads as if the first utterance had been empty.
 
         Raises: ValueError if even the head and the last turn do not fit.
         """

@@ -55,7 +55,8 @@ def _plain(model: Any, transcript: Transcript, temperature: float = 1.0) -> list
 def _compare(model: Any, transcripts: list[Transcript], batch: TranscriptBatch, **options: Any) -> None:
     with torch.no_grad():
         got = utterance_log_probs(model, batch, end_of_turn_id=2, **options)
-        by_id = {(t.episode_id, LEVELS.index(t.level)): _plain(model, t, options.get("temperature", 1.0)) for t in transcripts}
+        temperature = options.get("temperature", 1.0)
+        by_id = {(t.episode_id, LEVELS.index(t.level)): _plain(model, t, temperature) for t in transcripts}
     seen: dict[tuple[str, int], int] = {}
     for u in range(len(batch.level)):
         key = (batch.episode_ids[int(batch.transcript_index[u])], int(batch.level[u]))

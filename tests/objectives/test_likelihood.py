@@ -76,10 +76,8 @@ def test_gradcheck() -> None:
 def test_padding_changes_nothing() -> None:
     tokens, end, mask = _random(3)
     wide = torch.nn.functional.pad
-    junk = torch.nan
-    padded = utterance_likelihood_loss(
-        wide(tokens, (0, 3), value=junk), wide(mask, (0, 3)), end_log_probs=wide(end, (0, 3), value=junk), length_coef=0.5
-    )
+    long_tokens, long_end = (wide(x, (0, 3), value=torch.nan) for x in (tokens, end))
+    padded = utterance_likelihood_loss(long_tokens, wide(mask, (0, 3)), end_log_probs=long_end, length_coef=0.5)
     plain = utterance_likelihood_loss(tokens, mask, end_log_probs=end, length_coef=0.5)
     torch.testing.assert_close(padded.loss, plain.loss, rtol=0, atol=1e-12)
 

@@ -75,8 +75,9 @@ def test_a_conversation_does_not_depend_on_its_company() -> None:
 
 def test_the_seed_changes_the_samples() -> None:
     model = make_model()
+    settings = SamplingSettings(8, 1.0)
     first, second = (
-        _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=1, seed=seed), "a", 2) for seed in (0, 1)
+        _talk(ConversationGenerator(model, END, settings, num_slots=1, seed=seed), "a", 2) for seed in (0, 1)
     )
     assert [s.ids for s in first["a"]] != [s.ids for s in second["a"]]
 

@@ -1,0 +1,95 @@
+"""Many episodes at once: every job ends once, and what was sampled is what a plain pass would say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model, make_tokenizer
+from tiny_env import CorridorEnv, CorridorProtocol
+
+from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.protocols import EpisodeJob, episode_jobs
+from lit_rft.rollout import ConversationGenerator, SamplingSettings
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat(make_tokenizer())
+
+
+def _jobs(protocol: CorridorProtocol) -> list[EpisodeJob]:
+    env: Any = CorridorEnv()
+    return episode_jobs(protocol, env, "train")
+
+
+def _play(
+    model: Any, chat: ChatFormat, protocol: CorridorProtocol, *, hierarchy: bool = True, workers: int = 3
+) -> Iterator[PlayedEpisode]:
+    prompts = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+    agent = HierarchicalAgent(chat, prompts, 700, 3) if hierarchy else FlatAgent(chat, prompts, 700)
+    generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(6, 1.0), num_slots=2 * workers)
+    with EnvPool(protocol.make_env, workers) as pool:
+        player = EpisodePlayer(agent, generator, pool)
+        player.submit(_jobs(protocol))
+        yield from player.run()
+    assert not generator._conversations  # every slot was given back
+
+
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_sampled_log_probs_equal_a_plain_pass(model: Any, chat: ChatFormat, hierarchy: bool) -> None:
+    played = list(_play(model, chat, CorridorProtocol(), hierarchy=hierarchy))
+    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(CorridorProtocol()))
+    for one in played:
+        one.episode.validate()
+        assert one.episode.outcome.reason == "step_limit" and len(one.episode.steps) == 6
+        for transcript, log_probs in zip(one.transcripts, one.log_probs, strict=True):
+            assert len(log_probs) == transcript.num_decisions > 0
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([transcript.input_ids])).logits[0].float()
+            plain = logits.log_softmax(-1)
+            for k, start in enumerate(transcript.utterance_starts):
+                ids = transcript.utterance_ids(k)
+                expected = [plain[start - 1 + i, token].item() for i, token in enumerate(ids)]
+                assert log_probs[k] == pytest.approx(expected, abs=1e-4)
+
+
+def test_episodes_do_not_depend_on_how_many_are_played_at_once(model: Any, chat: ChatFormat) -> None:
+    one, many = (
+        {p.episode.id: [s.action for s in p.episode.steps] for p in _play(model, chat, CorridorProtocol(), workers=n)}
+        for n in (1, 4)
+    )
+    assert one == many
+
+
+def test_an_environment_that_dies_in_mid_episode_is_played_again(model: Any, chat: ChatFormat, tmp_path: Path) -> None:
+    protocol = CorridorProtocol(die_once=str(tmp_path / "died"))
+    played = list(_play(model, chat, protocol, workers=2))
+    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(protocol))
+    assert all(p.episode.outcome.reason == "step_limit" and len(p.episode.steps) == 6 for p in played)
+    assert (tmp_path / "died").exists()
+
+
+def test_an_environment_that_always_dies_is_an_env_error(model: Any, chat: ChatFormat) -> None:
+    played = list(_play(model, chat, CorridorProtocol(die_always=True), workers=2))
+    assert len(played) == len(_jobs(CorridorProtocol()))
+    assert all(p.episode.outcome.reason == "env_error" and not p.transcripts for p in played)
+
+
+def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
+    agent = FlatAgent(chat, HierarchyPrompts(), 2048)
+    generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(4), num_slots=2)
+    with EnvPool(CorridorProtocol().make_env, 2) as pool:
+        player = EpisodePlayer(agent, generator, pool)
+        player.submit(_jobs(CorridorProtocol()))
+        early = list(player.run(max_unfinished=5))
+        assert len(early) >= 3 and pool.outstanding <= 5
+        assert len(early) + len(list(player.run())) == 8

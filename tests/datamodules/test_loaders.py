@@ -1,0 +1,90 @@
+"""Steps are the same whoever shares them, and a loader goes on where its state says."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from tiny import make_episode, make_tokenizer
+from tiny_env import CorridorEnv, CorridorProtocol
+
+from lit_rft.datamodules import JobLoader, StepLoader
+from lit_rft.envs.protocols import episode_jobs
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts, StepBatch, Transcript, hierarchy_transcripts
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[list[Transcript]]:
+    chat = ChatFormat(make_tokenizer())
+    return [hierarchy_transcripts(make_episode(s, 1 + s % 4), chat, HierarchyPrompts("p", "a")) for s in range(7)]
+
+
+def _loader(episodes: list[list[Transcript]], **options: Any) -> StepLoader:
+    return StepLoader(episodes, **{"batch_size": 3, "micro_batch_tokens": 600, "pad_id": 0, **options})
+
+
+def _what(batch: StepBatch) -> Counter[tuple[str, tuple[int, ...]]]:
+    """The transcripts of a step, as far as their utterances tell."""
+    found: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for micro in batch.micro_batches:
+        ids = micro.input_ids.flatten()
+        for tokens, mask, owner in zip(micro.utterance_tokens, micro.utterance_mask, micro.transcript_index, strict=True):
+            found[micro.episode_ids[int(owner)], tuple(ids[tokens[mask]].tolist())] += 1
+    return found
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_processes_share_each_step(episodes: list[list[Transcript]], packing: bool, world_size: int) -> None:
+    alone = list(_loader(episodes, packing=packing))
+    shares = [list(_loader(episodes, packing=packing, rank=r, world_size=world_size)) for r in range(world_size)]
+    for step, whole in enumerate(alone):
+        assert sum((_what(share[step]) for share in shares), Counter()) == _what(whole)
+        assert all(share[step].num_utterances == whole.num_utterances for share in shares)
+        assert sum(share[step].num_tokens for share in shares) == whole.num_tokens
+
+
+def test_every_episode_comes_once_an_epoch_in_another_order(episodes: list[list[Transcript]]) -> None:
+    loader = _loader(episodes)
+    assert len(loader) == 3
+    first, second = ([batch.micro_batches for batch in loader] for _ in range(2))
+    assert [len(x) for x in (first, second)] == [3, 3]
+    orders = [[sorted({i for m in step for i in m.episode_ids}) for step in epoch] for epoch in (first, second)]
+    assert orders[0] != orders[1]
+    for epoch in orders:
+        assert sorted(i for step in epoch for i in step) == sorted(t[0].episode_id for t in episodes)
+
+
+def test_a_loader_resumes_in_mid_epoch(episodes: list[list[Transcript]]) -> None:
+    loader = _loader(episodes)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    rest = [_what(batch) for batch in iterator] + [_what(batch) for batch in loader]
+    other = _loader(episodes)
+    other.load_state_dict(state)
+    assert [_what(batch) for batch in other] + [_what(batch) for batch in other] == rest
+
+
+def test_the_token_budget_holds(episodes: list[list[Transcript]]) -> None:
+    for packing in (True, False):
+        for batch in _loader(episodes, packing=packing, micro_batch_tokens=250):
+            for micro in batch.micro_batches:
+                assert micro.num_tokens <= 250 or len(micro.episode_ids) == 1
+
+
+def test_bad_sizes_are_refused(episodes: list[list[Transcript]]) -> None:
+    for bad in ({"batch_size": 0}, {"micro_batch_tokens": 0}):
+        with pytest.raises(ValueError, match="must be >= 1"):
+            _loader(episodes, **bad)
+
+
+def test_jobs_are_shared_without_repetition() -> None:
+    env: Any = CorridorEnv()
+    protocol = CorridorProtocol()
+    jobs = episode_jobs(protocol, env, "train")
+    loaders = [JobLoader(jobs, protocol.make_env, rank=rank, world_size=3) for rank in range(3)]
+    played = [job.id for loader in loaders for batch in loader for job in batch.jobs]
+    assert sorted(played) == sorted(job.id for job in jobs)
+    assert all(loader.tasks == ["run", "walk"] for loader in loaders)
+    with pytest.raises(ValueError, match="too few for 9 processes"):
+        JobLoader(jobs, protocol.make_env, world_size=9)

@@ -1,0 +1,109 @@
+"""The data module: what it trains on, what it refuses."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_episode
+from tiny_env import CorridorProtocol
+
+from lit_rft.datamodules import TrajectoryDataModule
+from lit_rft.episodes import EpisodeError
+from lit_rft.episodes.io import read_episodes, write_episodes
+
+
+def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
+    return TrajectoryDataModule(str(model), protocol=CorridorProtocol(), data_dir=str(folder), **options)
+
+
+def test_expert_episodes_are_collected_once(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = _module(tiny_model_folder, tmp_path, train_variations=2)
+    data.setup("fit")
+    assert len(data.episodes) == 4 and all(e.outcome.success for e in data.episodes)
+    written = data.expert_file.stat().st_mtime_ns
+    again = _module(tiny_model_folder, tmp_path, train_variations=2)
+    again.setup("fit")
+    assert again.episodes == data.episodes and again.expert_file.stat().st_mtime_ns == written
+    levels = {t.level for batch in data.train_dataloader().episodes for t in batch}
+    assert levels == {"high", "low"}
+
+
+def test_files_and_folders_of_episodes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_episodes(tmp_path / "in" / "a.jsonl", [make_episode(0)])
+    write_episodes(tmp_path / "b.parquet", [make_episode(1)])
+    files = [str(tmp_path / "in"), str(tmp_path / "b.parquet")]
+    data = _module(tiny_model_folder, tmp_path, train_files=files, hierarchy=False)
+    data.setup("fit")
+    assert [e.id for e in data.episodes] == ["find-plant/0", "find-plant/1"]
+    assert {t.level for batch in data.train_dataloader().episodes for t in batch} == {"flat"}
+
+
+def test_truncation_is_reported(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_episodes(tmp_path / "a.jsonl", [make_episode(0, 12)])
+    data = _module(tiny_model_folder, tmp_path, train_files=[str(tmp_path / "a.jsonl")], max_length=600)
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+    assert "lost their first turns" in caplog.text
+    assert all(len(t) <= 600 for batch in data.train_dataloader().episodes for t in batch)
+
+
+def test_evaluation_and_prediction_jobs(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = _module(tiny_model_folder, tmp_path, eval_variations=1, predict_split="test", predict_repeats=3)
+    data.setup("test")
+    played = [job for batch in data.test_dataloader() for job in batch.jobs]
+    assert [job.options["task"] for job in played] == ["walk", "run"]
+    assert all(job.split == "dev" and job.options["variation"] in (4, 5) for job in played)
+    data.setup("predict")
+    ids = [job.id for batch in data.predict_dataloader() for job in batch.jobs]
+    assert len(ids) == len(set(ids)) == 2 * 2 * 3
+
+
+def test_a_corrupt_file_names_file_and_line(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_episodes(path, [make_episode(0), make_episode(1)])
+    path.write_text(path.read_text()[:-40])
+    data = _module(tiny_model_folder, tmp_path, train_files=[str(path)])
+    with pytest.raises(EpisodeError, match=r"a\.jsonl:2"):
+        data.setup("fit")
+
+
+def test_an_empty_data_set_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_episodes(path, [])
+    data = _module(tiny_model_folder, tmp_path, train_files=[str(path)])
+    with pytest.raises(ValueError, match="no episodes to train on"):
+        data.setup("fit")
+
+
+def test_an_episode_without_subgoals_is_refused_with_hierarchy(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_episodes(path, [make_episode(0, subgoals=False)])
+    with pytest.raises(ValueError, match="annotate it first"):
+        _module(tiny_model_folder, tmp_path, train_files=[str(path)]).setup("fit")
+    _module(tiny_model_folder, tmp_path, train_files=[str(path)], hierarchy=False).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"protocol": "nobody's"}, "unknown protocol"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"max_length": 0}, "max_length must be >= 1"),
+        ({"predict_repeats": 0}, "predict_repeats must be >= 1"),
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrajectoryDataModule(**bad)
+
+
+def test_an_unknown_task_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown task 'swim'"):
+        _module(tiny_model_folder, tmp_path, tasks=["swim"]).setup("fit")
+
+
+def test_what_was_collected_reads_back(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = _module(tiny_model_folder, tmp_path, train_variations=1)
+    assert data.collect() == read_episodes(data.expert_file)

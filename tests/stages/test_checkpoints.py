@@ -1,0 +1,160 @@
+"""Checkpoints are small, complete, safe to load, and never half written."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny import make_tokenizer
+from tiny_stage import ADAPTERS, fit, make_loader, make_stage, trained
+
+from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.models import LoraSettings, causal_lm
+
+DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
+
+
+def _fit(stage: Any, model: Path, folder: Path, steps: int, ckpt_path: str | None = None) -> None:
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[RunCheckpoint(every_n_steps=1), RandomState(), AdapterExport()],
+    )
+    trainer.fit(stage, make_loader(model, batch_size=2, episodes=7), ckpt_path=ckpt_path)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5], ids=["mid-epoch", "end of epoch", "second epoch"])
+def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path: Path, stop: int) -> None:
+    whole = make_stage(tiny_model_folder, lora=DROPOUT)
+    _fit(whole, tiny_model_folder, tmp_path / "whole", 8)  # 4 steps an epoch
+    first = make_stage(tiny_model_folder, lora=DROPOUT)
+    _fit(first, tiny_model_folder, tmp_path / "parts", stop)
+    second = make_stage(tiny_model_folder, lora=DROPOUT, seed=99)
+    _fit(second, tiny_model_folder, tmp_path / "parts", 8, ckpt_path="last")
+    for name, weight in trained(whole).items():
+        assert torch.equal(weight, trained(second)[name]), name
+
+
+def test_a_checkpoint_holds_what_trains_and_nothing_else(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder)
+    _fit(stage, tiny_model_folder, tmp_path, 2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == set(trained(stage))
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["optimizer_states"][0]["state"] and checkpoint["lr_schedulers"]
+
+
+def test_another_model_refuses_the_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _fit(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, 1)
+    other = make_stage(tiny_model_folder, lora=LoraSettings(4, 8, 0.0, ("q_proj",)))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        _fit(other, tiny_model_folder, tmp_path, 2, ckpt_path="last")
+
+
+def test_a_stage_starts_from_a_checkpoint_or_an_adapter(tiny_model_folder: Path, tmp_path: Path) -> None:
+    first = make_stage(tiny_model_folder)
+    _fit(first, tiny_model_folder, tmp_path, 2)
+    for start in (tmp_path / "checkpoints" / "last.ckpt", tmp_path / "adapter"):
+        second = make_stage(tiny_model_folder, policy={"start_from": str(start)}, seed=5)
+        second.configure_model()
+        weights = trained(second)
+        assert all(torch.equal(weight, weights[name]) for name, weight in trained(first).items()), start
+
+
+def test_a_bad_start_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for start in (tmp_path / "nothing.ckpt", tmp_path):
+        with pytest.raises(ValueError, match="must be a"):
+            make_stage(tiny_model_folder, policy={"start_from": str(start)}).configure_model()
+
+
+def test_the_exported_adapter_is_the_policy(tiny_model_folder: Path, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    stage = make_stage(tiny_model_folder)
+    _fit(stage, tiny_model_folder, tmp_path, 2)
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    ids = torch.arange(5, 25)[None]
+    policy: Any = stage.policy
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, policy.eval()(input_ids=ids).logits)
+        with policy.disable_adapter():
+            assert not torch.allclose(loaded(input_ids=ids).logits, policy(input_ids=ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter").get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_without_lora_the_whole_model_is_exported(tiny_model_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    stage = make_stage(tiny_model_folder, lora=None)
+    _fit(stage, tiny_model_folder, tmp_path, 1)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    expected = dict(causal_lm(stage.policy).named_parameters())  # type: ignore[arg-type]
+    assert all(torch.equal(p, expected[name]) for name, p in loaded.named_parameters())
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A file-size limit makes the write fail in the middle, as a full device does."""
+    target = tmp_path / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1, "weights": torch.ones(10)}, target)
+    script = f"""
+import resource, signal, torch
+from lit_rft.callbacks import AtomicCheckpointIO
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    AtomicCheckpointIO().save_checkpoint({{"step": 2, "weights": torch.ones(1_000_000)}}, {str(target)!r})
+except OSError as error:
+    print("refused:", error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "refused:" in result.stdout and "previous one is intact" in result.stdout, result
+    assert io.load_checkpoint(target)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_torn_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    io, target = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        io.load_checkpoint(target)
+    io.save_checkpoint({"weights": torch.ones(1000)}, target)
+    target.write_bytes(target.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        io.load_checkpoint(target)
+
+
+def test_checkpoints_load_no_pickled_objects(tmp_path: Path) -> None:
+    torch.save({"weights": Path("/")}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="plain values"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_the_best_by_a_metric_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder, lora=ADAPTERS)
+    checkpoint = RunCheckpoint(every_n_steps=100, monitor="val/score", dirpath=str(tmp_path))
+    scores = iter([10.0, 30.0, 20.0])
+
+    class Scores(L.Callback):
+        def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+            module.log("val/score", next(scores))
+
+    stage.validation_step = lambda *_: None  # type: ignore[method-assign, assignment]
+    stage.on_validation_epoch_end = lambda: None  # type: ignore[method-assign]
+    loader = make_loader(tiny_model_folder, batch_size=2, episodes=2)
+    trainer = fit(
+        stage, loader, 3, callbacks=[Scores(), checkpoint], enable_checkpointing=True, limit_val_batches=0,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    assert trainer.global_step == 3

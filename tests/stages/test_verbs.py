@@ -1,0 +1,141 @@
+"""validate, test and predict on a small environment, with what they leave behind."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_env import CorridorProtocol
+from tiny_stage import make_stage
+
+from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
+from lit_rft.datamodules import TrajectoryDataModule
+from lit_rft.episodes.io import read_episodes
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import ActingSettings
+
+ACTING = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
+
+
+def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def _data(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
+    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder / "data"), "batch_size": 2, **options}
+    return TrajectoryDataModule(str(model), **settings)
+
+
+def _events(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return events
+
+
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
+    tiny_model_folder: Path, tmp_path: Path, hierarchy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = make_stage(tiny_model_folder, acting=ACTING, hierarchy=hierarchy)
+    trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
+    trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, hierarchy=hierarchy, train_variations=2))
+    assert stage._pool is None and stage._player is None  # the simulators are gone
+    events = _events(tmp_path)
+    scalars = set(events.Tags()["scalars"])
+    levels = ("high", "low") if hierarchy else ("flat",)
+    assert {f"train/{level}/log_likelihood" for level in levels} <= scalars
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second"} <= scalars
+    assert {"val/score", "val/success_rate", "val/score/walk", "val/score/run"} <= scalars
+    assert len(events.Scalars("val/score")) == 2 and len(events.Scalars("train/loss")) == 4
+    texts = [tag for tag in events.Tags()["tensors"] if tag.startswith("val/episode/")]
+    assert len(texts) == 2
+    text = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
+    assert "You are in room" in text and ("###" in text) == hierarchy
+    assert "validation, step 4" in capsys.readouterr().out
+
+
+def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder, acting=ACTING)
+    results = _trainer(tmp_path, ScoreTable()).test(
+        stage, datamodule=_data(tiny_model_folder, tmp_path, eval_split="train"), verbose=False
+    )
+    assert len(stage.played) == 8
+    assert results[0]["test/score"] == pytest.approx(stage.score_table["mean"]["score"], rel=1e-5)
+    by_task = {t: [p.episode.outcome.score for p in stage.played if p.episode.task == t] for t in ("walk", "run")}
+    for task, scores in by_task.items():
+        assert stage.score_table[task]["score"] == pytest.approx(100 * sum(scores) / len(scores))
+
+
+def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(number: int | None) -> list[str]:
+        stage = make_stage(tiny_model_folder, acting=ACTING)
+        trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=number)
+        trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
+        return [played.episode.id for played in stage.played]
+
+    first = predict(3)
+    second = predict(None)
+    assert len(first) == 3 and len(second) == 5 and not set(first) & set(second)
+    episodes = read_episodes(tmp_path / "episodes" / "predicted.jsonl")
+    assert sorted(e.id for e in episodes) == sorted(first + second)
+    assert all(e.source["kind"] == "policy" and e.subgoals for e in episodes)
+
+
+def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder, acting=ACTING)
+    _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=_data(tiny_model_folder, tmp_path))
+    data = _data(tiny_model_folder, tmp_path, train_files=[str(tmp_path / "episodes" / "predicted.jsonl")])
+    trainer = _trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    trainer.fit(make_stage(tiny_model_folder), datamodule=data)
+    assert trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"sampling": SamplingSettings(6, 0.3)},
+        {"sampling": SamplingSettings(2, 1.0)},
+        {"sampling": SamplingSettings(6, 1.0, top_k=2)},
+        {"sampling": SamplingSettings(6, 1.0, top_p=0.3)},
+        {"subgoal_steps": 1},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_every_acting_knob_changes_what_is_played(tiny_model_folder: Path, tmp_path: Path, knob: dict[str, Any]) -> None:
+    def play(settings: ActingSettings) -> list[Any]:
+        stage = make_stage(tiny_model_folder, acting=settings)
+        _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
+        return sorted((p.episode.id, [(g.start, g.goal) for g in p.episode.subgoals]) for p in stage.played)
+
+    base = {"sampling": ACTING.sampling, "max_length": 900, "subgoal_steps": 2, "parallel_episodes": 2}
+    assert play(ActingSettings(**base)) != play(ActingSettings(**{**base, **knob}))
+
+
+def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folder: Path, tmp_path: Path) -> None:
+    played = []
+    for merge in (True, False):
+        settings = ActingSettings(SamplingSettings(6), 900, 2, 2, merge_adapters=merge)
+        stage = make_stage(tiny_model_folder, acting=settings)
+        stage.configure_model()
+        for name, parameter in stage.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.02)
+        before = {name: p.detach().clone() for name, p in stage.named_parameters()}
+        _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
+        played.append(sorted((p.episode.id, [t.input_ids for t in p.transcripts]) for p in stage.played))
+        assert all((p == before[name]).all() for name, p in stage.named_parameters())
+    assert played[0] == played[1]

@@ -1,0 +1,117 @@
+"""The command line: quick help, configs that compose, errors that say what is allowed."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import pytest
+import yaml
+
+from lit_rft import callbacks, datamodules
+from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
+from lit_rft.command_line import build
+from lit_rft.models import LoraSettings
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import ActingSettings, HierarchicalSFT, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import HierarchyPrompts
+
+SFT = "glider/scienceworld/sft.yaml"
+OVERLAYS = {"base.yaml": [SFT], "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"]}
+
+
+def _arguments(name: str, *more: str) -> list[str]:
+    return resolve_configs([a for config in OVERLAYS.get(name, [name]) for a in ("-c", config)] + list(more))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
+def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from lit_rft.cli import main; main(sys.argv[1:])\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "lit-rft" in result.stdout
+
+
+def test_help_names_verbs_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("fit", "validate", "test", "predict", SFT))
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    cli = build(
+        _arguments(name, "--trainer.default_root_dir", str(tmp_path), "--model.init_args.policy.model", str(tiny_model_folder)),
+        run=False,
+    )
+    assert cli.datamodule.model == str(tiny_model_folder)  # linked: the data module reads the stage's tokenizer
+    assert cli.datamodule.hierarchy == cli.model.hierarchy
+    assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)
+    cli.model.configure_model()
+    assert any(p.requires_grad for p in cli.model.parameters())
+
+
+def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:
+    cli = build(_arguments("glider/scienceworld/debug.yaml", "--data.init_args.batch_size", "7"), run=False)
+    assert cli.trainer.max_epochs == 1  # debug over sft
+    assert cli.model.optimizer_settings.learning_rate == 5e-4  # sft
+    assert cli.trainer.num_sanity_val_steps == 0  # base
+    assert cli.datamodule.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.init_args.high_wieght", "1"], ["high_wieght"]),
+        (["--model.init_args.high_weight", "much"], ["high_weight", "float"]),
+        (["--model.init_args.optimizer.schedule", "square"], ["constant", "linear", "cosine"]),
+        (["--data.init_args.protocol", "nobody's"], ["nobody's", "glider", "short-tasks"]),
+        (["--trainer.max_epochs", "many"], ["max_epochs"]),
+        (["--nonsense", "1"], ["nonsense"]),
+    ],
+)
+def test_wrong_keys_and_values_say_so(
+    arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        build(_arguments(SFT, *arguments), run=False)
+    text = capsys.readouterr().err + str(stopped.value)
+    assert all(word in text for word in expected), text
+
+
+def test_an_unknown_config_names_the_shipped_ones() -> None:
+    with pytest.raises(SystemExit, match=r"no config 'mine\.yaml'.*sft\.yaml"):
+        resolve_configs(["fit", "-c", "mine.yaml"])
+
+
+def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("{}")
+    assert resolve_configs(["fit", "-c", "base.yaml", "--config=" + SFT]) == [
+        "fit", "-c", "base.yaml", f"--config={config_folder() / SFT}",
+    ]  # fmt: skip
+
+
+def _public() -> list[Any]:
+    settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings, HierarchyPrompts]
+    stages = [HierarchicalSFT, datamodules.TrajectoryDataModule]
+    return settings + stages + [getattr(callbacks, name) for name in callbacks.__all__]
+
+
+@pytest.mark.parametrize("thing", _public(), ids=lambda thing: thing.__name__)
+def test_every_field_has_help(thing: Any) -> None:
+    documented = {p.arg_name for p in docstring_parser.parse(inspect.getdoc(thing) or "").params if p.description}
+    parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs"}
+    assert parameters <= documented
+
+
+def test_configs_name_only_classes_that_exist() -> None:
+    for name in shipped_configs():
+        text = (config_folder() / name).read_text()
+        assert yaml.safe_load(text)

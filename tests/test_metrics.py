@@ -1,0 +1,62 @@
+"""Scores by task, and over batches and processes."""
+
+from typing import Any
+
+import pytest
+from tiny import make_episode
+
+from lit_rft.metrics import COLUMNS, EpisodeMetrics
+
+
+def _episode(task: str, score: float, reason: str = "step_limit", steps: int = 2, valid: int = 1) -> Any:
+    episode = make_episode(0, steps, task)
+    for index, step in enumerate(episode.steps):
+        step.valid = index < valid
+    episode.outcome.score, episode.outcome.reason = score, reason
+    episode.outcome.success = reason == "goal"
+    episode.source["malformed"] = 3
+    return episode
+
+
+def test_means_by_task_and_over_tasks() -> None:
+    metrics = EpisodeMetrics(["a", "b", "never"])
+    for episode in (_episode("a", 1.0, "goal", 4, 4), _episode("a", 0.5), _episode("b", 0.25)):
+        metrics.update(episode)
+    table = metrics.compute()
+    assert set(table) == {"a", "b", "mean"} and set(table["a"]) == set(COLUMNS)
+    assert table["a"]["score"] == pytest.approx(75) and table["b"]["score"] == pytest.approx(25)
+    assert table["mean"]["score"] == pytest.approx(50)  # over tasks, not over episodes
+    assert table["a"]["success"] == pytest.approx(0.5)
+    assert table["a"]["steps"] == pytest.approx(3)
+    assert table["a"]["valid_actions"] == pytest.approx(5 / 6)  # of all actions
+    assert table["a"]["malformed"] == pytest.approx(3)
+
+
+def test_environment_errors_do_not_lower_the_score() -> None:
+    metrics = EpisodeMetrics(["a"])
+    metrics.update(_episode("a", 1.0, "goal"))
+    metrics.update(_episode("a", 0.0, "env_error"))
+    assert metrics.compute()["a"]["score"] == pytest.approx(100)
+    assert metrics.compute()["a"]["env_errors"] == pytest.approx(0.5)
+
+
+def test_parts_add_up() -> None:
+    episodes = [_episode("a", s / 10) for s in range(5)] + [_episode("b", 0.3)]
+    whole, left, right = (EpisodeMetrics(["a", "b"]) for _ in range(3))
+    for index, episode in enumerate(episodes):
+        whole.update(episode)
+        (left if index % 2 else right).update(episode)
+    left.sums += right.sums
+    left.counts += right.counts
+    combined, expected = left.compute(), whole.compute()
+    for task, row in expected.items():
+        assert combined[task] == pytest.approx(row)
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown task 'b'"):
+        EpisodeMetrics(["a"]).update(_episode("b", 0.0))
+
+
+def test_nothing_played_is_an_empty_table() -> None:
+    assert EpisodeMetrics(["a"]).compute() == {}

@@ -1,0 +1,89 @@
+"""Whole runs of `lit-rft` in processes of their own: two processes equal one, kill -9 and resume equals none."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_episode
+
+from lit_rft.episodes.io import write_episodes
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("episodes") / "train.jsonl"
+    write_episodes(path, [make_episode(seed, 1 + seed % 4) for seed in range(9)])
+    return path
+
+
+def _command(model: Path, episodes: Path, folder: Path, *more: str) -> list[str]:
+    settings = {
+        "trainer.default_root_dir": folder,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.max_epochs": 3,
+        "model.init_args.policy.model": model,
+        "model.init_args.policy.lora.dropout": 0.0,
+        "model.init_args.length_coef": 0.1,
+        "data.init_args.train_files": f"[{episodes}]",
+        "data.init_args.batch_size": 2,
+        "data.init_args.micro_batch_tokens": 500,
+    }
+    flat = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "lit_rft.cli", "fit", "-c", "glider/scienceworld/sft.yaml", *flat, *more]
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return weights
+
+
+def test_two_processes_equal_one(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
+    _run(_command(tiny_model_folder, episodes, tmp_path / "one"))
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *two))
+    one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    assert one.keys() == both.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(both[name], weight, rtol=1e-3, atol=2e-5)
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
+
+
+def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
+    callbacks = str(tmp_path / "callbacks.yaml")
+    Path(callbacks).write_text(
+        "trainer:\n  callbacks:\n  - class_path: lit_rft.callbacks.RandomState\n"
+        "  - class_path: lit_rft.callbacks.RunCheckpoint\n    init_args: {every_n_steps: 1}\n"
+    )
+    more = ["-c", callbacks, "--trainer.max_epochs", "40", "--model.init_args.policy.lora.dropout", "0.2"]
+    whole = _command(tiny_model_folder, episodes, tmp_path / "whole", *more)
+    parts = _command(tiny_model_folder, episodes, tmp_path / "parts", *more)
+    _run(whole)
+    process = subprocess.Popen(
+        parts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    end = time.monotonic() + 200
+    while not last.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < stopped < 200, f"killed after {stopped} of 200 steps"
+    _run([*parts, "--ckpt_path", "last"])
+    expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
+    for name, weight in expected.items():
+        assert torch.equal(resumed[name], weight), name

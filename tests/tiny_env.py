@@ -1,0 +1,72 @@
+"""A corridor to walk along: a small real environment, importable by worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from lit_rft.envs.protocols import Protocol
+from lit_rft.episodes import Achieved
+
+LENGTH = 3
+
+
+class CorridorEnv(gym.Env[str, str]):
+    """Walk from room 0 to room 3 ("go right"); "go left" goes back, anything else is invalid.
+
+    `die_once`: a file; as long as it does not exist, the first step makes it and kills the process.
+    """
+
+    def __init__(self, step_limit: int = 6, die_once: str = "", die_always: bool = False) -> None:
+        self.step_limit, self.die_once, self.die_always = step_limit, die_once, die_always
+
+    def tasks(self) -> list[str]:
+        return ["walk", "run"]
+
+    def variations(self, task: str, split: str) -> list[int]:
+        return {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7]}[split]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.room, self.steps, self.best = 0, 0, 0
+        options = options or {}
+        info = {"env": "corridor", "env_version": "1", "task_description": f"Go to room {LENGTH}.", "achieved": []}
+        if options.get("gold_path"):
+            info["gold_path"] = ["go right"] * (LENGTH + 1)
+        return "You are in room 0.", info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.die_always or (self.die_once and not Path(self.die_once).exists()):
+            if self.die_once:
+                Path(self.die_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.steps += 1
+        valid = action in ("go right", "go left")
+        self.room = max(0, self.room + (action == "go right") - (action == "go left"))
+        before, self.best = self.best, max(self.best, self.room)
+        achieved = [Achieved(f"room:{self.best}", f"go to room {self.best}")] if self.best > before else []
+        done, over = self.best >= LENGTH, self.steps >= self.step_limit
+        reason = "goal" if done else "step_limit" if over else None
+        score = self.best / LENGTH
+        info = {"score": score, "valid": valid, "achieved": achieved, "reason": reason, "steps": self.steps}
+        text = f"You are in room {self.room}." if valid else "That is not possible."
+        return text, score - before / LENGTH, done, over and not done, info
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class CorridorProtocol(Protocol):
+    """The corridor as an evaluation setting."""
+
+    name: str = "corridor"
+    step_limit: int = 6
+    die_once: str = ""
+    die_always: bool = False
+
+    def make_env(self) -> gym.Env[str, str]:
+        return CorridorEnv(self.step_limit, self.die_once, self.die_always)

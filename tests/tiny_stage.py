@@ -1,0 +1,55 @@
+"""A stage on a tiny model, and how to fit it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tiny import make_episode
+
+from lit_rft.datamodules import StepLoader
+from lit_rft.models import LoraSettings, load_tokenizer
+from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
+
+PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear")
+
+
+def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int = 0, **options: Any) -> HierarchicalSFT:
+    optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
+    policy = PolicySettings(model=str(model), lora=lora, **options.pop("policy", {}))
+    L.seed_everything(seed, verbose=False)
+    return HierarchicalSFT(policy, optimizer, prompts=PROMPTS, **options)
+
+
+def make_loader(model: Path, *, hierarchy: bool = True, episodes: int = 6, **options: Any) -> StepLoader:
+    chat = ChatFormat(load_tokenizer(str(model)))
+    make = hierarchy_transcripts if hierarchy else flat_transcripts
+    transcripts = [make(make_episode(seed, 2 + seed % 3), chat, PROMPTS) for seed in range(episodes)]
+    settings = {"batch_size": 3, "micro_batch_tokens": 2000, "pad_id": 0}
+    return StepLoader(transcripts, **{**settings, **options})
+
+
+def fit(stage: HierarchicalSFT, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
+    settings = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+    }
+    trainer = L.Trainer(**{**settings, **options})
+    trainer.fit(stage, loader)
+    return trainer
+
+
+def trained(stage: HierarchicalSFT) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in stage.named_parameters() if p.requires_grad}
+
+
+def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-6) for name in a)
