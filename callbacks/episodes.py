@@ -102,7 +102,7 @@ class ScoreTable(L.Callback):
 def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
     """`EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
     table = Table(title=title)
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.replace("_", " "), justify="right")
     for task, row in scores.items():

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_rft.cli import config_folder
 from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.settings import PolicySettings
 
 _VERBS = ("fit", "validate", "test", "predict")
 
@@ -38,9 +39,16 @@ class StageCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("trainer.default_root_dir", "trainer.logger.init_args.save_dir")
-        parser.link_arguments("model.init_args.policy.model", "data.init_args.model")
+        parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)
         parser.link_arguments("model.init_args.hierarchy", "data.init_args.hierarchy")
         parser.link_arguments("model.init_args.prompts", "data.init_args.prompts")
+
+
+def _model_name(policy: Any) -> str:
+    """The model's name out of a stage's `policy`, which the parser may have wrapped as class_path and init_args."""
+    settings = getattr(policy, "init_args", policy)
+    name: str = PolicySettings().model if settings is None else settings.model
+    return name
 
 
 def build(arguments: Sequence[str], run: bool) -> StageCLI:

@@ -120,7 +120,7 @@ def _report(console: Any, summary: dict[str, Any], folder: Path) -> None:
 
     table = Table(title="held-out variations, before and after")
     for name in ("task", "score before", "score after", "success before", "success after"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=name == "task")
     for task in summary["score_after"]:
         if task == "mean":
             table.add_section()

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import make_model, make_tokenizer
+
+# Tiny tensors gain nothing from a second thread, and lose a lot when the cores are busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

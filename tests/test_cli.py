@@ -46,10 +46,8 @@ def test_help_names_verbs_and_configs(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
-    cli = build(
-        _arguments(name, "--trainer.default_root_dir", str(tmp_path), "--model.init_args.policy.model", str(tiny_model_folder)),
-        run=False,
-    )
+    model = ["--model.init_args.policy.model", str(tiny_model_folder)]
+    cli = build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
     assert cli.datamodule.model == str(tiny_model_folder)  # linked: the data module reads the stage's tokenizer
     assert cli.datamodule.hierarchy == cli.model.hierarchy
     assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)

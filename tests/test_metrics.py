@@ -58,5 +58,6 @@ def test_an_unknown_task_is_refused() -> None:
         EpisodeMetrics(["a"]).update(_episode("b", 0.0))
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_played_is_an_empty_table() -> None:
     assert EpisodeMetrics(["a"]).compute() == {}

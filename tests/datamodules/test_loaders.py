@@ -27,7 +27,8 @@ def _what(batch: StepBatch) -> Counter[tuple[str, tuple[int, ...]]]:
     found: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for micro in batch.micro_batches:
         ids = micro.input_ids.flatten()
-        for tokens, mask, owner in zip(micro.utterance_tokens, micro.utterance_mask, micro.transcript_index, strict=True):
+        rows = zip(micro.utterance_tokens, micro.utterance_mask, micro.transcript_index, strict=True)
+        for tokens, mask, owner in rows:
             found[micro.episode_ids[int(owner)], tuple(ids[tokens[mask]].tolist())] += 1
     return found
 

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episodes(
 
 def test_an_empty_share_of_a_step_still_steps(tiny_model_folder: Path) -> None:
     stage = make_stage(tiny_model_folder)
-    loader: Any = [StepBatch([], {"high": 3, "low": 3, "flat": 0})]
+    loader: Any = torch.utils.data.DataLoader([StepBatch([], {"high": 3, "low": 3, "flat": 0})], batch_size=None)
     trainer = fit(stage, loader, 1)
     assert trainer.global_step == 1
 

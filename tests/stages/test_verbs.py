@@ -115,7 +115,7 @@ def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path:
     ],
     ids=str,
 )
-def test_every_acting_knob_changes_what_is_played(tiny_model_folder: Path, tmp_path: Path, knob: dict[str, Any]) -> None:
+def test_every_acting_knob_counts(tiny_model_folder: Path, tmp_path: Path, knob: dict[str, Any]) -> None:
     def play(settings: ActingSettings) -> list[Any]:
         stage = make_stage(tiny_model_folder, acting=settings)
         _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
