@@ -83,8 +83,22 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_step = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+        self._choose_folder(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def _choose_folder(self, trainer: L.Trainer) -> None:
+        self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        """Where `--ckpt_path last` looks. Training may begin without one; playing untrained by mistake must not be.
+
+        Raises: FileNotFoundError.
+        """
+        self._choose_folder(trainer)
+        found: set[str] = super()._find_last_checkpoints(trainer)
+        if not found and trainer.state.fn != "fit":
+            raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
+        return found
 
     # Lightning's own hooks save what was before the step under manual optimisation, and skip the last without a top-k
 
@@ -97,7 +111,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the best."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not self._is_dry(trainer)
         if fitting and self.monitor in trainer.callback_metrics:
             self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -105,7 +119,11 @@ class RunCheckpoint(ModelCheckpoint):
         """Save what came after the last regular checkpoint."""
         self._save_last(trainer)
 
+    @staticmethod
+    def _is_dry(trainer: L.Trainer) -> bool:
+        return bool(getattr(trainer, "fast_dev_run", False))
+
     def _save_last(self, trainer: L.Trainer) -> None:
-        if self._last_step != trainer.global_step and not trainer.fast_dev_run:
+        if self._last_step != trainer.global_step and not self._is_dry(trainer):
             self._last_step = trainer.global_step
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,9 +1,13 @@
 """LightningCLI for the stages; apart from `lit_rft.cli` because importing it takes seconds."""
 
+import difflib
+import importlib
+import inspect
 import logging
+import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -13,6 +17,38 @@ from lit_rft.stages.base import PolicyStage
 from lit_rft.stages.settings import PolicySettings
 
 _VERBS = ("fit", "validate", "test", "predict")
+
+
+class ExplainingParser(LightningArgumentParser):
+    """Says what is allowed where something is not, in place of a page of usage."""
+
+    def print_usage(self, file: Any = None) -> None:
+        print("usage: lit-rft VERB [-c CONFIG]... [--KEY VALUE]...", file=file)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        keys = [action.dest for action in self._actions]
+        super().error(message + explain(message, keys), ex)
+
+
+def explain(message: str, keys: Sequence[str]) -> str:
+    """What a parser's message about an unknown key leaves out: which keys there are, and which was meant."""
+    if found := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        owner, wrong = found.groups()
+        module, _, name = owner.rpartition(".")
+        thing = getattr(importlib.import_module(module), name)
+        allowed = [key for key in inspect.signature(thing).parameters if key != "self"]
+        return f"\n{name} has no {wrong!r}; it has: {', '.join(allowed)}{_meant(wrong, allowed)}"
+    if found := re.search(r"(?:does not accept option '|unrecognized arguments: --)([\w.]+)", message):
+        wrong = found.group(1)
+        section = wrong.rpartition(".")[0]
+        allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in ("help", "print_config")]
+        return f"\n{section or 'the configuration'} has: {', '.join(allowed)}{_meant(wrong, allowed)}"
+    return ""
+
+
+def _meant(wrong: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, allowed, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class StageCLI(LightningCLI):
@@ -32,6 +68,7 @@ class StageCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
+            parser_class=ExplainingParser,
             parser_kwargs=dict.fromkeys(_VERBS, base) if run else base,
             args=list(arguments),
             run=run,
@@ -74,3 +111,4 @@ def quiet_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=library)
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # of our loaders; nobody needs them

@@ -66,12 +66,14 @@ def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--model.init_args.high_wieght", "1"], ["high_wieght"]),
+        (["--model.init_args.high_wieght", "1"], ["high_wieght", "low_weight", "did you mean 'high_weight'"]),
+        (["--model.init_args.policy.modle", "x"], ["modle", "start_from", "did you mean 'model'"]),
         (["--model.init_args.high_weight", "much"], ["high_weight", "float"]),
         (["--model.init_args.optimizer.schedule", "square"], ["constant", "linear", "cosine"]),
         (["--data.init_args.protocol", "nobody's"], ["nobody's", "glider", "short-tasks"]),
         (["--trainer.max_epochs", "many"], ["max_epochs"]),
-        (["--nonsense", "1"], ["nonsense"]),
+        (["--trainer.max_epohs", "1"], ["trainer.max_steps", "did you mean 'trainer.max_epochs'"]),
+        (["--nonsense", "1"], ["nonsense", "seed_everything", "trainer"]),
     ],
 )
 def test_wrong_keys_and_values_say_so(

@@ -83,7 +83,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
     process.wait()
     stopped = torch.load(last, weights_only=True)["global_step"]
     assert 0 < stopped < 200, f"killed after {stopped} of 200 steps"
-    _run([*parts, "--ckpt_path", "last"])
+    _run([*parts, "--ckpt_path", "last", "--seed_everything", "99"])  # starting anew would give other weights
     expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     for name, weight in expected.items():
         assert torch.equal(resumed[name], weight), name

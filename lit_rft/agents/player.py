@@ -30,7 +30,7 @@ class _Live:
     """One episode between its reset and its end."""
 
     job: EpisodeJob
-    session: Session | None  # None only for an episode that never began
+    session: Session
     info: dict[str, Any]
     observation: str
     action: str = ""
@@ -153,37 +153,42 @@ class EpisodePlayer:
     def _env_error(self, event: PoolEvent, live: _Live | None) -> PlayedEpisode:
         if live is None:  # it never came to a first observation
             info = {"env": "unknown", "env_version": "", "task_description": ""}
-            live = _Live(cast(EpisodeJob, event.job), None, info, "")
-            episode = self._record(live, False, "env_error")
+            episode = self._record(cast(EpisodeJob, event.job), info, "", [], "env_error")
         else:
-            episode = self._record(live, False, "env_error")
+            episode = self._record(live.job, live.info, live.observation, live.steps, "env_error")
         episode.extra["error"] = str(event.payload)
         return PlayedEpisode(episode)
 
     def _played(self, live: _Live, terminated: bool, reason: str) -> PlayedEpisode:
+        episode = self._record(live.job, live.info, live.observation, live.steps, reason, terminated)
+        episode.subgoals = live.session.subgoals(len(live.steps))
+        episode.source["malformed"] = live.session.malformed
         conversations = live.session.conversations()
-        return PlayedEpisode(
-            self._record(live, terminated, reason),
-            [c.transcript for c in conversations],
-            [c.log_probs for c in conversations],
-        )
+        return PlayedEpisode(episode, [c.transcript for c in conversations], [c.log_probs for c in conversations])
 
-    def _record(self, live: _Live, terminated: bool, reason: str) -> Episode:
-        job, score = live.job, live.steps[-1].score if live.steps else 0.0
-        malformed = live.session.malformed if live.session is not None else 0
+    def _record(
+        self,
+        job: EpisodeJob,
+        info: dict[str, Any],
+        observation: str,
+        steps: list[Step],
+        reason: str,
+        terminated: bool = False,
+    ) -> Episode:
+        score = steps[-1].score if steps else 0.0
         return Episode(
             id=job.id,
-            env=live.info.get("env", ""),
-            env_version=live.info.get("env_version", ""),
+            env=info.get("env", "unknown"),
+            env_version=info.get("env_version", ""),
             task=job.options["task"],
             variation=job.options["variation"],
             split=job.split,
             simplification=job.simplification,
-            source={**self.source, "malformed": malformed},
-            task_description=live.info["task_description"],
-            initial_observation=live.observation,
-            steps=live.steps,
-            subgoals=live.session.subgoals(len(live.steps)) if live.session is not None else [],
+            source=dict(self.source),
+            task_description=info["task_description"],
+            initial_observation=observation,
+            steps=steps,
+            subgoals=[],
             outcome=Outcome(score, reason == "goal", terminated, not terminated, reason),
             step_limit=job.step_limit,
         )

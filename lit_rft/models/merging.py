@@ -18,6 +18,7 @@ class MergedAdapters:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        layer: Any
         self._kept: list[tuple[Any, Tensor]] = []
         if not hasattr(model, "peft_config"):
             return

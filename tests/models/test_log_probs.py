@@ -131,3 +131,16 @@ def test_split_by_tokens_respects_the_budget(transcripts: list[Transcript]) -> N
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one transcript"):
         collate_padded([], 0)
+
+
+def test_no_more_logits_than_a_chunk_are_ever_made(transcripts: list[Transcript]) -> None:
+    """Memory for logits does not grow with the batch: neither forward nor backward makes more than a chunk of rows."""
+    model = make_model()
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[0]))
+    batch = collate_padded(transcripts, 0)
+    result = utterance_log_probs(model, batch, end_of_turn_id=2, chunk_tokens=16)
+    actions = int(batch.utterance_mask.sum())
+    assert max(rows) == 16 and sum(rows) == actions < batch.num_tokens
+    result.tokens.sum().backward()
+    assert max(rows) == 16 and sum(rows) == 2 * actions  # made once more, and not kept
