@@ -88,7 +88,7 @@ class ScoreTable(L.Callback):
     """Prints the scores by task after each validation and test."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer, pl_module, "validation")
+        self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer, pl_module, "test")
@@ -96,7 +96,7 @@ class ScoreTable(L.Callback):
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
         scores = _stage(pl_module).score_table
         if trainer.is_global_zero and scores:
-            Console().print(score_table(scores, f"{title}, step {trainer.global_step}"))
+            Console().print(score_table(scores, title))
 
 
 def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:

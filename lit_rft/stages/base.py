@@ -15,6 +15,7 @@ from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.backbone import load_backbone, load_tokenizer
 from lit_rft.models.merging import MergedAdapters
 from lit_rft.rollout import ConversationGenerator
+from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
 
@@ -125,15 +126,19 @@ class PolicyStage(L.LightningModule):
     # --- optimisation ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        from transformers import get_scheduler
-
         settings = self.optimizer_settings
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        total = 0 if settings.schedule == "constant" else int(self.trainer.estimated_stepping_batches)
-        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-        schedule = get_scheduler(name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=total)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
+
+    def _lr_factor(self, step: int) -> float:
+        settings = self.optimizer_settings
+        # Only a running trainer is asked for its steps: asked earlier, it would set up the training data too soon to
+        # restore their position from a checkpoint.
+        total = float("inf")
+        if settings.schedule != "constant" and step > settings.warmup_steps:
+            total = self.trainer.estimated_stepping_batches
+        return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
 
     def accumulate_and_step(self, losses: Iterable[Callable[[], tuple[Tensor, list[str]]]]) -> None:
         """One optimiser step on the sum of the losses of all micro-batches of all processes.

@@ -39,7 +39,7 @@ def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path:
     _fit(whole, tiny_model_folder, tmp_path / "whole", 8)  # 4 steps an epoch
     first = make_stage(tiny_model_folder, lora=DROPOUT)
     _fit(first, tiny_model_folder, tmp_path / "parts", stop)
-    second = make_stage(tiny_model_folder, lora=DROPOUT, seed=99)
+    second = make_stage(tiny_model_folder, lora=DROPOUT, seed=99)  # other weights, were they not restored
     _fit(second, tiny_model_folder, tmp_path / "parts", 8, ckpt_path="last")
     for name, weight in trained(whole).items():
         assert torch.equal(weight, trained(second)[name]), name

@@ -1,0 +1,29 @@
+"""The learning rate over steps, against closed forms."""
+
+import math
+
+import pytest
+
+from lit_rft.stages.schedule import learning_rate_factor
+
+
+def test_warm_up_then_constant() -> None:
+    factors = [learning_rate_factor(step, "constant", 3, 10) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_linear_and_cosine_fall_to_zero_at_the_end() -> None:
+    for step in range(21):
+        assert learning_rate_factor(step, "linear", 0, 20) == pytest.approx(1 - step / 20)
+        assert learning_rate_factor(step, "cosine", 0, 20) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * step / 20))
+    assert learning_rate_factor(25, "cosine", 0, 20) == pytest.approx(0)
+
+
+def test_the_fall_begins_after_the_warm_up() -> None:
+    assert learning_rate_factor(4, "linear", 4, 12) == 1
+    assert learning_rate_factor(8, "linear", 4, 12) == pytest.approx(0.5)
+    assert learning_rate_factor(12, "linear", 4, 12) == pytest.approx(0)
+
+
+def test_a_run_without_an_end_does_not_fall() -> None:
+    assert learning_rate_factor(1000, "cosine", 0, float("inf")) == 1
