@@ -35,8 +35,13 @@ def _save(stage: Any, folder: Path) -> None:
 
 
 def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place, then swap: a reader finds the old one or the new one, never half of it."""
+    """Write a folder beside its place, then swap: what has the folder's name is never half written.
+
+    A process killed between the two renames leaves the old one as `.<name>.old`; the next call puts it back first.
+    """
     partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    if old.exists() and not target.exists():
+        old.rename(target)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)

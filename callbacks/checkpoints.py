@@ -24,6 +24,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with open(partial, "wb") as file:
@@ -67,7 +69,7 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def __init__(
-        self, every_n_steps: int = 50, monitor: str | None = None, mode: str = "max", dirpath: str | None = None
+        self, every_n_steps: int = 10, monitor: str | None = None, mode: str = "max", dirpath: str | None = None
     ) -> None:
         super().__init__(
             dirpath=dirpath,
@@ -99,6 +101,10 @@ class RunCheckpoint(ModelCheckpoint):
         if not found and trainer.state.fn != "fit":
             raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
         return found
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_step = -1
 
     # Lightning's own hooks save what was before the step under manual optimisation, and skip the last without a top-k
 

@@ -1,5 +1,6 @@
 """Played episodes: as text in TensorBoard, as a table of scores in the console, and as files."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ class PlaysEpisodes(Protocol):
     """What these callbacks need of a module; `PolicyStage` is one.
 
     `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch.
-    `already_played`: ids that `predict` may skip.
+    `already_played`: ids that `predict` may skip. `source()`: who plays, as the records say it.
     """
 
     played: list[PlayedEpisode]
     score_table: dict[str, dict[str, float]]
     already_played: set[str]
+
+    def source(self) -> dict[str, Any]: ...
 
 
 class EpisodeText(L.Callback):
@@ -108,8 +111,8 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
     for task, row in scores.items():
         if task == "mean":
             table.add_section()
-        cells = [f"{row['score']:.1f}", f"{row['success']:.0%}", f"{row['steps']:.1f}"]
-        cells += [f"{row['valid_actions']:.0%}", f"{row['malformed']:.1f}", f"{row['env_errors']:.0%}"]
+        forms = {"score": ".1f", "success": ".0%", "steps": ".1f", "valid_actions": ".0%", "malformed": ".1f"}
+        cells = ["-" if math.isnan(row[c]) else format(row[c], forms.get(c, ".0%")) for c in COLUMNS]
         table.add_row(task, *cells, style="bold" if task == "mean" else None)
     return table
 
@@ -117,7 +120,8 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 class EpisodeFiles(BasePredictionWriter):
     """Writes the episodes that `predict` plays, as they end, to a data set for the next stage.
 
-    Resumable: episodes that the file has already are not played again.
+    Resumable: episodes that the file has already are not played again. A file of another policy, or of other sampling,
+    is refused.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
@@ -126,6 +130,8 @@ class EpisodeFiles(BasePredictionWriter):
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
+        if path is not None and Path(path).suffix != ".jsonl":
+            raise ValueError(f"path must end in .jsonl, which can be appended to, got {path}")
         self.path = path
         self._writer: EpisodeWriter | None = None
 
@@ -135,7 +141,16 @@ class EpisodeFiles(BasePredictionWriter):
             path = path.with_name(f"{path.stem}-rank{trainer.global_rank}{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = EpisodeWriter(path)
-        _stage(pl_module).already_played = {episode.id for episode in self._writer.episodes}
+        stage = _stage(pl_module)
+        for episode in self._writer.episodes:
+            made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
+            if made_by != stage.source():
+                self._close()
+                raise ValueError(
+                    f"{path} holds episodes of another policy or sampling ({made_by}, now {stage.source()}): name "
+                    "another file, or move this one away"
+                )
+        stage.already_played = set(self._writer.ids)
 
     def write_on_batch_end(
         self,

@@ -62,10 +62,20 @@ class StepLoader:
             yield self._step(order[start : start + self.batch_size])
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "position": self._position}
+        return {"epoch": self._epoch, "position": self._position, **self._shape()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved place.
+
+        Raises: ValueError if the data is not what the place is in.
+        """
+        for name, value in self._shape().items():
+            if state[name] != value:
+                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
         self._epoch, self._position = state["epoch"], state["position"]
+
+    def _shape(self) -> dict[str, int]:
+        return {"episodes": len(self.episodes), "batch_size": self.batch_size, "seed": self.seed}
 
     def _step(self, indices: list[int]) -> StepBatch:
         transcripts = [transcript for index in indices for transcript in self.episodes[index]]
@@ -79,8 +89,7 @@ class StepLoader:
         if not self.packing:
             groups = split_by_tokens(transcripts, self.micro_batch_tokens)
             return [collate_padded(group, self.pad_id) for group in groups]
-        row = max([*map(len, transcripts), 0])
-        groups = []
+        groups = []  # one row each: first-fit decreasing
         sizes: list[int] = []
         for transcript in sorted(transcripts, key=len, reverse=True):
             fitting = [i for i, size in enumerate(sizes) if size + len(transcript) <= self.micro_batch_tokens]
@@ -90,11 +99,16 @@ class StepLoader:
                 fitting = [len(groups) - 1]
             groups[fitting[0]].append(transcript)
             sizes[fitting[0]] += len(transcript)
-        return [collate_packed(group, self.pad_id, row) for group in groups]
+        return [collate_packed(group, self.pad_id, self.micro_batch_tokens) for group in groups]
 
 
 class JobLoader:
-    """Episodes to play, one a batch; each process gets its share, and none is played twice.
+    """Episodes to play; each process gets its share, and none is played twice.
+
+    The first batch holds all of them, so that as many as possible are played at once; the others are empty. A stage
+    hands back one ended episode a batch: progress bars and prediction writers see them as they end.
+
+    The order goes round the tasks, so that a part of the episodes is a part of every task.
 
     Raises: ValueError if there are fewer episodes than processes.
     """
@@ -104,7 +118,7 @@ class JobLoader:
     ) -> None:
         if len(jobs) < world_size:
             raise ValueError(f"{len(jobs)} episodes are too few for {world_size} processes: each needs at least one")
-        self.jobs = list(jobs)[rank::world_size]
+        self.jobs = _round_robin(jobs)[rank::world_size]
         self.make_env = make_env
         self.tasks = sorted({job.options["task"] for job in jobs})
 
@@ -112,8 +126,17 @@ class JobLoader:
         return len(self.jobs)
 
     def __iter__(self) -> Iterator[EpisodeJobs]:
-        for job in self.jobs:
-            yield EpisodeJobs([job], self.make_env, self.tasks)
+        for index in range(len(self.jobs)):
+            yield EpisodeJobs(self.jobs if index == 0 else [], self.make_env, self.tasks)
+
+
+def _round_robin(jobs: Sequence[EpisodeJob]) -> list[EpisodeJob]:
+    seen: Counter[str] = Counter()
+    turns = []
+    for job in jobs:
+        turns.append(seen[job.options["task"]])
+        seen[job.options["task"]] += 1
+    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
 
 
 def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:

@@ -1,7 +1,8 @@
 """Episodes of a text environment as training data, and episodes to play for evaluation."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import lightning as L
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
-from lit_rft.episodes import Episode
-from lit_rft.episodes.io import read_episodes
+from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, flat_transcripts, hierarchy_transcripts
 
@@ -30,6 +30,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         prompts: what each level is told; must be the stage's.
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
             protocol's training split into `data_dir`.
+        annotate: a function of your own that gives an episode's subgoals, as (start, end, goal) over step indices
+            (an import path in a config), in place of those in the files; null keeps theirs.
         data_dir: where collected episodes go.
         protocol: name of the evaluation setting (tasks, step limit, simplification, splits), or one of your own.
         tasks: some of the protocol's tasks; null for all.
@@ -38,7 +40,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         eval_variations: variations of each task to play; null for the protocol's own number.
         predict_split: of `predict`.
         predict_variations: variations of each task that `predict` plays; null for the protocol's own number.
-        predict_repeats: how often `predict` plays each.
+        predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens go through the model at once.
         max_length: longer transcripts lose their earliest turns.
@@ -55,6 +57,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         hierarchy: bool = True,
         prompts: HierarchyPrompts | None = None,
         train_files: list[str] | None = None,
+        annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
         data_dir: str = "data/scienceworld",
         protocol: str | Protocol = "short-tasks",
         tasks: list[str] | None = None,
@@ -79,15 +82,12 @@ class TrajectoryDataModule(L.LightningDataModule):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.model, self.hierarchy, self.prompts = model, hierarchy, prompts or HierarchyPrompts()
-        self.train_files, self.data_dir = train_files, Path(data_dir)
+        self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         self.tasks, self.train_variations = tasks, train_variations
         self.eval_split, self.eval_variations = eval_split, eval_variations
-        self.predict_split, self.predict_variations, self.predict_repeats = (
-            predict_split,
-            predict_variations,
-            predict_repeats,
-        )
+        self.predict_split, self.predict_variations = predict_split, predict_variations
+        self.predict_repeats = predict_repeats
         self.batch_size, self.micro_batch_tokens, self.max_length = batch_size, micro_batch_tokens, max_length
         self.packing, self.collect_workers, self.seed = packing, collect_workers, seed
         self.episodes: list[Episode] = []
@@ -97,10 +97,12 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     @property
     def expert_file(self) -> Path:
-        """Where collected expert episodes are kept; its name says what they are."""
-        simplification = self.protocol.simplification or "plain"
+        """Where collected expert episodes are kept; its name says what they are, limits of single tasks included."""
+        protocol = self.protocol
+        setting = repr((protocol.simplification, protocol.step_limit, sorted(protocol.task_step_limits.items())))
+        digest = hashlib.sha256(setting.encode()).hexdigest()[:8]
         number = "all" if self.train_variations is None else str(self.train_variations)
-        return self.data_dir / f"expert-{self.protocol.name}-{simplification}-{number}-seed{self.seed}.jsonl"
+        return self.data_dir / f"expert-{protocol.name}-{number}-seed{self.seed}-{digest}.jsonl"
 
     def prepare_data(self) -> None:
         """Collect expert episodes, if they are wanted and not there yet. Resumes where it was stopped."""
@@ -116,14 +118,12 @@ class TrajectoryDataModule(L.LightningDataModule):
             if len(episodes) == len(wanted):
                 return episodes
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        return collect_expert_episodes(
-            self.protocol.make_env, jobs, self.expert_file, num_workers=self.collect_workers
-        )
+        return collect_expert_episodes(self.protocol.make_env, jobs, self.expert_file, num_workers=self.collect_workers)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._load_training_data()
-        if stage in ("fit", "validate", "test") and self._evaluates(stage):
+        if stage in ("validate", "test") or (stage == "fit" and self._validates()):
             self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations)
         if stage == "predict":
             jobs = self._make_jobs(self.predict_split, self.predict_variations)
@@ -131,9 +131,13 @@ class TrajectoryDataModule(L.LightningDataModule):
                 replace(job, id=f"{job.id}/{n}") for n in range(self.predict_repeats) for job in jobs
             ]
 
-    def _evaluates(self, stage: str) -> bool:
-        """A fit without validation needs no simulator."""
-        return stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0
+    def _validates(self) -> bool:
+        """Whether this fit will ever validate: otherwise it needs no simulator."""
+        trainer = self.trainer
+        if trainer is None or trainer.limit_val_batches == 0:
+            return False
+        every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+        return every is None or epochs in (None, -1) or every <= epochs
 
     def _make_jobs(self, split: str, variations: int | None) -> list[EpisodeJob]:
         """The simulator knows the splits; ask it, then end it."""
@@ -144,10 +148,13 @@ class TrajectoryDataModule(L.LightningDataModule):
             env.close()
 
     def _load_training_data(self) -> None:
-        if self.train_files is None:
-            self.episodes = self.collect()
-        else:
-            self.episodes = [episode for file in self.train_files for episode in read_episodes(file)]
+        if self.train_files is None and not self.expert_file.exists():
+            self.collect()  # used without a trainer: with one, `prepare_data` has done it in one process
+        files = [self.expert_file] if self.train_files is None else self.train_files
+        self.episodes = [episode for file in files for episode in read_episodes(file)]
+        if self.annotate is not None:
+            name = getattr(self.annotate, "__name__", "user")
+            self.episodes = [apply_annotator(episode, self.annotate, name) for episode in self.episodes]
         tokenizer = load_tokenizer(self.model)
         self._pad_id = tokenizer.pad_token_id
         chat = ChatFormat(tokenizer)

@@ -22,7 +22,8 @@ verbs:
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
 
-  lit-rft VERB --help               every key with its meaning and default
+  lit-rft VERB --help                     keys of the trainer, with their meaning
+  lit-rft VERB --model.help CLASS         keys of a stage; --data.help CLASS: of a data module
   lit-rft VERB -c CONFIG --print_config   the whole configuration as it would run
   lit-rft --version
 """

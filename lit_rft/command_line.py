@@ -74,6 +74,12 @@ class StageCLI(LightningCLI):
             run=run,
         )
 
+    def before_validate(self) -> None:
+        """Our own table of scores takes the place of Lightning's list of metrics."""
+        self.config_init[self.subcommand]["verbose"] = False
+
+    before_test = before_validate
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("trainer.default_root_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)

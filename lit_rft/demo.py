@@ -95,15 +95,18 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _plot_learning_curve(logs: Path, picture: Path) -> None:
-    """The losses of the latest run in a TensorBoard folder, as a picture."""
+    """The losses of the latest fit in a TensorBoard folder, as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(logs))
-    events.Reload()
+    for file in sorted(logs.glob("events.*"), key=os.path.getmtime):
+        found = EventAccumulator(str(file))
+        found.Reload()
+        if "train/loss" in found.Tags()["scalars"]:
+            events = found
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for tag, label in (("train/high/loss", "high level: subgoals"), ("train/low/loss", "low level: actions")):
         points = events.Scalars(tag)

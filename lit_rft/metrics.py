@@ -1,5 +1,6 @@
 """Metrics of played episodes, as torchmetrics: they add up over batches and processes."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,12 +53,19 @@ class EpisodeMetrics(Metric):
         self.counts[row] += torch.tensor(counts, dtype=torch.float64).to(self.counts)
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """task -> column -> mean, and `mean` -> column -> the plain mean over the tasks that were played."""
+        """task -> column -> mean, and `mean` -> column -> the plain mean over the tasks that were played.
+
+        NaN where there is nothing to take the mean of: the score of a task whose environments have all failed."""
         table: dict[str, dict[str, float]] = {}
         for row, task in enumerate(self.tasks):
             if self.counts[row].sum() > 0:
-                means = self.sums[row] / self.counts[row].clamp_min(1)
-                table[task] = dict(zip(COLUMNS, means.tolist(), strict=True))
+                table[task] = dict(zip(COLUMNS, (self.sums[row] / self.counts[row]).tolist(), strict=True))
         if table:
-            table["mean"] = {c: sum(t[c] for t in table.values()) / len(table) for c in COLUMNS}
+            table["mean"] = {c: _mean([row[c] for row in table.values()]) for c in COLUMNS}
         return table
+
+
+def _mean(values: list[float]) -> float:
+    """Over the values that are there; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -8,7 +8,6 @@ from typing import Any
 
 import docstring_parser
 import pytest
-import yaml
 
 from lit_rft import callbacks, datamodules
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
@@ -110,8 +109,3 @@ def test_every_field_has_help(thing: Any) -> None:
     parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs"}
     assert parameters <= documented
 
-
-def test_configs_name_only_classes_that_exist() -> None:
-    for name in shipped_configs():
-        text = (config_folder() / name).read_text()
-        assert yaml.safe_load(text)

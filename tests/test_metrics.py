@@ -1,10 +1,13 @@
 """Scores by task, and over batches and processes."""
 
+import math
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny import make_episode
 
+from lit_rft.callbacks.episodes import score_table
 from lit_rft.metrics import COLUMNS, EpisodeMetrics
 
 
@@ -38,6 +41,16 @@ def test_environment_errors_do_not_lower_the_score() -> None:
     metrics.update(_episode("a", 0.0, "env_error"))
     assert metrics.compute()["a"]["score"] == pytest.approx(100)
     assert metrics.compute()["a"]["env_errors"] == pytest.approx(0.5)
+
+
+def test_a_task_whose_environments_all_failed_has_no_score() -> None:
+    metrics = EpisodeMetrics(["a", "b"])
+    metrics.update(_episode("a", 0.8))
+    metrics.update(_episode("b", 0.0, "env_error"))
+    table = metrics.compute()
+    assert math.isnan(table["b"]["score"]) and table["b"]["env_errors"] == 1
+    assert table["mean"]["score"] == pytest.approx(80)
+    Console().print(score_table(table, "with a gap"))
 
 
 def test_parts_add_up() -> None:

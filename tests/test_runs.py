@@ -1,5 +1,6 @@
 """Whole runs of `lit-rft` in processes of their own: two processes equal one, kill -9 and resume equals none."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from tiny import make_episode
 
-from lit_rft.episodes.io import write_episodes
+from lit_rft.episodes import read_episodes, write_episodes
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,13 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def test_two_processes_equal_one(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
-    _run(_command(tiny_model_folder, episodes, tmp_path / "one"))
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size", "1"]  # one process has nothing to do
+
+
+@pytest.mark.parametrize("more", [[], FLAT_ONE], ids=["hierarchical", "unequal work"])
+def test_two_processes_equal_one(more: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
+    _run(_command(tiny_model_folder, episodes, tmp_path / "one", *more))
+    two = [*more, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     _run(_command(tiny_model_folder, episodes, tmp_path / "two", *two))
     one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
     assert one.keys() == both.keys()
@@ -87,3 +92,18 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
     expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     for name, weight in expected.items():
         assert torch.equal(resumed[name], weight), name
+
+
+def test_two_processes_play_what_one_does(tiny_model_folder: Path, tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("play_in_processes.py"))
+    found = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        _run([sys.executable, script, str(tiny_model_folder), str(folder), str(devices)])
+        episodes = read_episodes(folder / "episodes")
+        actions = sorted((e.id, [step.action for step in e.steps]) for e in episodes)
+        found[devices] = (json.loads((folder / "metrics.json").read_text()), actions)
+        assert len(list((folder / "episodes").iterdir())) == devices
+    assert len(found[1][1]) == 3
+    assert found[1] == found[2]

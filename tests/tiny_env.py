@@ -29,7 +29,7 @@ class CorridorEnv(gym.Env[str, str]):
         return ["walk", "run"]
 
     def variations(self, task: str, split: str) -> list[int]:
-        return {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7]}[split]
+        return {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7, 8]}[split]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.room, self.steps, self.best = 0, 0, 0

@@ -59,7 +59,7 @@ class EpisodePlayer:
         source: dict[str, Any] | None = None,
     ) -> None:
         self.agent, self.generator, self.pool = agent, generator, pool
-        self.source = {"kind": "policy", **(source or {})}
+        self.source = source or {"kind": "policy"}
         self._live: dict[int, _Live] = {}
         self._deciding: set[int] = set()  # workers whose episode waits for an utterance
 

@@ -55,8 +55,8 @@ def chosen_log_probs(
     chunk_tokens: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of `targets` [N] and of the end-of-turn token [N], at hidden states [N, D]."""
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if temperature <= 0 or chunk_tokens < 1:
+        raise ValueError(f"temperature must be > 0 and chunk_tokens >= 1, got {temperature} and {chunk_tokens}")
 
     def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         logits = output_logits(model, part) / temperature

@@ -26,9 +26,13 @@ class MergedAdapters:
 
         layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         with torch.no_grad():
-            for layer in layers:
-                self._kept.append((layer, layer.get_base_layer().weight.detach().clone()))
-                layer.merge()
+            try:
+                for layer in layers:
+                    self._kept.append((layer, layer.get_base_layer().weight.detach().clone()))
+                    layer.merge()
+            except BaseException:  # out of memory, most likely
+                self.restore()
+                raise
 
     def restore(self) -> None:
         """Put the backbone's weights back and let the adapters act on their own again."""

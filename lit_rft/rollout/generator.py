@@ -1,7 +1,8 @@
 """Sampling the next utterance of many conversations at once, each with its kept cache."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -124,6 +125,10 @@ class ConversationGenerator:
         for slot, ids in prompts.items():
             if not ids:
                 raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
+        with _sees_masks(self.model):
+            return self._sample(prompts)
+
+    def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
         logits = self._read({slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()})
         sampled: dict[int, Sampled] = {slot: Sampled([], [], False) for slot in prompts}
         active = list(prompts)
@@ -191,6 +196,21 @@ class ConversationGenerator:
             uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
             tokens = inverse_cdf(probs, uniform.to(probs.device))
         return tokens.tolist(), log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+
+
+@contextlib.contextmanager
+def _sees_masks(model: nn.Module) -> Iterator[None]:
+    """Let attention take additive masks: flash attention and the like, meant for training, give way to sdpa."""
+    lm = causal_lm(model)
+    implementation = lm.config._attn_implementation
+    if implementation in ("sdpa", "eager"):
+        yield
+        return
+    lm.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(implementation)
 
 
 def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:

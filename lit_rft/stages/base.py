@@ -1,20 +1,19 @@
 """What all stages share: the policy, acting in environments, exact optimiser steps, small checkpoints."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_rft.agents import Agent, EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.envs.pool import EnvPool
-from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.backbone import load_backbone, load_tokenizer
-from lit_rft.models.merging import MergedAdapters
-from lit_rft.rollout import ConversationGenerator
+from lit_rft.stages.episode_runner import EpisodeRunner
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
@@ -63,10 +62,8 @@ class PolicyStage(L.LightningModule):
         self.played: list[PlayedEpisode] = []
         self.already_played: set[str] = set()  # ids of episodes that `predict` need not play again
         self.score_table: dict[str, dict[str, float]] = {}
-        self._pool: EnvPool | None = None
-        self._player: EpisodePlayer | None = None
-        self._metrics: EpisodeMetrics | None = None
-        self._merged: MergedAdapters | None = None
+        self._runner = EpisodeRunner(self.acting)
+        self._checkpoint_step = 0  # of the checkpoint that was loaded
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -114,6 +111,7 @@ class PolicyStage(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_complete(checkpoint["state_dict"], self._trained_names(), "the checkpoint")
+        self._checkpoint_step = int(checkpoint.get("global_step", 0))
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
         missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
@@ -148,26 +146,39 @@ class PolicyStage(L.LightningModule):
 
         Args:
             losses: functions that return one micro-batch's loss and the ids of its episodes.
-        Raises: NonFiniteLossError before the weights change, with the micro-batch's episode ids.
+        Raises: NonFiniteLossError in every process, before the weights change, if a loss or a gradient of any of them
+            is not finite.
         """
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        for make_loss in losses:
-            loss, episode_ids = make_loss()
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss is {loss.item()} at step {self.global_step}, in a micro-batch of the episodes "
-                    f"{', '.join(episode_ids)}; the last checkpoint is intact: lower the learning rate or look at them"
-                )
-            self.manual_backward(loss)
+        optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        optimizer.zero_grad()
+        bad_ids: list[str] = []
+        # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
+        # another process does not have.
+        with getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
+            for make_loss in losses:
+                loss, episode_ids = make_loss()
+                if not torch.isfinite(loss):
+                    bad_ids = episode_ids
+                    break
+                self.manual_backward(loss)
         parameters = [p for p in self.parameters() if p.requires_grad]
         if self.trainer.world_size > 1:
             _sum_gradients(parameters)
-        limit = self.optimizer_settings.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr]
-        self.log_dict({"train/grad_norm": norm, "train/learning_rate": schedule.get_last_lr()[0]})  # type: ignore[union-attr]
+        norm = nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_grad_norm or float("inf"))
+        self._check_finite(bad_ids, norm)
+        optimizer.step()
+        schedule.step()
+        self.log_dict({"train/grad_norm": norm, "train/learning_rate": schedule.get_last_lr()[0]})
+
+    def _check_finite(self, bad_ids: list[str], norm: Tensor) -> None:
+        """All processes stop together, or none."""
+        failed = (~torch.isfinite(norm)).float() + float(bool(bad_ids))
+        if self.sum_over_processes({"failed": failed})["failed"] > 0:
+            where = f"in a micro-batch of the episodes {', '.join(bad_ids)}" if bad_ids else "in a gradient"
+            raise NonFiniteLossError(
+                f"a loss or gradient is not finite at step {self.global_step}, {where}; the weights and the last "
+                "checkpoint are those of the step before: look at these episodes, or lower the learning rate"
+            )
 
     def sum_over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add up each value over all processes, in one message; every process must bring the same names."""
@@ -186,30 +197,26 @@ class PolicyStage(L.LightningModule):
             return HierarchicalAgent(self.chat, self.prompts, settings.max_length, settings.subgoal_steps)
         return FlatAgent(self.chat, self.prompts, settings.max_length)
 
+    def source(self) -> dict[str, Any]:
+        """Who plays, for the episodes' records: what makes two runs of `predict` differ."""
+        acting = self.acting
+        return {
+            "kind": "policy",
+            "model": self.policy_settings.model,
+            "start_from": self.policy_settings.start_from,
+            "checkpoint_step": self._checkpoint_step,
+            "hierarchy": self.hierarchy,
+            "sampling": dataclasses.asdict(acting.sampling),
+            "seed": acting.seed,
+        }
+
     def _play(self, jobs: EpisodeJobs, batch_index: int, num_batches: int) -> list[PlayedEpisode]:
-        """Submit a batch's episodes and play until few enough are unfinished; after the last batch, until none is."""
+        """Play until one more episode has ended: all of them are submitted with the first batch."""
         assert self.policy is not None and self.chat is not None
-        settings = self.acting
-        if self._player is None:
-            agent = self.make_agent()
-            self._pool = self._pool or EnvPool(
-                jobs.make_env,
-                settings.parallel_episodes,
-                call_timeout=settings.call_timeout,
-                reset_timeout=settings.reset_timeout,
-            )
-            slots = agent.conversations * settings.parallel_episodes
-            generator = ConversationGenerator(
-                self.policy, self.chat.end_of_turn_id, settings.sampling, num_slots=slots, seed=settings.seed
-            )
-            self._player = EpisodePlayer(agent, generator, self._pool, {"model": self.policy_settings.model})
-            self._metrics = EpisodeMetrics(jobs.tasks).to(self.device)
-            self._merged = MergedAdapters(self.policy) if settings.merge_adapters else None
-        self._player.submit([job for job in jobs.jobs if job.id not in self.already_played])
-        last = batch_index + 1 >= num_batches
-        ended = list(self._player.run(0 if last else settings.parallel_episodes))
-        for episode in ended:
-            self._metrics.update(episode.episode)  # type: ignore[union-attr]
+        if not self._runner.playing:
+            self._runner.begin(self.policy, self.make_agent(), self.chat.end_of_turn_id, jobs, self.source())
+        wanted = [job for job in jobs.jobs[:num_batches] if job.id not in self.already_played]
+        ended = self._runner.play(dataclasses.replace(jobs, jobs=wanted), num_batches - 1 - batch_index)
         self.played += ended
         return ended
 
@@ -223,23 +230,15 @@ class PolicyStage(L.LightningModule):
     def predict_step(self, batch: EpisodeJobs, batch_idx: int) -> list[PlayedEpisode]:
         return self._play(batch, batch_idx, int(self.trainer.num_predict_batches[0]))
 
-    def _stop_acting(self) -> None:
-        """Free the caches and unfold the adapters."""
-        self._player = None
-        if self._merged is not None:
-            self._merged.restore()
-            self._merged = None
-
     def _begin_epoch(self) -> None:
-        self._stop_acting()
         self.played, self.score_table = [], {}
 
     def _end_epoch(self, prefix: str) -> None:
         """Report the scores."""
-        self._stop_acting()
-        if self._metrics is None:
+        self.already_played = set()
+        if not self._runner.playing:
             return
-        self.score_table, self._metrics = self._metrics.compute(), None
+        self.score_table = self._runner.end()
         if prefix:
             means = self.score_table.get("mean", {})
             names = {"success": "success_rate"}
@@ -249,10 +248,7 @@ class PolicyStage(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """End the simulators."""
-        self._stop_acting()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        self._runner.close()
 
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _begin_epoch
 

@@ -16,6 +16,7 @@ class PolicySettings:
         lora: low-rank adapters on a frozen backbone; null trains all weights.
         start_from: where the policy starts: a PEFT adapter folder or a stage's checkpoint (.ckpt).
         attention: transformers' attention implementation (sdpa, eager, flash_attention_2, ...); null lets it choose.
+            Sampling always uses sdpa or eager.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
     """
 

@@ -66,11 +66,18 @@ def test_a_loader_resumes_in_mid_epoch(episodes: list[list[Transcript]]) -> None
     assert [_what(batch) for batch in other] + [_what(batch) for batch in other] == rest
 
 
+def test_a_place_in_other_data_is_refused(episodes: list[list[Transcript]]) -> None:
+    state = _loader(episodes).state_dict()
+    for other in (_loader(episodes[:-1]), _loader(episodes, batch_size=2), _loader(episodes, seed=1)):
+        with pytest.raises(ValueError, match="cannot resume"):
+            other.load_state_dict(state)
+
+
 def test_the_token_budget_holds(episodes: list[list[Transcript]]) -> None:
     for packing in (True, False):
         for batch in _loader(episodes, packing=packing, micro_batch_tokens=250):
             for micro in batch.micro_batches:
-                assert micro.num_tokens <= 250 or len(micro.episode_ids) == 1
+                assert micro.input_ids.numel() <= 250 or len(micro.episode_ids) == 1
 
 
 def test_bad_sizes_are_refused(episodes: list[list[Transcript]]) -> None:

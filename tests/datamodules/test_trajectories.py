@@ -9,7 +9,7 @@ from tiny import make_episode
 from tiny_env import CorridorProtocol
 
 from lit_rft.datamodules import TrajectoryDataModule
-from lit_rft.episodes import EpisodeError
+from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
 
 
@@ -57,7 +57,7 @@ def test_evaluation_and_prediction_jobs(tiny_model_folder: Path, tmp_path: Path)
     assert all(job.split == "dev" and job.options["variation"] in (4, 5) for job in played)
     data.setup("predict")
     ids = [job.id for batch in data.predict_dataloader() for job in batch.jobs]
-    assert len(ids) == len(set(ids)) == 2 * 2 * 3
+    assert len(ids) == len(set(ids)) == 2 * 3 * 3
 
 
 def test_a_corrupt_file_names_file_and_line(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -107,3 +107,29 @@ def test_an_unknown_task_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
 def test_what_was_collected_reads_back(tiny_model_folder: Path, tmp_path: Path) -> None:
     data = _module(tiny_model_folder, tmp_path, train_variations=1)
     assert data.collect() == read_episodes(data.expert_file)
+
+
+def one_goal(episode: Episode) -> list[tuple[int, int, str]]:
+    return [(0, len(episode.steps), "solve it all")]
+
+
+def test_an_annotator_of_the_users_own(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_episodes(path, [make_episode(0, subgoals=False), make_episode(1)])
+    data = _module(tiny_model_folder, tmp_path, train_files=[str(path)], annotate=one_goal)
+    data.setup("fit")
+    assert [[(g.goal, g.annotator) for g in e.subgoals] for e in data.episodes] == [[("solve it all", "one_goal")]] * 2
+    bad = _module(tiny_model_folder, tmp_path, train_files=[str(path)], annotate=lambda episode: [(0, 1, "part")])
+    with pytest.raises(EpisodeError):
+        bad.setup("fit")
+
+
+def test_episodes_of_another_step_limit_are_not_reused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    short, long = (
+        TrajectoryDataModule(
+            str(tiny_model_folder), protocol=CorridorProtocol(step_limit=limit), data_dir=str(tmp_path), tasks=["walk"]
+        )
+        for limit in (2, 6)
+    )
+    assert [e.outcome.truncated for e in short.collect()] == [True] * 4
+    assert [e.outcome.truncated for e in long.collect()] == [False] * 4

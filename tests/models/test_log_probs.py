@@ -88,6 +88,8 @@ def test_temperature(transcripts: list[Transcript]) -> None:
     _compare(model, transcripts, collate_padded(transcripts, 0), temperature=0.5)
     with pytest.raises(ValueError, match="temperature must be > 0"):
         utterance_log_probs(model, collate_padded(transcripts, 0), end_of_turn_id=2, temperature=0.0)
+    with pytest.raises(ValueError, match="chunk_tokens >= 1"):
+        utterance_log_probs(model, collate_padded(transcripts, 0), end_of_turn_id=2, chunk_tokens=0)
 
 
 def test_gradients_of_packed_chunked_equal_padded_whole(transcripts: list[Transcript]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from tiny import make_model
+from transformers import AttentionInterface
 
 from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
 from lit_rft.rollout.generator import inverse_cdf, truncate_distribution
@@ -162,3 +163,16 @@ def test_top_k_and_top_p() -> None:
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_attention_that_takes_no_masks_gives_way_while_sampling() -> None:
+    def refuses(*args: object, **kwargs: object) -> None:
+        raise AssertionError("this attention is for training")
+
+    AttentionInterface.register("training_only", refuses)
+    model = make_model()
+    expected = _talk(ConversationGenerator(model, END, SamplingSettings(4), num_slots=1), "a", 2)["a"]
+    model.set_attn_implementation("training_only")
+    said = _talk(ConversationGenerator(model, END, SamplingSettings(4), num_slots=1), "a", 2)["a"]
+    assert [s.ids for s in said] == [s.ids for s in expected]
+    assert model.config._attn_implementation == "training_only"

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from tiny import make_tokenizer
-from tiny_stage import ADAPTERS, fit, make_loader, make_stage, trained
+from tiny_stage import ADAPTERS, make_loader, make_stage, trained
 
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.models import LoraSettings, causal_lm
@@ -142,19 +142,64 @@ def test_checkpoints_load_no_pickled_objects(tmp_path: Path) -> None:
 
 
 def test_the_best_by_a_metric_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage = make_stage(tiny_model_folder, lora=ADAPTERS)
-    checkpoint = RunCheckpoint(every_n_steps=100, monitor="val/score", dirpath=str(tmp_path))
     scores = iter([10.0, 30.0, 20.0])
 
     class Scores(L.Callback):
         def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
             module.log("val/score", next(scores))
 
-    stage.validation_step = lambda *_: None  # type: ignore[method-assign, assignment]
-    stage.on_validation_epoch_end = lambda: None  # type: ignore[method-assign]
-    loader = make_loader(tiny_model_folder, batch_size=2, episodes=2)
-    trainer = fit(
-        stage, loader, 3, callbacks=[Scores(), checkpoint], enable_checkpointing=True, limit_val_batches=0,
+    stage: Any = make_stage(tiny_model_folder, lora=ADAPTERS)
+    stage.validation_step = lambda *_: None
+    trainer = L.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
         default_root_dir=tmp_path,
-    )  # fmt: skip
-    assert trainer.global_step == 3
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[Scores(), RunCheckpoint(every_n_steps=100, monitor="val/score")],
+    )
+    loader = make_loader(tiny_model_folder, batch_size=2, episodes=2)  # one step an epoch
+    trainer.fit(stage, loader, torch.utils.data.DataLoader([0]))
+    steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {"best.ckpt": 2, "last.ckpt": 3}
+
+
+def test_a_run_on_a_full_disk_stops_and_resumes_from_the_checkpoint_before(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+import lightning as L
+from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiny_stage import make_loader, make_stage
+
+class DiskFillsUp(L.Callback):
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if trainer.global_step == 2:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+model = Path({str(tiny_model_folder)!r})
+trainer = L.Trainer(
+    max_steps=4, max_epochs=-1, accelerator="cpu", logger=False, default_root_dir={str(tmp_path)!r},
+    enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, plugins=[AtomicCheckpointIO()],
+    callbacks=[DiskFillsUp(), RunCheckpoint(every_n_steps=1)],
+)
+trainer.fit(make_stage(model), make_loader(model, batch_size=2, episodes=7))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert result.returncode != 0 and "the previous one is intact" in result.stderr, result.stderr[-2000:]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    _fit(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, 4, ckpt_path="last")
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".last.ckpt.12345.partial").write_bytes(b"half")
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -129,6 +129,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episodes(
     assert all(torch.equal(good[name], weight) for name, weight in trained(stage).items())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny_model_folder: Path) -> None:
+    stage = make_stage(tiny_model_folder)
+    stage.configure_model()
+    good = trained(stage)
+    next(p for p in stage.parameters() if p.requires_grad).register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(NonFiniteLossError, match="in a gradient"):
+        fit(stage, make_loader(tiny_model_folder), 1)
+    assert all(torch.equal(good[name], weight) for name, weight in trained(stage).items())
+
+
 def test_an_empty_share_of_a_step_still_steps(tiny_model_folder: Path) -> None:
     stage = make_stage(tiny_model_folder)
     loader: Any = torch.utils.data.DataLoader([StepBatch([], {"high": 3, "low": 3, "flat": 0})], batch_size=None)

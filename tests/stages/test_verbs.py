@@ -52,7 +52,7 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     stage = make_stage(tiny_model_folder, acting=ACTING, hierarchy=hierarchy)
     trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
     trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, hierarchy=hierarchy, train_variations=2))
-    assert stage._pool is None and stage._player is None  # the simulators are gone
+    assert stage._runner._pool is None and not stage._runner.playing  # the simulators are gone
     events = _events(tmp_path)
     scalars = set(events.Tags()["scalars"])
     levels = ("high", "low") if hierarchy else ("flat",)
@@ -139,3 +139,51 @@ def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folde
         played.append(sorted((p.episode.id, [t.input_ids for t in p.transcripts]) for p in stage.played))
         assert all((p == before[name]).all() for name, p in stage.named_parameters())
     assert played[0] == played[1]
+
+
+def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(acting: ActingSettings) -> None:
+        stage = make_stage(tiny_model_folder, acting=acting)
+        trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=1)
+        trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
+
+    predict(ACTING)
+    with pytest.raises(ValueError, match="another policy or sampling"):
+        predict(ActingSettings(SamplingSettings(6, 0.5), max_length=900, subgoal_steps=2, parallel_episodes=2))
+    with pytest.raises(ValueError, match="must end in"):
+        EpisodeFiles("episodes.parquet")
+
+
+def test_episodes_are_written_as_they_end(tiny_model_folder: Path, tmp_path: Path) -> None:
+    written: list[int] = []
+
+    class Count(L.Callback):
+        def on_predict_batch_end(self, *args: Any) -> None:
+            path = tmp_path / "episodes" / "predicted.jsonl"
+            written.append(len(path.read_text().splitlines()) if path.exists() else 0)
+
+    stage = make_stage(tiny_model_folder, acting=ACTING)
+    trainer = _trainer(tmp_path, EpisodeFiles(), Count())
+    trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
+    assert len(written) == 8 and written[0] < written[4] < written[-1] == 8
+
+
+def test_an_error_while_playing_leaves_the_policy_as_it_was(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder, acting=ACTING)
+    stage.configure_model()
+    for name, parameter in stage.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.02)
+    before = {name: p.detach().clone() for name, p in stage.named_parameters()}
+
+    class Stop(L.Callback):
+        def on_test_batch_end(self, *args: Any) -> None:
+            stage.chat.text = None  # type: ignore[union-attr, assignment, method-assign]
+
+    with pytest.raises(TypeError):
+        _trainer(tmp_path, Stop()).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
+    assert not stage._runner.playing and stage._runner._pool is None
+    assert all((p == before[name]).all() for name, p in stage.named_parameters())
+    del stage.chat.text  # type: ignore[union-attr]
+    _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
+    assert len(stage.played) == 4
