@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     console.rule("[bold]lit-rft: hierarchical SFT on ScienceWorld")
     console.print("Loading libraries, model and configuration ...")
     arguments = resolve_configs(["-c", _CONFIG])
-    cli = build([*arguments, "--trainer.default_root_dir", str(folder), *overrides], run=False)
+    fixed = ["--trainer.default_root_dir", str(folder), "--trainer.limit_val_batches", "0"]  # it tests before and after
+    cli = build([*arguments, *fixed, *overrides], run=False)
     stage, data, trainer = cli.model, cli.datamodule, cli.trainer
 
     console.rule("1. expert episodes from the simulator")

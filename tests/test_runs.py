@@ -83,7 +83,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
     end = time.monotonic() + 200
     while not last.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     stopped = torch.load(last, weights_only=True)["global_step"]

@@ -95,6 +95,17 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
     return get_peft_model(model, config)
 
 
+def leave_casting_to_autocast(model: nn.Module) -> None:
+    """Let float32 adapters on a bf16 backbone take bf16 inputs, for use under autocast only.
+
+    PEFT casts an adapter's input to the adapter's type, [tokens, features] each time; autocast casts the small weights
+    instead.
+    """
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = False
+
+
 def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     from peft import PeftModel
 

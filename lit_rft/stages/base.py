@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.models.backbone import load_backbone, load_tokenizer
+from lit_rft.models.backbone import leave_casting_to_autocast, load_backbone, load_tokenizer
 from lit_rft.stages.episode_runner import EpisodeRunner
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
@@ -87,6 +87,8 @@ class PolicyStage(L.LightningModule):
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        if precision == "bf16-mixed" and frozen:
+            leave_casting_to_autocast(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
         if settings.start_from is not None and not _is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
