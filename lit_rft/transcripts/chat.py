@@ -122,6 +122,11 @@ class ChatFormat:
             return
         self.end_of_turn_id = self.tokenizer.convert_tokens_to_ids(end)
         self._templated = True
+        pieces = self.head(_SYSTEM, "first") + self.utterance("one") + self.turn("second")
+        if pieces != self._encode(self._render(_SYSTEM, ["first", "second"], ("one",))):
+            # training and acting agree all the same: both put the same pieces together
+            text = "this tokenizer writes a turn by itself with other tokens than in the middle of a conversation"
+            warnings.warn(text, ChatTemplateWarning, stacklevel=3)
 
     def _warn(self, reason: str) -> None:
         warnings.warn(f"the tokenizer's chat template is not used: {reason}", ChatTemplateWarning, stacklevel=4)

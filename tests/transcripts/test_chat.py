@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tiny import CHATML, NO_SYSTEM, REWRITES, make_tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from lit_rft.transcripts import ChatFormat, ChatTemplateWarning
 
@@ -93,3 +94,12 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="eos token"):
         ChatFormat(tokenizer)
+
+
+def test_a_tokenizer_that_marks_the_start_of_every_text_is_pointed_out() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True, use_regex=True)
+    with pytest.warns(ChatTemplateWarning, match="by itself with other tokens"):
+        chat = ChatFormat(tokenizer)
+    assert chat.uses_template
+    assert chat.text(chat.utterance("go")) == "go"

@@ -1,0 +1,25 @@
+"""The default model's own tokenizer and template, turn by turn."""
+
+import warnings
+
+from lit_rft.models import load_tokenizer
+from lit_rft.transcripts import ChatFormat
+
+
+def test_smollm2_turn_by_turn_equals_all_at_once() -> None:
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chat = ChatFormat(tokenizer)
+    assert chat.uses_template and chat.tokenizer.decode([chat.end_of_turn_id]) == "<|im_end|>"
+    users = ["Task: find 42 a(n) plant.\n\n\tA door (that is closed)", "The door is now open.", "It's 12.5°C"]
+    answers = ["open door to kitchen\ncontinue", "focus on adult apple tree\ndone"]
+    messages = [{"role": "system", "content": "You act."}]
+    ids = chat.head("You act.", users[0])
+    for index, user in enumerate(users):
+        messages.append({"role": "user", "content": user})
+        if index < len(answers):
+            messages.append({"role": "assistant", "content": answers[index]})
+            ids += chat.utterance(answers[index]) + chat.turn(users[index + 1])
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
