@@ -101,6 +101,7 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
     PEFT casts an adapter's input to the adapter's type, [tokens, features] each time; autocast casts the small weights
     instead.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.cast_input_dtype_enabled = False
