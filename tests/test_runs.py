@@ -28,6 +28,7 @@ def _command(model: Path, episodes: Path, folder: Path, *more: str) -> list[str]
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
         "trainer.max_epochs": 3,
+        "trainer.limit_val_batches": 0,
         "model.init_args.policy.model": model,
         "model.init_args.policy.lora.dropout": 0.0,
         "model.init_args.length_coef": 0.1,
