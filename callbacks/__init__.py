@@ -12,6 +12,7 @@ from lit_rft._lazy import lazy_exports
 _EXPORTS: dict[str, str] = {
     "AdapterExport": "lit_rft.callbacks.adapter_export",
     "AtomicCheckpointIO": "lit_rft.callbacks.checkpoints",
+    "CriticCalibration": "lit_rft.callbacks.calibration",
     "EpisodeFiles": "lit_rft.callbacks.episodes",
     "EpisodeText": "lit_rft.callbacks.episodes",
     "RandomState": "lit_rft.callbacks.random_state",

@@ -7,7 +7,8 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Logs `perf/tokens_per_second` (this process's tokens, without padding) and `perf/step_seconds`."""
+    """Logs `perf/step_seconds` and, where a batch knows its `num_tokens`, `perf/tokens_per_second` (this process's
+    tokens, without padding)."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -21,4 +22,6 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         seconds = time.perf_counter() - self._started
-        pl_module.log_dict({"perf/step_seconds": seconds, "perf/tokens_per_second": batch.num_tokens / seconds})
+        pl_module.log("perf/step_seconds", seconds)
+        if hasattr(batch, "num_tokens"):
+            pl_module.log("perf/tokens_per_second", batch.num_tokens / seconds)

@@ -11,6 +11,9 @@ from lit_rft._lazy import lazy_exports
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "JobLoader": "lit_rft.datamodules.loaders",
+    "OnlineBatch": "lit_rft.datamodules.online",
+    "OnlineDataModule": "lit_rft.datamodules.online",
+    "OnlineLoader": "lit_rft.datamodules.online",
     "StepLoader": "lit_rft.datamodules.loaders",
     "TrajectoryDataModule": "lit_rft.datamodules.trajectories",
 }

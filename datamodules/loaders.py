@@ -8,7 +8,7 @@ import torch
 
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.protocols import EpisodeJob
-from lit_rft.transcripts import LEVELS, StepBatch, Transcript, collate_packed, collate_padded, split_by_tokens
+from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
 
 
 class StepLoader:
@@ -18,7 +18,9 @@ class StepLoader:
     The order depends on seed and epoch only, not on the number of processes nor on global random numbers.
 
     Args:
-        episodes: the transcripts of each episode.
+        episodes: the transcripts of each episode; an epoch sees all of them.
+        mixed_episodes: more of them, of which each epoch sees some, others each time until all have had their turn.
+        mixed_per_epoch: how many; more than there are repeats them.
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens, padding included, go through the model at once.
         pad_id: what fills the rest.
@@ -34,6 +36,8 @@ class StepLoader:
         batch_size: int,
         micro_batch_tokens: int,
         pad_id: int,
+        mixed_episodes: Sequence[Sequence[Transcript]] = (),
+        mixed_per_epoch: int = 0,
         packing: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -43,23 +47,38 @@ class StepLoader:
             raise ValueError(
                 f"batch_size and micro_batch_tokens must be >= 1, got {batch_size} and {micro_batch_tokens}"
             )
-        self.episodes, self.batch_size, self.micro_batch_tokens = episodes, batch_size, micro_batch_tokens
+        if mixed_per_epoch and not mixed_episodes:
+            raise ValueError(f"mixed_per_epoch={mixed_per_epoch} needs mixed_episodes, got none")
+        self.episodes, self.mixed_episodes, self.mixed_per_epoch = episodes, mixed_episodes, mixed_per_epoch
+        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.pad_id, self.packing, self.seed, self.rank, self.world_size = pad_id, packing, seed, rank, world_size
         self._epoch = 0
         self._position = 0  # steps handed out in this epoch
 
     def __len__(self) -> int:
-        return -(-len(self.episodes) // self.batch_size)
+        return -(-(len(self.episodes) + self.mixed_per_epoch) // self.batch_size)
 
     def __iter__(self) -> Iterator[StepBatch]:
         if self._position >= len(self):  # the last epoch was used up
             self._epoch, self._position = self._epoch + 1, 0
-        generator = torch.Generator().manual_seed(hash((self.seed, self._epoch)) % 2**63)
-        order = torch.randperm(len(self.episodes), generator=generator).tolist()
+        order = self._order()
         while self._position < len(self):
             start = self._position * self.batch_size
             self._position += 1
             yield self._step(order[start : start + self.batch_size])
+
+    def _order(self) -> list[Sequence[Transcript]]:
+        """This epoch's episodes. Those mixed in go round and round through the same shuffled list."""
+        numbers = self._numbers(self._epoch)
+        chosen = list(self.episodes)
+        if self.mixed_per_epoch:
+            turns = range(self._epoch * self.mixed_per_epoch, (self._epoch + 1) * self.mixed_per_epoch)
+            shuffled = torch.randperm(len(self.mixed_episodes), generator=self._numbers(-1)).tolist()
+            chosen += [self.mixed_episodes[shuffled[turn % len(shuffled)]] for turn in turns]
+        return [chosen[index] for index in torch.randperm(len(chosen), generator=numbers).tolist()]
+
+    def _numbers(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "position": self._position, **self._shape()}
@@ -75,31 +94,19 @@ class StepLoader:
         self._epoch, self._position = state["epoch"], state["position"]
 
     def _shape(self) -> dict[str, int]:
-        return {"episodes": len(self.episodes), "batch_size": self.batch_size, "seed": self.seed}
+        mixed = {"mixed_episodes": len(self.mixed_episodes), "mixed_per_epoch": self.mixed_per_epoch}
+        return {"episodes": len(self.episodes), **mixed, "batch_size": self.batch_size, "seed": self.seed}
 
-    def _step(self, indices: list[int]) -> StepBatch:
-        transcripts = [transcript for index in indices for transcript in self.episodes[index]]
-        counts = Counter(dict.fromkeys(LEVELS, 0))
-        for transcript in transcripts:
-            counts[transcript.level] += transcript.num_decisions
+    def _step(self, episodes: list[Sequence[Transcript]]) -> StepBatch:
+        transcripts = [transcript for transcripts in episodes for transcript in transcripts]
         mine = _share(transcripts, self.rank, self.world_size)
-        return StepBatch(self._micro_batches(mine), dict(counts))
-
-    def _micro_batches(self, transcripts: list[Transcript]) -> list[Any]:
-        if not self.packing:
-            groups = split_by_tokens(transcripts, self.micro_batch_tokens)
-            return [collate_padded(group, self.pad_id) for group in groups]
-        groups = []  # one row each: first-fit decreasing
-        sizes: list[int] = []
-        for transcript in sorted(transcripts, key=len, reverse=True):
-            fitting = [i for i, size in enumerate(sizes) if size + len(transcript) <= self.micro_batch_tokens]
-            if not fitting:
-                groups.append([])
-                sizes.append(0)
-                fitting = [len(groups) - 1]
-            groups[fitting[0]].append(transcript)
-            sizes[fitting[0]] += len(transcript)
-        return [collate_packed(group, self.pad_id, self.micro_batch_tokens) for group in groups]
+        return step_batch(
+            mine,
+            count_utterances(transcripts),
+            micro_batch_tokens=self.micro_batch_tokens,
+            pad_id=self.pad_id,
+            packing=self.packing,
+        )
 
 
 class JobLoader:

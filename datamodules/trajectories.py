@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
@@ -14,7 +14,14 @@ from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, flat_transcripts, hierarchy_transcripts
+from lit_rft.transcripts import (
+    ChatFormat,
+    HierarchyPrompts,
+    Transcript,
+    add_outcomes,
+    flat_transcripts,
+    hierarchy_transcripts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +37,21 @@ class TrajectoryDataModule(L.LightningDataModule):
         prompts: what each level is told; must be the stage's.
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
             protocol's training split into `data_dir`.
+        medium_files: files or folders of mediocre episodes (played by a policy, say) to mix in; null for none.
+        medium_per_expert: how many of them each epoch sees for one of `train_files`, others each time.
+        outcomes: add what each decision earned and led to, which stages with critics learn from.
         annotate: a function of your own that gives an episode's subgoals, as (start, end, goal) over step indices
             (an import path in a config), in place of those in the files; null keeps theirs.
         data_dir: where collected episodes go.
         protocol: name of the evaluation setting (tasks, step limit, simplification, splits), or one of your own.
         tasks: some of the protocol's tasks; null for all.
         train_variations: variations of each task to collect for training; null for all.
+        train_half: collect from one half of the variations only; null for both.
         eval_split: of `validate` and `test`, by the protocol's names.
         eval_variations: variations of each task to play; null for the protocol's own number.
         predict_split: of `predict`.
         predict_variations: variations of each task that `predict` plays; null for the protocol's own number.
+        predict_half: play one half of the variations only, the one that was not trained on, say; null for both.
         predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens go through the model at once.
@@ -57,15 +69,20 @@ class TrajectoryDataModule(L.LightningDataModule):
         hierarchy: bool = True,
         prompts: HierarchyPrompts | None = None,
         train_files: list[str] | None = None,
+        medium_files: list[str] | None = None,
+        medium_per_expert: float = 2.0,
+        outcomes: bool = False,
         annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
         data_dir: str = "data/scienceworld",
         protocol: str | Protocol = "short-tasks",
         tasks: list[str] | None = None,
         train_variations: int | None = 14,
+        train_half: Literal["first", "second"] | None = None,
         eval_split: str = "dev",
         eval_variations: int | None = None,
         predict_split: str = "train",
         predict_variations: int | None = None,
+        predict_half: Literal["first", "second"] | None = None,
         predict_repeats: int = 1,
         batch_size: int = 8,
         micro_batch_tokens: int = 4096,
@@ -81,17 +98,22 @@ class TrajectoryDataModule(L.LightningDataModule):
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if not medium_per_expert > 0:
+            raise ValueError(f"medium_per_expert must be > 0, got {medium_per_expert}")
         self.model, self.hierarchy, self.prompts = model, hierarchy, prompts or HierarchyPrompts()
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+        self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
         self.tasks, self.train_variations = tasks, train_variations
+        self.train_half, self.predict_half = train_half, predict_half
         self.eval_split, self.eval_variations = eval_split, eval_variations
         self.predict_split, self.predict_variations = predict_split, predict_variations
         self.predict_repeats = predict_repeats
         self.batch_size, self.micro_batch_tokens, self.max_length = batch_size, micro_batch_tokens, max_length
         self.packing, self.collect_workers, self.seed = packing, collect_workers, seed
-        self.episodes: list[Episode] = []
+        self.episodes: list[Episode] = []  # to train on; the medium ones come last
         self._transcripts: list[list[Transcript]] = []
+        self._medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeJob]] = {}
         self._pad_id = 0
 
@@ -102,7 +124,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         setting = repr((protocol.simplification, protocol.step_limit, sorted(protocol.task_step_limits.items())))
         digest = hashlib.sha256(setting.encode()).hexdigest()[:8]
         number = "all" if self.train_variations is None else str(self.train_variations)
-        return self.data_dir / f"expert-{protocol.name}-{number}-seed{self.seed}-{digest}.jsonl"
+        half = f"-{self.train_half}" if self.train_half else ""
+        return self.data_dir / f"expert-{protocol.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
 
     def prepare_data(self) -> None:
         """Collect expert episodes, if they are wanted and not there yet. Resumes where it was stopped."""
@@ -111,7 +134,7 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def collect(self) -> list[Episode]:
         """The expert episodes of the training split, from the file or from the simulator."""
-        jobs = self._make_jobs("train", self.train_variations)
+        jobs = self._make_jobs("train", self.train_variations, self.train_half)
         if self.expert_file.exists():
             wanted = {f"{job.id}/gold" for job in jobs}
             episodes = [e for e in read_episodes(self.expert_file) if e.id in wanted]
@@ -126,7 +149,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         if stage in ("validate", "test") or (stage == "fit" and self._validates()):
             self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations)
         if stage == "predict":
-            jobs = self._make_jobs(self.predict_split, self.predict_variations)
+            jobs = self._make_jobs(self.predict_split, self.predict_variations, self.predict_half)
             self._jobs["predict"] = [
                 replace(job, id=f"{job.id}/{n}") for n in range(self.predict_repeats) for job in jobs
             ]
@@ -139,11 +162,19 @@ class TrajectoryDataModule(L.LightningDataModule):
         every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
         return every is None or epochs in (None, -1) or every <= epochs
 
-    def _make_jobs(self, split: str, variations: int | None) -> list[EpisodeJob]:
+    def _make_jobs(
+        self,
+        split: str,
+        variations: int | None,
+        half: Literal["first", "second"] | None = None,
+        tasks: list[str] | None = None,
+    ) -> list[EpisodeJob]:
         """The simulator knows the splits; ask it, then end it."""
         env: Any = self.protocol.make_env()
         try:
-            return episode_jobs(self.protocol, env, split, self.tasks, max_variations=variations, seed=self.seed)
+            return episode_jobs(
+                self.protocol, env, split, tasks or self.tasks, max_variations=variations, half=half, seed=self.seed
+            )
         finally:
             env.close()
 
@@ -151,22 +182,44 @@ class TrajectoryDataModule(L.LightningDataModule):
         if self.train_files is None and not self.expert_file.exists():
             self.collect()  # used without a trainer: with one, `prepare_data` has done it in one process
         files = [self.expert_file] if self.train_files is None else self.train_files
-        self.episodes = [episode for file in files for episode in read_episodes(file)]
-        if self.annotate is not None:
-            name = getattr(self.annotate, "__name__", "user")
-            self.episodes = [apply_annotator(episode, self.annotate, name) for episode in self.episodes]
+        expert, medium = self._read(files), self._read(self.medium_files or [])
+        self.episodes = expert + medium
+        chat = self._read_tokenizer()
+        self._transcripts = self._make_transcripts(expert, chat, files)
+        if self.medium_files is not None:
+            self._medium = self._make_transcripts(medium, chat, self.medium_files)
+        self._report([*self._transcripts, *self._medium])
+
+    def _read_tokenizer(self) -> ChatFormat:
         tokenizer = load_tokenizer(self.model)
         self._pad_id = tokenizer.pad_token_id
-        chat = ChatFormat(tokenizer)
-        make = hierarchy_transcripts if self.hierarchy else flat_transcripts
-        whole = [make(episode, chat, self.prompts) for episode in self.episodes]
-        self._transcripts = [[t.truncated(self.max_length) for t in ts] for ts in whole if ts]
-        if not self._transcripts:
+        return ChatFormat(tokenizer)
+
+    def _read(self, files: Sequence[str | Path]) -> list[Episode]:
+        episodes = [episode for file in files for episode in read_episodes(file)]
+        if self.annotate is None:
+            return episodes
+        name = getattr(self.annotate, "__name__", "user")
+        return [apply_annotator(episode, self.annotate, name) for episode in episodes]
+
+    def _make_transcripts(
+        self, episodes: list[Episode], chat: ChatFormat, files: Sequence[str | Path]
+    ) -> list[list[Transcript]]:
+        """The transcripts of each episode that has any."""
+        found = []
+        for episode in episodes:
+            make = hierarchy_transcripts if self.hierarchy else flat_transcripts
+            transcripts = make(episode, chat, self.prompts)
+            if self.outcomes:
+                transcripts = add_outcomes(transcripts, episode, chat, self.prompts)
+            if transcripts:
+                found.append([t.truncated(self.max_length) for t in transcripts])
+        if not found:
             raise ValueError(
-                f"no episodes to train on: {self.train_files or self.expert_file} hold {len(self.episodes)} episodes, "
-                "none of them with a step"
+                f"no episodes to train on: {', '.join(map(str, files))} hold {len(episodes)} episodes, none of them "
+                "with a step"
             )
-        self._report(self._transcripts)
+        return found
 
     def _report(self, episodes: Sequence[Sequence[Transcript]]) -> None:
         flat = [t for ts in episodes for t in ts]
@@ -189,6 +242,8 @@ class TrajectoryDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
             pad_id=self._pad_id,
+            mixed_episodes=self._medium,
+            mixed_per_epoch=round(self.medium_per_expert * len(self._transcripts)) if self._medium else 0,
             packing=self.packing,
             seed=self.seed,
             rank=rank,
@@ -212,5 +267,3 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-

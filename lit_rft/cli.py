@@ -1,6 +1,6 @@
 """The command line: Lightning's verbs over the stages.
 
-    lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
+lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
 import sys

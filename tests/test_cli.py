@@ -108,4 +108,3 @@ def test_every_field_has_help(thing: Any) -> None:
     documented = {p.arg_name for p in docstring_parser.parse(inspect.getdoc(thing) or "").params if p.description}
     parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs"}
     assert parameters <= documented
-

@@ -9,8 +9,15 @@ from tiny import make_episode
 
 from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
-from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
+from lit_rft.stages import (
+    CriticSettings,
+    HierarchicalSFT,
+    OfflineHierarchicalRL,
+    OptimizerSettings,
+    PolicySettings,
+    PolicyStage,
+)
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
 
 PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
 ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear")
@@ -23,15 +30,36 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
     return HierarchicalSFT(policy, optimizer, prompts=PROMPTS, **options)
 
 
-def make_loader(model: Path, *, hierarchy: bool = True, episodes: int = 6, **options: Any) -> StepLoader:
+def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
+    """As `make_stage`, with critics."""
+    lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
+    settings = {
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "critic": CriticSettings(learning_rate=1e-2),
+        "prompts": PROMPTS,
+    }
+    L.seed_everything(seed, verbose=False)
+    return OfflineHierarchicalRL(PolicySettings(model=str(model), lora=lora, **policy), **{**settings, **options})
+
+
+def make_loader(
+    model: Path, *, hierarchy: bool = True, episodes: int = 6, outcomes: bool = False, **options: Any
+) -> StepLoader:
     chat = ChatFormat(load_tokenizer(str(model)))
     make = hierarchy_transcripts if hierarchy else flat_transcripts
-    transcripts = [make(make_episode(seed, 2 + seed % 3), chat, PROMPTS) for seed in range(episodes)]
+    transcripts = []
+    for seed in range(episodes):
+        episode = make_episode(seed, 2 + seed % 3)
+        if outcomes and seed % 2:  # every other one is cut by a time limit, in the middle of a subgoal
+            episode.outcome.terminated, episode.outcome.truncated = False, True
+            episode.subgoals[-1].completed = False
+        made = make(episode, chat, PROMPTS)
+        transcripts.append(add_outcomes(made, episode, chat, PROMPTS) if outcomes else made)
     settings = {"batch_size": 3, "micro_batch_tokens": 2000, "pad_id": 0}
     return StepLoader(transcripts, **{**settings, **options})
 
 
-def fit(stage: HierarchicalSFT, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
+def fit(stage: PolicyStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
     settings = {
         "max_steps": steps,
         "max_epochs": -1,
@@ -47,7 +75,7 @@ def fit(stage: HierarchicalSFT, loader: Any, steps: int = 2, **options: Any) -> 
     return trainer
 
 
-def trained(stage: HierarchicalSFT) -> dict[str, torch.Tensor]:
+def trained(stage: PolicyStage) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in stage.named_parameters() if p.requires_grad}
 
 

@@ -21,7 +21,8 @@ from lit_rft.transcripts import (
 
 
 class Session(Protocol):
-    """One episode in progress; `malformed` counts answers without the agreed form."""
+    """One episode in progress; `malformed` counts answers without the agreed form, `generator` is the one that has to
+    sample the next utterance."""
 
     malformed: int
 
@@ -32,14 +33,24 @@ class Session(Protocol):
     def finish(self) -> None: ...
     def subgoals(self, num_steps: int) -> list[Subgoal]: ...
     def conversations(self) -> list[Conversation]: ...
+    @property
+    def generator(self) -> ConversationGenerator: ...
 
 
 class Agent(Protocol):
-    """Makes sessions; `conversations` is how many slots of the generator one session takes."""
+    """Makes sessions; `conversations` is how many slots of the generator one session takes.
+
+    The low level, where there is one, may have a generator of its own (with other weights, say).
+    """
 
     conversations: int
 
-    def session(self, episode_id: str, generator: ConversationGenerator) -> Session: ...
+    def session(
+        self,
+        episode_id: str,
+        generator: ConversationGenerator,
+        low_generator: ConversationGenerator | None = None,
+    ) -> Session: ...
 
 
 @dataclass(frozen=True)
@@ -60,23 +71,38 @@ class HierarchicalAgent:
     subgoal_steps: int = 16
     conversations = 2
 
-    def session(self, episode_id: str, generator: ConversationGenerator) -> "HierarchicalSession":
-        return HierarchicalSession(self, episode_id, generator)
+    def session(
+        self,
+        episode_id: str,
+        generator: ConversationGenerator,
+        low_generator: ConversationGenerator | None = None,
+    ) -> "HierarchicalSession":
+        return HierarchicalSession(self, episode_id, generator, low_generator or generator)
 
 
 class HierarchicalSession:
     """One episode of a `HierarchicalAgent`: each level has one conversation over the whole episode."""
 
-    def __init__(self, agent: HierarchicalAgent, episode_id: str, generator: ConversationGenerator) -> None:
+    def __init__(
+        self,
+        agent: HierarchicalAgent,
+        episode_id: str,
+        high_generator: ConversationGenerator,
+        low_generator: ConversationGenerator,
+    ) -> None:
         self.agent = agent
         end = agent.chat.end_of_turn_id
-        self.high = Conversation(generator, Transcript("high", end, episode_id), agent.max_length)
-        self.low = Conversation(generator, Transcript("low", end, episode_id), agent.max_length)
+        self.high = Conversation(high_generator, Transcript("high", end, episode_id), agent.max_length)
+        self.low = Conversation(low_generator, Transcript("low", end, episode_id), agent.max_length)
         self.malformed = 0
         self._steps = 0
         self._spans: list[Subgoal] = []
         self._deciding = self.high
         self._subgoal_over = False
+
+    @property
+    def generator(self) -> ConversationGenerator:
+        return self._deciding.generator
 
     def start(self, task_description: str, observation: str) -> None:
         prompts = self.agent.prompts
@@ -151,7 +177,12 @@ class FlatAgent:
     max_length: int = 2048
     conversations = 1
 
-    def session(self, episode_id: str, generator: ConversationGenerator) -> "FlatSession":
+    def session(
+        self,
+        episode_id: str,
+        generator: ConversationGenerator,
+        low_generator: ConversationGenerator | None = None,
+    ) -> "FlatSession":
         return FlatSession(self, episode_id, generator)
 
 
@@ -163,6 +194,10 @@ class FlatSession:
         transcript = Transcript("flat", agent.chat.end_of_turn_id, episode_id)
         self.conversation = Conversation(generator, transcript, agent.max_length)
         self.malformed = 0
+
+    @property
+    def generator(self) -> ConversationGenerator:
+        return self.conversation.generator
 
     def start(self, task_description: str, observation: str) -> None:
         prompts = self.agent.prompts
@@ -178,7 +213,7 @@ class FlatSession:
         return action
 
     def observe(self, observation: str) -> None:
-        self.conversation.read(self.agent.chat.turn(observation))
+        self.conversation.read(self.agent.chat.turn(self.agent.prompts.update("flat", observation)))
 
     def finish(self) -> None:
         self.conversation.close()

@@ -23,7 +23,7 @@ class Conversation:
     def __init__(self, generator: ConversationGenerator, transcript: Transcript, max_length: int) -> None:
         self.transcript = transcript
         self.log_probs: list[list[float]] = []  # of each decision that is still in the transcript
-        self._generator, self._max_length = generator, max_length
+        self.generator, self._max_length = generator, max_length
         self.slot = generator.open(f"{transcript.episode_id}/{transcript.level}")
         self._unread: list[int] = []
 
@@ -33,7 +33,7 @@ class Conversation:
         Raises: ContextFullError.
         """
         self._unread += self.transcript.append_prompt(ids)
-        room = self._max_length - self._generator.sampling.max_new_tokens
+        room = self._max_length - self.generator.sampling.max_new_tokens
         if len(self.transcript) > room:
             self._shorten(room)
 
@@ -48,7 +48,7 @@ class Conversation:
         self._unread = []
 
     def close(self) -> None:
-        self._generator.close(self.slot)
+        self.generator.close(self.slot)
 
     def _shorten(self, room: int) -> None:
         for target in (self._max_length // 2, room):
@@ -59,5 +59,5 @@ class Conversation:
                 if target == room:
                     raise ContextFullError(str(error)) from error
         self.log_probs = self.log_probs[len(self.log_probs) - self.transcript.num_decisions :]
-        self._generator.forget(self.slot)
+        self.generator.forget(self.slot)
         self._unread = list(self.transcript.input_ids)

@@ -49,6 +49,7 @@ class EpisodePlayer:
         generator: with at least `agent.conversations` slots for each worker of the pool.
         pool: of environments.
         source: `source` of the records, who played them.
+        low_generator: samples for the low level in its place.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class EpisodePlayer:
         generator: ConversationGenerator,
         pool: EnvPool,
         source: dict[str, Any] | None = None,
+        low_generator: ConversationGenerator | None = None,
     ) -> None:
-        self.agent, self.generator, self.pool = agent, generator, pool
+        self.agent, self.pool = agent, pool
+        self._generators = (generator, low_generator)
         self.source = source or {"kind": "policy"}
         self._live: dict[int, _Live] = {}
         self._deciding: set[int] = set()  # workers whose episode waits for an utterance
@@ -93,7 +96,7 @@ class EpisodePlayer:
     def _handle(self, event: PoolEvent) -> PlayedEpisode | None:
         if event.kind == "reset":
             observation, info = event.payload
-            session = self.agent.session(event.job.id, self.generator)
+            session = self.agent.session(event.job.id, *self._generators)
             job = cast(EpisodeJob, event.job)  # what was submitted
             live = self._live[event.worker] = _Live(job, session, info, observation)
             return self._continue(event.worker, live, lambda: session.start(info["task_description"], observation))
@@ -124,11 +127,15 @@ class EpisodePlayer:
 
     def _decide(self) -> Iterator[PlayedEpisode]:
         """One utterance for each waiting episode; those that got an action go on to their simulators."""
-        workers = sorted(self._deciding)
-        if not workers:
-            return
+        groups: dict[int, list[int]] = {}  # workers by the generator that has to sample for them
+        for worker in sorted(self._deciding):
+            groups.setdefault(id(self._live[worker].session.generator), []).append(worker)
+        for workers in groups.values():
+            yield from self._decide_for(workers)
+
+    def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
         prompts = dict(self._live[worker].session.unread() for worker in workers)
-        sampled = self.generator.sample(prompts)
+        sampled = self._live[workers[0]].session.generator.sample(prompts)
         for worker in workers:
             live = self._live[worker]
             slot, _ = live.session.unread()

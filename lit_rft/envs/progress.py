@@ -36,10 +36,11 @@ def room_in(observation: str) -> str | None:
 
 
 class AchievedTracker:
-    """Reports each achieved thing of an episode once."""
+    """Reports each condition of an episode once, and each room whenever it is entered."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
+        self._room: str | None = None
 
     def update(self, observation: str, progress: str) -> list[Achieved]:
         """What is new since the last call.
@@ -48,10 +49,10 @@ class AchievedTracker:
             observation: the simulator's answer to the action.
             progress: its goal-progress text after the action.
         """
-        achieved = completed_conditions(progress)
-        room = room_in(observation)
-        if room is not None:
-            achieved.append(Achieved(key=f"room:{room}", text=f"go to {room}"))
-        new = [item for item in achieved if item.key not in self._seen]
+        new = [item for item in completed_conditions(progress) if item.key not in self._seen]
         self._seen.update(item.key for item in new)
+        room = room_in(observation)
+        if room is not None and room != self._room:
+            new.append(Achieved(key=f"room:{room}", text=f"go to {room}"))
+            self._room = room
         return new

@@ -11,7 +11,7 @@ import random
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 
@@ -95,6 +95,7 @@ def episode_jobs(
     tasks: Sequence[str] | None = None,
     *,
     max_variations: int | None = None,
+    half: Literal["first", "second"] | None = None,
     seed: int = 0,
 ) -> list[EpisodeJob]:
     """The episodes of a split, task by task.
@@ -107,6 +108,7 @@ def episode_jobs(
         split: official, or one of the protocol's own names for it.
         tasks: some of the protocol's tasks; default all of them.
         max_variations: of each task, in place of the protocol's own number.
+        half: take one of two halves of each task's variations only, which share none: every second one.
         seed: of the choice of variations.
     Raises:
         ValueError: a task or split is unknown or left out by the protocol, or `max_variations` is below 1.
@@ -117,9 +119,13 @@ def episode_jobs(
         raise ValueError(f"max_variations must be at least 1, got {limit}")
     jobs = []
     for task in _chosen_tasks(protocol, env.tasks(), tasks):
-        for variation in _spread(env.variations(task, official), limit, f"{seed}/{task}/{official}"):
+        available = env.variations(task, official)[_HALVES[half]]
+        for variation in _spread(available, limit, f"{seed}/{task}/{official}"):
             jobs.append(_job(protocol, task, variation, official))
     return jobs
+
+
+_HALVES = {None: slice(None), "first": slice(0, None, 2), "second": slice(1, None, 2)}
 
 
 def _job(protocol: Protocol, task: str, variation: int, split: str) -> EpisodeJob:

@@ -1,5 +1,6 @@
 """Episodes as records: what was played, what it brought, which subgoals it served. No torch."""
 
+from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
 from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Outcome, Step, Subgoal
 from lit_rft.episodes.subgoals import UNFINISHED_GOAL, annotate_events, apply_annotator
@@ -15,6 +16,7 @@ __all__ = [
     "Subgoal",
     "annotate_events",
     "apply_annotator",
+    "intrinsic_rewards",
     "read_episodes",
     "write_episodes",
 ]

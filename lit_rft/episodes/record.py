@@ -38,11 +38,11 @@ class EpisodeError(ValueError):
 
 @dataclass(slots=True)
 class Achieved:
-    """A condition that the environment reported as newly met.
+    """A condition that the environment reported as met by a step.
 
     Attributes:
-        key: ``prog:<i>`` sequential, ``opt:<i>`` unordered, ``room:<name>`` a room entered for the first time;
-            other environments use their own prefixes.
+        key: ``prog:<i>`` sequential, ``opt:<i>`` unordered, both reported once an episode; ``room:<name>`` a room
+            entered, each time; other environments use their own prefixes.
         text: the condition in words, as the environment says it.
     """
 

@@ -18,22 +18,33 @@ MAX_DESCRIPTIONS = 2  # in one goal
 
 
 def annotate_events(episode: Episode) -> list[Segment]:
-    """Cut the episode after each step by which the environment reported a condition as newly achieved.
+    """Cut the episode after each step by which the environment reported a condition that it had not reported before.
 
     A segment of a single step joins the one after it. The goal of a segment describes what it achieved, see
     `event_goal`. Steps after the last event make one more segment, with the goal `UNFINISHED_GOAL`.
     """
     segments: list[Segment] = []
     start, achieved = 0, []
-    events = [i for i, step in enumerate(episode.steps) if step.achieved]
+    news = _first_reports(episode)
+    events = [i for i, conditions in enumerate(news) if conditions]
     for i in events:
-        achieved += _without_side_effects(episode.steps[i].achieved)
+        achieved += _without_side_effects(news[i])
         if i > start or i == events[-1]:
             segments.append((start, i + 1, event_goal(achieved)))
             start, achieved = i + 1, []
     if start < len(episode.steps):
         segments.append((start, len(episode.steps), UNFINISHED_GOAL))
     return segments
+
+
+def _first_reports(episode: Episode) -> list[list[Achieved]]:
+    """Of each step what it achieved for the first time in the episode: a room may be entered again."""
+    seen: set[str] = set()
+    news = []
+    for step in episode.steps:
+        news.append([condition for condition in step.achieved if condition.key not in seen])
+        seen.update(condition.key for condition in step.achieved)
+    return news
 
 
 def event_goal(achieved: list[Achieved]) -> str:
@@ -43,7 +54,7 @@ def event_goal(achieved: list[Achieved]) -> str:
     """
     texts: dict[str, int] = {}  # description -> rank, none twice
     for condition in achieved:
-        text = _text(condition)
+        text = condition_text(condition)
         texts[text] = min(_rank(condition), texts.get(text, len(_RANKS)))
     chosen = sorted(texts, key=lambda text: texts[text])[:MAX_DESCRIPTIONS]
     return " and ".join(text for text in texts if text in chosen)
@@ -93,7 +104,8 @@ def _without_side_effects(achieved: list[Achieved]) -> list[Achieved]:
     return sorted((c for c in achieved if not c.key.startswith("opt:")), key=_rank)
 
 
-def _text(condition: Achieved) -> str:
+def condition_text(condition: Achieved) -> str:
+    """What a goal says to ask for a condition."""
     room = condition.key.removeprefix("room:")
     return f"go to {room}" if room != condition.key else condition.text.strip()
 
@@ -101,4 +113,4 @@ def _text(condition: Achieved) -> str:
 def _last_is_completed(episode: Episode) -> bool:
     if episode.outcome.terminated:
         return episode.outcome.success
-    return episode.outcome.success or bool(episode.steps[-1].achieved)
+    return episode.outcome.success or bool(_first_reports(episode)[-1])

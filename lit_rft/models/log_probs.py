@@ -24,14 +24,17 @@ def utterance_log_probs(
     end_of_turn_id: int,
     temperature: float = 1.0,
     chunk_tokens: int = 512,
+    hidden: Tensor | None = None,
 ) -> UtteranceLogProbs:
     """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again
     in the backward pass, so that memory does not grow with vocabulary times sequence length.
 
     Args:
         temperature: of the distribution, > 0.
+        hidden: final hidden states [B, T, D] of this batch, where they are known: then there is no pass.
     """
-    hidden = final_hidden_states(model, batch.input_ids, batch.position_ids)
+    if hidden is None:
+        hidden = final_hidden_states(model, batch.input_ids, batch.position_ids)
     positions = batch.utterance_tokens[batch.utterance_mask]
     targets = batch.input_ids.flatten()[positions]
     features = hidden.flatten(0, 1)[positions - 1]  # the token before predicts

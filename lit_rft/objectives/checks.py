@@ -26,3 +26,10 @@ def check_non_negative(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number >= 0:
             raise ValueError(f"{name} must be >= 0, got {number}")
+
+
+def check_fraction(**numbers: float) -> None:
+    """Raise ValueError if a named coefficient is outside [0, 1] or NaN."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {number}")

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,6 +69,7 @@ class ConversationGenerator:
         num_slots: conversations at the same time.
         seed: of all random numbers.
         max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
+        acting: makes a context in which the model acts: with another adapter, or with a folded one.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class ConversationGenerator:
         num_slots: int,
         seed: int = 0,
         max_prefill_tokens: int = 8192,
+        acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.model, self.end_of_turn_id, self.sampling, self.seed = model, end_of_turn_id, sampling, seed
-        self.max_prefill_tokens = max_prefill_tokens
+        self.max_prefill_tokens, self._acting = max_prefill_tokens, acting
         self._config = causal_lm(model).config.get_text_config()
         self._cache = SlotCache(self._config.num_hidden_layers, num_slots)
         self._conversations: dict[int, _Conversation] = {}
@@ -125,7 +127,7 @@ class ConversationGenerator:
         for slot, ids in prompts.items():
             if not ids:
                 raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
-        with _sees_masks(self.model):
+        with _sees_masks(self.model), self._acting():
             return self._sample(prompts)
 
     def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:

@@ -5,8 +5,13 @@ from lit_rft._lazy import lazy_exports
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "ActingSettings": "lit_rft.stages.settings",
+    "ActorCriticStage": "lit_rft.stages.actor_critic",
+    "CriticSettings": "lit_rft.stages.settings",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
     "NonFiniteLossError": "lit_rft.stages.base",
+    "OfflineHierarchicalRL": "lit_rft.stages.offline_rl",
+    "OnlineHighLevelFinetune": "lit_rft.stages.online_finetune",
+    "OnlineSettings": "lit_rft.stages.settings",
     "OptimizerSettings": "lit_rft.stages.settings",
     "PolicySettings": "lit_rft.stages.settings",
     "PolicyStage": "lit_rft.stages.base",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.models.backbone import leave_casting_to_autocast, load_backbone, load_tokenizer
-from lit_rft.stages.episode_runner import EpisodeRunner
+from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
@@ -90,29 +90,38 @@ class PolicyStage(L.LightningModule):
         if precision == "bf16-mixed" and frozen:
             leave_casting_to_autocast(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
+        self.add_parts()
         if settings.start_from is not None and not _is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
+
+    def add_parts(self) -> None:
+        """Make what a stage has besides the policy, before any weights are loaded."""
 
     def _load_weights(self, path: Path) -> None:
         if not path.is_file():
             raise ValueError(f"start_from must be a PEFT adapter folder or a checkpoint file: got {path}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("policy.")}
-        self._check_complete(weights, [n for n in self._trained_names() if n.startswith("policy.")], str(path))
-        self.load_state_dict(weights, strict=False)
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
+        self._check_complete(policy, [n for n in self._saved_names() if n.startswith("policy.")], str(path))
+        self.load_state_dict(policy, strict=False)
+        self.load_parts(weights, str(path))
+
+    def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
+        """Take what a stage has besides the policy from the checkpoint it starts from, where that has it."""
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _trained_names(self) -> list[str]:
+    def _saved_names(self) -> list[str]:
+        """Names of the weights that are not made again from the model's name."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; the frozen backbone is made again from its name."""
-        trained = set(self._trained_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        saved = set(self._saved_names())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check_complete(checkpoint["state_dict"], self._trained_names(), "the checkpoint")
+        self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
@@ -126,10 +135,13 @@ class PolicyStage(L.LightningModule):
     # --- optimisation ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        settings = self.optimizer_settings
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=self.optimizer_settings.weight_decay)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What trains, each part with its learning rate; gradients are clipped part by part."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": parameters, "lr": self.optimizer_settings.learning_rate, "name": "policy"}]
 
     def _lr_factor(self, step: int) -> float:
         settings = self.optimizer_settings
@@ -163,18 +175,22 @@ class PolicyStage(L.LightningModule):
                     bad_ids = episode_ids
                     break
                 self.manual_backward(loss)
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         if self.trainer.world_size > 1:
-            _sum_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_grad_norm or float("inf"))
-        self._check_finite(bad_ids, norm)
+            _sum_gradients([parameter for parameters in groups.values() for parameter in parameters])
+        limit = self.optimizer_settings.max_grad_norm or float("inf")
+        norms = {name: nn.utils.clip_grad_norm_(parameters, limit) for name, parameters in groups.items()}
+        self._check_finite(bad_ids, torch.stack(list(norms.values())))
         optimizer.step()
         schedule.step()
-        self.log_dict({"train/grad_norm": norm, "train/learning_rate": schedule.get_last_lr()[0]})
+        rates = dict(zip(norms, schedule.get_last_lr(), strict=True))
+        for name, norm in norms.items():
+            prefix = "train" if name == "policy" else f"train/{name}"
+            self.log_dict({f"{prefix}/grad_norm": norm, f"{prefix}/learning_rate": rates[name]})
 
-    def _check_finite(self, bad_ids: list[str], norm: Tensor) -> None:
+    def _check_finite(self, bad_ids: list[str], norms: Tensor) -> None:
         """All processes stop together, or none."""
-        failed = (~torch.isfinite(norm)).float() + float(bool(bad_ids))
+        failed = (~torch.isfinite(norms)).any().float() + float(bool(bad_ids))
         if self.sum_over_processes({"failed": failed})["failed"] > 0:
             where = f"in a micro-batch of the episodes {', '.join(bad_ids)}" if bad_ids else "in a gradient"
             raise NonFiniteLossError(
@@ -199,6 +215,13 @@ class PolicyStage(L.LightningModule):
             return HierarchicalAgent(self.chat, self.prompts, settings.max_length, settings.subgoal_steps)
         return FlatAgent(self.chat, self.prompts, settings.max_length)
 
+    def acting_policy(self) -> ActingPolicy:
+        """Who plays in evaluation."""
+        assert self.policy is not None and self.chat is not None
+        sampling, seed = self.acting.sampling, self.acting.seed
+        agent, source = self.make_agent(), self.source()
+        return ActingPolicy(self.policy, agent, self.chat.end_of_turn_id, source, sampling, seed)
+
     def source(self) -> dict[str, Any]:
         """Who plays, for the episodes' records: what makes two runs of `predict` differ."""
         acting = self.acting
@@ -214,9 +237,8 @@ class PolicyStage(L.LightningModule):
 
     def _play(self, jobs: EpisodeJobs, batch_index: int, num_batches: int) -> list[PlayedEpisode]:
         """Play until one more episode has ended: all of them are submitted with the first batch."""
-        assert self.policy is not None and self.chat is not None
         if not self._runner.playing:
-            self._runner.begin(self.policy, self.make_agent(), self.chat.end_of_turn_id, jobs, self.source())
+            self._runner.begin(self.acting_policy(), jobs)
         wanted = [job for job in jobs.jobs[:num_batches] if job.id not in self.already_played]
         ended = self._runner.play(dataclasses.replace(jobs, jobs=wanted), num_batches - 1 - batch_index)
         self.played += ended

@@ -1,5 +1,7 @@
-"""A stage's way to play episodes: simulators, generator, metrics and folded adapters, made and ended together."""
+"""A stage's way to play episodes: simulators, generators and metrics, made and ended together."""
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -8,16 +10,40 @@ from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.pool import EnvPool
 from lit_rft.metrics import EpisodeMetrics
-from lit_rft.models.merging import MergedAdapters
-from lit_rft.rollout import ConversationGenerator
+from lit_rft.models.merging import FoldedAdapter, acting_adapter
+from lit_rft.rollout import ConversationGenerator, SamplingSettings
 from lit_rft.stages.settings import ActingSettings
+
+
+@dataclass(frozen=True)
+class ActingPolicy:
+    """Who plays.
+
+    Args:
+        model: the policy.
+        agent: how it is asked.
+        end_of_turn_id: ends its utterances.
+        source: of the episodes' records.
+        sampling: how it samples.
+        seed: of the sampling.
+        adapter: which of the model's adapters acts.
+        low_adapter: another one for the low level; None for the same.
+    """
+
+    model: nn.Module
+    agent: Agent
+    end_of_turn_id: int
+    source: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    seed: int = 0
+    adapter: str = "default"
+    low_adapter: str | None = None
 
 
 class EpisodeRunner:
     """Plays the episodes of one epoch after another; the simulators stay in between.
 
-    Whatever goes wrong while playing, the simulators are ended and the policy's weights are put back before the error
-    goes on.
+    Whatever goes wrong while playing, the simulators are ended before the error goes on.
 
     Args:
         settings: how to act.
@@ -28,21 +54,14 @@ class EpisodeRunner:
         self._pool: EnvPool | None = None
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
-        self._merged: MergedAdapters | None = None
 
     @property
     def playing(self) -> bool:
         """Whether an epoch is under way."""
         return self._player is not None
 
-    def begin(
-        self, policy: nn.Module, agent: Agent, end_of_turn_id: int, jobs: EpisodeJobs, source: dict[str, Any]
-    ) -> None:
-        """Begin an epoch: start what is not running, fold the adapters in.
-
-        Args:
-            source: of the episodes' records.
-        """
+    def begin(self, policy: ActingPolicy, jobs: EpisodeJobs) -> None:
+        """Begin an epoch: start what is not running."""
         settings = self.settings
         try:
             if self._pool is None:
@@ -52,16 +71,24 @@ class EpisodeRunner:
                     call_timeout=settings.call_timeout,
                     reset_timeout=settings.reset_timeout,
                 )
-            slots = agent.conversations * settings.parallel_episodes
-            generator = ConversationGenerator(
-                policy, end_of_turn_id, settings.sampling, num_slots=slots, seed=settings.seed
-            )
-            self._player = EpisodePlayer(agent, generator, self._pool, source)
-            self._metrics = EpisodeMetrics(jobs.tasks).to(next(policy.parameters()).device)
-            self._merged = MergedAdapters(policy) if settings.merge_adapters else None
+            generator = self._generator(policy, policy.adapter)
+            low = self._generator(policy, policy.low_adapter) if policy.low_adapter is not None else None
+            self._player = EpisodePlayer(policy.agent, generator, self._pool, policy.source, low)
+            self._metrics = EpisodeMetrics(jobs.tasks).to(next(policy.model.parameters()).device)
         except BaseException:
             self.close()
             raise
+
+    def _generator(self, policy: ActingPolicy, adapter: str) -> ConversationGenerator:
+        folded = FoldedAdapter(policy.model, adapter) if self.settings.merge_adapters else None
+        return ConversationGenerator(
+            policy.model,
+            policy.end_of_turn_id,
+            policy.sampling,
+            num_slots=policy.agent.conversations * self.settings.parallel_episodes,
+            seed=policy.seed,
+            acting=folded.active if folded is not None else partial(acting_adapter, policy.model, adapter),
+        )
 
     def play(self, jobs: EpisodeJobs, max_unfinished: int) -> list[PlayedEpisode]:
         """Submit episodes, and play until at most so many of all submitted ones are unfinished."""
@@ -77,11 +104,8 @@ class EpisodeRunner:
         return ended
 
     def end(self) -> dict[str, dict[str, float]]:
-        """End an epoch: free the caches, unfold the adapters; returns the scores (see `EpisodeMetrics.compute`)."""
+        """End an epoch, free the caches; returns the scores (see `EpisodeMetrics.compute`)."""
         metrics, self._metrics, self._player = self._metrics, None, None
-        if self._merged is not None:
-            self._merged.restore()
-            self._merged = None
         scores: dict[str, dict[str, float]] = metrics.compute() if metrics is not None else {}
         return scores
 

@@ -54,6 +54,41 @@ class OptimizerSettings:
 
 
 @dataclass
+class CriticSettings:
+    """The critics of GLIDER's second and third stage.
+
+    Args:
+        learning_rate: of the heads, > 0.
+        features: hidden states of the pretrained model alone, which never change and are computed once (frozen), or of
+            the policy being trained, out of its own pass (adapted). No gradient of the critics reaches either.
+        per_level: heads of their own for each level; else (GLIDER) shared ones.
+        discount: of the next state's value, in [0, 1].
+        discount_each: after every decision (the release), or after every environment step that it lasted.
+        expectile: of Q that V regresses to, in (0, 1); above 0.5 an optimistic value.
+        polyak_rate: how far the target heads follow in each step, in [0, 1].
+        cache_dir: where frozen features are kept for the next run; null for memory only.
+    """
+
+    learning_rate: float = 1e-4
+    features: Literal["frozen", "adapted"] = "frozen"
+    per_level: bool = True
+    discount: float = 0.99
+    discount_each: Literal["decision", "step"] = "decision"
+    expectile: float = 0.7
+    polyak_rate: float = 0.2
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"critic.learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"critic.expectile must be in (0, 1), got {self.expectile}")
+        for name in ("discount", "polyak_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"critic.{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass
 class ActingSettings:
     """How the policy plays episodes in validation, test and predict.
 
@@ -87,3 +122,33 @@ class ActingSettings:
                 f"max_length must be larger than sampling.max_new_tokens, got {self.max_length} and "
                 f"{self.sampling.max_new_tokens}"
             )
+
+
+@dataclass
+class OnlineSettings:
+    """Playing and learning in turns; the defaults are those of GLIDER's release.
+
+    Args:
+        exploration: how the policy samples while it collects.
+        buffer_episodes: the newest episodes that are kept, in each process.
+        updates_per_episode: optimiser steps for each episode that was played; at least one a round.
+        batch_episodes: episodes an optimiser step, over all processes.
+        offline_share: of them that are stored ones, in [0, 1]; none where there are no stored episodes.
+        seed: of exploration and of the choice of episodes.
+    """
+
+    exploration: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=0.7))
+    buffer_episodes: int = 32
+    updates_per_episode: float = 0.5
+    batch_episodes: int = 8
+    offline_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_episodes", "batch_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"online.{name} must be >= 1, got {getattr(self, name)}")
+        if not self.updates_per_episode > 0:
+            raise ValueError(f"online.updates_per_episode must be > 0, got {self.updates_per_episode}")
+        if not 0 <= self.offline_share <= 1:
+            raise ValueError(f"online.offline_share must be in [0, 1], got {self.offline_share}")

@@ -5,7 +5,10 @@ from lit_rft.transcripts.batch import (
     TranscriptBatch,
     collate_packed,
     collate_padded,
+    count_utterances,
+    pack,
     split_by_tokens,
+    step_batch,
 )
 from lit_rft.transcripts.chat import ChatFormat, ChatTemplateWarning
 from lit_rft.transcripts.hierarchy import (
@@ -17,23 +20,29 @@ from lit_rft.transcripts.hierarchy import (
     parse_single_line,
     write_low_level_answer,
 )
-from lit_rft.transcripts.transcript import LEVELS, Transcript
+from lit_rft.transcripts.outcomes import add_outcomes
+from lit_rft.transcripts.transcript import LEVELS, DecisionOutcome, Transcript
 
 __all__ = [
     "LEVELS",
     "ChatFormat",
     "ChatTemplateWarning",
+    "DecisionOutcome",
     "HierarchyPrompts",
     "LowLevelAnswer",
     "StepBatch",
     "Transcript",
     "TranscriptBatch",
+    "add_outcomes",
     "collate_packed",
     "collate_padded",
+    "count_utterances",
     "flat_transcripts",
     "hierarchy_transcripts",
+    "pack",
     "parse_low_level_answer",
     "parse_single_line",
     "split_by_tokens",
+    "step_batch",
     "write_low_level_answer",
 ]

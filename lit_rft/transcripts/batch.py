@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lit_rft.transcripts.transcript import LEVELS, Transcript
+from lit_rft.transcripts.transcript import LEVELS, DecisionOutcome, Transcript
 
 
 @dataclass
@@ -24,9 +24,22 @@ class TranscriptBatch:
     level: Tensor  # [U] index into LEVELS
     state_ends: Tensor  # [U] position where V(s) is read
     utterance_ends: Tensor  # [U] position where Q(s, u) is read
-    transcript_index: Tensor  # [U] index into episode_ids
-    episode_ids: list[str]  # one a transcript
-    num_tokens: int  # without padding
+    next_state_ends: Tensor  # [U] position where V(s') is read
+    rewards: Tensor  # [U] float; this and the next two are 0 where a transcript has no outcomes
+    steps: Tensor  # [U] environment steps that each decision lasted
+    terminated: Tensor  # [U] bool
+    transcript_index: Tensor  # [U] index into transcripts
+    transcripts: list[Transcript]
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return sum(map(len, self.transcripts))
+
+    @property
+    def episode_ids(self) -> list[str]:
+        """One a transcript."""
+        return [transcript.episode_id for transcript in self.transcripts]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TranscriptBatch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -42,18 +55,22 @@ def collate_padded(transcripts: Sequence[Transcript], pad_id: int) -> Transcript
 
 
 def collate_packed(transcripts: Sequence[Transcript], pad_id: int, row_tokens: int) -> TranscriptBatch:
-    """Rows of up to `row_tokens` tokens, several transcripts in each (first-fit decreasing)."""
+    """Rows of up to `row_tokens` tokens, several transcripts in each."""
+    return _collate(pack(transcripts, row_tokens), pad_id)
+
+
+def pack(transcripts: Sequence[Transcript], row_tokens: int) -> list[list[Transcript]]:
+    """Rows of at most `row_tokens` tokens each (a longer transcript gets one of its own), first-fit decreasing."""
     rows: list[list[Transcript]] = []
-    room: list[int] = []
+    sizes: list[int] = []
     for transcript in sorted(transcripts, key=len, reverse=True):
-        row = next((i for i, free in enumerate(room) if free >= len(transcript)), None)
-        if row is None:
+        row = next((i for i, size in enumerate(sizes) if size + len(transcript) <= row_tokens), len(rows))
+        if row == len(rows):
             rows.append([])
-            room.append(max(row_tokens, len(transcript)))
-            row = len(rows) - 1
+            sizes.append(0)
         rows[row].append(transcript)
-        room[row] -= len(transcript)
-    return _collate(rows, pad_id)
+        sizes[row] += len(transcript)
+    return rows
 
 
 def split_by_tokens(transcripts: Sequence[Transcript], max_tokens: int) -> list[list[Transcript]]:
@@ -74,33 +91,40 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
     width = max(sum(len(t) for t in row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.arange(width).repeat(len(rows), 1)
-    spans: list[tuple[int, int]] = []
-    levels: list[int] = []
-    owners: list[int] = []
-    episode_ids: list[str] = []
+    decisions: list[tuple[int, ...]] = []
+    rewards: list[float] = []
+    transcripts: list[Transcript] = []
     for r, row in enumerate(rows):
         column = 0
         for transcript in row:
             end = column + len(transcript)
             input_ids[r, column:end] = torch.tensor(transcript.input_ids)
             position_ids[r, column:end] = torch.arange(len(transcript))
-            offset = r * width + column
-            starts_ends = zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
-            spans += [(offset + start, offset + stop) for start, stop in starts_ends]
-            levels += [LEVELS.index(transcript.level)] * transcript.num_decisions
-            owners += [len(episode_ids)] * transcript.num_decisions
-            episode_ids.append(transcript.episode_id)
+            decisions += _decisions(transcript, r * width + column, len(transcripts))
+            rewards += [o.reward for o in transcript.outcomes] or [0.0] * transcript.num_decisions
+            transcripts.append(transcript)
             column = end
         if len(row) > 1:
             position_ids[r, column:] = torch.arange(width - column)  # padding is a sequence of its own
-    starts, ends = torch.tensor(spans, dtype=torch.long).reshape(-1, 2).unbind(-1)
-    steps = torch.arange(int((ends - starts).max()) + 1 if spans else 0)
-    tokens = starts[:, None] + steps
+    columns = torch.tensor(decisions, dtype=torch.long).reshape(-1, 7).unbind(-1)
+    starts, ends, next_ends, level, steps, terminated, owners = columns
+    tokens = starts[:, None] + torch.arange(int((ends - starts).max()) + 1 if decisions else 0)
     mask = tokens <= ends[:, None]
     return TranscriptBatch(
-        input_ids, position_ids, tokens * mask, mask, torch.tensor(levels, dtype=torch.long), starts - 1, ends,
-        torch.tensor(owners, dtype=torch.long), episode_ids, sum(len(t) for row in rows for t in row),
+        input_ids, position_ids, tokens * mask, mask, level, starts - 1, ends, next_ends, torch.tensor(rewards), steps,
+        terminated.bool(), owners, transcripts,
     )  # fmt: skip
+
+
+def _decisions(transcript: Transcript, offset: int, owner: int) -> list[tuple[int, ...]]:
+    """The whole numbers of each decision, positions counted from the batch's first token."""
+    level = LEVELS.index(transcript.level)
+    outcomes = transcript.outcomes or [DecisionOutcome(0.0, 0, False)] * transcript.num_decisions
+    places = zip(transcript.utterance_starts, transcript.utterance_ends, transcript.next_state_ends, strict=True)
+    return [
+        (offset + start, offset + end, offset + following, level, outcome.steps, outcome.terminated, owner)
+        for (start, end, following), outcome in zip(places, outcomes, strict=True)
+    ]
 
 
 @dataclass
@@ -121,3 +145,35 @@ class StepBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "StepBatch":
         return StepBatch([b.to(device, non_blocking) for b in self.micro_batches], self.num_utterances)
+
+
+def step_batch(
+    transcripts: Sequence[Transcript],
+    num_utterances: dict[str, int],
+    *,
+    micro_batch_tokens: int,
+    pad_id: int,
+    packing: bool = False,
+) -> StepBatch:
+    """Transcripts as the micro-batches of one process.
+
+    Args:
+        num_utterances: of each level, over all processes.
+        micro_batch_tokens: at most so many tokens go through the model at once (more for a single transcript that is
+            longer).
+        pad_id: what fills the rest.
+        packing: several transcripts in a row; else one a row, padded to the longest.
+    """
+    if packing:
+        groups = pack(transcripts, micro_batch_tokens)  # one row each
+        return StepBatch([collate_packed(group, pad_id, micro_batch_tokens) for group in groups], num_utterances)
+    groups = split_by_tokens(transcripts, micro_batch_tokens)
+    return StepBatch([collate_padded(group, pad_id) for group in groups], num_utterances)
+
+
+def count_utterances(transcripts: Sequence[Transcript]) -> dict[str, int]:
+    """Decisions of each level; every level is named."""
+    counts = dict.fromkeys(LEVELS, 0)
+    for transcript in transcripts:
+        counts[transcript.level] += transcript.num_decisions
+    return counts

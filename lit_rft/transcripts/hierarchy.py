@@ -46,6 +46,10 @@ class HierarchyPrompts:
         """What the low level reads after its action; `goal` when a new subgoal begins with it."""
         return observation if goal is None else f"{observation}\n\nSubgoal: {goal}"
 
+    def update(self, level: str, observation: str) -> str:
+        """What a level reads after its last decision when no new subgoal begins."""
+        return self.high_update(observation) if level == "high" else self.low_update(observation)
+
     def flat_opening(self, task_description: str, observation: str) -> str:
         return f"Task: {task_description}\n\n{observation}"
 
@@ -99,7 +103,7 @@ def flat_transcripts(episode: Episode, chat: ChatFormat, prompts: HierarchyPromp
     transcript.append_prompt(chat.head(prompts.flat, opening))
     for index, step in enumerate(episode.steps):
         if index:
-            transcript.append_prompt(chat.turn(episode.steps[index - 1].observation))
+            transcript.append_prompt(chat.turn(prompts.update("flat", episode.steps[index - 1].observation)))
         transcript.append_utterance(chat.utterance(step.action))
     return [transcript]
 

@@ -1,8 +1,17 @@
 """A transcript: the token ids of one conversation at one level, and where its decisions are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 LEVELS = ("high", "low", "flat")  # a level's index is its code in batches
+
+
+class DecisionOutcome(NamedTuple):
+    """What a decision led to, as its level sees it."""
+
+    reward: float
+    steps: int  # environment steps that it lasted
+    terminated: bool  # whether it ended what its level was asked to do; a time limit does not
 
 
 @dataclass(slots=True)
@@ -12,6 +21,8 @@ class Transcript:
 
     `state_ends[k]`: index of the last token of the state of decision k (where V(s_k) is read: it has seen the whole
     observation). `utterance_ends[k]`: index of the utterance's last token (where Q(s_k, u_k) is read).
+    `outcomes[k]`: what decision k led to, where that is known (for critics). A last decision that did not terminate is
+    followed by one more prompt, at whose end the value of the state after it is read.
     `dropped_turns`, `dropped_tokens`: what truncation has cut from the left so far.
     """
 
@@ -24,6 +35,7 @@ class Transcript:
     head_length: int = 0
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    outcomes: list[DecisionOutcome] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -35,6 +47,12 @@ class Transcript:
     @property
     def state_ends(self) -> list[int]:
         return [start - 1 for start in self.utterance_starts]
+
+    @property
+    def next_state_ends(self) -> list[int]:
+        """For each decision the last token of the state that it led to; for a last decision without one, its own."""
+        final = len(self) - 1  # of the prompt after the last decision, or of that decision itself
+        return [*self.state_ends[1:], final] if self.utterance_ends else []
 
     @property
     def action_mask(self) -> list[bool]:
@@ -66,6 +84,21 @@ class Transcript:
         self.utterance_starts.append(len(self.input_ids))
         self.input_ids.extend(ids)
         self.utterance_ends.append(len(self.input_ids) - 1)
+
+    def copy(self) -> "Transcript":
+        """With lists of its own."""
+        return self.first_decisions(self.num_decisions)
+
+    def first_decisions(self, number: int) -> "Transcript":
+        """A copy up to the first `number` decisions, with the prompt after them."""
+        end = self.utterance_starts[number] if number < self.num_decisions else len(self)
+        return replace(
+            self,
+            input_ids=self.input_ids[:end],
+            utterance_starts=self.utterance_starts[:number],
+            utterance_ends=self.utterance_ends[:number],
+            outcomes=self.outcomes[:number],
+        )
 
     def truncated(self, max_length: int) -> "Transcript":
         """The same conversation within `max_length` tokens. The head stays; as many of the earliest turns as needed go,
@@ -99,4 +132,5 @@ class Transcript:
             head_length=self.head_length,
             dropped_turns=self.dropped_turns + turns,
             dropped_tokens=self.dropped_tokens + cut,
+            outcomes=self.outcomes[turns:],
         )

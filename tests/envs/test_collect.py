@@ -186,9 +186,7 @@ def test_lost_episodes_are_played_again_and_failed_ones_are_left_out(
     assert len(collect_expert_episodes(Corridor, jobs, path, progress=False)) == 4
 
 
-def test_no_episode_at_all_is_an_error(
-    tmp_path: Path, pool: type[LocalPool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_episode_at_all_is_an_error(tmp_path: Path, pool: type[LocalPool], monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = corridor_jobs(1)
     monkeypatch.setattr(pool, "failures", {jobs[0].id: "error"})
     with pytest.raises(RuntimeError, match="none of 1 episodes could be played"):

@@ -14,7 +14,7 @@ from lit_rft.episodes import Episode, EpisodeError, Outcome, Step, Subgoal
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
 
 
-def episode(name: str, text: str = "You see:\u2028a dóor\n\t\"quoted\" \\ and \x00") -> Episode:
+def episode(name: str, text: str = 'You see:\u2028a dóor\n\t"quoted" \\ and \x00') -> Episode:
     return Episode(
         id=name,
         env="scienceworld",

@@ -108,6 +108,11 @@ def test_the_last_subgoal_is_completed_unless_the_episode_failed(outcome: Outcom
     assert apply_annotator(episode, annotate_events, "events").subgoals[-1].completed is completed
 
 
+def test_a_room_that_is_entered_again_is_no_new_subgoal() -> None:
+    episode = play([[], [room("kitchen")], [], [room("hall")], [], [room("kitchen")], [], [prog("focus")]])
+    assert [(start, end) for start, end, _ in annotate_events(episode)] == [(0, 2), (2, 4), (4, 8)]
+
+
 def test_random_events_are_covered_without_gaps_by_segments_that_end_at_events() -> None:
     rng = random.Random(0)
     conditions = [Achieved(f"{prefix}c{i}", f"c{i}") for i in range(5) for prefix in ("prog:", "opt:", "room:")]
@@ -117,12 +122,18 @@ def test_random_events_are_covered_without_gaps_by_segments_that_end_at_events()
         subgoals = apply_annotator(play(steps), annotate_events, "events").subgoals  # validates, too
         covered = [i for subgoal in subgoals for i in range(subgoal.start, subgoal.end)]
         assert covered == list(range(length))
-        last_event = max((i for i, achieved in enumerate(steps) if achieved), default=-1)
+        seen: set[str] = set()
+        events = []  # whether a step achieved what none had achieved before
+        for achieved in steps:
+            keys = {condition.key for condition in achieved}
+            events.append(bool(keys - seen))
+            seen |= keys
+        last_event = max((i for i, event in enumerate(events) if event), default=-1)
         for subgoal in subgoals:
             if subgoal.end <= last_event + 1:
                 assert subgoal.completed
-                assert steps[subgoal.end - 1]
-                assert not any(steps[subgoal.start + 1 : subgoal.end - 1])  # its first step may be an event, too
+                assert events[subgoal.end - 1]
+                assert not any(events[subgoal.start + 1 : subgoal.end - 1])  # its first step may be an event, too
                 assert subgoal.end - subgoal.start > 1 or subgoal.end == last_event + 1
                 assert 1 <= subgoal.goal.count(" and ") + 1 <= 2
             else:

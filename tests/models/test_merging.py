@@ -1,33 +1,68 @@
 """Folding adapters in changes no output, and taking them out again changes no bit."""
 
+from typing import Any
+
+import pytest
 import torch
 from tiny import make_model
 
-from lit_rft.models import LoraSettings, MergedAdapters
+from lit_rft.models import FoldedAdapter, LoraSettings, acting_adapter
 from lit_rft.models.backbone import add_lora
 
+IDS = torch.arange(5, 40)[None]
 
-def test_merged_equals_adapted_and_restores_to_the_bit() -> None:
-    model = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear")).eval()
+
+def make_adapted(*more: str) -> Any:
+    model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear")).eval()
+    for name in more:
+        model.add_adapter(name, model.peft_config["default"])
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    ids = torch.arange(5, 40)[None]
-    with torch.no_grad():
-        adapted = model(input_ids=ids).logits
-        merged = MergedAdapters(model)
-        q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_folded_equals_adapted_and_comes_out_to_the_bit() -> None:
+    model = make_adapted()
+    before, adapted = state(model), logits(model)
+    folded = FoldedAdapter(model)
+    q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+    assert torch.equal(logits(model), adapted)
+    with pytest.raises(RuntimeError), folded.active():
         assert q_proj.merged
-        torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-4)
-        merged.restore()
-        assert not q_proj.merged
-        assert torch.equal(model(input_ids=ids).logits, adapted)
+        torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
+        raise RuntimeError
+    assert not q_proj.merged
+    assert torch.equal(logits(model), adapted)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_one_of_two_adapters_acts() -> None:
+    model = make_adapted("low")
+    default = logits(model)
+    trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    with acting_adapter(model, "low"):
+        low = logits(model)
+    assert not torch.allclose(low, default, atol=1e-2)
+    assert trains == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert torch.equal(logits(model), default)
+    with FoldedAdapter(model, "low").active():
+        torch.testing.assert_close(logits(model), low, rtol=1e-4, atol=1e-4)
+    with FoldedAdapter(model, "default").active():
+        torch.testing.assert_close(logits(model), default, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_adapters_is_left_alone() -> None:
     model = make_model()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    MergedAdapters(model).restore()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    before = state(model)
+    with FoldedAdapter(model).active(), acting_adapter(model, "low"):
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,65 @@
+"""Are the critics right? Q beside what was really earned."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+
+class CriticCalibration(L.Callback):
+    """After each epoch, plots the critics' Q against the discounted return that was observed, for each level.
+
+    Points on the diagonal are right; a cloud above it is optimistic. Decisions of episodes that a time limit cut have
+    no known return and are left out. The correlation and the mean difference are logged as
+    `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with any module that has `judged`, see
+    `ActorCriticStage`.
+
+    Args:
+        bins: points are averaged in so many bins of Q for the line through them, >= 1.
+    Raises: ImportError without matplotlib (`pip install lit-rft[plots]`).
+    """
+
+    def __init__(self, bins: int = 10) -> None:
+        if bins < 1:
+            raise ValueError(f"bins must be >= 1, got {bins}")
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise ImportError("CriticCalibration draws with matplotlib: pip install 'lit-rft[plots]'") from error
+        self.bins = bins
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module: Any = pl_module
+        points: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for level, q, returns in module.judged:
+            points.setdefault(level, []).append((q, returns))
+        for level, parts in points.items():
+            q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))
+            self._report(trainer, pl_module, level, q, returns)
+
+    def _report(
+        self, trainer: L.Trainer, module: L.LightningModule, level: str, q: torch.Tensor, returns: torch.Tensor
+    ) -> None:
+        metrics = {f"train/{level}/q_bias": float((q - returns).mean())}
+        if len(q) > 1 and q.std() > 0 and returns.std() > 0:
+            metrics[f"train/{level}/q_return_correlation"] = float(torch.corrcoef(torch.stack([q, returns]))[0, 1])
+        if trainer.is_global_zero and trainer.logger is not None:
+            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+            writer: Any = getattr(trainer.logger, "experiment", None)
+            if hasattr(writer, "add_figure"):
+                writer.add_figure(f"calibration/{level}", self.figure(q, returns, level), trainer.global_step)
+
+    def figure(self, q: torch.Tensor, returns: torch.Tensor, level: str) -> Any:
+        """Q against return, with the mean return of each bin of Q."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.5, 4.5))
+        axes = figure.subplots()
+        axes.scatter(q.numpy(), returns.numpy(), s=6, alpha=0.3, linewidths=0)
+        order = q.argsort()
+        parts = [part for part in order.tensor_split(self.bins) if len(part)]
+        axes.plot([float(q[p].mean()) for p in parts], [float(returns[p].mean()) for p in parts], "o-", color="C1")
+        low, high = float(min(q.min(), returns.min())), float(max(q.max(), returns.max()))
+        axes.plot([low, high], [low, high], "--", color="grey")
+        axes.set(xlabel="Q(s, u)", ylabel="observed return", title=f"{level} level, {len(q)} decisions")
+        return figure

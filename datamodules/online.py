@@ -1,0 +1,174 @@
+"""Episodes to play and to learn from while training goes on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lit_rft.datamodules.trajectories import TrajectoryDataModule
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.transcripts import Transcript
+
+
+@dataclass(frozen=True)
+class OnlineBatch:
+    """What one round of online training gets.
+
+    Args:
+        jobs: episodes to play; this process's share.
+        offline: transcripts of stored episodes to mix in; all there are.
+        pad_id: fills micro-batches.
+        micro_batch_tokens: at most so many tokens go through the model at once.
+        packing: several transcripts in a row.
+    """
+
+    jobs: EpisodeJobs
+    offline: Sequence[Sequence[Transcript]]
+    pad_id: int
+    micro_batch_tokens: int
+    packing: bool = False
+
+    def to(self, *args: Any, **kwargs: Any) -> "OnlineBatch":
+        """Nothing here lives on a device; Lightning asks every batch."""
+        return self
+
+
+class OnlineLoader:
+    """One `OnlineBatch` a round: the next episodes of an endless shuffled list, shared among processes.
+
+    The order depends on the seed only; a checkpoint keeps the place.
+
+    Args:
+        jobs: episodes that may be played.
+        rounds: of an epoch.
+        episodes_per_round: played in each, over all processes.
+        make_batch: makes a batch of the episodes of a round.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[EpisodeJob],
+        *,
+        rounds: int,
+        episodes_per_round: int,
+        make_batch: Callable[[list[EpisodeJob]], OnlineBatch],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if episodes_per_round < world_size:
+            raise ValueError(f"episodes_per_round={episodes_per_round} is too small for {world_size} processes")
+        self.jobs, self.rounds, self.episodes_per_round, self.seed = list(jobs), rounds, episodes_per_round, seed
+        self.rank, self.world_size, self._make_batch = rank, world_size, make_batch
+        self._round = 0  # rounds handed out since the start of training
+
+    def __len__(self) -> int:
+        return self.rounds
+
+    def __iter__(self) -> Iterator[OnlineBatch]:
+        first = True
+        while first or self._round % self.rounds:
+            first = False
+            number, self._round = self._round, self._round + 1
+            yield self._make_batch(self._episodes(number))
+
+    def _episodes(self, number: int) -> list[EpisodeJob]:
+        """This process's episodes of a round, each with a name of its own."""
+        turns = range(number * self.episodes_per_round, (number + 1) * self.episodes_per_round)
+        mine = list(turns)[self.rank :: self.world_size]
+        chosen = [self._job(turn) for turn in mine]
+        return [replace(job, id=f"{job.id}/online{turn}") for turn, job in zip(mine, chosen, strict=True)]
+
+    def _job(self, turn: int) -> EpisodeJob:
+        cycle, place = divmod(turn, len(self.jobs))
+        generator = torch.Generator().manual_seed(hash((self.seed, cycle)) % 2**63)
+        return self.jobs[int(torch.randperm(len(self.jobs), generator=generator)[place])]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"round": self._round, "jobs": len(self.jobs), "rounds": self.rounds}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved place.
+
+        Raises: ValueError if the episodes are not those that the place is in.
+        """
+        for name, value in (("jobs", len(self.jobs)), ("rounds", self.rounds)):
+            if state[name] != value:
+                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+        self._round = state["round"]
+
+
+class OnlineDataModule(TrajectoryDataModule):
+    """Gives online fine-tuning the episodes to play, and stored ones to mix in.
+
+    Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes; `train_files` null means that
+    nothing is mixed in.
+
+    Args:
+        collect_split: the episodes played while training are of this split.
+        collect_tasks: and of these tasks; null for all of the protocol.
+        collect_variations: and of so many variations of each; null for all.
+        rounds: of an epoch; each plays some episodes and then learns.
+        episodes_per_round: over all processes.
+        trajectories: arguments of `TrajectoryDataModule`.
+    Raises: ValueError for a value out of range.
+    """
+
+    def __init__(
+        self,
+        collect_split: str = "train",
+        collect_tasks: list[str] | None = None,
+        collect_variations: int | None = None,
+        rounds: int = 10,
+        episodes_per_round: int = 8,
+        **trajectories: Any,
+    ) -> None:
+        super().__init__(**trajectories)
+        self.outcomes = True
+        if rounds < 1 or episodes_per_round < 1:
+            raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
+        self.collect_split, self.collect_tasks = collect_split, collect_tasks
+        self.collect_variations = collect_variations
+        self.rounds, self.episodes_per_round = rounds, episodes_per_round
+
+    def prepare_data(self) -> None:
+        """Nothing to make: stored episodes are given by name, others are played."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self._jobs["collect"] = self._make_jobs(
+                self.collect_split, self.collect_variations, tasks=self.collect_tasks
+            )
+
+    def _load_training_data(self) -> None:
+        if self.train_files is None:
+            self._read_tokenizer()
+        else:
+            super()._load_training_data()
+
+    def train_dataloader(self) -> OnlineLoader:  # type: ignore[override]
+        rank, world_size = self._place()
+        return OnlineLoader(
+            self._jobs["collect"],
+            rounds=self.rounds,
+            episodes_per_round=self.episodes_per_round,
+            make_batch=self._make_batch,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _make_batch(self, jobs: list[EpisodeJob]) -> OnlineBatch:
+        tasks = sorted({job.options["task"] for job in self._jobs["collect"]})
+        return OnlineBatch(
+            EpisodeJobs(jobs, self.protocol.make_env, tasks),
+            [*self._transcripts, *self._medium],
+            self._pad_id,
+            self.micro_batch_tokens,
+            self.packing,
+        )

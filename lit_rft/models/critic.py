@@ -1,0 +1,62 @@
+"""Utterance-level critics: Q and V as small heads on the backbone's features (GLIDER)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.transcripts import LEVELS
+
+
+class CriticHeads(nn.Module):
+    """Q(s, u) and V(s) of every level: three linear layers with ReLU each, as wide as the features.
+
+    Args:
+        feature_size: of the backbone's hidden states.
+        per_level: heads of its own for each level; else (GLIDER) all levels share them, and only the features say
+            which level is asked.
+    """
+
+    def __init__(self, feature_size: int, *, per_level: bool = True) -> None:
+        super().__init__()
+        self.per_level = per_level
+        sets = len(LEVELS) if per_level else 1
+        self.q_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
+        self.v_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
+
+    def q(self, features: Tensor, level: Tensor) -> Tensor:
+        """Q(s, u) at features of utterance ends, [N, D], of these levels, [N]: returns [N] in float32."""
+        return self._read_out(self.q_heads, features, level)
+
+    def v(self, features: Tensor, level: Tensor) -> Tensor:
+        """V(s) at features of state ends, [N, D], of these levels, [N]: returns [N] in float32."""
+        return self._read_out(self.v_heads, features, level)
+
+    def _read_out(self, heads: nn.ModuleList, features: Tensor, level: Tensor) -> Tensor:
+        # differences of values are small: bf16's three digits would drown them
+        with torch.autocast(features.device.type, enabled=False):
+            inputs = features.detach().to(next(heads.parameters()).dtype)
+            if not self.per_level:
+                return heads[0](inputs).squeeze(-1).float()
+            values = inputs.new_zeros(len(inputs))
+            for code, head in enumerate(heads):
+                rows = (level == code).nonzero().squeeze(-1)
+                if len(rows):
+                    values = values.index_put((rows,), head(inputs[rows]).squeeze(-1))
+            return values.float()
+
+
+class Critic(nn.Module):
+    """Heads that learn, and their slowly moving copies that make the targets (moved by `polyak_update`).
+
+    Args: see `CriticHeads`.
+    """
+
+    def __init__(self, feature_size: int, *, per_level: bool = True) -> None:
+        super().__init__()
+        self.online = CriticHeads(feature_size, per_level=per_level)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+
+def _head(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))

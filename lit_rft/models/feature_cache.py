@@ -1,0 +1,103 @@
+"""Features of the frozen backbone, computed once for each transcript and kept on disk."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_rft.transcripts import Transcript
+
+logger = logging.getLogger(__name__)
+
+VERSION = "1"  # raise it whenever features are computed in another way
+
+
+class FeatureCache:
+    """Transcript -> features [3, K, D]; what is on disk is read when it is asked for.
+
+    Entries are found by the transcript's own content, in a folder named after the model and this code: features of
+    other data, of another model or of older code are never used. Files are written whole or not at all, one for each
+    `flush`, with names of their own: several processes may share a folder. A damaged file is removed and what was in it
+    is computed again.
+
+    Args:
+        folder: where to keep the files; None for memory only.
+        model_key: which model the features are of, see `backbone_fingerprint`.
+    """
+
+    def __init__(self, folder: str | Path | None, model_key: str) -> None:
+        self._new: dict[str, Tensor] = {}
+        self._places: dict[str, Path] = {}
+        self.folder: Path | None = None
+        if folder is not None:
+            key = hashlib.sha256(f"{VERSION}/{model_key}".encode()).hexdigest()[:16]
+            self.folder = Path(folder) / key
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(self.folder.glob("*.safetensors")):
+                self._index(path)
+
+    def __contains__(self, transcript: Transcript) -> bool:
+        key = transcript_key(transcript)
+        return key in self._new or key in self._places
+
+    def get(self, transcript: Transcript) -> Tensor | None:
+        """The features [3, K, D], or None if they are not known."""
+        key = transcript_key(transcript)
+        if key in self._new:
+            return self._new[key]
+        path = self._places.get(key)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            self._drop(path, error)
+            return None
+
+    def put(self, transcripts: Sequence[Transcript], features: Sequence[Tensor]) -> None:
+        """Remember features, in memory until the next `flush`."""
+        for transcript, values in zip(transcripts, features, strict=True):
+            self._new[transcript_key(transcript)] = values.detach().cpu().contiguous().clone()
+
+    def flush(self) -> None:
+        """Write what is new to a file of its own."""
+        if self.folder is None or not self._new:
+            return
+        descriptor, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+        os.close(descriptor)
+        try:
+            save_file(self._new, partial)
+            path = Path(partial).with_suffix(".safetensors")
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+        self._places.update(dict.fromkeys(self._new, path))
+        self._new = {}
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                self._places.update(dict.fromkeys(file.keys(), path))
+        except (OSError, SafetensorError) as error:
+            self._drop(path, error)
+
+    def _drop(self, path: Path, error: Exception) -> None:
+        logger.warning("%s is damaged (%s): its features are computed again", path, error)
+        path.unlink(missing_ok=True)
+        self._places = {key: place for key, place in self._places.items() if place != path}
+
+
+def transcript_key(transcript: Transcript) -> str:
+    """A name for what the features depend on: the ids, and where the decisions are."""
+    places = [transcript.utterance_starts, transcript.utterance_ends, transcript.next_state_ends]
+    numbers = torch.tensor([len(transcript), *transcript.input_ids, *(i for row in places for i in row)])
+    return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()

@@ -1,0 +1,73 @@
+"""What critics see of a decision: hidden states at the ends of its state, its utterance and the state after it."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.transcripts import Transcript, TranscriptBatch
+
+
+class DecisionFeatures(NamedTuple):
+    """Features of a batch's decisions, without gradients."""
+
+    state: Tensor  # [U, D]
+    utterance: Tensor  # [U, D]
+    next_state: Tensor  # [U, D]; of no meaning where a decision terminated
+
+
+def gather_features(hidden: Tensor, batch: TranscriptBatch) -> DecisionFeatures:
+    """Pick the decisions' features out of the hidden states [B, T, D] of a batch."""
+    flat = hidden.detach().flatten(0, 1)
+    return DecisionFeatures(flat[batch.state_ends], flat[batch.utterance_ends], flat[batch.next_state_ends])
+
+
+@contextlib.contextmanager
+def frozen_backbone(model: nn.Module) -> Iterator[None]:
+    """The pretrained model alone: adapters and dropout off, no gradients.
+
+    Raises: ValueError for a model without adapters, whose backbone is not frozen.
+    """
+    if not hasattr(model, "peft_config"):
+        raise ValueError("features of the frozen backbone need LoRA: all weights of this model train")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+            yield
+    finally:
+        model.train(training)
+
+
+def frozen_features(model: nn.Module, batch: TranscriptBatch) -> DecisionFeatures:
+    """Features by the pretrained model: they stay the same however long the adapters train."""
+    with frozen_backbone(model):
+        return gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
+
+
+def split_features(features: DecisionFeatures, transcripts: Sequence[Transcript]) -> list[Tensor]:
+    """A batch's features as one tensor [3, K, D] a transcript, in their order."""
+    stacked = torch.stack(features)
+    return list(stacked.split([t.num_decisions for t in transcripts], dim=1))
+
+
+def join_features(parts: Sequence[Tensor]) -> DecisionFeatures:
+    """The inverse of `split_features`."""
+    return DecisionFeatures(*torch.cat(list(parts), dim=1))
+
+
+def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
+    """Names, shapes, types and some values of all weights but the adapters': another model has another one."""
+    digest = hashlib.sha256(type(causal_lm(model)).__name__.encode())
+    for name, parameter in causal_lm(model).named_parameters():
+        if "lora_" in name:
+            continue
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // samples)].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()

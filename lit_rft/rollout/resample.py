@@ -1,0 +1,48 @@
+"""Fresh utterances in the states of stored transcripts."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lit_rft.rollout.generator import ConversationGenerator, SamplingSettings
+from lit_rft.transcripts import Transcript
+
+
+def sample_decisions(
+    model: nn.Module,
+    transcripts: Sequence[Transcript],
+    sampling: SamplingSettings,
+    *,
+    num_slots: int = 16,
+    seed: int = 0,
+) -> list[Transcript]:
+    """One new utterance of the model in every state of the transcripts, `num_slots` states at a time.
+
+    Each state is read from its start: this costs about as many passes over the transcripts as they have decisions.
+
+    Returns: a transcript of one decision for each decision given, in order: the state's ids and the new utterance.
+    """
+    states = []
+    for transcript in transcripts:
+        for start in transcript.utterance_starts:
+            state = Transcript(transcript.level, transcript.end_of_turn_id, transcript.episode_id)
+            state.append_prompt(transcript.input_ids[:start])
+            states.append(state)
+    if not states:
+        return []
+    training = model.training
+    model.eval()
+    try:
+        for begin in range(0, len(states), num_slots):
+            _answer(model, states[begin : begin + num_slots], sampling, f"{seed}/{begin}")
+    finally:
+        model.train(training)
+    return states
+
+
+def _answer(model: nn.Module, states: list[Transcript], sampling: SamplingSettings, name: str) -> None:
+    generator = ConversationGenerator(model, states[0].end_of_turn_id, sampling, num_slots=len(states))
+    slots = [generator.open(f"{name}/{index}") for index in range(len(states))]
+    sampled = generator.sample({slot: state.input_ids for slot, state in zip(slots, states, strict=True)})
+    for slot, state in zip(slots, states, strict=True):
+        state.append_utterance(sampled[slot].ids)

@@ -1,0 +1,283 @@
+"""What GLIDER's second and third stage share: an actor by weighted likelihood, utterance-level critics."""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.models.critic import Critic
+from lit_rft.models.feature_cache import FeatureCache
+from lit_rft.models.features import (
+    DecisionFeatures,
+    backbone_fingerprint,
+    frozen_features,
+    gather_features,
+    join_features,
+    split_features,
+)
+from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.objectives import (
+    discounted_returns,
+    polyak_update,
+    utterance_log_likelihood,
+    weighted_likelihood_loss,
+)
+from lit_rft.rollout.generator import SamplingSettings
+from lit_rft.rollout.resample import sample_decisions
+from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.diagnostics import DecisionStatistics, summarize
+from lit_rft.stages.judges import PaperJudge, ReleaseJudge, decisions_at
+from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
+
+_LOSSES = ("policy_loss", "q_loss", "value_loss")
+
+
+class ActorCriticStage(PolicyStage):
+    r"""A policy that learns from stored decisions by how good critics find them.
+
+        L_Q  = E[ ( Q(s,u) - r - gamma^k (1 - terminated) V_target(s') )^2 ]               `td_target`, `q_loss`
+        L_V  = E[ |expectile - 1(Q_target < V)| (Q_target(s,u) - V(s))^2 ]                 `expectile_value_loss`
+        L_pi = -E[ min(exp((Q - V) / advantage_temperature), max_weight) log pi(u|s) ]     `advantage_weights`,
+                                                                                           `weighted_likelihood_loss`
+
+    at each level with its own rewards; each expectation is a mean over the decisions of its level in the whole
+    optimiser step. Subclasses say where batches come from; `update` makes one optimiser step.
+
+    Args:
+        policy: which model, and from where it starts: an adapter folder, a checkpoint of any stage, or null (from
+            scratch). A checkpoint with critics starts them too.
+        optimizer: AdamW of the actor; schedule, decay and clipping hold for the critics too.
+        acting: how episodes are played.
+        hierarchy: two levels, or (False) a flat agent without subgoals (AWAC).
+        prompts: what each level is told.
+        critic: the critics.
+        advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
+        max_weight: the largest weight of a decision, > 0.
+        value_actions: utterances that L_V looks at: the data's, or one sampled by the policy in each state (the paper;
+            slow: see `sample_decisions`).
+        preset: the paper's equations, or what its public release does instead: no V, Q towards r + gamma
+            Q_target(s', u'), the actor weighted by Q_target itself, the low level by likelihood alone.
+        average_tokens: log pi(u|s) per token, or (the equation) its sum.
+        high_weight: of the high level's losses, >= 0.
+        low_weight: of the low level's, and of a flat agent's, >= 0.
+        chunk_tokens: logits are made for so many action tokens at a time.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        acting: ActingSettings | None = None,
+        hierarchy: bool = True,
+        prompts: HierarchyPrompts | None = None,
+        critic: CriticSettings | None = None,
+        advantage_temperature: float = 0.1,
+        max_weight: float = 20.0,
+        value_actions: Literal["dataset", "policy"] = "dataset",
+        preset: Literal["paper", "release"] = "paper",
+        average_tokens: bool = False,
+        high_weight: float = 1.0,
+        low_weight: float = 1.0,
+        chunk_tokens: int = 512,
+    ) -> None:
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, hierarchy, prompts)
+        self.critic_settings = critic or CriticSettings()
+        _check_settings(advantage_temperature, max_weight, value_actions, preset, high_weight, low_weight)
+        self.judge: PaperJudge | ReleaseJudge = ReleaseJudge(self.critic_settings)
+        if preset == "paper":
+            self.judge = PaperJudge(self.critic_settings, advantage_temperature, max_weight)
+        self.value_actions = value_actions
+        self.average_tokens, self.chunk_tokens = average_tokens, chunk_tokens
+        self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        self.critic: Critic | None = None
+        self.judged: list[tuple[str, Tensor, Tensor]] = []  # level, Q, return: of this epoch, where it is known
+        self._features: FeatureCache | None = None
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    def add_parts(self) -> None:
+        assert self.policy is not None
+        if self.critic_settings.features == "frozen" and not hasattr(self.policy, "peft_config"):
+            raise ValueError(
+                "critic.features=frozen needs LoRA, all weights of this model train: set policy.lora, or "
+                "critic.features=adapted"
+            )
+        size = causal_lm(self.policy).config.get_text_config().hidden_size
+        self.critic = Critic(size, per_level=self.critic_settings.per_level)
+
+    def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
+        critic = {name: value for name, value in weights.items() if name.startswith("critic.")}
+        if critic:
+            names = [name for name, _ in self.named_parameters() if name.startswith("critic.")]
+            self._check_complete(critic, names, source)
+            self.load_state_dict(critic, strict=False)
+
+    def _saved_names(self) -> list[str]:
+        names = [name for name, _ in self.named_parameters() if name.startswith("critic.target.")]
+        return super()._saved_names() + names
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        assert self.policy is not None and self.critic is not None
+        actor = [p for p in self.policy.parameters() if p.requires_grad]
+        return [
+            {"params": actor, "lr": self.optimizer_settings.learning_rate, "name": "policy"},
+            {"params": list(self.critic.online.parameters()), "lr": self.critic_settings.learning_rate,
+             "name": "critic"},
+        ]  # fmt: skip
+
+    # --- one optimiser step ------------------------------------------------------------------------------------------
+
+    def update(self, batch: StepBatch) -> None:
+        """One step of actor and critics, then of the targets."""
+        assert self.critic is not None
+        sums: dict[str, Tensor] = {}
+        statistics = DecisionStatistics(self.device)
+        losses = [partial(self._loss, m, batch.num_utterances, sums, statistics) for m in batch.micro_batches]
+        self.accumulate_and_step(losses)
+        polyak_update(
+            self.critic.target.parameters(), self.critic.online.parameters(), rate=self.critic_settings.polyak_rate
+        )
+        levels = [level for level in LEVELS if batch.num_utterances.get(level)]
+        self._log_sums(sums, statistics, levels)
+
+    def _loss(
+        self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor], stats: DecisionStatistics
+    ) -> tuple[Tensor, list[str]]:
+        """One micro-batch's share of the losses."""
+        assert self.policy is not None and self.chat is not None and self.critic is not None
+        _check_outcomes(micro)
+        hidden = final_hidden_states(self.policy, micro.input_ids, micro.position_ids)
+        log_probs = utterance_log_probs(
+            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, hidden=hidden
+        )
+        likelihood = utterance_log_likelihood(
+            log_probs.tokens, micro.utterance_mask, average_tokens=self.average_tokens
+        )
+        features = gather_features(hidden, micro) if self.critic_settings.features == "adapted" else self._frozen(micro)
+        proposals = self._proposals(micro) if self.value_actions == "policy" else None
+        self._remember_returns(micro, features)
+        loss = likelihood.new_zeros(())
+        for code, level in enumerate(LEVELS):
+            rows = micro.level == code
+            if not rows.any():
+                continue
+            decisions = decisions_at(rows, micro, features, proposals)
+            judged = self.judge(self.critic, level, decisions, num_decisions[level])
+            policy_loss = weighted_likelihood_loss(likelihood[rows], judged.weights, normalizer=num_decisions[level])
+            parts = (policy_loss, judged.q_loss, judged.value_loss)
+            loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
+            for name, part in zip(_LOSSES, parts, strict=True):
+                key = f"{level}/{name}"
+                sums[key] = sums.get(key, 0.0) + part.detach()
+            stats.update(level, q=judged.q, value=judged.value, weights=judged.weights, clamped=judged.clamped)
+        sums["loss"] = sums.get("loss", 0.0) + loss.detach()
+        return loss, micro.episode_ids
+
+    # --- features ----------------------------------------------------------------------------------------------------
+
+    def _frozen(self, micro: TranscriptBatch) -> DecisionFeatures:
+        """Features by the pretrained model, from the cache where they are known.
+
+        Each transcript is read by itself: its features then do not depend on what else was in the batch, and a run that
+        is resumed has the same ones to the bit.
+        """
+        assert self.policy is not None
+        if self._features is None:
+            key = f"{backbone_fingerprint(self.policy)}/{self.trainer.precision}/{self.policy_settings.attention}"
+            self._features = FeatureCache(self.critic_settings.cache_dir, key)
+        parts = []
+        for transcript in micro.transcripts:
+            known = self._features.get(transcript)
+            if known is None:
+                alone = collate_padded([transcript], pad_id=0).to(self.device)
+                known = split_features(frozen_features(self.policy, alone), [transcript])[0]
+                self._features.put([transcript], [known])
+            parts.append(known.to(self.device))
+        return join_features(parts)
+
+    def _proposals(self, micro: TranscriptBatch) -> Tensor:
+        """Features [U, D] of one utterance of the present policy in each state."""
+        assert self.policy is not None
+        sampling = SamplingSettings(self.acting.sampling.max_new_tokens, temperature=1.0)
+        sampled = sample_decisions(self.policy, micro.transcripts, sampling, seed=self.global_step)
+        parts = [self._utterance_features(transcript) for transcript in sampled]
+        return torch.cat(parts)
+
+    def _utterance_features(self, transcript: Transcript) -> Tensor:
+        assert self.policy is not None
+        batch = collate_padded([transcript], pad_id=0).to(self.device)
+        if self.critic_settings.features == "frozen":
+            return frozen_features(self.policy, batch).utterance
+        with torch.no_grad():
+            hidden = final_hidden_states(self.policy, batch.input_ids, batch.position_ids)
+        return gather_features(hidden, batch).utterance
+
+    def on_train_epoch_start(self) -> None:
+        self.judged = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        self._keep_features()
+
+    def on_fit_end(self) -> None:
+        self._keep_features()
+
+    def _keep_features(self) -> None:
+        if self._features is not None:
+            self._features.flush()
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+
+    def _remember_returns(self, micro: TranscriptBatch, features: DecisionFeatures) -> None:
+        """Keep Q beside what was really earned, for a calibration plot (see `CriticCalibration`)."""
+        assert self.critic is not None
+        with torch.no_grad():
+            q = self.critic.online.q(features.utterance, micro.level)
+        owners = micro.transcript_index
+        last = torch.ones_like(micro.terminated)
+        last[:-1] = owners[1:] != owners[:-1]
+        settings = self.critic_settings
+        steps = micro.steps if settings.discount_each == "step" else None
+        returns, known = discounted_returns(
+            micro.rewards, micro.terminated, last, discount=settings.discount, steps=steps
+        )
+        for code, level in enumerate(LEVELS):
+            rows = known & (micro.level == code)
+            if rows.any():
+                self.judged.append((level, q[rows].cpu(), returns[rows].cpu()))
+
+    def _log_sums(self, sums: dict[str, Tensor], statistics: DecisionStatistics, levels: list[str]) -> None:
+        names = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
+        zero = torch.zeros((), device=self.device)
+        mine = {name: sums.get(name, zero) for name in names} | statistics.all_sums(levels)
+        total = self.sum_over_processes(mine)
+        self.log("train/loss", total["loss"], prog_bar=True)
+        losses = {f"train/{name}": total[name] for name in names if name != "loss"}
+        self.log_dict(losses | {f"train/{name}": value for name, value in summarize(total, levels).items()})
+
+
+def _check_settings(
+    advantage_temperature: float, max_weight: float, value_actions: str, preset: str, high: float, low: float
+) -> None:
+    if not advantage_temperature > 0 or not max_weight > 0:
+        raise ValueError(f"advantage_temperature and max_weight must be > 0, got {advantage_temperature}, {max_weight}")
+    if not high >= 0 or not low >= 0:
+        raise ValueError(f"high_weight and low_weight must be >= 0, got {high} and {low}")
+    if value_actions not in ("dataset", "policy") or preset not in ("paper", "release"):
+        raise ValueError(
+            f"value_actions must be dataset or policy and preset paper or release, got {value_actions!r}, {preset!r}"
+        )
+    if preset == "release" and value_actions == "policy":
+        raise ValueError("value_actions=policy is of no use with preset=release, which has no V: set it to dataset")
+
+
+def _check_outcomes(micro: TranscriptBatch) -> None:
+    without = [t.episode_id for t in micro.transcripts if not t.outcomes]
+    if without:
+        raise ValueError(
+            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: set "
+            "data.init_args.outcomes to true, or use `add_outcomes`"
+        )

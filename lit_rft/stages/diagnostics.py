@@ -1,0 +1,60 @@
+"""What critics and weights look like over a whole optimiser step, however it was split."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_SUMS = ("count", "q", "value", "advantage", "advantage_squared", "weight", "weight_log_weight", "clamped")
+
+
+class DecisionStatistics:
+    """Sums over the decisions of each level; sums of micro-batches and processes add up.
+
+    Args:
+        device: of the sums.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.sums: dict[str, Tensor] = {}
+
+    def update(self, level: str, *, q: Tensor, value: Tensor, weights: Tensor, clamped: Tensor) -> None:
+        """Count decisions of one level: all [N]."""
+        q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
+        advantage = q - value
+        columns = (torch.ones_like(q), q, value, advantage, advantage.square(), weights,
+                   torch.special.xlogy(weights, weights), clamped.float())  # fmt: skip
+        for name, column in zip(_SUMS, columns, strict=True):
+            key = f"{level}/{name}"
+            self.sums[key] = self.sums.get(key, torch.zeros((), device=self._device)) + column.sum()
+
+    def all_sums(self, levels: Sequence[str]) -> dict[str, Tensor]:
+        """The sums of these levels, 0 where nothing was counted: the same names in every process."""
+        zero = torch.zeros((), device=self._device)
+        return {f"{level}/{name}": self.sums.get(f"{level}/{name}", zero) for level in levels for name in _SUMS}
+
+
+def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tensor]:
+    """Means, spreads and shares out of `DecisionStatistics.all_sums`, for levels that had decisions.
+
+    `weight_entropy` is the entropy of the normalised weights over its maximum, log N: 1 where all decisions weigh the
+    same, towards 0 where a few hold all the weight.
+    """
+    report: dict[str, Tensor] = {}
+    for level in levels:
+        n, q, value, advantage, squared, weight, weight_log, clamped = (sums[f"{level}/{s}"] for s in _SUMS)
+        if n == 0:
+            continue
+        variance = (squared / n - (advantage / n).square()).clamp_min(0)
+        entropy = torch.log(weight) - weight_log / weight if weight > 0 else torch.zeros_like(weight)
+        report |= {
+            f"{level}/q_mean": q / n,
+            f"{level}/value_mean": value / n,
+            f"{level}/advantage_mean": advantage / n,
+            f"{level}/advantage_std": variance.sqrt(),
+            f"{level}/weight_mean": weight / n,
+            f"{level}/weight_entropy": entropy / torch.log(n) if n > 1 else torch.ones_like(n),
+            f"{level}/clamped_fraction": clamped / n,
+        }
+    return report

@@ -1,0 +1,118 @@
+"""How critics judge the decisions of one level: GLIDER's equations, and what its public release does instead."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.critic import Critic
+from lit_rft.models.features import DecisionFeatures
+from lit_rft.objectives import advantage_weights, expectile_value_loss, q_loss, td_target
+from lit_rft.stages.settings import CriticSettings
+from lit_rft.transcripts import TranscriptBatch
+
+
+class LevelDecisions(NamedTuple):
+    """The decisions of one level in a micro-batch, N of them, transcript after transcript."""
+
+    features: DecisionFeatures  # [N, D] each
+    proposals: Tensor | None  # [N, D], features of other utterances in the same states, for L_V
+    code: Tensor  # [N], the level's
+    rewards: Tensor  # [N]
+    steps: Tensor  # [N]
+    terminated: Tensor  # [N] bool
+    owner: Tensor  # [N], which transcript
+
+
+def decisions_at(
+    rows: Tensor, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
+) -> LevelDecisions:
+    """The decisions of a micro-batch that `rows`, [U] bool, selects."""
+    selected = DecisionFeatures(*(feature[rows] for feature in features))
+    return LevelDecisions(
+        selected,
+        None if proposals is None else proposals[rows],
+        micro.level[rows],
+        micro.rewards[rows],
+        micro.steps[rows],
+        micro.terminated[rows],
+        micro.transcript_index[rows],
+    )
+
+
+class Judged(NamedTuple):
+    """The critics' losses, and how much each decision counts in the actor's."""
+
+    q_loss: Tensor
+    value_loss: Tensor
+    q: Tensor  # [N] detached
+    value: Tensor  # [N] detached
+    weights: Tensor  # [N] detached
+    clamped: Tensor  # [N] bool
+
+
+@dataclass(frozen=True)
+class PaperJudge:
+    """L_Q, L_V and the weights of L_pi as in the paper.
+
+    Args:
+        settings: of the critics.
+        advantage_temperature: GLIDER's lambda.
+        max_weight: the largest weight.
+    """
+
+    settings: CriticSettings
+    advantage_temperature: float
+    max_weight: float
+
+    def __call__(self, critic: Critic, level: str, decisions: LevelDecisions, normalizer: float) -> Judged:
+        features, code = decisions.features, decisions.code
+        with torch.no_grad():
+            next_values = critic.target.v(features.next_state, code)
+            seen = features.utterance if decisions.proposals is None else decisions.proposals
+            target_q = critic.target.q(seen, code)
+        q, value = critic.online.q(features.utterance, code), critic.online.v(features.state, code)
+        targets = _targets(decisions, next_values, self.settings)
+        weights = advantage_weights(
+            q, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
+        )
+        expectile = self.settings.expectile
+        return Judged(
+            q_loss(q, targets, normalizer=normalizer).loss,
+            expectile_value_loss(value, target_q, expectile=expectile, normalizer=normalizer).loss,
+            q.detach(),
+            value.detach(),
+            *weights,
+        )
+
+
+@dataclass(frozen=True)
+class ReleaseJudge:
+    """The public release: no V, Q towards r + gamma Q_target(s', u'), Q_target as the weight, the low level by
+    likelihood alone.
+
+    Args:
+        settings: of the critics.
+    """
+
+    settings: CriticSettings
+
+    def __call__(self, critic: Critic, level: str, decisions: LevelDecisions, normalizer: float) -> Judged:
+        zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
+        if level == "low":
+            return Judged(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
+        utterance, code, owner = decisions.features.utterance, decisions.code, decisions.owner
+        with torch.no_grad():
+            target_q = critic.target.q(utterance, code)
+        next_q = torch.cat([target_q[1:], zeros[:1]])
+        has_next = torch.cat([owner[1:] == owner[:-1], none[:1]])
+        q = critic.online.q(utterance, code)
+        known = has_next | decisions.terminated  # a last decision that was cut off has no u' in the data
+        loss = q_loss(q, _targets(decisions, next_q, self.settings), mask=known, normalizer=normalizer).loss
+        return Judged(loss, zeros.sum(), q.detach(), zeros, target_q, none)
+
+
+def _targets(decisions: LevelDecisions, next_values: Tensor, settings: CriticSettings) -> Tensor:
+    steps = decisions.steps if settings.discount_each == "step" else None
+    return td_target(decisions.rewards, next_values, decisions.terminated, discount=settings.discount, steps=steps)

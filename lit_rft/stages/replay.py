@@ -1,0 +1,50 @@
+"""The newest episodes that a policy has played, to learn from more than once."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rft.transcripts import DecisionOutcome, Transcript
+
+
+class EpisodeReplay:
+    """Transcripts of the last `capacity` episodes; older ones make room for newer.
+
+    Args:
+        capacity: episodes, >= 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"buffer_episodes must be >= 1, got {capacity}")
+        self.capacity = capacity
+        self.episodes: list[list[Transcript]] = []
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def add(self, transcripts: Sequence[Transcript]) -> None:
+        """Take an episode in; one without transcripts is nothing to learn from."""
+        if transcripts:
+            self.episodes = [*self.episodes, list(transcripts)][-self.capacity :]
+
+    def sample(self, number: int, rng: random.Random) -> list[list[Transcript]]:
+        """Some episodes, none twice: all of them, if there are not more."""
+        return rng.sample(self.episodes, min(number, len(self.episodes)))
+
+    def state_dict(self) -> list[list[dict[str, Any]]]:
+        """Plain lists, dictionaries and numbers, as checkpoints need them."""
+        return [[_to_plain(transcript) for transcript in episode] for episode in self.episodes]
+
+    def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
+        self.episodes = [[_from_plain(transcript) for transcript in episode] for episode in state][-self.capacity :]
+
+
+def _to_plain(transcript: Transcript) -> dict[str, Any]:
+    plain = {field.name: getattr(transcript, field.name) for field in dataclasses.fields(transcript)}
+    return plain | {"outcomes": [list(outcome) for outcome in transcript.outcomes]}
+
+
+def _from_plain(plain: dict[str, Any]) -> Transcript:
+    return Transcript(**{**plain, "outcomes": [DecisionOutcome(*outcome) for outcome in plain["outcomes"]]})

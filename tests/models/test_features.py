@@ -1,0 +1,157 @@
+"""Features of decisions: the frozen model's, gathered in one go; and the cache that keeps them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_episode, make_model, make_tokenizer
+
+from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
+from lit_rft.models.backbone import add_lora, final_hidden_states
+from lit_rft.models.feature_cache import transcript_key
+from lit_rft.models.features import join_features, split_features
+from lit_rft.transcripts import (
+    ChatFormat,
+    HierarchyPrompts,
+    Transcript,
+    add_outcomes,
+    collate_packed,
+    collate_padded,
+    hierarchy_transcripts,
+)
+
+
+def make_transcripts(number: int = 3) -> list[Transcript]:
+    chat, prompts = ChatFormat(make_tokenizer()), HierarchyPrompts("Plan.", "Act.", "Act.")
+    episodes = [make_episode(seed, 2 + seed) for seed in range(number)]
+    return [t for e in episodes for t in add_outcomes(hierarchy_transcripts(e, chat, prompts), e, chat, prompts)]
+
+
+def make_adapted() -> Any:
+    model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.5, "all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.train()
+
+
+def test_gathering_equals_a_loop_over_transcripts() -> None:
+    model, transcripts = make_model(), make_transcripts()
+    for batch in (collate_padded(transcripts, 0), collate_packed(transcripts, 0, 2000)):
+        found = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
+        expected: list[list[torch.Tensor]] = [[], [], []]
+        for transcript in batch.transcripts:
+            ids = torch.tensor(transcript.input_ids)[None]
+            hidden = final_hidden_states(model, ids, torch.arange(ids.shape[1])[None])[0]
+            places = (transcript.state_ends, transcript.utterance_ends, transcript.next_state_ends)
+            for column, where in zip(expected, places, strict=True):
+                column += [hidden[i] for i in where]
+        for values, column in zip(found, expected, strict=True):
+            torch.testing.assert_close(values, torch.stack(column).detach(), rtol=1e-4, atol=1e-4)
+            assert not values.requires_grad
+
+
+def test_frozen_features_see_neither_adapters_nor_dropout_and_leave_the_model_as_it_was() -> None:
+    model, batch = make_adapted(), collate_padded(make_transcripts(), 0)
+    plain = make_model()
+    found = frozen_features(model, batch)
+    expected = gather_features(final_hidden_states(plain, batch.input_ids, batch.position_ids), batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert model.training
+    adapted = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
+    assert not torch.allclose(adapted.state, found.state, atol=1e-2)
+    with pytest.raises(ValueError, match="need LoRA"):
+        frozen_features(plain, batch)
+
+
+def test_splitting_and_joining() -> None:
+    batch = collate_padded(make_transcripts(), 0)
+    features = frozen_features(make_adapted(), batch)
+    parts = split_features(features, batch.transcripts)
+    assert [part.shape[1] for part in parts] == [t.num_decisions for t in batch.transcripts]
+    for a, b in zip(join_features(parts), features, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fingerprints_tell_models_apart_but_not_adapters() -> None:
+    assert backbone_fingerprint(make_model(seed=0)) == backbone_fingerprint(make_model(seed=0))
+    assert backbone_fingerprint(make_model(seed=0)) != backbone_fingerprint(make_model(seed=1))
+    assert backbone_fingerprint(make_model()) != backbone_fingerprint(make_model().bfloat16())
+    adapted = make_adapted()
+    before = backbone_fingerprint(adapted)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.add_(1.0)
+    assert backbone_fingerprint(adapted) == before
+
+
+def features_of(transcript: Transcript, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(3, transcript.num_decisions, 8).to(dtype)
+
+
+def test_what_was_flushed_is_there_for_the_next_run(tmp_path: Path) -> None:
+    transcripts = make_transcripts()
+    values = [features_of(t, torch.bfloat16) for t in transcripts]
+    cache = FeatureCache(tmp_path, "model")
+    cache.put(transcripts[:2], values[:2])
+    cache.flush()
+    cache.put(transcripts[2:4], values[2:4])
+    cache.flush()
+    cache.put(transcripts[4:], values[4:])  # not flushed: lost with the process
+    again = FeatureCache(tmp_path, "model")
+    for index, transcript in enumerate(transcripts):
+        found, expected = again.get(transcript), values[index] if index < 4 else None
+        assert (transcript in again) is (index < 4)
+        assert (found is None) if expected is None else torch.equal(found, expected)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_other_models_and_other_data_find_nothing(tmp_path: Path) -> None:
+    transcript = make_transcripts()[0]
+    cache = FeatureCache(tmp_path, "model")
+    cache.put([transcript], [features_of(transcript)])
+    cache.flush()
+    assert FeatureCache(tmp_path, "another").get(transcript) is None
+    changed = transcript.copy()
+    changed.input_ids[3] += 1
+    assert FeatureCache(tmp_path, "model").get(changed) is None
+    shorter = transcript.first_decisions(1)
+    assert transcript_key(shorter) != transcript_key(transcript)
+
+
+def test_newer_code_does_not_use_older_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transcript = make_transcripts()[0]
+    cache = FeatureCache(tmp_path, "model")
+    cache.put([transcript], [features_of(transcript)])
+    cache.flush()
+    monkeypatch.setattr("lit_rft.models.feature_cache.VERSION", "other")
+    assert FeatureCache(tmp_path, "model").get(transcript) is None
+
+
+@pytest.mark.parametrize("when", ["before opening", "after opening"])
+def test_a_torn_file_is_removed_and_made_again(tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture) -> None:
+    transcripts = make_transcripts()
+    cache = FeatureCache(tmp_path, "model")
+    cache.put(transcripts, [features_of(t) for t in transcripts])
+    cache.flush()
+    (file,) = tmp_path.rglob("*.safetensors")
+    later = FeatureCache(tmp_path, "model") if when == "after opening" else None
+    file.write_bytes(file.read_bytes()[:-100])
+    later = later or FeatureCache(tmp_path, "model")
+    assert later.get(transcripts[0]) is None
+    assert transcripts[1] not in later
+    assert not file.exists()
+    assert "damaged" in caplog.text
+    later.put(transcripts, [features_of(t) for t in transcripts])
+    later.flush()
+    assert FeatureCache(tmp_path, "model").get(transcripts[0]) is not None
+
+
+def test_memory_only() -> None:
+    transcript = make_transcripts()[0]
+    cache = FeatureCache(None, "model")
+    values = features_of(transcript)
+    cache.put([transcript], [values])
+    cache.flush()
+    assert torch.equal(cache.get(transcript), values)  # type: ignore[arg-type]

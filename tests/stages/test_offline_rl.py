@@ -1,0 +1,258 @@
+"""Offline RL on a tiny model: it learns, every knob counts, and how a step is split changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_stage import ADAPTERS, differs, fit, make_loader, make_offline, make_stage, trained
+
+from lit_rft.callbacks import AtomicCheckpointIO
+from lit_rft.models import frozen_features
+from lit_rft.stages import CriticSettings, NonFiniteLossError, OptimizerSettings
+from lit_rft.transcripts import LEVELS
+
+
+def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, **options: Any) -> dict[str, Any]:
+    """The trained weights after two steps."""
+    stage = make_offline(model, **options)
+    hierarchy = options.get("hierarchy", True)
+    fit(stage, make_loader(model, outcomes=True, hierarchy=hierarchy, **(loader or {})), steps)
+    return trained(stage)
+
+
+class Recorder(L.Callback):
+    """What was logged after each step."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_critics_and_actor_learn_one_batch(tiny_model_folder: Path, hierarchy: bool) -> None:
+    recorder = Recorder()
+    critic = CriticSettings(learning_rate=1e-2, discount=0.0)  # fixed targets
+    stage = make_offline(tiny_model_folder, hierarchy=hierarchy, advantage_temperature=10.0, critic=critic)
+    loader = make_loader(tiny_model_folder, hierarchy=hierarchy, episodes=2, outcomes=True)
+    fit(stage, loader, 40, callbacks=[recorder])
+    first, last = recorder.logged[0], recorder.logged[-1]
+    for level in ("high", "low") if hierarchy else ("flat",):
+        assert last[f"train/{level}/policy_loss"] < 0.8 * first[f"train/{level}/policy_loss"]
+        assert last[f"train/{level}/q_loss"] < 0.3 * first[f"train/{level}/q_loss"]
+        for name in ("q_mean", "value_mean", "advantage_mean", "advantage_std", "weight_mean", "clamped_fraction"):
+            assert f"train/{level}/{name}" in last
+        assert 0 < last[f"train/{level}/weight_entropy"] <= 1 + 1e-6
+    assert not any(f"train/{level}/q_loss" in last for level in LEVELS if (level == "flat") is hierarchy)
+
+
+def test_what_should_train_does_and_the_rest_does_not(tiny_model_folder: Path) -> None:
+    stage = make_offline(tiny_model_folder)
+    stage.configure_model()
+    before = {name: p.detach().clone() for name, p in stage.named_parameters()}
+    fit(stage, make_loader(tiny_model_folder, outcomes=True), 3)
+    for name, parameter in stage.named_parameters():
+        unused = "heads.2" in name  # of a flat policy
+        moved = not torch.equal(parameter, before[name])
+        expected = ("lora" in name or name.startswith("critic.")) and not unused
+        assert moved is expected, name
+
+
+def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_model_folder: Path) -> None:
+    """A huge temperature makes all weights 1: with the sum over tokens the actor's step is that of SFT."""
+    offline = make_offline(tiny_model_folder, advantage_temperature=1e9)
+    fit(offline, make_loader(tiny_model_folder, outcomes=True), 2)
+    sft = make_stage(tiny_model_folder, average_tokens=False)
+    fit(sft, make_loader(tiny_model_folder, outcomes=True), 2)
+    actor = {name: p for name, p in trained(offline).items() if name.startswith("policy.")}
+    for name, parameter in trained(sft).items():
+        torch.testing.assert_close(actor[name], parameter, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"micro_batch_tokens": 1},
+        {"micro_batch_tokens": 700},
+        {"packing": True},
+        {"packing": True, "micro_batch_tokens": 700},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("settings", ["frozen", "adapted", "release"])
+def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, settings: str, split: dict) -> None:
+    options: dict[str, Any] = {"preset": "release"} if settings == "release" else {}
+    if settings == "adapted":
+        options["critic"] = CriticSettings(learning_rate=1e-2, features="adapted")
+    plain = after(tiny_model_folder, **options)
+    other = after(tiny_model_folder, **options, loader=split)
+    for name in plain:
+        torch.testing.assert_close(other[name], plain[name], rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"advantage_temperature": 1.0},
+        {"max_weight": 1.01, "advantage_temperature": 0.01},
+        {"average_tokens": True},
+        {"high_weight": 0.3},
+        {"low_weight": 0.3},
+        {"preset": "release"},
+        {"value_actions": "policy"},
+        {"critic": CriticSettings(learning_rate=2e-2)},
+        {"critic": CriticSettings(learning_rate=1e-2, features="adapted")},
+        {"critic": CriticSettings(learning_rate=1e-2, per_level=False)},
+        {"critic": CriticSettings(learning_rate=1e-2, discount=0.5)},
+        {"critic": CriticSettings(learning_rate=1e-2, discount_each="step")},
+        {"critic": CriticSettings(learning_rate=1e-2, expectile=0.95)},
+        {"critic": CriticSettings(learning_rate=1e-2, polyak_rate=0.9)},
+        {"optimizer": OptimizerSettings(learning_rate=1e-3)},
+    ],
+    ids=str,
+)
+def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, Any]) -> None:
+    # episodes enough that some last subgoals are longer than a step
+    base = after(tiny_model_folder, steps=3, critic=CriticSettings(learning_rate=1e-2), advantage_temperature=0.01)
+    defaults = {"critic": CriticSettings(learning_rate=1e-2), "advantage_temperature": 0.01}
+    turned = after(tiny_model_folder, steps=3, **{**defaults, **knob})
+    if "critic" in knob and not knob["critic"].per_level:
+        assert len(turned) < len(base)
+        return
+    tight = {name: (a, turned[name]) for name, a in base.items()}
+    assert any(not torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in tight.values())
+
+
+def test_actor_and_critics_have_learning_rates_of_their_own(tiny_model_folder: Path) -> None:
+    base = after(tiny_model_folder)
+    slow_actor = after(tiny_model_folder, optimizer=OptimizerSettings(learning_rate=1e-5))
+    actor = [name for name in base if name.startswith("policy.")]
+    critics = [name for name in base if name.startswith("critic.")]
+    assert differs({n: base[n] for n in actor}, slow_actor)
+    for name in critics:  # frozen features: the critics do not see the actor at all
+        assert torch.equal(base[name], slow_actor[name])
+
+
+def test_the_release_trains_its_low_level_by_likelihood_and_without_values(tiny_model_folder: Path) -> None:
+    recorder = Recorder()
+    stage = make_offline(tiny_model_folder, preset="release")
+    fit(stage, make_loader(tiny_model_folder, outcomes=True), 2, callbacks=[recorder])
+    last = recorder.logged[-1]
+    assert last["train/low/weight_mean"] == 1.0
+    assert last["train/low/q_loss"] == last["train/low/value_loss"] == last["train/high/value_loss"] == 0.0
+    assert last["train/high/q_loss"] > 0
+    assert abs(last["train/high/weight_mean"]) < 0.5  # Q_target, which is still small
+
+
+def test_frozen_features_are_computed_once_and_found_by_the_next_run(tiny_model_folder: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def counted(model: Any, batch: Any) -> Any:
+        calls.append(len(batch.transcripts))
+        return frozen_features(model, batch)
+
+    def run() -> dict[str, torch.Tensor]:
+        critic = CriticSettings(learning_rate=1e-2, cache_dir=str(tmp_path))
+        return after(tiny_model_folder, steps=6, critic=critic)  # three epochs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_rft.stages.actor_critic.frozen_features", counted)
+        first = run()
+        assert calls == [1] * 12  # six episodes of two levels, each alone and once
+        second = run()
+        assert len(calls) == 12
+    memory = after(tiny_model_folder, steps=6)
+    for name in first:
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(first[name], memory[name])
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path: Path, stop: int) -> None:
+    """In mid-epoch and at an epoch's end; targets and their place in training are part of it."""
+    from lit_rft.callbacks import RandomState, RunCheckpoint
+
+    def run(folder: Path, steps: int, ckpt_path: str | None = None, seed: int = 0) -> dict[str, torch.Tensor]:
+        lora = ADAPTERS.__class__(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
+        stage = make_offline(tiny_model_folder, seed=seed, lora=lora)
+        trainer = L.Trainer(
+            max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
+        )  # fmt: skip
+        trainer.fit(stage, make_loader(tiny_model_folder, outcomes=True, batch_size=2), ckpt_path=ckpt_path)
+        return {name: value.clone() for name, value in stage.state_dict().items() if "base_layer" not in name}
+
+    whole = run(tmp_path / "whole", 7)
+    run(tmp_path / "parts", stop)
+    resumed = run(tmp_path / "parts", 7, ckpt_path="last", seed=5)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_it_starts_from_sft_from_an_adapter_or_from_offline_rl(tiny_model_folder: Path, tmp_path: Path) -> None:
+    sft = make_stage(tiny_model_folder)
+    trainer = fit(sft, make_loader(tiny_model_folder), 1)
+    trainer.save_checkpoint(tmp_path / "sft.ckpt")
+    assert sft.policy is not None
+    sft.policy.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
+    for start in ("sft.ckpt", "adapter"):
+        offline = make_offline(tiny_model_folder, seed=9, policy={"start_from": str(tmp_path / start)})
+        offline.configure_model()
+        weights = trained(offline)
+        for name, parameter in trained(sft).items():
+            assert torch.equal(weights[name], parameter)
+    trainer = fit(offline, make_loader(tiny_model_folder, outcomes=True), 1)
+    trainer.save_checkpoint(tmp_path / "offline.ckpt")
+    again = make_offline(tiny_model_folder, seed=10, policy={"start_from": str(tmp_path / "offline.ckpt")})
+    again.configure_model()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, offline.state_dict()[name]), name
+
+
+def test_data_without_outcomes_and_models_without_a_frozen_backbone_are_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="have no outcomes"):
+        fit(make_offline(tiny_model_folder), make_loader(tiny_model_folder), 1)
+    with pytest.raises(ValueError, match=r"critic\.features=frozen needs LoRA"):
+        make_offline(tiny_model_folder, lora=None).configure_model()
+    adapted = make_offline(tiny_model_folder, lora=None, critic=CriticSettings(features="adapted"))
+    fit(adapted, make_loader(tiny_model_folder, outcomes=True), 1)
+
+
+def test_a_reward_that_is_not_finite_stops_before_the_step_and_names_the_episode(tiny_model_folder: Path) -> None:
+    stage, loader = make_offline(tiny_model_folder), make_loader(tiny_model_folder, outcomes=True, batch_size=6)
+    bad = loader.episodes[3][0]
+    bad.outcomes[0] = bad.outcomes[0]._replace(reward=float("nan"))
+    stage.configure_model()
+    before = trained(stage)
+    with pytest.raises(NonFiniteLossError, match=bad.episode_id):
+        fit(stage, loader, 1)
+    assert not differs(before, trained(stage))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"advantage_temperature": 0.0}, "advantage_temperature"),
+        ({"max_weight": 0.0}, "max_weight"),
+        ({"high_weight": -1.0}, "high_weight"),
+        ({"preset": "papers"}, "preset paper or release"),
+        ({"value_actions": "both"}, "value_actions must be"),
+        ({"preset": "release", "value_actions": "policy"}, "has no V"),
+    ],
+)
+def test_bad_settings_are_refused(tiny_model_folder: Path, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_offline(tiny_model_folder, **bad)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"learning_rate": 0}, {"expectile": 1.0}, {"discount": 1.2}, {"polyak_rate": -0.1}], ids=str
+)
+def test_bad_critic_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"critic.{next(iter(bad))}"):
+        CriticSettings(**bad)

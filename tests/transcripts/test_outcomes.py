@@ -1,0 +1,135 @@
+"""What each decision led to: rewards, ends and the state after the last decision, at each level."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import make_episode, make_tokenizer
+
+from lit_rft.episodes import Episode, Outcome, Subgoal
+from lit_rft.transcripts import (
+    ChatFormat,
+    HierarchyPrompts,
+    Transcript,
+    add_outcomes,
+    collate_packed,
+    collate_padded,
+    flat_transcripts,
+    hierarchy_transcripts,
+)
+
+PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+
+
+def make_chat() -> ChatFormat:
+    return ChatFormat(make_tokenizer())
+
+
+def cut(episode: Episode, completed: bool = False) -> Episode:
+    """The same episode, ended by a time limit, in the middle of its last subgoal unless that is completed."""
+    last = dataclasses.replace(episode.subgoals[-1], completed=completed)
+    outcome = Outcome(episode.outcome.score, False, False, True, "step_limit")
+    return dataclasses.replace(episode, outcome=outcome, subgoals=[*episode.subgoals[:-1], last])
+
+
+def both_levels(episode: Episode) -> list[Transcript]:
+    chat = make_chat()
+    return add_outcomes(hierarchy_transcripts(episode, chat, PROMPTS), episode, chat, PROMPTS)
+
+
+def test_high_level_earns_the_environments_reward_low_level_the_intrinsic_one() -> None:
+    episode = make_episode(num_steps=5)
+    high, low = both_levels(episode)
+    spans = [(s.start, s.end) for s in episode.subgoals]
+    assert [o.reward for o in high.outcomes] == pytest.approx(
+        [sum(step.reward for step in episode.steps[a:b]) for a, b in spans]
+    )
+    assert [o.steps for o in high.outcomes] == [b - a for a, b in spans]
+    assert [o.terminated for o in high.outcomes] == [False, True]
+    assert [o.reward for o in low.outcomes] == [0, 1, 0, 0, 1]
+    assert [o.terminated for o in low.outcomes] == [False, True, False, False, True]  # a subgoal's end is its own
+    assert {o.steps for o in low.outcomes} == {1}
+    before = hierarchy_transcripts(episode, make_chat(), PROMPTS)
+    assert [t.input_ids for t in (high, low)] == [t.input_ids for t in before]
+
+
+@pytest.mark.parametrize("completed", [False, True])
+def test_a_time_limit_is_not_an_end(completed: bool) -> None:
+    """The state that the last decision led to stands at the end of the transcript."""
+    chat, episode = make_chat(), cut(make_episode(num_steps=5), completed)
+    before = hierarchy_transcripts(episode, chat, PROMPTS)
+    high, low = add_outcomes(before, episode, chat, PROMPTS)
+    assert [o.terminated for o in high.outcomes] == [False, False]
+    assert high.input_ids == before[0].input_ids + chat.turn(episode.steps[-1].observation)
+    assert high.next_state_ends == [high.state_ends[1], len(high) - 1]
+    assert low.outcomes[-1].terminated is completed  # its own task was over, or was cut
+    assert (len(low) > len(before[1])) is not completed
+
+
+def test_flat_agents_earn_the_reward_of_each_step() -> None:
+    chat, episode = make_chat(), make_episode(num_steps=3)
+    (whole,) = add_outcomes(flat_transcripts(episode, chat, PROMPTS), episode, chat, PROMPTS)
+    assert [o.reward for o in whole.outcomes] == pytest.approx([step.reward for step in episode.steps])
+    assert [o.terminated for o in whole.outcomes] == [False, False, True]
+    (part,) = add_outcomes(flat_transcripts(cut(episode), chat, PROMPTS), cut(episode), chat, PROMPTS)
+    assert not any(o.terminated for o in part.outcomes)
+    assert len(part) > len(whole)
+
+
+def test_truncation_keeps_outcomes_with_their_decisions() -> None:
+    _, low = both_levels(cut(make_episode(num_steps=8)))
+    short = low.truncated(len(low) - 1)
+    assert short.dropped_turns > 0
+    assert short.outcomes == low.outcomes[short.dropped_turns :]
+    chat, episode = make_chat(), cut(make_episode(num_steps=8))
+    early = [t.truncated(len(t) - 1) for t in hierarchy_transcripts(episode, chat, PROMPTS)]
+    late = add_outcomes(early, episode, chat, PROMPTS)[1]
+    assert late.outcomes == low.outcomes[early[1].dropped_turns :]
+
+
+def test_a_subgoal_that_nothing_came_of_is_left_out() -> None:
+    chat, episode = make_chat(), cut(make_episode(num_steps=4))
+    high = hierarchy_transcripts(episode, chat, PROMPTS)[0]
+    longer = high.copy()
+    longer.append_prompt(chat.turn(episode.steps[-1].observation))
+    longer.append_utterance(chat.utterance("dance"))
+    (found,) = add_outcomes([longer], episode, chat, PROMPTS)
+    assert found.num_decisions == len(episode.subgoals) == len(found.outcomes)
+    assert found.input_ids == high.input_ids + chat.turn(episode.steps[-1].observation)
+    assert longer.num_decisions == high.num_decisions + 1  # what was given stays as it was
+
+
+def test_an_episode_with_subgoals_of_one_step_only() -> None:
+    episode = make_episode(num_steps=3)
+    ones = [Subgoal(i, i + 1, f"part {i}", True, "someone") for i in range(3)]
+    high, low = both_levels(dataclasses.replace(episode, subgoals=ones))
+    assert [o.steps for o in high.outcomes] == [1, 1, 1]
+    assert [tuple(o) for o in low.outcomes] == [(1.0, 1, True)] * 3
+
+
+def test_without_subgoals_or_steps() -> None:
+    chat, episode = make_chat(), make_episode(num_steps=2, subgoals=False)
+    with pytest.raises(ValueError, match="no subgoals"):
+        hierarchy_transcripts(episode, chat, PROMPTS)
+    assert add_outcomes([], make_episode(num_steps=0), chat, PROMPTS) == []
+
+
+def test_batches_hold_what_the_transcripts_say() -> None:
+    """Positions of next states, rewards and ends, padded and packed: read at the ids they point to."""
+    transcripts = both_levels(cut(make_episode(0, 5))) + both_levels(make_episode(1, 3))
+    for batch in (collate_padded(transcripts, 0), collate_packed(transcripts, 0, 3000)):
+        ids = batch.input_ids.flatten()
+        position = batch.position_ids.flatten()
+        at = 0
+        for transcript in batch.transcripts:
+            for k, outcome in enumerate(transcript.outcomes):
+                assert float(batch.rewards[at]) == pytest.approx(outcome.reward)
+                assert (int(batch.steps[at]), bool(batch.terminated[at])) == outcome[1:]
+                places = {"state_ends": transcript.state_ends, "next_state_ends": transcript.next_state_ends}
+                for field, place in places.items():
+                    where = int(getattr(batch, field)[at])
+                    assert int(position[where]) == place[k]
+                    assert int(ids[where]) == transcript.input_ids[place[k]]
+                at += 1
+        assert at == len(batch.rewards)
+        assert batch.rewards.dtype == torch.float32
