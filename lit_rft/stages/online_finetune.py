@@ -111,7 +111,8 @@ class OnlineHighLevelFinetune(ActorCriticStage):
         finally:
             self.policy.train()
         self._runner.end()
-        for one in played:
+        order = {job.id: index for index, job in enumerate(jobs.jobs)}
+        for one in sorted(played, key=lambda one: order[one.episode.id]):  # which one ends first is chance
             self.replay.add(self._learnable(one))
         return self._report(played)
 

@@ -1,0 +1,235 @@
+"""Online fine-tuning on the corridor: frozen skills stay frozen, the rest trains, and a run can be resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import make_episode
+from tiny_env import CorridorProtocol
+from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage, trained
+
+from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.datamodules import OnlineDataModule
+from lit_rft.episodes import write_episodes
+from lit_rft.models import LoraSettings
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import (
+    ActingSettings,
+    CriticSettings,
+    OnlineHighLevelFinetune,
+    OnlineSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+
+ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+ONLINE = {
+    "exploration": SamplingSettings(6, 1.0),
+    "buffer_episodes": 4,
+    "updates_per_episode": 1.0,
+    "batch_episodes": 2,
+}
+
+
+def make_online(model: Path, *, seed: int = 0, online: dict[str, Any] | None = None, **options: Any) -> Any:
+    lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
+    settings: dict[str, Any] = {
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "critic": CriticSettings(learning_rate=1e-2),
+        "prompts": PROMPTS,
+        "acting": ACTING,
+    }
+    L.seed_everything(seed, verbose=False)
+    return OnlineHighLevelFinetune(
+        OnlineSettings(**{**ONLINE, **(online or {})}),
+        policy=PolicySettings(model=str(model), lora=lora, **policy),
+        **{**settings, **options},
+    )
+
+
+def make_data(model: Path, folder: Path, **options: Any) -> OnlineDataModule:
+    settings = {
+        "model": str(model),
+        "protocol": CorridorProtocol(),
+        "prompts": PROMPTS,
+        "data_dir": str(folder),
+        "collect_tasks": ["walk"],
+        "rounds": 2,
+        "episodes_per_round": 2,
+        "micro_batch_tokens": 2000,
+    }
+    return OnlineDataModule(**{**settings, **options})
+
+
+def run(stage: Any, data: Any, folder: Path, steps: int, **options: Any) -> L.Trainer:
+    ckpt_path = options.pop("ckpt_path", None)
+    settings: dict[str, Any] = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "default_root_dir": folder,
+        "plugins": [AtomicCheckpointIO()],
+        "callbacks": [RandomState(), RunCheckpoint(every_n_steps=2)],
+    }
+    trainer = L.Trainer(**{**settings, **options})
+    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> str:
+    episodes = [make_episode(seed, 4) for seed in range(3)]
+    write_episodes(tmp_path / "stored.jsonl", episodes)
+    return str(tmp_path / "stored.jsonl")
+
+
+def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
+    sft = make_stage(tiny_model_folder)
+    fit(sft, make_loader(tiny_model_folder), 2).save_checkpoint(tmp_path / "sft.ckpt")
+    stage = make_online(tiny_model_folder, seed=3, policy={"start_from": str(tmp_path / "sft.ckpt")})
+    stage.configure_model()
+    start = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    low = [name for name in start if ".low." in name]
+    assert len(low) == len([name for name in start if ".default." in name]) > 0
+    for name in low:
+        assert torch.equal(start[name], trained(sft)[name.replace(".low.", ".default.")])
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 4)
+    for name, parameter in stage.named_parameters():
+        if name in low:
+            assert parameter.grad is None and not parameter.requires_grad
+            assert torch.equal(parameter, start[name])
+        elif ".default." in name or ("critic." in name and "heads.0" in name):  # the high level's
+            assert not torch.equal(parameter, start[name]), name
+        else:
+            assert torch.equal(parameter, start[name]), name
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path: Path, merge: bool) -> None:
+    """Other low-level skills: other actions, but the first subgoal, which is written before any, stays the same."""
+    acting = ActingSettings(SamplingSettings(6), 900, subgoal_steps=9, parallel_episodes=1, merge_adapters=merge)
+    stage = make_online(tiny_model_folder, acting=acting)
+    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_variations=1)
+
+    def play() -> list[Any]:
+        options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        L.Trainer(**options).test(stage, datamodule=data, verbose=False)
+        return stage.played[0].transcripts
+
+    stage.configure_model()
+    high, low = play()
+    with torch.no_grad():
+        for name, parameter in stage.named_parameters():
+            if ".low." in name and "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=1.0)
+    new_high, new_low = play()
+    assert new_low.utterance_ids(0) != low.utterance_ids(0)
+    assert new_high.utterance_ids(0) == high.utterance_ids(0)
+    assert all(p.requires_grad == (".default." in n) for n, p in stage.named_parameters() if "lora_" in n)
+
+
+def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_online(tiny_model_folder, hierarchy=False)
+    stage.configure_model()
+    before = trained(stage)
+    run(stage, make_data(tiny_model_folder, tmp_path, hierarchy=False), tmp_path, 2)
+    assert not any(".low." in name for name, _ in stage.named_parameters())
+    assert differs({n: p for n, p in before.items() if "lora" in n}, trained(stage))
+    assert {t.level for episode in stage.replay.episodes for t in episode} == {"flat"}
+
+
+def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
+    stage = make_online(tiny_model_folder, lora=None, critic=CriticSettings(features="adapted"))
+    with pytest.raises(ValueError, match="freezing the low level needs LoRA"):
+        stage.configure_model()
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path: Path, stored: str, stop: int) -> None:
+    dropout = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
+
+    def go(folder: Path, steps: int, seed: int = 0, **options: Any) -> Any:
+        stage = make_online(tiny_model_folder, seed=seed, lora=dropout)
+        run(stage, make_data(tiny_model_folder, tmp_path, train_files=[stored]), folder, steps, **options)
+        return stage
+
+    whole = go(tmp_path / "whole", 8)
+    go(tmp_path / "parts", stop)
+    resumed = go(tmp_path / "parts", 8, seed=7, ckpt_path="last")
+    assert resumed.env_steps == whole.env_steps > 0
+    assert resumed.replay.episodes == whole.replay.episodes
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"exploration": SamplingSettings(6, 0.5)},
+        {"buffer_episodes": 1},
+        {"updates_per_episode": 2.0},
+        {"batch_episodes": 1},
+        {"offline_share": 0.0},
+        {"seed": 5},
+    ],
+    ids=str,
+)
+def test_every_knob_counts(tiny_model_folder: Path, tmp_path: Path, stored: str, knob: dict[str, Any]) -> None:
+    def after(online: dict[str, Any]) -> Any:
+        stage = make_online(tiny_model_folder, online=online)
+        options: dict[str, Any] = {"max_epochs": 1, "callbacks": [], "enable_checkpointing": False}
+        run(stage, make_data(tiny_model_folder, tmp_path, train_files=[stored]), tmp_path, -1, **options)
+        return trained(stage)
+
+    base, turned = after({}), after(knob)
+    assert any(not torch.equal(base[name], turned[name]) for name in base)
+
+
+def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    stage = make_online(tiny_model_folder)
+    logger = TensorBoardLogger(str(tmp_path), name="tb", version="")
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 4, logger=logger, log_every_n_steps=1)
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    points = events.Scalars("online/score")
+    assert len(points) == 2  # rounds
+    assert 0 < points[0].step < points[1].step == stage.env_steps
+    assert {"train/score", "train/buffer", "train/high/q_loss"} <= set(events.Tags()["scalars"])
+    assert not any(name.startswith("train/low") for name in events.Tags()["scalars"])
+
+
+def test_rounds_play_every_episode_in_turn_and_keep_their_place(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = make_data(tiny_model_folder, tmp_path, rounds=4, episodes_per_round=3)
+    data.setup("fit")
+    whole = [[job.id for job in batch.jobs.jobs] for _ in range(2) for batch in [*data.train_dataloader()]][:4]
+    loader = data.train_dataloader()
+    names = [[job.id for job in batch.jobs.jobs] for batch in loader]
+    assert names == whole
+    flat = [name.rsplit("/online", 1)[0] for part in names for name in part]
+    assert sorted(flat[:4]) == sorted(set(flat))  # four variations, each once before any comes again
+    second = [[job.id for job in batch.jobs.jobs] for batch in loader]  # the next epoch goes on
+    assert not {name for part in second for name in part} & {name for part in names for name in part}
+    resumed = data.train_dataloader()
+    iterator = iter(loader := data.train_dataloader())
+    next(iterator), next(iterator)
+    resumed.load_state_dict(loader.state_dict())
+    assert [[job.id for job in batch.jobs.jobs] for batch in resumed] == names[2:]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"buffer_episodes": 0}, {"updates_per_episode": 0.0}, {"batch_episodes": 0}, {"offline_share": 1.5}],
+    ids=str,
+)
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"online.{next(iter(bad))}"):
+        OnlineSettings(**bad)
