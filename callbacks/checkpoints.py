@@ -104,12 +104,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._last_step = -1
+        self._last_step = trainer.global_step
 
     # Lightning's own hooks save what was before the step under manual optimisation, and skip the last without a top-k
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if trainer.global_step % self._every_n_train_steps == 0:
+        # a batch may take several optimiser steps, or none
+        if trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps:
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

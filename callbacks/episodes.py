@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 from rich.table import Table
 
+from lit_rft._files import write_json
 from lit_rft.agents import PlayedEpisode
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
@@ -88,13 +89,17 @@ def _quote(text: str) -> str:
 
 
 class ScoreTable(L.Callback):
-    """Prints the scores by task after each validation and test."""
+    """Prints the scores by task after each validation and test; a test's are also in `<default_root_dir>/scores.json`
+    (task -> column -> mean over its episodes, null where there was none)."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer, pl_module, "test")
+        if trainer.is_global_zero and (scores := _stage(pl_module).score_table):
+            plain = {task: {k: None if math.isnan(v) else v for k, v in row.items()} for task, row in scores.items()}
+            write_json(Path(trainer.default_root_dir) / "scores.json", plain)
 
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
         scores = _stage(pl_module).score_table

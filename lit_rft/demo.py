@@ -9,7 +9,6 @@ SFT, the score after it. Nothing here that the command line could not do:
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -35,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     from rich.console import Console
 
+    from lit_rft._files import write_json
     from lit_rft.command_line import build
 
     console = Console()
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     after = _play(trainer, stage, data, folder / "episodes" / "after.jsonl")
 
     summary = _summary(before, after, len(expert), time.time() - started)
-    _write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     _plot_learning_curve(folder / "tensorboard", folder / "learning_curve.png")
     _report(console, summary, folder)
     return summary
@@ -87,12 +87,6 @@ def _summary(before: dict[str, Any], after: dict[str, Any], episodes: int, secon
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _plot_learning_curve(logs: Path, picture: Path) -> None:

@@ -14,11 +14,27 @@ from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.models import LoraSettings
 from lit_rft.rollout import SamplingSettings
-from lit_rft.stages import ActingSettings, HierarchicalSFT, OptimizerSettings, PolicySettings
+from lit_rft.stages import (
+    ActingSettings,
+    CriticSettings,
+    HierarchicalSFT,
+    OfflineHierarchicalRL,
+    OnlineHighLevelFinetune,
+    OnlineSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
-OVERLAYS = {"base.yaml": [SFT], "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"]}
+OFFLINE = "glider/scienceworld/offline_rl.yaml"
+OVERLAYS = {
+    "base.yaml": [SFT],
+    "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
+    "glider/flat.yaml": [OFFLINE, "glider/flat.yaml"],
+    "glider/from_scratch.yaml": [OFFLINE, "glider/from_scratch.yaml"],
+    "glider/release.yaml": [OFFLINE, "glider/release.yaml"],
+}
 
 
 def _arguments(name: str, *more: str) -> list[str]:
@@ -45,7 +61,7 @@ def test_help_names_verbs_and_configs(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
-    model = ["--model.init_args.policy.model", str(tiny_model_folder)]
+    model = ["--model.init_args.policy.model", str(tiny_model_folder), "--model.init_args.policy.start_from", "null"]
     cli = build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
     assert cli.datamodule.model == str(tiny_model_folder)  # linked: the data module reads the stage's tokenizer
     assert cli.datamodule.hierarchy == cli.model.hierarchy
@@ -57,7 +73,7 @@ def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Pa
 def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:
     cli = build(_arguments("glider/scienceworld/debug.yaml", "--data.init_args.batch_size", "7"), run=False)
     assert cli.trainer.max_epochs == 1  # debug over sft
-    assert cli.model.optimizer_settings.learning_rate == 5e-4  # sft
+    assert cli.model.optimizer_settings.learning_rate == 1e-3  # sft
     assert cli.trainer.num_sanity_val_steps == 0  # base
     assert cli.datamodule.batch_size == 7
 
@@ -99,12 +115,16 @@ def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest
 
 def _public() -> list[Any]:
     settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings, HierarchyPrompts]
-    stages = [HierarchicalSFT, datamodules.TrajectoryDataModule]
+    settings += [CriticSettings, OnlineSettings]
+    stages = [HierarchicalSFT, OfflineHierarchicalRL, OnlineHighLevelFinetune]
+    stages += [datamodules.TrajectoryDataModule, datamodules.OnlineDataModule]
     return settings + stages + [getattr(callbacks, name) for name in callbacks.__all__]
 
 
 @pytest.mark.parametrize("thing", _public(), ids=lambda thing: thing.__name__)
 def test_every_field_has_help(thing: Any) -> None:
-    documented = {p.arg_name for p in docstring_parser.parse(inspect.getdoc(thing) or "").params if p.description}
-    parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs"}
+    # with what is inherited
+    docs = [docstring_parser.parse(inspect.cleandoc(owner.__doc__ or "")) for owner in thing.__mro__[:-1]]
+    documented = {p.arg_name for doc in docs for p in doc.params if p.description}
+    parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs", "stage", "trajectories"}
     assert parameters <= documented

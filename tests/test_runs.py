@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _command(model: Path, episodes: Path, folder: Path, *more: str) -> list[str]:
+SFT = "glider/scienceworld/sft.yaml"
+
+
+def _command(model: Path, episodes: Path, folder: Path, *more: str, config: str = SFT) -> list[str]:
     settings = {
         "trainer.default_root_dir": folder,
         "trainer.accelerator": "cpu",
@@ -31,13 +35,21 @@ def _command(model: Path, episodes: Path, folder: Path, *more: str) -> list[str]
         "trainer.limit_val_batches": 0,
         "model.init_args.policy.model": model,
         "model.init_args.policy.lora.dropout": 0.0,
-        "model.init_args.length_coef": 0.1,
         "data.init_args.train_files": f"[{episodes}]",
         "data.init_args.batch_size": 2,
         "data.init_args.micro_batch_tokens": 500,
     }
     flat = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "lit_rft.cli", "fit", "-c", "glider/scienceworld/sft.yaml", *flat, *more]
+    flat += ["--model.init_args.length_coef", "0.1"] if config == SFT else []
+    return [sys.executable, "-m", "lit_rft.cli", "fit", "-c", config, *flat, *more]
+
+
+OFFLINE = "glider/scienceworld/offline_rl.yaml"
+MIXED = [
+    "--model.init_args.policy.start_from", "null",
+    "--model.init_args.critic.cache_dir", "null",
+    "--data.init_args.medium_per_expert", "0.5",
+]  # fmt: skip
 
 
 def _run(command: list[str]) -> None:
@@ -55,11 +67,19 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size", "1"]  # one process has nothing to do
 
 
-@pytest.mark.parametrize("more", [[], FLAT_ONE], ids=["hierarchical", "unequal work"])
-def test_two_processes_equal_one(more: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
-    _run(_command(tiny_model_folder, episodes, tmp_path / "one", *more))
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [(SFT, []), (SFT, FLAT_ONE), (OFFLINE, MIXED)],
+    ids=["hierarchical", "unequal work", "offline rl"],
+)
+def test_two_processes_equal_one(
+    config: str, more: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path
+) -> None:
+    if config == OFFLINE:
+        more = [*more, "--data.init_args.medium_files", f"[{episodes}]"]
+    _run(_command(tiny_model_folder, episodes, tmp_path / "one", *more, config=config))
     two = [*more, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *two))
+    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *two, config=config))
     one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
     assert one.keys() == both.keys()
     for name, weight in one.items():
@@ -108,3 +128,19 @@ def test_two_processes_play_what_one_does(tiny_model_folder: Path, tmp_path: Pat
         assert len(list((folder / "episodes").iterdir())) == devices
     assert len(found[1][1]) == 3
     assert found[1] == found[2]
+
+
+def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Unequal shares (three episodes a round) do not hang, both keep the same weights, both buffers are resumed."""
+    script = str(Path(__file__).with_name("online_in_processes.py"))
+
+    def run(rounds: int, *more: str) -> list[dict[str, Any]]:
+        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(rounds), *more])
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    first, second = run(2)
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+    names = [{t["episode_id"] for episode in one["replay"] for t in episode} for one in (first, second)]
+    assert len(names[0]) == 3 and len(names[1]) == 2 and not names[0] & names[1]
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["online"]["buffers"] == [first["replay"], second["replay"]]

@@ -6,7 +6,6 @@ killed in mid-write costs the line that it was writing and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from lit_rft._files import replacing
 from lit_rft.episodes.record import Episode, EpisodeError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) ->
             raise EpisodeError(f"{episode.id!r} comes twice", "id")
         records[episode.id] = episode
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if path.suffix == ".parquet":
             _write_parquet(temporary, records.values())
         else:
@@ -177,24 +177,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no episodes in {path}: expected files that end in {' or '.join(SUFFIXES)}")
     return files
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder, which takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name as well
-    finally:
-        os.close(folder)
 
 
 def _to_line(episode: Episode) -> bytes:

@@ -14,25 +14,47 @@ from lit_rft.objectives.critic import (
     q_loss,
     td_target,
 )
+from lit_rft.objectives.group import group_advantages
 from lit_rft.objectives.likelihood import (
     LikelihoodLoss,
     expected_utterance_length,
     utterance_likelihood_loss,
     utterance_log_likelihood,
 )
+from lit_rft.objectives.mixed_policy import (
+    MixedPolicyLoss,
+    OnPolicyTerms,
+    clipped_surrogate,
+    kl_estimate,
+    masked_token_mean,
+    mixed_policy_loss,
+    off_policy_losses,
+    shape_policy,
+    truncated_importance_weights,
+)
 
 __all__ = [
     "AdvantageWeights",
     "ExpectileLoss",
     "LikelihoodLoss",
+    "MixedPolicyLoss",
+    "OnPolicyTerms",
     "QLoss",
     "advantage_weights",
+    "clipped_surrogate",
     "discounted_returns",
     "expected_utterance_length",
     "expectile_value_loss",
+    "group_advantages",
+    "kl_estimate",
+    "masked_token_mean",
+    "mixed_policy_loss",
+    "off_policy_losses",
     "polyak_update",
     "q_loss",
+    "shape_policy",
     "td_target",
+    "truncated_importance_weights",
     "utterance_likelihood_loss",
     "utterance_log_likelihood",
     "weighted_likelihood_loss",

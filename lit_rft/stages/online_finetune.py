@@ -49,11 +49,17 @@ class OnlineHighLevelFinetune(ActorCriticStage):
     Args:
         online: playing, buffer and updates.
         stage: arguments of `ActorCriticStage`.
-    Raises: ValueError for a hierarchical policy without LoRA: the frozen skills are an adapter.
+    Raises: ValueError for a hierarchical policy without LoRA (the frozen skills are an adapter), and for a schedule of
+        the learning rate other than constant.
     """
 
     def __init__(self, online: OnlineSettings | None = None, **stage: Any) -> None:
         super().__init__(**stage)
+        if self.optimizer_settings.schedule != "constant":
+            raise ValueError(
+                f"optimizer.schedule={self.optimizer_settings.schedule} needs a known number of steps, and how many "
+                "updates a round brings depends on its episodes: use constant"
+            )
         self.online = online or OnlineSettings()
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.env_steps = 0  # taken so far, over all processes

@@ -145,6 +145,11 @@ def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path
     assert {t.level for episode in stage.replay.episodes for t in episode} == {"flat"}
 
 
+def test_a_schedule_needs_to_know_its_end(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.schedule=cosine needs a known number of steps"):
+        make_online(tiny_model_folder, optimizer=OptimizerSettings(schedule="cosine"))
+
+
 def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
     stage = make_online(tiny_model_folder, lora=None, critic=CriticSettings(features="adapted"))
     with pytest.raises(ValueError, match="freezing the low level needs LoRA"):

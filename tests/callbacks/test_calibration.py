@@ -1,0 +1,41 @@
+"""The calibration plot, read back from TensorBoard."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_stage import fit, make_loader, make_offline
+
+from lit_rft.callbacks import CriticCalibration
+
+
+def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, logger = make_offline(tiny_model_folder), TensorBoardLogger(str(tmp_path), name="tb", version="")
+    fit(stage, make_loader(tiny_model_folder, outcomes=True), 4, callbacks=[CriticCalibration()], logger=logger)
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert {"calibration/high", "calibration/low"} <= set(events.Tags()["images"])
+    for level in ("high", "low"):
+        assert len(events.Scalars(f"train/{level}/q_bias")) == 2  # epochs
+    assert -1 <= events.Scalars("train/low/q_return_correlation")[-1].value <= 1
+    # every other episode was cut: its high-level returns are not known; each episode counts once an epoch
+    known = sum(len(q) for level, q, _ in stage.judged if level == "high")
+    loader = make_loader(tiny_model_folder, outcomes=True)
+    assert known == sum(
+        t.num_decisions for e in loader.episodes for t in e if t.level == "high" and t.outcomes[-1].terminated
+    )
+
+
+def test_the_line_follows_the_bins() -> None:
+    q = torch.arange(20.0)
+    figure = CriticCalibration(bins=4).figure(q, 2 * q, "high")
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata() == [2.0, 7.0, 12.0, 17.0]
+    assert line.get_ydata() == [4.0, 14.0, 24.0, 34.0]
+
+
+def test_bins_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="bins must be >= 1"):
+        CriticCalibration(bins=0)

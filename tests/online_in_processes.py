@@ -1,0 +1,50 @@
+"""A script for tests/test_runs.py: online fine-tuning on the corridor, in one or two processes."""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from tiny_env import CorridorProtocol
+from tiny_stage import ADAPTERS, PROMPTS
+
+from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.datamodules import OnlineDataModule
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import (
+    ActingSettings,
+    CriticSettings,
+    OnlineHighLevelFinetune,
+    OnlineSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+
+
+def main(model: str, folder: str, devices: int, rounds: int, ckpt_path: str | None) -> None:
+    L.seed_everything(0, verbose=False)
+    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=1)
+    stage = OnlineHighLevelFinetune(
+        OnlineSettings(SamplingSettings(6, 1.0), buffer_episodes=3, updates_per_episode=1.0, batch_episodes=2),
+        policy=PolicySettings(model=model, lora=ADAPTERS),
+        optimizer=OptimizerSettings(learning_rate=5e-3),
+        critic=CriticSettings(learning_rate=1e-2),
+        prompts=PROMPTS,
+        acting=acting,
+    )
+    data = OnlineDataModule(
+        model=model, prompts=PROMPTS, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
+        rounds=rounds, episodes_per_round=3, micro_batch_tokens=700,
+    )  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
+    state = {"weights": {n: p.detach() for n, p in stage.named_parameters() if p.requires_grad}}
+    torch.save(state | {"replay": stage.replay.state_dict()}, Path(folder) / f"rank{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else None)
