@@ -136,6 +136,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, overlay: lis
             "data.init_args.eval_split": "dev",
             "data.init_args.eval_variations": scale.eval_variations,
             "data.init_args.seed": number,  # chooses the variations
+            "model.init_args.policy.start_from": "null",
         }
         command = _command("test", stage, target, seed, scale, overlay, keys)
         yield Step(f"seed {seed}: {folder.name}: evaluation {number}", command, target / "scores.json")
@@ -156,9 +157,7 @@ def run(step: Step, console: Console) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
     with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
-        # waiting threads that spin would take the simulators' time
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        code = subprocess.run(step.command, stdout=stream, stderr=stream, env=environment).returncode
+        code = subprocess.run(step.command, stdout=stream, stderr=stream).returncode
     if code:
         raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to go on from here")
     if step.result.suffix == ".done":
@@ -169,11 +168,12 @@ def run(step: Step, console: Console) -> None:
         stream.write(json.dumps({"step": step.name, "seconds": round(seconds, 1)}) + "\n")
 
 
-def collect_results(seeds: list[int], scale: Scale) -> dict[str, Any]:
+def collect_results(scale: Scale) -> dict[str, Any]:
     """Everything measured so far: scores by stage, seed and evaluation, and online scores by environment step."""
-    scores, online = {}, {}
-    for seed in seeds:
-        home = RUNS / f"seed{seed}"
+    scores: dict[str, Any] = {}
+    online: dict[str, Any] = {}
+    for home in sorted(RUNS.glob("seed*")):
+        seed = home.name.removeprefix("seed")
         for kind in ("", "flat_"):
             for stage in STAGES:
                 name = f"{kind}{stage}"
@@ -209,13 +209,15 @@ def _online_curve(folder: Path) -> list[tuple[int, float]]:
     events.Reload()
     if "online/score" not in events.Tags()["scalars"]:
         return []
-    return [(point.step, round(point.value, 2)) for point in events.Scalars("online/score")]
+    points = {point.step: round(point.value, 2) for point in events.Scalars("online/score")}  # the last of each step
+    return sorted(points.items())
 
 
 def means(results: dict[str, Any], name: str, tasks: list[str]) -> list[float]:
     """Mean score over tasks of each evaluation of each seed."""
     runs = [run for runs in results["scores"].get(name, {}).values() for run in runs]
-    return [statistics.mean(run[task]["score"] for task in tasks) for run in runs]
+    scores = [[run[task]["score"] for task in tasks if run[task]["score"] is not None] for run in runs]
+    return [statistics.mean(values) for values in scores if values]
 
 
 def report(results: dict[str, Any], console: Console) -> None:
@@ -293,7 +295,7 @@ def main() -> None:
         for step in steps(seed, scale):
             run(step, console)
             RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(collect_results(options.seeds, scale), indent=1) + "\n")
+            RESULTS.write_text(json.dumps(collect_results(scale), indent=1) + "\n")
     report(json.loads(RESULTS.read_text()), console)
 
 

@@ -1,7 +1,7 @@
 """Episodes to play and to learn from while training goes on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.transcripts import Transcript
 
 
-@dataclass(frozen=True)
 class OnlineBatch:
-    """What one round of online training gets.
+    """What one round of online training gets. (No dataclass: see `EpisodeJobs`.)
 
     Args:
         jobs: episodes to play; this process's share.
@@ -24,11 +23,16 @@ class OnlineBatch:
         packing: several transcripts in a row.
     """
 
-    jobs: EpisodeJobs
-    offline: Sequence[Sequence[Transcript]]
-    pad_id: int
-    micro_batch_tokens: int
-    packing: bool = False
+    def __init__(
+        self,
+        jobs: EpisodeJobs,
+        offline: Sequence[Sequence[Transcript]],
+        pad_id: int,
+        micro_batch_tokens: int,
+        packing: bool = False,
+    ) -> None:
+        self.jobs, self.offline = jobs, offline
+        self.pad_id, self.micro_batch_tokens, self.packing = pad_id, micro_batch_tokens, packing
 
     def to(self, *args: Any, **kwargs: Any) -> "OnlineBatch":
         """Nothing here lives on a device; Lightning asks every batch."""
@@ -105,12 +109,14 @@ class OnlineLoader:
 class OnlineDataModule(TrajectoryDataModule):
     """Gives online fine-tuning the episodes to play, and stored ones to mix in.
 
-    Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes; `train_files` null means that
-    nothing is mixed in.
+    Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
+    `train_files` and `medium_files`, in one heap; with neither nothing is mixed in: no expert episodes are collected.
+    How much is mixed in, and how large a batch is, the stage says (`OnlineSettings`): `batch_size` and
+    `medium_per_expert` are not read here.
 
     Args:
         collect_split: the episodes played while training are of this split.
-        collect_tasks: and of these tasks; null for all of the protocol.
+        collect_tasks: and of these tasks; null for `tasks`.
         collect_variations: and of so many variations of each; null for all.
         rounds: of an epoch; each plays some episodes and then learns.
         episodes_per_round: over all processes.
@@ -146,10 +152,12 @@ class OnlineDataModule(TrajectoryDataModule):
             )
 
     def _load_training_data(self) -> None:
-        if self.train_files is None:
-            self._read_tokenizer()
-        else:
+        self.train_files = [*(self.train_files or []), *(self.medium_files or [])]
+        self.medium_files = None
+        if self.train_files:
             super()._load_training_data()
+        else:
+            self._read_tokenizer()
 
     def train_dataloader(self) -> OnlineLoader:  # type: ignore[override]
         rank, world_size = self._place()

@@ -116,6 +116,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         self._medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeJob]] = {}
         self._pad_id = 0
+        self._without_decisions = 0  # transcripts that truncation left nothing of
 
     @property
     def expert_file(self) -> Path:
@@ -212,8 +213,12 @@ class TrajectoryDataModule(L.LightningDataModule):
             transcripts = make(episode, chat, self.prompts)
             if self.outcomes:
                 transcripts = add_outcomes(transcripts, episode, chat, self.prompts)
-            if transcripts:
-                found.append([t.truncated(self.max_length) for t in transcripts])
+            whole = [t.truncated(self.max_length) for t in transcripts]
+            # where the state after the last decision fills the context, no decision is left
+            kept = [t for t in whole if t.num_decisions]
+            self._without_decisions += len(whole) - len(kept)
+            if kept:
+                found.append(kept)
         if not found:
             raise ValueError(
                 f"no episodes to train on: {', '.join(map(str, files))} hold {len(episodes)} episodes, none of them "
@@ -222,6 +227,11 @@ class TrajectoryDataModule(L.LightningDataModule):
         return found
 
     def _report(self, episodes: Sequence[Sequence[Transcript]]) -> None:
+        if self._without_decisions:
+            logger.warning(
+                "%d transcripts are left out: what is read after the last decision fills max_length=%d",
+                self._without_decisions, self.max_length,
+            )  # fmt: skip
         flat = [t for ts in episodes for t in ts]
         tokens = sum(map(len, flat))
         actions = sum(sum(t.action_mask) for t in flat)

@@ -21,7 +21,7 @@ from lit_rft.stages import (
 )
 
 
-def main(model: str, folder: str, devices: int, rounds: int, ckpt_path: str | None) -> None:
+def main(model: str, folder: str, devices: int, steps: int, ckpt_path: str | None) -> None:
     L.seed_everything(0, verbose=False)
     acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=1)
     stage = OnlineHighLevelFinetune(
@@ -34,11 +34,11 @@ def main(model: str, folder: str, devices: int, rounds: int, ckpt_path: str | No
     )
     data = OnlineDataModule(
         model=model, prompts=PROMPTS, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
-        rounds=rounds, episodes_per_round=3, micro_batch_tokens=700,
+        rounds=3, episodes_per_round=3, micro_batch_tokens=700,
     )  # fmt: skip
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
+        max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
+        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)

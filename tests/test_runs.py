@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,13 +135,19 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
     """Unequal shares (three episodes a round) do not hang, both keep the same weights, both buffers are resumed."""
     script = str(Path(__file__).with_name("online_in_processes.py"))
 
-    def run(rounds: int, *more: str) -> list[dict[str, Any]]:
-        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(rounds), *more])
+    def run(steps: int, *more: str) -> list[dict[str, Any]]:
+        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(steps), *more])
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
-    first, second = run(2)
+    first, second = run(6)  # two rounds of three updates
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
     names = [{t["episode_id"] for episode in one["replay"] for t in episode} for one in (first, second)]
     assert len(names[0]) == 3 and len(names[1]) == 2 and not names[0] & names[1]
-    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
     assert checkpoint["online"]["buffers"] == [first["replay"], second["replay"]]
+    resumed = run(9, str(last))
+    shutil.rmtree(tmp_path / "checkpoints")
+    for one, other in zip(resumed, run(9), strict=True):  # to the bit as without the stop
+        assert one["replay"] == other["replay"]
+        assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())

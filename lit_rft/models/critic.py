@@ -24,26 +24,20 @@ class CriticHeads(nn.Module):
         self.q_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
         self.v_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
 
-    def q(self, features: Tensor, level: Tensor) -> Tensor:
-        """Q(s, u) at features of utterance ends, [N, D], of these levels, [N]: returns [N] in float32."""
+    def q(self, features: Tensor, level: int) -> Tensor:
+        """Q(s, u) at features of utterance ends, [N, D], all of one level (its index in LEVELS): [N] in float32."""
         return self._read_out(self.q_heads, features, level)
 
-    def v(self, features: Tensor, level: Tensor) -> Tensor:
-        """V(s) at features of state ends, [N, D], of these levels, [N]: returns [N] in float32."""
+    def v(self, features: Tensor, level: int) -> Tensor:
+        """V(s) at features of state ends, [N, D], all of one level (its index in LEVELS): [N] in float32."""
         return self._read_out(self.v_heads, features, level)
 
-    def _read_out(self, heads: nn.ModuleList, features: Tensor, level: Tensor) -> Tensor:
+    def _read_out(self, heads: nn.ModuleList, features: Tensor, level: int) -> Tensor:
+        head = heads[level if self.per_level else 0]
         # differences of values are small: bf16's three digits would drown them
         with torch.autocast(features.device.type, enabled=False):
-            inputs = features.detach().to(next(heads.parameters()).dtype)
-            if not self.per_level:
-                return heads[0](inputs).squeeze(-1).float()
-            values = inputs.new_zeros(len(inputs))
-            for code, head in enumerate(heads):
-                rows = (level == code).nonzero().squeeze(-1)
-                if len(rows):
-                    values = values.index_put((rows,), head(inputs[rows]).squeeze(-1))
-            return values.float()
+            values: Tensor = head(features.detach().float()).squeeze(-1)
+        return values
 
 
 class Critic(nn.Module):

@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_rft._files import replacing
 from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,11 @@ class FeatureCache:
         try:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             self._drop(path, error)
-            return None
+        except OSError:  # removed, or not ours to read
+            self._forget(path)
+        return None
 
     def put(self, transcripts: Sequence[Transcript], features: Sequence[Tensor]) -> None:
         """Remember features, in memory until the next `flush`."""
@@ -71,28 +73,32 @@ class FeatureCache:
         """Write what is new to a file of its own."""
         if self.folder is None or not self._new:
             return
-        descriptor, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-        os.close(descriptor)
-        try:
-            save_file(self._new, partial)
-            path = Path(partial).with_suffix(".safetensors")
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        with replacing(path) as temporary:
+            save_file(self._new, temporary)
         self._places.update(dict.fromkeys(self._new, path))
         self._new = {}
+
+    def retain(self, transcripts: Iterable[Transcript]) -> None:
+        """Keep of what is in memory these transcripts' features only."""
+        wanted = {transcript_key(transcript) for transcript in transcripts}
+        self._new = {key: value for key, value in self._new.items() if key in wanted}
 
     def _index(self, path: Path) -> None:
         try:
             with safe_open(path, "pt") as file:
                 self._places.update(dict.fromkeys(file.keys(), path))
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             self._drop(path, error)
+        except OSError as error:
+            logger.warning("%s cannot be read (%s): its features are computed again", path, error)
 
     def _drop(self, path: Path, error: Exception) -> None:
         logger.warning("%s is damaged (%s): its features are computed again", path, error)
         path.unlink(missing_ok=True)
+        self._forget(path)
+
+    def _forget(self, path: Path) -> None:
         self._places = {key: place for key, place in self._places.items() if place != path}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from lit_rft.models.backbone import causal_lm, final_hidden_states
 from lit_rft.transcripts import Transcript, TranscriptBatch
+
+_NO_MATTER = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures")
 
 
 class DecisionFeatures(NamedTuple):
@@ -61,8 +64,12 @@ def join_features(parts: Sequence[Tensor]) -> DecisionFeatures:
 
 
 def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
-    """Names, shapes, types and some values of all weights but the adapters': another model has another one."""
-    digest = hashlib.sha256(type(causal_lm(model)).__name__.encode())
+    """What features depend on: the architecture and its configuration, the libraries' versions, and names, shapes,
+    types and some values of all weights but the adapters'."""
+    config = causal_lm(model).config.to_dict()
+    about = {key: value for key, value in config.items() if key not in _NO_MATTER}
+    versions = (torch.__version__, importlib.metadata.version("transformers"))
+    digest = hashlib.sha256(f"{type(causal_lm(model)).__name__}{sorted(about.items())}{versions}".encode())
     for name, parameter in causal_lm(model).named_parameters():
         if "lora_" in name:
             continue

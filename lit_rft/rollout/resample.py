@@ -22,27 +22,30 @@ def sample_decisions(
 
     Returns: a transcript of one decision for each decision given, in order: the state's ids and the new utterance.
     """
-    states = []
+    states, names = [], []
     for transcript in transcripts:
-        for start in transcript.utterance_starts:
+        for decision, start in enumerate(transcript.utterance_starts):
             state = Transcript(transcript.level, transcript.end_of_turn_id, transcript.episode_id)
             state.append_prompt(transcript.input_ids[:start])
             states.append(state)
-    if not states:
-        return []
+            # random numbers of its own, whatever else is sampled beside it
+            names.append(f"{transcript.episode_id}/{transcript.level}/{transcript.dropped_turns + decision}")
     training = model.training
     model.eval()
     try:
         for begin in range(0, len(states), num_slots):
-            _answer(model, states[begin : begin + num_slots], sampling, f"{seed}/{begin}")
+            part = slice(begin, begin + num_slots)
+            _answer(model, states[part], names[part], sampling, seed)
     finally:
         model.train(training)
     return states
 
 
-def _answer(model: nn.Module, states: list[Transcript], sampling: SamplingSettings, name: str) -> None:
-    generator = ConversationGenerator(model, states[0].end_of_turn_id, sampling, num_slots=len(states))
-    slots = [generator.open(f"{name}/{index}") for index in range(len(states))]
+def _answer(
+    model: nn.Module, states: list[Transcript], names: list[str], sampling: SamplingSettings, seed: int
+) -> None:
+    generator = ConversationGenerator(model, states[0].end_of_turn_id, sampling, num_slots=len(states), seed=seed)
+    slots = [generator.open(name) for name in names]
     sampled = generator.sample({slot: state.input_ids for slot, state in zip(slots, states, strict=True)})
     for slot, state in zip(slots, states, strict=True):
         state.append_utterance(sampled[slot].ids)

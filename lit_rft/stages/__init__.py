@@ -8,7 +8,7 @@ _EXPORTS: dict[str, str] = {
     "ActorCriticStage": "lit_rft.stages.actor_critic",
     "CriticSettings": "lit_rft.stages.settings",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
-    "NonFiniteLossError": "lit_rft.stages.base",
+    "NonFiniteLossError": "lit_rft.stages.optimization",
     "OfflineHierarchicalRL": "lit_rft.stages.offline_rl",
     "OnlineHighLevelFinetune": "lit_rft.stages.online_finetune",
     "OnlineSettings": "lit_rft.stages.settings",

@@ -28,10 +28,11 @@ from lit_rft.rollout.generator import SamplingSettings
 from lit_rft.rollout.resample import sample_decisions
 from lit_rft.stages.base import PolicyStage
 from lit_rft.stages.diagnostics import DecisionStatistics, summarize
-from lit_rft.stages.judges import PaperJudge, ReleaseJudge, decisions_at
+from lit_rft.stages.judges import LevelDecisions, PaperJudge, ReleaseJudge, decisions_at
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
 
+_TOGETHER = 16  # sampled utterances that are read in one pass
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
 
 
@@ -99,7 +100,10 @@ class ActorCriticStage(PolicyStage):
     # --- the model ---------------------------------------------------------------------------------------------------
 
     def add_parts(self) -> None:
+        """Raises: ValueError for settings that critics cannot be trained with."""
         assert self.policy is not None
+        if self._trainer is not None and str(self.trainer.precision) == "bf16-true":
+            raise ValueError("precision bf16-true would keep the critics' values in three digits: use bf16-mixed")
         if self.critic_settings.features == "frozen" and not hasattr(self.policy, "peft_config"):
             raise ValueError(
                 "critic.features=frozen needs LoRA, all weights of this model train: set policy.lora, or "
@@ -130,8 +134,8 @@ class ActorCriticStage(PolicyStage):
 
     # --- one optimiser step ------------------------------------------------------------------------------------------
 
-    def update(self, batch: StepBatch) -> None:
-        """One step of actor and critics, then of the targets."""
+    def update(self, batch: StepBatch) -> dict[str, Tensor]:
+        """One step of actor and critics, then of the targets; returns what there is to log."""
         assert self.critic is not None
         sums: dict[str, Tensor] = {}
         statistics = DecisionStatistics(self.device)
@@ -141,7 +145,7 @@ class ActorCriticStage(PolicyStage):
             self.critic.target.parameters(), self.critic.online.parameters(), rate=self.critic_settings.polyak_rate
         )
         levels = [level for level in LEVELS if batch.num_utterances.get(level)]
-        self._log_sums(sums, statistics, levels)
+        return self._metrics(sums, statistics, levels)
 
     def _loss(
         self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor], stats: DecisionStatistics
@@ -158,14 +162,13 @@ class ActorCriticStage(PolicyStage):
         )
         features = gather_features(hidden, micro) if self.critic_settings.features == "adapted" else self._frozen(micro)
         proposals = self._proposals(micro) if self.value_actions == "policy" else None
-        self._remember_returns(micro, features)
         loss = likelihood.new_zeros(())
         for code, level in enumerate(LEVELS):
             rows = micro.level == code
             if not rows.any():
                 continue
-            decisions = decisions_at(rows, micro, features, proposals)
-            judged = self.judge(self.critic, level, decisions, num_decisions[level])
+            decisions = decisions_at(code, micro, features, proposals)
+            judged = self.judge(self.critic, decisions, num_decisions[level])
             policy_loss = weighted_likelihood_loss(likelihood[rows], judged.weights, normalizer=num_decisions[level])
             parts = (policy_loss, judged.q_loss, judged.value_loss)
             loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
@@ -173,6 +176,7 @@ class ActorCriticStage(PolicyStage):
                 key = f"{level}/{name}"
                 sums[key] = sums.get(key, 0.0) + part.detach()
             stats.update(level, q=judged.q, value=judged.value, weights=judged.weights, clamped=judged.clamped)
+            self._remember_returns(level, decisions, judged.q)
         sums["loss"] = sums.get("loss", 0.0) + loss.detach()
         return loss, micro.episode_ids
 
@@ -203,12 +207,12 @@ class ActorCriticStage(PolicyStage):
         assert self.policy is not None
         sampling = SamplingSettings(self.acting.sampling.max_new_tokens, temperature=1.0)
         sampled = sample_decisions(self.policy, micro.transcripts, sampling, seed=self.global_step)
-        parts = [self._utterance_features(transcript) for transcript in sampled]
-        return torch.cat(parts)
+        groups = [sampled[start : start + _TOGETHER] for start in range(0, len(sampled), _TOGETHER)]
+        return torch.cat([self._utterance_features(group) for group in groups])
 
-    def _utterance_features(self, transcript: Transcript) -> Tensor:
+    def _utterance_features(self, transcripts: list[Transcript]) -> Tensor:
         assert self.policy is not None
-        batch = collate_padded([transcript], pad_id=0).to(self.device)
+        batch = collate_padded(transcripts, pad_id=0).to(self.device)
         if self.critic_settings.features == "frozen":
             return frozen_features(self.policy, batch).utterance
         with torch.no_grad():
@@ -231,32 +235,30 @@ class ActorCriticStage(PolicyStage):
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
-    def _remember_returns(self, micro: TranscriptBatch, features: DecisionFeatures) -> None:
+    def _remember_returns(self, level: str, decisions: LevelDecisions, q: Tensor) -> None:
         """Keep Q beside what was really earned, for a calibration plot (see `CriticCalibration`)."""
-        assert self.critic is not None
-        with torch.no_grad():
-            q = self.critic.online.q(features.utterance, micro.level)
-        owners = micro.transcript_index
-        last = torch.ones_like(micro.terminated)
-        last[:-1] = owners[1:] != owners[:-1]
+        last = torch.ones_like(decisions.terminated)
+        last[:-1] = decisions.owner[1:] != decisions.owner[:-1]
         settings = self.critic_settings
-        steps = micro.steps if settings.discount_each == "step" else None
+        steps = decisions.steps if settings.discount_each == "step" else None
         returns, known = discounted_returns(
-            micro.rewards, micro.terminated, last, discount=settings.discount, steps=steps
+            decisions.rewards, decisions.terminated, last, discount=settings.discount, steps=steps
         )
-        for code, level in enumerate(LEVELS):
-            rows = known & (micro.level == code)
-            if rows.any():
-                self.judged.append((level, q[rows].cpu(), returns[rows].cpu()))
+        self.judged.append((level, q[known].cpu(), returns[known].cpu()))
 
-    def _log_sums(self, sums: dict[str, Tensor], statistics: DecisionStatistics, levels: list[str]) -> None:
+    def _metrics(self, sums: dict[str, Tensor], statistics: DecisionStatistics, levels: list[str]) -> dict[str, Tensor]:
+        """What this step's micro-batches add up to, over all processes."""
         names = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
         zero = torch.zeros((), device=self.device)
         mine = {name: sums.get(name, zero) for name in names} | statistics.all_sums(levels)
         total = self.sum_over_processes(mine)
-        self.log("train/loss", total["loss"], prog_bar=True)
-        losses = {f"train/{name}": total[name] for name in names if name != "loss"}
-        self.log_dict(losses | {f"train/{name}": value for name, value in summarize(total, levels).items()})
+        metrics = {name: total[name] for name in names} | summarize(total, levels)
+        return {f"train/{name}": value for name, value in metrics.items()}
+
+    def log_metrics(self, metrics: dict[str, Tensor]) -> None:
+        """Log what `update` returned."""
+        self.log("train/loss", metrics["train/loss"], prog_bar=True)
+        self.log_dict({name: value for name, value in metrics.items() if name != "train/loss"})
 
 
 def _check_settings(

@@ -1,12 +1,9 @@
 """What all stages share: the policy, acting in environments, exact optimiser steps, small checkpoints."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -14,23 +11,16 @@ from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.models.backbone import leave_casting_to_autocast, load_backbone, load_tokenizer
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
-from lit_rft.stages.schedule import learning_rate_factor
+from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
 
 
-class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; the weights are still those of the last good step."""
-
-
-class PolicyStage(L.LightningModule):
+class PolicyStage(OptimizedModule):
     """A language-model policy that acts in text environments, and how its weights are stepped and saved.
 
     Subclasses write `training_step`. `validate`, `test` and `predict` play episodes: their data loaders give
     `EpisodeJobs`, `played` holds the episodes of the epoch, and `predict_step` returns those that have ended.
-
-    Optimisation is manual, so that one optimiser step is exactly one data-loader batch, however many micro-batches it
-    is split into and however many processes share it: see `accumulate_and_step`.
 
     Args:
         policy: which model, and from where it starts.
@@ -50,10 +40,8 @@ class PolicyStage(L.LightningModule):
         hierarchy: bool = True,
         prompts: HierarchyPrompts | None = None,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(optimizer or OptimizerSettings())
         self.policy_settings = policy or PolicySettings()
-        self.optimizer_settings = optimizer or OptimizerSettings()
         self.acting = acting or ActingSettings()
         self.hierarchy = hierarchy
         self.prompts = prompts or HierarchyPrompts()
@@ -100,11 +88,25 @@ class PolicyStage(L.LightningModule):
     def _load_weights(self, path: Path) -> None:
         if not path.is_file():
             raise ValueError(f"start_from must be a PEFT adapter folder or a checkpoint file: got {path}")
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self._check_hierarchy(checkpoint, str(path))
+        weights = self.starting_weights(checkpoint["state_dict"], str(path))
         policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
         self._check_complete(policy, [n for n in self._saved_names() if n.startswith("policy.")], str(path))
         self.load_state_dict(policy, strict=False)
         self.load_parts(weights, str(path))
+
+    def starting_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+        """What a stage takes from the checkpoint it starts from.
+
+        Raises: ValueError if it is no start for this stage.
+        """
+        if any(".low." in name for name in weights):
+            raise ValueError(
+                f"{source} is of an online stage and holds two adapters, its low level's apart: only another online "
+                "stage can start from it (the high level's adapter alone is in that run's adapter folder)"
+            )
+        return weights
 
     def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
         """Take what a stage has besides the policy from the checkpoint it starts from, where that has it."""
@@ -119,10 +121,21 @@ class PolicyStage(L.LightningModule):
         """Keep what trains; the frozen backbone is made again from its name."""
         saved = set(self._saved_names())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
+        checkpoint["hierarchy"] = self.hierarchy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_hierarchy(checkpoint, "the checkpoint")
         self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
+
+    def _check_hierarchy(self, checkpoint: dict[str, Any], source: str) -> None:
+        """The weights would fit, and play nonsense."""
+        if checkpoint.get("hierarchy", self.hierarchy) != self.hierarchy:
+            kinds = {True: "a hierarchical", False: "a flat"}
+            raise ValueError(
+                f"{source} is of {kinds[not self.hierarchy]} policy, and this is {kinds[self.hierarchy]} one: start "
+                "from another checkpoint, or set hierarchy accordingly"
+            )
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
         missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
@@ -131,80 +144,6 @@ class PolicyStage(L.LightningModule):
                 f"{source} does not fit the model: {len(missing)} trained weights are missing (first: {missing[:1]}), "
                 f"{len(extra)} are unknown (first: {extra[:1]}); use the model and LoRA settings it was made with"
             )
-
-    # --- optimisation ------------------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=self.optimizer_settings.weight_decay)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What trains, each part with its learning rate; gradients are clipped part by part."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": parameters, "lr": self.optimizer_settings.learning_rate, "name": "policy"}]
-
-    def _lr_factor(self, step: int) -> float:
-        settings = self.optimizer_settings
-        # Only a running trainer is asked for its steps: asked earlier, it would set up the training data too soon to
-        # restore their position from a checkpoint.
-        total = float("inf")
-        if settings.schedule != "constant" and step > settings.warmup_steps:
-            total = self.trainer.estimated_stepping_batches
-        return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
-
-    def accumulate_and_step(self, losses: Iterable[Callable[[], tuple[Tensor, list[str]]]]) -> None:
-        """One optimiser step on the sum of the losses of all micro-batches of all processes.
-
-        Gradients are summed, not averaged, over processes: each loss must be divided by counts over all of them. A
-        process may have fewer micro-batches than another, or none.
-
-        Args:
-            losses: functions that return one micro-batch's loss and the ids of its episodes.
-        Raises: NonFiniteLossError in every process, before the weights change, if a loss or a gradient of any of them
-            is not finite.
-        """
-        optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
-        optimizer.zero_grad()
-        bad_ids: list[str] = []
-        # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
-        # another process does not have.
-        with getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
-            for make_loss in losses:
-                loss, episode_ids = make_loss()
-                if not torch.isfinite(loss):
-                    bad_ids = episode_ids
-                    break
-                self.manual_backward(loss)
-        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
-        if self.trainer.world_size > 1:
-            _sum_gradients([parameter for parameters in groups.values() for parameter in parameters])
-        limit = self.optimizer_settings.max_grad_norm or float("inf")
-        norms = {name: nn.utils.clip_grad_norm_(parameters, limit) for name, parameters in groups.items()}
-        self._check_finite(bad_ids, torch.stack(list(norms.values())))
-        optimizer.step()
-        schedule.step()
-        rates = dict(zip(norms, schedule.get_last_lr(), strict=True))
-        for name, norm in norms.items():
-            prefix = "train" if name == "policy" else f"train/{name}"
-            self.log_dict({f"{prefix}/grad_norm": norm, f"{prefix}/learning_rate": rates[name]})
-
-    def _check_finite(self, bad_ids: list[str], norms: Tensor) -> None:
-        """All processes stop together, or none."""
-        failed = (~torch.isfinite(norms)).any().float() + float(bool(bad_ids))
-        if self.sum_over_processes({"failed": failed})["failed"] > 0:
-            where = f"in a micro-batch of the episodes {', '.join(bad_ids)}" if bad_ids else "in a gradient"
-            raise NonFiniteLossError(
-                f"a loss or gradient is not finite at step {self.global_step}, {where}; the weights and the last "
-                "checkpoint are those of the step before: look at these episodes, or lower the learning rate"
-            )
-
-    def sum_over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up each value over all processes, in one message; every process must bring the same names."""
-        if self.trainer.world_size == 1 or not values:
-            return values
-        total = torch.stack([value.float() for value in values.values()])
-        torch.distributed.all_reduce(total)
-        return dict(zip(values, total.unbind(), strict=True))
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +179,7 @@ class PolicyStage(L.LightningModule):
         if not self._runner.playing:
             self._runner.begin(self.acting_policy(), jobs)
         wanted = [job for job in jobs.jobs[:num_batches] if job.id not in self.already_played]
-        ended = self._runner.play(dataclasses.replace(jobs, jobs=wanted), num_batches - 1 - batch_index)
+        ended = self._runner.play(EpisodeJobs(wanted, jobs.make_env, jobs.tasks), num_batches - 1 - batch_index)
         self.played += ended
         return ended
 
@@ -288,14 +227,3 @@ class PolicyStage(L.LightningModule):
 
 def _is_adapter(path: str | None) -> bool:
     return path is not None and Path(path).is_dir()
-
-
-def _sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sum gradients over all processes, in one message; a process without one for a weight adds zeros."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
-    torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SUMS = ("count", "q", "value", "advantage", "advantage_squared", "weight", "weight_log_weight", "clamped")
+_SUMS = ("count", "q", "value", "advantage", "advantage_squared", "weight", "positive_weight", "weight_log_weight",
+         "clamped")  # fmt: skip
 
 
 class DecisionStatistics:
@@ -23,8 +24,9 @@ class DecisionStatistics:
         """Count decisions of one level: all [N]."""
         q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
         advantage = q - value
-        columns = (torch.ones_like(q), q, value, advantage, advantage.square(), weights,
-                   torch.special.xlogy(weights, weights), clamped.float())  # fmt: skip
+        positive = weights.clamp_min(0)  # the release's weights are values, which may be negative
+        columns = (torch.ones_like(q), q, value, advantage, advantage.square(), weights, positive,
+                   torch.special.xlogy(positive, positive), clamped.float())  # fmt: skip
         for name, column in zip(_SUMS, columns, strict=True):
             key = f"{level}/{name}"
             self.sums[key] = self.sums.get(key, torch.zeros((), device=self._device)) + column.sum()
@@ -43,11 +45,11 @@ def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tenso
     """
     report: dict[str, Tensor] = {}
     for level in levels:
-        n, q, value, advantage, squared, weight, weight_log, clamped = (sums[f"{level}/{s}"] for s in _SUMS)
+        n, q, value, advantage, squared, weight, positive, weight_log, clamped = (sums[f"{level}/{s}"] for s in _SUMS)
         if n == 0:
             continue
         variance = (squared / n - (advantage / n).square()).clamp_min(0)
-        entropy = torch.log(weight) - weight_log / weight if weight > 0 else torch.zeros_like(weight)
+        entropy = torch.log(positive) - weight_log / positive if positive > 0 else torch.zeros_like(weight)
         report |= {
             f"{level}/q_mean": q / n,
             f"{level}/value_mean": value / n,

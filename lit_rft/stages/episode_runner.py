@@ -85,7 +85,8 @@ class EpisodeRunner:
             policy.model,
             policy.end_of_turn_id,
             policy.sampling,
-            num_slots=policy.agent.conversations * self.settings.parallel_episodes,
+            # with an adapter for each level, each generator has one conversation an episode
+            num_slots=self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations),
             seed=policy.seed,
             acting=folded.active if folded is not None else partial(acting_adapter, policy.model, adapter),
         )

@@ -10,7 +10,7 @@ from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
 from lit_rft.objectives import advantage_weights, expectile_value_loss, q_loss, td_target
 from lit_rft.stages.settings import CriticSettings
-from lit_rft.transcripts import TranscriptBatch
+from lit_rft.transcripts import LEVELS, TranscriptBatch
 
 
 class LevelDecisions(NamedTuple):
@@ -18,7 +18,7 @@ class LevelDecisions(NamedTuple):
 
     features: DecisionFeatures  # [N, D] each
     proposals: Tensor | None  # [N, D], features of other utterances in the same states, for L_V
-    code: Tensor  # [N], the level's
+    level: int  # its index in LEVELS
     rewards: Tensor  # [N]
     steps: Tensor  # [N]
     terminated: Tensor  # [N] bool
@@ -26,14 +26,15 @@ class LevelDecisions(NamedTuple):
 
 
 def decisions_at(
-    rows: Tensor, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
+    level: int, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
 ) -> LevelDecisions:
-    """The decisions of a micro-batch that `rows`, [U] bool, selects."""
+    """The decisions of a micro-batch that are of one level."""
+    rows = micro.level == level
     selected = DecisionFeatures(*(feature[rows] for feature in features))
     return LevelDecisions(
         selected,
         None if proposals is None else proposals[rows],
-        micro.level[rows],
+        level,
         micro.rewards[rows],
         micro.steps[rows],
         micro.terminated[rows],
@@ -66,8 +67,8 @@ class PaperJudge:
     advantage_temperature: float
     max_weight: float
 
-    def __call__(self, critic: Critic, level: str, decisions: LevelDecisions, normalizer: float) -> Judged:
-        features, code = decisions.features, decisions.code
+    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> Judged:
+        features, code = decisions.features, decisions.level
         with torch.no_grad():
             next_values = critic.target.v(features.next_state, code)
             seen = features.utterance if decisions.proposals is None else decisions.proposals
@@ -98,11 +99,11 @@ class ReleaseJudge:
 
     settings: CriticSettings
 
-    def __call__(self, critic: Critic, level: str, decisions: LevelDecisions, normalizer: float) -> Judged:
+    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> Judged:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
-        if level == "low":
+        if LEVELS[decisions.level] == "low":
             return Judged(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
-        utterance, code, owner = decisions.features.utterance, decisions.code, decisions.owner
+        utterance, code, owner = decisions.features.utterance, decisions.level, decisions.owner
         with torch.no_grad():
             target_q = critic.target.q(utterance, code)
         next_q = torch.cat([target_q[1:], zeros[:1]])

@@ -17,4 +17,4 @@ class OfflineHierarchicalRL(ActorCriticStage):
     """
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        self.update(batch)
+        self.log_metrics(self.update(batch))

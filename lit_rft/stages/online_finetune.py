@@ -1,18 +1,24 @@
 """GLIDER's third stage: online fine-tuning of the high level."""
 
+import contextlib
 import dataclasses
+import itertools
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.episodes import Episode
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.replay import EpisodeReplay
-from lit_rft.stages.settings import OnlineSettings
+from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.transcripts import StepBatch, Transcript, add_outcomes, count_utterances, step_batch
 
 LOW = "low"  # the adapter that holds the frozen low-level skills
@@ -54,6 +60,8 @@ class OnlineHighLevelFinetune(ActorCriticStage):
     """
 
     def __init__(self, online: OnlineSettings | None = None, **stage: Any) -> None:
+        stage["optimizer"] = stage.get("optimizer") or OptimizerSettings(learning_rate=1e-6)
+        stage["critic"] = stage.get("critic") or CriticSettings(learning_rate=1e-5)
         super().__init__(**stage)
         if self.optimizer_settings.schedule != "constant":
             raise ValueError(
@@ -66,30 +74,41 @@ class OnlineHighLevelFinetune(ActorCriticStage):
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        if self.policy is not None:
+    def add_parts(self) -> None:
+        """Besides the critics: a second adapter, which holds the low-level skills and does not train."""
+        super().add_parts()
+        if not self.hierarchy:
             return
-        super().configure_model()
-        if self.hierarchy:
-            self._freeze_skills()
-
-    def _freeze_skills(self) -> None:
-        """Add a copy of the adapter that does not train."""
         policy: Any = self.policy
         if not hasattr(policy, "peft_config"):
             raise ValueError("freezing the low level needs LoRA: set policy.lora, or hierarchy=False")
-        policy.add_adapter(LOW, policy.peft_config["default"])
-        weights = dict(policy.named_parameters())
-        with torch.no_grad():
-            for name, parameter in weights.items():
-                if f".{LOW}." in name:
-                    parameter.copy_(weights[name.replace(f".{LOW}.", ".default.")])
-                    parameter.requires_grad_(False)
+        skills = Path(self.policy_settings.start_from or "") / LOW
+        if (skills / "adapter_config.json").is_file():  # the adapter folder of an online run
+            policy.load_adapter(str(skills), LOW, is_trainable=False)
+        else:
+            policy.add_adapter(LOW, policy.peft_config["default"])
+            weights = dict(policy.named_parameters())
+            with torch.no_grad():
+                for name in self._skill_names(weights):
+                    weights[name].copy_(weights[name.replace(f".{LOW}.", ".default.")])
+        for name, parameter in policy.named_parameters():
+            if f".{LOW}." in name:
+                parameter.requires_grad_(False)
         policy.set_adapter("default")
 
+    @staticmethod
+    def _skill_names(names: Iterable[str]) -> list[str]:
+        return [name for name in names if f".{LOW}." in name and "lora_" in name]
+
     def _saved_names(self) -> list[str]:
-        skills = [name for name, _ in self.named_parameters() if f".{LOW}." in name and "lora_" in name]
-        return super()._saved_names() + skills
+        return super()._saved_names() + self._skill_names(name for name, _ in self.named_parameters())
+
+    def starting_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+        """The low level's skills are those of the stage before; an online stage's own go on."""
+        if not self.hierarchy or self._skill_names(weights):
+            return weights
+        skills = {k.replace(".default.", f".{LOW}."): v for k, v in weights.items() if ".default." in k}
+        return {**weights, **skills}
 
     def acting_policy(self) -> ActingPolicy:
         policy = super().acting_policy()
@@ -99,9 +118,19 @@ class OnlineHighLevelFinetune(ActorCriticStage):
 
     def training_step(self, batch: OnlineRound, batch_idx: int) -> None:
         number = self._collect(batch.jobs)
+        metrics: list[dict[str, Tensor]] = []
         for index in range(max(1, round(self.online.updates_per_episode * number))):
-            rng = random.Random(f"{self.online.seed}/{self.global_step}/{index}/{self.global_rank}")
-            self.update(self._draw(batch, rng))
+            metrics.append(self.update(self._draw(batch, f"{self.online.seed}/{self.global_step}/{index}")))
+        if self._features is not None:
+            kept = [*self.replay.episodes, *batch.offline]
+            self._features.retain(transcript for episode in kept for transcript in episode)
+        names = {name for one in metrics for name in one}
+        mean = {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in sorted(names)}
+        self.log_metrics(mean)  # of the round
+        self.log("step", float(self.global_step))  # where TensorBoard puts them: a round is several optimiser steps
+
+    def _keep_features(self) -> None:
+        """Nothing to keep on disk: what is played here is seen a few times, and then never again."""
 
     def _collect(self, jobs: EpisodeJobs) -> int:
         """Play a round's episodes into the buffer; returns how many, over all processes."""
@@ -118,30 +147,38 @@ class OnlineHighLevelFinetune(ActorCriticStage):
             self.policy.train()
         self._runner.end()
         order = {job.id: index for index, job in enumerate(jobs.jobs)}
-        for one in sorted(played, key=lambda one: order[one.episode.id]):  # which one ends first is chance
+        played.sort(key=lambda one: order[one.episode.id])  # which one ends first is chance
+        bad = [one.episode.id for one in played if not _finite(one.episode)]
+        self.stop_together(bool(bad), bad, "a reward")
+        for one in played:
             self.replay.add(self._learnable(one))
         return self._report(played)
 
     def _learnable(self, played: PlayedEpisode) -> list[Transcript]:
-        """The transcripts to learn from, token for token as they were played."""
+        """The transcripts to learn from, token for token as they were played, as far as they fit into the context."""
         assert self.chat is not None
         if played.episode.outcome.reason == "env_error":
             return []
-        wanted = [t for t in played.transcripts if t.level != "low"]
-        return self._shortened(add_outcomes(wanted, played.episode, self.chat, self.prompts))
+        wanted = [transcript for transcript in played.transcripts if transcript.level != "low"]
+        found = []
+        for transcript in add_outcomes(wanted, played.episode, self.chat, self.prompts):
+            with contextlib.suppress(ValueError):  # what was read last is longer than the context
+                found.append(transcript.truncated(self.acting.max_length))
+        return [transcript for transcript in found if transcript.num_decisions]
 
-    def _shortened(self, transcripts: Sequence[Transcript]) -> list[Transcript]:
-        return [transcript.truncated(self.acting.max_length) for transcript in transcripts]
-
-    def _draw(self, batch: OnlineRound, rng: random.Random) -> StepBatch:
-        """Some episodes of the buffer and some stored ones, as one optimiser step."""
-        wanted = max(1, self.online.batch_episodes // self.trainer.world_size)
-        stored = round(self.online.offline_share * wanted) if batch.offline else 0
-        chosen = self.replay.sample(wanted - stored, rng)
-        chosen += [list(episode) for episode in rng.sample(list(batch.offline), min(stored, len(batch.offline)))]
+    def _draw(self, batch: OnlineRound, name: str) -> StepBatch:
+        """Some episodes of the buffer and some stored ones, as one optimiser step; each process draws its share."""
+        rank, world_size = self.global_rank, self.trainer.world_size
+        rng = random.Random(f"{name}/{rank}")
+        stored = round(self.online.offline_share * self.online.batch_episodes) if batch.offline else 0
+        fresh = self.online.batch_episodes - stored
+        mine = [len(range(rank, number, world_size)) for number in (fresh, stored)]
+        chosen = self.replay.sample(mine[0], rng)
+        chosen += [list(episode) for episode in rng.sample(list(batch.offline), min(mine[1], len(batch.offline)))]
         transcripts = [t for episode in chosen for t in episode if t.level != "low"]
-        counts = count_utterances(transcripts)
-        numbers = {level: torch.tensor(float(n), device=self.device) for level, n in counts.items()}
+        numbers = {
+            level: torch.tensor(float(n), device=self.device) for level, n in count_utterances(transcripts).items()
+        }
         total = {level: int(n) for level, n in self.sum_over_processes(numbers).items()}
         step = step_batch(
             transcripts, total, micro_batch_tokens=batch.micro_batch_tokens, pad_id=batch.pad_id, packing=batch.packing
@@ -184,8 +221,14 @@ class OnlineHighLevelFinetune(ActorCriticStage):
         saved = checkpoint["online"]
         self.env_steps = saved["env_steps"]
         world_size = self.trainer.world_size if self._trainer is not None else 1
-        episodes = [episode for buffer in saved["buffers"] for episode in buffer]
+        # with another number of processes: dealt out anew, the oldest first
+        turns = itertools.zip_longest(*(reversed(buffer) for buffer in saved["buffers"]))
+        episodes = [episode for turn in turns for episode in turn if episode is not None][::-1]
         same = len(saved["buffers"]) == world_size
         self.replay.load_state_dict(
             saved["buffers"][self.global_rank] if same else episodes[self.global_rank :: world_size]
         )
+
+
+def _finite(episode: Episode) -> bool:
+    return all(math.isfinite(step.reward) for step in episode.steps)

@@ -3,9 +3,11 @@
 High level: the environment's reward over the steps that the subgoal lasted (GLIDER's D^h). Low level: the intrinsic
 reward (D^l). Flat: the environment's reward of the step.
 
-The low level's task ends with its subgoal, however that ended: with its own flag, or with its step budget, after which
-another subgoal takes its place. Only where the episode was cut in the middle of a subgoal does the value of the next
-state stand for what would have come; the high level and a flat agent bootstrap there in the same way.
+The low level's task ends when its subgoal is completed, and at the latest with the subgoal, however that ended: with
+its own flag, or with its step budget, after which another subgoal takes its place. Only where the episode was cut in
+the middle of a subgoal does the value of the next state stand for what would have come; the high level and a flat agent
+bootstrap there in the same way. (A record does not say whether a budget ran out in the very step at which the episode
+was cut: that counts as cut.)
 """
 
 from collections.abc import Sequence
@@ -55,9 +57,10 @@ def _high(episode: Episode) -> list[DecisionOutcome]:
 def _low(episode: Episode) -> list[DecisionOutcome]:
     rewards = intrinsic_rewards(episode)
     ends = {subgoal.end - 1 for subgoal in episode.subgoals}
+    completed = {index for index, reward in enumerate(rewards) if reward}
     if not episode.outcome.terminated and episode.subgoals and not episode.subgoals[-1].completed:
         ends.discard(len(episode.steps) - 1)  # cut in the middle of the last subgoal
-    return [DecisionOutcome(reward, 1, index in ends) for index, reward in enumerate(rewards)]
+    return [DecisionOutcome(reward, 1, index in ends | completed) for index, reward in enumerate(rewards)]
 
 
 def _flat(episode: Episode) -> list[DecisionOutcome]:

@@ -78,6 +78,7 @@ def test_fingerprints_tell_models_apart_but_not_adapters() -> None:
     assert backbone_fingerprint(make_model(seed=0)) == backbone_fingerprint(make_model(seed=0))
     assert backbone_fingerprint(make_model(seed=0)) != backbone_fingerprint(make_model(seed=1))
     assert backbone_fingerprint(make_model()) != backbone_fingerprint(make_model().bfloat16())
+    assert backbone_fingerprint(make_model()) != backbone_fingerprint(make_model(rms_norm_eps=1e-3))  # same weights
     adapted = make_adapted()
     before = backbone_fingerprint(adapted)
     for name, parameter in adapted.named_parameters():
@@ -146,6 +147,26 @@ def test_a_torn_file_is_removed_and_made_again(tmp_path: Path, when: str, caplog
     later.put(transcripts, [features_of(t) for t in transcripts])
     later.flush()
     assert FeatureCache(tmp_path, "model").get(transcripts[0]) is not None
+
+
+def test_a_file_that_cannot_be_read_is_no_reason_to_delete_it(tmp_path: Path) -> None:
+    transcripts = make_transcripts()
+    cache = FeatureCache(tmp_path, "model")
+    cache.put(transcripts, [features_of(t) for t in transcripts])
+    cache.flush()
+    (file,) = tmp_path.rglob("*.safetensors")
+    moved = file.rename(tmp_path / "elsewhere")
+    assert cache.get(transcripts[0]) is None and transcripts[1] not in cache
+    moved.rename(file)
+    assert FeatureCache(tmp_path, "model").get(transcripts[0]) is not None
+
+
+def test_what_is_not_retained_is_forgotten() -> None:
+    transcripts = make_transcripts()
+    cache = FeatureCache(None, "model")
+    cache.put(transcripts, [features_of(t) for t in transcripts])
+    cache.retain(transcripts[:2])
+    assert [t in cache for t in transcripts] == [True, True] + [False] * (len(transcripts) - 2)
 
 
 def test_memory_only() -> None:

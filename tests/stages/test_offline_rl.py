@@ -82,9 +82,11 @@ def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_mode
     ],
     ids=str,
 )
-@pytest.mark.parametrize("settings", ["frozen", "adapted", "release"])
+@pytest.mark.parametrize("settings", ["frozen", "adapted", "release", "policy"])
 def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, settings: str, split: dict) -> None:
     options: dict[str, Any] = {"preset": "release"} if settings == "release" else {}
+    if settings == "policy":
+        options["value_actions"] = "policy"
     if settings == "adapted":
         options["critic"] = CriticSettings(learning_rate=1e-2, features="adapted")
     plain = after(tiny_model_folder, **options)
@@ -212,6 +214,21 @@ def test_it_starts_from_sft_from_an_adapter_or_from_offline_rl(tiny_model_folder
     again.configure_model()
     for name, value in again.state_dict().items():
         assert torch.equal(value, offline.state_dict()[name]), name
+
+
+def test_a_flat_policy_does_not_start_from_a_hierarchical_one(tiny_model_folder: Path, tmp_path: Path) -> None:
+    fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 1).save_checkpoint(tmp_path / "sft.ckpt")
+    flat = make_offline(tiny_model_folder, hierarchy=False, policy={"start_from": str(tmp_path / "sft.ckpt")})
+    with pytest.raises(ValueError, match="is of a hierarchical policy, and this is a flat one"):
+        flat.configure_model()
+
+
+def test_it_trains_in_bf16_mixed_and_refuses_bf16_true(tiny_model_folder: Path) -> None:
+    stage = make_offline(tiny_model_folder)
+    fit(stage, make_loader(tiny_model_folder, outcomes=True), 2, precision="bf16-mixed")
+    assert {p.dtype for p in stage.critic.parameters()} == {torch.float32}  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="bf16-true would keep the critics' values in three digits"):
+        fit(make_offline(tiny_model_folder), make_loader(tiny_model_folder, outcomes=True), 1, precision="bf16-true")
 
 
 def test_data_without_outcomes_and_models_without_a_frozen_backbone_are_refused(tiny_model_folder: Path) -> None:

@@ -14,16 +14,19 @@ from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage,
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
 from lit_rft.episodes import write_episodes
-from lit_rft.models import LoraSettings
+from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
     CriticSettings,
+    NonFiniteLossError,
     OnlineHighLevelFinetune,
     OnlineSettings,
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.stages.replay import EpisodeReplay
+from lit_rft.transcripts import ChatFormat, hierarchy_transcripts
 
 ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
 ONLINE = {
@@ -197,6 +200,72 @@ def test_every_knob_counts(tiny_model_folder: Path, tmp_path: Path, stored: str,
     assert any(not torch.equal(base[name], turned[name]) for name in base)
 
 
+def test_what_does_not_fit_into_the_context_is_left_out(tiny_model_folder: Path, tmp_path: Path) -> None:
+    acting = ActingSettings(SamplingSettings(6), max_length=160, subgoal_steps=2, parallel_episodes=2)
+    stage = make_online(tiny_model_folder, acting=acting)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
+    assert all(t.outcomes and len(t) <= 160 for episode in stage.replay.episodes for t in episode)
+
+
+def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_online(tiny_model_folder)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
+    monkeypatch.setattr("lit_rft.stages.online_finetune._finite", lambda episode: False)
+    again = make_online(tiny_model_folder)
+    with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
+        run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["online"]["buffers"][0]
+    assert kept == stage.replay.state_dict()
+
+
+def test_skills_survive_the_online_run_in_its_checkpoint_and_its_adapter(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    stage = make_online(tiny_model_folder)
+    stage.configure_model()
+    with torch.no_grad():
+        for name, parameter in stage.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
+    stage.policy.save_pretrained(tmp_path / "adapter")
+    for start in ("checkpoints/last.ckpt", "adapter"):
+        again = make_online(tiny_model_folder, seed=4, policy={"start_from": str(tmp_path / start)})
+        again.configure_model()
+        for name, value in again.policy.state_dict().items():
+            assert torch.equal(value, stage.policy.state_dict()[name]), name
+        assert not any(p.requires_grad for n, p in again.named_parameters() if ".low." in n)
+    offline = make_stage(tiny_model_folder, policy={"start_from": str(tmp_path / "checkpoints" / "last.ckpt")})
+    with pytest.raises(ValueError, match="of an online stage and holds two adapters"):
+        offline.configure_model()
+
+
+def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_online(tiny_model_folder, online={"buffer_episodes": 2})
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 6)
+    assert stage._features is not None and len(stage._features._new) <= 2
+
+
+def test_with_another_number_of_processes_the_newest_episodes_stay(tiny_model_folder: Path) -> None:
+    def saved(*names: str) -> list[Any]:
+        transcripts = [make_episode(int(name), 2) for name in names]
+        chat = ChatFormat(load_tokenizer(str(tiny_model_folder)))
+        made = [hierarchy_transcripts(e, chat, PROMPTS)[:1] for e in transcripts]
+        replay = EpisodeReplay(9)
+        for one in made:
+            replay.add(one)
+        return replay.state_dict()
+
+    stage = make_online(tiny_model_folder, online={"buffer_episodes": 3})
+    stage.configure_model()
+    checkpoint = {"online": {"env_steps": 7, "buffers": [saved("0", "2", "4"), saved("1", "3")]}}
+    checkpoint["state_dict"] = {k: v for k, v in stage.state_dict().items() if k in stage._saved_names()}
+    stage.on_load_checkpoint(checkpoint)
+    assert [e[0].episode_id.split("/")[-1] for e in stage.replay.episodes] == ["2", "3", "4"]
+
+
 def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -209,6 +278,7 @@ def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tm
     assert len(points) == 2  # rounds
     assert 0 < points[0].step < points[1].step == stage.env_steps
     assert {"train/score", "train/buffer", "train/high/q_loss"} <= set(events.Tags()["scalars"])
+    assert [point.step for point in events.Scalars("train/high/q_loss")] == [2, 4]  # optimiser steps, not rounds
     assert not any(name.startswith("train/low") for name in events.Tags()["scalars"])
 
 

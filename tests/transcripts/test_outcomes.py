@@ -66,6 +66,15 @@ def test_a_time_limit_is_not_an_end(completed: bool) -> None:
     assert (len(low) > len(before[1])) is not completed
 
 
+def test_a_completed_subgoal_is_over_for_the_low_level_though_it_goes_on() -> None:
+    episode = make_episode(num_steps=5)  # enters rooms with its second and fourth step
+    room = episode.steps[1].achieved[0].text
+    whole = dataclasses.replace(episode, subgoals=[Subgoal(0, 5, room, False, "policy")])
+    _, low = both_levels(whole)
+    assert [(o.reward, o.terminated) for o in low.outcomes[:3]] == [(0.0, False), (1.0, True), (0.0, False)]
+    assert low.outcomes[4].terminated
+
+
 def test_flat_agents_earn_the_reward_of_each_step() -> None:
     chat, episode = make_chat(), make_episode(num_steps=3)
     (whole,) = add_outcomes(flat_transcripts(episode, chat, PROMPTS), episode, chat, PROMPTS)

@@ -1,0 +1,128 @@
+"""Optimiser steps that do not depend on how their work was split over micro-batches and processes."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lit_rft.stages.schedule import learning_rate_factor
+from lit_rft.stages.settings import OptimizerSettings
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss is NaN or infinite; the weights are still those of the last good step."""
+
+
+class OptimizedModule(L.LightningModule):
+    """AdamW in exact steps.
+
+    Optimisation is manual, so that one optimiser step is exactly what a stage says, however many micro-batches it is
+    split into and however many processes share it: see `accumulate_and_step`.
+
+    Args:
+        optimizer: AdamW and its schedule.
+    """
+
+    def __init__(self, optimizer: OptimizerSettings) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimizer_settings = optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=self.optimizer_settings.weight_decay)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What trains, each part with its learning rate; gradients are clipped part by part."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": parameters, "lr": self.optimizer_settings.learning_rate, "name": "policy"}]
+
+    def _lr_factor(self, step: int) -> float:
+        settings = self.optimizer_settings
+        # Only a running trainer is asked for its steps: asked earlier, it would set up the training data too soon to
+        # restore their position from a checkpoint.
+        total = float("inf")
+        if settings.schedule != "constant" and step > settings.warmup_steps:
+            total = self.trainer.estimated_stepping_batches
+        return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
+
+    def accumulate_and_step(self, losses: Iterable[Callable[[], tuple[Tensor, list[str]]]]) -> None:
+        """One optimiser step on the sum of the losses of all micro-batches of all processes.
+
+        Gradients are summed, not averaged, over processes: each loss must be divided by counts over all of them. A
+        process may have fewer micro-batches than another, or none.
+
+        Args:
+            losses: functions that return one micro-batch's loss and the ids of its episodes.
+        Raises: NonFiniteLossError in every process, before the weights change, if a loss or a gradient of any of them
+            is not finite.
+        """
+        optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        optimizer.zero_grad()
+        bad_ids: list[str] = []
+        # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
+        # another process does not have.
+        with getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
+            for make_loss in losses:
+                loss, episode_ids = make_loss()
+                if not torch.isfinite(loss):
+                    bad_ids = episode_ids
+                    break
+                self.manual_backward(loss)
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        if self.trainer.world_size > 1:
+            _sum_gradients([parameter for parameters in groups.values() for parameter in parameters])
+        limit = self.optimizer_settings.max_grad_norm or float("inf")
+        norms = {name: nn.utils.clip_grad_norm_(parameters, limit) for name, parameters in groups.items()}
+        self._check_finite(bad_ids, torch.stack(list(norms.values())))
+        optimizer.step()
+        schedule.step()
+        rates = dict(zip(norms, schedule.get_last_lr(), strict=True))
+        for name, norm in norms.items():
+            prefix = "train" if name == "policy" else f"train/{name}"
+            self.log_dict({f"{prefix}/grad_norm": norm, f"{prefix}/learning_rate": rates[name]})
+
+    def _check_finite(self, bad_ids: list[str], norms: Tensor) -> None:
+        failed = (~torch.isfinite(norms)).any() | bool(bad_ids)
+        self.stop_together(bool(failed), bad_ids, "a loss or gradient")
+
+    def stop_together(self, failed: bool, episode_ids: list[str], what: str) -> None:
+        """Stop all processes if something is not finite in one of them; all must call this.
+
+        Raises: NonFiniteLossError naming the episodes.
+        """
+        if self.sum_over_processes({"failed": torch.tensor(float(failed), device=self.device)})["failed"] == 0:
+            return
+        everywhere = [episode_ids]
+        if self.trainer.world_size > 1:
+            everywhere = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(everywhere, episode_ids)
+        names = [name for part in everywhere for name in part]
+        where = f"with the episodes {', '.join(names)}" if names else "in a gradient"
+        raise NonFiniteLossError(
+            f"{what} is not finite at step {self.global_step}, {where}; the weights and the last checkpoint are "
+            "those of the step before: look at these episodes, or lower the learning rate"
+        )
+
+    def sum_over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up each value over all processes, in one message; every process must bring the same names."""
+        if self.trainer.world_size == 1 or not values:
+            return values
+        total = torch.stack([value.float() for value in values.values()])
+        torch.distributed.all_reduce(total)
+        return dict(zip(values, total.unbind(), strict=True))
+
+
+def _sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum gradients over all processes, in one message; a process without one for a weight adds zeros. Where no process
+    has one there is none, as with a single process: the optimiser leaves such weights alone."""
+    present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
+    torch.distributed.all_reduce(flat)
+    parts = flat[len(parameters) :].split([p.numel() for p in parameters])
+    for parameter, number, part in zip(parameters, flat[: len(parameters)].tolist(), parts, strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype) if number else None
