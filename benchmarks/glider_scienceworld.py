@@ -68,15 +68,15 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
     home = RUNS / f"seed{seed}"
     expert, medium = home / "sft" / "expert", home / "sft" / "episodes" / "predicted.jsonl"
     data = {"tasks": _listed(SEEN), "train_half": "first", "train_variations": scale.train_variations}
-    for kind, overlay in (("", []), ("flat_", ["-c", "glider/flat.yaml"])):
+    for kind in ("", "flat_"):
         sft, offline, online = (home / f"{kind}{stage}" for stage in STAGES)
-        yield _fit("sft", sft, seed, scale, overlay, **{f"data.init_args.{k}": v for k, v in data.items()},
+        yield _fit("sft", sft, seed, scale, kind, **{f"data.init_args.{k}": v for k, v in data.items()},
                    **{"data.init_args.data_dir": expert})  # fmt: skip
-        yield from _evaluations("sft", sft, seed, scale, overlay)
+        yield from _evaluations("sft", sft, seed, scale, kind)
         if not kind:
             yield _predict(sft, seed, scale, medium)
         yield _fit(
-            "offline_rl", offline, seed, scale, overlay, **{f"data.init_args.{k}": v for k, v in data.items()},
+            "offline_rl", offline, seed, scale, kind, **{f"data.init_args.{k}": v for k, v in data.items()},
             **{
                 "data.init_args.data_dir": expert,
                 "data.init_args.medium_files": _listed([medium]),
@@ -85,9 +85,9 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
                 "model.init_args.critic.cache_dir": home / "features",
             },
         )  # fmt: skip
-        yield from _evaluations("offline_rl", offline, seed, scale, overlay)
+        yield from _evaluations("offline_rl", offline, seed, scale, kind)
         yield _fit(
-            "online", online, seed, scale, overlay,
+            "online", online, seed, scale, kind,
             **{
                 "data.init_args.collect_tasks": _listed(UNSEEN),
                 "data.init_args.rounds": scale.rounds,
@@ -97,17 +97,18 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
                 "model.init_args.online.seed": seed,
             },
         )  # fmt: skip
-        yield from _evaluations("online", online, seed, scale, overlay)
+        yield from _evaluations("online", online, seed, scale, kind)
 
 
-def _command(verb: str, stage: str, folder: Path, seed: int, scale: Scale, overlay: list[str], keys: Any) -> list[str]:
+def _command(verb: str, stage: str, folder: Path, seed: int, scale: Scale, kind: str, keys: Any) -> list[str]:
     fixed = {"trainer.default_root_dir": folder, "seed_everything": seed, "trainer.limit_val_batches": 0}
     flat = [part for key, value in {**fixed, **keys}.items() for part in (f"--{key}", str(value))]
+    overlay = ["-c", f"glider/scienceworld/flat_{stage}.yaml"] if kind else []
     return [sys.executable, "-m", "lit_rft.cli", verb, "-c", CONFIGS[stage], *overlay, *flat, *scale.extra]
 
 
-def _fit(stage: str, folder: Path, seed: int, scale: Scale, overlay: list[str], **keys: Any) -> Step:
-    command = _command("fit", stage, folder, seed, scale, overlay, keys)
+def _fit(stage: str, folder: Path, seed: int, scale: Scale, kind: str, **keys: Any) -> Step:
+    command = _command("fit", stage, folder, seed, scale, kind, keys)
     if (folder / "checkpoints" / "last.ckpt").exists():  # stopped in the middle
         command += ["--ckpt_path", "last"]
     return Step(f"seed {seed}: {folder.name}: fit", command, folder / "adapter" / "adapter_config.json")
@@ -124,10 +125,10 @@ def _predict(sft: Path, seed: int, scale: Scale, medium: Path) -> Step:
         "model.init_args.acting.seed": seed,
     }
     done = medium.with_suffix(".done")
-    return Step(f"seed {seed}: mediocre episodes", _command("predict", "sft", sft, seed, scale, [], keys), done)
+    return Step(f"seed {seed}: mediocre episodes", _command("predict", "sft", sft, seed, scale, "", keys), done)
 
 
-def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, overlay: list[str]) -> Iterator[Step]:
+def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -> Iterator[Step]:
     for number in EVALUATION_SEEDS:
         target = folder / f"evaluation{number}"
         keys = {
@@ -138,7 +139,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, overlay: lis
             "data.init_args.seed": number,  # chooses the variations
             "model.init_args.policy.start_from": "null",
         }
-        command = _command("test", stage, target, seed, scale, overlay, keys)
+        command = _command("test", stage, target, seed, scale, kind, keys)
         yield Step(f"seed {seed}: {folder.name}: evaluation {number}", command, target / "scores.json")
 
 

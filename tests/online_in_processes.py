@@ -38,7 +38,8 @@ def main(model: str, folder: str, devices: int, steps: int, ckpt_path: str | Non
     )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
-        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
+        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)

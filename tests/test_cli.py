@@ -27,14 +27,18 @@ from lit_rft.stages import (
 from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
-OFFLINE = "glider/scienceworld/offline_rl.yaml"
+OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
 OVERLAYS = {
     "base.yaml": [SFT],
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
-    "glider/flat.yaml": [OFFLINE, "glider/flat.yaml"],
-    "glider/from_scratch.yaml": [OFFLINE, "glider/from_scratch.yaml"],
-    "glider/release.yaml": [OFFLINE, "glider/release.yaml"],
-}
+    **{
+        f"glider/scienceworld/{overlay}.yaml": [config, f"glider/scienceworld/{overlay}.yaml"]
+        for overlay, config in (
+            ("flat_sft", SFT), ("flat_offline_rl", OFFLINE), ("flat_online", ONLINE), ("without_sft", OFFLINE),
+            ("without_offline_rl", ONLINE), ("release", OFFLINE), ("smollm2_360m", SFT),
+        )
+    },
+}  # fmt: skip
 
 
 def _arguments(name: str, *more: str) -> list[str]:
@@ -76,6 +80,15 @@ def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:
     assert cli.model.optimizer_settings.learning_rate == 1e-3  # sft
     assert cli.trainer.num_sanity_val_steps == 0  # base
     assert cli.datamodule.batch_size == 7
+
+
+def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
+    keys = ("--model.init_args.policy.start_from", "null", "--model.init_args.critic.cache_dir", "null")
+    cli = build(_arguments(OFFLINE, *keys), run=False)
+    assert cli.model.policy_settings.start_from is None and cli.model.critic_settings.cache_dir is None
+    assert "CriticCalibration" in [
+        type(callback).__name__ for callback in cli.trainer.callbacks
+    ]  # added to base.yaml's
 
 
 @pytest.mark.parametrize(

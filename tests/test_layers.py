@@ -17,6 +17,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "transcripts": {"episodes"},
     "models": {"transcripts"},
     "envs": {"episodes"},
+    "rewards": set(),
     "rollout": {"models", "transcripts"},
     "agents": {"rollout", "envs", "transcripts", "episodes"},
     "datamodules": {"transcripts", "envs", "episodes", "models"},  # of models: a tokenizer by its model's name

@@ -32,8 +32,8 @@ def test_the_line_follows_the_bins() -> None:
     q = torch.arange(20.0)
     figure = CriticCalibration(bins=4).figure(q, 2 * q, "high")
     line = figure.axes[0].lines[0]
-    assert line.get_xdata() == [2.0, 7.0, 12.0, 17.0]
-    assert line.get_ydata() == [4.0, 14.0, 24.0, 34.0]
+    assert list(line.get_xdata()) == [2.0, 7.0, 12.0, 17.0]
+    assert list(line.get_ydata()) == [4.0, 14.0, 24.0, 34.0]
 
 
 def test_bins_must_be_positive() -> None:
