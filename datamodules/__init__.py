@@ -11,9 +11,13 @@ from lit_rft._lazy import lazy_exports
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "JobLoader": "lit_rft.datamodules.loaders",
+    "MathPromptDataModule": "lit_rft.datamodules.math_prompts",
     "OnlineBatch": "lit_rft.datamodules.online",
     "OnlineDataModule": "lit_rft.datamodules.online",
     "OnlineLoader": "lit_rft.datamodules.online",
+    "Prompt": "lit_rft.datamodules.math_prompts",
+    "PromptBatch": "lit_rft.datamodules.math_prompts",
+    "PromptLoader": "lit_rft.datamodules.math_prompts",
     "StepLoader": "lit_rft.datamodules.loaders",
     "TrajectoryDataModule": "lit_rft.datamodules.trajectories",
 }

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_rft.cli import config_folder
-from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import PolicySettings
 
 _VERBS = ("fit", "validate", "test", "predict")
@@ -62,7 +62,7 @@ class StageCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
         base = {"default_config_files": [str(config_folder() / "base.yaml")]}
         super().__init__(
-            model_class=PolicyStage,
+            model_class=PolicyModule,
             datamodule_class=L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -18,9 +18,11 @@ MAY_KNOW: dict[str, set[str]] = {
     "models": {"transcripts"},
     "envs": {"episodes"},
     "rewards": set(),
+    "problems": set(),
     "rollout": {"models", "transcripts"},
     "agents": {"rollout", "envs", "transcripts", "episodes"},
-    "datamodules": {"transcripts", "envs", "episodes", "models"},  # of models: a tokenizer by its model's name
+    # of models: a tokenizer by its model's name
+    "datamodules": {"transcripts", "envs", "episodes", "problems", "models"},
 }
 _BELOW_STAGES = {"agents", "rollout", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics"}
 MAY_KNOW["stages"] = _BELOW_STAGES

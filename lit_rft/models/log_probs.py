@@ -15,6 +15,7 @@ class UtteranceLogProbs(NamedTuple):
 
     tokens: Tensor  # [U, L] log pi(w_i | s, w_<i)
     end: Tensor  # [U, L] log pi(end of turn | s, w_<i)
+    entropy: Tensor  # [U, L] of pi(. | s, w_<i), in nats; 0 unless it was asked for
 
 
 def utterance_log_probs(
@@ -25,6 +26,7 @@ def utterance_log_probs(
     temperature: float = 1.0,
     chunk_tokens: int = 512,
     hidden: Tensor | None = None,
+    entropy: bool = False,
 ) -> UtteranceLogProbs:
     """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again
     in the backward pass, so that memory does not grow with vocabulary times sequence length.
@@ -32,6 +34,7 @@ def utterance_log_probs(
     Args:
         temperature: of the distribution, > 0.
         hidden: final hidden states [B, T, D] of this batch, where they are known: then there is no pass.
+        entropy: compute it, too.
     """
     if hidden is None:
         hidden = final_hidden_states(model, batch.input_ids, batch.position_ids)
@@ -39,8 +42,9 @@ def utterance_log_probs(
     targets = batch.input_ids.flatten()[positions]
     features = hidden.flatten(0, 1)[positions - 1]  # the token before predicts
     chosen = chosen_log_probs(
-        model, features, targets, end_of_turn_id=end_of_turn_id, temperature=temperature, chunk_tokens=chunk_tokens
-    )
+        model, features, targets, end_of_turn_id=end_of_turn_id, temperature=temperature, chunk_tokens=chunk_tokens,
+        entropy=entropy,
+    )  # fmt: skip
     padded = []
     for values in chosen:
         grid = values.new_zeros(batch.utterance_mask.shape)
@@ -56,15 +60,19 @@ def chosen_log_probs(
     end_of_turn_id: int,
     temperature: float = 1.0,
     chunk_tokens: int = 512,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of `targets` [N] and of the end-of-turn token [N], at hidden states [N, D]."""
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of `targets` [N] and of the end-of-turn token [N], at hidden states [N, D]; and the entropy [N]
+    (0 unless it is asked for)."""
     if temperature <= 0 or chunk_tokens < 1:
         raise ValueError(f"temperature must be > 0 and chunk_tokens >= 1, got {temperature} and {chunk_tokens}")
 
-    def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = output_logits(model, part) / temperature
         total = logits.logsumexp(-1)
-        return logits.gather(-1, wanted[:, None]).squeeze(-1) - total, logits[:, end_of_turn_id] - total
+        # H = log sum exp(z) - sum p z
+        spread = total - (logits.softmax(-1) * logits).sum(-1) if entropy else torch.zeros_like(total)
+        return logits.gather(-1, wanted[:, None]).squeeze(-1) - total, logits[:, end_of_turn_id] - total, spread
 
     parts = []
     for start in range(0, max(len(targets), 1), chunk_tokens):

@@ -2,5 +2,6 @@
 
 from lit_rft.rollout.cache import SlotCache
 from lit_rft.rollout.generator import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.groups import sample_groups
 
-__all__ = ["ConversationGenerator", "Sampled", "SamplingSettings", "SlotCache"]
+__all__ = ["ConversationGenerator", "Sampled", "SamplingSettings", "SlotCache", "sample_groups"]

@@ -161,3 +161,61 @@ class OnlineSettings:
             raise ValueError(f"online.updates_per_episode must be > 0, got {self.updates_per_episode}")
         if not 0 <= self.offline_share <= 1:
             raise ValueError(f"online.offline_share must be in [0, 1], got {self.offline_share}")
+
+
+@dataclass
+class ObjectiveSettings:
+    """LUFFY's objective; the defaults are the paper's.
+
+    Args:
+        group_size: completions of a prompt, the traces among them.
+        traces_per_group: of them that are off-policy traces, where the data has so many; 0 is plain GRPO.
+        scale_by_std: divide advantages by the standard deviation of the group's rewards.
+        on_policy_statistics: compare with the on-policy members of a group only.
+        policy_shaping: gamma of f(x) = x / (x + gamma) on the off-policy term, > 0; null for the plain ratio.
+        clip_low: of the on-policy ratio, downwards; null for none.
+        clip_high: upwards; null for none.
+        normalizer: divide the sum over tokens by their number (tokens), or by the number of tokens that a completion
+            may have (max_length, the release).
+        entropy_coef: of the entropy bonus, >= 0.
+        kl_coef: of the divergence from the policy without its adapter, >= 0.
+        sft_coef: of the likelihood of the traces, beside the policy loss, >= 0.
+        sft_steps: optimiser steps of likelihood on the traces alone, before anything else.
+        mini_batches: optimiser steps that a rollout is split into.
+        epochs: how often each is gone through.
+        mask_truncated: leave completions that did not come to their end out of the loss.
+        importance_cap: correct for rollouts sampled in another precision or engine, by weights up to this; null: not.
+    """
+
+    group_size: int = 8
+    traces_per_group: int = 1
+    scale_by_std: bool = True
+    on_policy_statistics: bool = False
+    policy_shaping: float | None = 0.1
+    clip_low: float | None = 0.2
+    clip_high: float | None = 0.2
+    normalizer: Literal["tokens", "max_length"] = "tokens"
+    entropy_coef: float = 0.01
+    kl_coef: float = 0.0
+    sft_coef: float = 0.0
+    sft_steps: int = 0
+    mini_batches: int = 1
+    epochs: int = 1
+    mask_truncated: bool = False
+    importance_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "mini_batches", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"objective.{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("entropy_coef", "kl_coef", "sft_coef", "sft_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.traces_per_group <= self.group_size:
+            raise ValueError(
+                f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
+            )
+        if self.policy_shaping is not None and not self.policy_shaping > 0:
+            raise ValueError(f"objective.policy_shaping must be > 0 or null, got {self.policy_shaping}")
+        if self.importance_cap is not None and not self.importance_cap > 0:
+            raise ValueError(f"objective.importance_cap must be > 0 or null, got {self.importance_cap}")

@@ -21,6 +21,7 @@ from lit_rft.transcripts.hierarchy import (
     write_low_level_answer,
 )
 from lit_rft.transcripts.outcomes import add_outcomes
+from lit_rft.transcripts.prompts import PromptFormat, completion_transcript
 from lit_rft.transcripts.transcript import LEVELS, DecisionOutcome, Transcript
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "DecisionOutcome",
     "HierarchyPrompts",
     "LowLevelAnswer",
+    "PromptFormat",
     "StepBatch",
     "Transcript",
     "TranscriptBatch",
     "add_outcomes",
     "collate_packed",
     "collate_padded",
+    "completion_transcript",
     "count_utterances",
     "flat_transcripts",
     "hierarchy_transcripts",

@@ -7,6 +7,7 @@ user turns in alternation. Appending turns gives the ids of the whole conversati
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 _SYSTEM, _USER, _ASSISTANT = "@@system@@", "@@user@@", "@@assistant@@"
@@ -61,6 +62,29 @@ class ChatFormat:
         if self._templated:
             return self._encode(self._after.replace(_USER, user))
         return self._encode(f"\n\nUser: {user}\n\nAssistant:\n")
+
+    def prompt(
+        self, messages: Sequence[dict[str, str]], *, template: str | None = None, opening: str = ""
+    ) -> list[int]:
+        """Ids of a whole conversation, to where the next utterance begins.
+
+        Args:
+            messages: with `role` and `content`; a system message joins the first user's where the template knows no
+                such role.
+            template: a Jinja template to use in place of the tokenizer's own.
+            opening: what the utterance begins with already.
+        """
+        messages = [{"role": m["role"], "content": self._clean(m["content"])} for m in messages]
+        if template is None and not self._templated:
+            bos = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
+            text = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
+            return bos + self._encode(f"{text}Assistant:\n{opening}")
+        if template is None and messages[0]["role"] == "system" and len(messages) > 1 and not self._knows_system():
+            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            messages = [{"role": "user", "content": first}, *messages[2:]]
+        options = {} if template is None else {"chat_template": template}
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        return self._encode(text + opening)
 
     def utterance(self, text: str) -> list[int]:
         """Ids of a written utterance, its end-of-turn token included."""

@@ -1,0 +1,224 @@
+"""Problems with verifiable answers as prompts for a policy."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from lit_rft.models.backbone import SMOLLM2, load_tokenizer
+from lit_rft.problems import Problem, generate_problems, read_problems
+from lit_rft.transcripts import PromptFormat
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as token ids.
+
+    Args:
+        problem: the record.
+        ids: of the prompt.
+        traces: ids of the off-policy completions, each with its end.
+        trace_texts: what they say.
+    """
+
+    problem: Problem
+    ids: list[int]
+    traces: list[list[int]]
+    trace_texts: list[str]
+
+
+class PromptBatch:
+    """The prompts of one rollout, this process's share. (No dataclass: Lightning would look into it for tensors.)
+
+    Args:
+        prompts: in order.
+        total: over all processes.
+    """
+
+    def __init__(self, prompts: list[Prompt], total: int) -> None:
+        self.prompts, self.total = prompts, total
+
+    def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
+        """Nothing here lives on a device; Lightning asks every batch."""
+        return self
+
+
+class PromptLoader:
+    """Prompts in shuffled batches, shared among processes; resumes in mid-epoch.
+
+    The order depends on seed and epoch only, not on the number of processes nor on global random numbers.
+
+    Args:
+        prompts: all of them.
+        batch_size: prompts a batch, over all processes.
+        shuffle: else in their order, and the last batch may be smaller.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        self.prompts, self.batch_size, self.shuffle, self.seed = list(prompts), batch_size, shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch = 0
+        self._position = 0  # batches handed out in this epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        if self._position >= len(self):
+            self._epoch, self._position = self._epoch + 1, 0
+        order = list(range(len(self.prompts)))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(hash((self.seed, self._epoch)) % 2**63)
+            order = torch.randperm(len(order), generator=generator).tolist()
+        while self._position < len(self):
+            start = self._position * self.batch_size
+            self._position += 1
+            chosen = [self.prompts[index] for index in order[start : start + self.batch_size]]
+            yield PromptBatch(chosen[self.rank :: self.world_size], len(chosen))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "position": self._position, **self._shape()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved place.
+
+        Raises: ValueError if the prompts are not those that the place is in.
+        """
+        for name, value in self._shape().items():
+            if state[name] != value:
+                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def _shape(self) -> dict[str, int]:
+        return {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+
+
+class MathPromptDataModule(L.LightningDataModule):
+    """Problems from files, from the Hugging Face hub, or out of reasoning-gym (no download).
+
+    Args:
+        model: whose tokenizer to use; must be the stage's (the command line links the two).
+        train_files: `.parquet` or `.jsonl` files, or `hf:NAME:SPLIT`; see `lit_rft.problems.read_problems`.
+        eval_files: the same for `validate`, `test` and `predict`.
+        train_tasks: reasoning-gym tasks to train on, each with a number of problems.
+        eval_tasks: the same for evaluation; other problems, by another seed.
+        prompt_template: `chat`, `think` (the release's), or a Jinja template; see `PromptFormat`.
+        max_prompt_length: longer prompts are left out, and counted.
+        max_trace_length: tokens of an off-policy trace, its end included.
+        long_traces: what becomes of longer ones: `drop` them (their problem stays), or `cut` them (without an end).
+        batch_size: prompts a rollout, over all processes.
+        eval_batch_size: problems answered together in evaluation, in each process.
+        seed: of the order and of generated problems.
+    Raises: ValueError for a value out of range; ProblemError for a bad row.
+    """
+
+    def __init__(
+        self,
+        model: str = SMOLLM2,
+        train_files: list[str] | None = None,
+        eval_files: list[str] | None = None,
+        train_tasks: dict[str, int] | None = None,
+        eval_tasks: dict[str, int] | None = None,
+        prompt_template: str = "chat",
+        max_prompt_length: int = 1024,
+        max_trace_length: int = 8192,
+        long_traces: Literal["drop", "cut"] = "drop",
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        positive = {"max_prompt_length": max_prompt_length, "max_trace_length": max_trace_length,
+                    "batch_size": batch_size, "eval_batch_size": eval_batch_size}  # fmt: skip
+        for name, value in positive.items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if long_traces not in ("drop", "cut"):
+            raise ValueError(f"long_traces must be drop or cut, got {long_traces!r}")
+        self.model, self.prompt_template = model, prompt_template
+        self.train_files, self.eval_files = train_files or [], eval_files or []
+        self.train_tasks, self.eval_tasks = train_tasks or {}, eval_tasks or {}
+        self.max_prompt_length, self.max_trace_length = max_prompt_length, max_trace_length
+        self.long_traces = long_traces
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self._prompts: dict[str, list[Prompt]] = {}
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._prompts["train"] = self._load(self.train_files, self.train_tasks, self.seed, "train")
+        if stage != "fit" or self.eval_files or self.eval_tasks:
+            self._prompts["eval"] = self._load(self.eval_files, self.eval_tasks, self.seed + 1_000_003, "eval")
+
+    def _load(self, files: list[str], tasks: dict[str, int], seed: int, name: str) -> list[Prompt]:
+        problems = [problem for file in files for problem in read_problems(file)]
+        for task, number in tasks.items():
+            problems += generate_problems(task, number, seed=seed)
+        if not problems:
+            raise ValueError(f"no problems: name {name}_files or {name}_tasks")
+        form = PromptFormat(load_tokenizer(self.model), self.prompt_template)
+        prompts = [self._prompt(problem, form) for problem in problems]
+        kept = [prompt for prompt in prompts if len(prompt.ids) <= self.max_prompt_length]
+        if len(kept) < len(prompts):
+            logger.warning("%d of %d prompts are longer than max_prompt_length=%d and are left out",
+                           len(prompts) - len(kept), len(prompts), self.max_prompt_length)  # fmt: skip
+        if not kept:
+            raise ValueError(f"all {len(prompts)} prompts are longer than max_prompt_length={self.max_prompt_length}")
+        self._report(kept, name)
+        return kept
+
+    def _prompt(self, problem: Problem, form: PromptFormat) -> Prompt:
+        traces = [(form.completion_ids(text), text) for text in problem.traces]
+        if self.long_traces == "drop":
+            traces = [(ids, text) for ids, text in traces if len(ids) <= self.max_trace_length]
+        ids = [ids[: self.max_trace_length] for ids, _ in traces]
+        return Prompt(problem, form.prompt_ids(problem.prompt), ids, [text for _, text in traces])
+
+    def _report(self, prompts: list[Prompt], name: str) -> None:
+        given = sum(len(prompt.problem.traces) for prompt in prompts)
+        kept = sum(len(prompt.traces) for prompt in prompts)
+        logger.info("%s: %d problems, %d off-policy traces", name, len(prompts), kept)
+        if kept < given:
+            logger.warning("%d of %d traces are longer than max_trace_length=%d and are left out",
+                           given - kept, given, self.max_trace_length)  # fmt: skip
+
+    def train_dataloader(self) -> PromptLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> PromptLoader | list[Any]:
+        if "eval" not in self._prompts:
+            return []
+        return self._loader("eval", self.eval_batch_size * self._place()[1], shuffle=False)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> PromptLoader:
+        rank, world_size = self._place()
+        return PromptLoader(
+            self._prompts[name],
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,0 +1,102 @@
+"""The record of one problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+
+
+class ProblemError(ValueError):
+    """A row that is no problem.
+
+    Attributes:
+        message: what was expected and what came.
+        field: path of the field, for example ``prompt[0].role``.
+        path: file that the row came from; empty when it came from memory.
+        row: its number in the file, counted from 1.
+    """
+
+    def __init__(self, message: str, field: str = "", path: str = "", row: int | None = None) -> None:
+        super().__init__(message, field, path, row)
+        self.message, self.field, self.path, self.row = message, field, path, row
+
+    def __str__(self) -> str:
+        place = [f"{self.path}:{self.row}" if self.row is not None else self.path, self.field]
+        return ": ".join([part for part in place if part] + [self.message])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt, the answer that is right, and what others answered.
+
+    Attributes:
+        id: unique within a data set.
+        prompt: messages, each with ``role`` and ``content``; the last one is the user's.
+        ground_truth: the final answer, with or without dollars, units, and so on.
+        traces: off-policy answers, each a whole completion; none in evaluation sets.
+        source: which benchmark or generator it comes from.
+        extra: other columns of the row, for reward functions of one's own.
+    """
+
+    id: str
+    prompt: tuple[dict[str, str], ...]
+    ground_truth: str
+    traces: tuple[str, ...] = ()
+    source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """What reward functions get."""
+        return {**self.extra, "id": self.id, "ground_truth": self.ground_truth, "source": self.source}
+
+
+def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ...]:
+    """Messages with roles and texts.
+
+    Raises: ProblemError naming the part that is wrong.
+    """
+    if isinstance(value, str):
+        return ({"role": last, "content": _text(value, name)},)
+    if not isinstance(value, list) or not value:
+        raise ProblemError(f"expected a list of messages, or a text, got {_show(value)}", name)
+    messages = []
+    for i, message in enumerate(value):
+        where = f"{name}[{i}]"
+        if not isinstance(message, dict):
+            raise ProblemError(f"expected a message with role and content, got {_show(message)}", where)
+        role = message.get("role")
+        if role not in ROLES:
+            raise ProblemError(f"expected one of {', '.join(ROLES)}, got {_show(role)}", f"{where}.role")
+        messages.append({"role": role, "content": _text(message.get("content"), f"{where}.content")})
+    if messages[-1]["role"] != last:
+        raise ProblemError(f"expected the last message to be the {last}'s, got {messages[-1]['role']!r}", name)
+    return tuple(messages)
+
+
+def check_text(value: Any, name: str) -> str:
+    """A text that is not empty; numbers are written out.
+
+    Raises: ProblemError.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    return _text(value, name)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ProblemError(f"expected a text, got {_show(value)}", name)
+    if not value.strip():
+        raise ProblemError("expected some text, got an empty one", name)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ProblemError(f"expected text that UTF-8 can hold: {error}", name) from error
+    return value
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"

@@ -1,0 +1,122 @@
+"""A module around one language-model policy: made from its name, started from anything, saved small."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.backbone import leave_casting_to_autocast, load_backbone, load_tokenizer
+from lit_rft.stages.optimization import OptimizedModule
+from lit_rft.stages.settings import OptimizerSettings, PolicySettings
+from lit_rft.transcripts import ChatFormat
+
+
+class PolicyModule(OptimizedModule):
+    """A language model, with or without adapters, as the policy of a stage.
+
+    Args:
+        policy: which model, and from where it starts.
+        optimizer: AdamW and its schedule.
+    """
+
+    strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that it is all there
+
+    def __init__(self, policy: PolicySettings | None = None, optimizer: OptimizerSettings | None = None) -> None:
+        super().__init__(optimizer or OptimizerSettings())
+        self.policy_settings = policy or PolicySettings()
+        self.policy: nn.Module | None = None
+        self.chat: ChatFormat | None = None
+        self._checkpoint_step = 0  # of the checkpoint that was loaded
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load tokenizer and backbone, once."""
+        if self.policy is not None:
+            return
+        settings = self.policy_settings
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        if precision.startswith("16"):
+            raise ValueError(f"precision {precision!r} would need loss scaling: use bf16-mixed or 32-true")
+        # under bf16-mixed a frozen backbone is kept in bf16 and its adapters in float32, as all that trains
+        frozen = settings.lora is not None or _is_adapter(settings.start_from)
+        half = precision == "bf16-true" or (precision == "bf16-mixed" and frozen)
+        self.chat = ChatFormat(load_tokenizer(settings.model))
+        self.policy = load_backbone(
+            settings.model,
+            dtype=torch.bfloat16 if half else torch.float32,
+            lora=settings.lora,
+            adapter=settings.start_from if _is_adapter(settings.start_from) else None,
+            attention=settings.attention,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        if precision == "bf16-mixed" and frozen:
+            leave_casting_to_autocast(self.policy)
+        self.policy.train()  # as Lightning expects it; it switches to evaluation itself
+        self.add_parts()
+        if settings.start_from is not None and not _is_adapter(settings.start_from):
+            self._load_weights(Path(settings.start_from))
+
+    def add_parts(self) -> None:
+        """Make what a stage has besides the policy, before any weights are loaded."""
+
+    def _load_weights(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"start_from must be a PEFT adapter folder or a checkpoint file: got {path}")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self.check_source(checkpoint, str(path))
+        weights = self.starting_weights(checkpoint["state_dict"], str(path))
+        policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
+        self._check_complete(policy, [n for n in self._saved_names() if n.startswith("policy.")], str(path))
+        self.load_state_dict(policy, strict=False)
+        self.load_parts(weights, str(path))
+
+    def check_source(self, checkpoint: dict[str, Any], source: str) -> None:
+        """Refuse a checkpoint whose weights would fit, but mean something else.
+
+        Raises: ValueError saying why.
+        """
+
+    def starting_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+        """What a stage takes from the checkpoint it starts from.
+
+        Raises: ValueError if it is no start for this stage.
+        """
+        if any(".low." in name for name in weights):
+            raise ValueError(
+                f"{source} is of an online stage and holds two adapters, its low level's apart: only another online "
+                "stage can start from it (the high level's adapter alone is in that run's adapter folder)"
+            )
+        return weights
+
+    def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
+        """Take what a stage has besides the policy from the checkpoint it starts from, where that has it."""
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _saved_names(self) -> list[str]:
+        """Names of the weights that are not made again from the model's name."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains; the frozen backbone is made again from its name."""
+        saved = set(self._saved_names())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_source(checkpoint, "the checkpoint")
+        self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
+        self._checkpoint_step = int(checkpoint.get("global_step", 0))
+
+    def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
+        missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+        if missing or extra:
+            raise ValueError(
+                f"{source} does not fit the model: {len(missing)} trained weights are missing (first: {missing[:1]}), "
+                f"{len(extra)} are unknown (first: {extra[:1]}); use the model and LoRA settings it was made with"
+            )
+
+
+def _is_adapter(path: str | None) -> bool:
+    return path is not None and Path(path).is_dir()

@@ -1,0 +1,54 @@
+"""Prompts of single-turn problems, and completions to them, as token ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rft.transcripts.chat import ChatFormat
+from lit_rft.transcripts.transcript import Transcript
+
+THINK = "<think>\n"
+NAMED = ("chat", "think")
+
+
+class PromptFormat:
+    """How problems are put to a model, by name.
+
+    `chat`: the problem's messages through the tokenizer's chat template (a plain `Role: text` form without one).
+    `think`: the same, and the completion begins inside an opened `<think>` (LUFFY's release: its reward looks at what
+    follows `</think>`). Anything else is a Jinja chat template of your own; it is rendered in transformers' sandbox.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an eos token.
+        template: `chat`, `think`, or a Jinja template.
+    Raises: ValueError for a template that is neither a name nor Jinja.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "chat") -> None:
+        if template not in NAMED and "{" not in template:
+            raise ValueError(f"prompt_template must be {' or '.join(NAMED)}, or a Jinja template; got {template!r}")
+        self.chat = ChatFormat(tokenizer)
+        self.template = template
+        self.end_of_turn_id = self.chat.end_of_turn_id
+
+    def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Ids up to where the completion begins."""
+        own = None if self.template in NAMED else self.template
+        return self.chat.prompt(messages, template=own, opening=THINK if self.template == "think" else "")
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Ids of a trace, its end included; what the prompt has opened is not opened again."""
+        if self.template == "think":
+            text = text.lstrip().removeprefix("<think>").lstrip("\n")
+        return self.chat.utterance(text)
+
+    def text(self, completion_ids: list[int]) -> str:
+        """What a completion says; with `think`, its thinking begins at once."""
+        return self.chat.text(completion_ids)
+
+
+def completion_transcript(name: str, prompt_ids: list[int], completion_ids: list[int], end_id: int) -> Transcript:
+    """A prompt with one completion, as a transcript of one decision."""
+    transcript = Transcript("flat", end_id, name)
+    transcript.append_prompt(prompt_ids)
+    transcript.append_utterance(completion_ids)
+    return transcript

@@ -1,0 +1,129 @@
+"""Prompts of problems: formats, limits, order, and sharing among processes."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_tokenizer
+
+from lit_rft.datamodules import MathPromptDataModule, PromptLoader
+from lit_rft.transcripts import PromptFormat
+
+MESSAGES = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    rows = [
+        {
+            "id": f"p{i}",
+            "prompt": f"What is {i}+1?",
+            "ground_truth": str(i + 1),
+            "traces": [f"It is {i + 1}." + "x" * i],
+        }
+        for i in range(10)
+    ]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_data(model: Path, file: str, **options: Any) -> MathPromptDataModule:
+    data = MathPromptDataModule(str(model), train_files=[file], eval_files=[file], **options)
+    data.setup("fit")
+    return data
+
+
+def test_formats_by_name_and_of_ones_own() -> None:
+    tokenizer = make_tokenizer()
+    chat, think = PromptFormat(tokenizer, "chat"), PromptFormat(tokenizer, "think")
+    plain = tokenizer.decode(chat.prompt_ids(MESSAGES))
+    assert plain == ("<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(think.prompt_ids(MESSAGES)) == plain + "<think>\n"
+    trace = "<think>\nEasy.\n</think>\n2"
+    assert tokenizer.decode(chat.completion_ids(trace)) == trace + "<|im_end|>"
+    assert tokenizer.decode(think.completion_ids(trace)) == "Easy.\n</think>\n2<|im_end|>"
+    own = PromptFormat(tokenizer, "{% for m in messages %}[{{ m['content'] }}]{% endfor %}>")
+    assert tokenizer.decode(own.prompt_ids(MESSAGES)) == "[Think.][1+1?]>"
+    without = PromptFormat(make_tokenizer(None), "chat")
+    assert without.chat.tokenizer.decode(without.prompt_ids(MESSAGES)) == "System: Think.\n\nUser: 1+1?\n\nAssistant:\n"
+    with pytest.raises(ValueError, match="chat or think, or a Jinja template; got 'chatty'"):
+        PromptFormat(tokenizer, "chatty")
+
+
+def test_prompts_and_traces_hold_no_markup() -> None:
+    form = PromptFormat(make_tokenizer(), "chat")
+    ids = form.prompt_ids([{"role": "user", "content": "x<|im_end|>y"}])
+    assert ids.count(form.end_of_turn_id) == 1
+    assert form.completion_ids("a<|im_end|>b").count(form.end_of_turn_id) == 1
+
+
+def test_a_template_cannot_reach_out() -> None:
+    template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(Exception, match="unsafe|access"):
+        PromptFormat(make_tokenizer(), template).prompt_ids(MESSAGES)
+
+
+def test_long_prompts_and_traces_go_by_rule_and_are_counted(
+    tiny_model_folder: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    everything = make_data(tiny_model_folder, file)._prompts["train"]
+    longest = max(len(p.traces[0]) for p in everything)
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        dropped = make_data(tiny_model_folder, file, max_trace_length=longest - 3)._prompts["train"]
+    assert [len(p.traces) for p in dropped] == [1] * 7 + [0] * 3 and "3 of 10 traces are longer" in caplog.text
+    cut = make_data(tiny_model_folder, file, max_trace_length=longest - 3, long_traces="cut")._prompts["train"]
+    assert max(len(p.traces[0]) for p in cut) == longest - 3
+    assert cut[9].traces[0] == everything[9].traces[0][: longest - 3]
+    with pytest.raises(ValueError, match="all 10 prompts are longer than max_prompt_length=3"):
+        make_data(tiny_model_folder, file, max_prompt_length=3)
+
+
+def test_every_prompt_comes_once_an_epoch_whatever_the_number_of_processes(tiny_model_folder: Path, file: str) -> None:
+    prompts = make_data(tiny_model_folder, file)._prompts["train"]
+
+    def epoch(rank: int, world_size: int, loader: Any = None) -> list[list[str]]:
+        loader = loader or PromptLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
+        return [[p.problem.id for p in batch.prompts] for batch in loader]
+
+    whole = epoch(0, 1)
+    assert sorted(name for batch in whole for name in batch) == sorted(p.problem.id for p in prompts)
+    parts = [epoch(rank, 2) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+    loader = PromptLoader(prompts, batch_size=4)
+    first, second = epoch(0, 1, loader), epoch(0, 1, loader)
+    assert first == whole != second
+    stopped, resumed = PromptLoader(prompts, batch_size=4), PromptLoader(prompts, batch_size=4)
+    next(iter(stopped))
+    resumed.load_state_dict(stopped.state_dict())
+    assert epoch(0, 1, resumed) == whole[1:]
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint was made with batch_size=4"):
+        PromptLoader(prompts, batch_size=5).load_state_dict(stopped.state_dict())
+
+
+def test_problems_without_any_download(tiny_model_folder: Path) -> None:
+    data = MathPromptDataModule(str(tiny_model_folder), train_tasks={"chain_sum": 5}, eval_tasks={"chain_sum": 5})
+    data.setup("fit")
+    train, evaluation = ({p.problem.prompt[0]["content"] for p in data._prompts[name]} for name in ("train", "eval"))
+    assert len(train) == 5 and not train & evaluation
+    assert all(len(p.traces) == 1 for p in data._prompts["train"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"max_prompt_length": 0}, "max_prompt_length must be >= 1"),
+        ({"long_traces": "fold"}, "long_traces must be drop or cut"),
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MathPromptDataModule(**bad)
+
+
+def test_no_problems_are_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="no problems: name train_files or train_tasks"):
+        MathPromptDataModule(str(tiny_model_folder)).setup("fit")

@@ -1,0 +1,139 @@
+"""Problems: both schemas, bad rows by file, row and field, generated ones with traces that are right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lit_rft.problems import Problem, ProblemError, generate_problems, read_problems, write_problems
+from lit_rft.problems.generated import TRACES
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "math_eval_luffy_schema.parquet"
+RELEASE = {
+    "data_source": "aime",
+    "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
+    "target": [{"role": "assistant", "content": "<think>\nEasy.\n</think>\n\\boxed{2}"}],
+    "ability": "math",
+    "reward_model": {"ground_truth": "2", "style": "rule"},
+    "extra_info": {"index": 7, "split": "train"},
+}
+PLAIN = {"prompt": "1+1?", "ground_truth": 2, "traces": ["\\boxed{2}", "It is 2."], "id": "x", "level": 3}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_the_releases_schema(tmp_path: Path, suffix: str) -> None:
+    (problem,) = read_problems(write(tmp_path / f"p{suffix}", [RELEASE]))
+    assert problem.id == "aime/7" and problem.source == "aime" and problem.ground_truth == "2"
+    assert problem.prompt == tuple(RELEASE["prompt"])  # type: ignore[arg-type]
+    assert problem.traces == ("<think>\nEasy.\n</think>\n\\boxed{2}",)
+    assert problem.row()["ability"] == "math"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_the_plain_schema(tmp_path: Path, suffix: str) -> None:
+    (problem,) = read_problems(write(tmp_path / f"p{suffix}", [PLAIN]))
+    assert problem.prompt == ({"role": "user", "content": "1+1?"},)
+    assert (problem.id, problem.ground_truth, len(problem.traces), problem.row()["level"]) == ("x", "2", 2, 3)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    problems = [*read_problems(write(tmp_path / "p.jsonl", [RELEASE, PLAIN]))]
+    write_problems(tmp_path / "again.jsonl", problems)
+    assert read_problems(tmp_path / "again.jsonl") == problems
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="the evaluation data is not at hand")
+def test_real_evaluation_data() -> None:
+    problems = read_problems(DATA)
+    assert len(problems) == 613
+    assert {p.source for p in problems} == {"math", "amc", "aime"}
+    assert not any(p.traces for p in problems)
+    assert all(p.prompt[-1]["role"] == "user" for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"prompt": None}, "prompt", "list of messages"),
+        ({"prompt": []}, "prompt", "list of messages"),
+        ({"prompt": ""}, "prompt", "empty"),
+        ({"prompt": [{"role": "king", "content": "x"}]}, r"prompt\[0\].role", "system, user, assistant"),
+        ({"prompt": [{"role": "user", "content": 3}]}, r"prompt\[0\].content", "expected a text"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "prompt", "last message to be the user's"),
+        ({"ground_truth": None}, "ground_truth", "expected a text"),
+        ({"ground_truth": " "}, "ground_truth", "empty"),
+        ({"traces": "x"}, "traces", "list of texts"),
+        ({"traces": [""]}, r"traces\[0\]", "empty"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, change: dict[str, Any], field: str, message: str) -> None:
+    path = write(tmp_path / "p.jsonl", [{**PLAIN, "id": "first"}, {**PLAIN, **change}])
+    with pytest.raises(ProblemError, match=rf"p\.jsonl:2: {field}: .*{message}"):
+        read_problems(path)
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_problems(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match=r"\.parquet or \.jsonl"):
+        read_problems(write(tmp_path / "p.txt", []))
+    with pytest.raises(ValueError, match="holds no problem"):
+        read_problems(write(tmp_path / "empty.jsonl", []))
+    (tmp_path / "torn.jsonl").write_text('{"prompt": ')
+    with pytest.raises(ProblemError, match=r"torn\.jsonl:1: not a line of JSON"):
+        read_problems(tmp_path / "torn.jsonl")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ValueError, match="no whole Parquet file"):
+        read_problems(tmp_path / "torn.parquet")
+    with pytest.raises(ProblemError, match=r"p\.jsonl:2: id: .*'x' came before"):
+        read_problems(write(tmp_path / "p.jsonl", [PLAIN, PLAIN]))
+
+
+@pytest.mark.parametrize("task", sorted(TRACES))
+def test_generated_traces_are_right(task: str) -> None:
+    from lit_rft.rewards import Verdict, VerifierPool
+
+    problems = generate_problems(task, 12, seed=3)
+    assert problems == generate_problems(task, 12, seed=3) != generate_problems(task, 12, seed=4)
+    assert len({p.id for p in problems}) == 12 and all(len(p.traces) == 1 for p in problems)
+    if task == "prime_factorization":  # the ground truth is a product in words of its own
+        assert all(p.traces[0].endswith(f"\\boxed{{{p.ground_truth}}}") for p in problems)
+        return
+    pool = VerifierPool(time_limit=5.0)
+    try:
+        verdicts = pool.verify([p.ground_truth for p in problems], [p.traces[0] for p in problems])
+    finally:
+        pool.close()
+    assert verdicts == [Verdict.RIGHT] * 12
+
+
+def test_steps_of_a_chain_are_worked_out_one_by_one() -> None:
+    (problem,) = generate_problems("chain_sum", 1, seed=0, min_terms=3, max_terms=3, min_digits=1, max_digits=1)
+    lines = problem.traces[0].splitlines()
+    assert len(lines) == 3
+    for line in lines[:-1]:
+        left, right = line.split(" = ")
+        assert eval(left) == int(right)  # noqa: S307 - our own digits
+
+
+def test_unknown_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown task 'chain_sums'; reasoning-gym has .*chain_sum"):
+        generate_problems("chain_sums", 1)
+    with pytest.raises(ValueError, match="number must be >= 1"):
+        generate_problems("chain_sum", 0)
+    assert Problem("a", ({"role": "user", "content": "x"},), "1").row() == {
+        "id": "a",
+        "ground_truth": "1",
+        "source": "",
+    }

@@ -1,0 +1,240 @@
+"""LUFFY's stage on a tiny model: how a step is split changes nothing, every knob counts, no signal costs no pass."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_stage import ADAPTERS, fit, trained
+
+from lit_rft.datamodules import Prompt, PromptLoader
+from lit_rft.models import load_tokenizer
+from lit_rft.problems import Problem
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import MixedPolicyGRPO, NonFiniteLossError, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import PromptFormat
+
+
+def vowels(completions: Any, rows: Any) -> list[float]:
+    """A reward that a random model sometimes earns."""
+    return [float(sum(letter in "aeiou" for letter in text) % 2) for text in completions]
+
+
+def make_prompts(model: Path, number: int = 4, traces: int = 2) -> list[Prompt]:
+    form = PromptFormat(load_tokenizer(str(model)))
+    prompts = []
+    for index in range(number):
+        texts = [f"answer {index} {'long ' * turn}a" for turn in range(traces)]
+        problem = Problem(
+            f"p{index}", ({"role": "user", "content": f"Question {index}?" * (1 + index % 3)},), "1", tuple(texts)
+        )
+        ids = form.prompt_ids(problem.prompt)
+        prompts.append(Prompt(problem, ids, [form.completion_ids(text) for text in texts], texts))
+    return prompts
+
+
+def make_grpo(
+    model: Path, *, seed: int = 0, objective: dict[str, Any] | None = None, **options: Any
+) -> MixedPolicyGRPO:
+    settings: dict[str, Any] = {
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "sampling": SamplingSettings(max_new_tokens=8, temperature=1.0),
+        "reward": vowels,
+    }
+    lora = options.pop("lora", ADAPTERS)
+    L.seed_everything(seed, verbose=False)
+    return MixedPolicyGRPO(
+        PolicySettings(model=str(model), lora=lora),
+        objective=ObjectiveSettings(**{"group_size": 4, **(objective or {})}),
+        **{**settings, **options},
+    )
+
+
+def after(model: Path, *, steps: int = 2, traces: int = 2, **options: Any) -> dict[str, torch.Tensor]:
+    stage = make_grpo(model, **options)
+    fit(stage, PromptLoader(make_prompts(model, traces=traces), batch_size=2), steps)
+    return trained(stage)
+
+
+def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in a)
+
+
+class Recorder(L.Callback):
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def test_a_rollout_holds_groups_of_own_and_other_completions(tiny_model_folder: Path) -> None:
+    stage, recorder = make_grpo(tiny_model_folder), Recorder()
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, callbacks=[recorder])
+    assert [one.group for one in stage.samples] == [0] * 4 + [1] * 4
+    assert [one.off_policy for one in stage.samples] == [False, False, False, True] * 2
+    for one in stage.samples:
+        assert one.reward == vowels([one.text], [{}])[0]
+        assert len(one.sampled_log_probs) == (0 if one.off_policy else one.length)
+    for group in (0, 1):
+        assert sum(one.advantage for one in stage.samples if one.group == group) == pytest.approx(0, abs=1e-6)
+    names = ("loss", "reward", "reward_std", "no_signal_fraction", "on_policy_loss", "off_policy_loss", "trace_prob_mean",
+             "clip_fraction", "entropy", "completion_length", "truncated_fraction", "trace_reward")  # fmt: skip
+    assert {f"train/{name}" for name in names} <= set(recorder.logged[0])
+
+
+@pytest.mark.parametrize("tokens", [1, 150, 400])
+@pytest.mark.parametrize("normalizer", ["tokens", "max_length"])
+def test_micro_batches_change_nothing(tiny_model_folder: Path, tokens: int, normalizer: str) -> None:
+    objective = {"normalizer": normalizer, "kl_coef": 0.1, "sft_coef": 0.1, "mini_batches": 2, "epochs": 2}
+    whole = after(tiny_model_folder, steps=4, objective=objective)
+    split = after(tiny_model_folder, steps=4, objective=objective, micro_batch_tokens=tokens)
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
+
+
+def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folder: Path) -> None:
+    prompts, found = make_prompts(tiny_model_folder), []
+    for slots in (1, 3, 64):
+        stage = make_grpo(tiny_model_folder, rollout_slots=slots)
+        fit(stage, PromptLoader(prompts, batch_size=4), 1)
+        found.append([(one.text, one.reward) for one in stage.samples])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"objective": {"group_size": 5}},
+        {"objective": {"traces_per_group": 0}},
+        {"objective": {"traces_per_group": 2}},
+        {"objective": {"scale_by_std": False}},
+        {"objective": {"on_policy_statistics": True}},
+        {"objective": {"policy_shaping": None}},
+        {"objective": {"policy_shaping": 0.5}},
+        {"objective": {"normalizer": "max_length"}},
+        {"objective": {"entropy_coef": 0.5}},
+        {"objective": {"kl_coef": 0.5}},
+        {"objective": {"sft_coef": 0.5}},
+        {"objective": {"sft_steps": 1}},
+        {"objective": {"mini_batches": 2}},
+        {"objective": {"epochs": 2}},
+        {"objective": {"mask_truncated": True}},
+        {"objective": {"importance_cap": 0.5}},
+        {"optimizer": OptimizerSettings(learning_rate=1e-3)},
+        {"sampling": SamplingSettings(max_new_tokens=5, temperature=1.0)},
+        {"sampling": SamplingSettings(max_new_tokens=8, temperature=0.5)},
+        {"reward": lambda completions, rows: [float(len(text) % 3) for text in completions]},
+        {"seed": 3},
+    ],
+    ids=str,
+)
+def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, Any]) -> None:
+    seed = knob.get("seed", 0)
+    base = after(tiny_model_folder, steps=3)
+    rest = {name: value for name, value in knob.items() if name != "seed"}
+    if seed:
+        stage = make_grpo(tiny_model_folder)
+        stage.seed = seed
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 3)
+        assert differ(base, trained(stage))
+    else:
+        assert differ(base, after(tiny_model_folder, steps=3, **rest))
+
+
+@pytest.mark.parametrize("side", ["clip_low", "clip_high"])
+def test_clipping_counts_where_a_rollout_is_used_again(tiny_model_folder: Path, side: str) -> None:
+    again = {"epochs": 3}
+    plain = after(tiny_model_folder, steps=3, objective=again)
+    assert differ(plain, after(tiny_model_folder, steps=3, objective={**again, side: 0.001}))
+
+
+def test_groups_without_a_signal_cost_no_pass(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_grpo(
+        tiny_model_folder, objective={"entropy_coef": 0.0}, reward=lambda completions, rows: [1.0] * len(completions)
+    )
+    passes = []
+    original = MixedPolicyGRPO._forward
+    monkeypatch.setattr(MixedPolicyGRPO, "_forward", lambda *a, **k: passes.append(1) or original(*a, **k))
+    stage.configure_model()
+    before = trained(stage)
+    recorder = Recorder()
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 2, callbacks=[recorder])
+    assert not passes and recorder.logged[-1]["train/no_signal_fraction"] == 1.0
+    assert not differ(before, trained(stage))
+
+
+def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_them(tiny_model_folder: Path) -> None:
+    plain = after(tiny_model_folder, steps=2)
+
+    class Remembers(MixedPolicyGRPO):
+        def _mini_batches(self, completions: Any) -> Any:
+            self._remember_log_probs(completions)
+            return super()._mini_batches(completions)
+
+    L.seed_everything(0, verbose=False)
+    stage = make_grpo(tiny_model_folder)
+    stage.__class__ = Remembers
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 2)
+    for name, value in trained(stage).items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=5e-5)
+
+
+def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path) -> None:
+    stage = make_grpo(tiny_model_folder)
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
+    fresh = make_grpo(tiny_model_folder)  # the weights before the step
+    fresh.configure_model()
+    fresh._remember_log_probs(stage.samples)
+    for one in stage.samples:
+        if not one.off_policy:
+            sampled = torch.tensor(one.sampled_log_probs)
+            torch.testing.assert_close(one.old_log_probs, sampled, rtol=1e-4, atol=1e-4)
+
+
+def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder: Path) -> None:
+    """Only the trace's words are rewarded: a random model never says them."""
+
+    def said(completions: Any, rows: Any) -> list[float]:
+        return [float(text.startswith("answer")) for text in completions]
+
+    def probability(objective: dict[str, Any]) -> float:
+        recorder = Recorder()
+        stage = make_grpo(tiny_model_folder, objective={"entropy_coef": 0.0, **objective}, reward=said, lora=None)
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=1), batch_size=4), 15, callbacks=[recorder])
+        traces = stage._traces(make_prompts(tiny_model_folder, traces=1), everything=True)
+        stage._remember_log_probs([one for one in traces if setattr(one, "off_policy", False) is None])
+        return float(torch.cat([one.old_log_probs for one in traces]).exp().mean())  # type: ignore[misc]
+
+    on_policy, mixed = probability({"traces_per_group": 0}), probability({})
+    assert mixed > 3 * on_policy
+
+
+def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Path) -> None:
+    stage = make_grpo(tiny_model_folder, reward=lambda completions, rows: [float("nan")] * len(completions))
+    stage.configure_model()
+    before = trained(stage)
+    with pytest.raises(NonFiniteLossError, match="a reward is not finite .*p"):
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
+    assert not differ(before, trained(stage))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"group_size": 0}, "group_size must be >= 1"),
+        ({"traces_per_group": 9}, r"must be in 0\.\.group_size=8, got 9"),
+        ({"policy_shaping": 0.0}, "policy_shaping must be > 0 or null"),
+        ({"entropy_coef": -1.0}, "entropy_coef must be >= 0"),
+        ({"importance_cap": 0.0}, "importance_cap must be > 0 or null"),
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ObjectiveSettings(**bad)
+
+
+def test_greedy_groups_are_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="greedy completions of a prompt are all the same"):
+        make_grpo(tiny_model_folder, sampling=SamplingSettings(8, 0.0))
