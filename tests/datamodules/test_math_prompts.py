@@ -62,7 +62,7 @@ def test_prompts_and_traces_hold_no_markup() -> None:
 
 def test_a_template_cannot_reach_out() -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(Exception, match="unsafe|access"):
+    with pytest.raises(Exception, match=r"unsafe|access"):
         PromptFormat(make_tokenizer(), template).prompt_ids(MESSAGES)
 
 
@@ -72,11 +72,11 @@ def test_long_prompts_and_traces_go_by_rule_and_are_counted(
     everything = make_data(tiny_model_folder, file)._prompts["train"]
     longest = max(len(p.traces[0]) for p in everything)
     with caplog.at_level(logging.WARNING, "lit_rft"):
-        dropped = make_data(tiny_model_folder, file, max_trace_length=longest - 3)._prompts["train"]
+        dropped = make_data(tiny_model_folder, file, max_trace_length=longest - 4)._prompts["train"]
     assert [len(p.traces) for p in dropped] == [1] * 7 + [0] * 3 and "3 of 10 traces are longer" in caplog.text
-    cut = make_data(tiny_model_folder, file, max_trace_length=longest - 3, long_traces="cut")._prompts["train"]
-    assert max(len(p.traces[0]) for p in cut) == longest - 3
-    assert cut[9].traces[0] == everything[9].traces[0][: longest - 3]
+    cut = make_data(tiny_model_folder, file, max_trace_length=longest - 4, long_traces="cut")._prompts["train"]
+    assert max(len(p.traces[0]) for p in cut) == longest - 4
+    assert cut[9].traces[0] == everything[9].traces[0][: longest - 4]
     with pytest.raises(ValueError, match="all 10 prompts are longer than max_prompt_length=3"):
         make_data(tiny_model_folder, file, max_prompt_length=3)
 

@@ -124,11 +124,11 @@ def test_steps_of_a_chain_are_worked_out_one_by_one() -> None:
     assert len(lines) == 3
     for line in lines[:-1]:
         left, right = line.split(" = ")
-        assert eval(left) == int(right)  # noqa: S307 - our own digits
+        assert eval(left) == int(right)  # our own digits
 
 
 def test_unknown_tasks_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown task 'chain_sums'; reasoning-gym has .*chain_sum"):
+    with pytest.raises(ValueError, match=r"unknown task 'chain_sums'; reasoning-gym has .*chain_sum"):
         generate_problems("chain_sums", 1)
     with pytest.raises(ValueError, match="number must be >= 1"):
         generate_problems("chain_sum", 0)

@@ -79,7 +79,8 @@ def test_a_rollout_holds_groups_of_own_and_other_completions(tiny_model_folder: 
         assert len(one.sampled_log_probs) == (0 if one.off_policy else one.length)
     for group in (0, 1):
         assert sum(one.advantage for one in stage.samples if one.group == group) == pytest.approx(0, abs=1e-6)
-    names = ("loss", "reward", "reward_std", "no_signal_fraction", "on_policy_loss", "off_policy_loss", "trace_prob_mean",
+    names = ("loss", "reward", "reward_std", "no_signal_fraction", "on_policy_loss", "off_policy_loss",
+             "trace_prob_mean",
              "clip_fraction", "entropy", "completion_length", "truncated_fraction", "trace_reward")  # fmt: skip
     assert {f"train/{name}" for name in names} <= set(recorder.logged[0])
 
@@ -215,7 +216,7 @@ def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Pa
     stage = make_grpo(tiny_model_folder, reward=lambda completions, rows: [float("nan")] * len(completions))
     stage.configure_model()
     before = trained(stage)
-    with pytest.raises(NonFiniteLossError, match="a reward is not finite .*p"):
+    with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .*p"):
         fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
     assert not differ(before, trained(stage))
 
