@@ -11,7 +11,10 @@ from lit_rft._lazy import lazy_exports
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "AdapterExport": "lit_rft.callbacks.adapter_export",
+    "AnswerTable": "lit_rft.callbacks.answers",
     "AtomicCheckpointIO": "lit_rft.callbacks.checkpoints",
+    "CompletionFiles": "lit_rft.callbacks.answers",
+    "CompletionText": "lit_rft.callbacks.answers",
     "CriticCalibration": "lit_rft.callbacks.calibration",
     "EpisodeFiles": "lit_rft.callbacks.episodes",
     "EpisodeText": "lit_rft.callbacks.episodes",

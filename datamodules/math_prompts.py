@@ -38,10 +38,11 @@ class PromptBatch:
     Args:
         prompts: in order.
         total: over all processes.
+        sources: benchmarks of all batches.
     """
 
-    def __init__(self, prompts: list[Prompt], total: int) -> None:
-        self.prompts, self.total = prompts, total
+    def __init__(self, prompts: list[Prompt], total: int, sources: Sequence[str] = ()) -> None:
+        self.prompts, self.total, self.sources = prompts, total, list(sources)
 
     def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
         """Nothing here lives on a device; Lightning asks every batch."""
@@ -75,6 +76,7 @@ class PromptLoader:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         self.prompts, self.batch_size, self.shuffle, self.seed = list(prompts), batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
+        self.sources = sorted({prompt.problem.source for prompt in self.prompts})
         self._epoch = 0
         self._position = 0  # batches handed out in this epoch
 
@@ -92,7 +94,7 @@ class PromptLoader:
             start = self._position * self.batch_size
             self._position += 1
             chosen = [self.prompts[index] for index in order[start : start + self.batch_size]]
-            yield PromptBatch(chosen[self.rank :: self.world_size], len(chosen))
+            yield PromptBatch(chosen[self.rank :: self.world_size], len(chosen), self.sources)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "position": self._position, **self._shape()}

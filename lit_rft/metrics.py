@@ -1,7 +1,8 @@
-"""Metrics of played episodes, as torchmetrics: they add up over batches and processes."""
+"""Metrics of played episodes and of answers, as torchmetrics: they add up over batches and processes."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,3 +70,88 @@ def _mean(values: list[float]) -> float:
     """Over the values that are there; NaN if none is."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
+
+
+def pass_at_k(right: Tensor, answers: Tensor, k: int) -> Tensor:
+    r"""Unbiased estimate of the chance that at least one of k answers is right (Chen et al. 2021, arXiv 2107.03374).
+
+        pass@k = 1 - C(n - c, k) / C(n, k)
+
+    Args:
+        right: c, right answers of each problem, [P].
+        answers: n, answers of each problem, [P]; each >= k.
+        k: >= 1.
+    Returns: [P], in [0, 1].
+    Raises: ValueError if a problem has fewer than k answers.
+    """
+    if k < 1 or (answers < k).any():
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} answers of each problem, got {int(answers.min())}")
+    n, c = answers.double(), right.double()
+    factors = torch.arange(k, dtype=torch.float64, device=right.device)
+    # C(n - c, k) / C(n, k) as a product; a factor that is not positive means that too few wrong answers are left
+    terms = ((n - c)[:, None] - factors) / (n[:, None] - factors)
+    return 1.0 - terms.clamp_min(0).prod(-1)
+
+
+class AnswerMetrics(Metric):
+    """avg@k and pass@k of each benchmark, and their plain mean over benchmarks, as shares in 0..1.
+
+    avg@k: the share of right answers, of k for each problem. An interval for it comes from resampling problems
+    (bootstrap, 95%). k is the number of answers that every problem of the benchmark has.
+
+    Args:
+        sources: names of the benchmarks that may come.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    full_state_update = False
+    rows: Any
+
+    def __init__(self, sources: Sequence[str], *, resamples: int = 1000, seed: int = 0) -> None:
+        super().__init__()
+        self.sources, self.resamples, self.seed = list(sources), resamples, seed
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.rows.append(torch.zeros(0, 3, dtype=torch.long))  # a process may have no problem at all
+
+    def update(self, source: str, right: int, answers: int) -> None:
+        """Count one problem.
+
+        Raises: ValueError if its benchmark was not announced.
+        """
+        if source not in self.sources:
+            raise ValueError(f"benchmark {source!r} was not announced; expected one of {', '.join(self.sources)}")
+        row = torch.tensor([[self.sources.index(source), right, answers]], device=self.device)
+        self.rows.append(row)
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Benchmark -> column -> value: `average`, `low`, `high` (its interval), `pass`, `k`, `problems`; and `mean`
+        over the benchmarks that had problems."""
+        rows = self.rows
+        table = torch.cat(rows) if isinstance(rows, list) and rows else torch.as_tensor(rows)
+        report: dict[str, dict[str, float]] = {}
+        for index, source in enumerate(self.sources):
+            mine = table[table[:, 0] == index] if table.numel() else table
+            if len(mine):
+                report[source] = self._of(mine[:, 1], mine[:, 2])
+        if report:
+            columns = {"average", "pass"}
+            mean = {name: sum(row[name] for row in report.values()) / len(report) for name in sorted(columns)}
+            problems = sum(row["problems"] for row in report.values())
+            report["mean"] = {**mean, "low": math.nan, "high": math.nan, "k": math.nan, "problems": problems}
+        return report
+
+    def _of(self, right: Tensor, answers: Tensor) -> dict[str, float]:
+        shares = right.double() / answers
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(len(shares), (self.resamples, len(shares)), generator=generator)
+        means = shares.cpu()[chosen].mean(-1)
+        low, high = (float(value) for value in torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)))
+        return {
+            "average": float(shares.mean()),
+            "low": low,
+            "high": high,
+            "pass": float(pass_at_k(right, answers, int(answers.min())).mean()),
+            "k": float(answers.min()),
+            "problems": float(len(shares)),
+        }

@@ -6,6 +6,8 @@ from lit_rft._lazy import lazy_exports
 _EXPORTS: dict[str, str] = {
     "ActingSettings": "lit_rft.stages.settings",
     "ActorCriticStage": "lit_rft.stages.actor_critic",
+    "AnsweringSettings": "lit_rft.stages.settings",
+    "AnsweringStage": "lit_rft.stages.answering",
     "CriticSettings": "lit_rft.stages.settings",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
     "MixedPolicyGRPO": "lit_rft.stages.mixed_policy_grpo",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,26 +18,13 @@ from lit_rft.objectives import (
 )
 from lit_rft.rewards.base import RewardFunction
 from lit_rft.rollout import SamplingSettings, sample_groups
+from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.mixed_rollout import Completion, group_statistics, of_batch, padded_rows, summarize_groups
-from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch, completion_transcript, count_utterances, step_batch
 
 
-class PromptRound(Protocol):
-    """What a data loader gives for one rollout; `datamodules.PromptBatch` is one."""
-
-    prompts: list[Any]
-    total: int
-
-
-def _math_reward() -> RewardFunction:
-    from lit_rft.rewards.math import MathReward
-
-    return MathReward()
-
-
-class MixedPolicyGRPO(PolicyModule):
+class MixedPolicyGRPO(AnsweringStage):
     r"""Reasoning under off-policy guidance (LUFFY, NeurIPS 2025, arXiv 2504.14945).
 
         A_i = ( R_i - mean(R_on u R_off) ) / std(R_on u R_off)                                      `group_advantages`
@@ -54,6 +41,7 @@ class MixedPolicyGRPO(PolicyModule):
         objective: groups, advantages and loss.
         sampling: of the rollouts.
         reward: gives completions their rewards.
+        answering: of problems in validation, test and predict.
         micro_batch_tokens: at most so many tokens go through the model at once.
         rollout_slots: completions sampled at the same time.
         chunk_tokens: logits are made for so many tokens at a time.
@@ -67,17 +55,17 @@ class MixedPolicyGRPO(PolicyModule):
         objective: ObjectiveSettings | None = None,
         sampling: SamplingSettings | None = None,
         reward: RewardFunction | None = None,
+        answering: AnsweringSettings | None = None,
         micro_batch_tokens: int = 8192,
         rollout_slots: int = 64,
         chunk_tokens: int = 512,
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6))
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), reward, answering)
         self.objective = objective or ObjectiveSettings()
         self.sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
         if self.sampling.temperature == 0 and self.objective.group_size - self.objective.traces_per_group > 1:
             raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
-        self.reward: RewardFunction = reward if reward is not None else _math_reward()
         self.micro_batch_tokens, self.rollout_slots = micro_batch_tokens, rollout_slots
         self.chunk_tokens, self.seed = chunk_tokens, seed
         self.samples: list[Completion] = []  # of the last rollout
@@ -86,7 +74,7 @@ class MixedPolicyGRPO(PolicyModule):
 
     def training_step(self, batch: PromptRound, batch_idx: int) -> None:
         if self.global_step < self.objective.sft_steps:
-            self._log(self._likelihood_step(self._traces(batch.prompts, everything=True)))
+            self._log(self._likelihood_step(self._traces(batch.prompts, None)))
             return
         completions = self.rollout(batch.prompts)
         parts = self._mini_batches(completions)
@@ -109,7 +97,7 @@ class MixedPolicyGRPO(PolicyModule):
     def rollout(self, prompts: Sequence[Any]) -> list[Completion]:
         """Completions of each prompt, its traces among them, with rewards and advantages."""
         assert self.policy is not None and self.chat is not None
-        traces = self._traces(prompts)
+        traces = self._traces(prompts, self.objective.traces_per_group)
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
         groups = sample_groups(
@@ -127,20 +115,22 @@ class MixedPolicyGRPO(PolicyModule):
             completions += [trace for trace in traces if trace.group == number]
         self._give_rewards(completions, prompts)
         self.samples = completions
+        if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
+            completions = completions + self._traces(prompts, 1, in_group=False)
         return completions
 
-    def _traces(self, prompts: Sequence[Any], everything: bool = False) -> list[Completion]:
-        """The off-policy completions of a rollout; of more than are wanted, others each time."""
+    def _traces(self, prompts: Sequence[Any], number: int | None, in_group: bool = True) -> list[Completion]:
+        """So many off-policy completions of each prompt, or all; of more than are wanted, others each time."""
         assert self.chat is not None
         found = []
-        for number, prompt in enumerate(prompts):
-            count = len(prompt.traces) if everything else min(self.objective.traces_per_group, len(prompt.traces))
-            for turn in range(count):
+        for group, prompt in enumerate(prompts):
+            for turn in range(len(prompt.traces) if number is None else min(number, len(prompt.traces))):
                 index = (self.global_step + turn) % len(prompt.traces)
                 ids = prompt.traces[index]
                 finished = ids[-1] == self.chat.end_of_turn_id
                 text = prompt.trace_texts[index]
-                found.append(Completion(self._transcript(prompt, ids), text, number, True, finished))
+                transcript = self._transcript(prompt, ids)
+                found.append(Completion(transcript, text, group, True, finished, in_group=in_group))
         return found
 
     def _transcript(self, prompt: Any, ids: list[int]) -> Any:
@@ -187,12 +177,11 @@ class MixedPolicyGRPO(PolicyModule):
     def _policy_step(self, completions: list[Completion]) -> dict[str, Tensor]:
         settings = self.objective
         counted = [one for one in completions if self._counts(one)]
-        tokens = torch.tensor(
-            [sum(one.length for one in counted), sum(one.length for one in counted if one.off_policy)]
-        )
-        total = self.sum_over_processes(
-            {n: t.to(self.device).float() for n, t in zip(("all", "off"), tokens, strict=True)}
-        )
+        numbers = {
+            "all": sum(one.length for one in counted if one.in_group),
+            "off": sum(one.length for one in counted if one.off_policy),
+        }
+        total = self.sum_over_processes({k: torch.tensor(float(n), device=self.device) for k, n in numbers.items()})
         # where a term has no gradient there is no pass: equal rewards say nothing
         everything = settings.entropy_coef > 0 or settings.kl_coef > 0
         needed = [one for one in counted if everything or one.advantage or (settings.sft_coef > 0 and one.off_policy)]
@@ -225,6 +214,7 @@ class MixedPolicyGRPO(PolicyModule):
         found = self._forward(micro, entropy=settings.entropy_coef > 0)
         log_probs, mask = found.tokens, micro.utterance_mask
         off = torch.tensor([one.off_policy for one in rows], device=self.device)
+        compared = mask & torch.tensor([one.in_group for one in rows], device=self.device)[:, None]
         advantages = torch.tensor([one.advantage for one in rows], dtype=log_probs.dtype, device=self.device)
         old = log_probs.detach()
         if any(one.old_log_probs is not None for one in rows):
@@ -236,21 +226,21 @@ class MixedPolicyGRPO(PolicyModule):
             weights = torch.where(off[:, None], torch.ones_like(weights), weights)
         normalizer = total["all"].clamp_min(1) if settings.normalizer == "tokens" else self.sampling.max_new_tokens
         terms = mixed_policy_loss(
-            log_probs, advantages, mask, off, old_log_probs=old, policy_shaping=settings.policy_shaping,
+            log_probs, advantages, compared, off, old_log_probs=old, policy_shaping=settings.policy_shaping,
             clip_low=settings.clip_low, clip_high=settings.clip_high, token_weights=weights, normalizer=normalizer,
         )  # fmt: skip
         loss = terms.loss
-        on_tokens, off_tokens = (mask & ~off[:, None]).sum(), (mask & off[:, None]).sum()
+        on_tokens, off_tokens = (compared & ~off[:, None]).sum(), (compared & off[:, None]).sum()
         self._add(sums, policy_loss=terms.loss.detach(), on_policy_loss=terms.on_policy_loss * on_tokens,
                   off_policy_loss=terms.off_policy_loss * off_tokens, trace_prob=terms.trace_prob_mean * off_tokens,
                   clipped=terms.clip_fraction * on_tokens, on_tokens=on_tokens, off_tokens=off_tokens)  # fmt: skip
         if settings.entropy_coef > 0:
-            entropy = masked_token_mean(found.entropy, mask, normalizer=total["all"].clamp_min(1))
+            entropy = masked_token_mean(found.entropy, compared, normalizer=total["all"].clamp_min(1))
             loss = loss - settings.entropy_coef * entropy
             self._add(sums, entropy=entropy.detach())
         if settings.kl_coef > 0:
             divergence = masked_token_mean(
-                kl_estimate(log_probs, self._reference(micro)), mask, normalizer=total["all"].clamp_min(1)
+                kl_estimate(log_probs, self._reference(micro)), compared, normalizer=total["all"].clamp_min(1)
             )
             loss = loss + settings.kl_coef * divergence
             self._add(sums, kl=divergence.detach())
@@ -313,9 +303,3 @@ class MixedPolicyGRPO(PolicyModule):
         if off > 0:
             whole |= {"off_policy_loss": off_loss / off, "trace_prob_mean": prob / off}
         return whole
-
-    def teardown(self, stage: str) -> None:
-        """End the verifiers."""
-        close = getattr(self.reward, "close", None)
-        if close is not None:
-            close()

@@ -24,6 +24,7 @@ class Completion:
         sampled_log_probs: of its tokens, as the sampler reported them; empty for a trace.
         advantage: by comparison with its group.
         old_log_probs: of its tokens before the first update; None while that is still to come.
+        in_group: whether it is compared with the others of its prompt; else a trace that is only imitated.
     """
 
     transcript: Transcript
@@ -35,6 +36,7 @@ class Completion:
     sampled_log_probs: Sequence[float] = ()
     advantage: float = 0.0
     old_log_probs: Tensor | None = None
+    in_group: bool = True
 
     @property
     def length(self) -> int:
@@ -59,6 +61,7 @@ def of_batch(completions: Sequence[Completion], batch: TranscriptBatch) -> list[
 
 def group_statistics(completions: Sequence[Completion]) -> dict[str, float]:
     """Sums over the completions and groups of this process, to be added up over processes."""
+    completions = [one for one in completions if one.in_group]
     own = [one for one in completions if not one.off_policy]
     groups: dict[int, list[float]] = {}
     for one in completions:

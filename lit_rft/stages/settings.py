@@ -219,3 +219,29 @@ class ObjectiveSettings:
             raise ValueError(f"objective.policy_shaping must be > 0 or null, got {self.policy_shaping}")
         if self.importance_cap is not None and not self.importance_cap > 0:
             raise ValueError(f"objective.importance_cap must be > 0 or null, got {self.importance_cap}")
+
+
+@dataclass
+class AnsweringSettings:
+    """How problems are answered in validation, test and predict.
+
+    Args:
+        sampling: of the answers; LUFFY evaluates at temperature 0.6.
+        answers: to each problem.
+        answers_by_source: to those of some benchmarks, in its place (32 for AIME and AMC in the paper).
+        slots: answers sampled at the same time.
+        seed: of the sampling.
+    """
+
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(max_new_tokens=8192, temperature=0.6))
+    answers: int = 1
+    answers_by_source: dict[str, int] | None = None
+    slots: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = {"answers": self.answers, "slots": self.slots}
+        numbers |= {f"answers_by_source.{name}": number for name, number in (self.answers_by_source or {}).items()}
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"answering.{name} must be >= 1, got {number}")

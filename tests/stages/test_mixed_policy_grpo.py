@@ -118,6 +118,7 @@ def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folde
         {"objective": {"entropy_coef": 0.5}},
         {"objective": {"kl_coef": 0.5}},
         {"objective": {"sft_coef": 0.5}},
+        {"objective": {"sft_coef": 0.5, "traces_per_group": 0}},
         {"objective": {"sft_steps": 1}},
         {"objective": {"mini_batches": 2}},
         {"objective": {"epochs": 2}},
@@ -142,6 +143,16 @@ def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, 
         assert differ(base, trained(stage))
     else:
         assert differ(base, after(tiny_model_folder, steps=3, **rest))
+
+
+def test_traces_that_are_only_imitated_change_no_advantage(tiny_model_folder: Path) -> None:
+    found = []
+    for coefficient in (0.0, 1.0):
+        stage = make_grpo(tiny_model_folder, objective={"traces_per_group": 0, "sft_coef": coefficient})
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
+        found.append(([one.advantage for one in stage.samples], trained(stage)))
+    assert found[0][0] == found[1][0]
+    assert differ(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("side", ["clip_low", "clip_high"])
@@ -204,7 +215,7 @@ def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder:
         recorder = Recorder()
         stage = make_grpo(tiny_model_folder, objective={"entropy_coef": 0.0, **objective}, reward=said, lora=None)
         fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=1), batch_size=4), 15, callbacks=[recorder])
-        traces = stage._traces(make_prompts(tiny_model_folder, traces=1), everything=True)
+        traces = stage._traces(make_prompts(tiny_model_folder, traces=1), None)
         stage._remember_log_probs([one for one in traces if setattr(one, "off_policy", False) is None])
         return float(torch.cat([one.old_log_probs for one in traces]).exp().mean())  # type: ignore[misc]
 

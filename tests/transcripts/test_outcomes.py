@@ -7,6 +7,7 @@ import torch
 from tiny import make_episode, make_tokenizer
 
 from lit_rft.episodes import Episode, Outcome, Subgoal
+from lit_rft.episodes.subgoals import condition_text
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,
@@ -68,7 +69,7 @@ def test_a_time_limit_is_not_an_end(completed: bool) -> None:
 
 def test_a_completed_subgoal_is_over_for_the_low_level_though_it_goes_on() -> None:
     episode = make_episode(num_steps=5)  # enters rooms with its second and fourth step
-    room = episode.steps[1].achieved[0].text
+    room = condition_text(episode.steps[1].achieved[0])
     whole = dataclasses.replace(episode, subgoals=[Subgoal(0, 5, room, False, "policy")])
     _, low = both_levels(whole)
     assert [(o.reward, o.terminated) for o in low.outcomes[:3]] == [(0.0, False), (1.0, True), (0.0, False)]

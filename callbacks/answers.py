@@ -1,0 +1,201 @@
+"""Answers to problems: as text in TensorBoard, as a table of scores in the console, and as files."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from rich.console import Console
+from rich.table import Table
+
+from lit_rft._files import write_json
+
+_SHOWN = 4000  # characters of a text in TensorBoard
+
+
+class CompletionText(L.Callback):
+    """Logs completions as text: during training a table of prompt, off-policy trace and own completion with their
+    rewards, after validation and test some answers. For modules with `samples` and `answers` (`MixedPolicyGRPO`).
+
+    Args:
+        number: of completions.
+        every_n_batches: in training.
+    """
+
+    def __init__(self, number: int = 4, every_n_batches: int = 10) -> None:
+        if number < 1 or every_n_batches < 1:
+            raise ValueError(f"number and every_n_batches must be >= 1, got {number} and {every_n_batches}")
+        self.number, self.every_n_batches = number, every_n_batches
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % self.every_n_batches:
+            return
+        module: Any = pl_module
+        groups: dict[int, list[Any]] = {}
+        for one in module.samples:
+            groups.setdefault(one.group, []).append(one)
+        rows = []
+        for number, members in list(groups.items())[: self.number]:
+            own = next((one for one in members if not one.off_policy), None)
+            trace = next((one for one in members if one.off_policy), None)
+            prompt = batch.prompts[number].problem.prompt[-1]["content"]
+            rows.append([prompt, *_told(trace), *_told(own)])
+        if rows:
+            columns = ["prompt", "trace", "its reward", "completion", "its reward"]
+            self._add(trainer, "train/completions", _markdown(columns, rows))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._answers(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._answers(trainer, pl_module, "test")
+
+    def _answers(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
+        module: Any = pl_module
+        rows = [
+            [one.prompt, one.completion, one.ground_truth, f"{one.reward:g}"] for one in module.answers[: self.number]
+        ]
+        if rows:
+            table = _markdown(["prompt", "completion", "ground truth", "reward"], rows)
+            self._add(trainer, f"{prefix}/answers", table)
+
+    @staticmethod
+    def _add(trainer: L.Trainer, tag: str, text: str) -> None:
+        writer: Any = getattr(trainer.logger, "experiment", None)
+        if trainer.is_global_zero and hasattr(writer, "add_text"):
+            writer.add_text(tag, text, trainer.global_step)
+
+
+def _told(completion: Any) -> list[str]:
+    return ["-", "-"] if completion is None else [completion.text, f"{completion.reward:g}"]
+
+
+def _markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """What a model wrote must not break the table, nor be taken for markup."""
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
+    return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
+
+
+class AnswerTable(L.Callback):
+    """Prints the scores by benchmark after each validation and test; a test's are also in
+    `<default_root_dir>/scores.json`."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        table = self._print(trainer, pl_module, "test")
+        if table:
+            plain = {name: {k: None if math.isnan(v) else v for k, v in row.items()} for name, row in table.items()}
+            write_json(Path(trainer.default_root_dir) / "scores.json", plain)
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> dict[str, dict[str, float]]:
+        module: Any = pl_module
+        scores: dict[str, dict[str, float]] = getattr(module, "answer_table", {})
+        if not trainer.is_global_zero or not scores:
+            return {}
+        Console().print(answer_table(scores, title))
+        return scores
+
+
+def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
+    """`AnswerMetrics.compute()` as a table for the console; the mean comes last."""
+    table = Table(title=title)
+    for name in ("benchmark", "problems", "k", "avg@k", "95% interval", "pass@k"):
+        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    for name, row in scores.items():
+        if name == "mean":
+            table.add_section()
+        k = "-" if math.isnan(row["k"]) else f"{row['k']:.0f}"
+        interval = "-" if math.isnan(row["low"]) else f"{row['low']:.1%} .. {row['high']:.1%}"
+        cells = [f"{row['problems']:.0f}", k, f"{row['average']:.1%}", interval, f"{row['pass']:.1%}"]
+        table.add_row(name or "problems", *cells, style="bold" if name == "mean" else None)
+    return table
+
+
+class CompletionFiles(BasePredictionWriter):
+    """Writes the answers that `predict` gives, with their rewards, as JSON lines.
+
+    Resumable: problems that the file has already are not answered again. A file of another policy or sampling
+    is refused.
+
+    Args:
+        path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own, `-rank<n>`
+            before the suffix.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self._file: Path | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module: Any = pl_module
+        path = Path(self.path or os.path.join(trainer.default_root_dir, "completions.jsonl"))
+        if trainer.world_size > 1:
+            path = path.with_name(f"{path.stem}-rank{trainer.global_rank}{path.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = {"source": module.source()}
+        lines = _whole_lines(path)
+        if lines and lines[0] != head:
+            raise ValueError(
+                f"{path} holds answers of another policy or sampling ({lines[0]}, now {head}): name another"
+            )
+        if not lines:
+            path.write_text(json.dumps(head) + "\n")
+        module.already_answered = {line["id"] for line in lines[1:]}
+        self._file = path
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Sequence[Any],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._file is not None
+        with self._file.open("a", encoding="utf-8") as stream:
+            # one write: a problem's answers are all there, or none
+            stream.write("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in prediction))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            Console().print(f"completions are in {self._file}")
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The lines of a file that may have been cut off while its last one was written; that one is dropped, with the
+    other answers to its problem."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole, _, torn = text.rpartition(b"\n")
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if torn and lines:
+        try:
+            cut = json.loads(torn.decode("utf-8", "replace")).get("id")
+        except ValueError:
+            cut = lines[-1].get("id")  # the torn one belongs to it, or to a problem of its own
+        lines = [line for line in lines if "id" not in line or line["id"] != cut]
+    if torn:
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines

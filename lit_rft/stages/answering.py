@@ -1,0 +1,166 @@
+"""What stages share whose policy answers problems: validation, test and predict."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from lit_rft.metrics import AnswerMetrics
+from lit_rft.rewards.base import RewardFunction
+from lit_rft.rollout import sample_groups
+from lit_rft.stages.policy import PolicyModule
+from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings
+
+
+class PromptRound(Protocol):
+    """What a data loader gives; `datamodules.PromptBatch` is one."""
+
+    @property
+    def prompts(self) -> list[Any]: ...
+    @property
+    def sources(self) -> list[str]: ...
+
+
+@dataclass
+class Answer:
+    """One answer to a problem, as `predict` writes it.
+
+    Args:
+        id: of the problem.
+        source: its benchmark.
+        number: of the answer, from 0.
+        prompt: its last message.
+        completion: what was answered.
+        ground_truth: what is right.
+        reward: what it earned.
+        tokens: of the completion.
+        finished: whether it came to its end.
+    """
+
+    id: str
+    source: str
+    number: int
+    prompt: str
+    completion: str
+    ground_truth: str
+    reward: float
+    tokens: int
+    finished: bool
+
+
+class AnsweringStage(PolicyModule):
+    """A language-model policy that answers problems with verifiable answers.
+
+    Data loaders give `PromptRound`s. `answers` holds an epoch's answers, `answer_table` its scores by benchmark.
+
+    Args:
+        policy: which model, and from where it starts.
+        optimizer: AdamW and its schedule.
+        reward: gives completions their rewards; an answer is right if its reward is above 0.5. Default: Math-Verify.
+        answering: how problems are answered.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        reward: RewardFunction | None = None,
+        answering: AnsweringSettings | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer)
+        self.reward: RewardFunction = reward if reward is not None else _math_reward()
+        self.answering = answering or AnsweringSettings()
+        self.answers: list[Answer] = []
+        self.already_answered: set[str] = set()  # ids of problems that `predict` need not answer again
+        self.answer_table: dict[str, dict[str, float]] = {}
+        self._metrics: AnswerMetrics | None = None
+
+    def source(self) -> dict[str, Any]:
+        """Who answers: what makes two runs of `predict` differ."""
+        settings = self.answering
+        return {
+            "model": self.policy_settings.model,
+            "start_from": self.policy_settings.start_from,
+            "checkpoint_step": self._checkpoint_step,
+            "temperature": settings.sampling.temperature,
+            "max_new_tokens": settings.sampling.max_new_tokens,
+            "seed": settings.seed,
+        }
+
+    @torch.no_grad()
+    def _answer(self, batch: PromptRound) -> list[Answer]:
+        assert self.policy is not None and self.chat is not None
+        settings = self.answering
+        prompts = [prompt for prompt in batch.prompts if prompt.problem.id not in self.already_answered]
+        by_source = settings.answers_by_source or {}
+        sizes = [by_source.get(prompt.problem.source, settings.answers) for prompt in prompts]
+        groups = sample_groups(
+            self.policy, [(prompt.problem.id, prompt.ids) for prompt in prompts], sizes, settings.sampling,
+            self.chat.end_of_turn_id, seed=settings.seed, num_slots=settings.slots,
+        )  # fmt: skip
+        pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
+        texts = [self.chat.text(one.ids) for _, one, _ in pairs]
+        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
+        found = [
+            Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
+                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished)
+            for (prompt, one, n), text, reward in zip(pairs, texts, rewards, strict=True)
+        ]  # fmt: skip
+        self._count(batch, found)
+        self.answers += found
+        return found
+
+    def _count(self, batch: PromptRound, answers: list[Answer]) -> None:
+        if self._metrics is None:
+            self._metrics = AnswerMetrics(batch.sources).to(self.device)
+        right: dict[tuple[str, str], list[bool]] = {}
+        for one in answers:
+            right.setdefault((one.source, one.id), []).append(one.reward > 0.5)
+        for (source, _), verdicts in right.items():
+            self._metrics.update(source, sum(verdicts), len(verdicts))
+
+    def validation_step(self, batch: PromptRound, batch_idx: int) -> None:
+        self._answer(batch)
+
+    def test_step(self, batch: PromptRound, batch_idx: int) -> None:
+        self._answer(batch)
+
+    def predict_step(self, batch: PromptRound, batch_idx: int) -> list[Answer]:
+        return self._answer(batch)
+
+    def _begin_epoch(self) -> None:
+        self.answers, self.answer_table, self._metrics = [], {}, None
+
+    def _end_epoch(self, prefix: str) -> None:
+        metrics, self._metrics = self._metrics, None
+        self.already_answered = set()
+        if metrics is None or not prefix:
+            return
+        self.answer_table = metrics.compute()
+        for source, row in self.answer_table.items():
+            name = "" if source == "mean" else f"/{source or 'problems'}"
+            columns = {f"{prefix}/average{name}": row["average"], f"{prefix}/pass{name}": row["pass"]}
+            self.log_dict(columns, rank_zero_only=True)
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _begin_epoch
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_epoch("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self._end_epoch("")
+
+    def teardown(self, stage: str) -> None:
+        """End the verifiers."""
+        close = getattr(self.reward, "close", None)
+        if close is not None:
+            close()
+
+
+def _math_reward() -> RewardFunction:
+    from lit_rft.rewards.math import MathReward
+
+    return MathReward()
