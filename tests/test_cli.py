@@ -13,11 +13,15 @@ from lit_rft import callbacks, datamodules
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.models import LoraSettings
+from lit_rft.rewards import MathReward
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
+    AnsweringSettings,
     CriticSettings,
     HierarchicalSFT,
+    MixedPolicyGRPO,
+    ObjectiveSettings,
     OfflineHierarchicalRL,
     OnlineHighLevelFinetune,
     OnlineSettings,
@@ -28,6 +32,7 @@ from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
+LUFFY = "luffy/reasoning_gym.yaml"
 OVERLAYS = {
     "base.yaml": [SFT],
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
@@ -37,6 +42,10 @@ OVERLAYS = {
             ("flat_sft", SFT), ("flat_offline_rl", OFFLINE), ("flat_online", ONLINE), ("without_sft", OFFLINE),
             ("without_offline_rl", ONLINE), ("release", OFFLINE), ("smollm2_360m", SFT),
         )
+    },
+    **{
+        f"luffy/{overlay}.yaml": [LUFFY, f"luffy/{overlay}.yaml"]
+        for overlay in ("math", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss")
     },
 }  # fmt: skip
 
@@ -68,7 +77,7 @@ def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Pa
     model = ["--model.init_args.policy.model", str(tiny_model_folder), "--model.init_args.policy.start_from", "null"]
     cli = build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
     assert cli.datamodule.model == str(tiny_model_folder)  # linked: the data module reads the stage's tokenizer
-    assert cli.datamodule.hierarchy == cli.model.hierarchy
+    assert getattr(cli.datamodule, "hierarchy", None) == getattr(cli.model, "hierarchy", None)
     assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)
     cli.model.configure_model()
     assert any(p.requires_grad for p in cli.model.parameters())
@@ -128,9 +137,10 @@ def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest
 
 def _public() -> list[Any]:
     settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings, HierarchyPrompts]
-    settings += [CriticSettings, OnlineSettings]
+    settings += [CriticSettings, OnlineSettings, ObjectiveSettings, AnsweringSettings]
     stages = [HierarchicalSFT, OfflineHierarchicalRL, OnlineHighLevelFinetune]
-    stages += [datamodules.TrajectoryDataModule, datamodules.OnlineDataModule]
+    stages += [MixedPolicyGRPO, MathReward]
+    stages += [datamodules.TrajectoryDataModule, datamodules.OnlineDataModule, datamodules.MathPromptDataModule]
     return settings + stages + [getattr(callbacks, name) for name in callbacks.__all__]
 
 
