@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import make_episode
 
 from lit_rft.callbacks.episodes import score_table
-from lit_rft.metrics import COLUMNS, EpisodeMetrics
+from lit_rft.metrics import COLUMNS, AnswerMetrics, EpisodeMetrics, pass_at_k
 
 
 def _episode(task: str, score: float, reason: str = "step_limit", steps: int = 2, valid: int = 1) -> Any:
@@ -74,3 +75,35 @@ def test_an_unknown_task_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_played_is_an_empty_table() -> None:
     assert EpisodeMetrics(["a"]).compute() == {}
+
+
+def test_pass_at_k_equals_counting_all_choices() -> None:
+    from itertools import combinations
+
+    for n in range(1, 7):
+        for c in range(n + 1):
+            answers = [True] * c + [False] * (n - c)
+            for k in range(1, n + 1):
+                choices = list(combinations(answers, k))
+                expected = sum(any(choice) for choice in choices) / len(choices)
+                found = pass_at_k(torch.tensor([c]), torch.tensor([n]), k)
+                assert float(found) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 answers"):
+        pass_at_k(torch.tensor([1]), torch.tensor([2]), 3)
+
+
+def test_answers_by_benchmark_with_intervals() -> None:
+    metrics = AnswerMetrics(["aime", "math", "none"])
+    for right in (0, 2, 4, 4):
+        metrics.update("aime", right, 4)
+    for right in (1, 0):
+        metrics.update("math", right, 1)
+    table = metrics.compute()
+    assert list(table) == ["aime", "math", "mean"]
+    assert table["aime"]["average"] == pytest.approx(10 / 16) and table["aime"]["k"] == 4
+    assert table["aime"]["pass"] == pytest.approx(3 / 4) and table["math"]["pass"] == pytest.approx(1 / 2)
+    assert table["mean"]["average"] == pytest.approx((10 / 16 + 1 / 2) / 2) and table["mean"]["problems"] == 6
+    assert 0 <= table["aime"]["low"] < 10 / 16 < table["aime"]["high"] <= 1
+    assert AnswerMetrics(["aime"]).compute() == {}
+    with pytest.raises(ValueError, match="'amc' was not announced"):
+        metrics.update("amc", 1, 1)
