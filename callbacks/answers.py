@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 from rich.table import Table
 
-from lit_rft._files import write_json
+from lit_rft._files import replacing
+from lit_rft.callbacks.episodes import ScoreTable, own_file
 
 _SHOWN = 4000  # characters of a text in TensorBoard
 
@@ -90,26 +91,17 @@ def _cell(text: str) -> str:
     return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
 
 
-class AnswerTable(L.Callback):
+class AnswerTable(ScoreTable):
     """Prints the scores by benchmark after each validation and test; a test's are also in
     `<default_root_dir>/scores.json`."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
+    def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
+        answering: Any = module
+        found: dict[str, dict[str, float]] = answering.answer_table
+        return found
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        table = self._print(trainer, pl_module, "test")
-        if table:
-            plain = {name: {k: None if math.isnan(v) else v for k, v in row.items()} for name, row in table.items()}
-            write_json(Path(trainer.default_root_dir) / "scores.json", plain)
-
-    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> dict[str, dict[str, float]]:
-        module: Any = pl_module
-        scores: dict[str, dict[str, float]] = getattr(module, "answer_table", {})
-        if not trainer.is_global_zero or not scores:
-            return {}
-        Console().print(answer_table(scores, title))
-        return scores
+    def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
+        return answer_table(scores, title)
 
 
 def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
@@ -145,10 +137,7 @@ class CompletionFiles(BasePredictionWriter):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
-        path = Path(self.path or os.path.join(trainer.default_root_dir, "completions.jsonl"))
-        if trainer.world_size > 1:
-            path = path.with_name(f"{path.stem}-rank{trainer.global_rank}{path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = own_file(trainer, self.path, "completions.jsonl")
         head = {"source": module.source()}
         lines = _whole_lines(path)
         if lines and lines[0] != head:
@@ -197,5 +186,6 @@ def _whole_lines(path: Path) -> list[Any]:
             cut = lines[-1].get("id")  # the torn one belongs to it, or to a problem of its own
         lines = [line for line in lines if "id" not in line or line["id"] != cut]
     if torn:
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return lines

@@ -97,14 +97,21 @@ class ScoreTable(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer, pl_module, "test")
-        if trainer.is_global_zero and (scores := _stage(pl_module).score_table):
-            plain = {task: {k: None if math.isnan(v) else v for k, v in row.items()} for task, row in scores.items()}
-            write_json(Path(trainer.default_root_dir) / "scores.json", plain)
+        if trainer.is_global_zero and (scores := self.scores(pl_module)):
+            write_json(Path(trainer.default_root_dir) / "scores.json", scores)
 
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
-        scores = _stage(pl_module).score_table
+        scores = self.scores(pl_module)
         if trainer.is_global_zero and scores:
-            Console().print(score_table(scores, title))
+            Console().print(self.table(scores, title))
+
+    def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
+        """Row -> column -> value; the last row is the mean."""
+        return _stage(module).score_table
+
+    def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
+        """The scores for the console."""
+        return score_table(scores, title)
 
 
 def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
@@ -141,10 +148,7 @@ class EpisodeFiles(BasePredictionWriter):
         self._writer: EpisodeWriter | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        path = Path(self.path or os.path.join(trainer.default_root_dir, "episodes", "predicted.jsonl"))
-        if trainer.world_size > 1:
-            path = path.with_name(f"{path.stem}-rank{trainer.global_rank}{path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
         stage = _stage(pl_module)
         for episode in self._writer.episodes:
@@ -184,6 +188,16 @@ class EpisodeFiles(BasePredictionWriter):
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
+    """Where this process writes: the path, or a default under the run's folder; with several processes each has its
+    own, `-rank<n>` before the suffix. Its folder is made."""
+    chosen = Path(path or os.path.join(trainer.default_root_dir, default))
+    if trainer.world_size > 1:
+        chosen = chosen.with_name(f"{chosen.stem}-rank{trainer.global_rank}{chosen.suffix}")
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    return chosen
 
 
 def _stage(module: L.LightningModule) -> PlaysEpisodes:

@@ -1,8 +1,8 @@
 """Data loaders that know where they are: they resume in mid-epoch and share each step's work among processes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -10,12 +10,88 @@ from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
 
+Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 
-class StepLoader:
+
+class EpochLoader(Generic[Item, Batch]):
+    """Batches of items in an order of each epoch's own; resumes in mid-epoch.
+
+    The order depends on seed and epoch only, not on the number of processes nor on global random numbers. Subclasses
+    say which items an epoch has (`order`), what becomes of `batch_size` of them (`make_batch`), and what a saved place
+    is a place in (`shape`).
+
+    Args:
+        number: items of an epoch.
+        batch_size: items a batch, over all processes.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(self, number: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        self.number, self.batch_size, self.seed = number, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._position = 0  # batches handed out in this epoch
+
+    def __len__(self) -> int:
+        return -(-self.number // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._position >= len(self):  # the last epoch was used up
+            self.epoch, self._position = self.epoch + 1, 0
+        order = self.order()
+        while self._position < len(self):
+            start = self._position * self.batch_size
+            self._position += 1
+            yield self.make_batch(order[start : start + self.batch_size])
+
+    def order(self) -> list[Item]:
+        """This epoch's items."""
+        raise NotImplementedError
+
+    def make_batch(self, items: list[Item]) -> Batch:
+        """This process's part of a batch."""
+        raise NotImplementedError
+
+    def shape(self) -> dict[str, int]:
+        """Numbers that must not change between a checkpoint and its resumption."""
+        raise NotImplementedError
+
+    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        """In this epoch's order."""
+        return [items[index] for index in shuffled_indices(len(items), self.seed, self.epoch)]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self._position, **self.shape()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved place.
+
+        Raises: ValueError if the data is not what the place is in.
+        """
+        check_place(state, self.shape())
+        self.epoch, self._position = state["epoch"], state["position"]
+
+
+def shuffled_indices(number: int, seed: int, epoch: int) -> list[int]:
+    """0 .. number - 1 in an order that depends on seed and epoch only."""
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+    return torch.randperm(number, generator=generator).tolist()
+
+
+def check_place(state: Mapping[str, int], shape: Mapping[str, int]) -> None:
+    """Raises: ValueError naming the first number in which a checkpoint's data differ from these."""
+    for name, value in shape.items():
+        if state[name] != value:
+            raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+
+
+class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
     """One `StepBatch` for each optimiser step: the transcripts of `batch_size` episodes, split over processes and
     micro-batches.
-
-    The order depends on seed and epoch only, not on the number of processes nor on global random numbers.
 
     Args:
         episodes: the transcripts of each episode; an epoch sees all of them.
@@ -49,56 +125,25 @@ class StepLoader:
             )
         if mixed_per_epoch and not mixed_episodes:
             raise ValueError(f"mixed_per_epoch={mixed_per_epoch} needs mixed_episodes, got none")
+        super().__init__(len(episodes) + mixed_per_epoch, batch_size, seed, rank, world_size)
         self.episodes, self.mixed_episodes, self.mixed_per_epoch = episodes, mixed_episodes, mixed_per_epoch
-        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
-        self.pad_id, self.packing, self.seed, self.rank, self.world_size = pad_id, packing, seed, rank, world_size
-        self._epoch = 0
-        self._position = 0  # steps handed out in this epoch
+        self.micro_batch_tokens, self.pad_id, self.packing = micro_batch_tokens, pad_id, packing
 
-    def __len__(self) -> int:
-        return -(-(len(self.episodes) + self.mixed_per_epoch) // self.batch_size)
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        if self._position >= len(self):  # the last epoch was used up
-            self._epoch, self._position = self._epoch + 1, 0
-        order = self._order()
-        while self._position < len(self):
-            start = self._position * self.batch_size
-            self._position += 1
-            yield self._step(order[start : start + self.batch_size])
-
-    def _order(self) -> list[Sequence[Transcript]]:
+    def order(self) -> list[Sequence[Transcript]]:
         """This epoch's episodes. Those mixed in go round and round through the same shuffled list."""
-        numbers = self._numbers(self._epoch)
         chosen = list(self.episodes)
         if self.mixed_per_epoch:
-            turns = range(self._epoch * self.mixed_per_epoch, (self._epoch + 1) * self.mixed_per_epoch)
-            shuffled = torch.randperm(len(self.mixed_episodes), generator=self._numbers(-1)).tolist()
-            chosen += [self.mixed_episodes[shuffled[turn % len(shuffled)]] for turn in turns]
-        return [chosen[index] for index in torch.randperm(len(chosen), generator=numbers).tolist()]
+            turns = range(self.epoch * self.mixed_per_epoch, (self.epoch + 1) * self.mixed_per_epoch)
+            indices = shuffled_indices(len(self.mixed_episodes), self.seed, -1)
+            chosen += [self.mixed_episodes[indices[turn % len(indices)]] for turn in turns]
+        return self.shuffled(chosen)
 
-    def _numbers(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "position": self._position, **self._shape()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved place.
-
-        Raises: ValueError if the data is not what the place is in.
-        """
-        for name, value in self._shape().items():
-            if state[name] != value:
-                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
-        self._epoch, self._position = state["epoch"], state["position"]
-
-    def _shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, int]:
         mixed = {"mixed_episodes": len(self.mixed_episodes), "mixed_per_epoch": self.mixed_per_epoch}
         return {"episodes": len(self.episodes), **mixed, "batch_size": self.batch_size, "seed": self.seed}
 
-    def _step(self, episodes: list[Sequence[Transcript]]) -> StepBatch:
-        transcripts = [transcript for transcripts in episodes for transcript in transcripts]
+    def make_batch(self, items: list[Sequence[Transcript]]) -> StepBatch:
+        transcripts = [transcript for transcripts in items for transcript in transcripts]
         mine = _share(transcripts, self.rank, self.world_size)
         return step_batch(
             mine,

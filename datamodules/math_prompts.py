@@ -1,13 +1,13 @@
 """Problems with verifiable answers as prompts for a policy."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
-import torch
 
+from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
 from lit_rft.transcripts import PromptFormat
@@ -37,22 +37,19 @@ class PromptBatch:
 
     Args:
         prompts: in order.
-        total: over all processes.
         sources: benchmarks of all batches.
     """
 
-    def __init__(self, prompts: list[Prompt], total: int, sources: Sequence[str] = ()) -> None:
-        self.prompts, self.total, self.sources = prompts, total, list(sources)
+    def __init__(self, prompts: list[Prompt], sources: Sequence[str] = ()) -> None:
+        self.prompts, self.sources = prompts, list(sources)
 
     def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
         """Nothing here lives on a device; Lightning asks every batch."""
         return self
 
 
-class PromptLoader:
-    """Prompts in shuffled batches, shared among processes; resumes in mid-epoch.
-
-    The order depends on seed and epoch only, not on the number of processes nor on global random numbers.
+class PromptLoader(EpochLoader[Prompt, PromptBatch]):
+    """Prompts in shuffled batches, shared among processes.
 
     Args:
         prompts: all of them.
@@ -72,44 +69,17 @@ class PromptLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        self.prompts, self.batch_size, self.shuffle, self.seed = list(prompts), batch_size, shuffle, seed
-        self.rank, self.world_size = rank, world_size
+        super().__init__(len(prompts), batch_size, seed, rank, world_size)
+        self.prompts, self.shuffle = list(prompts), shuffle
         self.sources = sorted({prompt.problem.source for prompt in self.prompts})
-        self._epoch = 0
-        self._position = 0  # batches handed out in this epoch
 
-    def __len__(self) -> int:
-        return -(-len(self.prompts) // self.batch_size)
+    def order(self) -> list[Prompt]:
+        return self.shuffled(self.prompts) if self.shuffle else self.prompts
 
-    def __iter__(self) -> Iterator[PromptBatch]:
-        if self._position >= len(self):
-            self._epoch, self._position = self._epoch + 1, 0
-        order = list(range(len(self.prompts)))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(hash((self.seed, self._epoch)) % 2**63)
-            order = torch.randperm(len(order), generator=generator).tolist()
-        while self._position < len(self):
-            start = self._position * self.batch_size
-            self._position += 1
-            chosen = [self.prompts[index] for index in order[start : start + self.batch_size]]
-            yield PromptBatch(chosen[self.rank :: self.world_size], len(chosen), self.sources)
+    def make_batch(self, items: list[Prompt]) -> PromptBatch:
+        return PromptBatch(items[self.rank :: self.world_size], self.sources)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "position": self._position, **self._shape()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved place.
-
-        Raises: ValueError if the prompts are not those that the place is in.
-        """
-        for name, value in self._shape().items():
-            if state[name] != value:
-                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
-        self._epoch, self._position = state["epoch"], state["position"]
-
-    def _shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, int]:
         return {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
 
 

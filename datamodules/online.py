@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from lit_rft.datamodules.loaders import check_place, shuffled_indices
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.protocols import EpisodeJob
@@ -89,20 +88,20 @@ class OnlineLoader:
 
     def _job(self, turn: int) -> EpisodeJob:
         cycle, place = divmod(turn, len(self.jobs))
-        generator = torch.Generator().manual_seed(hash((self.seed, cycle)) % 2**63)
-        return self.jobs[int(torch.randperm(len(self.jobs), generator=generator)[place])]
+        return self.jobs[shuffled_indices(len(self.jobs), self.seed, cycle)[place]]
+
+    def _shape(self) -> dict[str, int]:
+        return {"jobs": len(self.jobs), "rounds": self.rounds}
 
     def state_dict(self) -> dict[str, int]:
-        return {"round": self._round, "jobs": len(self.jobs), "rounds": self.rounds}
+        return {"round": self._round, **self._shape()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a saved place.
 
         Raises: ValueError if the episodes are not those that the place is in.
         """
-        for name, value in (("jobs", len(self.jobs)), ("rounds", self.rounds)):
-            if state[name] != value:
-                raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+        check_place(state, self._shape())
         self._round = state["round"]
 
 

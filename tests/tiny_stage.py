@@ -20,6 +20,13 @@ from lit_rft.stages import (
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
 
 PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+# of one optimiser step over micro-batches: the same update
+SPLITS: list[dict[str, Any]] = [
+    {"micro_batch_tokens": 1},
+    {"micro_batch_tokens": 700},
+    {"packing": True},
+    {"packing": True, "micro_batch_tokens": 700},
+]
 ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear")
 
 

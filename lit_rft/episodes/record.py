@@ -13,27 +13,14 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_rft._records import RecordError, show_value
+
 SCHEMA = 1
 _TOLERANCE = 1e-6  # of differences of scores; scores are hundredths, so rounding cannot reach this
 
 
-class EpisodeError(ValueError):
-    """A record that breaks the schema.
-
-    Attributes:
-        message: what was expected and what came.
-        field: path of the field, for example ``steps[3].reward``; empty where the record as a whole is meant.
-        path: file that the record came from; empty when it came from memory.
-        line: line (JSON lines) or row (Parquet) in that file, counted from 1; None when unknown.
-    """
-
-    def __init__(self, message: str, field: str = "", path: str = "", line: int | None = None) -> None:
-        super().__init__(message, field, path, line)  # all of them in args: the error survives pickling
-        self.message, self.field, self.path, self.line = message, field, path, line
-
-    def __str__(self) -> str:
-        place = [f"{self.path}:{self.line}" if self.line is not None else self.path, self.field]
-        return ": ".join([part for part in place if part] + [self.message])
+class EpisodeError(RecordError):
+    """A record that is no episode."""
 
 
 @dataclass(slots=True)
@@ -249,7 +236,7 @@ def _build(expected: Any, value: Any, where: str) -> Any:
     if not dataclasses.is_dataclass(expected):
         return value
     if not isinstance(value, dict):
-        raise EpisodeError(f"expected an object, got {_show(value)}", where)
+        raise EpisodeError(f"expected an object, got {show_value(value)}", where)
     known = {f.name: f for f in dataclasses.fields(expected)}
     for name in value:
         if name not in known:
@@ -267,7 +254,7 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
     origin = typing.get_origin(expected) or expected
     accepted: Any = (int, float) if origin is float else origin
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
-        raise EpisodeError(f"expected {_NAMES.get(origin, 'an object')}, got {_show(value)}", where)
+        raise EpisodeError(f"expected {_NAMES.get(origin, 'an object')}, got {show_value(value)}", where)
     if origin is float and not math.isfinite(value):
         raise EpisodeError(f"expected a finite number, got {value}", where)
     if origin is str and not value.isascii():
@@ -285,8 +272,3 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
 
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"

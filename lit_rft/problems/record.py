@@ -5,26 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_rft._records import RecordError, show_value
+
 ROLES = ("system", "user", "assistant")
 
 
-class ProblemError(ValueError):
-    """A row that is no problem.
-
-    Attributes:
-        message: what was expected and what came.
-        field: path of the field, for example ``prompt[0].role``.
-        path: file that the row came from; empty when it came from memory.
-        row: its number in the file, counted from 1.
-    """
-
-    def __init__(self, message: str, field: str = "", path: str = "", row: int | None = None) -> None:
-        super().__init__(message, field, path, row)
-        self.message, self.field, self.path, self.row = message, field, path, row
-
-    def __str__(self) -> str:
-        place = [f"{self.path}:{self.row}" if self.row is not None else self.path, self.field]
-        return ": ".join([part for part in place if part] + [self.message])
+class ProblemError(RecordError):
+    """A row that is no problem."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +47,15 @@ def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ..
     if isinstance(value, str):
         return ({"role": last, "content": _text(value, name)},)
     if not isinstance(value, list) or not value:
-        raise ProblemError(f"expected a list of messages, or a text, got {_show(value)}", name)
+        raise ProblemError(f"expected a list of messages, or a text, got {show_value(value)}", name)
     messages = []
     for i, message in enumerate(value):
         where = f"{name}[{i}]"
         if not isinstance(message, dict):
-            raise ProblemError(f"expected a message with role and content, got {_show(message)}", where)
+            raise ProblemError(f"expected a message with role and content, got {show_value(message)}", where)
         role = message.get("role")
         if role not in ROLES:
-            raise ProblemError(f"expected one of {', '.join(ROLES)}, got {_show(role)}", f"{where}.role")
+            raise ProblemError(f"expected one of {', '.join(ROLES)}, got {show_value(role)}", f"{where}.role")
         messages.append({"role": role, "content": _text(message.get("content"), f"{where}.content")})
     if messages[-1]["role"] != last:
         raise ProblemError(f"expected the last message to be the {last}'s, got {messages[-1]['role']!r}", name)
@@ -87,7 +74,7 @@ def check_text(value: Any, name: str) -> str:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ProblemError(f"expected a text, got {_show(value)}", name)
+        raise ProblemError(f"expected a text, got {show_value(value)}", name)
     if not value.strip():
         raise ProblemError("expected some text, got an empty one", name)
     try:
@@ -95,8 +82,3 @@ def _text(value: Any, name: str) -> str:
     except UnicodeEncodeError as error:
         raise ProblemError(f"expected text that UTF-8 can hold: {error}", name) from error
     return value
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"

@@ -27,8 +27,9 @@ from lit_rft.objectives import (
 from lit_rft.rollout.generator import SamplingSettings
 from lit_rft.rollout.resample import sample_decisions
 from lit_rft.stages.base import PolicyStage
-from lit_rft.stages.diagnostics import DecisionStatistics, summarize
+from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
 from lit_rft.stages.judges import LevelDecisions, PaperJudge, ReleaseJudge, decisions_at
+from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
 
@@ -138,17 +139,16 @@ class ActorCriticStage(PolicyStage):
         """One step of actor and critics, then of the targets; returns what there is to log."""
         assert self.critic is not None
         sums: dict[str, Tensor] = {}
-        statistics = DecisionStatistics(self.device)
-        losses = [partial(self._loss, m, batch.num_utterances, sums, statistics) for m in batch.micro_batches]
+        losses = [partial(self._loss, m, batch.num_utterances, sums) for m in batch.micro_batches]
         self.accumulate_and_step(losses)
         polyak_update(
             self.critic.target.parameters(), self.critic.online.parameters(), rate=self.critic_settings.polyak_rate
         )
         levels = [level for level in LEVELS if batch.num_utterances.get(level)]
-        return self._metrics(sums, statistics, levels)
+        return self._metrics(sums, levels)
 
     def _loss(
-        self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor], stats: DecisionStatistics
+        self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor]
     ) -> tuple[Tensor, list[str]]:
         """One micro-batch's share of the losses."""
         assert self.policy is not None and self.chat is not None and self.critic is not None
@@ -172,12 +172,12 @@ class ActorCriticStage(PolicyStage):
             policy_loss = weighted_likelihood_loss(likelihood[rows], judged.weights, normalizer=num_decisions[level])
             parts = (policy_loss, judged.q_loss, judged.value_loss)
             loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
-            for name, part in zip(_LOSSES, parts, strict=True):
-                key = f"{level}/{name}"
-                sums[key] = sums.get(key, 0.0) + part.detach()
-            stats.update(level, q=judged.q, value=judged.value, weights=judged.weights, clamped=judged.clamped)
+            add_to(sums, {f"{level}/{name}": part.detach() for name, part in zip(_LOSSES, parts, strict=True)})
+            add_to(sums, decision_sums(
+                level, q=judged.q, value=judged.value, weights=judged.weights, clamped=judged.clamped
+            ))  # fmt: skip
             self._remember_returns(level, decisions, judged.q)
-        sums["loss"] = sums.get("loss", 0.0) + loss.detach()
+        add_to(sums, {"loss": loss.detach()})
         return loss, micro.episode_ids
 
     # --- features ----------------------------------------------------------------------------------------------------
@@ -246,12 +246,10 @@ class ActorCriticStage(PolicyStage):
         )
         self.judged.append((level, q[known].cpu(), returns[known].cpu()))
 
-    def _metrics(self, sums: dict[str, Tensor], statistics: DecisionStatistics, levels: list[str]) -> dict[str, Tensor]:
+    def _metrics(self, sums: dict[str, Tensor], levels: list[str]) -> dict[str, Tensor]:
         """What this step's micro-batches add up to, over all processes."""
         names = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
-        zero = torch.zeros((), device=self.device)
-        mine = {name: sums.get(name, zero) for name in names} | statistics.all_sums(levels)
-        total = self.sum_over_processes(mine)
+        total = self.total(sums, [*names, *sum_names(levels)])
         metrics = {name: total[name] for name in names} | summarize(total, levels)
         return {f"train/{name}": value for name, value in metrics.items()}
 

@@ -7,6 +7,7 @@ import torch
 
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.rewards.base import RewardFunction
+from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import sample_groups
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings
@@ -68,7 +69,7 @@ class AnsweringStage(PolicyModule):
         answering: AnsweringSettings | None = None,
     ) -> None:
         super().__init__(policy, optimizer)
-        self.reward: RewardFunction = reward if reward is not None else _math_reward()
+        self.reward: RewardFunction = reward if reward is not None else MathReward()
         self.answering = answering or AnsweringSettings()
         self.answers: list[Answer] = []
         self.already_answered: set[str] = set()  # ids of problems that `predict` need not answer again
@@ -128,10 +129,10 @@ class AnsweringStage(PolicyModule):
     def predict_step(self, batch: PromptRound, batch_idx: int) -> list[Answer]:
         return self._answer(batch)
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
         self.answers, self.answer_table, self._metrics = [], {}, None
 
-    def _end_epoch(self, prefix: str) -> None:
+    def end_epoch(self, prefix: str) -> None:
         metrics, self._metrics = self._metrics, None
         self.already_answered = set()
         if metrics is None or not prefix:
@@ -142,25 +143,8 @@ class AnsweringStage(PolicyModule):
             columns = {f"{prefix}/average{name}": row["average"], f"{prefix}/pass{name}": row["pass"]}
             self.log_dict(columns, rank_zero_only=True)
 
-    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _begin_epoch
-
-    def on_validation_epoch_end(self) -> None:
-        self._end_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._end_epoch("test")
-
-    def on_predict_epoch_end(self) -> None:
-        self._end_epoch("")
-
     def teardown(self, stage: str) -> None:
         """End the verifiers."""
         close = getattr(self.reward, "close", None)
         if close is not None:
             close()
-
-
-def _math_reward() -> RewardFunction:
-    from lit_rft.rewards.math import MathReward
-
-    return MathReward()

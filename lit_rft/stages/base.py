@@ -103,10 +103,10 @@ class PolicyStage(PolicyModule):
     def predict_step(self, batch: EpisodeJobs, batch_idx: int) -> list[PlayedEpisode]:
         return self._play(batch, batch_idx, int(self.trainer.num_predict_batches[0]))
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
         self.played, self.score_table = [], {}
 
-    def _end_epoch(self, prefix: str) -> None:
+    def end_epoch(self, prefix: str) -> None:
         """Report the scores."""
         self.already_played = set()
         if not self._runner.playing:
@@ -122,14 +122,3 @@ class PolicyStage(PolicyModule):
     def teardown(self, stage: str) -> None:
         """End the simulators."""
         self._runner.close()
-
-    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _begin_epoch
-
-    def on_validation_epoch_end(self) -> None:
-        self._end_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._end_epoch("test")
-
-    def on_predict_epoch_end(self) -> None:
-        self._end_epoch("")

@@ -9,36 +9,23 @@ _SUMS = ("count", "q", "value", "advantage", "advantage_squared", "weight", "pos
          "clamped")  # fmt: skip
 
 
-class DecisionStatistics:
-    """Sums over the decisions of each level; sums of micro-batches and processes add up.
+def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clamped: Tensor) -> dict[str, Tensor]:
+    """Sums over decisions of one level, all [N]; those of micro-batches and processes add up."""
+    q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
+    advantage = q - value
+    positive = weights.clamp_min(0)  # the release's weights are values, which may be negative
+    columns = (torch.ones_like(q), q, value, advantage, advantage.square(), weights, positive,
+               torch.special.xlogy(positive, positive), clamped.float())  # fmt: skip
+    return {f"{level}/{name}": column.sum() for name, column in zip(_SUMS, columns, strict=True)}
 
-    Args:
-        device: of the sums.
-    """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.sums: dict[str, Tensor] = {}
-
-    def update(self, level: str, *, q: Tensor, value: Tensor, weights: Tensor, clamped: Tensor) -> None:
-        """Count decisions of one level: all [N]."""
-        q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
-        advantage = q - value
-        positive = weights.clamp_min(0)  # the release's weights are values, which may be negative
-        columns = (torch.ones_like(q), q, value, advantage, advantage.square(), weights, positive,
-                   torch.special.xlogy(positive, positive), clamped.float())  # fmt: skip
-        for name, column in zip(_SUMS, columns, strict=True):
-            key = f"{level}/{name}"
-            self.sums[key] = self.sums.get(key, torch.zeros((), device=self._device)) + column.sum()
-
-    def all_sums(self, levels: Sequence[str]) -> dict[str, Tensor]:
-        """The sums of these levels, 0 where nothing was counted: the same names in every process."""
-        zero = torch.zeros((), device=self._device)
-        return {f"{level}/{name}": self.sums.get(f"{level}/{name}", zero) for level in levels for name in _SUMS}
+def sum_names(levels: Sequence[str]) -> list[str]:
+    """What `decision_sums` names for these levels."""
+    return [f"{level}/{name}" for level in levels for name in _SUMS]
 
 
 def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tensor]:
-    """Means, spreads and shares out of `DecisionStatistics.all_sums`, for levels that had decisions.
+    """Means, spreads and shares out of `decision_sums`, added up, for levels that had decisions.
 
     `weight_entropy` is the entropy of the normalised weights over its maximum, log N: 1 where all decisions weigh the
     same, towards 0 where a few hold all the weight.

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import utterance_likelihood_loss
 from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
 
@@ -87,17 +87,13 @@ class HierarchicalSFT(PolicyStage):
                 normalizer=num_utterances[level],
             )
             loss = loss + self.level_weights[level] * term.loss
-            self._add(sums, f"{level}/loss", term.loss.detach())
             share = rows.sum() / num_utterances[level]
-            self._add(sums, f"{level}/log_likelihood", term.log_likelihood_mean * share)
+            parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:
-                self._add(sums, f"{level}/expected_length", term.expected_length_mean * share)
-        self._add(sums, "loss", loss.detach())
+                parts["expected_length"] = term.expected_length_mean * share
+            add_to(sums, {f"{level}/{name}": part for name, part in parts.items()})
+        add_to(sums, {"loss": loss.detach()})
         return loss, micro.episode_ids
-
-    @staticmethod
-    def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-        sums[name] = sums[name] + value if name in sums else value
 
     def _log_sums(self, sums: dict[str, Tensor], num_utterances: dict[str, int]) -> None:
         """Log what this step's micro-batches add up to, over all processes."""
@@ -105,8 +101,6 @@ class HierarchicalSFT(PolicyStage):
         for level in (level for level in LEVELS if num_utterances.get(level)):
             names += [f"{level}/loss", f"{level}/log_likelihood"]
             names += [f"{level}/expected_length"] if self.length_coef > 0 else []
-        zero = torch.zeros((), device=self.device)
-        values = self.sum_over_processes({f"train/{name}": sums.get(name, zero) for name in names})
-        loss = values.pop("train/loss")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict(values)
+        values = self.total(sums, names)
+        self.log("train/loss", values.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in values.items()})

@@ -1,5 +1,6 @@
 """LUFFY: GRPO whose groups hold on-policy rollouts and off-policy traces."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from lit_rft.rewards.base import RewardFunction
 from lit_rft.rollout import SamplingSettings, sample_groups
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.mixed_rollout import Completion, group_statistics, of_batch, padded_rows, summarize_groups
+from lit_rft.stages.optimization import add_to, mean_over_steps
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch, completion_transcript, count_utterances, step_batch
 
@@ -81,10 +83,8 @@ class MixedPolicyGRPO(AnsweringStage):
         if len(parts) * self.objective.epochs > 1:
             self._remember_log_probs(completions)
         metrics = [self._policy_step(part) for _ in range(self.objective.epochs) for part in parts]
-        names = {name for one in metrics for name in one}
-        mean = {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in sorted(names)}
         sums = {k: torch.tensor(v, device=self.device) for k, v in group_statistics(completions).items()}
-        self._log(mean | summarize_groups(self.sum_over_processes(sums)))
+        self._log(mean_over_steps(metrics) | summarize_groups(self.sum_over_processes(sums)))
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
         for name, value in metrics.items():
@@ -140,11 +140,8 @@ class MixedPolicyGRPO(AnsweringStage):
     def _give_rewards(self, completions: list[Completion], prompts: Sequence[Any]) -> None:
         rows = [prompts[one.group].problem.row() for one in completions]
         rewards = [float(reward) for reward in self.reward([one.text for one in completions], rows)]
-        bad = [
-            one.transcript.episode_id
-            for one, r in zip(completions, rewards, strict=True)
-            if r != r or abs(r) == float("inf")
-        ]
+        pairs = zip(completions, rewards, strict=True)
+        bad = [one.transcript.episode_id for one, reward in pairs if not math.isfinite(reward)]
         self.stop_together(bool(bad), bad, "a reward")
         if not completions:
             return
@@ -188,7 +185,7 @@ class MixedPolicyGRPO(AnsweringStage):
         sums: dict[str, Tensor] = {}
         micro_batches = self._split(needed).micro_batches
         self.accumulate_and_step([partial(self._loss, micro, needed, total, sums) for micro in micro_batches])
-        return self._means(sums, total)
+        return self._means(sums)
 
     def _counts(self, one: Completion) -> bool:
         return one.finished or one.off_policy or not self.objective.mask_truncated
@@ -231,24 +228,30 @@ class MixedPolicyGRPO(AnsweringStage):
         )  # fmt: skip
         loss = terms.loss
         on_tokens, off_tokens = (compared & ~off[:, None]).sum(), (compared & off[:, None]).sum()
-        self._add(sums, policy_loss=terms.loss.detach(), on_policy_loss=terms.on_policy_loss * on_tokens,
-                  off_policy_loss=terms.off_policy_loss * off_tokens, trace_prob=terms.trace_prob_mean * off_tokens,
-                  clipped=terms.clip_fraction * on_tokens, on_tokens=on_tokens, off_tokens=off_tokens)  # fmt: skip
+        parts = {
+            "policy_loss": terms.loss.detach(),
+            "on_policy_loss": terms.on_policy_loss * on_tokens,
+            "off_policy_loss": terms.off_policy_loss * off_tokens,
+            "trace_prob": terms.trace_prob_mean * off_tokens,
+            "clipped": terms.clip_fraction * on_tokens,
+            "on_tokens": on_tokens,
+            "off_tokens": off_tokens,
+        }
         if settings.entropy_coef > 0:
             entropy = masked_token_mean(found.entropy, compared, normalizer=total["all"].clamp_min(1))
             loss = loss - settings.entropy_coef * entropy
-            self._add(sums, entropy=entropy.detach())
+            parts["entropy"] = entropy.detach()
         if settings.kl_coef > 0:
             divergence = masked_token_mean(
                 kl_estimate(log_probs, self._reference(micro)), compared, normalizer=total["all"].clamp_min(1)
             )
             loss = loss + settings.kl_coef * divergence
-            self._add(sums, kl=divergence.detach())
+            parts["kl"] = divergence.detach()
         if settings.sft_coef > 0:
             likelihood = masked_token_mean(log_probs, mask & off[:, None], normalizer=total["off"].clamp_min(1))
             loss = loss - settings.sft_coef * likelihood
-            self._add(sums, sft_loss=-likelihood.detach())
-        self._add(sums, loss=loss.detach())
+            parts["sft_loss"] = -likelihood.detach()
+        add_to(sums, {**parts, "loss": loss.detach()})
         return loss, micro.episode_ids
 
     def _reference(self, micro: TranscriptBatch) -> Tensor:
@@ -265,19 +268,13 @@ class MixedPolicyGRPO(AnsweringStage):
 
         def loss(micro: TranscriptBatch) -> tuple[Tensor, list[str]]:
             value = -masked_token_mean(self._forward(micro).tokens, micro.utterance_mask, normalizer=total)
-            self._add(sums, loss=value.detach())
+            add_to(sums, {"loss": value.detach()})
             return value, micro.episode_ids
 
         self.accumulate_and_step([partial(loss, micro) for micro in self._split(traces).micro_batches])
-        zero = torch.zeros((), device=self.device)
-        return self.sum_over_processes({"loss": sums.get("loss", zero)})
+        return self.total(sums, ["loss"])
 
-    @staticmethod
-    def _add(sums: dict[str, Tensor], **values: Tensor) -> None:
-        for name, value in values.items():
-            sums[name] = sums[name] + value if name in sums else value
-
-    def _means(self, sums: dict[str, Tensor], total: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the step's micro-batches add up to, over all processes."""
         settings = self.objective
         names = [
@@ -292,8 +289,7 @@ class MixedPolicyGRPO(AnsweringStage):
         ]
         optional = {"entropy": settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
         names += [name for name, coefficient in optional.items() if coefficient > 0]
-        zero = torch.zeros((), device=self.device)
-        whole = self.sum_over_processes({name: sums.get(name, zero) for name in names})
+        whole = self.total(sums, names)
         on, off = whole.pop("on_tokens"), whole.pop("off_tokens")
         clipped, prob = whole.pop("clipped"), whole.pop("trace_prob")
         whole["on_policy_loss"] = whole["on_policy_loss"] / on.clamp_min(1)

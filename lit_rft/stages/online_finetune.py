@@ -17,6 +17,7 @@ from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.episode_runner import ActingPolicy
+from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.replay import EpisodeReplay
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.transcripts import StepBatch, Transcript, add_outcomes, count_utterances, step_batch
@@ -124,9 +125,7 @@ class OnlineHighLevelFinetune(ActorCriticStage):
         if self._features is not None:
             kept = [*self.replay.episodes, *batch.offline]
             self._features.retain(transcript for episode in kept for transcript in episode)
-        names = {name for one in metrics for name in one}
-        mean = {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in sorted(names)}
-        self.log_metrics(mean)  # of the round
+        self.log_metrics(mean_over_steps(metrics))
         self.log("step", float(self.global_step))  # where TensorBoard puts them: a round is several optimiser steps
 
     def _keep_features(self) -> None:

@@ -1,7 +1,7 @@
 """Optimiser steps that do not depend on how their work was split over micro-batches and processes."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -107,6 +107,11 @@ class OptimizedModule(L.LightningModule):
             "those of the step before: look at these episodes, or lower the learning rate"
         )
 
+    def total(self, sums: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """What micro-batches have added up with `add_to`, over all processes; 0 where this one had nothing."""
+        zero = torch.zeros((), device=self.device)
+        return self.sum_over_processes({name: sums.get(name, zero) for name in names})
+
     def sum_over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add up each value over all processes, in one message; every process must bring the same names."""
         if self.trainer.world_size == 1 or not values:
@@ -114,6 +119,18 @@ class OptimizedModule(L.LightningModule):
         total = torch.stack([value.float() for value in values.values()])
         torch.distributed.all_reduce(total)
         return dict(zip(values, total.unbind(), strict=True))
+
+
+def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add a micro-batch's values to a step's."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def mean_over_steps(metrics: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each metric over the optimiser steps that have it."""
+    names = sorted({name for one in metrics for name in one})
+    return {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in names}
 
 
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -93,6 +93,28 @@ class PolicyModule(OptimizedModule):
     def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
         """Take what a stage has besides the policy from the checkpoint it starts from, where that has it."""
 
+    # --- epochs of validation, test and predict ----------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Forget the epoch before."""
+
+    def end_epoch(self, prefix: str) -> None:
+        """Report the scores under a prefix; an empty one, of `predict`, reports none."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.begin_epoch()
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self.end_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.end_epoch("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self.end_epoch("")
+
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _saved_names(self) -> list[str]:

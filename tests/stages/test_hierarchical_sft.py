@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, differs, fit, make_loader, make_stage, trained
+from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_stage, trained
 
 from lit_rft.models import LoraSettings
 from lit_rft.stages import ActingSettings, HierarchicalSFT, NonFiniteLossError, OptimizerSettings, PolicySettings
@@ -43,16 +43,7 @@ def test_adapters_train_and_the_backbone_does_not(tiny_model_folder: Path) -> No
         assert parameter.requires_grad == ("lora" in name)
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        {"micro_batch_tokens": 1},
-        {"micro_batch_tokens": 700},
-        {"packing": True},
-        {"packing": True, "micro_batch_tokens": 700},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, split: dict[str, Any]) -> None:
     plain = after(tiny_model_folder, length_coef=0.1)
     other = after(tiny_model_folder, length_coef=0.1, loader=split)

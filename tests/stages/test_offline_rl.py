@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, differs, fit, make_loader, make_offline, make_stage, trained
+from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_offline, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
@@ -72,16 +72,7 @@ def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_mode
         torch.testing.assert_close(actor[name], parameter, rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        {"micro_batch_tokens": 1},
-        {"micro_batch_tokens": 700},
-        {"packing": True},
-        {"packing": True, "micro_batch_tokens": 700},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("settings", ["frozen", "adapted", "release", "policy"])
 def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, settings: str, split: dict) -> None:
     options: dict[str, Any] = {"preset": "release"} if settings == "release" else {}

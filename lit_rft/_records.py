@@ -1,0 +1,30 @@
+"""What records of all kinds have in common: errors that say where, and values shown in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RecordError(ValueError):
+    """A record that breaks its schema.
+
+    Attributes:
+        message: what was expected and what came.
+        field: path of the field, for example ``steps[3].reward``; empty where the record as a whole is meant.
+        path: file that the record came from; empty when it came from memory.
+        line: line (JSON lines) or row (Parquet) in that file, counted from 1; None when unknown.
+    """
+
+    def __init__(self, message: str, field: str = "", path: str = "", line: int | None = None) -> None:
+        super().__init__(message, field, path, line)  # all of them in args: the error survives pickling
+        self.message, self.field, self.path, self.line = message, field, path, line
+
+    def __str__(self) -> str:
+        place = [f"{self.path}:{self.line}" if self.line is not None else self.path, self.field]
+        return ": ".join([part for part in place if part] + [self.message])
+
+
+def show_value(value: Any) -> str:
+    """A value with its type, cut short, for an error."""
+    text = repr(value)
+    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
