@@ -32,6 +32,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_rft._files import write_json
+
 SEEN, UNSEEN = ["find-animal", "find-living-thing", "find-plant"], ["find-non-living-thing"]
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "glider_scienceworld"
@@ -47,10 +49,10 @@ class Scale:
     """How much of everything."""
 
     train_variations: int = 24  # of each seen task, from the first half
-    medium_variations: int = 24  # of each seen task, from the second half
-    eval_variations: int = 4  # of each task and evaluation seed
+    medium_variations: int = 16  # of each seen task, from the second half
+    eval_variations: int = 3  # of each task and evaluation seed
     rounds: int = 8
-    episodes_per_round: int = 12
+    episodes_per_round: int = 8
     extra: tuple[str, ...] = ()  # more arguments for every command
 
 
@@ -80,7 +82,7 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
             **{
                 "data.init_args.data_dir": expert,
                 "data.init_args.medium_files": _listed([medium]),
-                "data.init_args.medium_per_expert": 1.0,
+                "data.init_args.medium_per_expert": round(scale.medium_variations / scale.train_variations, 3),
                 "model.init_args.policy.start_from": sft / "checkpoints" / "last.ckpt",
                 "model.init_args.critic.cache_dir": home / "features",
             },
@@ -185,16 +187,29 @@ def collect_results(scale: Scale) -> dict[str, Any]:
             curve = _online_curve(home / f"{kind}online" / "tensorboard")
             if curve:
                 online.setdefault(f"{kind}online", {})[str(seed)] = curve
-    times = [json.loads(line) for line in _lines(RUNS / "times.jsonl")]
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for kind, found in (("scores", scores), ("online", online)):  # seeds whose runs are no longer here
+        for name, seeds in known.get(kind, {}).items():
+            found[name] = seeds | found.get(name, {})
+    times = {time["step"]: time for time in known.get("seconds", [])}
+    for line in _lines(RUNS / "times.jsonl"):
+        times[json.loads(line)["step"]] = json.loads(line)
     names = ("lit-rft", "torch", "transformers", "peft", "lightning", "scienceworld")
     return {
         "scores": scores,
         "online": online,
-        "seconds": times,
+        "seconds": list(times.values()),
         "settings": {k: v for k, v in vars(scale).items() if k != "extra"} | {"seen": SEEN, "unseen": UNSEEN},
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
     }
+
+
+def finished(seed: int) -> bool:
+    """Whether the results have all evaluations of a seed, made here or elsewhere."""
+    scores = json.loads(RESULTS.read_text())["scores"] if RESULTS.exists() else {}
+    runs = [scores.get(f"{kind}{stage}", {}).get(str(seed), []) for kind in ("", "flat_") for stage in STAGES]
+    return all(len(found) == len(EVALUATION_SEEDS) for found in runs)
 
 
 def _lines(path: Path) -> list[str]:
@@ -293,10 +308,9 @@ def main() -> None:
     options = parser.parse_args()
     console, scale = Console(), Scale(extra=tuple(options.extra))
     for seed in options.seeds if not options.report else []:
-        for step in steps(seed, scale):
+        for step in steps(seed, scale) if not finished(seed) else ():
             run(step, console)
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(collect_results(scale), indent=1) + "\n")
+            write_json(RESULTS, collect_results(scale))
     report(json.loads(RESULTS.read_text()), console)
 
 

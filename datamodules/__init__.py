@@ -10,6 +10,11 @@ from lit_rft._lazy import lazy_exports
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
+    "EpisodeGroup": "lit_rft.datamodules.episode_groups",
+    "EpisodeGroupBatch": "lit_rft.datamodules.episode_groups",
+    "EpisodeGroupDataModule": "lit_rft.datamodules.episode_groups",
+    "EpisodeGroupLoader": "lit_rft.datamodules.episode_groups",
+    "ExpertEpisode": "lit_rft.datamodules.episode_groups",
     "JobLoader": "lit_rft.datamodules.loaders",
     "MathPromptDataModule": "lit_rft.datamodules.math_prompts",
     "OnlineBatch": "lit_rft.datamodules.online",

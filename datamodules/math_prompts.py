@@ -24,12 +24,14 @@ class Prompt:
         ids: of the prompt.
         traces: ids of the off-policy completions, each with its end.
         trace_texts: what they say.
+        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
     """
 
     problem: Problem
     ids: list[int]
     traces: list[list[int]]
     trace_texts: list[str]
+    trace_log_probs: list[list[float]]
 
 
 class PromptBatch:
@@ -157,11 +159,26 @@ class MathPromptDataModule(L.LightningDataModule):
         return kept
 
     def _prompt(self, problem: Problem, form: PromptFormat) -> Prompt:
-        traces = [(form.completion_ids(text), text) for text in problem.traces]
+        known = problem.trace_log_probs or ((),) * len(problem.traces)
+        traces = []
+        for number, (text, log_probs) in enumerate(zip(problem.traces, known, strict=True)):
+            ids = form.completion_ids(text)
+            if log_probs and len(log_probs) != len(ids):
+                raise ValueError(
+                    f"problem {problem.id}: trace {number} has {len(log_probs)} trace_log_probs and {len(ids)} tokens, "
+                    f"its end included, by the tokenizer of {self.model}: they must be of that tokenizer"
+                )
+            traces.append((ids, text, list(log_probs)))
         if self.long_traces == "drop":
-            traces = [(ids, text) for ids, text in traces if len(ids) <= self.max_trace_length]
-        ids = [ids[: self.max_trace_length] for ids, _ in traces]
-        return Prompt(problem, form.prompt_ids(problem.prompt), ids, [text for _, text in traces])
+            traces = [trace for trace in traces if len(trace[0]) <= self.max_trace_length]
+        cut = slice(self.max_trace_length)
+        return Prompt(
+            problem,
+            form.prompt_ids(problem.prompt),
+            [ids[cut] for ids, _, _ in traces],
+            [text for _, text, _ in traces],
+            [log_probs[cut] for _, _, log_probs in traces],
+        )
 
     def _report(self, prompts: list[Prompt], name: str) -> None:
         given = sum(len(prompt.problem.traces) for prompt in prompts)

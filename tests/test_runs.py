@@ -145,9 +145,32 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
     assert len(names[0]) == 3 and len(names[1]) == 2 and not names[0] & names[1]
     last = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    assert checkpoint["online"]["buffers"] == [first["replay"], second["replay"]]
+    assert checkpoint["buffers"] == [first["replay"], second["replay"]]
     resumed = run(9, str(last))
     shutil.rmtree(tmp_path / "checkpoints")
     for one, other in zip(resumed, run(9), strict=True):  # to the bit as without the stop
         assert one["replay"] == other["replay"]
         assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
+
+
+@pytest.mark.parametrize("kind", ["prompts", "episodes"])
+def test_mixed_policy_in_two_processes(kind: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Three groups a round: unequal shares of them and of micro-batches equal one process; a stopped run goes on."""
+    script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))
+
+    def run(name: str, devices: int, steps: int, *more: str) -> list[dict[str, torch.Tensor]]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        _run([sys.executable, script, kind, str(tiny_model_folder), str(folder), str(devices), str(steps), *more])
+        return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+    (one,) = run("one", 1, 4)
+    first, second = run("two", 2, 4)
+    for name, weight in one.items():
+        torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=5e-5)
+        assert torch.equal(first[name], second[name])
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
+    run("parts", 2, 2)
+    resumed = run("parts", 2, 4, str(tmp_path / "parts" / "checkpoints" / "last.ckpt"))
+    for after, without_a_stop in zip(resumed, (first, second), strict=True):
+        assert all(torch.equal(weight, without_a_stop[name]) for name, weight in after.items())

@@ -2,7 +2,8 @@
 
 Release: `data_source`, `prompt` (messages), `target` (messages: the trace; absent in evaluation sets), `ability`,
 `reward_model` {`ground_truth`, `style`}, `extra_info` {`index`, `split`}. Plain: `prompt` (messages or a text),
-`ground_truth`, and as one likes `traces` (texts), `source`, `id`. Other columns go to reward functions as they are.
+`ground_truth`, and as one likes `traces` (texts), `trace_log_probs`, `source`, `id`. Other columns go to reward
+functions as they are.
 """
 
 from __future__ import annotations
@@ -14,10 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft._files import replacing
+from lit_rft._records import show_value
 from lit_rft.problems.record import Problem, ProblemError, check_messages, check_text
 
 SUFFIXES = (".parquet", ".jsonl")
-_KNOWN = ("id", "prompt", "ground_truth", "traces", "target", "source", "data_source", "reward_model")
+_KNOWN = (
+    "id",
+    "prompt",
+    "ground_truth",
+    "traces",
+    "trace_log_probs",
+    "target",
+    "source",
+    "data_source",
+    "reward_model",
+)
 
 
 def read_problems(source: str | Path) -> list[Problem]:
@@ -61,11 +73,13 @@ def problem_from_row(row: Any, number: int) -> Problem:
         truth = check_text((model or {}).get("ground_truth"), "reward_model.ground_truth")
     source = row.get("source") or row.get("data_source") or ""
     index = (row.get("extra_info") or {}).get("index", number) if isinstance(row.get("extra_info"), dict) else number
+    traces = _traces(row)
     return Problem(
         id=str(row.get("id") or (f"{source}/{index}" if source else index)),
         prompt=check_messages(row.get("prompt"), "prompt", "user"),
         ground_truth=truth,
-        traces=_traces(row),
+        traces=traces,
+        trace_log_probs=_trace_log_probs(row.get("trace_log_probs"), len(traces)),
         source=str(source),
         extra={key: value for key, value in row.items() if key not in _KNOWN},
     )
@@ -79,6 +93,18 @@ def _traces(row: dict[str, Any]) -> tuple[str, ...]:
     if row.get("target") is None:
         return ()
     return (check_messages(row["target"], "target", "assistant")[-1]["content"],)
+
+
+def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
+    if value is None:
+        return ()
+    name = "trace_log_probs"
+    if not isinstance(value, list) or len(value) not in (0, number):
+        raise ProblemError(f"expected a list of numbers for each of {number} traces, got {show_value(value)}", name)
+    for i, numbers in enumerate(value):
+        if not isinstance(numbers, list) or not all(isinstance(n, (int, float)) and n <= 0 for n in numbers):
+            raise ProblemError(f"expected numbers of at most 0, got {show_value(numbers)}", f"{name}[{i}]")
+    return tuple(tuple(float(n) for n in numbers) for numbers in value)
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:

@@ -23,6 +23,8 @@ class Problem:
         prompt: messages, each with ``role`` and ``content``; the last one is the user's.
         ground_truth: the final answer, with or without dollars, units, and so on.
         traces: off-policy answers, each a whole completion; none in evaluation sets.
+        trace_log_probs: log pi_phi of each trace's tokens under the policy that wrote it, end of turn included, as many
+            as the tokenizer of the trained model makes of it; empty where they are not known.
         source: which benchmark or generator it comes from.
         extra: other columns of the row, for reward functions of one's own.
     """
@@ -31,6 +33,7 @@ class Problem:
     prompt: tuple[dict[str, str], ...]
     ground_truth: str
     traces: tuple[str, ...] = ()
+    trace_log_probs: tuple[tuple[float, ...], ...] = ()
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 

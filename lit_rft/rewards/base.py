@@ -34,3 +34,23 @@ class RewardSum:
                 raise ValueError(f"{name} returned {len(rewards)} rewards for {len(completions)} completions")
             total = [sum_ + weight * reward for sum_, reward in zip(total, rewards, strict=True)]
         return total
+
+    def metrics(self) -> dict[str, float]:
+        """Those of all functions, added up."""
+        found: dict[str, float] = {}
+        for function in self.functions:
+            for name, value in reward_metrics(function).items():
+                found[name] = found.get(name, 0.0) + value
+        return found
+
+    def close(self) -> None:
+        """End what the functions keep running."""
+        for function in self.functions:
+            getattr(function, "close", lambda: None)()
+
+
+def reward_metrics(function: RewardFunction) -> dict[str, float]:
+    """What a reward function counted in its last call, always by the same names; nothing for a plain function."""
+    metrics = getattr(function, "metrics", None)
+    found: dict[str, float] = metrics() if metrics is not None else {}
+    return found

@@ -42,6 +42,11 @@ class MathReward:
             self.counts[verdict.value] += 1
         return [float(verdict is Verdict.RIGHT) for verdict in self.verdicts]
 
+    def metrics(self) -> dict[str, float]:
+        """How many answers of the last call could not be read, and how many cost a process (hung, or crashed it)."""
+        wanted = (Verdict.UNREADABLE, Verdict.KILLED)
+        return {verdict.value: float(self.verdicts.count(verdict)) for verdict in wanted}
+
     def close(self) -> None:
         """End the processes."""
         if self._pool is not None:

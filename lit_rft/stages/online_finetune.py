@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.episodes import Episode
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.episode_runner import ActingPolicy
+from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.replay import EpisodeReplay
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
@@ -40,7 +39,7 @@ class OnlineRound(Protocol):
     def packing(self) -> bool: ...
 
 
-class OnlineHighLevelFinetune(ActorCriticStage):
+class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     r"""Plays, keeps the newest episodes, and learns from them and from stored ones, in turns (GLIDER, ICML 2025).
 
     The low-level skills are frozen: a snapshot of the adapter that the stage starts with acts at the low level and gets
@@ -71,7 +70,6 @@ class OnlineHighLevelFinetune(ActorCriticStage):
             )
         self.online = online or OnlineSettings()
         self.replay = EpisodeReplay(self.online.buffer_episodes)
-        self.env_steps = 0  # taken so far, over all processes
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -133,25 +131,11 @@ class OnlineHighLevelFinetune(ActorCriticStage):
 
     def _collect(self, jobs: EpisodeJobs) -> int:
         """Play a round's episodes into the buffer; returns how many, over all processes."""
-        assert self.policy is not None and self.chat is not None
-        explorer = dataclasses.replace(
-            self.acting_policy(), sampling=self.online.exploration, seed=self.online.seed + 1 + self.global_step
-        )
-        self.policy.eval()
-        try:
-            with torch.no_grad():
-                self._runner.begin(explorer, jobs)
-                played = self._runner.play(jobs, 0)
-        finally:
-            self.policy.train()
-        self._runner.end()
-        order = {job.id: index for index, job in enumerate(jobs.jobs)}
-        played.sort(key=lambda one: order[one.episode.id])  # which one ends first is chance
-        bad = [one.episode.id for one in played if not _finite(one.episode)]
-        self.stop_together(bool(bad), bad, "a reward")
+        played = self.explore(jobs, self.online.exploration, self.online.seed + 1 + self.global_step)
         for one in played:
             self.replay.add(self._learnable(one))
-        return self._report(played)
+        self.log("train/buffer", float(len(self.replay)))
+        return self.log_round(played)
 
     def _learnable(self, played: PlayedEpisode) -> list[Transcript]:
         """The transcripts to learn from, token for token as they were played, as far as they fit into the context."""
@@ -184,26 +168,6 @@ class OnlineHighLevelFinetune(ActorCriticStage):
         )
         return step.to(self.device)
 
-    def _report(self, played: list[PlayedEpisode]) -> int:
-        """Log the round's scores; returns the number of its episodes, over all processes."""
-        ended = [one.episode for one in played if one.episode.outcome.reason != "env_error"]
-        values = {
-            "episodes": float(len(ended)),
-            "steps": float(sum(len(episode.steps) for episode in ended)),
-            "score": sum(100.0 * episode.outcome.score for episode in ended),
-            "success": float(sum(episode.outcome.success for episode in ended)),
-        }
-        sums = self.sum_over_processes({k: torch.tensor(v, device=self.device) for k, v in values.items()})
-        number = int(sums["episodes"])
-        self.env_steps += int(sums["steps"])
-        if number:
-            score, success = sums["score"] / number, sums["success"] / number
-            buffer = float(len(self.replay))
-            self.log_dict({"train/score": score, "train/success_rate": success, "train/buffer": buffer})
-            if self.logger is not None:
-                self.logger.log_metrics({"online/score": float(score)}, step=self.env_steps)
-        return number
-
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -213,21 +177,14 @@ class OnlineHighLevelFinetune(ActorCriticStage):
         if self._trainer is not None and self.trainer.world_size > 1:
             buffers = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(buffers, self.replay.state_dict())
-        checkpoint["online"] = {"env_steps": self.env_steps, "buffers": buffers}
+        checkpoint["buffers"] = buffers
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["online"]
-        self.env_steps = saved["env_steps"]
+        saved = checkpoint["buffers"]
         world_size = self.trainer.world_size if self._trainer is not None else 1
         # with another number of processes: dealt out anew, the oldest first
-        turns = itertools.zip_longest(*(reversed(buffer) for buffer in saved["buffers"]))
+        turns = itertools.zip_longest(*(reversed(buffer) for buffer in saved))
         episodes = [episode for turn in turns for episode in turn if episode is not None][::-1]
-        same = len(saved["buffers"]) == world_size
-        self.replay.load_state_dict(
-            saved["buffers"][self.global_rank] if same else episodes[self.global_rank :: world_size]
-        )
-
-
-def _finite(episode: Episode) -> bool:
-    return all(math.isfinite(step.reward) for step in episode.steps)
+        same = len(saved) == world_size
+        self.replay.load_state_dict(saved[self.global_rank] if same else episodes[self.global_rank :: world_size])

@@ -100,6 +100,12 @@ class Transcript:
             outcomes=self.outcomes[:number],
         )
 
+    def without_last_prompt(self) -> "Transcript":
+        """A copy that ends with the last decision."""
+        return replace(
+            self.copy(), input_ids=self.input_ids[: self.utterance_ends[-1] + 1 if self.utterance_ends else 0]
+        )
+
     def truncated(self, max_length: int) -> "Transcript":
         """The same conversation within `max_length` tokens. The head stays; as many of the earliest turns as needed go,
         each an utterance with the prompt it answered (the first one's is the head); the last prompt, and the utterance

@@ -90,7 +90,7 @@ def test_many_answers_among_them_hangs_keep_their_order_and_are_counted() -> Non
 
 
 def test_a_stopped_process_is_replaced() -> None:
-    pool = VerifierPool(num_workers=1, time_limit=0.5)
+    pool = VerifierPool(num_workers=1, time_limit=2.0)
     try:
         pool.verify(["1"], [r"\boxed{1}"])
         os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
@@ -109,6 +109,7 @@ def test_the_releases_rule_looks_after_the_thinking() -> None:
     try:
         assert reward(texts, rows) == [1.0, 0.0, 0.0, 0.0]
         assert reward.counts == {"right": 1, "wrong": 1, "unreadable": 2, "killed": 0}
+        assert reward.metrics() == {"unreadable": 2.0, "killed": 0.0}
     finally:
         reward.close()
     plain = MathReward()

@@ -11,6 +11,7 @@ from tiny_stage import ADAPTERS, fit, trained
 from lit_rft.datamodules import Prompt, PromptLoader
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
+from lit_rft.rewards import RewardSum
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import MixedPolicyGRPO, NonFiniteLossError, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import PromptFormat
@@ -30,7 +31,7 @@ def make_prompts(model: Path, number: int = 4, traces: int = 2) -> list[Prompt]:
             f"p{index}", ({"role": "user", "content": f"Question {index}?" * (1 + index % 3)},), "1", tuple(texts)
         )
         ids = form.prompt_ids(problem.prompt)
-        prompts.append(Prompt(problem, ids, [form.completion_ids(text) for text in texts], texts))
+        prompts.append(Prompt(problem, ids, [form.completion_ids(text) for text in texts], texts, [[]] * traces))
     return prompts
 
 
@@ -76,7 +77,7 @@ def test_a_rollout_holds_groups_of_own_and_other_completions(tiny_model_folder: 
     assert [one.off_policy for one in stage.samples] == [False, False, False, True] * 2
     for one in stage.samples:
         assert one.reward == vowels([one.text], [{}])[0]
-        assert len(one.sampled_log_probs) == (0 if one.off_policy else one.length)
+        assert sum(map(len, one.sampled_log_probs)) == (0 if one.off_policy else one.length)
     for group in (0, 1):
         assert sum(one.advantage for one in stage.samples if one.group == group) == pytest.approx(0, abs=1e-6)
     names = ("loss", "reward", "reward_std", "no_signal_fraction", "on_policy_loss", "off_policy_loss",
@@ -181,9 +182,13 @@ def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_t
     plain = after(tiny_model_folder, steps=2)
 
     class Remembers(MixedPolicyGRPO):
-        def _mini_batches(self, completions: Any) -> Any:
-            self._remember_log_probs(completions)
-            return super()._mini_batches(completions)
+        def _policy_loss(self, log_probs: Any, rows: Any, *rest: Any) -> Any:
+            assert not any(one.old_log_probs for one in self.samples)
+            self._remember_log_probs(self.samples)
+            old = rows.tokens("old_log_probs", log_probs, 0.0)
+            off = rows.each("off_policy", torch.bool)
+            torch.testing.assert_close(old[~off], log_probs.detach()[~off], rtol=1e-4, atol=1e-5)
+            return super()._policy_loss(log_probs, rows, *rest)
 
     L.seed_everything(0, verbose=False)
     stage = make_grpo(tiny_model_folder)
@@ -201,8 +206,8 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
     fresh._remember_log_probs(stage.samples)
     for one in stage.samples:
         if not one.off_policy:
-            sampled = torch.tensor(one.sampled_log_probs)
-            torch.testing.assert_close(one.old_log_probs, sampled, rtol=1e-4, atol=1e-4)
+            sampled = torch.tensor(one.sampled_log_probs[0])
+            torch.testing.assert_close(one.old_log_probs[0], sampled, rtol=1e-4, atol=1e-4)
 
 
 def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder: Path) -> None:
@@ -217,10 +222,45 @@ def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder:
         fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=1), batch_size=4), 15, callbacks=[recorder])
         traces = stage._traces(make_prompts(tiny_model_folder, traces=1), None)
         stage._remember_log_probs([one for one in traces if setattr(one, "off_policy", False) is None])
-        return float(torch.cat([one.old_log_probs for one in traces]).exp().mean())  # type: ignore[misc]
+        return float(torch.cat([one.old_log_probs[0] for one in traces]).exp().mean())
 
     on_policy, mixed = probability({"traces_per_group": 0}), probability({})
     assert mixed > 3 * on_policy
+
+
+def test_behaviour_probabilities_of_traces_count_where_they_are_known(tiny_model_folder: Path) -> None:
+    """log pi_phi = 0 is what is assumed without them."""
+    found = []
+    for value in (None, 0.0, -1.0):
+        prompts = make_prompts(tiny_model_folder)
+        for prompt in prompts if value is not None else []:
+            prompt.trace_log_probs[:] = [[value] * len(ids) for ids in prompt.traces]
+        stage = make_grpo(tiny_model_folder)
+        fit(stage, PromptLoader(prompts, batch_size=2), 2)
+        found.append(trained(stage))
+    assert not differ(found[0], found[1]) and differ(found[0], found[2])
+
+
+def test_mini_batches_are_stretches_of_the_batch(tiny_model_folder: Path) -> None:
+    stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2})
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
+    parts = stage._mini_batches(stage.samples, 4)
+    assert [sorted({one.group for one in part}) for part in parts] == [[0, 1], [2, 3]]
+
+
+def test_what_rewards_took_and_counted_is_logged(tiny_model_folder: Path) -> None:
+    class Counting:
+        def __call__(self, completions: Any, rows: Any) -> list[float]:
+            return vowels(completions, rows)
+
+        def metrics(self) -> dict[str, float]:
+            return {"killed": 3.0}
+
+    recorder = Recorder()
+    stage = make_grpo(tiny_model_folder, reward=RewardSum([Counting(), vowels, Counting()]))
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, callbacks=[recorder])
+    assert recorder.logged[0]["train/reward_killed"] == 6.0
+    assert 0 < recorder.logged[0]["train/reward_seconds"] < 1
 
 
 def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Path) -> None:

@@ -1,0 +1,133 @@
+"""Tasks of a text environment with expert episodes of them, for groups of episodes."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rft.datamodules.loaders import EpochLoader
+from lit_rft.datamodules.trajectories import TrajectoryDataModule
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.transcripts import Transcript
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExpertEpisode:
+    """An expert's episode as token ids.
+
+    Args:
+        transcripts: its conversations.
+        text: its actions, one a line.
+        score: final score, in [0, 1].
+    """
+
+    transcripts: list[Transcript]
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """A task and variation to play, and how experts played it."""
+
+    job: EpisodeJob
+    experts: list[ExpertEpisode]
+
+
+class EpisodeGroupBatch:
+    """The tasks of one rollout, this process's share. (No dataclass: see `EpisodeJobs`.)
+
+    Args:
+        groups: in order.
+        jobs: what they are played in; it holds no episodes itself.
+    """
+
+    def __init__(self, groups: list[EpisodeGroup], jobs: EpisodeJobs) -> None:
+        self.groups, self.jobs = groups, jobs
+
+    def to(self, *args: Any, **kwargs: Any) -> "EpisodeGroupBatch":
+        """Nothing here lives on a device; Lightning asks every batch."""
+        return self
+
+
+class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
+    """Tasks in shuffled batches, shared among processes.
+
+    Args:
+        groups: all of them.
+        jobs: see `EpisodeGroupBatch`.
+        batch_size: tasks a batch, over all processes.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[EpisodeGroup],
+        jobs: EpisodeJobs,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(len(groups), batch_size, seed, rank, world_size)
+        self.groups, self.jobs = groups, jobs
+
+    def order(self) -> list[EpisodeGroup]:
+        return self.shuffled(self.groups)
+
+    def make_batch(self, items: list[EpisodeGroup]) -> EpisodeGroupBatch:
+        return EpisodeGroupBatch(items[self.rank :: self.world_size], self.jobs)
+
+    def shape(self) -> dict[str, int]:
+        return {"groups": len(self.groups), "batch_size": self.batch_size, "seed": self.seed}
+
+
+class EpisodeGroupDataModule(TrajectoryDataModule):
+    """Gives `MixedPolicyEpisodes` the tasks to play, each with the expert episodes that there are of it.
+
+    Which ones, and how they are evaluated, the arguments of `TrajectoryDataModule` say: `train_files` or collected
+    expert episodes, `train_variations` of each task, of one half or both. `batch_size` is the number of tasks a
+    rollout; mediocre episodes are not read here.
+
+    Args:
+        trajectories: arguments of `TrajectoryDataModule`.
+    """
+
+    def __init__(self, **trajectories: Any) -> None:
+        super().__init__(**trajectories)
+        self.groups: list[EpisodeGroup] = []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage != "fit":
+            return
+        experts: dict[tuple[str, int], list[ExpertEpisode]] = {}
+        by_id = {transcripts[0].episode_id: transcripts for transcripts in self._transcripts}
+        for episode in self.episodes:
+            if episode.id in by_id:
+                text = "\n".join(step.action for step in episode.steps)
+                found = ExpertEpisode(by_id[episode.id], text, episode.outcome.score)
+                experts.setdefault((episode.task, episode.variation), []).append(found)
+        jobs = self._make_jobs("train", self.train_variations, self.train_half)
+        places = [(job, (job.options["task"], job.options["variation"])) for job in jobs]
+        self.groups = [EpisodeGroup(job, experts.get(place, [])) for job, place in places]
+        without = sum(not group.experts for group in self.groups)
+        if without:
+            logger.warning("%d of %d tasks have no expert episode: their groups are on-policy", without, len(jobs))
+
+    def train_dataloader(self) -> EpisodeGroupLoader:  # type: ignore[override]
+        rank, world_size = self._place()
+        tasks = sorted({group.job.options["task"] for group in self.groups})
+        return EpisodeGroupLoader(
+            self.groups,
+            EpisodeJobs([], self.protocol.make_env, tasks),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )

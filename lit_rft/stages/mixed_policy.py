@@ -1,0 +1,257 @@
+"""Updates on groups that hold on-policy members and off-policy ones: LUFFY's, wherever the groups come from."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.features import frozen_backbone
+from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
+from lit_rft.objectives import (
+    MixedPolicyLoss,
+    group_advantages,
+    kl_estimate,
+    masked_token_mean,
+    mixed_policy_loss,
+    truncated_importance_weights,
+)
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages.group_members import GroupMember, MemberBatch, group_statistics, summarize_groups
+from lit_rft.stages.optimization import add_to, mean_over_steps
+from lit_rft.stages.policy import PolicyModule
+from lit_rft.stages.settings import ObjectiveSettings
+from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances, step_batch
+
+_SUMS = ("loss", "policy_loss", "on_policy_loss", "off_policy_loss", "trace_prob", "clipped", "on_tokens", "off_tokens")
+
+
+class MixedPolicyUpdates(PolicyModule):
+    """What `MixedPolicyGRPO` and `MixedPolicyEpisodes` share, from a rollout's members to optimiser steps.
+
+    Subclasses call `set_objective` once, and `improve` with the members of each rollout.
+    """
+
+    objective: ObjectiveSettings
+    sampling: SamplingSettings  # of the on-policy members
+
+    def set_objective(
+        self,
+        objective: ObjectiveSettings,
+        sampling: SamplingSettings,
+        *,
+        max_tokens: int,
+        micro_batch_tokens: int,
+        chunk_tokens: int,
+    ) -> None:
+        """Say how to learn.
+
+        Args:
+            max_tokens: that a member may have: what `normalizer: max_length` divides by.
+        Raises: ValueError for greedy sampling of several members.
+        """
+        if sampling.temperature == 0 and objective.group_size - objective.traces_per_group > 1:
+            raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
+        self.objective, self.sampling, self.max_tokens = objective, sampling, max_tokens
+        self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
+        self.samples: list[GroupMember] = []  # of the last rollout
+
+    def improve(self, members: list[GroupMember], num_groups: int) -> dict[str, Tensor]:
+        """`mini_batches` times `epochs` optimiser steps on a rollout; returns what there is to log.
+
+        Args:
+            num_groups: of this process, which has every so-many-th one of a batch.
+        """
+        number = self.objective.mini_batches
+        parts = self._mini_batches(members, num_groups)
+        if number * self.objective.epochs > 1:
+            self._remember_log_probs(members)
+        metrics = [self._policy_step(part) for _ in range(self.objective.epochs) for part in parts]
+        sums = {k: torch.tensor(v, device=self.device) for k, v in group_statistics(members).items()}
+        return mean_over_steps(metrics) | summarize_groups(self.sum_over_processes(sums))
+
+    def _mini_batches(self, members: list[GroupMember], num_groups: int) -> list[list[GroupMember]]:
+        """Whole groups, one stretch of the batch after the other: the same however many processes share it.
+
+        Returns: as many parts in every process, some of them perhaps empty.
+        """
+        mine = torch.tensor(float(num_groups), device=self.device)
+        total = int(self.sum_over_processes({"groups": mine})["groups"])
+        parts: list[list[GroupMember]] = [[] for _ in range(self.objective.mini_batches)]
+        for one in members:
+            place = one.group * self.trainer.world_size + self.global_rank
+            parts[place * len(parts) // total].append(one)
+        return parts
+
+    def log_step(self, metrics: dict[str, Tensor]) -> None:
+        """Log against optimiser steps."""
+        for name, value in metrics.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "reward"))
+        self.log("step", float(self.global_step))  # a rollout may be several optimiser steps
+
+    def compare(self, members: Sequence[GroupMember]) -> None:
+        """Give members, which have their rewards, their advantages.
+
+        Raises: NonFiniteLossError in all processes if a reward is not finite.
+        """
+        bad = [one.transcripts[0].episode_id for one in members if not math.isfinite(one.reward)]
+        self.stop_together(bool(bad), bad, "a reward")
+        if not members:
+            return
+        advantages = group_advantages(
+            torch.tensor([one.reward for one in members], dtype=torch.float64),
+            torch.tensor([one.group for one in members]),
+            off_policy_mask=torch.tensor([one.off_policy for one in members]),
+            on_policy_statistics=self.objective.on_policy_statistics,
+            scale_by_std=self.objective.scale_by_std,
+        )
+        for one, advantage in zip(members, advantages.tolist(), strict=True):
+            one.advantage = advantage
+
+    @torch.no_grad()
+    def _remember_log_probs(self, members: Sequence[GroupMember]) -> None:
+        """pi_old of the on-policy members, for updates after the first."""
+        own = [one for one in members if not one.off_policy]
+        for micro in self._split(own).micro_batches:
+            MemberBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
+
+    # --- one optimiser step ------------------------------------------------------------------------------------------
+
+    def _policy_step(self, members: list[GroupMember]) -> dict[str, Tensor]:
+        settings = self.objective
+        counted = [one for one in members if one.finished or one.off_policy or not settings.mask_truncated]
+        numbers = {
+            "all": sum(one.length for one in counted if one.in_group),
+            "off": sum(one.length for one in counted if one.off_policy),
+        }
+        total = self.sum_over_processes({k: torch.tensor(float(n), device=self.device) for k, n in numbers.items()})
+        # where a term has no gradient there is no pass: equal rewards say nothing
+        everything = settings.entropy_coef > 0 or settings.kl_coef > 0
+        needed = [one for one in counted if everything or one.advantage or (settings.sft_coef > 0 and one.off_policy)]
+        sums: dict[str, Tensor] = {}
+        micro_batches = self._split(needed).micro_batches
+        self.accumulate_and_step([partial(self._loss, micro, needed, total, sums) for micro in micro_batches])
+        return self._means(sums)
+
+    def _split(self, members: Sequence[GroupMember]) -> StepBatch:
+        transcripts = [transcript for one in members for transcript in one.transcripts]
+        return step_batch(
+            transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0
+        ).to(self.device)
+
+    def _forward(self, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
+        assert self.policy is not None and self.chat is not None
+        return utterance_log_probs(
+            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, temperature=self.sampling.temperature or 1.0,
+            chunk_tokens=self.chunk_tokens, entropy=entropy,
+        )  # fmt: skip
+
+    def _loss(
+        self, micro: TranscriptBatch, members: list[GroupMember], total: dict[str, Tensor], sums: dict[str, Tensor]
+    ) -> tuple[Tensor, list[str]]:
+        """One micro-batch's share of the loss."""
+        settings, rows = self.objective, MemberBatch(micro, members)
+        found = self._forward(micro, entropy=settings.entropy_coef > 0)
+        off = rows.each("off_policy", torch.bool)
+        compared = micro.utterance_mask & rows.each("in_group", torch.bool)[:, None]
+        terms = self._policy_loss(found.tokens, rows, off, compared, total["all"])
+        parts = _sums_of(terms, compared, off) | self._other_terms(micro, found, compared, off, total)
+        weights = {"entropy": -settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
+        loss = terms.loss + sum(weights[name] * parts[name] for name in weights if name in parts)
+        add_to(sums, {name: value.detach() for name, value in parts.items()} | {"loss": loss.detach()})
+        return loss, micro.episode_ids
+
+    def _policy_loss(
+        self, log_probs: Tensor, rows: MemberBatch, off: Tensor, compared: Tensor, tokens: Tensor
+    ) -> MixedPolicyLoss:
+        settings = self.objective
+        old = log_probs.detach()
+        if settings.mini_batches * settings.epochs > 1:
+            old = rows.tokens("old_log_probs", log_probs, 0.0)
+        weights = None
+        if settings.importance_cap is not None:
+            sampled = rows.tokens("sampled_log_probs", log_probs, 0.0)
+            weights = truncated_importance_weights(old, sampled, max_weight=settings.importance_cap)
+            weights = torch.where(off[:, None], torch.ones_like(weights), weights)
+        return mixed_policy_loss(
+            log_probs,
+            rows.each("advantage", log_probs.dtype),
+            compared,
+            off,
+            old_log_probs=old,
+            behaviour_log_probs=rows.tokens("behaviour_log_probs", log_probs, math.nan),
+            policy_shaping=settings.policy_shaping,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            token_weights=weights,
+            normalizer=tokens.clamp_min(1) if settings.normalizer == "tokens" else self.max_tokens,
+        )
+
+    def _other_terms(
+        self,
+        micro: TranscriptBatch,
+        found: UtteranceLogProbs,
+        compared: Tensor,
+        off: Tensor,
+        total: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Entropy, divergence and likelihood, those that count."""
+        settings, number, parts = self.objective, total["all"].clamp_min(1), {}
+        if settings.entropy_coef > 0:
+            parts["entropy"] = masked_token_mean(found.entropy, compared, normalizer=number)
+        if settings.kl_coef > 0:
+            divergence = kl_estimate(found.tokens, self._reference(micro))
+            parts["kl"] = masked_token_mean(divergence, compared, normalizer=number)
+        if settings.sft_coef > 0:
+            traces = micro.utterance_mask & off[:, None]
+            parts["sft_loss"] = -masked_token_mean(found.tokens, traces, normalizer=total["off"].clamp_min(1))
+        return parts
+
+    def _reference(self, micro: TranscriptBatch) -> Tensor:
+        """Log-probabilities under the policy without its adapter: no second model."""
+        assert self.policy is not None
+        with frozen_backbone(self.policy):
+            return self._forward(micro).tokens
+
+    def likelihood_step(self, members: Sequence[GroupMember]) -> dict[str, Tensor]:
+        """One optimiser step of plain supervised fine-tuning."""
+        number = torch.tensor(float(sum(one.length for one in members)), device=self.device)
+        total = self.sum_over_processes({"off": number})["off"].clamp_min(1)
+        sums: dict[str, Tensor] = {}
+
+        def loss(micro: TranscriptBatch) -> tuple[Tensor, list[str]]:
+            value = -masked_token_mean(self._forward(micro).tokens, micro.utterance_mask, normalizer=total)
+            add_to(sums, {"loss": value.detach()})
+            return value, micro.episode_ids
+
+        self.accumulate_and_step([partial(loss, micro) for micro in self._split(members).micro_batches])
+        return self.total(sums, ["loss"])
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the step's micro-batches add up to, over all processes."""
+        settings = self.objective
+        optional = {"entropy": settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
+        whole = self.total(sums, [*_SUMS, *(name for name, coefficient in optional.items() if coefficient > 0)])
+        on, off = whole.pop("on_tokens"), whole.pop("off_tokens")
+        clipped, prob, off_loss = whole.pop("clipped"), whole.pop("trace_prob"), whole.pop("off_policy_loss")
+        whole["on_policy_loss"] = whole["on_policy_loss"] / on.clamp_min(1)
+        if on > 0:
+            whole["clip_fraction"] = clipped / on
+        if off > 0:
+            whole |= {"off_policy_loss": off_loss / off, "trace_prob_mean": prob / off}
+        return whole
+
+
+def _sums_of(terms: MixedPolicyLoss, compared: Tensor, off: Tensor) -> dict[str, Tensor]:
+    """Means of a micro-batch as sums, which add up."""
+    on_tokens, off_tokens = (compared & ~off[:, None]).sum(), (compared & off[:, None]).sum()
+    return {
+        "policy_loss": terms.loss,
+        "on_policy_loss": terms.on_policy_loss * on_tokens,
+        "off_policy_loss": terms.off_policy_loss * off_tokens,
+        "trace_prob": terms.trace_prob_mean * off_tokens,
+        "clipped": terms.clip_fraction * on_tokens,
+        "on_tokens": on_tokens,
+        "off_tokens": off_tokens,
+    }

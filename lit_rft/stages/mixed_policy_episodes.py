@@ -1,0 +1,120 @@
+"""GRPO over episodes of text environments, with expert episodes in the groups."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lit_rft.agents import PlayedEpisode
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages.exploration import ExploringStage
+from lit_rft.stages.group_members import GroupMember
+from lit_rft.stages.mixed_policy import MixedPolicyUpdates
+from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import HierarchyPrompts
+
+
+class EpisodeGroupRound(Protocol):
+    """What a data loader gives; `datamodules.EpisodeGroupBatch` is one."""
+
+    @property
+    def groups(self) -> Sequence[Any]: ...
+    @property
+    def jobs(self) -> EpisodeJobs: ...
+
+
+class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
+    """`MixedPolicyGRPO` where a group is episodes of one task and variation: some that the policy plays, and an
+    expert's. The reward is an episode's final score; its advantage is that of every token of its actions (and subgoals,
+    with a hierarchy).
+
+    One training step is a rollout: episodes of a batch of tasks, then `mini_batches` times `epochs` optimiser steps.
+    An episode whose environment failed is in no group.
+
+    Args:
+        policy: which model, and from where it starts.
+        optimizer: AdamW and its schedule.
+        objective: groups, advantages and loss.
+        exploration: how the policy samples in training.
+        acting: how episodes are played, and sampled in validation, test and predict.
+        hierarchy: two levels, or (False) a flat agent without subgoals.
+        prompts: what each level is told.
+        micro_batch_tokens: at most so many tokens go through the model at once.
+        chunk_tokens: logits are made for so many tokens at a time.
+        seed: of the rollouts.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        objective: ObjectiveSettings | None = None,
+        exploration: SamplingSettings | None = None,
+        acting: ActingSettings | None = None,
+        hierarchy: bool = True,
+        prompts: HierarchyPrompts | None = None,
+        micro_batch_tokens: int = 4096,
+        chunk_tokens: int = 512,
+        seed: int = 0,
+    ) -> None:
+        ExploringStage.__init__(self, policy, optimizer, acting, hierarchy, prompts)
+        self.set_objective(
+            objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
+            max_tokens=self.acting.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
+        )  # fmt: skip
+        self.seed = seed
+
+    def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
+        if self.global_step < self.objective.sft_steps:
+            self.log_step(self.likelihood_step(self._experts(batch.groups, None)))
+            return
+        self.log_step(self.improve(self.rollout(batch), len(batch.groups)))
+
+    def rollout(self, batch: EpisodeGroupRound) -> list[GroupMember]:
+        """Episodes of each task, its experts' among them, with rewards and advantages."""
+        experts = self._experts(batch.groups, self.objective.traces_per_group)
+        jobs, group_of = [], {}
+        for number, group in enumerate(batch.groups):
+            held = sum(one.group == number for one in experts)
+            for turn in range(self.objective.group_size - held):
+                job = dataclasses.replace(group.job, id=f"{group.job.id}/{self.global_step}/{turn}")
+                jobs.append(job)
+                group_of[job.id] = number
+        played = self.explore(EpisodeJobs(jobs, batch.jobs.make_env, batch.jobs.tasks), self.sampling, self.seed)
+        self.log_round(played)
+        members = [self._member(one, group_of[one.episode.id]) for one in played]
+        members = [one for one in members if one.transcripts] + experts
+        members.sort(key=lambda one: one.group)
+        self.compare(members)
+        self.samples = members
+        if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
+            members = members + self._experts(batch.groups, 1, in_group=False)
+        return members
+
+    def _member(self, played: PlayedEpisode, group: int) -> GroupMember:
+        """An episode as it was played; without transcripts if its environment failed."""
+        episode = played.episode
+        pairs = [] if episode.outcome.reason == "env_error" else zip(played.transcripts, played.log_probs, strict=True)
+        kept = [(t.without_last_prompt(), log_probs) for t, log_probs in pairs if t.num_decisions]
+        return GroupMember(
+            [transcript for transcript, _ in kept],
+            "\n".join(step.action for step in episode.steps),
+            group,
+            off_policy=False,
+            finished=episode.outcome.reason != "context_full",
+            reward=episode.outcome.score,
+            sampled_log_probs=[[value for decision in log_probs for value in decision] for _, log_probs in kept],
+        )
+
+    def _experts(self, groups: Sequence[Any], number: int | None, in_group: bool = True) -> list[GroupMember]:
+        """So many expert episodes of each task, or all; of more than are wanted, others each time."""
+        found = []
+        for place, group in enumerate(groups):
+            for turn in range(len(group.experts) if number is None else min(number, len(group.experts))):
+                expert = group.experts[(self.global_step + turn) % len(group.experts)]
+                found.append(
+                    GroupMember(
+                        list(expert.transcripts), expert.text, place, True, True, reward=expert.score, in_group=in_group
+                    )
+                )
+        return found

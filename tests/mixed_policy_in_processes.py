@@ -1,0 +1,73 @@
+"""A script for tests/test_runs.py: mixed-policy GRPO on prompts or on the corridor, in one or two processes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tiny_env import CorridorProtocol
+from tiny_stage import ADAPTERS, PROMPTS
+
+from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
+from lit_rft.problems import Problem, write_problems
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import (
+    ActingSettings,
+    MixedPolicyEpisodes,
+    MixedPolicyGRPO,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+
+
+def vowels(completions: Any, rows: Any) -> list[float]:
+    return [float(sum(letter in "aeiou" for letter in text) % 2) for text in completions]
+
+
+def make(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
+    common: dict[str, Any] = {
+        "policy": PolicySettings(model=model, lora=ADAPTERS),
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "objective": ObjectiveSettings(group_size=3, mini_batches=2, kl_coef=0.1, sft_coef=0.1),
+        "micro_batch_tokens": 400,
+    }
+    if kind == "prompts":
+        problems = [
+            Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n % 3)},), "1", (f"answer {n}" * (1 + n),))
+            for n in range(6)
+        ]
+        write_problems(folder / "problems.jsonl", problems)
+        stage: Any = MixedPolicyGRPO(sampling=SamplingSettings(8, 1.0), reward=vowels, **common)
+        return stage, MathPromptDataModule(model, [str(folder / "problems.jsonl")], batch_size=3)
+    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+    stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, prompts=PROMPTS, **common)
+    return stage, EpisodeGroupDataModule(
+        model=model,
+        prompts=PROMPTS,
+        protocol=CorridorProtocol(),
+        data_dir=str(folder),
+        train_variations=3,
+        batch_size=3,
+    )
+
+
+def main(kind: str, model: str, folder: Path, devices: int, steps: int, ckpt_path: str | None) -> None:
+    L.seed_everything(0, verbose=False)
+    stage, data = make(kind, model, folder)
+    trainer = L.Trainer(
+        max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
+        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
+    weights = {n: p.detach() for n, p in stage.named_parameters() if p.requires_grad}
+    torch.save(weights, folder / f"rank{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    _, kind, model, folder, devices, steps, *more = sys.argv
+    main(kind, model, Path(folder), int(devices), int(steps), more[0] if more else None)

@@ -1,0 +1,131 @@
+"""Mixed-policy GRPO over episodes of the corridor; on ScienceWorld in tests/test_scienceworld_run.py."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_env import CorridorProtocol
+from tiny_stage import ADAPTERS, PROMPTS, differs, fit, trained
+
+from lit_rft.datamodules import EpisodeGroupDataModule
+from lit_rft.rollout import SamplingSettings
+from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
+
+ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+
+
+def make(
+    model: Path,
+    folder: Path,
+    *,
+    objective: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[MixedPolicyEpisodes, EpisodeGroupDataModule]:
+    L.seed_everything(0, verbose=False)
+    hierarchy = options.get("hierarchy", True)
+    settings: dict[str, Any] = {
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "exploration": SamplingSettings(6, 1.0),
+        "acting": ACTING,
+        "prompts": PROMPTS,
+    }
+    stage = MixedPolicyEpisodes(
+        PolicySettings(model=str(model), lora=ADAPTERS),
+        objective=ObjectiveSettings(**{"group_size": 3, **(objective or {})}),
+        **{**settings, **options},
+    )
+    wanted = {"train_variations": 2, "batch_size": 2, "protocol": CorridorProtocol(), **(data or {})}
+    return stage, EpisodeGroupDataModule(
+        model=str(model), hierarchy=hierarchy, prompts=PROMPTS, data_dir=str(folder), **wanted
+    )
+
+
+def after(model: Path, folder: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Tensor]:
+    stage, data = make(model, folder, **options)
+    fit(stage, data, steps)
+    return trained(stage)
+
+
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_groups_hold_played_episodes_and_an_experts(hierarchy: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path, hierarchy=hierarchy)
+    fit(stage, data, 1)
+    assert [(one.group, one.off_policy) for one in stage.samples] == [(0, False), (0, False), (0, True)] + [
+        (1, False), (1, False), (1, True)
+    ]  # fmt: skip
+    for one in stage.samples:
+        assert {t.level for t in one.transcripts} == ({"high", "low"} if hierarchy else {"flat"})
+        assert sum(map(len, one.sampled_log_probs)) == (0 if one.off_policy else one.length)
+    experts = [one for one in stage.samples if one.off_policy]
+    assert all(one.reward == 1.0 and one.advantage > 0 for one in experts)
+    assert len({t.episode_id for one in stage.samples for t in one.transcripts}) == 6
+    assert stage.env_steps > 0
+
+
+def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path)
+    fit(stage, data, 1)
+    fresh, _ = make(tiny_model_folder, tmp_path)  # the weights before the step
+    fresh.configure_model()
+    fresh._remember_log_probs(stage.samples)
+    for one in stage.samples:
+        for old, sampled in zip(one.old_log_probs, one.sampled_log_probs, strict=True):
+            torch.testing.assert_close(old, torch.tensor(sampled), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [{}, {"mini_batches": 2, "epochs": 2, "kl_coef": 0.1, "sft_coef": 0.1}], ids=str)
+def test_micro_batches_change_nothing(objective: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
+    whole = after(tiny_model_folder, tmp_path, objective=objective)
+    split = after(tiny_model_folder, tmp_path, objective=objective, micro_batch_tokens=1)
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"objective": {"group_size": 4}},
+        {"objective": {"traces_per_group": 0, "entropy_coef": 0.1}},
+        {"objective": {"policy_shaping": None}},
+        {"objective": {"normalizer": "max_length"}},
+        {"objective": {"sft_steps": 1}},
+        {"objective": {"sft_coef": 0.5, "traces_per_group": 0}},
+        {"objective": {"importance_cap": 0.5}},
+        {"exploration": SamplingSettings(6, 0.5)},
+        {"hierarchy": False},
+        {"seed": 1},
+        {"data": {"batch_size": 1}},
+    ],
+    ids=str,
+)
+def test_every_knob_changes_the_result(knob: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
+    assert differs(after(tiny_model_folder, tmp_path), after(tiny_model_folder, tmp_path, **knob))
+
+
+def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
+    after(tiny_model_folder, tmp_path, steps=1)  # collects expert episodes
+    stage, data = make(
+        tiny_model_folder,
+        tmp_path,
+        objective={"entropy_coef": 0.0},
+        data={"protocol": CorridorProtocol(die_always=True)},
+    )
+    stage.configure_model()
+    before = trained(stage)
+    fit(stage, data, 1)
+    assert [one.off_policy for one in stage.samples] == [True, True]
+    assert all(one.advantage == 0.0 for one in stage.samples) and not differs(before, trained(stage))
+
+
+def test_tasks_without_an_expert_are_counted(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    after(tiny_model_folder, tmp_path, steps=1)
+    (files,) = tmp_path.glob("expert-*.jsonl")
+    stage, data = make(tiny_model_folder, tmp_path, data={"train_files": [str(files)], "train_variations": 4})
+    fit(stage, data, 1)
+    assert "4 of 8 tasks have no expert episode" in caplog.text
+    assert sum(len(group.experts) for group in data.groups) == 4
