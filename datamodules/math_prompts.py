@@ -94,6 +94,7 @@ class MathPromptDataModule(L.LightningDataModule):
         eval_files: the same for `validate`, `test` and `predict`.
         train_tasks: reasoning-gym tasks to train on, each with a number of problems.
         eval_tasks: the same for evaluation; other problems, by another seed.
+        task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
         prompt_template: `chat`, `think` (the release's), or a Jinja template; see `PromptFormat`.
         max_prompt_length: longer prompts are left out, and counted.
         max_trace_length: tokens of an off-policy trace, its end included.
@@ -111,6 +112,7 @@ class MathPromptDataModule(L.LightningDataModule):
         eval_files: list[str] | None = None,
         train_tasks: dict[str, int] | None = None,
         eval_tasks: dict[str, int] | None = None,
+        task_settings: dict[str, dict[str, Any]] | None = None,
         prompt_template: str = "chat",
         max_prompt_length: int = 1024,
         max_trace_length: int = 8192,
@@ -130,6 +132,7 @@ class MathPromptDataModule(L.LightningDataModule):
         self.model, self.prompt_template = model, prompt_template
         self.train_files, self.eval_files = train_files or [], eval_files or []
         self.train_tasks, self.eval_tasks = train_tasks or {}, eval_tasks or {}
+        self.task_settings = task_settings or {}
         self.max_prompt_length, self.max_trace_length = max_prompt_length, max_trace_length
         self.long_traces = long_traces
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
@@ -144,7 +147,7 @@ class MathPromptDataModule(L.LightningDataModule):
     def _load(self, files: list[str], tasks: dict[str, int], seed: int, name: str) -> list[Prompt]:
         problems = [problem for file in files for problem in read_problems(file)]
         for task, number in tasks.items():
-            problems += generate_problems(task, number, seed=seed)
+            problems += generate_problems(task, number, seed=seed, **self.task_settings.get(task, {}))
         if not problems:
             raise ValueError(f"no problems: name {name}_files or {name}_tasks")
         form = PromptFormat(load_tokenizer(self.model), self.prompt_template)

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lit_rft.problems.record import Problem
-
-ANSWER = "\\boxed{{{}}}"
+from lit_rft.problems.traces import ANSWER, TRACES
 
 
 def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any) -> list[Problem]:
@@ -47,60 +45,3 @@ def _problem(task: str, seed: int, index: int, entry: dict[str, Any]) -> Problem
         traces=(trace,) if trace else (),
         source=task,
     )
-
-
-def _worked_solution(entry: dict[str, Any]) -> str:
-    """gsm_symbolic's own prose ends with `#### answer`."""
-    prose = entry["metadata"]["answer_cot"].split("####")[0].strip()
-    return f"{prose}\n{ANSWER.format(entry['answer'])}"
-
-
-def _chain_sum(entry: dict[str, Any]) -> str:
-    """One term after the other: 4 - 3 + 7 is 4 - 3 = 1, then 1 + 7 = 8."""
-    parts = entry["metadata"]["expression"].split()
-    total, lines = int(parts[0]), []
-    for sign, term in zip(parts[1::2], parts[2::2], strict=True):
-        new = total + int(term) if sign == "+" else total - int(term)
-        lines.append(f"{total} {sign} {term} = {new}")
-        total = new
-    return "\n".join([*lines, ANSWER.format(total)])
-
-
-def _products(entry: dict[str, Any]) -> str:
-    """One factor after the other."""
-    factors = [int(part) for part in entry["metadata"]["expression"].split(" * ")]
-    total, lines = factors[0], []
-    for factor in factors[1:]:
-        lines.append(f"{total} * {factor} = {total * factor}")
-        total *= factor
-    return "\n".join([*lines, ANSWER.format(total)])
-
-
-def _prime_factorization(entry: dict[str, Any]) -> str:
-    """The smallest factor is divided out, again and again."""
-    rest, lines = int(entry["metadata"]["number"]), []
-    for factor in entry["metadata"]["factors"]:
-        lines.append(f"{rest} = {factor} * {rest // factor}")
-        rest //= factor
-    return "\n".join([*lines, ANSWER.format(entry["answer"])])
-
-
-def _leg_counting(entry: dict[str, Any]) -> str:
-    """Each animal's legs, then their sum."""
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
-    animals = entry["metadata"]["animals"]
-    parts = {name: count * ANIMALS[name] for name, count in animals.items()}
-    lines = [f"{name}: {count} * {ANIMALS[name]} = {parts[name]}" for name, count in animals.items()]
-    return "\n".join(
-        [*lines, " + ".join(map(str, parts.values())) + f" = {entry['answer']}", ANSWER.format(entry["answer"])]
-    )
-
-
-TRACES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "chain_sum": _chain_sum,
-    "gsm_symbolic": _worked_solution,
-    "leg_counting": _leg_counting,
-    "prime_factorization": _prime_factorization,
-    "products": _products,
-}

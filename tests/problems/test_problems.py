@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rft.problems import Problem, ProblemError, generate_problems, read_problems, write_problems
-from lit_rft.problems.generated import TRACES
+from lit_rft.problems.traces import TRACES
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "math_eval_luffy_schema.parquet"
 RELEASE = {
@@ -137,3 +137,18 @@ def test_unknown_tasks_are_refused() -> None:
         "ground_truth": "1",
         "source": "",
     }
+
+
+def test_equations_and_expressions_are_worked_out_one_by_one() -> None:
+    equation = {"metadata": {"equation": "7 - 3*x + 2 = -6", "variable": "x"}, "answer": "5"}
+    assert TRACES["simple_equations"](equation) == "-3*x = -6 - 9 = -15\nx = -15 / -3 = 5\n\\boxed{5}"
+    expression = {"metadata": {"expression": "( 8 - -( 2 * 3 ) ) / 7"}, "answer": "2"}
+    assert TRACES["basic_arithmetic"](expression) == "2 * 3 = 6\n8 - -6 = 14\n14 / 7 = 2\n\\boxed{2}"
+    numbers = {"metadata": {"numbers": [12, 18, 8]}, "answer": "2"}
+    assert TRACES["gcd"](numbers).splitlines() == [
+        "18 = 1 * 12 + 6",
+        "12 = 2 * 6 + 0",
+        "8 = 1 * 6 + 2",
+        "6 = 3 * 2 + 0",
+        "\\boxed{2}",
+    ]
