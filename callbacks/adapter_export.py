@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import Tensor
+
+from lit_rft.models.sharding import full_state, sharded_parts
 
 
 class AdapterExport(L.Callback):
@@ -24,13 +27,15 @@ class AdapterExport(L.Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        policy: Any = pl_module.policy
+        weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
         if trainer.is_global_zero:
             target = Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
-            _replace_folder(target, lambda part: _save(pl_module, part))
+            _replace_folder(target, lambda part: _save(pl_module, part, weights))
 
 
-def _save(stage: Any, folder: Path) -> None:
-    stage.policy.save_pretrained(folder)
+def _save(stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    stage.policy.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     stage.chat.tokenizer.save_pretrained(folder)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS
+from tiny_stage import ADAPTERS, PROMPTS, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
+from lit_rft.models.sharding import full_state
 from lit_rft.problems import Problem, write_problems
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
@@ -54,20 +55,22 @@ def make(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
     )
 
 
-def main(kind: str, model: str, folder: Path, devices: int, steps: int, ckpt_path: str | None) -> None:
+def main(kind: str, model: str, folder: Path, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
     L.seed_everything(0, verbose=False)
     stage, data = make(kind, model, folder)
     trainer = L.Trainer(
         max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
-        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
+        strategy=make_strategy(strategy, devices), enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
-    weights = {n: p.detach() for n, p in stage.named_parameters() if p.requires_grad}
+    trains = {n for n, p in stage.named_parameters() if p.requires_grad}
+    state = full_state(stage) if strategy == "fsdp" else stage.state_dict()
+    weights = {name: value for name, value in state.items() if name in trains}
     torch.save(weights, folder / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
     _, kind, model, folder, devices, steps, *more = sys.argv
-    main(kind, model, Path(folder), int(devices), int(steps), more[0] if more else None)
+    main(kind, model, Path(folder), int(devices), int(steps), (more or ["auto"])[0], more[1] if more[1:] else None)

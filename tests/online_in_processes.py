@@ -6,10 +6,11 @@ from pathlib import Path
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS
+from tiny_stage import ADAPTERS, PROMPTS, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
+from lit_rft.models.sharding import full_state
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
@@ -21,7 +22,7 @@ from lit_rft.stages import (
 )
 
 
-def main(model: str, folder: str, devices: int, steps: int, ckpt_path: str | None) -> None:
+def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
     L.seed_everything(0, verbose=False)
     acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=1)
     stage = OnlineHighLevelFinetune(
@@ -38,14 +39,17 @@ def main(model: str, folder: str, devices: int, steps: int, ckpt_path: str | Non
     )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
-        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
+        strategy=make_strategy(strategy, devices), enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
-    state = {"weights": {n: p.detach() for n, p in stage.named_parameters() if p.requires_grad}}
+    trains = {n for n, p in stage.named_parameters() if p.requires_grad}
+    whole = full_state(stage) if strategy == "fsdp" else stage.state_dict()
+    state = {"weights": {name: value for name, value in whole.items() if name in trains}}
     torch.save(state | {"replay": stage.replay.state_dict()}, Path(folder) / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else None)
+    _, model, folder, devices, steps, strategy, *more = sys.argv
+    main(model, folder, int(devices), int(steps), strategy, more[0] if more else None)

@@ -35,6 +35,7 @@ OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/on
 LUFFY = "luffy/reasoning_gym.yaml"
 OVERLAYS = {
     "base.yaml": [SFT],
+    "fsdp.yaml": [SFT, "fsdp.yaml"],
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
     **{
         f"glider/scienceworld/{overlay}.yaml": [config, f"glider/scienceworld/{overlay}.yaml"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import make_episode
 
 from lit_rft.episodes import read_episodes, write_episodes
@@ -68,24 +69,32 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size", "1"]  # one process has nothing to do
 
 
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+FSDP = ["-c", "fsdp.yaml", "--trainer.devices", "2", "--trainer.strategy.init_args.data_parallel_size", "2"]
+
+
 @pytest.mark.parametrize(
-    ("config", "more"),
-    [(SFT, []), (SFT, FLAT_ONE), (OFFLINE, MIXED)],
-    ids=["hierarchical", "unequal work", "offline rl"],
+    ("config", "more", "processes"),
+    [(SFT, [], DDP), (SFT, FLAT_ONE, DDP), (OFFLINE, MIXED, DDP), (SFT, FLAT_ONE, FSDP), (OFFLINE, MIXED, FSDP)],
+    ids=["hierarchical", "unequal work", "offline rl", "unequal work, split weights", "offline rl, split weights"],
 )
 def test_two_processes_equal_one(
-    config: str, more: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path
+    config: str, more: list[str], processes: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path
 ) -> None:
     if config == OFFLINE:
         more = [*more, "--data.init_args.medium_files", f"[{episodes}]"]
     _run(_command(tiny_model_folder, episodes, tmp_path / "one", *more, config=config))
-    two = [*more, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *two, config=config))
+    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *more, *processes, config=config))
     one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
     assert one.keys() == both.keys()
     for name, weight in one.items():
         torch.testing.assert_close(both[name], weight, rtol=1e-3, atol=2e-5)
     assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
+    exported = load_file(tmp_path / "two" / "adapter" / "adapter_model.safetensors")
+    adapters = {name.split("model.", 1)[1]: weight for name, weight in both.items() if "lora_" in name}
+    assert len(exported) == len(adapters)
+    for name, weight in exported.items():
+        assert torch.equal(weight, both[f"policy.{name.replace('.weight', '.default.weight')}"])
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
@@ -135,8 +144,8 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
     """Unequal shares (three episodes a round) do not hang, both keep the same weights, both buffers are resumed."""
     script = str(Path(__file__).with_name("online_in_processes.py"))
 
-    def run(steps: int, *more: str) -> list[dict[str, Any]]:
-        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(steps), *more])
+    def run(steps: int, *more: str, strategy: str = "ddp") -> list[dict[str, Any]]:
+        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(steps), strategy, *more])
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     first, second = run(6)  # two rounds of three updates
@@ -151,6 +160,10 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
     for one, other in zip(resumed, run(9), strict=True):  # to the bit as without the stop
         assert one["replay"] == other["replay"]
         assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
+    shutil.rmtree(tmp_path / "checkpoints")
+    split = run(6, strategy="fsdp")[0]
+    for name, weight in first["weights"].items():
+        torch.testing.assert_close(split["weights"][name], weight, rtol=1e-3, atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", ["prompts", "episodes"])
@@ -158,19 +171,22 @@ def test_mixed_policy_in_two_processes(kind: str, tiny_model_folder: Path, tmp_p
     """Three groups a round: unequal shares of them and of micro-batches equal one process; a stopped run goes on."""
     script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))
 
-    def run(name: str, devices: int, steps: int, *more: str) -> list[dict[str, torch.Tensor]]:
-        folder = tmp_path / name
+    def run(strategy: str, devices: int, steps: int, *more: str) -> list[dict[str, torch.Tensor]]:
+        folder = tmp_path / strategy
         folder.mkdir(exist_ok=True)
-        _run([sys.executable, script, kind, str(tiny_model_folder), str(folder), str(devices), str(steps), *more])
+        model = str(tiny_model_folder)
+        _run([sys.executable, script, kind, model, str(folder), str(devices), str(steps), strategy, *more])
         return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
-    (one,) = run("one", 1, 4)
-    first, second = run("two", 2, 4)
-    for name, weight in one.items():
-        torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=5e-5)
-        assert torch.equal(first[name], second[name])
+    def check(weights: dict[str, torch.Tensor]) -> None:
+        for name, weight in one.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=5e-5)
+
+    (one,) = run("auto", 1, 4)
     assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
-    run("parts", 2, 2)
-    resumed = run("parts", 2, 4, str(tmp_path / "parts" / "checkpoints" / "last.ckpt"))
-    for after, without_a_stop in zip(resumed, (first, second), strict=True):
-        assert all(torch.equal(weight, without_a_stop[name]) for name, weight in after.items())
+    run("ddp", 2, 2)
+    first, second = run("ddp", 2, 4, str(tmp_path / "ddp" / "checkpoints" / "last.ckpt"))
+    check(first)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    run("fsdp", 2, 2)
+    check(run("fsdp", 2, 4, str(tmp_path / "fsdp" / "checkpoints" / "last.ckpt"))[0])

@@ -74,7 +74,7 @@ def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
         if "lora_" in name:
             continue
         flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // samples)].float().cpu()
+        some = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32, copy=True)
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from lit_rft.metrics import AnswerMetrics
+from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import sample_groups
@@ -95,10 +96,12 @@ class AnsweringStage(PolicyModule):
         prompts = [prompt for prompt in batch.prompts if prompt.problem.id not in self.already_answered]
         by_source = settings.answers_by_source or {}
         sizes = [by_source.get(prompt.problem.source, settings.answers) for prompt in prompts]
-        groups = sample_groups(
-            self.policy, [(prompt.problem.id, prompt.ids) for prompt in prompts], sizes, settings.sampling,
-            self.chat.end_of_turn_id, seed=settings.seed, num_slots=settings.slots,
-        )  # fmt: skip
+        named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
+        with whole_weights(self.policy):
+            groups = sample_groups(
+                self.policy, named, sizes, settings.sampling, self.chat.end_of_turn_id, seed=settings.seed,
+                num_slots=settings.slots,
+            )  # fmt: skip
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])

@@ -1,5 +1,6 @@
 """A stage's way to play episodes: simulators, generators and metrics, made and ended together."""
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.pool import EnvPool
 from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.merging import FoldedAdapter, acting_adapter
+from lit_rft.models.sharding import sharded_parts, whole_weights
 from lit_rft.rollout import ConversationGenerator, SamplingSettings
 from lit_rft.stages.settings import ActingSettings
 
@@ -54,6 +56,7 @@ class EpisodeRunner:
         self._pool: EnvPool | None = None
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
+        self._whole = contextlib.ExitStack()  # weights that are split over devices are whole while an epoch lasts
 
     @property
     def playing(self) -> bool:
@@ -71,6 +74,7 @@ class EpisodeRunner:
                     call_timeout=settings.call_timeout,
                     reset_timeout=settings.reset_timeout,
                 )
+            self._whole.enter_context(whole_weights(policy.model))
             generator = self._generator(policy, policy.adapter)
             low = self._generator(policy, policy.low_adapter) if policy.low_adapter is not None else None
             self._player = EpisodePlayer(policy.agent, generator, self._pool, policy.source, low)
@@ -80,7 +84,9 @@ class EpisodeRunner:
             raise
 
     def _generator(self, policy: ActingPolicy, adapter: str) -> ConversationGenerator:
-        folded = FoldedAdapter(policy.model, adapter) if self.settings.merge_adapters else None
+        folded = None
+        if self.settings.merge_adapters and not sharded_parts(policy.model):
+            folded = FoldedAdapter(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
             policy.end_of_turn_id,
@@ -106,6 +112,7 @@ class EpisodeRunner:
 
     def end(self) -> dict[str, dict[str, float]]:
         """End an epoch, free the caches; returns the scores (see `EpisodeMetrics.compute`)."""
+        self._whole.close()
         metrics, self._metrics, self._player = self._metrics, None, None
         scores: dict[str, dict[str, float]] = metrics.compute() if metrics is not None else {}
         return scores

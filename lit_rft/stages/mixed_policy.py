@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rft.models.features import frozen_backbone
 from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
+from lit_rft.models.sharding import whole_weights
 from lit_rft.objectives import (
     MixedPolicyLoss,
     group_advantages,
@@ -112,9 +113,11 @@ class MixedPolicyUpdates(PolicyModule):
     @torch.no_grad()
     def _remember_log_probs(self, members: Sequence[GroupMember]) -> None:
         """pi_old of the on-policy members, for updates after the first."""
+        assert self.policy is not None
         own = [one for one in members if not one.off_policy]
-        for micro in self._split(own).micro_batches:
-            MemberBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
+        with whole_weights(self.policy):
+            for micro in self._split(own).micro_batches:
+                MemberBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
 
     # --- one optimiser step ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
 from lit_rft.rollout import SamplingSettings, sample_groups
 from lit_rft.stages.answering import AnsweringStage, PromptRound
@@ -75,10 +76,12 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         traces = self._traces(prompts, self.objective.traces_per_group)
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
-        groups = sample_groups(
-            self.policy, named, [self.objective.group_size - number for number in held], self.sampling,
-            self.chat.end_of_turn_id, seed=self.seed, num_slots=self.rollout_slots,
-        )  # fmt: skip
+        sizes = [self.objective.group_size - number for number in held]
+        with whole_weights(self.policy):
+            groups = sample_groups(
+                self.policy, named, sizes, self.sampling, self.chat.end_of_turn_id, seed=self.seed,
+                num_slots=self.rollout_slots,
+            )  # fmt: skip
         members = []
         for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             for sampled in group:

@@ -7,7 +7,9 @@ from typing import Any, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, whole_weights
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
 
@@ -32,7 +34,11 @@ class OptimizedModule(L.LightningModule):
         self.optimizer_settings = optimizer
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=self.optimizer_settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameter_groups(),
+            weight_decay=self.optimizer_settings.weight_decay,
+            foreach=False if sharded_parts(self) else None,  # split and whole weights do not go into one kernel
+        )
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -63,20 +69,23 @@ class OptimizedModule(L.LightningModule):
         optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         optimizer.zero_grad()
         bad_ids: list[str] = []
+        passes = 0
         # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
         # another process does not have.
-        with getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
+        with whole_weights(self), getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
             for make_loss in losses:
                 loss, episode_ids = make_loss()
                 if not torch.isfinite(loss):
                     bad_ids = episode_ids
                     break
                 self.manual_backward(loss)
+                passes += 1
+            self._reduce_sharded(passes)
         groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         if self.trainer.world_size > 1:
             _sum_gradients([parameter for parameters in groups.values() for parameter in parameters])
         limit = self.optimizer_settings.max_grad_norm or float("inf")
-        norms = {name: nn.utils.clip_grad_norm_(parameters, limit) for name, parameters in groups.items()}
+        norms = {name: _clip(parameters, limit) for name, parameters in groups.items()}
         self._check_finite(bad_ids, torch.stack(list(norms.values())))
         optimizer.step()
         schedule.step()
@@ -84,6 +93,20 @@ class OptimizedModule(L.LightningModule):
         for name, norm in norms.items():
             prefix = "train" if name == "policy" else f"train/{name}"
             self.log_dict({f"{prefix}/grad_norm": norm, f"{prefix}/learning_rate": rates[name]})
+
+    def _reduce_sharded(self, passes: int) -> None:
+        """Add up the gradients of weights that are split over devices, by a pass that all processes make."""
+        if not sharded_parts(self):
+            return
+        reduce_in_next_backward(self)
+        self.manual_backward(self.idle_loss())
+        count = self.sum_over_processes({"passes": torch.tensor(float(passes), device=self.device)})
+        if count["passes"] == 0:  # zeros would still make the optimiser decay weights
+            self.zero_grad()
+
+    def idle_loss(self) -> Tensor:
+        """A loss of 0 that reaches all weights."""
+        raise NotImplementedError
 
     def _check_finite(self, bad_ids: list[str], norms: Tensor) -> None:
         failed = (~torch.isfinite(norms)).any() | bool(bad_ids)
@@ -133,9 +156,25 @@ def mean_over_steps(metrics: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in names}
 
 
+def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients down to a norm, whether they are whole or split over devices; returns their norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    norm = total_norm(gradients)
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+    return norm
+
+
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:
     """Sum gradients over all processes, in one message; a process without one for a weight adds zeros. Where no process
-    has one there is none, as with a single process: the optimiser leaves such weights alone."""
+    has one there is none, as with a single process: the optimiser leaves such weights alone. Gradients that are split
+    over devices are sums already."""
+    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if not parameters:
+        return
     present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])

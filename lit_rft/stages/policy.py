@@ -4,9 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from lit_rft.models.backbone import leave_casting_to_autocast, load_backbone, load_tokenizer
+from lit_rft.models.backbone import (
+    final_hidden_states,
+    leave_casting_to_autocast,
+    load_backbone,
+    load_tokenizer,
+    output_logits,
+)
+from lit_rft.models.sharding import shard
 from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat
@@ -57,6 +65,26 @@ class PolicyModule(OptimizedModule):
         self.add_parts()
         if settings.start_from is not None and not _is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
+
+    def _shard(self, half: torch.dtype | None) -> None:
+        """Raises: ValueError if a layer itself is to be split: what is split here is the list of layers."""
+        mesh: Any = self.device_mesh
+        if mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                "ModelParallelStrategy needs tensor_parallel_size=1 and data_parallel_size=the number of devices, got "
+                f"{mesh['tensor_parallel'].size()} and {mesh['data_parallel'].size()}"
+            )
+        assert self.policy is not None
+        shard(self.policy, mesh["data_parallel"], half=half)
+
+    def idle_loss(self) -> Tensor:
+        """A loss of 0 that reaches all weights of the policy."""
+        assert self.policy is not None
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        hidden = final_hidden_states(self.policy, ids, ids)
+        return 0.0 * (hidden.sum() + output_logits(self.policy, hidden).sum())
 
     def add_parts(self) -> None:
         """Make what a stage has besides the policy, before any weights are loaded."""
@@ -128,7 +156,8 @@ class PolicyModule(OptimizedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_source(checkpoint, "the checkpoint")
-        self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
+        if "state_dict" in checkpoint:  # weights that are split over devices have been loaded, and checked, by now
+            self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:

@@ -1,0 +1,96 @@
+"""Weights, gradients and optimiser states split over devices (PyTorch's FSDP2).
+
+Weights are gathered once for an optimiser step or a rollout, not in each pass: between `whole_weights` and its end no
+pass needs another process, so that processes may make different numbers of them. Beside its share of float32 weights,
+gradients and optimiser states a device needs room for all weights (in the half precision, where one is used) and, while
+it trains, for all gradients of what trains.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from lit_rft.models.backbone import causal_lm
+
+
+def shard(model: nn.Module, mesh: Any, *, half: torch.dtype | None = None) -> None:
+    """Split a causal language model, with or without adapters, over the devices of a mesh, layer by layer. Gradients
+    come out as sums over devices. An output layer that shares its weights with the embedding stays whole, as do they.
+
+    Args:
+        mesh: of one dimension.
+        half: in which weights are gathered; None: in their own precision.
+    """
+    lm = causal_lm(model)
+    decoder, head = lm.get_decoder(), lm.get_output_embeddings()
+    tied = {id(p) for p in decoder.parameters()} & {id(p) for p in head.parameters()}
+    shared = {p for p in head.parameters() if id(p) in tied}
+    precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+    settings: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "ignored_params": shared}
+    for layer in _layers(decoder):
+        fully_shard(layer, **settings)
+    fully_shard(decoder, **settings)
+    if not shared:
+        fully_shard(head, **settings)
+    for part in sharded_parts(model):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+
+
+def _layers(decoder: nn.Module) -> nn.ModuleList:
+    """The list of a decoder's blocks, whatever an architecture calls it."""
+    lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(decoder).__name__} has no list of layers to split over devices: use another strategy")
+    return max(lists, key=len)
+
+
+def sharded_parts(model: nn.Module) -> list[FSDPModule]:
+    """What has been split; empty for a model that is whole."""
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+@contextlib.contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """All weights on every device; all processes enter and leave together. Nothing happens to a model that is whole.
+
+    Within, gradients add up on each device; `reduce_gradients` ends that.
+    """
+    parts = sharded_parts(model)
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+        part.set_reshard_after_backward(False, recurse=False)
+        part.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+
+
+def reduce_in_next_backward(model: nn.Module) -> None:
+    """The next backward pass, which all processes make, adds up the gradients of all passes in all processes."""
+    for part in sharded_parts(model):
+        part.set_requires_gradient_sync(True, recurse=False)
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of gradients that are split over devices or whole."""
+    split = [g for g in gradients if isinstance(g, DTensor)]
+    norms = [nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])]
+    if split:
+        norms.append(nn.utils.get_total_norm(split).full_tensor())  # type: ignore[attr-defined]
+    return torch.stack([norm.to(gradients[0].device) for norm in norms]).norm()
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a split model, on the CPU of the first process; all processes must ask."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
