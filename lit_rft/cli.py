@@ -3,6 +3,7 @@
 lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,10 +60,20 @@ def shipped_configs() -> list[str]:
 
 
 def resolve_configs(argv: list[str]) -> list[str]:
-    """Replace names of shipped configs after -c and --config by their paths; files of the user's come first."""
+    """Replace names of shipped configs after -c and --config by their paths; files of the user's come first.
+
+    `--KEY null` becomes a config of its own: as a mere value it would not take back what an earlier config has set.
+    """
     resolved: list[Any] = []
     previous = ""
-    for argument in argv:
+    for argument in _split_nulls(argv):
+        if argument == "null" and previous.startswith("--"):
+            value: Any = None
+            for key in reversed(resolved.pop().removeprefix("--").split(".")):
+                value = {key: value}
+            resolved += ["-c", json.dumps(value)]
+            previous = ""
+            continue
         name = argument.split("=", 1)[1] if argument.startswith(("-c=", "--config=")) else argument
         if previous in ("-c", "--config") or name is not argument:
             found = _find_config(name)
@@ -70,6 +81,13 @@ def resolve_configs(argv: list[str]) -> list[str]:
         resolved.append(argument)
         previous = argument
     return resolved
+
+
+def _split_nulls(argv: list[str]) -> list[str]:
+    parts: list[str] = []
+    for argument in argv:
+        parts += [argument.removesuffix("=null"), "null"] if argument.endswith("=null") else [argument]
+    return parts
 
 
 def _find_config(name: str) -> str:

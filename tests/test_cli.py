@@ -93,9 +93,11 @@ def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:
 
 
 def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
-    keys = ("--model.init_args.policy.start_from", "null", "--model.init_args.critic.cache_dir", "null")
-    cli = build(_arguments(OFFLINE, *keys), run=False)
+    keys = ("--model.init_args.policy.start_from", "null", "--model.init_args.critic.cache_dir=null")
+    lora = ("--model.init_args.policy.lora.dropout", "0.3", "--model.init_args.policy.lora", "null")
+    cli = build(_arguments(OFFLINE, *keys, *lora), run=False)
     assert cli.model.policy_settings.start_from is None and cli.model.critic_settings.cache_dir is None
+    assert cli.model.policy_settings.lora is None and cli.model.policy_settings.model == "smollm2-135m-instruct"
     assert "CriticCalibration" in [
         type(callback).__name__ for callback in cli.trainer.callbacks
     ]  # added to base.yaml's

@@ -7,11 +7,6 @@ from lit_rft.models.backbone import SMOLLM2, LoraSettings
 from lit_rft.rollout.generator import SamplingSettings
 
 
-def _or_none(text: str | None) -> str | None:
-    """On the command line `null` arrives as the word, where a config has given a text before (jsonargparse)."""
-    return None if text in ("None", "null", "") else text
-
-
 @dataclass
 class PolicySettings:
     """Which model is trained, and how it starts.
@@ -30,9 +25,6 @@ class PolicySettings:
     start_from: str | None = None
     attention: str | None = None
     gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        self.start_from, self.attention = _or_none(self.start_from), _or_none(self.attention)
 
 
 @dataclass
@@ -87,7 +79,6 @@ class CriticSettings:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        self.cache_dir = _or_none(self.cache_dir)
         if not self.learning_rate > 0:
             raise ValueError(f"critic.learning_rate must be > 0, got {self.learning_rate}")
         if not 0 < self.expectile < 1:
