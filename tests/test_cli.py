@@ -32,7 +32,7 @@ from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
-LUFFY = "luffy/reasoning_gym.yaml"
+LUFFY = "luffy/arithmetic.yaml"
 OVERLAYS = {
     "base.yaml": [SFT],
     "fsdp.yaml": [SFT, "fsdp.yaml"],
@@ -46,7 +46,7 @@ OVERLAYS = {
     },
     **{
         f"luffy/{overlay}.yaml": [LUFFY, f"luffy/{overlay}.yaml"]
-        for overlay in ("math", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss")
+        for overlay in ("gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss")
     },
 }  # fmt: skip
 

@@ -47,6 +47,34 @@ def test_collect_fit_test_and_predict(arguments: list[str], tmp_path: Path, caps
     assert played.env == "scienceworld" and played.source["kind"] == "policy" and len(played.steps) == 20
 
 
+def test_groups_of_episodes_with_an_experts(
+    tiny_model_folder: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LUFFY's objective over episodes of the simulator: two rollouts, then an evaluation."""
+    more = {
+        "model.init_args.policy.start_from": "null",
+        "model.init_args.exploration.max_new_tokens": 4,
+        "model.init_args.objective.group_size": 3,
+        "model.init_args.acting.parallel_episodes": 2,
+        "data.init_args.tasks": "[find-plant]",
+        "data.init_args.train_variations": 2,
+        "data.init_args.eval_variations": 1,
+        "data.init_args.batch_size": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.limit_val_batches": 1,
+    }
+    settings = arguments[arguments.index("--trainer.default_root_dir") :]
+    command = ["-c", "luffy/scienceworld.yaml", *settings]
+    main(["fit", *command, *[part for key, value in more.items() for part in (f"--{key}", str(value))]])
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/trace_reward")] == [1, 2]
+    assert all(point.value == 1.0 for point in events.Scalars("train/trace_reward"))  # the simulator's expert succeeds
+    played = events.Scalars("online/score")
+    assert len(played) == 2 and 0 < played[0].step < played[1].step <= 80  # environment steps of two groups
+    assert "find-plant" in capsys.readouterr().out
+
+
 def test_an_unknown_task_is_refused_before_any_work(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown task 'find-plants'.*find-plant"):
         main(["fit", *arguments, "--data.init_args.tasks", "[find-plants]"])
