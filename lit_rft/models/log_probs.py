@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_rft.models.backbone import final_hidden_states, output_logits
+from lit_rft.models.attention import batch_hidden_states
+from lit_rft.models.backbone import output_logits
 from lit_rft.transcripts import TranscriptBatch
 
 
@@ -37,10 +38,9 @@ def utterance_log_probs(
         entropy: compute it, too.
     """
     if hidden is None:
-        hidden = final_hidden_states(model, batch.input_ids, batch.position_ids)
-    positions = batch.utterance_tokens[batch.utterance_mask]
-    targets = batch.input_ids.flatten()[positions]
-    features = hidden.flatten(0, 1)[positions - 1]  # the token before predicts
+        hidden = batch_hidden_states(model, batch)
+    targets = batch.input_ids.flatten()[batch.utterance_tokens[batch.utterance_mask]]
+    features = hidden.flatten(0, 1)[batch.preceding[batch.utterance_mask]]
     chosen = chosen_log_probs(
         model, features, targets, end_of_turn_id=end_of_turn_id, temperature=temperature, chunk_tokens=chunk_tokens,
         entropy=entropy,

@@ -103,25 +103,3 @@ class SlotCache(Cache):
     def clear(self, row: int) -> None:
         """Forget a slot; its memory is used again."""
         self.lengths[row] = 0
-
-
-def attention_masks(visible: Tensor, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """What the decoder takes as `attention_mask`, from which keys each query sees [B, T, S] (bool).
-
-    Additive [B, 1, T, S] masks, which all attention implementations take as they are; one a layer type for models that
-    mix full and sliding attention.
-    """
-    window = getattr(config, "sliding_window", None)
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    full = _additive(visible, dtype)
-    if window is None or layer_types == {"full_attention"}:
-        return full
-    last = visible.sum(-1, keepdim=True) - 1  # a query sees a prefix, its own position the last
-    near = visible & (torch.arange(visible.shape[-1], device=visible.device) > last - window)
-    sliding = _additive(near, dtype)
-    return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

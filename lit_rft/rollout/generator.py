@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_rft.models.attention import attention_masks
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
-from lit_rft.rollout.cache import SlotCache, attention_masks
+from lit_rft.rollout.cache import SlotCache
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class ConversationGenerator:
         input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
         position_ids, visible = self._cache.prepare(slots, width, device)
         dtype = causal_lm(self.model).dtype
-        masks = attention_masks(visible, self._config, dtype)
+        keys = torch.arange(visible.shape[-1], device=device)
+        masks = attention_masks(visible, position_ids, keys, self._config, dtype)
         hidden = final_hidden_states(
             self.model, input_ids, position_ids, attention_mask=masks, cache=self._cache  # type: ignore[arg-type]
         )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_rft.models.attention import can_share_prompts
 from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
 from lit_rft.rollout import SamplingSettings, sample_groups
@@ -13,7 +14,7 @@ from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import completion_transcript
+from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
 
 
 class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
@@ -37,6 +38,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         micro_batch_tokens: at most so many tokens go through the model at once.
         rollout_slots: completions sampled at the same time.
         chunk_tokens: logits are made for so many tokens at a time.
+        share_prompts: a prompt is read once for all completions of its group, where the model can do so.
         seed: of the rollouts.
     """
 
@@ -51,6 +53,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         micro_batch_tokens: int = 8192,
         rollout_slots: int = 64,
         chunk_tokens: int = 512,
+        share_prompts: bool = True,
         seed: int = 0,
     ) -> None:
         AnsweringStage.__init__(self, policy, optimizer or OptimizerSettings(learning_rate=1e-6), reward, answering)
@@ -60,6 +63,23 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.rollout_slots, self.seed = rollout_slots, seed
+        self.share_prompts = share_prompts
+
+    def on_fit_start(self) -> None:
+        assert self.policy is not None
+        with whole_weights(self.policy):
+            self.share_prompts = self.share_prompts and can_share_prompts(self.policy)
+
+    def _split(self, members: Sequence[GroupMember]) -> StepBatch:
+        if not self.share_prompts:
+            return super()._split(members)
+        groups: dict[int, list[Transcript]] = {}
+        for one in members:
+            groups.setdefault(one.group, []).extend(one.transcripts)
+        number = count_utterances([transcript for group in groups.values() for transcript in group])
+        return shared_step_batch(
+            list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0
+        ).to(self.device)
 
     def training_step(self, batch: PromptRound, batch_idx: int) -> None:
         if self.global_step < self.objective.sft_steps:

@@ -22,6 +22,7 @@ from lit_rft.transcripts.hierarchy import (
 )
 from lit_rft.transcripts.outcomes import add_outcomes
 from lit_rft.transcripts.prompts import PromptFormat, completion_transcript
+from lit_rft.transcripts.shared import collate_shared, shared_step_batch, split_shared
 from lit_rft.transcripts.transcript import LEVELS, DecisionOutcome, Transcript
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "add_outcomes",
     "collate_packed",
     "collate_padded",
+    "collate_shared",
     "completion_transcript",
     "count_utterances",
     "flat_transcripts",
@@ -45,7 +47,9 @@ __all__ = [
     "pack",
     "parse_low_level_answer",
     "parse_single_line",
+    "shared_step_batch",
     "split_by_tokens",
+    "split_shared",
     "step_batch",
     "write_low_level_answer",
 ]

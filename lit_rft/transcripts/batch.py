@@ -21,6 +21,7 @@ class TranscriptBatch:
     position_ids: Tensor  # [B, T]
     utterance_tokens: Tensor  # [U, L] position of each utterance's tokens, 0 in padding
     utterance_mask: Tensor  # [U, L] bool
+    preceding: Tensor  # [U, L] position of the token that each of them follows in its transcript
     level: Tensor  # [U] index into LEVELS
     state_ends: Tensor  # [U] position where V(s) is read
     utterance_ends: Tensor  # [U] position where Q(s, u) is read
@@ -30,6 +31,7 @@ class TranscriptBatch:
     terminated: Tensor  # [U] bool
     transcript_index: Tensor  # [U] index into transcripts
     transcripts: list[Transcript]
+    segments: Tensor | None = None  # [B, T] where transcripts share a prompt (0): which of them a token is of
 
     @property
     def num_tokens(self) -> int:
@@ -106,13 +108,30 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
             column = end
         if len(row) > 1:
             position_ids[r, column:] = torch.arange(width - column)  # padding is a sequence of its own
+    return with_decisions(input_ids, position_ids, decisions, rewards, transcripts)
+
+
+def with_decisions(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    decisions: Sequence[tuple[int, ...]],
+    rewards: Sequence[float],
+    transcripts: list[Transcript],
+) -> TranscriptBatch:
+    """Rows of tokens as a batch.
+
+    Args:
+        decisions: of each: first and last position of its utterance, last position of the next state, level, steps,
+            whether it terminated, index of its transcript.
+        rewards: one a decision.
+    """
     columns = torch.tensor(decisions, dtype=torch.long).reshape(-1, 7).unbind(-1)
     starts, ends, next_ends, level, steps, terminated, owners = columns
     tokens = starts[:, None] + torch.arange(int((ends - starts).max()) + 1 if decisions else 0)
     mask = tokens <= ends[:, None]
     return TranscriptBatch(
-        input_ids, position_ids, tokens * mask, mask, level, starts - 1, ends, next_ends, torch.tensor(rewards), steps,
-        terminated.bool(), owners, transcripts,
+        input_ids, position_ids, tokens * mask, mask, (tokens - 1) * mask, level, starts - 1, ends, next_ends,
+        torch.tensor(rewards), steps, terminated.bool(), owners, transcripts,
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from lit_rft.problems import Problem
 from lit_rft.rewards import RewardSum
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import MixedPolicyGRPO, NonFiniteLossError, ObjectiveSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import PromptFormat
+from lit_rft.stages import mixed_policy_grpo as grpo_module
+from lit_rft.transcripts import PromptFormat, shared_step_batch
 
 
 def vowels(completions: Any, rows: Any) -> list[float]:
@@ -94,6 +95,21 @@ def test_micro_batches_change_nothing(tiny_model_folder: Path, tokens: int, norm
     split = after(tiny_model_folder, steps=4, objective=objective, micro_batch_tokens=tokens)
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("objective", [{}, {"kl_coef": 0.1, "sft_coef": 0.1, "epochs": 2}], ids=str)
+def test_sharing_prompts_changes_nothing(
+    tiny_model_folder: Path, objective: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(grpo_module, "shared_step_batch", lambda *a, **k: calls.append(1) or shared_step_batch(*a, **k))
+    shared = after(tiny_model_folder, steps=4, objective=objective)
+    assert calls
+    calls.clear()
+    plain = after(tiny_model_folder, steps=4, objective=objective, share_prompts=False)
+    assert not calls
+    for name in shared:
+        torch.testing.assert_close(shared[name], plain[name], rtol=1e-3, atol=5e-5)
 
 
 def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folder: Path) -> None:

@@ -1,0 +1,91 @@
+"""Who sees whom: attention masks of our own, for caches and for completions that share a prompt."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded, collate_shared
+
+logger = logging.getLogger(__name__)
+
+
+def attention_masks(
+    visible: Tensor, query_positions: Tensor, key_positions: Tensor, config: Any, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """What the decoder takes as `attention_mask`, from which keys each query sees [B, T, S] (bool).
+
+    Additive [B, 1, T, S] masks, which all attention implementations take as they are; one a layer type for models that
+    mix full and sliding attention.
+
+    Args:
+        query_positions: [B, T].
+        key_positions: [B, S] or [S].
+    """
+    window = getattr(config, "sliding_window", None)
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    full = _additive(visible, dtype)
+    if window is None or layer_types == {"full_attention"}:
+        return full
+    keys = key_positions if key_positions.dim() == 2 else key_positions[None]
+    sliding = _additive(visible & (query_positions[:, :, None] - keys[:, None, :] < window), dtype)
+    return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
+    """Final hidden states [B, T, D] of a batch, whatever its layout."""
+    if batch.segments is None:
+        return final_hidden_states(model, batch.input_ids, batch.position_ids)
+    lm = causal_lm(model)
+    segments, places = batch.segments, torch.arange(batch.segments.shape[1], device=batch.segments.device)
+    own, prompt = segments[:, :, None] == segments[:, None, :], segments[:, None, :] == 0
+    visible = (places[:, None] >= places) & (own | prompt)
+    positions = batch.position_ids
+    masks = attention_masks(visible, positions, positions, lm.config.get_text_config(), lm.dtype)
+    return final_hidden_states(model, batch.input_ids, positions, attention_mask=masks)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def can_share_prompts(model: nn.Module) -> bool:
+    """Whether a model says the same of completions that share a prompt as of separate ones: tried on a few tokens.
+
+    Attention of another kind (recurrent, flash_attention_2, which takes no masks, ...) does not; a warning says so.
+    """
+    ids = list(range(3, 15))
+    transcripts = []
+    for start in (4, 8):
+        transcript = Transcript("flat", 0)
+        transcript.append_prompt(ids[:4])
+        transcript.append_utterance(ids[start : start + 4])
+        transcripts.append(transcript)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        alone, shared = (
+            _utterance_states(model, batch.to(device))
+            for batch in (collate_padded(transcripts, 0), collate_shared([transcripts], 0))
+        )
+        same = bool((alone - shared).abs().max() <= 0.05 * alone.abs().max())
+        reason = "it says something else of completions that share a prompt"
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        same, reason = False, f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    if not same:
+        logger.warning(
+            "%s reads each completion's prompt anew, which is slower: %s", type(causal_lm(model)).__name__, reason
+        )
+    return same
+
+
+def _utterance_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
+    hidden = batch_hidden_states(model, batch).flatten(0, 1)
+    return hidden[batch.preceding[batch.utterance_mask]].float()

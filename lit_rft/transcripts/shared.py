@@ -1,0 +1,92 @@
+"""Completions of one prompt in one row: the prompt is read once."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, with_decisions
+from lit_rft.transcripts.transcript import LEVELS, Transcript
+
+# A row's attention costs its length squared: longer rows would cost more than the prompts they save.
+ROW_TOKENS = 2048
+
+
+def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
+    """One row a prompt: its tokens, then each completion's, which see the prompt and themselves (`segments`).
+
+    Args:
+        rows: transcripts of one decision each, those of a row with the same prompt.
+    Raises: ValueError for anything else.
+    """
+    if not rows:
+        raise ValueError("a batch needs at least one transcript, got none")
+    width = max(_row_length(row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    position_ids = torch.zeros((len(rows), width), dtype=torch.long)
+    segments = torch.full((len(rows), width), -1)  # padding sees itself
+    decisions, prompt_ends, transcripts = [], [], []
+    for r, row in enumerate(rows):
+        prompt = _prompt(row)
+        input_ids[r, : len(prompt)] = torch.tensor(prompt)
+        position_ids[r, : len(prompt)] = torch.arange(len(prompt))
+        segments[r, : len(prompt)] = 0
+        column = len(prompt)
+        for number, transcript in enumerate(row, start=1):
+            completion = transcript.utterance_ids(0)
+            end = column + len(completion)
+            input_ids[r, column:end] = torch.tensor(completion)
+            position_ids[r, column:end] = torch.arange(len(prompt), len(prompt) + len(completion))
+            segments[r, column:end] = number
+            first, last = r * width + column, r * width + end - 1
+            decisions.append((first, last, last, LEVELS.index(transcript.level), 0, 0, len(transcripts)))
+            prompt_ends.append(r * width + len(prompt) - 1)
+            transcripts.append(transcript)
+            column = end
+    batch = with_decisions(input_ids, position_ids, decisions, [0.0] * len(decisions), transcripts)
+    batch.state_ends = torch.tensor(prompt_ends)
+    batch.preceding[:, 0] = batch.state_ends
+    batch.segments = segments
+    return batch
+
+
+def _prompt(row: Sequence[Transcript]) -> list[int]:
+    prompts = {tuple(t.input_ids[: t.utterance_starts[0]]) for t in row if t.num_decisions == 1}
+    if len(prompts) != 1 or any(t.num_decisions != 1 or t.utterance_ends[0] != len(t) - 1 for t in row):
+        raise ValueError(f"a row needs completions of one prompt, got {len(prompts)} prompts in {len(row)} transcripts")
+    return list(prompts.pop())
+
+
+def _row_length(row: Sequence[Transcript]) -> int:
+    return row[0].utterance_starts[0] + sum(len(t) - t.utterance_starts[0] for t in row)
+
+
+def split_shared(groups: Sequence[Sequence[Transcript]], max_tokens: int) -> list[list[list[Transcript]]]:
+    """Micro-batches of rows, of at most `max_tokens` padded tokens each (more for a single completion that is longer).
+    A group that is too long for a row is split; rows of similar length come together, the longest first.
+    """
+    limit = min(max_tokens, ROW_TOKENS)
+    rows: list[list[Transcript]] = []
+    for group in groups:
+        row: list[Transcript] = []
+        for transcript in sorted(group, key=len, reverse=True):
+            if row and _row_length([*row, transcript]) > limit:
+                rows.append(row)
+                row = []
+            row.append(transcript)
+        rows += [row] if row else []
+    micro_batches: list[list[list[Transcript]]] = []
+    for row in sorted(rows, key=_row_length, reverse=True):
+        last = micro_batches[-1] if micro_batches else None
+        if last and _row_length(last[0]) * (len(last) + 1) <= max_tokens:
+            last.append(row)
+        else:
+            micro_batches.append([row])
+    return micro_batches
+
+
+def shared_step_batch(
+    groups: Sequence[Sequence[Transcript]], num_utterances: dict[str, int], *, micro_batch_tokens: int, pad_id: int
+) -> StepBatch:
+    """Groups of completions as the micro-batches of one process; see `step_batch`."""
+    parts = split_shared(groups, micro_batch_tokens)
+    return StepBatch([collate_shared(part, pad_id) for part in parts], num_utterances)

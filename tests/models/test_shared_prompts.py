@@ -1,0 +1,128 @@
+"""Completions that share a prompt: one row, a mask and positions of their own equal one plain pass each."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model
+
+from lit_rft.models import LoraSettings, utterance_log_probs
+from lit_rft.models.attention import can_share_prompts
+from lit_rft.models.backbone import add_lora
+from lit_rft.transcripts import (
+    Transcript,
+    TranscriptBatch,
+    collate_padded,
+    collate_shared,
+    completion_transcript,
+    count_utterances,
+    shared_step_batch,
+    split_shared,
+)
+
+# windows shorter than prompt and completion together
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 12},
+    "gemma3_text": {"sliding_window": 12},
+    "mistral": {"sliding_window": 12},
+}
+
+
+def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 272, (length,), generator=generator).tolist()
+
+    groups = []
+    for number, size in enumerate(sizes):
+        prompt = ids(9 + 4 * number)
+        groups.append([completion_transcript(f"{number}/{k}", prompt, ids(2 + 3 * k), 2) for k in range(size)])
+    return groups
+
+
+def _rows(model: Any, batch: TranscriptBatch) -> dict[str, torch.Tensor]:
+    """Log-probabilities and entropies by name."""
+    found = utterance_log_probs(model, batch, end_of_turn_id=2, entropy=True)
+    rows = zip(batch.transcript_index.tolist(), batch.utterance_mask, found.tokens, found.entropy, strict=True)
+    return {
+        batch.transcripts[owner].episode_id: torch.stack([tokens[mask], entropy[mask]])
+        for owner, mask, tokens, entropy in rows
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_log_probs_and_gradients_equal_separate_passes(architecture: str, lora: bool) -> None:
+    groups = make_groups()
+
+    def run(batches: list[TranscriptBatch]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        model = make_model(architecture, **ARCHITECTURES[architecture])
+        if lora:
+            model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+            torch.manual_seed(1)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        model = model.double().train()
+        rows: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            rows |= _rows(model, batch)
+        sum((k + 1) * rows[name].sum() for k, name in enumerate(sorted(rows))).backward()
+        return rows, [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+
+    plain = run([collate_padded([t], 0) for group in groups for t in group])
+    shared = run([collate_shared(groups, 0)])
+    assert plain[0].keys() == shared[0].keys()
+    for name, row in plain[0].items():
+        torch.testing.assert_close(shared[0][name], row, rtol=1e-6, atol=1e-8)
+    assert len(plain[1]) == len(shared[1]) > 0
+    for a, b in zip(plain[1], shared[1], strict=True):
+        assert (a - b).abs().max() <= 1e-4 * a.abs().max() + 1e-6  # norms and rotations are float32 inside
+
+
+def test_long_groups_are_split_and_nothing_is_lost() -> None:
+    groups = make_groups((8, 8, 2))
+    micro_batches = split_shared(groups, 60)
+    rows = [row for micro in micro_batches for row in micro]
+    names = sorted(t.episode_id for row in rows for t in row)
+    assert names == sorted(t.episode_id for group in groups for t in group)
+    for micro in micro_batches:
+        assert collate_shared(micro, 0).input_ids.numel() <= 60
+    singles = split_shared(groups, 1)  # a completion longer than the budget gets a pass of its own
+    assert all(len(micro) == 1 and len(micro[0]) == 1 for micro in singles)
+    model = make_model()
+    numbers = count_utterances([t for group in groups for t in group])
+    whole = _rows(model, collate_shared(groups, 0))
+    for micro in shared_step_batch(groups, numbers, micro_batch_tokens=60, pad_id=0).micro_batches:
+        for name, row in _rows(model, micro).items():
+            torch.testing.assert_close(row, whole[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_of_several_prompts_is_refused() -> None:
+    a, b, _ = make_groups()
+    with pytest.raises(ValueError, match="completions of one prompt, got 2 prompts in 4 transcripts"):
+        collate_shared([[*a, *b]], 0)
+    with pytest.raises(ValueError, match="at least one transcript"):
+        collate_shared([], 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_these_can_share(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert can_share_prompts(make_model(architecture, **ARCHITECTURES[architecture]).to(dtype))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bloom"])
+def test_others_cannot_and_say_so_once(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A recurrence runs through all completions; positions that come out of the mask are not ours."""
+    model = make_model(architecture, **({"state_size": 4} if architecture == "mamba" else {}))
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        assert not can_share_prompts(model)
+    (said,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
+    assert "reads each completion's prompt anew" in said.message
