@@ -1,10 +1,14 @@
 """Who sees whom: attention masks of our own, for caches and for completions that share a prompt."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_rft.models.backbone import causal_lm, final_hidden_states
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded, collate_shared
@@ -37,6 +41,58 @@ def attention_masks(
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+_DECODING = "lit_rft_decoding"
+
+
+@contextlib.contextmanager
+def decoding_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that takes additive masks and is fast for single queries; what serves training comes back afterwards.
+
+    Flash attention and the like, which take no masks, give way as well. A model in eager mode stays in it.
+    """
+    lm = causal_lm(model)
+    implementation = lm.config._attn_implementation
+    if implementation == "eager":
+        yield
+        return
+    lm.set_attn_implementation(_DECODING)
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(implementation)
+
+
+def grouped_query_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one query a sequence as two batched products: keys and values are neither copied nor repeated for
+    the heads that share them. Several queries go through sdpa; what sdpa leaves out (Gemma 2's soft capping) is left
+    out here as well, so that samples are those of the policy that trains.
+
+    Args:
+        query: [B, H, T, D].
+        key, value: [B, H_kv, S, D].
+        attention_mask: additive, [B, 1, T, S].
+    Returns: [B, T, H, D].
+    """
+    if query.shape[2] > 1 or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    batch, heads, _, size = query.shape
+    grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    scores = (grouped @ key.transpose(-1, -2)).float() * (size**-0.5 if scaling is None else scaling)
+    weights = (scores + attention_mask).softmax(-1).to(value.dtype)
+    return (weights @ value).view(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(_DECODING, grouped_query_attention)
 
 
 def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:

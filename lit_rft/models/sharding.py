@@ -93,4 +93,6 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a split model, on the CPU of the first process; all processes must ask."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[str, Any] = get_model_state_dict(model, options=options)
+    return found

@@ -11,14 +11,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class _Plan:
     """Where the next forward pass writes and reads; shared by all layers."""
 
-    rows: Tensor  # [B] slots
+    rows: Tensor  # [B] rows of the store
+    first: int | None  # rows are first, first + 1, ...: reading needs no copy
     columns: Tensor  # [B, T] positions of the new tokens
     width: int  # keys to read
-    whole: bool  # rows are slots 0..B-1 in order: reading needs no copy
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, [slots, heads, capacity, head_dim]."""
+    """Keys and values of one layer, [rows, heads, capacity, head_dim]."""
 
     is_sliding = False  # a sliding layer keeps its whole past; the mask does the sliding
 
@@ -52,8 +52,21 @@ class _SlotLayer(CacheLayerMixin):
         return store
 
     def _read(self, store: Tensor) -> Tensor:
-        part = store[: len(self.plan.rows)] if self.plan.whole else store[self.plan.rows]
+        first = self.plan.first
+        part = store[self.plan.rows] if first is None else store[first : first + len(self.plan.rows)]
         return part[:, :, : self.plan.width]
+
+    def swap(self, a: int, b: int, width: int) -> None:
+        for store in (self.keys, self.values):
+            if store is not None and self.is_initialized:
+                kept = store[a, :, :width].clone()
+                store[a, :, :width] = store[b, :, :width]
+                store[b, :, :width] = kept
+
+    def copy(self, source: int, targets: Sequence[int], width: int) -> None:
+        for store in (self.keys, self.values):
+            assert store is not None
+            store[list(targets), :, :width] = store[source, :, :width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.plan.width, 0
@@ -66,10 +79,11 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """A cache whose rows are slots of different lengths without holes.
+    """A cache whose slots have different lengths without holes.
 
     New tokens of a slot are written behind its old ones; tokens of padding are overwritten by the next real ones and
-    never seen, because a query sees no position behind its own.
+    never seen, because a query sees no position behind its own. Slots whose rows lie side by side are read without a
+    copy: `arrange` puts them there.
 
     Args:
         num_layers: of the model.
@@ -78,28 +92,54 @@ class SlotCache(Cache):
 
     def __init__(self, num_layers: int, num_slots: int) -> None:
         self._plan = _Plan()
-        super().__init__(layers=[_SlotLayer(self._plan, num_slots) for _ in range(num_layers)])
+        self._stores = [_SlotLayer(self._plan, num_slots) for _ in range(num_layers)]
+        super().__init__(layers=list(self._stores))
         self.lengths = [0] * num_slots
+        self._row_of = list(range(num_slots))
+        self._slot_in = list(range(num_slots))
 
-    def prepare(self, rows: Sequence[int], new_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Plan a forward pass that appends `new_tokens` (padding included) to each of `rows`.
+    def arrange(self, slots: Sequence[int]) -> None:
+        """Bring slots into the first rows, in this order."""
+        for row, slot in enumerate(slots):
+            self._exchange(row, self._row_of[slot])
+
+    def _exchange(self, a: int, b: int) -> None:
+        if a == b:
+            return
+        first, second = self._slot_in[a], self._slot_in[b]
+        width = max(self.lengths[first], self.lengths[second])
+        for store in self._stores if width else []:
+            store.swap(a, b, width)
+        self._slot_in[a], self._slot_in[b] = second, first
+        self._row_of[first], self._row_of[second] = b, a
+
+    def copy_prefix(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Let slots begin with the first tokens of another one."""
+        for store in self._stores if targets else []:
+            store.copy(self._row_of[source], [self._row_of[slot] for slot in targets], length)
+        for slot in targets:
+            self.lengths[slot] = length
+
+    def prepare(self, slots: Sequence[int], new_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Plan a forward pass that appends `new_tokens` (padding included) to each of `slots`.
 
         Returns: position ids [B, T], and which keys each query sees, bool [B, T, S].
         """
         plan = self._plan
-        starts = torch.tensor([self.lengths[row] for row in rows], device=device)
-        plan.rows = torch.tensor(list(rows), device=device)
+        rows = [self._row_of[slot] for slot in slots]
+        starts = torch.tensor([self.lengths[slot] for slot in slots], device=device)
+        plan.rows = torch.tensor(rows, device=device)
+        plan.first = rows[0] if rows == list(range(rows[0], rows[0] + len(rows))) else None
         plan.columns = starts[:, None] + torch.arange(new_tokens, device=device)
-        plan.width = max(self.lengths[row] for row in rows) + new_tokens
-        plan.whole = list(rows) == list(range(len(rows)))
+        plan.width = max(self.lengths[slot] for slot in slots) + new_tokens
         visible = torch.arange(plan.width, device=device) <= plan.columns[:, :, None]
         return plan.columns, visible
 
-    def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+    def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         """Count the real tokens of the pass that has just been made."""
-        for row, count in zip(rows, counts, strict=True):
-            self.lengths[row] += count
+        for slot, count in zip(slots, counts, strict=True):
+            self.lengths[slot] += count
 
-    def clear(self, row: int) -> None:
+    def clear(self, slot: int) -> None:
         """Forget a slot; its memory is used again."""
-        self.lengths[row] = 0
+        self.lengths[slot] = 0

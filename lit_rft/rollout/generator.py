@@ -2,16 +2,14 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_rft.models.attention import attention_masks
-from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
-from lit_rft.rollout.cache import SlotCache
+from lit_rft.rollout.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,16 @@ class ConversationGenerator:
         max_prefill_tokens: int = 8192,
         acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        self.model, self.end_of_turn_id, self.sampling, self.seed = model, end_of_turn_id, sampling, seed
-        self.max_prefill_tokens, self._acting = max_prefill_tokens, acting
-        self._config = causal_lm(model).config.get_text_config()
-        self._cache = SlotCache(self._config.num_hidden_layers, num_slots)
+        self.end_of_turn_id, self.sampling, self.seed = end_of_turn_id, sampling, seed
+        self._decoder = Decoder(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
         self._conversations: dict[int, _Conversation] = {}
         self._free = list(range(num_slots))
-        self.tokens_read = 0  # what the model has read so far, without padding
         self.tokens_sampled = 0
+
+    @property
+    def tokens_read(self) -> int:
+        """What the model has read so far, without padding."""
+        return self._decoder.tokens_read
 
     def open(self, name: str) -> int:
         """Begin a conversation; returns its slot.
@@ -101,22 +101,20 @@ class ConversationGenerator:
         if not self._free:
             raise RuntimeError(f"all {len(self._conversations)} slots are taken: close a conversation first")
         slot = self._free.pop(0)
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        random = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        self._conversations[slot] = _Conversation(random)
+        self._conversations[slot] = _Conversation(named_generator(self.seed, name))
         return slot
 
     def close(self, slot: int) -> None:
         """End a conversation and free its slot."""
         del self._conversations[slot]
-        self._cache.clear(slot)
+        self._decoder.cache.clear(slot)
         self._free.append(slot)
         self._free.sort()
 
     def forget(self, slot: int) -> None:
         """Drop what a conversation has read; its random numbers go on. For histories that were cut."""
         self._conversations[slot].pending = []
-        self._cache.clear(slot)
+        self._decoder.cache.clear(slot)
 
     @torch.no_grad()
     def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
@@ -128,93 +126,66 @@ class ConversationGenerator:
         for slot, ids in prompts.items():
             if not ids:
                 raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
-        with _sees_masks(self.model), self._acting():
+        with self._decoder.ready():
             return self._sample(prompts)
 
     def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
-        logits = self._read({slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()})
+        told = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
+        first = self._decoder.read(told)
         sampled: dict[int, Sampled] = {slot: Sampled([], [], False) for slot in prompts}
-        active = list(prompts)
-        for _ in range(self.sampling.max_new_tokens):
-            tokens, log_probs = self._draw(logits, active)
-            going = []
-            for row, slot in enumerate(active):
-                ids, scores, _ = sampled[slot]
-                ids.append(tokens[row])
-                scores.append(log_probs[row])
-                self._conversations[slot].pending = [tokens[row]]
-                if tokens[row] == self.end_of_turn_id:
-                    sampled[slot] = Sampled(ids, scores, True)
-                elif len(ids) < self.sampling.max_new_tokens:
-                    going.append(slot)
+        active = list(first)
+        logits = torch.stack(list(first.values()))
+        while active:
+            randoms = [self._conversations[slot].random for slot in active]
+            tokens, log_probs = draw(logits, self.sampling, randoms)
             self.tokens_sampled += len(active)
-            active = going
-            if not active:
-                break
-            logits = self._forward(active, [self._conversations[slot].pending for slot in active])
+            for slot, token, log_prob in zip(list(active), tokens, log_probs, strict=True):
+                self._conversations[slot].pending = [token]
+                ended = append(sampled, slot, token, log_prob, self.end_of_turn_id, self.sampling.max_new_tokens)
+                if ended:
+                    drop(active, slot)
+            if active:
+                logits = self._decoder.step(active, [self._conversations[slot].pending[0] for slot in active])
         return sampled
 
-    def _read(self, new_ids: dict[int, list[int]]) -> Tensor:
-        """Prefill in groups of similar length; returns the next-token logits in the order of the slots, [B, V]."""
-        groups: list[list[int]] = []
-        for slot in sorted(new_ids, key=lambda s: len(new_ids[s])):
-            group = groups[-1] if groups else None
-            length = len(new_ids[slot])
-            if group and length <= 2 * len(new_ids[group[0]]) and length * (len(group) + 1) <= self.max_prefill_tokens:
-                group.append(slot)
-            else:
-                groups.append([slot])
-        logits: dict[int, Tensor] = {}
-        for group in groups:
-            rows = sorted(group)
-            logits.update(zip(rows, self._forward(rows, [new_ids[slot] for slot in rows]), strict=True))
-        return torch.stack([logits[slot] for slot in new_ids])
 
-    def _forward(self, slots: list[int], new_ids: list[list[int]]) -> Tensor:
-        """One pass over the slots' new tokens; logits after the last real one of each, [B, V]."""
-        device = next(self.model.parameters()).device
-        counts = [len(ids) for ids in new_ids]
-        width = max(counts)
-        input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
-        position_ids, visible = self._cache.prepare(slots, width, device)
-        dtype = causal_lm(self.model).dtype
-        keys = torch.arange(visible.shape[-1], device=device)
-        masks = attention_masks(visible, position_ids, keys, self._config, dtype)
-        hidden = final_hidden_states(
-            self.model, input_ids, position_ids, attention_mask=masks, cache=self._cache  # type: ignore[arg-type]
-        )  # fmt: skip
-        self._cache.commit(slots, counts)
-        self.tokens_read += sum(counts)
-        last = torch.tensor(counts, device=device) - 1
-        return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
-
-    def _draw(self, logits: Tensor, slots: list[int]) -> tuple[list[int], list[float]]:
-        """A token for each slot and its log-probability."""
-        settings = self.sampling
-        log_probs = torch.log_softmax(logits / (settings.temperature or 1.0), dim=-1)
-        if settings.temperature == 0:
-            tokens = log_probs.argmax(-1)
-        else:
-            probs = truncate_distribution(log_probs.exp(), settings.top_k, settings.top_p)
-            randoms = [self._conversations[slot].random for slot in slots]
-            uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
-            tokens = inverse_cdf(probs, uniform.to(probs.device))
-        return tokens.tolist(), log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers of one conversation, whoever else draws beside it."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-@contextlib.contextmanager
-def _sees_masks(model: nn.Module) -> Iterator[None]:
-    """Let attention take additive masks: flash attention and the like, meant for training, give way to sdpa."""
-    lm = causal_lm(model)
-    implementation = lm.config._attn_implementation
-    if implementation in ("sdpa", "eager"):
-        yield
-        return
-    lm.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(implementation)
+def draw(
+    logits: Tensor, settings: SamplingSettings, randoms: Sequence[torch.Generator]
+) -> tuple[list[int], list[float]]:
+    """A token for each row [B, V], with random numbers of its own, and its log-probability."""
+    log_probs = torch.log_softmax(logits / (settings.temperature or 1.0), dim=-1)
+    if settings.temperature == 0:
+        tokens = log_probs.argmax(-1)
+    else:
+        probs = truncate_distribution(log_probs.exp(), settings.top_k, settings.top_p)
+        uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
+        tokens = inverse_cdf(probs, uniform.to(probs.device))
+    return tokens.tolist(), log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+
+
+def append(
+    sampled: dict[int, Sampled], slot: int, token: int, log_prob: float, end_of_turn_id: int, max_new_tokens: int
+) -> bool:
+    """Add a token to what a slot has said; returns whether that was the last one."""
+    ids, log_probs, _ = sampled[slot]
+    ids.append(token)
+    log_probs.append(log_prob)
+    if token == end_of_turn_id:
+        sampled[slot] = Sampled(ids, log_probs, True)
+    return token == end_of_turn_id or len(ids) >= max_new_tokens
+
+
+def drop(active: list[int], slot: int) -> None:
+    """Take a slot out; the last one takes its place: no other row of the cache has to move."""
+    place, last = active.index(slot), active.pop()
+    if last != slot:
+        active[place] = last
 
 
 def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:

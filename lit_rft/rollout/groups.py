@@ -1,11 +1,18 @@
 """Groups of completions to prompts."""
 
-from collections.abc import Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lit_rft.rollout.generator import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.decoder import Decoder
+from lit_rft.rollout.generator import Sampled, SamplingSettings, append, draw, drop, named_generator
+
+# New prompts are read together: not before so large a part of the slots is free.
+_FREE_SHARE = 1 / 8
 
 
 @torch.no_grad()
@@ -18,32 +25,116 @@ def sample_groups(
     *,
     seed: int = 0,
     num_slots: int = 64,
+    acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> list[list[Sampled]]:
-    """Completions of every prompt, `num_slots` at a time.
+    """Completions of every prompt, `num_slots` at a time: when one ends, the next begins. A prompt is read once for all
+    of its completions that are sampled together.
 
     What is sampled for a prompt depends on the seed, its name and the number within its group only, but for rounding.
 
     Args:
         prompts: name and ids of each.
         sizes: how many completions each gets, >= 0.
+        acting: see `Decoder`.
     Raises: ValueError if there are not as many sizes as prompts, or `num_slots` is below 1.
     """
     if len(prompts) != len(sizes) or num_slots < 1:
         raise ValueError(f"expected {len(prompts)} sizes and num_slots >= 1, got {len(sizes)} and {num_slots}")
-    wanted = [(p, n) for p, size in enumerate(sizes) for n in range(size)]
-    # completions of similar prompts are read together; names, not places, decide what is sampled
-    wanted.sort(key=lambda pair: len(prompts[pair[0]][1]), reverse=True)
-    groups: list[list[Sampled]] = [[Sampled([], [], False)] * size for size in sizes]
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(wanted), num_slots):
-            part = wanted[start : start + num_slots]
-            generator = ConversationGenerator(model, end_of_turn_id, sampling, num_slots=len(part), seed=seed)
-            slots = [generator.open(f"{prompts[p][0]}/{n}") for p, n in part]
-            sampled = generator.sample({slot: prompts[p][1] for slot, (p, _) in zip(slots, part, strict=True)})
-            for slot, (p, n) in zip(slots, part, strict=True):
-                groups[p][n] = sampled[slot]
+        number = max(1, min(num_slots, sum(sizes)))
+        decoder = Decoder(model, number, end_of_turn_id, acting=acting)
+        return _GroupSampler(decoder, prompts, sizes, sampling, seed).run()
     finally:
         model.train(training)
-    return groups
+
+
+@dataclass
+class _Prompt:
+    """A prompt whose completions have begun."""
+
+    slots: set[int] = field(default_factory=set)  # where its tokens are in the cache
+    logits: Tensor | None = None  # after its last token
+
+
+class _GroupSampler:
+    """See `sample_groups`."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[tuple[str, list[int]]],
+        sizes: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+    ) -> None:
+        self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
+        # prompts of similar length are read together; names, not places, decide what is sampled
+        order = sorted(range(len(prompts)), key=lambda p: len(prompts[p][1]), reverse=True)
+        self.waiting = deque((p, n) for p in order for n in range(sizes[p]))
+        self.num_slots = decoder.num_slots
+        self.free = list(range(self.num_slots))
+        self.active: list[int] = []  # slots, in the order of the cache's rows
+        self.place: dict[int, tuple[int, int]] = {}  # slot -> prompt, number
+        self.randoms: dict[int, torch.Generator] = {}
+        self.begun: dict[int, _Prompt] = {}
+        self.sampled: dict[int, Sampled] = {}  # slot -> what is being said
+        self.groups: list[list[Sampled]] = [[Sampled([], [], False)] * size for size in sizes]
+
+    def run(self) -> list[list[Sampled]]:
+        with self.decoder.ready():
+            while self.waiting or self.active:
+                if not self.active or len(self.free) >= self.num_slots * _FREE_SHARE:
+                    self._begin()
+                if self.active:
+                    tokens = [self.sampled[slot].ids[-1] for slot in self.active]
+                    self._say(self.active, self.decoder.step(self.active, tokens))
+        return self.groups
+
+    def _begin(self) -> None:
+        """Let waiting completions into free slots, and draw their first tokens."""
+        fresh: dict[int, list[int]] = {}  # a prompt's first slot
+        copies: dict[int, list[int]] = {}
+        new: list[int] = []
+        while self.waiting and self.free:
+            p, n = self.waiting.popleft()
+            slot = self.free.pop()
+            prompt = self.begun.setdefault(p, _Prompt())
+            if prompt.slots:
+                copies.setdefault(p, []).append(slot)
+            else:
+                fresh[slot] = self.prompts[p][1]
+                prompt.slots.add(slot)
+            self.place[slot], self.sampled[slot] = (p, n), Sampled([], [], False)
+            self.randoms[slot] = named_generator(self.seed, f"{self.prompts[p][0]}/{n}")
+            new.append(slot)
+        if fresh:
+            for slot, logits in self.decoder.read(fresh).items():
+                self.begun[self.place[slot][0]].logits = logits
+        for p, slots in copies.items():
+            prompt = self.begun[p]
+            self.decoder.cache.copy_prefix(min(prompt.slots), slots, len(self.prompts[p][1]))
+            prompt.slots.update(slots)
+        if new:
+            first = [self.begun[self.place[slot][0]].logits for slot in new]
+            self.active += new
+            self._say(new, torch.stack([logits for logits in first if logits is not None]))
+
+    def _say(self, slots: Sequence[int], logits: Tensor) -> None:
+        """Draw a token for each slot; those that have come to their end make room."""
+        tokens, log_probs = draw(logits, self.sampling, [self.randoms[slot] for slot in slots])
+        for slot, token, log_prob in zip(list(slots), tokens, log_probs, strict=True):
+            limit = self.sampling.max_new_tokens
+            if append(self.sampled, slot, token, log_prob, self.decoder.end_of_turn_id, limit):
+                self._end(slot)
+
+    def _end(self, slot: int) -> None:
+        p, n = self.place.pop(slot)
+        self.groups[p][n] = self.sampled.pop(slot)
+        drop(self.active, slot)
+        self.decoder.cache.clear(slot)
+        self.begun[p].slots.discard(slot)
+        if not self.begun[p].slots:
+            del self.begun[p]  # read anew if more of its completions are waiting
+        self.free.append(slot)

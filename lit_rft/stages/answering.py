@@ -1,15 +1,18 @@
 """What stages share whose policy answers problems: validation, test and predict."""
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from lit_rft.metrics import AnswerMetrics
-from lit_rft.models.sharding import whole_weights
+from lit_rft.models.merging import FoldedAdapter
+from lit_rft.models.sharding import sharded_parts, whole_weights
 from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
-from lit_rft.rollout import sample_groups
+from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings
 
@@ -97,11 +100,7 @@ class AnsweringStage(PolicyModule):
         by_source = settings.answers_by_source or {}
         sizes = [by_source.get(prompt.problem.source, settings.answers) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
-        with whole_weights(self.policy):
-            groups = sample_groups(
-                self.policy, named, sizes, settings.sampling, self.chat.end_of_turn_id, seed=settings.seed,
-                num_slots=settings.slots,
-            )  # fmt: skip
+        groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
@@ -113,6 +112,24 @@ class AnsweringStage(PolicyModule):
         self._count(batch, found)
         self.answers += found
         return found
+
+    def sample(
+        self,
+        prompts: Sequence[tuple[str, list[int]]],
+        sizes: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+        num_slots: int,
+    ) -> list[list[Sampled]]:
+        """`rollout.sample_groups` by the policy as it is; with split weights all processes must call this."""
+        assert self.policy is not None and self.chat is not None
+        with whole_weights(self.policy):
+            folds = self.answering.merge_adapters and not sharded_parts(self.policy)
+            acting = FoldedAdapter(self.policy).active if folds else contextlib.nullcontext
+            return sample_groups(
+                self.policy, prompts, sizes, sampling, self.chat.end_of_turn_id, seed=seed, num_slots=num_slots,
+                acting=acting,
+            )  # fmt: skip
 
     def _count(self, batch: PromptRound, answers: list[Answer]) -> None:
         if self._metrics is None:

@@ -9,7 +9,7 @@ import torch
 from lit_rft.models.attention import can_share_prompts
 from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
-from lit_rft.rollout import SamplingSettings, sample_groups
+from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
@@ -97,11 +97,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
         sizes = [self.objective.group_size - number for number in held]
-        with whole_weights(self.policy):
-            groups = sample_groups(
-                self.policy, named, sizes, self.sampling, self.chat.end_of_turn_id, seed=self.seed,
-                num_slots=self.rollout_slots,
-            )  # fmt: skip
+        groups = self.sample(named, sizes, self.sampling, self.seed, self.rollout_slots)
         members = []
         for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             for sampled in group:

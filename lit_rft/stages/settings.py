@@ -221,6 +221,8 @@ class AnsweringSettings:
         answers: to each problem.
         answers_by_source: to those of some benchmarks, in its place (32 for AIME and AMC in the paper).
         slots: answers sampled at the same time.
+        merge_adapters: fold the adapters into the backbone while sampling, rollouts included: faster, and takes the
+            memory of the adapted weights once more.
         seed: of the sampling.
     """
 
@@ -228,6 +230,7 @@ class AnsweringSettings:
     answers: int = 1
     answers_by_source: dict[str, int] | None = None
     slots: int = 64
+    merge_adapters: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

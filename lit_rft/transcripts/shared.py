@@ -24,7 +24,9 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
     segments = torch.full((len(rows), width), -1)  # padding sees itself
-    decisions, prompt_ends, transcripts = [], [], []
+    decisions: list[tuple[int, ...]] = []
+    prompt_ends: list[int] = []
+    transcripts: list[Transcript] = []
     for r, row in enumerate(rows):
         prompt = _prompt(row)
         input_ids[r, : len(prompt)] = torch.tensor(prompt)

@@ -13,7 +13,14 @@ from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rewards import RewardSum
 from lit_rft.rollout import SamplingSettings
-from lit_rft.stages import MixedPolicyGRPO, NonFiniteLossError, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages import (
+    AnsweringSettings,
+    MixedPolicyGRPO,
+    NonFiniteLossError,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.stages import mixed_policy_grpo as grpo_module
 from lit_rft.transcripts import PromptFormat, shared_step_batch
 
@@ -110,6 +117,13 @@ def test_sharing_prompts_changes_nothing(
     assert not calls
     for name in shared:
         torch.testing.assert_close(shared[name], plain[name], rtol=1e-3, atol=5e-5)
+
+
+def test_folded_adapters_sample_what_training_sees(tiny_model_folder: Path) -> None:
+    folded = after(tiny_model_folder, steps=3)
+    plain = after(tiny_model_folder, steps=3, answering=AnsweringSettings(merge_adapters=False))
+    for name in folded:
+        torch.testing.assert_close(folded[name], plain[name], rtol=1e-3, atol=5e-5)
 
 
 def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folder: Path) -> None:

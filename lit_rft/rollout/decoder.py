@@ -1,0 +1,85 @@
+"""A model that reads and predicts for many sequences at once, each with its kept cache."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.attention import attention_masks, decoding_attention
+from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
+from lit_rft.rollout.cache import SlotCache
+
+
+class Decoder:
+    """Reads new tokens of some slots, and says what comes next.
+
+    Args:
+        model: a causal language model, with or without adapters; switched to evaluation by the caller.
+        num_slots: sequences at the same time.
+        end_of_turn_id: the token that ends an utterance; it also fills what is shorter than others.
+        max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
+        acting: makes a context in which the model acts: with another adapter, or with a folded one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_slots: int,
+        end_of_turn_id: int,
+        *,
+        max_prefill_tokens: int = 8192,
+        acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.model, self.num_slots, self.end_of_turn_id = model, num_slots, end_of_turn_id
+        self.max_prefill_tokens, self._acting = max_prefill_tokens, acting
+        self._config = causal_lm(model).config.get_text_config()
+        self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
+        self.tokens_read = 0  # so far, without padding
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model as it decodes: every `read` and `step` is made within."""
+        with decoding_attention(self.model), self._acting():
+            yield
+
+    def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:
+        """Prefill in groups of similar length; leaves the slots side by side, in the order of the answer.
+
+        Returns: slot -> logits [V] after its last token.
+        """
+        groups: list[list[int]] = []
+        for slot in sorted(new_ids, key=lambda s: len(new_ids[s])):
+            group = groups[-1] if groups else None
+            length = len(new_ids[slot])
+            if group and length <= 2 * len(new_ids[group[0]]) and length * (len(group) + 1) <= self.max_prefill_tokens:
+                group.append(slot)
+            else:
+                groups.append([slot])
+        self.cache.arrange([slot for group in groups for slot in group])
+        logits: dict[int, Tensor] = {}
+        for group in groups:
+            logits.update(zip(group, self._forward(group, [new_ids[slot] for slot in group]), strict=True))
+        return logits
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Read one token of each slot; returns logits [B, V]."""
+        self.cache.arrange(slots)
+        return self._forward(slots, [[token] for token in tokens])
+
+    def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
+        """One pass over the slots' new tokens; logits after the last real one of each, [B, V]."""
+        device = next(self.model.parameters()).device
+        counts = [len(ids) for ids in new_ids]
+        width = max(counts)
+        input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
+        position_ids, visible = self.cache.prepare(slots, width, device)
+        keys = torch.arange(visible.shape[-1], device=device)
+        masks = attention_masks(visible, position_ids, keys, self._config, causal_lm(self.model).dtype)
+        hidden = final_hidden_states(
+            self.model, input_ids, position_ids, attention_mask=masks, cache=self.cache  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.cache.commit(slots, counts)
+        self.tokens_read += sum(counts)
+        last = torch.tensor(counts, device=device) - 1
+        return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])

@@ -1,0 +1,106 @@
+"""Groups of completions: the same as conversations one by one, whatever shares the cache; prompts are read once."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model
+
+from lit_rft.models import FoldedAdapter, LoraSettings
+from lit_rft.models.backbone import add_lora
+from lit_rft.rollout import SamplingSettings, sample_groups
+from lit_rft.rollout import groups as module
+from lit_rft.rollout.generator import ConversationGenerator
+
+END = 2
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 12},
+    "mistral": {"sliding_window": 12},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+def make_prompts(number: int = 5) -> list[tuple[str, list[int]]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(f"p{n}", torch.randint(3, 272, (4 + 5 * n,), generator=generator).tolist()) for n in range(number)]
+
+
+def one_by_one(model: Any, prompts: Any, sizes: Any, sampling: SamplingSettings, seed: int = 0) -> list[list[Any]]:
+    groups = []
+    for (name, ids), size in zip(prompts, sizes, strict=True):
+        groups.append([])
+        for number in range(size):
+            generator = ConversationGenerator(model, END, sampling, num_slots=1, seed=seed)
+            slot = generator.open(f"{name}/{number}")
+            groups[-1].append(generator.sample({slot: ids})[slot])
+    return groups
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("num_slots", [1, 3, 64])
+def test_groups_equal_conversations_one_by_one(architecture: str, num_slots: int) -> None:
+    model = make_model(architecture, **ARCHITECTURES[architecture])
+    prompts, sizes, sampling = make_prompts(), [3, 0, 4, 1, 2], SamplingSettings(9, 1.0)
+    expected = one_by_one(model, prompts, sizes, sampling)
+    found = sample_groups(model, prompts, sizes, sampling, END, num_slots=num_slots)
+    assert [[one.ids for one in group] for group in found] == [[one.ids for one in group] for group in expected]
+    for group, other in zip(found, expected, strict=True):
+        for one, plain in zip(group, other, strict=True):
+            assert one.log_probs == pytest.approx(plain.log_probs, abs=1e-4)
+            assert one.finished == plain.finished == (one.ids[-1] == END)
+
+
+def test_log_probs_equal_a_plain_pass() -> None:
+    model, prompts = make_model(), make_prompts()
+    for (_, ids), group in zip(
+        prompts, sample_groups(model, prompts, [3] * 5, SamplingSettings(9, 0.7), END), strict=True
+    ):
+        for one in group:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*ids, *one.ids]])).logits[0] / 0.7
+            log_probs = logits.log_softmax(-1)[len(ids) - 1 : -1]
+            expected = log_probs.gather(-1, torch.tensor(one.ids)[:, None]).squeeze(-1)
+            assert one.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_folded_adapter_says_the_same() -> None:
+    model = add_lora(make_model(), LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    prompts, sampling = make_prompts(), SamplingSettings(9, 1.0)
+    plain = sample_groups(model, prompts, [2] * 5, sampling, END)
+    folded = sample_groups(model, prompts, [2] * 5, sampling, END, acting=FoldedAdapter(model).active)
+    with model.disable_adapter():
+        other = sample_groups(model, prompts, [2] * 5, sampling, END)
+    ids = [[[one.ids for one in group] for group in found] for found in (plain, folded, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_prompt_is_read_once_and_slots_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    samplers = []
+    original = module._GroupSampler.run
+    monkeypatch.setattr(module._GroupSampler, "run", lambda self: (samplers.append(self), original(self))[1])
+    model, prompts = make_model(), make_prompts()
+    found = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, num_slots=64)
+    (sampler,) = samplers
+    steps = sum(len(one.ids) - 1 for group in found for one in group)
+    assert sampler.decoder.tokens_read == sum(len(ids) for _, ids in prompts) + steps
+    samplers.clear()
+    again = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, num_slots=8)
+    (sampler,) = samplers
+    assert [[one.ids for one in group] for group in again] == [[one.ids for one in group] for group in found]
+    assert len(sampler.decoder.cache.lengths) == 8
+    assert sampler.decoder.tokens_read <= 2 * sum(len(ids) for _, ids in prompts) + steps  # never once a completion
+
+
+def test_seed_and_bad_numbers() -> None:
+    model, prompts = make_model(), make_prompts(1)
+    first, second = (sample_groups(model, prompts, [2], SamplingSettings(6, 1.0), END, seed=seed) for seed in (0, 1))
+    assert [one.ids for one in first[0]] != [one.ids for one in second[0]]
+    assert first[0][0].ids != first[0][1].ids
+    assert sample_groups(model, [], [], SamplingSettings(6, 1.0), END) == []
+    with pytest.raises(ValueError, match="expected 1 sizes and num_slots >= 1, got 2 and 4"):
+        sample_groups(model, prompts, [1, 2], SamplingSettings(6, 1.0), END, num_slots=4)
