@@ -212,11 +212,11 @@ def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
 ) -> None:
     stage = make_online(tiny_model_folder)
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
-    monkeypatch.setattr("lit_rft.stages.online_finetune._finite", lambda episode: False)
+    monkeypatch.setattr("lit_rft.stages.exploration._finite", lambda episode: False)
     again = make_online(tiny_model_folder)
     with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
         run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
-    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["online"]["buffers"][0]
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["buffers"][0]
     assert kept == stage.replay.state_dict()
 
 
