@@ -17,28 +17,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from experiment import (
+    RESULTS,
+    ROOT,
+    Step,
+    curve,
+    environment,
+    listed,
+    lit_rft,
+    plot_curves,
+    read_results,
+    run,
+    save_figure,
+    spread,
+    times,
+)
 from rich.console import Console
 from rich.table import Table
 
 from lit_rft._files import write_json
 
 SEEN, UNSEEN = ["find-animal", "find-living-thing", "find-plant"], ["find-non-living-thing"]
-ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "glider_scienceworld"
-RESULTS = Path(__file__).parent / "results" / "glider_scienceworld.json"
-IMAGES = ROOT / "docs" / "images"
+FILE = RESULTS / "glider_scienceworld.json"
 CONFIGS = {stage: f"glider/scienceworld/{stage}.yaml" for stage in ("sft", "offline_rl", "online")}
 EVALUATION_SEEDS = (0, 1, 2)
 STAGES = ("sft", "offline_rl", "online")
@@ -56,20 +63,11 @@ class Scale:
     extra: tuple[str, ...] = ()  # more arguments for every command
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command; it is done when the file is there."""
-
-    name: str
-    command: list[str]
-    result: Path
-
-
 def steps(seed: int, scale: Scale) -> Iterator[Step]:
     """What a seed takes, in order."""
     home = RUNS / f"seed{seed}"
     expert, medium = home / "sft" / "expert", home / "sft" / "episodes" / "predicted.jsonl"
-    data = {"tasks": _listed(SEEN), "train_half": "first", "train_variations": scale.train_variations}
+    data = {"tasks": listed(SEEN), "train_half": "first", "train_variations": scale.train_variations}
     for kind in ("", "flat_"):
         sft, offline, online = (home / f"{kind}{stage}" for stage in STAGES)
         yield _fit("sft", sft, seed, scale, kind, **{f"data.init_args.{k}": v for k, v in data.items()},
@@ -81,7 +79,7 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
             "offline_rl", offline, seed, scale, kind, **{f"data.init_args.{k}": v for k, v in data.items()},
             **{
                 "data.init_args.data_dir": expert,
-                "data.init_args.medium_files": _listed([medium]),
+                "data.init_args.medium_files": listed([medium]),
                 "data.init_args.medium_per_expert": round(scale.medium_variations / scale.train_variations, 3),
                 "model.init_args.policy.start_from": sft / "checkpoints" / "last.ckpt",
                 "model.init_args.critic.cache_dir": home / "features",
@@ -91,7 +89,7 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
         yield _fit(
             "online", online, seed, scale, kind,
             **{
-                "data.init_args.collect_tasks": _listed(UNSEEN),
+                "data.init_args.collect_tasks": listed(UNSEEN),
                 "data.init_args.rounds": scale.rounds,
                 "data.init_args.episodes_per_round": scale.episodes_per_round,
                 "model.init_args.policy.start_from": offline / "checkpoints" / "last.ckpt",
@@ -104,9 +102,8 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
 
 def _command(verb: str, stage: str, folder: Path, seed: int, scale: Scale, kind: str, keys: Any) -> list[str]:
     fixed = {"trainer.default_root_dir": folder, "seed_everything": seed, "trainer.limit_val_batches": 0}
-    flat = [part for key, value in {**fixed, **keys}.items() for part in (f"--{key}", str(value))]
-    overlay = ["-c", f"glider/scienceworld/flat_{stage}.yaml"] if kind else []
-    return [sys.executable, "-m", "lit_rft.cli", verb, "-c", CONFIGS[stage], *overlay, *flat, *scale.extra]
+    configs = [CONFIGS[stage], *([f"glider/scienceworld/flat_{stage}.yaml"] if kind else [])]
+    return lit_rft(verb, configs, {**fixed, **keys}, scale.extra)
 
 
 def _fit(stage: str, folder: Path, seed: int, scale: Scale, kind: str, **keys: Any) -> Step:
@@ -119,7 +116,7 @@ def _fit(stage: str, folder: Path, seed: int, scale: Scale, kind: str, **keys: A
 def _predict(sft: Path, seed: int, scale: Scale, medium: Path) -> Step:
     keys = {
         "ckpt_path": "last",
-        "data.init_args.tasks": _listed(SEEN),
+        "data.init_args.tasks": listed(SEEN),
         "data.init_args.predict_split": "train",
         "data.init_args.predict_half": "second",
         "data.init_args.predict_variations": scale.medium_variations,
@@ -135,7 +132,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -
         target = folder / f"evaluation{number}"
         keys = {
             "ckpt_path": folder / "checkpoints" / "last.ckpt",
-            "data.init_args.tasks": _listed(SEEN + UNSEEN),
+            "data.init_args.tasks": listed(SEEN + UNSEEN),
             "data.init_args.eval_split": "dev",
             "data.init_args.eval_variations": scale.eval_variations,
             "data.init_args.seed": number,  # chooses the variations
@@ -143,32 +140,6 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -
         }
         command = _command("test", stage, target, seed, scale, kind, keys)
         yield Step(f"seed {seed}: {folder.name}: evaluation {number}", command, target / "scores.json")
-
-
-def _listed(items: list[Any]) -> str:
-    return "[" + ",".join(map(str, items)) + "]"
-
-
-def run(step: Step, console: Console) -> None:
-    """Run a step unless it is done.
-
-    Raises: RuntimeError with the log's name if the command fails.
-    """
-    if step.result.exists():
-        return
-    log = RUNS / "logs" / (step.name.replace(": ", "-").replace(" ", "_") + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-    with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
-        code = subprocess.run(step.command, stdout=stream, stderr=stream).returncode
-    if code:
-        raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to go on from here")
-    if step.result.suffix == ".done":
-        step.result.touch()
-    seconds = time.time() - started
-    console.print(f"{step.name}: {seconds / 60:.1f} minutes")
-    with (RUNS / "times.jsonl").open("a") as stream:
-        stream.write(json.dumps({"step": step.name, "seconds": round(seconds, 1)}) + "\n")
 
 
 def collect_results(scale: Scale) -> dict[str, Any]:
@@ -184,49 +155,27 @@ def collect_results(scale: Scale) -> dict[str, Any]:
                 found = [json.loads(file.read_text()) for file in files if file.exists()]
                 if found:
                     scores.setdefault(name, {})[str(seed)] = found
-            curve = _online_curve(home / f"{kind}online" / "tensorboard")
-            if curve:
-                online.setdefault(f"{kind}online", {})[str(seed)] = curve
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            points = curve(home / f"{kind}online" / "tensorboard", "online/score")
+            if points:
+                online.setdefault(f"{kind}online", {})[str(seed)] = points
+    known = read_results(FILE)
     for kind, found in (("scores", scores), ("online", online)):  # seeds whose runs are no longer here
         for name, seeds in known.get(kind, {}).items():
             found[name] = seeds | found.get(name, {})
-    times = {time["step"]: time for time in known.get("seconds", [])}
-    for line in _lines(RUNS / "times.jsonl"):
-        times[json.loads(line)["step"]] = json.loads(line)
-    names = ("lit-rft", "torch", "transformers", "peft", "lightning", "scienceworld")
     return {
         "scores": scores,
         "online": online,
-        "seconds": list(times.values()),
+        "seconds": times(RUNS, known),
         "settings": {k: v for k, v in vars(scale).items() if k != "extra"} | {"seen": SEEN, "unseen": UNSEEN},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+        **environment("scienceworld"),
     }
 
 
 def finished(seed: int) -> bool:
     """Whether the results have all evaluations of a seed, made here or elsewhere."""
-    scores = json.loads(RESULTS.read_text())["scores"] if RESULTS.exists() else {}
+    scores = read_results(FILE).get("scores", {})
     runs = [scores.get(f"{kind}{stage}", {}).get(str(seed), []) for kind in ("", "flat_") for stage in STAGES]
     return all(len(found) == len(EVALUATION_SEEDS) for found in runs)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _online_curve(folder: Path) -> list[tuple[int, float]]:
-    if not folder.is_dir():
-        return []
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    if "online/score" not in events.Tags()["scalars"]:
-        return []
-    points = {point.step: round(point.value, 2) for point in events.Scalars("online/score")}  # the last of each step
-    return sorted(points.items())
 
 
 def means(results: dict[str, Any], name: str, tasks: list[str]) -> list[float]:
@@ -244,14 +193,10 @@ def report(results: dict[str, Any], console: Console) -> None:
     for name in (f"{kind}{stage}" for kind in ("", "flat_") for stage in STAGES):
         seen, unseen = means(results, name, SEEN), means(results, name, UNSEEN)
         if seen:
-            table.add_row(name, _spread(seen), _spread(unseen), str(len(seen)))
+            table.add_row(name, spread(seen), spread(unseen), str(len(seen)))
     console.print(table)
     plot_stages(results)
     plot_online(results)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def plot_stages(results: dict[str, Any]) -> None:
@@ -270,7 +215,7 @@ def plot_stages(results: dict[str, Any]) -> None:
         axes.set_title(title)
     figure.axes[0].set_ylabel("score")
     figure.axes[1].legend(frameon=False)
-    _save(figure, "glider_stages.png")
+    save_figure(figure, "glider_stages.png")
 
 
 def plot_online(results: dict[str, Any]) -> None:
@@ -282,22 +227,10 @@ def plot_online(results: dict[str, Any]) -> None:
         curves = list(results["online"].get(name, {}).values())
         if not curves:
             continue
-        length = min(map(len, curves))
-        steps_taken = [statistics.mean(curve[i][0] for curve in curves) for i in range(length)]
-        values = [[curve[i][1] for curve in curves] for i in range(length)]
-        middle = [statistics.mean(v) for v in values]
-        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        (line,) = axes.plot(steps_taken, middle, label=f"{label}, {len(curves)} seeds")
-        low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(steps_taken, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        plot_curves(axes, curves, label)
     axes.set(xlabel="environment steps", ylabel="score of the episodes played", title="online, unseen task")
     axes.legend(frameon=False)
-    _save(figure, "glider_online.png")
-
-
-def _save(figure: Any, name: str) -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / name, dpi=120, bbox_inches="tight")
+    save_figure(figure, "glider_online.png")
 
 
 def main() -> None:
@@ -309,9 +242,9 @@ def main() -> None:
     console, scale = Console(), Scale(extra=tuple(options.extra))
     for seed in options.seeds if not options.report else []:
         for step in steps(seed, scale) if not finished(seed) else ():
-            run(step, console)
-            write_json(RESULTS, collect_results(scale))
-    report(json.loads(RESULTS.read_text()), console)
+            run(step, RUNS, console)
+            write_json(FILE, collect_results(scale))
+    report(read_results(FILE), console)
 
 
 if __name__ == "__main__":

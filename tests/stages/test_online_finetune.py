@@ -260,7 +260,7 @@ def test_with_another_number_of_processes_the_newest_episodes_stay(tiny_model_fo
 
     stage = make_online(tiny_model_folder, online={"buffer_episodes": 3})
     stage.configure_model()
-    checkpoint = {"online": {"env_steps": 7, "buffers": [saved("0", "2", "4"), saved("1", "3")]}}
+    checkpoint: dict[str, Any] = {"env_steps": 7, "buffers": [saved("0", "2", "4"), saved("1", "3")]}
     checkpoint["state_dict"] = {k: v for k, v in stage.state_dict().items() if k in stage._saved_names()}
     stage.on_load_checkpoint(checkpoint)
     assert [e[0].episode_id.split("/")[-1] for e in stage.replay.episodes] == ["2", "3", "4"]

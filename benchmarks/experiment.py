@@ -1,0 +1,121 @@
+"""What the whole experiments share: steps that are `lit-rft` commands, done once, with logs, times and results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+RESULTS, IMAGES = Path(__file__).parent / "results", ROOT / "docs" / "images"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; it is done when the file is there."""
+
+    name: str
+    command: list[str]
+    result: Path
+
+
+def lit_rft(verb: str, configs: Sequence[str], keys: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
+    """A `lit-rft` command."""
+    named = [part for config in configs for part in ("-c", config)]
+    flat = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "lit_rft.cli", verb, *named, *flat, *extra]
+
+
+def listed(items: Sequence[Any]) -> str:
+    return "[" + ",".join(map(str, items)) + "]"
+
+
+def run(step: Step, runs: Path, console: Console) -> None:
+    """Run a step unless it is done; logs and times are kept in the folder `runs`.
+
+    Raises: RuntimeError with the log's name if the command fails.
+    """
+    if step.result.exists():
+        return
+    log = runs / "logs" / (step.name.replace(": ", "-").replace(" ", "_") + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
+        code = subprocess.run(step.command, stdout=stream, stderr=stream).returncode
+    if code:
+        raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to go on from here")
+    if step.result.suffix == ".done":
+        step.result.touch()
+    seconds = time.time() - started
+    console.print(f"{step.name}: {seconds / 60:.1f} minutes")
+    with (runs / "times.jsonl").open("a") as stream:
+        stream.write(json.dumps({"step": step.name, "seconds": round(seconds, 1)}) + "\n")
+
+
+def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Seconds of all steps: those of earlier results, and those whose runs are here."""
+    found = {time["step"]: time for time in known.get("seconds", [])}
+    path = runs / "times.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        found[json.loads(line)["step"]] = json.loads(line)
+    return list(found.values())
+
+
+def environment(*more: str) -> dict[str, Any]:
+    """Machine and versions."""
+    names = ("lit-rft", "torch", "transformers", "peft", "lightning", *more)
+    return {
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+    }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What an earlier run has left; empty at first."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """A scalar of a run's TensorBoard files, the last value of each step."""
+    if not folder.is_dir():
+        return []
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return []
+    return sorted({point.step: round(point.value, 4) for point in events.Scalars(tag)}.items())
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+
+
+def plot_curves(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], label: str) -> None:
+    """Mean of several curves, a band of one standard deviation around it; as far as the shortest goes."""
+    length = min(map(len, curves))
+    steps = [statistics.mean(curve[i][0] for curve in curves) for i in range(length)]
+    values = [[curve[i][1] for curve in curves] for i in range(length)]
+    middle = [statistics.mean(v) for v in values]
+    width = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    (line,) = axes.plot(steps, middle, label=f"{label}, {len(curves)} seeds")
+    low, high = ([m + sign * s for m, s in zip(middle, width, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+
+
+def save_figure(figure: Any, name: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / name, dpi=120, bbox_inches="tight")
