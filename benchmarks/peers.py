@@ -1,0 +1,82 @@
+"""What the benchmarks of speed share: two sides on the same work, in turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.processor())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": model, "cores": os.cpu_count(), "gpu": device, "load_average_before": os.getloadavg()[0]}
+
+
+def versions(*names: str) -> dict[str, str]:
+    names = ("torch", "transformers", "peft", *names)
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def peak_memory() -> float:
+    """GB this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def say(**figures: Any) -> None:
+    """The last line that a side prints: its figures."""
+    print("\n" + json.dumps(figures), flush=True)
+
+
+def in_turns(script: str, sides: tuple[str, str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """Run both sides of a script in turns.
+
+    Raises: RuntimeError with what a side said last if it fails.
+    """
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in sides:
+            started = time.time()
+            print(f"round {number + 1} of {rounds}: {side} ...", end=" ", flush=True)
+            command = [sys.executable, script, "--side", side, *arguments]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"{side} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
+            found[side].append(json.loads(result.stdout.strip().splitlines()[-1]))
+            print(f"{time.time() - started:.0f} s", flush=True)
+    return found
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    table = Table(title=title)
+    columns = list(next(iter(rows.values())))
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
+    Console().print(table)
