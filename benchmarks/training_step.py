@@ -5,9 +5,9 @@
 The plain way: all transcripts of a step padded to the longest, logits of every token, and for the critic a second pass
 by the model without its adapters. Ours: micro-batches of similar length, logits of action tokens in chunks, features of
 the critic out of the cache (a first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear
-layers, bf16, steps of 4 expert episodes. Each side is in a process of its own, in turns; medians. Model FLOP utilisation counts
-four FLOP for each weight of the backbone and real token (frozen weights have no gradient), against the best rate of a
-bf16 matrix product in the same process. Writes `benchmarks/results/training_step.json`.
+layers, bf16, steps of 4 expert episodes. Each side is in a process of its own, in turns; medians. Model FLOP
+utilisation counts four FLOP for each weight of the backbone and real token (frozen weights have no gradient), against
+the best rate of a bf16 matrix product in the same process. Writes `benchmarks/results/training_step.json`.
 """
 
 from __future__ import annotations
