@@ -1,7 +1,8 @@
 """Generation: conversations with kept caches, sampled together."""
 
 from lit_rft.rollout.cache import SlotCache
-from lit_rft.rollout.generator import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.generator import ConversationGenerator
 from lit_rft.rollout.groups import sample_groups
+from lit_rft.rollout.sampling import Sampled, SamplingSettings
 
 __all__ = ["ConversationGenerator", "Sampled", "SamplingSettings", "SlotCache", "sample_groups"]

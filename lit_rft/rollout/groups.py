@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.generator import Sampled, SamplingSettings, append, draw, drop, named_generator
+from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
 
 # New prompts are read together: not before so large a part of the slots is free.
 _FREE_SHARE = 1 / 8
@@ -25,6 +25,7 @@ def sample_groups(
     *,
     seed: int = 0,
     num_slots: int = 64,
+    decode: Callable[[list[int]], str] | None = None,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> list[list[Sampled]]:
     """Completions of every prompt, `num_slots` at a time: when one ends, the next begins. A prompt is read once for all
@@ -35,6 +36,7 @@ def sample_groups(
     Args:
         prompts: name and ids of each.
         sizes: how many completions each gets, >= 0.
+        decode: ids to text, for stop strings.
         acting: see `Decoder`.
     Raises: ValueError if there are not as many sizes as prompts, or `num_slots` is below 1.
     """
@@ -45,7 +47,8 @@ def sample_groups(
     try:
         number = max(1, min(num_slots, sum(sizes)))
         decoder = Decoder(model, number, end_of_turn_id, acting=acting)
-        return _GroupSampler(decoder, prompts, sizes, sampling, seed).run()
+        ending = Ending(end_of_turn_id, sampling, decode)
+        return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()
     finally:
         model.train(training)
 
@@ -67,9 +70,11 @@ class _GroupSampler:
         prompts: Sequence[tuple[str, list[int]]],
         sizes: Sequence[int],
         sampling: SamplingSettings,
+        ending: Ending,
         seed: int,
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
+        self.ending = ending
         # prompts of similar length are read together; names, not places, decide what is sampled
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p][1]), reverse=True)
         self.waiting = deque((p, n) for p in order for n in range(sizes[p]))
@@ -125,8 +130,7 @@ class _GroupSampler:
         """Draw a token for each slot; those that have come to their end make room."""
         tokens, log_probs = draw(logits, self.sampling, [self.randoms[slot] for slot in slots])
         for slot, token, log_prob in zip(list(slots), tokens, log_probs, strict=True):
-            limit = self.sampling.max_new_tokens
-            if append(self.sampled, slot, token, log_prob, self.decoder.end_of_turn_id, limit):
+            if self.ending.append(self.sampled, slot, token, log_prob):
                 self._end(slot)
 
     def _end(self, slot: int) -> None:

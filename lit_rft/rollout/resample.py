@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lit_rft.rollout.generator import ConversationGenerator, SamplingSettings
+from lit_rft.rollout.generator import ConversationGenerator
+from lit_rft.rollout.sampling import SamplingSettings
 from lit_rft.transcripts import Transcript
 
 

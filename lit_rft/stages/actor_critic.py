@@ -24,8 +24,8 @@ from lit_rft.objectives import (
     utterance_log_likelihood,
     weighted_likelihood_loss,
 )
-from lit_rft.rollout.generator import SamplingSettings
 from lit_rft.rollout.resample import sample_decisions
+from lit_rft.rollout.sampling import SamplingSettings
 from lit_rft.stages.base import PolicyStage
 from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
 from lit_rft.stages.judges import LevelDecisions, PaperJudge, ReleaseJudge, decisions_at

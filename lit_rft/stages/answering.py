@@ -128,7 +128,7 @@ class AnsweringStage(PolicyModule):
             acting = FoldedAdapter(self.policy).active if folds else contextlib.nullcontext
             return sample_groups(
                 self.policy, prompts, sizes, sampling, self.chat.end_of_turn_id, seed=seed, num_slots=num_slots,
-                acting=acting,
+                decode=self.chat.tokenizer.decode, acting=acting,
             )  # fmt: skip
 
     def _count(self, batch: PromptRound, answers: list[Answer]) -> None:

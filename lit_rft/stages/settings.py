@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_rft.models.backbone import SMOLLM2, LoraSettings
-from lit_rft.rollout.generator import SamplingSettings
+from lit_rft.rollout.sampling import SamplingSettings
 
 
 @dataclass

@@ -9,7 +9,7 @@ from tiny import make_model
 from transformers import AttentionInterface
 
 from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
-from lit_rft.rollout.generator import inverse_cdf, truncate_distribution
+from lit_rft.rollout.sampling import inverse_cdf, truncate_distribution
 
 ARCHITECTURES = {
     "llama": {},

@@ -96,6 +96,32 @@ def test_a_prompt_is_read_once_and_slots_are_used_again(monkeypatch: pytest.Monk
     assert sampler.decoder.tokens_read <= 2 * sum(len(ids) for _, ids in prompts) + steps  # never once a completion
 
 
+def test_stop_tokens_and_strings_end_a_completion() -> None:
+    model, prompts = make_model(), make_prompts()
+    plain = sample_groups(model, prompts, [4] * 5, SamplingSettings(12, 1.0), END)
+
+    def decode(ids: list[int]) -> str:
+        return "".join(f"<{token}>" for token in ids)
+
+    stop = plain[2][1].ids[3]
+    by_id = sample_groups(model, prompts, [4] * 5, SamplingSettings(12, 1.0, stop_token_ids=(stop,)), END)
+    by_text = SamplingSettings(12, 1.0, stop_strings=(f"<{stop}>", "never"))
+    found = sample_groups(model, prompts, [4] * 5, by_text, END, decode=decode)
+    assert by_id == found != plain
+    for group, whole in zip(by_id, plain, strict=True):
+        for one, other in zip(group, whole, strict=True):
+            end = other.ids.index(stop) + 1 if stop in other.ids else len(other.ids)
+            assert one.ids == other.ids[:end] and one.finished == (other.finished or stop in other.ids)
+    assert by_id[2][1].ids[-1] == stop and len(by_id[2][1].ids) <= 4
+    generator = ConversationGenerator(model, END, by_text, num_slots=1, decode=decode)
+    slot = generator.open("p2/1")
+    assert generator.sample({slot: prompts[2][1]})[slot].ids == found[2][1].ids
+    with pytest.raises(ValueError, match="stop_strings need `decode`"):
+        sample_groups(model, prompts, [1] * 5, by_text, END)
+    with pytest.raises(ValueError, match="stop_strings must not be empty"):
+        SamplingSettings(stop_strings=("",))
+
+
 def test_seed_and_bad_numbers() -> None:
     model, prompts = make_model(), make_prompts(1)
     first, second = (sample_groups(model, prompts, [2], SamplingSettings(6, 1.0), END, seed=seed) for seed in (0, 1))

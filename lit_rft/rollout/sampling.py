@@ -1,0 +1,138 @@
+"""How tokens are drawn, and when an utterance ends."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How utterances are sampled.
+
+    Args:
+        max_new_tokens: at most so many tokens an utterance, its end-of-turn token included.
+        temperature: > 0, or 0 for the most likely token.
+        top_k: sample among the k most likely tokens only; 0 for all.
+        top_p: sample among the most likely tokens that hold this much probability together, in (0, 1].
+        stop_token_ids: tokens that end an utterance as well.
+        stop_strings: so do these texts, as soon as an utterance has one.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be >= 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not all(self.stop_strings):
+            raise ValueError(f"stop_strings must not be empty, got {self.stop_strings!r}")
+
+
+class Sampled(NamedTuple):
+    """One sampled utterance."""
+
+    ids: list[int]  # with the end-of-turn token or what else ended it, if that came in time
+    log_probs: list[float]  # of each id under the policy at the temperature (at 1 when greedy), before top-k and top-p
+    finished: bool  # whether it came to its end
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """Random numbers of one conversation, whoever else draws beside it."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def draw(
+    logits: Tensor, settings: SamplingSettings, randoms: Sequence[torch.Generator]
+) -> tuple[list[int], list[float]]:
+    """A token for each row [B, V], with random numbers of its own, and its log-probability."""
+    log_probs = torch.log_softmax(logits / (settings.temperature or 1.0), dim=-1)
+    if settings.temperature == 0:
+        tokens = log_probs.argmax(-1)
+    else:
+        probs = truncate_distribution(log_probs.exp(), settings.top_k, settings.top_p)
+        uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
+        tokens = inverse_cdf(probs, uniform.to(probs.device))
+    return tokens.tolist(), log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+
+
+class Ending:
+    """Knows when an utterance is over.
+
+    Args:
+        end_of_turn_id: ends every utterance.
+        settings: what else does, and after how many tokens it is cut off.
+        decode: ids to text; needed for stop strings.
+    Raises: ValueError for stop strings without `decode`.
+    """
+
+    def __init__(
+        self, end_of_turn_id: int, settings: SamplingSettings, decode: Callable[[list[int]], str] | None = None
+    ) -> None:
+        if settings.stop_strings and decode is None:
+            raise ValueError("stop_strings need `decode`, which turns ids into text")
+        self._ids = {end_of_turn_id, *settings.stop_token_ids}
+        self._strings, self._decode = settings.stop_strings, decode
+        # a stop string is in the last tokens: each has a byte at least, but one may be a part of a letter
+        self._window = max((len(text.encode()) for text in settings.stop_strings), default=0) + 4
+        self._max_new_tokens = settings.max_new_tokens
+
+    def append(self, sampled: dict[int, Sampled], slot: int, token: int, log_prob: float) -> bool:
+        """Add a token to what a slot has said; returns whether that was the last one."""
+        ids, log_probs, _ = sampled[slot]
+        ids.append(token)
+        log_probs.append(log_prob)
+        if token in self._ids or self._says_stop(ids):
+            sampled[slot] = Sampled(ids, log_probs, True)
+            return True
+        return len(ids) >= self._max_new_tokens
+
+    def _says_stop(self, ids: list[int]) -> bool:
+        if self._decode is None or not self._strings:
+            return False
+        text = self._decode(ids[-self._window :])
+        return any(stop in text for stop in self._strings)
+
+
+def drop(active: list[int], slot: int) -> None:
+    """Take a slot out; the last one takes its place: no other row of the cache has to move."""
+    place, last = active.index(slot), active.pop()
+    if last != slot:
+        active[place] = last
+
+
+def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities [B, V] with all but the top-k and the nucleus of mass top_p set to zero (not renormalised).
+
+    The most likely token always stays; the nucleus is the smallest set of tokens whose mass reaches top_p."""
+    if top_k == 0 and top_p == 1.0:
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    keep = ordered.cumsum(-1) - ordered < top_p
+    if top_k:
+        keep[:, top_k:] = False
+    return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulated mass [B, V] passes uniform * total, [B] in [0, 1); never one without mass."""
+    cumulated = probs.double().cumsum(-1)
+    target = uniform[:, None] * cumulated[:, -1:]
+    token = torch.searchsorted(cumulated, target, right=True).squeeze(-1)
+    # rounding may point behind the last token with mass
+    last = (probs > 0).int().cumsum(-1).argmax(-1)
+    return torch.minimum(token, last)
