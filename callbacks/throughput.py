@@ -7,8 +7,8 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Logs `perf/step_seconds` and, where a batch knows its `num_tokens`, `perf/tokens_per_second` (this process's
-    tokens, without padding)."""
+    """Logs `perf/step_seconds` and, where a batch or the module knows `num_tokens`, `perf/tokens_per_second` (tokens of
+    this process, without padding)."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -23,5 +23,6 @@ class Throughput(L.Callback):
     ) -> None:
         seconds = time.perf_counter() - self._started
         pl_module.log("perf/step_seconds", seconds)
-        if hasattr(batch, "num_tokens"):
-            pl_module.log("perf/tokens_per_second", batch.num_tokens / seconds)
+        tokens = getattr(batch, "num_tokens", getattr(pl_module, "num_tokens", None))  # of the batch, or of its rollout
+        if tokens is not None:
+            pl_module.log("perf/tokens_per_second", tokens / seconds)

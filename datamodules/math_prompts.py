@@ -137,6 +137,7 @@ class MathPromptDataModule(L.LightningDataModule):
         self.long_traces = long_traces
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self._prompts: dict[str, list[Prompt]] = {}
+        self._cut = 0  # traces that were too long
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -150,6 +151,7 @@ class MathPromptDataModule(L.LightningDataModule):
             problems += generate_problems(task, number, seed=seed, **self.task_settings.get(task, {}))
         if not problems:
             raise ValueError(f"no problems: name {name}_files or {name}_tasks")
+        self._cut = 0
         form = PromptFormat(load_tokenizer(self.model), self.prompt_template)
         prompts = [self._prompt(problem, form) for problem in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= self.max_prompt_length]
@@ -175,11 +177,12 @@ class MathPromptDataModule(L.LightningDataModule):
         if self.long_traces == "drop":
             traces = [trace for trace in traces if len(trace[0]) <= self.max_trace_length]
         cut = slice(self.max_trace_length)
+        self._cut += sum(len(ids) > self.max_trace_length for ids, _, _ in traces)
         return Prompt(
             problem,
             form.prompt_ids(problem.prompt),
             [ids[cut] for ids, _, _ in traces],
-            [text for _, text, _ in traces],
+            [form.text(ids[cut]) for ids, _, _ in traces],  # what is trained on is what is rewarded
             [log_probs[cut] for _, _, log_probs in traces],
         )
 
@@ -187,9 +190,11 @@ class MathPromptDataModule(L.LightningDataModule):
         given = sum(len(prompt.problem.traces) for prompt in prompts)
         kept = sum(len(prompt.traces) for prompt in prompts)
         logger.info("%s: %d problems, %d off-policy traces", name, len(prompts), kept)
-        if kept < given:
-            logger.warning("%d of %d traces are longer than max_trace_length=%d and are left out",
-                           given - kept, given, self.max_trace_length)  # fmt: skip
+        long = given - kept if self.long_traces == "drop" else self._cut
+        if long:
+            fate = "left out" if self.long_traces == "drop" else "cut"
+            logger.warning("%d of %d traces are longer than max_trace_length=%d and are %s",
+                           long, given, self.max_trace_length, fate)  # fmt: skip
 
     def train_dataloader(self) -> PromptLoader:
         return self._loader("train", self.batch_size, shuffle=True)

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.models.shared_attention import shared_prompt_attention, shared_prompt_plan
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded, collate_shared
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def decoding_attention(model: nn.Module) -> Iterator[None]:
     if implementation == "eager":
         yield
         return
-    lm.set_attn_implementation(_DECODING)
+    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    # flash attention caps, sdpa and ours do not: samples are to be those of the policy that trains
+    lm.set_attn_implementation("eager" if capped and implementation != "sdpa" else _DECODING)
     try:
         yield
     finally:
@@ -99,13 +102,23 @@ def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """Final hidden states [B, T, D] of a batch, whatever its layout."""
     if batch.segments is None:
         return final_hidden_states(model, batch.input_ids, batch.position_ids)
-    lm = causal_lm(model)
-    segments, places = batch.segments, torch.arange(batch.segments.shape[1], device=batch.segments.device)
+    if causal_lm(model).config._attn_implementation != "eager":
+        plan = shared_prompt_plan(batch)
+        with shared_prompt_attention(model):
+            return final_hidden_states(model, batch.input_ids, batch.position_ids, shared_prompts=plan)
+    # eager attention has what others leave out (soft capping): it stays, and gets a mask
+    return final_hidden_states(
+        model, batch.input_ids, batch.position_ids, attention_mask=_shared_masks(model, batch)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _shared_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | dict[str, Tensor]:
+    lm, segments, positions = causal_lm(model), batch.segments, batch.position_ids
+    assert segments is not None
+    places = torch.arange(segments.shape[1], device=segments.device)
     own, prompt = segments[:, :, None] == segments[:, None, :], segments[:, None, :] == 0
     visible = (places[:, None] >= places) & (own | prompt)
-    positions = batch.position_ids
-    masks = attention_masks(visible, positions, positions, lm.config.get_text_config(), lm.dtype)
-    return final_hidden_states(model, batch.input_ids, positions, attention_mask=masks)  # type: ignore[arg-type]
+    return attention_masks(visible, positions, positions, lm.config.get_text_config(), lm.dtype)
 
 
 @torch.no_grad()
@@ -121,6 +134,12 @@ def can_share_prompts(model: nn.Module) -> bool:
         transcript.append_prompt(ids[:4])
         transcript.append_utterance(ids[start : start + 4])
         transcripts.append(transcript)
+    lm = causal_lm(model)
+    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and lm.config._attn_implementation not in ("sdpa", "eager"):
+        logger.warning("%s reads each completion's prompt anew, which is slower: its attention caps its scores",
+                       type(lm).__name__)  # fmt: skip
+        return False
     device = next(model.parameters()).device
     training = model.training
     model.eval()

@@ -141,11 +141,12 @@ def final_hidden_states(
     *,
     attention_mask: Tensor | None = None,
     cache: Any | None = None,
+    **attention: Any,
 ) -> Tensor:
     """Last hidden states without logits: [B, T] ids -> [B, T, D].
 
     Without a mask attention is causal within each run of consecutive `position_ids`; a mask must be the full additive
-    [B, 1, T, S] one, which every attention implementation takes as it is.
+    [B, 1, T, S] one, which every attention implementation takes as it is. What else is given goes to attention.
     """
     decoder = causal_lm(model).get_decoder()
     output = decoder(
@@ -154,6 +155,7 @@ def final_hidden_states(
         attention_mask=attention_mask,
         past_key_values=cache,
         use_cache=cache is not None,
+        **attention,
     )
     return output.last_hidden_state
 

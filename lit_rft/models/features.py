@@ -36,7 +36,7 @@ def frozen_backbone(model: nn.Module) -> Iterator[None]:
     Raises: ValueError for a model without adapters, whose backbone is not frozen.
     """
     if not hasattr(model, "peft_config"):
-        raise ValueError("what the frozen backbone says is wanted, and needs LoRA: all weights of this model train")
+        raise ValueError("features and divergences of the frozen backbone need LoRA: all weights of this model train")
     training = model.training
     model.eval()
     try:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lit_rft.models.attention import batch_hidden_states
@@ -15,7 +16,7 @@ class UtteranceLogProbs(NamedTuple):
     """What a policy says of the utterances of a batch; padding holds 0."""
 
     tokens: Tensor  # [U, L] log pi(w_i | s, w_<i)
-    end: Tensor  # [U, L] log pi(end of turn | s, w_<i)
+    end: Tensor  # [U, L] log pi(end of turn | s, w_<i); 0 where it was not wanted
     entropy: Tensor  # [U, L] of pi(. | s, w_<i), in nats; 0 unless it was asked for
 
 
@@ -27,6 +28,7 @@ def utterance_log_probs(
     temperature: float = 1.0,
     chunk_tokens: int = 512,
     hidden: Tensor | None = None,
+    ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
     """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again
@@ -35,6 +37,7 @@ def utterance_log_probs(
     Args:
         temperature: of the distribution, > 0.
         hidden: final hidden states [B, T, D] of this batch, where they are known: then there is no pass.
+        ends: compute those of the end of turn.
         entropy: compute it, too.
     """
     if hidden is None:
@@ -43,7 +46,7 @@ def utterance_log_probs(
     features = hidden.flatten(0, 1)[batch.preceding[batch.utterance_mask]]
     chosen = chosen_log_probs(
         model, features, targets, end_of_turn_id=end_of_turn_id, temperature=temperature, chunk_tokens=chunk_tokens,
-        entropy=entropy,
+        ends=ends, entropy=entropy,
     )  # fmt: skip
     padded = []
     for values in chosen:
@@ -60,15 +63,20 @@ def chosen_log_probs(
     end_of_turn_id: int,
     temperature: float = 1.0,
     chunk_tokens: int = 512,
+    ends: bool = True,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of `targets` [N] and of the end-of-turn token [N], at hidden states [N, D]; and the entropy [N]
-    (0 unless it is asked for)."""
+    (0 for what was not asked for)."""
     if temperature <= 0 or chunk_tokens < 1:
         raise ValueError(f"temperature must be > 0 and chunk_tokens >= 1, got {temperature} and {chunk_tokens}")
 
     def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = output_logits(model, part) / temperature
+        logits = output_logits(model, part)
+        logits = logits if temperature == 1.0 else logits / temperature
+        if not (ends or entropy):  # one pass forth and one back over the logits
+            chosen = -cross_entropy(logits, wanted, reduction="none")
+            return chosen, torch.zeros_like(chosen), torch.zeros_like(chosen)
         total = logits.logsumexp(-1)
         # H = log sum exp(z) - sum p z
         spread = total - (logits.softmax(-1) * logits).sum(-1) if entropy else torch.zeros_like(total)

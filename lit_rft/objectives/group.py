@@ -40,6 +40,9 @@ def group_advantages(
     check_non_negative(std_epsilon=std_epsilon)
     rewards = rewards.detach()
     _, index = group.unique(return_inverse=True)
+    # as differences from the group's lowest: equal rewards are zeros then, and not nearly zeros
+    lowest = rewards.new_full((int(index.max()) + 1 if index.numel() else 0,), float("inf"))
+    rewards = rewards - lowest.scatter_reduce(0, index, rewards, "amin")[index]
     counted = torch.ones_like(rewards)
     if on_policy_statistics:
         if off_policy_mask is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from lit_rft.problems.record import Problem
@@ -31,7 +32,9 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
         raise ValueError(f"number must be >= 1, got {number}")
     if task not in DATASETS:
         raise ValueError(f"unknown task {task!r}; reasoning-gym has {', '.join(sorted(DATASETS))}")
-    entries = reasoning_gym.create_dataset(task, size=number, seed=seed, **settings)
+    # reasoning-gym draws item i by seed + i: seeds side by side would share nearly all problems
+    apart = int.from_bytes(hashlib.sha256(f"{task}/{seed}".encode()).digest()[:6], "little")
+    entries = reasoning_gym.create_dataset(task, size=number, seed=apart, **settings)
     return [_problem(task, seed, index, entries[index]) for index in range(number)]
 
 

@@ -75,7 +75,7 @@ def problem_from_row(row: Any, number: int) -> Problem:
     index = (row.get("extra_info") or {}).get("index", number) if isinstance(row.get("extra_info"), dict) else number
     traces = _traces(row)
     return Problem(
-        id=str(row.get("id") or (f"{source}/{index}" if source else index)),
+        id=str(row["id"] if row.get("id") is not None else f"{source}/{index}" if source else index),
         prompt=check_messages(row.get("prompt"), "prompt", "user"),
         ground_truth=truth,
         traces=traces,

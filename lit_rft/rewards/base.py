@@ -24,7 +24,7 @@ class RewardSum:
     def __call__(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """The weighted sum of each completion's rewards.
 
-        Raises: ValueError if a function does not return one finite number for each completion.
+        Raises: ValueError if a function does not return one number for each completion.
         """
         total = [0.0] * len(completions)
         for function, weight in zip(self.functions, self.weights, strict=True):

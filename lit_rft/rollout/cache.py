@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_STEP = 512  # tokens by which a full store grows, at most
+
 
 class _Plan:
     """Where the next forward pass writes and reads; shared by all layers."""
@@ -43,7 +45,8 @@ class _SlotLayer(CacheLayerMixin):
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
         plan = self.plan
         if store.shape[2] < plan.width:
-            capacity = max(64, 1 << (plan.width - 1).bit_length())
+            # in steps: twice the room would be gigabytes for long completions
+            capacity = -(-max(plan.width, min(2 * store.shape[2], plan.width + _STEP)) // 64) * 64
             grown = store.new_zeros(store.shape[0], store.shape[1], capacity, store.shape[3])
             grown[:, :, : store.shape[2]] = store
             store = grown

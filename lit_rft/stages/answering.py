@@ -14,7 +14,7 @@ from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
 
 
 class PromptRound(Protocol):
@@ -87,8 +87,9 @@ class AnsweringStage(PolicyModule):
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
-            "temperature": settings.sampling.temperature,
-            "max_new_tokens": settings.sampling.max_new_tokens,
+            "sampling": as_json(settings.sampling),
+            "answers": settings.answers,
+            "answers_by_source": settings.answers_by_source,
             "seed": settings.seed,
         }
 

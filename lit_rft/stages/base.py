@@ -1,13 +1,12 @@
 """What the stages share that act in environments."""
 
-import dataclasses
 from typing import Any
 
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
 from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
 from lit_rft.transcripts import HierarchyPrompts
 
 
@@ -69,7 +68,8 @@ class PolicyStage(PolicyModule):
         assert self.policy is not None and self.chat is not None
         sampling, seed = self.acting.sampling, self.acting.seed
         agent, source = self.make_agent(), self.source()
-        return ActingPolicy(self.policy, agent, self.chat.end_of_turn_id, source, sampling, seed)
+        end, decode = self.chat.end_of_turn_id, self.chat.tokenizer.decode
+        return ActingPolicy(self.policy, agent, end, source, sampling, seed, decode=decode)
 
     def source(self) -> dict[str, Any]:
         """Who plays, for the episodes' records: what makes two runs of `predict` differ."""
@@ -80,7 +80,7 @@ class PolicyStage(PolicyModule):
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
             "hierarchy": self.hierarchy,
-            "sampling": dataclasses.asdict(acting.sampling),
+            "sampling": as_json(acting.sampling),
             "seed": acting.seed,
         }
 

@@ -1,6 +1,7 @@
 """A stage's way to play episodes: simulators, generators and metrics, made and ended together."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ class ActingPolicy:
         seed: of the sampling.
         adapter: which of the model's adapters acts.
         low_adapter: another one for the low level; None for the same.
+        decode: ids to text, for stop strings.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class ActingPolicy:
     seed: int = 0
     adapter: str = "default"
     low_adapter: str | None = None
+    decode: Callable[[list[int]], str] | None = None
 
 
 class EpisodeRunner:
@@ -94,6 +97,7 @@ class EpisodeRunner:
             # with an adapter for each level, each generator has one conversation an episode
             num_slots=self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations),
             seed=policy.seed,
+            decode=policy.decode,
             acting=folded.active if folded is not None else partial(acting_adapter, policy.model, adapter),
         )
 

@@ -67,7 +67,7 @@ class ExploringStage(PolicyStage):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.env_steps = checkpoint["env_steps"]
+        self.env_steps = checkpoint.get("env_steps", 0)  # none yet in a checkpoint of an earlier stage
 
 
 def _finite(episode: Episode) -> bool:

@@ -107,6 +107,7 @@ def group_statistics(members: Sequence[GroupMember]) -> dict[str, float]:
         "without_signal": float(sum(len(set(values)) == 1 for values in groups.values())),
         "length": float(sum(one.length for one in own)),
         "truncated": float(sum(not one.finished for one in own)),
+        "surprise": -sum(value for one in own for row in one.sampled_log_probs for value in row),
     }
 
 
@@ -121,6 +122,8 @@ def summarize_groups(sums: dict[str, Any]) -> dict[str, Tensor]:
             "reward_std": (sums["reward_squared"] / n - mean**2).clamp_min(0).sqrt(),
             "completion_length": sums["length"] / n,
             "truncated_fraction": sums["truncated"] / n,
+            # what was sampled estimates the entropy without bias, and costs nothing
+            "sampled_entropy": sums["surprise"] / sums["length"].clamp_min(1),
         }
     if sums["groups"] > 0:
         report["no_signal_fraction"] = sums["without_signal"] / sums["groups"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class MixedPolicyUpdates(PolicyModule):
 
     objective: ObjectiveSettings
     sampling: SamplingSettings  # of the on-policy members
+    rollouts = 0  # so far: whose turn it is among a prompt's traces
 
     def set_objective(
         self,
@@ -56,6 +58,7 @@ class MixedPolicyUpdates(PolicyModule):
             raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
         self.objective, self.sampling, self.max_tokens = objective, sampling, max_tokens
         self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
+        self.steps_per_batch = objective.mini_batches * objective.epochs
         self.samples: list[GroupMember] = []  # of the last rollout
 
     def improve(self, members: list[GroupMember], num_groups: int) -> dict[str, Tensor]:
@@ -87,9 +90,23 @@ class MixedPolicyUpdates(PolicyModule):
 
     def log_step(self, metrics: dict[str, Tensor]) -> None:
         """Log against optimiser steps."""
+        self.rollouts += 1
         for name, value in metrics.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "reward"))
         self.log("step", float(self.global_step))  # a rollout may be several optimiser steps
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the last rollout of this process, prompts included."""
+        return sum(len(transcript) for one in self.samples for transcript in one.transcripts)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rollouts"] = self.rollouts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.rollouts = checkpoint.get("rollouts", 0)
 
     def compare(self, members: Sequence[GroupMember]) -> None:
         """Give members, which have their rewards, their advantages.
@@ -115,9 +132,12 @@ class MixedPolicyUpdates(PolicyModule):
         """pi_old of the on-policy members, for updates after the first."""
         assert self.policy is not None
         own = [one for one in members if not one.off_policy]
+        training = self.policy.training
+        self.policy.eval()  # as they were sampled: without dropout
         with whole_weights(self.policy):
             for micro in self._split(own).micro_batches:
                 MemberBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
+        self.policy.train(training)
 
     # --- one optimiser step ------------------------------------------------------------------------------------------
 
@@ -147,7 +167,7 @@ class MixedPolicyUpdates(PolicyModule):
         assert self.policy is not None and self.chat is not None
         return utterance_log_probs(
             self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, temperature=self.sampling.temperature or 1.0,
-            chunk_tokens=self.chunk_tokens, entropy=entropy,
+            chunk_tokens=self.chunk_tokens, ends=False, entropy=entropy,
         )  # fmt: skip
 
     def _loss(
@@ -220,7 +240,9 @@ class MixedPolicyUpdates(PolicyModule):
     def likelihood_step(self, members: Sequence[GroupMember]) -> dict[str, Tensor]:
         """One optimiser step of plain supervised fine-tuning."""
         number = torch.tensor(float(sum(one.length for one in members)), device=self.device)
-        total = self.sum_over_processes({"off": number})["off"].clamp_min(1)
+        total = self.sum_over_processes({"off": number})["off"]
+        if total == 0:
+            raise ValueError("objective.sft_steps needs off-policy traces, and this batch has none: check the data")
         sums: dict[str, Tensor] = {}
 
         def loss(micro: TranscriptBatch) -> tuple[Tensor, list[str]]:

@@ -111,7 +111,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         found = []
         for place, group in enumerate(groups):
             for turn in range(len(group.experts) if number is None else min(number, len(group.experts))):
-                expert = group.experts[(self.global_step + turn) % len(group.experts)]
+                expert = group.experts[(self.rollouts + turn) % len(group.experts)]
                 found.append(
                     GroupMember(
                         list(expert.transcripts), expert.text, place, True, True, reward=expert.score, in_group=in_group

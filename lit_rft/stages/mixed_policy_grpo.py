@@ -1,5 +1,6 @@
 """LUFFY: GRPO whose groups hold on-policy rollouts and off-policy traces."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from lit_rft.models.attention import can_share_prompts
+from lit_rft.models.backbone import causal_lm
 from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
 from lit_rft.rollout import SamplingSettings
@@ -15,6 +17,8 @@ from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
+
+logger = logging.getLogger(__name__)
 
 
 class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
@@ -64,11 +68,22 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         )  # fmt: skip
         self.rollout_slots, self.seed = rollout_slots, seed
         self.share_prompts = share_prompts
+        self._can_share: bool | None = None
 
     def on_fit_start(self) -> None:
         assert self.policy is not None
-        with whole_weights(self.policy):
-            self.share_prompts = self.share_prompts and can_share_prompts(self.policy)
+        longest = getattr(causal_lm(self.policy).config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and self.sampling.max_new_tokens >= longest:
+            logger.warning("sampling.max_new_tokens=%d, but %s was made for %d tokens, the prompt included",
+                           self.sampling.max_new_tokens, self.policy_settings.model, longest)  # fmt: skip
+
+    def _shares_prompts(self) -> bool:
+        """Tried once, in a training step: there is the precision that training has."""
+        if self._can_share is None:
+            assert self.policy is not None
+            with whole_weights(self.policy):
+                self._can_share = can_share_prompts(self.policy)
+        return self._can_share
 
     def _split(self, members: Sequence[GroupMember]) -> StepBatch:
         if not self.share_prompts:
@@ -82,6 +97,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         ).to(self.device)
 
     def training_step(self, batch: PromptRound, batch_idx: int) -> None:
+        self.share_prompts = self.share_prompts and self._shares_prompts()
         if self.global_step < self.objective.sft_steps:
             self.log_step(self.likelihood_step(self._traces(batch.prompts, None)))
             return
@@ -121,7 +137,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         found = []
         for group, prompt in enumerate(prompts):
             for turn in range(len(prompt.traces) if number is None else min(number, len(prompt.traces))):
-                index = (self.global_step + turn) % len(prompt.traces)
+                index = (self.rollouts + turn) % len(prompt.traces)
                 ids, known = prompt.traces[index], prompt.trace_log_probs[index]
                 trace = GroupMember(
                     [self._transcript(prompt, ids)], prompt.trace_texts[index], group, True,

@@ -28,6 +28,8 @@ class OptimizedModule(L.LightningModule):
         optimizer: AdamW and its schedule.
     """
 
+    steps_per_batch = 1  # optimiser steps that a batch of data brings
+
     def __init__(self, optimizer: OptimizerSettings) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -52,7 +54,8 @@ class OptimizedModule(L.LightningModule):
         # restore their position from a checkpoint.
         total = float("inf")
         if settings.schedule != "constant" and step > settings.warmup_steps:
-            total = self.trainer.estimated_stepping_batches
+            total = self.trainer.estimated_stepping_batches * self.steps_per_batch
+            total = min(total, self.trainer.max_steps) if self.trainer.max_steps > 0 else total
         return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
 
     def accumulate_and_step(self, losses: Iterable[Callable[[], tuple[Tensor, list[str]]]]) -> None:
@@ -88,6 +91,7 @@ class OptimizedModule(L.LightningModule):
         norms = {name: _clip(parameters, limit) for name, parameters in groups.items()}
         self._check_finite(bad_ids, torch.stack(list(norms.values())))
         optimizer.step()
+        optimizer.zero_grad()  # room for the rollout that may follow
         schedule.step()
         rates = dict(zip(norms, schedule.get_last_lr(), strict=True))
         for name, norm in norms.items():

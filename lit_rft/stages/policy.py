@@ -156,8 +156,12 @@ class PolicyModule(OptimizedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_source(checkpoint, "the checkpoint")
-        if "state_dict" in checkpoint:  # weights that are split over devices have been loaded, and checked, by now
-            self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
+        weights = checkpoint.get("state_dict")
+        path = Path(str(self.trainer.ckpt_path)) if self._trainer is not None else None
+        if weights is None and path is not None and path.is_file():  # split over devices: loaded by now
+            weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        if weights is not None:
+            self._check_complete(weights, self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:

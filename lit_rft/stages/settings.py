@@ -1,7 +1,8 @@
 """Settings that all stages share, as plain dataclasses: each field is a key in the configs."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from lit_rft.models.backbone import SMOLLM2, LoraSettings
 from lit_rft.rollout.sampling import SamplingSettings
@@ -239,3 +240,9 @@ class AnsweringSettings:
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"answering.{name} must be >= 1, got {number}")
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """Settings as a JSON file gives them back (tuples are lists there), to be compared with what one holds."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return found

@@ -36,7 +36,10 @@ class ChatFormat:
         names = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
         # only markup is unsafe in content; added words such as plain numbers are left alone
         marks = sorted((n for n in names if not n.isalnum()), key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(m) for m in marks)) if marks else None
+        self._special = _any_of(marks)
+        # an utterance may hold marks that end nothing (`</think>`), where the tokenizer does not call them special
+        own = {str(t) for t in tokenizer.added_tokens_decoder.values() if not t.special}
+        self._ends = _any_of([m for m in marks if m not in own])
         self._templated = False
         self.end_of_turn_id: int = tokenizer.eos_token_id
         self._after = ""
@@ -88,7 +91,7 @@ class ChatFormat:
 
     def utterance(self, text: str) -> list[int]:
         """Ids of a written utterance, its end-of-turn token included."""
-        return [*self._encode(self._clean(text)), self.end_of_turn_id]
+        return [*self._encode(_without(self._ends, text)), self.end_of_turn_id]
 
     def text(self, utterance_ids: list[int]) -> str:
         """What the ids of an utterance say, without its end-of-turn token and other special tokens."""
@@ -96,10 +99,7 @@ class ChatFormat:
 
     def _clean(self, content: str) -> str:
         """Content may not contain markup: an observation that says `<|im_end|>` must not end a turn."""
-        if self._special:
-            while self._special.search(content):  # removing one mark may join the halves of another
-                content = self._special.sub("", content)
-        return content.strip()
+        return _without(self._special, content)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -159,3 +159,13 @@ class ChatFormat:
 def _adds_bos(tokenizer: Any) -> bool:
     ids = tokenizer("")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _any_of(marks: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(re.escape(mark) for mark in marks)) if marks else None
+
+
+def _without(marks: re.Pattern[str] | None, text: str) -> str:
+    while marks and marks.search(text):  # removing one mark may join the halves of another
+        text = marks.sub("", text)
+    return text.strip()

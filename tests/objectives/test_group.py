@@ -84,3 +84,11 @@ def test_the_releases_advantages_are_reproduced() -> None:
         )
         torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6, msg=case["case"])
     assert len(cases) == 32
+
+
+@pytest.mark.parametrize("scale_by_std", [True, False])
+def test_equal_rewards_give_zeros_and_not_nearly_zeros(scale_by_std: bool) -> None:
+    rewards = torch.tensor([0.7] * 8 + [0.1, 0.2], dtype=torch.float64)
+    group = torch.tensor([0] * 8 + [1] * 2)
+    advantages = group_advantages(rewards, group, scale_by_std=scale_by_std)
+    assert advantages[:8].tolist() == [0.0] * 8 and (advantages[8:] != 0).all()

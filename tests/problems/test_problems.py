@@ -152,3 +152,15 @@ def test_equations_and_expressions_are_worked_out_one_by_one() -> None:
         "6 = 3 * 2 + 0",
         "\\boxed{2}",
     ]
+
+
+def test_seeds_side_by_side_have_other_problems() -> None:
+    prompts = [{p.prompt[0]["content"] for p in generate_problems("chain_sum", 50, seed=seed)} for seed in (0, 1)]
+    assert len(prompts[0] & prompts[1]) < 5
+
+
+def test_an_id_of_zero_is_an_id(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    rows = [{"id": n, "prompt": "1+1?", "ground_truth": "2"} for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [problem.id for problem in read_problems(path)] == ["0", "1", "2"]

@@ -89,8 +89,8 @@ def test_a_rollout_holds_groups_of_own_and_other_completions(tiny_model_folder: 
     for group in (0, 1):
         assert sum(one.advantage for one in stage.samples if one.group == group) == pytest.approx(0, abs=1e-6)
     names = ("loss", "reward", "reward_std", "no_signal_fraction", "on_policy_loss", "off_policy_loss",
-             "trace_prob_mean",
-             "clip_fraction", "entropy", "completion_length", "truncated_fraction", "trace_reward")  # fmt: skip
+             "trace_prob_mean", "clip_fraction", "entropy", "sampled_entropy", "completion_length",
+             "truncated_fraction", "trace_reward")  # fmt: skip
     assert {f"train/{name}" for name in names} <= set(recorder.logged[0])
 
 
@@ -117,6 +117,47 @@ def test_sharing_prompts_changes_nothing(
     assert not calls
     for name in shared:
         torch.testing.assert_close(shared[name], plain[name], rtol=1e-3, atol=5e-5)
+
+
+def test_prompts_are_shared_in_half_precision_too(tiny_model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Float32 adapters on a bf16 backbone can be tried only as they train, under autocast."""
+    stage = make_grpo(tiny_model_folder)
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, precision="bf16-mixed")
+    assert stage.share_prompts and "reads each completion's prompt anew" not in caplog.text
+
+
+def test_traces_take_turns_however_many_steps_a_rollout_has(tiny_model_folder: Path) -> None:
+    stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2})
+    seen = []
+
+    class Sees(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append({one.text for one in stage.samples if one.off_policy})
+
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 4, callbacks=[Sees()])
+    assert len(seen) == 2 and not seen[0] & seen[1]
+
+
+def test_schedules_know_how_many_steps_a_rollout_has(tiny_model_folder: Path) -> None:
+    rates = []
+
+    class Sees(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    linear = OptimizerSettings(learning_rate=1e-3, schedule="linear")
+    for steps, expected in ((-1, [0.75, 0.5, 0.25, 0.0]), (4, [0.5, 0.0])):
+        rates.clear()
+        stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2}, optimizer=linear)
+        loader = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
+        fit(stage, loader, steps, max_epochs=2, callbacks=[Sees()])
+        assert rates == pytest.approx([1e-3 * share for share in expected], abs=1e-9)
+
+
+def test_supervised_steps_without_traces_are_refused(tiny_model_folder: Path) -> None:
+    stage = make_grpo(tiny_model_folder, objective={"sft_steps": 2})
+    with pytest.raises(ValueError, match="sft_steps needs off-policy traces"):
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=0), batch_size=2), 1)
 
 
 def test_folded_adapters_sample_what_training_sees(tiny_model_folder: Path) -> None:

@@ -103,3 +103,12 @@ def test_a_tokenizer_that_marks_the_start_of_every_text_is_pointed_out() -> None
         chat = ChatFormat(tokenizer)
     assert chat.uses_template
     assert chat.text(chat.utterance("go")) == "go"
+
+
+def test_utterances_keep_marks_that_end_nothing() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    chat = ChatFormat(tokenizer)
+    ids = chat.utterance("<think>Hm.</think>4<|im_end|>")
+    assert tokenizer.decode(ids) == "<think>Hm.</think>4<|im_end|>" and ids.count(chat.end_of_turn_id) == 1
+    assert "think" not in tokenizer.decode(chat.turn("<think>x</think>"))  # nobody else puts them into a conversation
