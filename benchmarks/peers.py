@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+_FIGURES = "figures: "
 
 
 def machine() -> dict[str, Any]:
@@ -40,8 +41,8 @@ def peak_memory() -> float:
 
 
 def say(**figures: Any) -> None:
-    """The last line that a side prints: its figures."""
-    print("\n" + json.dumps(figures), flush=True)
+    """Print a side's figures, in a line of their own that `in_turns` finds."""
+    print("\n" + _FIGURES + json.dumps(figures), flush=True)
 
 
 def in_turns(script: str, sides: tuple[str, str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
@@ -58,7 +59,8 @@ def in_turns(script: str, sides: tuple[str, str], rounds: int, *arguments: str) 
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 raise RuntimeError(f"{side} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
-            found[side].append(json.loads(result.stdout.strip().splitlines()[-1]))
+            (line,) = (line for line in result.stdout.splitlines() if line.startswith(_FIGURES))
+            found[side].append(json.loads(line.removeprefix(_FIGURES)))
             print(f"{time.time() - started:.0f} s", flush=True)
     return found
 
