@@ -18,7 +18,7 @@ from typing import Any
 
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 
-PROMPTS, GROUP, NEW_TOKENS, RANK = 8, 8, 128, 16
+PROMPTS, GROUP, NEW_TOKENS, RANK, MICRO_BATCH_TOKENS = 8, 8, 128, 16, 1200
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -54,6 +54,7 @@ def ours() -> None:
         ObjectiveSettings(GROUP, 0, entropy_coef=0.0),
         SamplingSettings(NEW_TOKENS, 1.0),
         reward,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
     )
     data = MathPromptDataModule("smollm2-135m-instruct", train_tasks={"gsm_symbolic": PROMPTS}, batch_size=PROMPTS)
     trainer = L.Trainer(
