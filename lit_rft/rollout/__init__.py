@@ -4,5 +4,14 @@ from lit_rft.rollout.cache import SlotCache
 from lit_rft.rollout.generator import ConversationGenerator
 from lit_rft.rollout.groups import sample_groups
 from lit_rft.rollout.sampling import Sampled, SamplingSettings
+from lit_rft.rollout.vllm import ServerSettings, VllmServer
 
-__all__ = ["ConversationGenerator", "Sampled", "SamplingSettings", "SlotCache", "sample_groups"]
+__all__ = [
+    "ConversationGenerator",
+    "Sampled",
+    "SamplingSettings",
+    "ServerSettings",
+    "SlotCache",
+    "VllmServer",
+    "sample_groups",
+]

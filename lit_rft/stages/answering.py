@@ -14,6 +14,7 @@ from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.policy import PolicyModule
+from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
 
 
@@ -79,6 +80,7 @@ class AnsweringStage(PolicyModule):
         self.already_answered: set[str] = set()  # ids of problems that `predict` need not answer again
         self.answer_table: dict[str, dict[str, float]] = {}
         self._metrics: AnswerMetrics | None = None
+        self._served = ServedPolicy(self.answering.server) if self.answering.server is not None else None
 
     def source(self) -> dict[str, Any]:
         """Who answers: what makes two runs of `predict` differ."""
@@ -122,8 +124,12 @@ class AnsweringStage(PolicyModule):
         seed: int,
         num_slots: int,
     ) -> list[list[Sampled]]:
-        """`rollout.sample_groups` by the policy as it is; with split weights all processes must call this."""
+        """`rollout.sample_groups` by the policy as it is, or by a server; all processes must call this."""
         assert self.policy is not None and self.chat is not None
+        if self._served is not None:
+            adapter = self._served.adapter(self.policy, self.global_step, self._trainer)
+            end = self.chat.end_of_turn_id
+            return self._served.server.sample_groups(adapter, prompts, sizes, sampling, end, seed=seed)
         with whole_weights(self.policy):
             folds = self.answering.merge_adapters and not sharded_parts(self.policy)
             acting = FoldedAdapter(self.policy).active if folds else contextlib.nullcontext
@@ -152,6 +158,15 @@ class AnsweringStage(PolicyModule):
 
     def begin_epoch(self) -> None:
         self.answers, self.answer_table, self._metrics = [], {}, None
+        self._weights_changed()
+
+    def on_fit_start(self) -> None:
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
+        """Other weights may have been loaded, whatever the number of the step."""
+        if self._served is not None:
+            self._served.changed()
 
     def end_epoch(self, prefix: str) -> None:
         metrics, self._metrics = self._metrics, None
@@ -165,7 +180,9 @@ class AnsweringStage(PolicyModule):
             self.log_dict(columns, rank_zero_only=True)
 
     def teardown(self, stage: str) -> None:
-        """End the verifiers."""
+        """End the verifiers, and take the policy from the server."""
+        if self._served is not None:
+            self._served.close()
         close = getattr(self.reward, "close", None)
         if close is not None:
             close()

@@ -71,6 +71,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         self._can_share: bool | None = None
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         assert self.policy is not None
         longest = getattr(causal_lm(self.policy).config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and self.sampling.max_new_tokens >= longest:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lit_rft.models.backbone import SMOLLM2, LoraSettings
 from lit_rft.rollout.sampling import SamplingSettings
+from lit_rft.rollout.vllm import ServerSettings
 
 
 @dataclass
@@ -224,6 +225,7 @@ class AnsweringSettings:
         slots: answers sampled at the same time.
         merge_adapters: fold the adapters into the backbone while sampling, rollouts included: faster, and takes the
             memory of the adapted weights once more.
+        server: a vLLM server that samples in place of this process, rollouts included; null: none.
         seed: of the sampling.
     """
 
@@ -232,6 +234,7 @@ class AnsweringSettings:
     answers_by_source: dict[str, int] | None = None
     slots: int = 64
     merge_adapters: bool = True
+    server: ServerSettings | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

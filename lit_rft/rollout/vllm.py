@@ -1,0 +1,179 @@
+"""Completions by a vLLM server, which follows the policy: only its adapter travels.
+
+The server is a process, and often a Python environment and a GPU, of its own. It must allow adapters to come and go:
+
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 64 \
+        --logprobs-mode processed_logprobs
+
+Its log-probabilities differ from those of the policy in training by rounding; `objective.importance_cap` corrects for
+that. With vLLM's default `--logprobs-mode` they would be those at temperature 1, and no correction would be right at
+another one.
+"""
+
+import hashlib
+import json
+import tempfile
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rft.rollout.sampling import Sampled, SamplingSettings
+
+
+@dataclass
+class ServerSettings:
+    """A vLLM server that makes completions in place of this process.
+
+    Args:
+        url: of the server.
+        adapter_dir: where adapters are written for it, which both see; null for a temporary one of this machine.
+        timeout: seconds until an answer must have come.
+        parallel_requests: prompts at the same time.
+    """
+
+    url: str = "http://127.0.0.1:8000"
+    adapter_dir: str | None = None
+    timeout: float = 1800.0
+    parallel_requests: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"server.url must begin with http:// or https://, got {self.url!r}")
+        for name in ("timeout", "parallel_requests"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
+
+
+class VllmServer:
+    """A client of vLLM's OpenAI-compatible server.
+
+    Args:
+        settings: where it is.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self._url = settings.url.rstrip("/")
+        # name -> folder, from which the server may read again while it has the adapter
+        self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
+
+    def load(self, write: Callable[[Path], Any]) -> str:
+        """Give the server an adapter.
+
+        Args:
+            write: writes it into a folder, in PEFT's format.
+        Returns: its name, which is used only once: the server keeps what it has read by the name.
+        Raises: RuntimeError if the server cannot be reached, or refuses it.
+        """
+        if self.settings.adapter_dir is not None:
+            Path(self.settings.adapter_dir).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="lit-rft-", dir=self.settings.adapter_dir)
+        path, name = Path(folder.name).absolute(), f"lit-rft-{uuid.uuid4().hex}"
+        path.chmod(0o755)  # the server may be another user's
+        write(path)
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        self._folders[name] = folder
+        return name
+
+    def unload(self, name: str) -> None:
+        """Take an adapter from the server; nothing happens if another process has given it."""
+        if name in self._folders:
+            with self._folders.pop(name):
+                self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def sample_groups(
+        self,
+        adapter: str,
+        prompts: Sequence[tuple[str, Sequence[int]]],
+        sizes: Sequence[int],
+        sampling: SamplingSettings,
+        end_of_turn_id: int,
+        *,
+        seed: int = 0,
+    ) -> list[list[Sampled]]:
+        """As `rollout.sample_groups`, but with vLLM's random numbers: the same seed gives other samples there.
+
+        Raises: RuntimeError if the server cannot be reached, refuses, or gives something else than was asked for.
+        """
+
+        def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Sampled]:
+            request = self._request(adapter, list(prompt[1]), size, sampling, end_of_turn_id)
+            answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])}) if size else {}
+            return _samples(answer, size, sampling, {end_of_turn_id, *sampling.stop_token_ids})
+
+        with ThreadPoolExecutor(self.settings.parallel_requests) as threads:
+            return list(threads.map(ask, prompts, sizes))
+
+    @staticmethod
+    def _request(
+        adapter: str, ids: list[int], size: int, sampling: SamplingSettings, end_of_turn_id: int
+    ) -> dict[str, Any]:
+        return {
+            "model": adapter,
+            "prompt": ids,
+            "n": size,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k or -1,
+            "top_p": sampling.top_p,
+            "stop": list(sampling.stop_strings),
+            "stop_token_ids": [end_of_turn_id, *sampling.stop_token_ids],
+            "ignore_eos": True,  # a model's own end tokens are not all of ours
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+            # what a model's generation_config.json would change behind our back
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
+
+    def _post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self._url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
+                text = response.read().decode()
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")[:2000]
+            raise RuntimeError(f"the server refused {path} ({error.code}): {said}") from error
+        except OSError as error:
+            raise RuntimeError(
+                f"no answer from {self._url}{path} ({error}): is `vllm serve` running there, with --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
+            ) from error
+        # loading and unloading are answered in words
+        found = json.loads(text) if path == "/v1/completions" else {}
+        return dict(found)
+
+
+def _seed(seed: int, name: str) -> int:
+    """Of one prompt; vLLM counts on from it within a group."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1
+
+
+def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, ends: set[int]) -> list[Sampled]:
+    """A server's answer, checked: what is trained on must be what was sampled."""
+    choices = sorted(answer.get("choices", []), key=lambda choice: choice["index"])
+    if len(choices) != size:
+        raise RuntimeError(f"asked the server for {size} completions, got {len(choices)}")
+    found = []
+    for choice in choices:
+        ids, log_probs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+        if ids is None:
+            raise RuntimeError("the server gives no token_ids: vLLM 0.10.2 or later does")
+        if log_probs is None or len(log_probs) != len(ids) or not ids:
+            raise RuntimeError(f"expected a log-probability for each of {len(ids)} tokens, got {log_probs}")
+        finished = choice["finish_reason"] == "stop"
+        if finished and not sampling.stop_strings and ids[-1] not in ends:
+            raise RuntimeError(f"a completion has ended with token {ids[-1]}, expected one of {sorted(ends)}")
+        found.append(Sampled([int(i) for i in ids], [float(p) for p in log_probs], finished))
+    return found

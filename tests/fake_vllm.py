@@ -1,0 +1,101 @@
+"""A small stand-in for a vLLM server: the endpoints that the client uses, over HTTP, with a real model behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from lit_rft.rollout import SamplingSettings, sample_groups
+
+
+class FakeVllm:
+    """What the server knows, and what it was asked.
+
+    Args:
+        model: the base model, of which each adapter gets a copy.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.adapters: dict[str, Any] = {}
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.change: Any = lambda answer: answer  # of the completions, for wrong ones
+        self._lock = threading.Lock()
+
+    def answer(self, path: str, content: dict[str, Any]) -> tuple[int, Any]:
+        with self._lock:
+            self.requests.append((path, content))
+            if path == "/v1/load_lora_adapter":
+                return self._load(content["lora_name"], content["lora_path"])
+            if path == "/v1/unload_lora_adapter":
+                found = self.adapters.pop(content["lora_name"], None)
+                return (200, "Success") if found is not None else (404, {"error": "no such adapter"})
+            if content["model"] not in self.adapters:
+                return 404, {"error": f"The model `{content['model']}` does not exist."}
+            return 200, self.change(self._complete(**content))
+
+    def _load(self, name: str, folder: str) -> tuple[int, Any]:
+        if name in self.adapters:
+            return 400, {"error": f"The lora adapter '{name}' has already been loaded."}
+        import copy
+
+        self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.model), folder).eval()
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def _complete(self, model: str, prompt: list[int], n: int, max_tokens: int, seed: int, **options: Any) -> Any:
+        end, *others = options["stop_token_ids"]
+        sampling = SamplingSettings(
+            max_tokens, options["temperature"], max(0, options["top_k"]), options["top_p"], tuple(others)
+        )
+        torch.manual_seed(seed)
+        (group,) = sample_groups(self.adapters[model], [("", prompt)], [n], sampling, end, seed=seed)
+        choices = [
+            {
+                "index": index,
+                "token_ids": one.ids,
+                "logprobs": {"token_logprobs": one.log_probs},
+                "finish_reason": "stop" if one.finished else "length",
+            }
+            for index, one in enumerate(group)
+        ]
+        return {"choices": choices[::-1]}  # in whatever order
+
+
+@contextlib.contextmanager
+def serving(fake: FakeVllm) -> Iterator[str]:
+    """The server on a free port of this machine; gives its url."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            code, answer = fake.answer(self.path, content)
+            body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def folders(fake: FakeVllm) -> list[Path]:
+    return [Path(content["lora_path"]) for path, content in fake.requests if path == "/v1/load_lora_adapter"]

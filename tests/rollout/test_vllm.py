@@ -1,0 +1,137 @@
+"""The client of a generation server, against a small one with a real model behind it, over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_vllm import FakeVllm, folders, serving
+from tiny import make_model
+
+from lit_rft.models import LoraSettings
+from lit_rft.models.backbone import add_lora
+from lit_rft.rollout import SamplingSettings, ServerSettings, VllmServer, sample_groups
+
+END = 2
+PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
+
+
+def adapted(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def fake() -> FakeVllm:
+    return FakeVllm(make_model())
+
+
+@pytest.fixture
+def server(fake: FakeVllm) -> Iterator[VllmServer]:
+    with serving(fake) as url:
+        yield VllmServer(ServerSettings(url, timeout=60))
+
+
+def test_what_is_sampled_is_the_adapters(fake: FakeVllm, server: VllmServer) -> None:
+    model = adapted()
+    name = server.load(model.save_pretrained)
+    found = server.sample_groups(name, PROMPTS, [3, 0, 2], SamplingSettings(9, 0.7), END)
+    assert [len(group) for group in found] == [3, 0, 2]
+    for (_, ids), group in zip(PROMPTS, found, strict=True):
+        for one in group:
+            assert one.finished == (one.ids[-1] == END) and len(one.ids) <= 9
+            logits = model(torch.tensor([ids + one.ids])).logits[0, len(ids) - 1 : -1]
+            expected = torch.log_softmax(logits / 0.7, -1).gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
+            assert one.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+    base = sample_groups(make_model(), PROMPTS, [3, 0, 2], SamplingSettings(9, 0.7), END)
+    assert [[one.ids for one in group] for group in found] != [[one.ids for one in group] for group in base]
+
+
+def test_every_setting_reaches_the_server(fake: FakeVllm, server: VllmServer) -> None:
+    name = server.load(adapted().save_pretrained)
+    sampling = SamplingSettings(7, 0.3, top_k=5, top_p=0.9, stop_token_ids=(9,))
+    server.sample_groups(name, PROMPTS[:1], [2], sampling, END, seed=3)
+    server.sample_groups(name, PROMPTS[:1], [2], SamplingSettings(7, 0.3, stop_strings=("x",)), END, seed=4)
+    (_, first), (_, second) = fake.requests[1:]
+    expected = {"model": name, "prompt": [5, 6, 7], "n": 2, "max_tokens": 7, "temperature": 0.3, "top_k": 5,
+                "top_p": 0.9, "stop_token_ids": [END, 9], "stop": [], "ignore_eos": True, "return_token_ids": True,
+                "repetition_penalty": 1.0}  # fmt: skip
+    assert expected.items() <= first.items()
+    assert second["top_k"] == -1 and second["stop"] == ["x"] and second["seed"] != first["seed"]
+
+
+def test_a_prompts_seed_is_its_own(fake: FakeVllm, server: VllmServer) -> None:
+    name = server.load(adapted().save_pretrained)
+    sampling = SamplingSettings(9, 1.0)
+    both = server.sample_groups(name, PROMPTS[:2], [2, 2], sampling, END, seed=1)
+    (alone,) = server.sample_groups(name, PROMPTS[1:2], [2], sampling, END, seed=1)
+    assert [one.ids for one in both[1]] == [one.ids for one in alone]
+
+
+def test_adapters_come_and_go(fake: FakeVllm, server: VllmServer, tmp_path: Path) -> None:
+    server.settings.adapter_dir = str(tmp_path / "served")
+    first, second = server.load(adapted(0).save_pretrained), server.load(adapted(1).save_pretrained)
+    assert set(fake.adapters) == {first, second}
+    assert all(folder.parent == tmp_path / "served" and folder.is_dir() for folder in folders(fake))
+    server.unload(first)
+    assert set(fake.adapters) == {second}
+    server.unload("another process's")
+    server.unload(second)
+    assert not fake.adapters and not list((tmp_path / "served").iterdir())
+
+
+def drop_ids(answer: Any) -> Any:
+    answer["choices"] = [{**choice, "token_ids": None} for choice in answer["choices"]]
+    return answer
+
+
+def drop_log_probs(answer: Any) -> Any:
+    answer["choices"][0]["logprobs"] = None
+    return answer
+
+
+def drop_choice(answer: Any) -> Any:
+    return {"choices": answer["choices"][1:]}
+
+
+def drop_end(answer: Any) -> Any:
+    for choice in answer["choices"]:
+        choice |= {"finish_reason": "stop", "token_ids": [*choice["token_ids"][:-1], 77]}
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_ids, "no token_ids"),
+        (drop_log_probs, "expected a log-probability"),
+        (drop_choice, "asked the server for 2 completions, got 1"),
+        (drop_end, "has ended with token 77"),
+    ],
+)
+def test_a_wrong_answer_is_refused(fake: FakeVllm, server: VllmServer, change: Any, message: str) -> None:
+    name = server.load(adapted().save_pretrained)
+    fake.change = change
+    with pytest.raises(RuntimeError, match=message):
+        server.sample_groups(name, PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
+
+
+def test_what_the_server_says_is_passed_on(server: VllmServer) -> None:
+    with pytest.raises(RuntimeError, match=r"refused /v1/completions \(404\).*does not exist"):
+        server.sample_groups("unknown", PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
+
+
+def test_no_server() -> None:
+    with pytest.raises(RuntimeError, match="is `vllm serve` running there"):
+        VllmServer(ServerSettings("http://127.0.0.1:9", timeout=5)).load(adapted().save_pretrained)
+
+
+@pytest.mark.parametrize("settings", [{"url": "127.0.0.1:8000"}, {"timeout": 0}, {"parallel_requests": 0}])
+def test_bad_settings(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"server.{next(iter(settings))}"):
+        ServerSettings(**settings)

@@ -1,0 +1,121 @@
+"""A stage whose completions come from a generation server: by the policy as it is, and corrected for the mismatch."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from fake_vllm import FakeVllm, folders, serving
+from tiny_stage import fit, trained
+from transformers import AutoModelForCausalLM
+
+from lit_rft.datamodules import PromptLoader
+from lit_rft.rollout import SamplingSettings, ServerSettings
+from lit_rft.stages import AnsweringSettings, ObjectiveSettings
+
+from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
+
+
+@pytest.fixture
+def fake(tiny_model_folder: Path) -> FakeVllm:
+    return FakeVllm(AutoModelForCausalLM.from_pretrained(tiny_model_folder))
+
+
+@pytest.fixture
+def given(fake: FakeVllm) -> list[dict[str, torch.Tensor]]:
+    """The weights of all adapters that the server was given."""
+    found: list[dict[str, torch.Tensor]] = []
+    load = fake._load
+
+    def remember(name: str, folder: str) -> Any:
+        answer = load(name, folder)
+        found.append({n: p.clone() for n, p in fake.adapters[name].named_parameters() if "lora_" in n})
+        return answer
+
+    fake._load = remember  # type: ignore[method-assign]
+    return found
+
+
+class Remember(L.Callback):
+    """The policy's adapter before each step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, stage: Any, *_: Any) -> None:
+        self.weights.append(adapter_of(stage))
+
+
+def adapter_of(stage: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in stage.policy.named_parameters() if "lora_" in n}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def run(fake: FakeVllm, model: Path, steps: int = 3, callbacks: Any = (), **options: Any) -> Any:
+    with serving(fake) as url:
+        stage = make_grpo(model, answering=AnsweringSettings(server=ServerSettings(url, timeout=60)), **options)
+        fit(stage, PromptLoader(make_prompts(model), batch_size=2), steps, callbacks=list(callbacks))
+    return stage
+
+
+def test_every_rollout_is_by_the_policy_as_it_is(
+    fake: FakeVllm, given: list[dict[str, torch.Tensor]], tiny_model_folder: Path
+) -> None:
+    policy = Remember()
+    stage = run(fake, tiny_model_folder, callbacks=[policy])
+    assert len(given) == 3 and all(map(equal, given, policy.weights))
+    assert not equal(given[1], given[2])
+    assert not fake.adapters and not any(folder.exists() for folder in folders(fake))  # nothing is left behind
+    for one in stage.samples:
+        assert sum(map(len, one.sampled_log_probs)) == (0 if one.off_policy else one.length)
+
+
+def test_answers_are_by_weights_that_were_loaded_since(
+    fake: FakeVllm, given: list[dict[str, torch.Tensor]], tiny_model_folder: Path
+) -> None:
+    loader = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
+    with serving(fake) as url:
+        sampling = SamplingSettings(8, 1.0)
+        settings = AnsweringSettings(sampling, answers=2, server=ServerSettings(url, timeout=60))
+        stage = make_grpo(tiny_model_folder, answering=settings)
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        trainer.test(stage, loader)
+        with torch.no_grad():
+            for name, parameter in stage.policy.named_parameters():
+                if "lora_B" in name:
+                    parameter += 1
+        trainer.test(stage, loader)
+    assert len(given) == 2 and equal(given[1], adapter_of(stage)) and not equal(given[0], given[1])
+    assert len(stage.answers) == 8
+
+
+def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: Path) -> None:
+    """Of an engine that is off by a factor, each token has another weight; of an exact one, none."""
+
+    def after(cap: float | None, wrong: bool) -> dict[str, torch.Tensor]:
+        def change(answer: Any) -> Any:
+            for choice in answer["choices"] if wrong else ():
+                said = choice["logprobs"]["token_logprobs"]
+                choice["logprobs"]["token_logprobs"] = [p + (0.5 if i % 2 else -0.5) for i, p in enumerate(said)]
+            return answer
+
+        fake.change = change
+        return trained(run(fake, tiny_model_folder, steps=1, objective={"importance_cap": cap, "entropy_coef": 0.0}))
+
+    plain = after(None, True)
+    assert differ(plain, after(2.0, True))
+    assert not differ(plain, after(2.0, False))
+    assert differ(after(1.0, True), after(2.0, True))
+
+
+def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="a server gets adapters, not whole models"):
+        run(fake, tiny_model_folder, lora=None)
+
+
+def test_the_plain_way_is_the_default() -> None:
+    assert AnsweringSettings().server is None and ObjectiveSettings().importance_cap is None
