@@ -1,0 +1,188 @@
+"""Turns a second of model time: kept caches against reading the whole history anew every turn.
+
+    python benchmarks/episodes.py
+    python benchmarks/episodes.py --rounds 1 --episodes 4 --steps 5      # a quick look
+
+Both sides play the same ScienceWorld episodes with the same player, agent (two levels), simulators and prompts,
+greedily: they differ in the generator alone. The other one gives, at every turn, all waiting conversations from their
+start to transformers' `generate`, padded on the left, as the public release of GLIDER does. SmolLM2-135M-Instruct in
+bf16. In turns, each side in a process of its own; medians.
+
+A side's model time is what it spends in its generator. `waited_seconds` is the rest, in which the model had nothing to
+do; `simulator_seconds` is what the simulators took in all, most of it while the model was at work on other episodes.
+Writes `benchmarks/results/episodes.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import in_turns, machine, medians, say, show, versions, write
+
+from lit_rft.agents import EpisodePlayer, HierarchicalAgent
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob
+from lit_rft.envs.scienceworld import ScienceWorldEnv
+from lit_rft.models import load_backbone, load_tokenizer
+from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts
+
+NEW_TOKENS = 24
+SEEN_TASKS = PROTOCOLS["short-tasks"].tasks
+
+
+class TimedEnv(ScienceWorldEnv):
+    """Writes down how long each call takes.
+
+    Args:
+        times: folder with a file for each process.
+    """
+
+    def __init__(self, times: str, step_limit: int) -> None:
+        super().__init__(step_limit, "easy")
+        self._times = Path(times) / f"{os.getpid()}.txt"
+
+    def reset(self, **arguments: Any) -> Any:
+        return self._timed(super().reset, **arguments)
+
+    def step(self, action: str) -> Any:
+        return self._timed(super().step, action)
+
+    def _timed(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments, **named)
+        with self._times.open("a") as stream:
+            stream.write(f"{time.perf_counter() - started}\n")
+        return result
+
+
+class RereadingGenerator:
+    """`ConversationGenerator`, but for what it keeps: the ids of each conversation, no keys and values."""
+
+    def __init__(self, model: Any, end_of_turn_id: int, sampling: SamplingSettings, *, num_slots: int) -> None:
+        self.model, self.end, self.sampling = model, end_of_turn_id, sampling
+        self._free = list(range(num_slots))
+        self._history: dict[int, list[int]] = {}
+        self.tokens_read = self.tokens_sampled = 0
+
+    def open(self, name: str) -> int:
+        slot = self._free.pop(0)
+        self._history[slot] = []
+        return slot
+
+    def close(self, slot: int) -> None:
+        del self._history[slot]
+        self._free.append(slot)
+
+    def forget(self, slot: int) -> None:
+        self._history[slot] = []
+
+    @torch.no_grad()
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+        for slot, ids in prompts.items():
+            self._history[slot] += ids
+        rows = [self._history[slot] for slot in prompts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.end] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        out = self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=self.sampling.max_new_tokens, do_sample=False,
+            eos_token_id=self.end, pad_token_id=self.end,
+        )  # fmt: skip
+        self.tokens_read += sum(map(len, rows))
+        return {slot: self._taken(slot, new.tolist()) for slot, new in zip(prompts, out[:, width:], strict=True)}
+
+    def _taken(self, slot: int, new: list[int]) -> Sampled:
+        finished = self.end in new
+        new = new[: new.index(self.end) + 1] if finished else new
+        self._history[slot] += new
+        self.tokens_sampled += len(new)
+        return Sampled(new, [0.0] * len(new), finished)
+
+
+def clocked(generator: Any) -> list[float]:
+    """Seconds of each `sample` of a generator."""
+    seconds: list[float] = []
+    sample = generator.sample
+
+    def timed(prompts: Any) -> Any:
+        started = time.perf_counter()
+        result = sample(prompts)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    generator.sample = timed
+    return seconds
+
+
+def play(side: str, episodes: int, steps: int) -> None:
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    chat = ChatFormat(tokenizer)
+    model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
+    make = {"lit-rft": ConversationGenerator, "rereading": RereadingGenerator}[side]
+    agent = HierarchicalAgent(chat, HierarchyPrompts())
+    generator: Any = make(model, chat.end_of_turn_id, SamplingSettings(NEW_TOKENS), num_slots=2 * episodes)
+    generator.sample({generator.open("warm"): tokenizer("Hello")["input_ids"]})
+    generator.close(0)
+    seconds, read, said = clocked(generator), generator.tokens_read, generator.tokens_sampled
+    with tempfile.TemporaryDirectory() as times:
+        make_env = functools.partial(TimedEnv, times, steps)
+        with EnvPool(make_env, episodes, reset_timeout=600) as pool:
+            player = EpisodePlayer(agent, generator, pool)
+            player.submit(jobs(episodes, steps))
+            started = time.perf_counter()
+            turns = sum(len(played.episode.steps) for played in player.run())
+            wall = time.perf_counter() - started
+        simulated = sum(float(line) for file in Path(times).iterdir() for line in file.read_text().split())
+    model_seconds = sum(seconds)
+    say(
+        turns=turns, turns_per_second=turns / model_seconds, model_seconds=model_seconds,
+        simulator_seconds=simulated, waited_seconds=wall - model_seconds,
+        tokens_read=generator.tokens_read - read, tokens_sampled=generator.tokens_sampled - said,
+    )  # fmt: skip
+
+
+def jobs(episodes: int, steps: int) -> list[EpisodeJob]:
+    return [
+        EpisodeJob(f"{n}", {"task": SEEN_TASKS[n % len(SEEN_TASKS)], "variation": n}, step_limit=steps)
+        for n in range(episodes)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--side", choices=("lit-rft", "rereading"), help="run one side only")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=16, help="at the same time, each with a simulator (0.5 GB)")
+    parser.add_argument("--steps", type=int, default=20, help="of each episode")
+    options = parser.parse_args()
+    # the simulators' processes import `TimedEnv` from here
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    if options.side:
+        import episodes  # not __main__, which the simulators' processes do not know
+
+        episodes.play(options.side, options.episodes, options.steps)
+        return
+    info = machine()
+    sizes = ("--episodes", str(options.episodes), "--steps", str(options.steps))
+    runs = in_turns(__file__, ("lit-rft", "rereading"), options.rounds, *sizes)
+    sides = {side: medians(found) for side, found in runs.items()}
+    ratio = sides["lit-rft"]["turns_per_second"] / sides["rereading"]["turns_per_second"]
+    settings = {"episodes": options.episodes, "steps": options.steps, "new_tokens": NEW_TOKENS, "precision": "bf16"}
+    result = {"machine": info, "versions": versions("scienceworld"), "settings": settings, "runs": runs,
+              "median": sides, "ratio": ratio}  # fmt: skip
+    write("episodes", result)
+    show(f"{options.episodes} episodes at the same time", sides)
+    print(f"{ratio:.1f} times the turns a second of model time")
+
+
+if __name__ == "__main__":
+    main()
