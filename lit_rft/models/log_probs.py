@@ -1,6 +1,7 @@
 """Log-probabilities of chosen tokens, without ever holding logits for a whole batch."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lit_rft.models.attention import batch_hidden_states
-from lit_rft.models.backbone import output_logits
+from lit_rft.models.backbone import causal_lm, output_logits
 from lit_rft.transcripts import TranscriptBatch
 
 
@@ -31,8 +32,9 @@ def utterance_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
-    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and made again
-    in the backward pass, so that memory does not grow with vocabulary times sequence length.
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and are not kept
+    for the backward pass: memory does not grow with vocabulary times sequence length. An output layer that trains makes
+    them again there; of a frozen one the gradients of single tokens are kept instead.
 
     Args:
         temperature: of the distribution, > 0.
@@ -80,10 +82,46 @@ def chosen_log_probs(
         total = logits.logsumexp(-1)
         # H = log sum exp(z) - sum p z
         spread = total - (logits.softmax(-1) * logits).sum(-1) if entropy else torch.zeros_like(total)
-        return logits.gather(-1, wanted[:, None]).squeeze(-1) - total, logits[:, end_of_turn_id] - total, spread
+        end = logits[:, end_of_turn_id] - total if ends else torch.zeros_like(total)
+        return logits.gather(-1, wanted[:, None]).squeeze(-1) - total, end, spread
 
+    frozen = not any(p.requires_grad for p in causal_lm(model).get_output_embeddings().parameters())
+    by_row = frozen and hidden.requires_grad and torch.is_grad_enabled()
     parts = []
     for start in range(0, max(len(targets), 1), chunk_tokens):
         window = slice(start, start + chunk_tokens)
-        parts.append(checkpoint(chunk, hidden[window], targets[window], use_reentrant=False))
+        if by_row:
+            parts.append(_RowByRow.apply(hidden[window], targets[window], chunk, (True, ends, entropy)))
+        else:
+            parts.append(checkpoint(chunk, hidden[window], targets[window], use_reentrant=False))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class _RowByRow(torch.autograd.Function):
+    """A function of rows, each output [N] of which depends on its own row of the input [N, D] alone: then the gradient
+    of a sum over rows holds that of each row. It is made at once, while the logits are there, and they need not be made
+    again in the backward pass. Nothing else that the function uses may train.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, targets: Tensor, function: Any, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            outputs = function(leaf, targets)
+            needed = [out if want and out.requires_grad else None for out, want in zip(outputs, wanted, strict=True)]
+            last = max((i for i, out in enumerate(needed) if out is not None), default=-1)
+            slopes = [
+                torch.autograd.grad(out.sum(), leaf, retain_graph=i < last)[0] if out is not None else None
+                for i, out in enumerate(needed)
+            ]
+        ctx.save_for_backward(*slopes)
+        return tuple(out.detach() for out in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        terms = [
+            gradient[:, None].to(slope.dtype) * slope
+            for gradient, slope in zip(gradients, ctx.saved_tensors, strict=True)
+            if slope is not None
+        ]
+        return sum(terms[1:], terms[0]), None, None, None

@@ -155,8 +155,9 @@ class ActorCriticStage(PolicyStage):
         _check_outcomes(micro)
         hidden = final_hidden_states(self.policy, micro.input_ids, micro.position_ids)
         log_probs = utterance_log_probs(
-            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, hidden=hidden
-        )
+            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, hidden=hidden,
+            ends=False,
+        )  # fmt: skip
         likelihood = utterance_log_likelihood(
             log_probs.tokens, micro.utterance_mask, average_tokens=self.average_tokens
         )

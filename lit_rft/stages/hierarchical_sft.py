@@ -71,8 +71,9 @@ class HierarchicalSFT(PolicyStage):
         """One micro-batch's share of L; adds its parts to `sums`."""
         assert self.policy is not None and self.chat is not None
         log_probs = utterance_log_probs(
-            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens
-        )
+            self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens,
+            ends=self.length_coef > 0,
+        )  # fmt: skip
         loss = log_probs.tokens.new_zeros(())
         for code, level in enumerate(LEVELS):
             rows = micro.level == code

@@ -8,6 +8,7 @@ from tiny import make_episode, make_model, make_tokenizer
 
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.backbone import add_lora, output_logits
+from lit_rft.models.log_probs import chosen_log_probs
 from lit_rft.transcripts import (
     LEVELS,
     ChatFormat,
@@ -146,3 +147,36 @@ def test_no_more_logits_than_a_chunk_are_ever_made(transcripts: list[Transcript]
     assert max(rows) == 16 and sum(rows) == actions < batch.num_tokens
     result.tokens.sum().backward()
     assert max(rows) == 16 and sum(rows) == 2 * actions  # made once more, and not kept
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("trained", ["adapters", "adapters and head", "all"])
+@pytest.mark.parametrize(("ends", "entropy"), [(False, False), (True, False), (False, True), (True, True)])
+def test_gradients_equal_those_of_whole_logits(architecture: str, trained: str, ends: bool, entropy: bool) -> None:
+    """Whatever the output layer does, chunk by chunk, in float64."""
+    model = make_model(architecture, **ARCHITECTURES[architecture]).double()
+    if trained != "all":
+        model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear")).double()
+    head = model.get_output_embeddings()
+    if trained == "adapters and head":
+        head.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(11, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 272, (11,), generator=generator)
+    weights = torch.randn(3, 11, generator=generator, dtype=torch.float64)
+
+    def plain() -> list[torch.Tensor]:
+        log_probs = (output_logits(model, hidden) / 0.7).log_softmax(-1)
+        spread = -(log_probs.exp() * log_probs).sum(-1)
+        return [log_probs.gather(-1, targets[:, None])[:, 0], log_probs[:, 2] * ends, spread * entropy]
+
+    def ours() -> Any:
+        return chosen_log_probs(
+            model, hidden, targets, end_of_turn_id=2, temperature=0.7, chunk_tokens=4, ends=ends, entropy=entropy
+        )
+
+    wanted = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+    expected, found = torch.stack(plain()), torch.stack(ours())
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((weights * values).sum(), wanted) for values in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0])
