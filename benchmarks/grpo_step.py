@@ -16,9 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from limits import synchronize
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 
 PROMPTS, GROUP, NEW_TOKENS, RANK, MICRO_BATCH_TOKENS = 8, 8, 128, 16, 1200
+MODEL = "smollm2-135m-instruct"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -27,53 +29,71 @@ def reward_of(text: str) -> float:
     return float(len(text) % 7)
 
 
-def ours() -> None:
+def make_problems(number: int = PROMPTS) -> list[Any]:
+    from lit_rft.problems import generate_problems
+
+    return generate_problems("gsm_symbolic", number)
+
+
+def ours(
+    model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+) -> dict[str, float]:
+    """A step on all problems."""
     import lightning as L
 
-    from lit_rft.datamodules import MathPromptDataModule
-    from lit_rft.models import LoraSettings
+    from lit_rft.datamodules import Prompt, PromptLoader
+    from lit_rft.models import LoraSettings, load_tokenizer
     from lit_rft.rollout import SamplingSettings
     from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+    from lit_rft.transcripts import PromptFormat
 
     def reward(completions: Sequence[str], rows: Any) -> list[float]:
         return [reward_of(text) for text in completions]
 
+    found: dict[str, float] = {}
+
     class Clock(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            synchronize(module.device)
             self.started = time.perf_counter()
 
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            seconds = time.perf_counter() - self.started
+            synchronize(module.device)
             tokens = sum(one.length for one in module.samples)
-            say(seconds=seconds, completion_tokens=tokens, peak_gb=peak_memory())
+            found.update(seconds=time.perf_counter() - self.started, completion_tokens=tokens, peak_gb=peak_memory())
 
     L.seed_everything(0, verbose=False)
     stage = MixedPolicyGRPO(
-        PolicySettings("smollm2-135m-instruct", LoraSettings(RANK, 2 * RANK, 0.0, TARGETS)),
+        PolicySettings(model, LoraSettings(RANK, 2 * RANK, 0.0, TARGETS)),
         OptimizerSettings(1e-5),
         ObjectiveSettings(GROUP, 0, entropy_coef=0.0),
-        SamplingSettings(NEW_TOKENS, 1.0),
+        SamplingSettings(new_tokens, 1.0),
         reward,
-        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        micro_batch_tokens=micro_batch_tokens,
     )
-    data = MathPromptDataModule("smollm2-135m-instruct", train_tasks={"gsm_symbolic": PROMPTS}, batch_size=PROMPTS)
+    form = PromptFormat(load_tokenizer(model))
+    prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
     trainer = L.Trainer(
-        max_steps=1, precision="bf16-mixed", accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
+        max_steps=1, precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
-    trainer.fit(stage, datamodule=data)
+    trainer.fit(stage, PromptLoader(prompts, batch_size=len(prompts)))
+    return found
 
 
-def theirs() -> None:
+def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) -> dict[str, float]:
+    """The same by TRL."""
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from lit_rft.models.backbone import resolve_model
-    from lit_rft.problems import generate_problems
 
-    tokens = []
+    tokens: list[int] = []
+    found: dict[str, float] = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def reward(completions: Sequence[Any], completion_ids: Sequence[Any], **_: Any) -> list[float]:
         tokens.extend(len(ids) for ids in completion_ids)
@@ -81,20 +101,22 @@ def theirs() -> None:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            synchronize(device)
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            say(seconds=time.perf_counter() - self.started, completion_tokens=sum(tokens), peak_gb=peak_memory())
+            synchronize(device)
+            seconds = time.perf_counter() - self.started
+            found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
-    problems = generate_problems("gsm_symbolic", PROMPTS)
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=GROUP,
-        gradient_accumulation_steps=PROMPTS, num_generations=GROUP, max_completion_length=NEW_TOKENS, temperature=1.0,
-        beta=0.0, bf16=True, use_cpu=True, report_to=[], learning_rate=1e-5, logging_steps=1, seed=0,
-        model_init_kwargs={"dtype": "bfloat16"}, save_strategy="no", disable_tqdm=True,
+        gradient_accumulation_steps=len(problems), num_generations=GROUP, max_completion_length=new_tokens,
+        temperature=1.0, beta=0.0, bf16=True, use_cpu=device.type == "cpu", report_to=[], learning_rate=1e-5,
+        logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"}, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        model=resolve_model("smollm2-135m-instruct"),
+        model=resolve_model(model),
         reward_funcs=[reward],
         args=config,
         train_dataset=Dataset.from_list([{"prompt": list(problem.prompt)} for problem in problems]),
@@ -102,6 +124,17 @@ def theirs() -> None:
         callbacks=[Clock()],
     )
     trainer.train()
+    return found
+
+
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """All sides' runs, their medians, and ratios to ours."""
+    sides = {side: medians(found) for side, found in runs.items()}
+    for row in sides.values():
+        row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]
+    mine = sides["lit-rft"]
+    ratios = {name: sides["trl"][name] / mine[name] for name in ("seconds", "peak_gb")} if "trl" in sides else {}
+    return {"runs": runs, "median": sides, "ratio": ratios}
 
 
 def main() -> None:
@@ -110,20 +143,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.side:
-        {"lit-rft": ours, "trl": theirs}[options.side]()
+        say(**{"lit-rft": ours, "trl": theirs}[options.side](MODEL, make_problems()))
         return
     info = machine()
-    runs = in_turns(__file__, ("lit-rft", "trl"), options.rounds)
-    sides = {side: medians(found) for side, found in runs.items()}
-    for row in sides.values():
-        row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]
-    ratios = {name: sides["trl"][name] / sides["lit-rft"][name] for name in ("seconds", "peak_gb")}
-    settings = {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "lora_rank": RANK, "precision": "bf16"}
-    result = {"machine": info, "versions": versions("trl", "lightning"), "settings": settings, "runs": runs,
-              "median": sides, "ratio": ratios}  # fmt: skip
-    write("grpo_step", result)
-    show("one GRPO step", sides)
-    print(f"TRL takes {ratios['seconds']:.1f} times as long and {ratios['peak_gb']:.1f} times the memory")
+    result = compare(in_turns(__file__, ("lit-rft", "trl"), options.rounds))
+    settings = {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "lora_rank": RANK, "precision": "bf16",
+                "micro_batch_tokens": MICRO_BATCH_TOKENS}  # fmt: skip
+    write("grpo_step", {"machine": info, "versions": versions("trl", "lightning"), "settings": settings} | result)
+    show("one GRPO step", result["median"])
+    ratio = result["ratio"]
+    print(f"TRL takes {ratio['seconds']:.1f} times as long and {ratio['peak_gb']:.1f} times the memory")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def peak_memory() -> float:
-    """GB this process has held at most."""
+    """GB this process has held at most: on the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -45,8 +50,8 @@ def say(**figures: Any) -> None:
     print("\n" + _FIGURES + json.dumps(figures), flush=True)
 
 
-def in_turns(script: str, sides: tuple[str, str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Run both sides of a script in turns.
+def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """Run the sides of a script in turns.
 
     Raises: RuntimeError with what a side said last if it fails.
     """
@@ -69,14 +74,17 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def write(name: str, result: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+def write(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    table = Table(title=title)
+    """A table of named rows, turned round where it would be wider than long."""
     columns = list(next(iter(rows.values())))
+    if len(columns) > len(rows) + 1:
+        rows, columns = {column: {name: row[column] for name, row in rows.items()} for column in columns}, list(rows)
+    table = Table(title=title)
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():

@@ -7,7 +7,8 @@ by the model without its adapters. Ours: micro-batches of similar length, logits
 the critic out of the cache (a first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear
 layers, bf16, steps of 4 expert episodes. Each side is in a process of its own, in turns; medians. Model FLOP
 utilisation counts four FLOP for each weight of the backbone and real token (frozen weights have no gradient), against
-the best rate of a bf16 matrix product in the same process. Writes `benchmarks/results/training_step.json`.
+the best rate of a bf16 matrix product in the same process; `shares` is what the operations of our step take of its
+time. Writes `benchmarks/results/training_step.json`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import time
 from typing import Any
 
 import torch
+from limits import matrix_peak, product_weights, shares, synchronize
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 
-EPISODES, STEPS, MICRO_BATCH_TOKENS = 4, 3, 1024
+EPISODES, STEPS, MICRO_BATCH_TOKENS, MODEL = 4, 3, 1024, "smollm2-135m-instruct"
 STAGES = ("sft", "offline_rl")
 
 
-def make_data(stage: str) -> Any:
+def make_loader(stage: str) -> Any:
+    """Steps of expert episodes, the same for both sides."""
     from lit_rft.datamodules import TrajectoryDataModule
 
     data = TrajectoryDataModule(
@@ -32,24 +35,11 @@ def make_data(stage: str) -> Any:
         outcomes=stage == "offline_rl",
     )  # fmt: skip
     data.setup("fit")
-    return data
+    return data.train_dataloader()
 
 
-def matrix_peak() -> float:
-    """FLOP a second of a bf16 matrix product, the best of some sizes."""
-    best = 0.0
-    for size in (1024, 2048):
-        a, b = torch.randn(size, 1536).bfloat16(), torch.randn(1536, 1536).bfloat16()
-        a @ b
-        for _ in range(5):
-            started = time.perf_counter()
-            for _ in range(5):
-                a @ b
-            best = max(best, 5 * 2 * size * 1536 * 1536 / (time.perf_counter() - started))
-    return best
-
-
-def ours(name: str) -> None:
+def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
+    """Two epochs of our stage: the first makes what the second finds in the cache."""
     import lightning as L
 
     from lit_rft.models import LoraSettings
@@ -58,96 +48,125 @@ def ours(name: str) -> None:
     seconds: list[float] = []
 
     class Clock(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            synchronize(module.device)
             self.started = time.perf_counter()
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            synchronize(module.device)
             seconds.append(time.perf_counter() - self.started)
 
     L.seed_everything(0, verbose=False)
-    policy = PolicySettings("smollm2-135m-instruct", LoraSettings(16, 32, 0.0, "all-linear"))
-    make = HierarchicalSFT if name == "sft" else OfflineHierarchicalRL
+    settings = PolicySettings(model, LoraSettings(16, 32, 0.0, "all-linear"), **policy)
+    stage = (HierarchicalSFT if name == "sft" else OfflineHierarchicalRL)(settings, OptimizerSettings(1e-4))
     trainer = L.Trainer(
-        max_epochs=2, precision="bf16-mixed", accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
+        max_epochs=2, precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
-    loader = make_data(name).train_dataloader()
-    tokens = sum(batch.num_tokens for batch in loader)
-    trainer.fit(make(policy, OptimizerSettings(1e-4)), loader)
-    report(name, sum(seconds[STEPS:]), tokens, cold=sum(seconds[:STEPS]))
+    tokens = [batch.num_tokens for batch in loader]
+    trainer.fit(stage, loader)
+    return figures(stage.policy, sum(seconds[len(tokens) :]), sum(tokens), cold=sum(seconds[: len(tokens)]))
 
 
-def plain(name: str) -> None:
+def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
+    """The same steps without our library's way of making them."""
     from lit_rft.models import LoraSettings, load_backbone
     from lit_rft.models.backbone import leave_casting_to_autocast
     from lit_rft.transcripts import collate_padded
 
     torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lora = LoraSettings(16, 32, 0.0, "all-linear")
-    model: Any = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16, lora=lora).train()
-    leave_casting_to_autocast(model)
-    heads = torch.nn.Linear(576, 2)
-    trains = [p for p in model.parameters() if p.requires_grad]
+    net: Any = load_backbone(model, dtype=torch.bfloat16, lora=lora, **policy).train().to(device)
+    leave_casting_to_autocast(net)
+    heads = torch.nn.Linear(net.config.hidden_size, 2, device=device)
+    trains = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([*trains, *heads.parameters()], lr=1e-4)
-    batches = [
-        collate_padded([t for micro in step.micro_batches for t in micro.transcripts], 0)
-        for step in make_data(name).train_dataloader()
+    steps = [
+        collate_padded([t for micro in step.micro_batches for t in micro.transcripts], 0).to(device) for step in loader
     ]
     seconds = []
-    for batch in batches:
+    for batch in [steps[0], *steps]:  # the first warms up
+        synchronize(device)
         started = time.perf_counter()
-        mask = torch.zeros_like(batch.input_ids, dtype=torch.bool)
-        mask.view(-1)[batch.utterance_tokens[batch.utterance_mask]] = True
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=batch.input_ids).logits
-            targets = batch.input_ids.masked_fill(~mask, -100)
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
-            if name == "offline_rl":
-                with torch.no_grad(), model.disable_adapter():
-                    hidden = model.get_base_model().model(input_ids=batch.input_ids).last_hidden_state
-                features = hidden.flatten(0, 1)[batch.utterance_ends].float()
-                loss = loss + (heads(features) - batch.rewards[:, None]).square().mean()
-        loss.backward()
+        plain_loss(name, net, heads, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
-    tokens = sum(batch.num_tokens for batch in batches)
-    report(name, sum(seconds), tokens, cold=sum(seconds))
+    tokens = sum(batch.num_tokens for batch in steps)
+    return figures(net, sum(seconds[1:]), tokens, cold=sum(seconds[1:]))
 
 
-def report(name: str, seconds: float, tokens: int, cold: float) -> None:
-    weights = 134_515_008 - 28_311_552  # SmolLM2-135M without its embedding, which is no product
-    peak = matrix_peak()
-    say(
-        seconds=seconds, tokens=tokens, tokens_per_second=tokens / seconds, cold_tokens_per_second=tokens / cold,
-        peak_gb=peak_memory(), utilisation=4 * weights * tokens / seconds / peak, matrix_gflops=peak / 1e9,
-    )  # fmt: skip
+def plain_loss(name: str, net: Any, heads: Any, batch: Any) -> torch.Tensor:
+    mask = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    mask.view(-1)[batch.utterance_tokens[batch.utterance_mask]] = True
+    with torch.autocast(batch.input_ids.device.type, torch.bfloat16):
+        logits = net(input_ids=batch.input_ids).logits
+        targets = batch.input_ids.masked_fill(~mask, -100)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+        if name == "offline_rl":
+            with torch.no_grad(), net.disable_adapter():
+                hidden = net.get_base_model().model(input_ids=batch.input_ids).last_hidden_state
+            features = hidden.flatten(0, 1)[batch.utterance_ends].float()
+            loss = loss + (heads(features) - batch.rewards[:, None]).square().mean()
+    return loss
+
+
+def figures(model: Any, seconds: float, tokens: int, cold: float) -> dict[str, float]:
+    memory = peak_memory()  # of the steps, without what follows
+    device = next(model.parameters()).device
+    peak = matrix_peak(device)
+    # a frozen weight is used twice, forth and back; adapters are small
+    utilisation = 4 * product_weights(model) * tokens / seconds / peak
+    return {
+        "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds,
+        "cold_tokens_per_second": tokens / cold, "peak_gb": memory, "utilisation": utilisation,
+        "matrix_gflops": peak / 1e9,
+    }  # fmt: skip
+
+
+def profiled(stage: str, model: str, loader: Any) -> dict[str, float]:
+    """Of the time of our step, which operations take it."""
+    return shares(lambda: ours(stage, model, loader))
+
+
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Both sides' runs, their medians and ratios."""
+    sides = {side: medians(found) for side, found in runs.items()}
+    ratios = {
+        "speed": sides["lit-rft"]["tokens_per_second"] / sides["plain"]["tokens_per_second"],
+        "memory": sides["lit-rft"]["peak_gb"] / sides["plain"]["peak_gb"],
+    }
+    return {"runs": runs, "median": sides, "ratio": ratios}
+
+
+def report(title: str, result: dict[str, Any]) -> None:
+    speeds = {side: [run["tokens_per_second"] for run in found] for side, found in result["runs"].items()}
+    print(title, {side: [round(min(v)), round(statistics.median(v)), round(max(v))] for side, v in speeds.items()})
+    show(title, result["median"])
+    ratio = result["ratio"]
+    print(f"{ratio['speed']:.1f} times the tokens a second, {100 * ratio['memory']:.0f}% of the memory")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--side", choices=("lit-rft", "plain"), help="run one side only")
+    parser.add_argument("--side", choices=("lit-rft", "plain", "shares"), help="run one side only")
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.side:
-        {"lit-rft": ours, "plain": plain}[options.side](options.stage)
+        side = {"lit-rft": ours, "plain": plain, "shares": profiled}[options.side]
+        say(**side(options.stage, MODEL, make_loader(options.stage)))
         return
-    make_data("sft")  # collects the episodes
-    info = machine()
-    result: dict[str, Any] = {"machine": info, "versions": versions("lightning"), "stages": {}}
+    make_loader("sft")  # collects the episodes
+    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "stages": {}}
     for stage in STAGES:
         runs = in_turns(__file__, ("lit-rft", "plain"), options.rounds, "--stage", stage)
-        sides = {side: medians(found) for side, found in runs.items()}
-        ratios = {
-            "speed": sides["lit-rft"]["tokens_per_second"] / sides["plain"]["tokens_per_second"],
-            "memory": sides["lit-rft"]["peak_gb"] / sides["plain"]["peak_gb"],
-        }
-        speeds = {side: [run["tokens_per_second"] for run in found] for side, found in runs.items()}
-        print(stage, {side: [round(min(v)), round(statistics.median(v)), round(max(v))] for side, v in speeds.items()})
-        result["stages"][stage] = {"runs": runs, "median": sides, "ratio": ratios}
-        show(stage, sides)
-        print(f"{ratios['speed']:.1f} times the tokens a second, {100 * ratios['memory']:.0f}% of the memory")
+        (profile,) = in_turns(__file__, ("shares",), 1, "--stage", stage)["shares"]
+        result["stages"][stage] = compare(runs) | {"shares": profile}
+        report(stage, result["stages"][stage])
+        print("shares of our step:", {part: f"{100 * share:.0f}%" for part, share in profile.items()})
     write("training_step", result)
 
 

@@ -1,0 +1,110 @@
+"""What a machine can do at most, measured beside what is compared with it; and where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+# part of a step -> parts of the names of its operations, the first that fits counts
+PARTS = {
+    "attention": ("attention",),
+    "matrix products": ("mm", "linear", "matmul", "gemm"),
+    "logits": ("log_softmax", "logsumexp", "nll_loss", "cross_entropy", "softmax"),
+    "copies and casts": ("copy", "cat", "index", "gather", "scatter", "clone", "contiguous", "fill", "zero", "_to_"),
+    "elementwise": ("mul", "add", "silu", "rsqrt", "pow", "mean", "neg", "sub", "div", "sum", "cos", "sin", "where"),
+}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """The best of some repetitions, after a first one that does not count."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def matrix_peak(device: torch.device) -> float:
+    """FLOP a second of a bf16 matrix product, the best of some sizes."""
+    sizes = (1024, 2048) if device.type == "cpu" else (4096, 8192)
+    inner = 1536 if device.type == "cpu" else 8192
+    best = 0.0
+    for size in sizes:
+        a, b = (torch.randn(shape, device=device).bfloat16() for shape in ((size, inner), (inner, inner)))
+        best = max(best, 2 * size * inner * inner / seconds_of(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+    return best
+
+
+def copy_bandwidth(device: torch.device, gigabytes: float = 0.5) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.zeros(int(gigabytes * 1e9 / 4), device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+
+
+def product_weights(model: nn.Module) -> int:
+    """Weights that every token is multiplied with: not those of an embedding."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+
+
+@torch.no_grad()
+def decode_speed(model: Any, rows: int, context: int, steps: int = 16) -> dict[str, float]:
+    """A step of `rows` sequences that have read `context` tokens: what it reads a second, and what it computes.
+
+    Every step reads all weights and what is in the cache; the output layer is one of its products.
+    """
+    from lit_rft.rollout.decoder import Decoder
+
+    device, config = next(model.parameters()).device, model.config
+    decoder = Decoder(model, rows, 0)
+    slots = list(range(rows))
+    with decoder.ready():
+        decoder.read({slot: [1 + slot % 7] * context for slot in slots})
+        decoder.step(slots, [1] * rows)
+        synchronize(device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            decoder.step(slots, [1] * rows)
+        synchronize(device)
+        seconds = (time.perf_counter() - started) / steps
+    head = model.get_output_embeddings().weight
+    weights = product_weights(model) + (head.numel() if config.tie_word_embeddings else 0)
+    size = config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size * (context + steps // 2) * rows
+    return {
+        "seconds": seconds,
+        "tokens_per_second": rows / seconds,
+        "bytes_per_second": (weights + cached) * head.element_size() / seconds,
+        "flop_per_second": 2 * weights * rows / seconds,
+    }
+
+
+def shares(work: Callable[[], Any]) -> dict[str, float]:
+    """Which part of the time the operations of a kind take, of the time of all operations."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        work()
+    total = dict.fromkeys([*PARTS, "other"], 0.0)
+    for event in profile.key_averages():
+        took = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        name = event.key.lower()
+        part = next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
+        total[part] += took
+    whole = sum(total.values())
+    return {part: took / whole for part, took in total.items()}
