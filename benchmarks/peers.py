@@ -60,13 +60,21 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
         for side in sides:
             started = time.time()
             print(f"round {number + 1} of {rounds}: {side} ...", end=" ", flush=True)
-            command = [sys.executable, script, "--side", side, *arguments]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise RuntimeError(f"{side} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
-            (line,) = (line for line in result.stdout.splitlines() if line.startswith(_FIGURES))
-            found[side].append(json.loads(line.removeprefix(_FIGURES)))
+            found[side].append(in_process(script, "--side", side, *arguments))
             print(f"{time.time() - started:.0f} s", flush=True)
+    return found
+
+
+def in_process(script: str, *arguments: str) -> dict[str, Any]:
+    """The figures that a script says, run in a process of its own.
+
+    Raises: RuntimeError with what it said last if it fails.
+    """
+    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith(_FIGURES))
+    found: dict[str, Any] = json.loads(line.removeprefix(_FIGURES))
     return found
 
 

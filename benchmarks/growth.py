@@ -1,0 +1,202 @@
+"""How seconds and memory grow: with sequence length, group size, number of episodes and trainable parameters.
+
+    python benchmarks/growth.py
+
+- length: a training step of supervised fine-tuning on one transcript of so many tokens (LoRA r 16).
+- group: a GRPO step on one word problem with so many completions of 64 tokens, rollout included.
+- episodes: reading so many stored ScienceWorld episodes, making their transcripts and the first batch.
+- rank: a training step on 1024 tokens with LoRA of so high a rank; 0 trains all weights.
+
+And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
+SmolLM2-135M-Instruct, bf16. Each point is in a process of its own, the second of two steps counts. Writes
+`benchmarks/results/growth.json` and `docs/images/growth.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiment import lit_rft, save_figure
+from limits import synchronize
+from peers import in_process, machine, peak_memory, say, show, versions, write
+from rich.console import Console
+
+MODEL = "smollm2-135m-instruct"
+POINTS = {
+    "length": (256, 512, 1024, 2048, 4096, 8192),
+    "group": (4, 8, 16, 32, 64),
+    "episodes": (125, 250, 500, 1000, 2000, 4000),
+    "rank": (4, 16, 64, 256, 0),
+}
+UNITS = {
+    "length": "tokens of a transcript",
+    "group": "completions of a prompt",
+    "episodes": "episodes read",
+    "rank": "trainable parameters",
+}
+
+
+def transcript(length: int, randoms: Any) -> Any:
+    """A conversation as long as that, with an action of 12 tokens after every 90."""
+    from lit_rft.transcripts import Transcript
+
+    made = Transcript("flat", 2)
+    while len(made) + 102 <= length:
+        made.append_prompt([randoms.randrange(20, 40000) for _ in range(90)])
+        made.append_utterance([*(randoms.randrange(20, 40000) for _ in range(11)), 2])
+    return made
+
+
+def training_step(length: int, rank: int = 16) -> dict[str, float]:
+    import random
+
+    from lit_rft.datamodules import StepLoader
+    from lit_rft.models import LoraSettings
+    from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
+
+    lora = LoraSettings(rank, 2 * rank, 0.0, "all-linear") if rank else None
+    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4))
+    episodes = [[transcript(length, random.Random(seed))] for seed in range(2)]
+    seconds = fit(stage, StepLoader(episodes, batch_size=1, micro_batch_tokens=length, pad_id=0))
+    weights = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    return {"seconds": seconds, "peak_gb": peak_memory(), "trainable": weights}
+
+
+def fit(stage: Any, loader: Any) -> float:
+    """Two steps; seconds of the second."""
+    import lightning as L
+
+    seconds = []
+
+    class Clock(L.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            synchronize(module.device)
+            self.started = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            synchronize(module.device)
+            seconds.append(time.perf_counter() - self.started)
+
+    L.seed_everything(0, verbose=False)
+    trainer = L.Trainer(
+        max_steps=2, max_epochs=-1, precision="bf16-mixed", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.fit(stage, loader)
+    return seconds[1]
+
+
+def grpo_step(size: int) -> dict[str, float]:
+    from lit_rft.datamodules import MathPromptDataModule
+    from lit_rft.models import LoraSettings
+    from lit_rft.rollout import SamplingSettings
+    from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+
+    stage = MixedPolicyGRPO(
+        PolicySettings(MODEL, LoraSettings(16, 32, 0.0, "all-linear")), OptimizerSettings(1e-5),
+        ObjectiveSettings(size, 0), SamplingSettings(64, 1.0), lambda texts, rows: [len(text) % 7 for text in texts],
+        micro_batch_tokens=1200,
+    )  # fmt: skip
+    data = MathPromptDataModule(MODEL, train_tasks={"gsm_symbolic": 2}, batch_size=1)
+    data.setup("fit")
+    return {"seconds": fit(stage, data.train_dataloader()), "peak_gb": peak_memory()}
+
+
+def read_episodes(number: int) -> dict[str, float]:
+    from dataclasses import replace
+
+    from lit_rft.datamodules import TrajectoryDataModule
+    from lit_rft.episodes import write_episodes
+
+    few = TrajectoryDataModule(train_variations=3)
+    few.setup("fit")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "episodes.jsonl"
+        some = few.episodes
+        write_episodes(file, (replace(some[n % len(some)], id=f"{some[n % len(some)].id}/{n}") for n in range(number)))
+        data = TrajectoryDataModule(train_files=[str(file)])
+        before, started = peak_memory(), time.perf_counter()
+        data.setup("fit")
+        next(iter(data.train_dataloader()))
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_gb": peak_memory(), "added_gb": peak_memory() - before}
+
+
+CASES: dict[str, Any] = {
+    "length": training_step,
+    "group": grpo_step,
+    "episodes": read_episodes,
+    "rank": lambda rank: training_step(1024, rank),
+}
+
+
+def start_up() -> float:
+    """Seconds from the start of the command line to the first training step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {
+            "trainer.default_root_dir": folder,
+            "trainer.max_steps": 1,
+            "trainer.limit_val_batches": 0,
+            "model.init_args.sampling.max_new_tokens": 8,
+        }
+        started = time.time()
+        subprocess.run(lit_rft("fit", ["luffy/arithmetic.yaml"], keys), check=True, capture_output=True)
+        events = EventAccumulator(f"{folder}/tensorboard")
+        events.Reload()
+        (step,) = events.Scalars("perf/step_seconds")
+        return step.wall_time - step.value - started
+
+
+def plot(points: dict[str, list[dict[str, float]]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5))
+    for row, (key, label) in enumerate((("seconds", "seconds"), ("peak_gb", "GB at most"))):
+        for column, (case, found) in enumerate(points.items()):
+            axes = figure.add_subplot(2, len(points), row * len(points) + column + 1)
+            x = [point["trainable" if case == "rank" else "value"] for point in found]
+            axes.plot(x, [point[key] for point in found], "o-")
+            axes.set(xscale="log", ylim=(0, None), xlabel=UNITS[case] if row else "", ylabel="" if column else label)
+    figure.tight_layout()
+    save_figure(figure, "growth.png")
+
+
+def exponent(found: list[dict[str, float]], key: str = "seconds") -> float:
+    """Of the power law between the two largest points: 1 is linear."""
+    (a, b) = sorted(found, key=lambda point: point["value"])[-2:]
+    return math.log(b[key] / a[key]) / math.log(b["value"] / a["value"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--case", choices=sorted(CASES), help="one point only")
+    parser.add_argument("--value", type=int)
+    options = parser.parse_args()
+    if options.case:
+        say(value=options.value, **CASES[options.case](options.value))
+        return
+    info, points = machine(), {}
+    for case, values in POINTS.items():
+        points[case] = []
+        for value in values:
+            points[case].append(in_process(__file__, "--case", case, "--value", str(value)))
+            print(case, points[case][-1], flush=True)
+        show(case, {str(int(point["value"])): point for point in points[case]})
+    exponents = {case: exponent(points[case]) for case in ("length", "group", "episodes")}
+    seconds = [start_up() for _ in range(3)]
+    result = {"points": points, "exponents": exponents, "start_up_seconds": seconds}
+    write("growth", {"machine": info, "versions": versions("lightning")} | result)
+    plot(points)
+    Console().print(f"exponents between the two largest points: {exponents}; seconds to the first step: {seconds}")
+
+
+if __name__ == "__main__":
+    main()
