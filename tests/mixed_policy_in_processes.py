@@ -1,6 +1,6 @@
 """A script for tests/test_runs.py: mixed-policy GRPO on prompts or on the corridor, in one or two processes."""
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from tiny_stage import ADAPTERS, PROMPTS, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
+from lit_rft.models import LoraSettings
 from lit_rft.models.sharding import full_state
 from lit_rft.problems import Problem, write_problems
-from lit_rft.rollout import SamplingSettings
+from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import (
     ActingSettings,
+    AnsweringSettings,
     MixedPolicyEpisodes,
     MixedPolicyGRPO,
     ObjectiveSettings,
@@ -28,9 +30,11 @@ def vowels(completions: Any, rows: Any) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text) % 2) for text in completions]
 
 
-def make(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
+def make(kind: str, model: str, folder: Path, url: str | None, targets: str | list[str]) -> tuple[Any, Any]:
+    server = ServerSettings(url, timeout=60) if url is not None else None
+    lora = LoraSettings(ADAPTERS.rank, ADAPTERS.alpha, ADAPTERS.dropout, targets)
     common: dict[str, Any] = {
-        "policy": PolicySettings(model=model, lora=ADAPTERS),
+        "policy": PolicySettings(model=model, lora=lora),
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "objective": ObjectiveSettings(group_size=3, mini_batches=2, kl_coef=0.1, sft_coef=0.1),
         "micro_batch_tokens": 400,
@@ -41,9 +45,10 @@ def make(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
             for n in range(6)
         ]
         write_problems(folder / "problems.jsonl", problems)
-        stage: Any = MixedPolicyGRPO(sampling=SamplingSettings(8, 1.0), reward=vowels, **common)
+        answering = AnsweringSettings(server=server)
+        stage: Any = MixedPolicyGRPO(sampling=SamplingSettings(8, 1.0), reward=vowels, answering=answering, **common)
         return stage, MathPromptDataModule(model, [str(folder / "problems.jsonl")], batch_size=3)
-    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2, server=server)
     stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, prompts=PROMPTS, **common)
     return stage, EpisodeGroupDataModule(
         model=model,
@@ -55,22 +60,32 @@ def make(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
     )
 
 
-def main(kind: str, model: str, folder: Path, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("prompts", "episodes"))
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("devices", type=int)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("strategy", choices=("auto", "ddp", "fsdp"))
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--url", help="of a server that samples")
+    parser.add_argument("--targets", nargs="+", default=ADAPTERS.target_modules)
+    options = parser.parse_args()
     L.seed_everything(0, verbose=False)
-    stage, data = make(kind, model, folder)
+    stage, data = make(options.kind, options.model, options.folder, options.url, options.targets)
     trainer = L.Trainer(
-        max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
-        strategy=make_strategy(strategy, devices), enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, limit_val_batches=0,
+        max_epochs=-1, max_steps=options.steps, accelerator="cpu", devices=options.devices, logger=False,
+        strategy=make_strategy(options.strategy), enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=options.folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
-    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
+    trainer.fit(stage, datamodule=data, ckpt_path=options.ckpt_path)
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
-    state = full_state(stage) if strategy == "fsdp" else stage.state_dict()
+    state = full_state(stage) if options.strategy == "fsdp" else stage.state_dict()
     weights = {name: value for name, value in state.items() if name in trains}
-    torch.save(weights, folder / f"rank{trainer.global_rank}.pt")
+    torch.save(weights, options.folder / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    _, kind, model, folder, devices, steps, *more = sys.argv
-    main(kind, model, Path(folder), int(devices), int(steps), (more or ["auto"])[0], more[1] if more[1:] else None)
+    main()

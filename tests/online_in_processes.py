@@ -39,7 +39,7 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,
-        strategy=make_strategy(strategy, devices), enable_progress_bar=False, enable_model_summary=False,
+        strategy=make_strategy(strategy), enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip

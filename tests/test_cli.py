@@ -14,7 +14,7 @@ from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.models import LoraSettings
 from lit_rft.rewards import MathReward
-from lit_rft.rollout import SamplingSettings
+from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,
@@ -46,7 +46,9 @@ OVERLAYS = {
     },
     **{
         f"luffy/{overlay}.yaml": [LUFFY, f"luffy/{overlay}.yaml"]
-        for overlay in ("gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss")
+        for overlay in (
+            "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
+        )
     },
 }  # fmt: skip
 
@@ -140,7 +142,7 @@ def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest
 
 def _public() -> list[Any]:
     settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings, HierarchyPrompts]
-    settings += [CriticSettings, OnlineSettings, ObjectiveSettings, AnsweringSettings]
+    settings += [CriticSettings, OnlineSettings, ObjectiveSettings, AnsweringSettings, ServerSettings]
     stages = [HierarchicalSFT, OfflineHierarchicalRL, OnlineHighLevelFinetune]
     stages += [MixedPolicyGRPO, MathReward]
     stages += [datamodules.TrajectoryDataModule, datamodules.OnlineDataModule, datamodules.MathPromptDataModule]

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
 from tiny import make_episode
+from transformers import AutoModelForCausalLM
 
 from lit_rft.episodes import read_episodes, write_episodes
 
@@ -54,10 +56,12 @@ MIXED = [
 ]  # fmt: skip
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], fails: bool = False) -> str:
+    """What it says."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert bool(result.returncode) == fails, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +75,7 @@ FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size
 
 ALL_WEIGHTS = ["--model.init_args.policy.lora", "null"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-FSDP = ["-c", "fsdp.yaml", "--trainer.devices", "2", "--trainer.strategy.init_args.data_parallel_size", "2"]
+FSDP = ["-c", "fsdp.yaml", "--trainer.devices", "2"]
 
 
 @pytest.mark.parametrize(
@@ -174,27 +178,79 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
         torch.testing.assert_close(split["weights"][name], weight, rtol=1e-3, atol=5e-5)
 
 
+class MixedPolicy:
+    """Runs of mixed-policy GRPO in a folder for each strategy."""
+
+    def __init__(self, kind: str, model: Path, folder: Path) -> None:
+        self.kind, self.model, self.folder = kind, str(model), folder
+        self.script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))
+
+    def command(self, strategy: str, devices: int, steps: int, *more: str) -> list[str]:
+        folder = self.folder / strategy
+        folder.mkdir(exist_ok=True)
+        start = [sys.executable, self.script, self.kind, self.model, str(folder)]
+        return [*start, str(devices), str(steps), strategy, *more]
+
+    def run(self, strategy: str, devices: int, steps: int, *more: str) -> list[dict[str, torch.Tensor]]:
+        """The weights of each process."""
+        _run(self.command(strategy, devices, steps, *more))
+        folder = self.folder / strategy
+        return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+    def last(self, strategy: str) -> list[str]:
+        return ["--ckpt_path", str(self.folder / strategy / "checkpoints" / "last.ckpt")]
+
+
+def check_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=5e-5)
+
+
 @pytest.mark.parametrize("kind", ["prompts", "episodes"])
 def test_mixed_policy_in_two_processes(kind: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Three groups a round: unequal shares of them and of micro-batches equal one process; a stopped run goes on."""
-    script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))
-
-    def run(strategy: str, devices: int, steps: int, *more: str) -> list[dict[str, torch.Tensor]]:
-        folder = tmp_path / strategy
-        folder.mkdir(exist_ok=True)
-        model = str(tiny_model_folder)
-        _run([sys.executable, script, kind, model, str(folder), str(devices), str(steps), strategy, *more])
-        return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
-
-    def check(weights: dict[str, torch.Tensor]) -> None:
-        for name, weight in one.items():
-            torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=5e-5)
-
-    (one,) = run("auto", 1, 4)
+    runs = MixedPolicy(kind, tiny_model_folder, tmp_path)
+    (one,) = runs.run("auto", 1, 4)
     assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
-    run("ddp", 2, 2)
-    first, second = run("ddp", 2, 4, str(tmp_path / "ddp" / "checkpoints" / "last.ckpt"))
-    check(first)
+    runs.run("ddp", 2, 2)
+    first, second = runs.run("ddp", 2, 4, *runs.last("ddp"))
+    check_close(first, one)
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
-    run("fsdp", 2, 2)
-    check(run("fsdp", 2, 4, str(tmp_path / "fsdp" / "checkpoints" / "last.ckpt"))[0])
+    runs.run("fsdp", 2, 2)
+    check_close(runs.run("fsdp", 2, 4, *runs.last("fsdp"))[0], one)
+    if kind == "prompts":  # a checkpoint of other adapters is refused
+        other = runs.command("fsdp", 2, 6, *runs.last("fsdp"), "--targets", "q_proj")
+        assert "the checkpoint does not fit the model: 0 trained weights are missing" in _run(other, fails=True)
+
+
+@pytest.mark.parametrize("kind", ["prompts", "episodes"])
+def test_two_processes_sample_by_one_server(kind: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """One adapter a rollout, whether weights are split or not, and what is sampled does not depend on who asks."""
+    fake = FakeVllm(AutoModelForCausalLM.from_pretrained(tiny_model_folder))
+    runs = MixedPolicy(kind, tiny_model_folder, tmp_path)
+    with serving(fake) as url:
+        (one,) = runs.run("auto", 1, 2, "--url", url)
+        check_close(runs.run("fsdp" if kind == "prompts" else "ddp", 2, 2, "--url", url)[0], one)
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)
+    assert len(folders(fake)) == 2 * 1 and not fake.adapters  # one rollout of two steps
+
+
+@pytest.mark.parametrize("more", [[], ALL_WEIGHTS], ids=["adapters", "all weights"])
+def test_split_weights_in_half_precision(
+    more: list[str], tiny_model_folder: Path, episodes: Path, tmp_path: Path
+) -> None:
+    """Weights are gathered in bf16: the same direction as one process in bf16-mixed, up to rounding."""
+    half = [*more, "--trainer.precision", "bf16-mixed"]
+    _run(_command(tiny_model_folder, episodes, tmp_path / "one", *half))
+    _run(_command(tiny_model_folder, episodes, tmp_path / "two", *half, *FSDP))
+    one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    assert one.keys() == both.keys() and all(weight.dtype == torch.float32 for weight in both.values())
+    before = load_file(tiny_model_folder / "model.safetensors")
+    names = [name for name in one if "lora_A" not in name]
+    moved = [
+        torch.cat([(w[name] - before.get(name.removeprefix("policy."), 0.0)).flatten() for name in names])
+        for w in (one, both)
+    ]
+    assert moved[0].norm() > 0.1
+    assert torch.cosine_similarity(*moved, dim=0) > 0.95

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny import make_episode
 
 from lit_rft.datamodules import StepLoader
@@ -17,6 +16,7 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
     PolicyStage,
+    SplitWeightsStrategy,
 )
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
 
@@ -91,10 +91,6 @@ def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return any(not torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-6) for name in a)
 
 
-def make_strategy(name: str, devices: int) -> Any:
-    """`auto`, `ddp`, or `fsdp`: weights split over processes, checkpoints in one file."""
-    if name == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    return name
+def make_strategy(name: str) -> Any:
+    """`auto`, `ddp`, or `fsdp`: weights split over processes."""
+    return SplitWeightsStrategy() if name == "fsdp" else name

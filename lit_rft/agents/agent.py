@@ -10,7 +10,7 @@ from typing import Protocol
 
 from lit_rft.agents.conversation import Conversation
 from lit_rft.episodes import Subgoal
-from lit_rft.rollout import ConversationGenerator, Sampled
+from lit_rft.rollout import Conversations, Sampled
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,
@@ -34,7 +34,7 @@ class Session(Protocol):
     def subgoals(self, num_steps: int) -> list[Subgoal]: ...
     def conversations(self) -> list[Conversation]: ...
     @property
-    def generator(self) -> ConversationGenerator: ...
+    def generator(self) -> Conversations: ...
 
 
 class Agent(Protocol):
@@ -48,8 +48,8 @@ class Agent(Protocol):
     def session(
         self,
         episode_id: str,
-        generator: ConversationGenerator,
-        low_generator: ConversationGenerator | None = None,
+        generator: Conversations,
+        low_generator: Conversations | None = None,
     ) -> Session: ...
 
 
@@ -74,8 +74,8 @@ class HierarchicalAgent:
     def session(
         self,
         episode_id: str,
-        generator: ConversationGenerator,
-        low_generator: ConversationGenerator | None = None,
+        generator: Conversations,
+        low_generator: Conversations | None = None,
     ) -> "HierarchicalSession":
         return HierarchicalSession(self, episode_id, generator, low_generator or generator)
 
@@ -87,8 +87,8 @@ class HierarchicalSession:
         self,
         agent: HierarchicalAgent,
         episode_id: str,
-        high_generator: ConversationGenerator,
-        low_generator: ConversationGenerator,
+        high_generator: Conversations,
+        low_generator: Conversations,
     ) -> None:
         self.agent = agent
         end = agent.chat.end_of_turn_id
@@ -101,7 +101,7 @@ class HierarchicalSession:
         self._subgoal_over = False
 
     @property
-    def generator(self) -> ConversationGenerator:
+    def generator(self) -> Conversations:
         return self._deciding.generator
 
     def start(self, task_description: str, observation: str) -> None:
@@ -180,8 +180,8 @@ class FlatAgent:
     def session(
         self,
         episode_id: str,
-        generator: ConversationGenerator,
-        low_generator: ConversationGenerator | None = None,
+        generator: Conversations,
+        low_generator: Conversations | None = None,
     ) -> "FlatSession":
         return FlatSession(self, episode_id, generator)
 
@@ -189,14 +189,14 @@ class FlatAgent:
 class FlatSession:
     """One episode of a `FlatAgent`."""
 
-    def __init__(self, agent: FlatAgent, episode_id: str, generator: ConversationGenerator) -> None:
+    def __init__(self, agent: FlatAgent, episode_id: str, generator: Conversations) -> None:
         self.agent = agent
         transcript = Transcript("flat", agent.chat.end_of_turn_id, episode_id)
         self.conversation = Conversation(generator, transcript, agent.max_length)
         self.malformed = 0
 
     @property
-    def generator(self) -> ConversationGenerator:
+    def generator(self) -> Conversations:
         return self.conversation.generator
 
     def start(self, task_description: str, observation: str) -> None:

@@ -1,6 +1,6 @@
 """One conversation of an agent: its transcript and its place in the generator."""
 
-from lit_rft.rollout import ConversationGenerator, Sampled
+from lit_rft.rollout import Conversations, Sampled
 from lit_rft.transcripts import Transcript
 
 
@@ -20,7 +20,7 @@ class Conversation:
         max_length: context length in tokens, the next utterance included.
     """
 
-    def __init__(self, generator: ConversationGenerator, transcript: Transcript, max_length: int) -> None:
+    def __init__(self, generator: Conversations, transcript: Transcript, max_length: int) -> None:
         self.transcript = transcript
         self.log_probs: list[list[float]] = []  # of each decision that is still in the transcript
         self.generator, self._max_length = generator, max_length

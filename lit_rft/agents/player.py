@@ -9,7 +9,7 @@ from lit_rft.agents.conversation import ContextFullError
 from lit_rft.envs.pool import EnvPool, PoolEvent
 from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.episodes import Episode, Outcome, Step
-from lit_rft.rollout import ConversationGenerator
+from lit_rft.rollout import Conversations
 from lit_rft.transcripts import Transcript
 
 
@@ -55,10 +55,10 @@ class EpisodePlayer:
     def __init__(
         self,
         agent: Agent,
-        generator: ConversationGenerator,
+        generator: Conversations,
         pool: EnvPool,
         source: dict[str, Any] | None = None,
-        low_generator: ConversationGenerator | None = None,
+        low_generator: Conversations | None = None,
     ) -> None:
         self.agent, self.pool = agent, pool
         self._generators = (generator, low_generator)

@@ -3,12 +3,27 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from lit_rft.rollout.decoder import Decoder
 from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
+
+
+class Conversations(Protocol):
+    """What samples the utterances of conversations, turn by turn: `ConversationGenerator`, `ServedConversations`."""
+
+    sampling: SamplingSettings
+    tokens_sampled: int
+
+    @property
+    def tokens_read(self) -> int: ...
+    def open(self, name: str) -> int: ...
+    def close(self, slot: int) -> None: ...
+    def forget(self, slot: int) -> None: ...
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]: ...
 
 
 @dataclass

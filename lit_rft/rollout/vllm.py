@@ -62,11 +62,11 @@ class VllmServer:
         # name -> folder, from which the server may read again while it has the adapter
         self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
 
-    def load(self, write: Callable[[Path], Any]) -> str:
+    def load(self, write: Callable[[Path], Path | None]) -> str:
         """Give the server an adapter.
 
         Args:
-            write: writes it into a folder, in PEFT's format.
+            write: writes it into a folder, in PEFT's format; returns the folder within, where it is in one.
         Returns: its name, which is used only once: the server keeps what it has read by the name.
         Raises: RuntimeError if the server cannot be reached, or refuses it.
         """
@@ -75,8 +75,8 @@ class VllmServer:
         folder = tempfile.TemporaryDirectory(prefix="lit-rft-", dir=self.settings.adapter_dir)
         path, name = Path(folder.name).absolute(), f"lit-rft-{uuid.uuid4().hex}"
         path.chmod(0o755)  # the server may be another user's
-        write(path)
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        within = write(path) or path
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(within)})
         self._folders[name] = folder
         return name
 

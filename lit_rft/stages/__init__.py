@@ -23,6 +23,7 @@ _EXPORTS: dict[str, str] = {
     "PolicyModule": "lit_rft.stages.policy",
     "PolicySettings": "lit_rft.stages.settings",
     "PolicyStage": "lit_rft.stages.base",
+    "SplitWeightsStrategy": "lit_rft.stages.split_weights",
 }
 
 __all__ = sorted(_EXPORTS)

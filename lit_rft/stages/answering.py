@@ -127,7 +127,7 @@ class AnsweringStage(PolicyModule):
         """`rollout.sample_groups` by the policy as it is, or by a server; all processes must call this."""
         assert self.policy is not None and self.chat is not None
         if self._served is not None:
-            adapter = self._served.adapter(self.policy, self.global_step, self._trainer)
+            adapter = self._served.name(self.policy, self.global_step)
             end = self.chat.end_of_turn_id
             return self._served.server.sample_groups(adapter, prompts, sizes, sampling, end, seed=seed)
         with whole_weights(self.policy):

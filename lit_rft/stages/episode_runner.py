@@ -14,7 +14,8 @@ from lit_rft.envs.pool import EnvPool
 from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.merging import FoldedAdapter, acting_adapter
 from lit_rft.models.sharding import sharded_parts, whole_weights
-from lit_rft.rollout import ConversationGenerator, SamplingSettings
+from lit_rft.rollout import ConversationGenerator, Conversations, SamplingSettings, ServedConversations
+from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import ActingSettings
 
 
@@ -59,6 +60,7 @@ class EpisodeRunner:
         self._pool: EnvPool | None = None
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
+        self._served: dict[str, ServedPolicy] = {}  # adapters that a server has
         self._whole = contextlib.ExitStack()  # weights that are split over devices are whole while an epoch lasts
 
     @property
@@ -77,7 +79,8 @@ class EpisodeRunner:
                     call_timeout=settings.call_timeout,
                     reset_timeout=settings.reset_timeout,
                 )
-            self._whole.enter_context(whole_weights(policy.model))
+            if self.settings.server is None:
+                self._whole.enter_context(whole_weights(policy.model))
             generator = self._generator(policy, policy.adapter)
             low = self._generator(policy, policy.low_adapter) if policy.low_adapter is not None else None
             self._player = EpisodePlayer(policy.agent, generator, self._pool, policy.source, low)
@@ -86,7 +89,16 @@ class EpisodeRunner:
             self.close()
             raise
 
-    def _generator(self, policy: ActingPolicy, adapter: str) -> ConversationGenerator:
+    def _generator(self, policy: ActingPolicy, adapter: str) -> Conversations:
+        # with an adapter for each level, each generator has one conversation an episode
+        slots = self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations)
+        if self.settings.server is not None:
+            served = self._served.setdefault(adapter, ServedPolicy(self.settings.server, adapter))
+            served.changed()  # since the epoch before
+            return ServedConversations(
+                served.server, served.name(policy.model, 0), policy.end_of_turn_id, policy.sampling, num_slots=slots,
+                seed=policy.seed,
+            )  # fmt: skip
         folded = None
         if self.settings.merge_adapters and not sharded_parts(policy.model):
             folded = FoldedAdapter(policy.model, adapter)
@@ -94,8 +106,7 @@ class EpisodeRunner:
             policy.model,
             policy.end_of_turn_id,
             policy.sampling,
-            # with an adapter for each level, each generator has one conversation an episode
-            num_slots=self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations),
+            num_slots=slots,
             seed=policy.seed,
             decode=policy.decode,
             acting=folded.active if folded is not None else partial(acting_adapter, policy.model, adapter),
@@ -125,6 +136,8 @@ class EpisodeRunner:
         """End the simulators, and an epoch that is under way."""
         self._metrics = None
         self.end()
+        for served in self._served.values():
+            served.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -157,12 +157,17 @@ class PolicyModule(OptimizedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_source(checkpoint, "the checkpoint")
         weights = checkpoint.get("state_dict")
-        path = Path(str(self.trainer.ckpt_path)) if self._trainer is not None else None
-        if weights is None and path is not None and path.is_file():  # split over devices: loaded by now
-            weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-        if weights is not None:
+        if weights is not None:  # else they are split over devices, checked and loaded by now
             self._check_complete(weights, self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
+
+    def check_file(self, path: Path) -> None:
+        """Look at a checkpoint before it is loaded.
+
+        Raises: ValueError if its weights are not those that train here.
+        """
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
         missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))

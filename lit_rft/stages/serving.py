@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from torch import nn
+from torch import distributed, nn
 
 from lit_rft.models.sharding import full_state, sharded_parts
 from lit_rft.rollout import ServerSettings, VllmServer
@@ -14,36 +13,49 @@ logger = logging.getLogger(__name__)
 
 
 class ServedPolicy:
-    """The first process gives the server the policy's adapter, all processes sample by it.
+    """The first process gives the server an adapter of the policy, all processes sample by it.
 
     Args:
         settings: where the server is.
+        adapter: which of the policy's adapters.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, adapter: str = "default") -> None:
         self.server = VllmServer(settings)
-        self._adapter: str | None = None
+        self._adapter = adapter
+        self._name: str | None = None
         self._version: int | None = None
 
-    def adapter(self, policy: nn.Module, version: int, trainer: L.Trainer | None) -> str:
-        """The name by which the server knows the policy as it is; all processes must ask.
+    def name(self, policy: nn.Module, version: int) -> str:
+        """By which the server knows the policy as it is; all processes must ask.
 
         Args:
             version: another number, or `changed` before, after the weights have changed.
         Raises: ValueError if the policy has no adapter; RuntimeError if the server does not take it.
         """
-        if self._adapter is None or version != self._version:
+        if self._name is None or version != self._version:
             if not hasattr(policy, "peft_config"):
                 raise ValueError("a server gets adapters, not whole models: set policy.lora, or leave out server")
-            before, name = self._adapter, ""
-            weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
-            if trainer is None or trainer.is_global_zero:
-                name = self.server.load(lambda folder: _save(policy, folder, weights))
-            self._adapter = trainer.strategy.broadcast(name) if trainer is not None else name
-            self._version = version
+            before, self._name, self._version = self._name, self._give(policy), version
             if before is not None:
                 self.server.unload(before)
-        return self._adapter
+        return self._name
+
+    def _give(self, policy: Any) -> str:
+        weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
+        together = distributed.is_available() and distributed.is_initialized()
+        name = ""
+        if not together or distributed.get_rank() == 0:
+            name = self.server.load(lambda folder: self._save(policy, folder, weights))
+        names = [name]
+        if together:
+            distributed.broadcast_object_list(names)
+        return names[0]
+
+    def _save(self, policy: Any, folder: Path, weights: dict[str, Any] | None) -> Path:
+        more = {} if weights is None else {"state_dict": weights}
+        policy.save_pretrained(folder, selected_adapters=[self._adapter], **more)
+        return folder if self._adapter == "default" else folder / self._adapter  # where PEFT writes it
 
     def changed(self) -> None:
         """The weights are not those that were given last."""
@@ -51,13 +63,9 @@ class ServedPolicy:
 
     def close(self) -> None:
         """Take the adapter from the server, if that is still there: nothing is lost if not."""
-        adapter, self._adapter, self._version = self._adapter, None, None
+        name, self._name, self._version = self._name, None, None
         try:
-            if adapter is not None:
-                self.server.unload(adapter)
+            if name is not None:
+                self.server.unload(name)
         except RuntimeError as error:
-            logger.warning("adapter %s stays with the server: %s", adapter, error)
-
-
-def _save(policy: Any, folder: Path, weights: dict[str, Any] | None) -> None:
-    policy.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+            logger.warning("adapter %s stays with the server: %s", name, error)

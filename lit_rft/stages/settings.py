@@ -101,6 +101,7 @@ class ActingSettings:
         parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.5 GB.
         merge_adapters: fold the adapters into the backbone while acting: faster, and takes the memory of the adapted
             weights once more.
+        server: a vLLM server that samples in place of this process; null: none.
         call_timeout: seconds that a simulator may take for one action before it is replaced.
         reset_timeout: seconds that it may take to start an episode.
         seed: of the sampling.
@@ -111,6 +112,7 @@ class ActingSettings:
     subgoal_steps: int = 16
     parallel_episodes: int = 4
     merge_adapters: bool = True
+    server: ServerSettings | None = None
     call_timeout: float = 30.0
     reset_timeout: float = 120.0
     seed: int = 0

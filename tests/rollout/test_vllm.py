@@ -11,7 +11,15 @@ from tiny import make_model
 
 from lit_rft.models import LoraSettings
 from lit_rft.models.backbone import add_lora
-from lit_rft.rollout import SamplingSettings, ServerSettings, VllmServer, sample_groups
+from lit_rft.rollout import (
+    ConversationGenerator,
+    Conversations,
+    SamplingSettings,
+    ServedConversations,
+    ServerSettings,
+    VllmServer,
+    sample_groups,
+)
 
 END = 2
 PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
@@ -135,3 +143,40 @@ def test_no_server() -> None:
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"server.{next(iter(settings))}"):
         ServerSettings(**settings)
+
+
+def test_conversations_equal_those_with_a_cache(server: VllmServer) -> None:
+    """Greedily, turn by turn, with one that begins later, one that is forgotten and one that ends."""
+    model = adapted()
+    sampling = SamplingSettings(5)
+    served = ServedConversations(server, server.load(model.save_pretrained), END, sampling, num_slots=2)
+    cached = ConversationGenerator(model, END, sampling, num_slots=2)
+    found: list[Any] = []
+    for kind in (served, cached):
+        generator: Conversations = kind
+        one = generator.open("one")
+        turns = [generator.sample({one: [5, 6]})]
+        two = generator.open("two")
+        turns.append(generator.sample({two: [7, 8, 9], one: [10]}))
+        generator.forget(one)
+        turns.append(generator.sample({one: [11, 12]}))
+        generator.close(two)
+        turns.append(generator.sample({generator.open("three"): [13, 14]}))
+        found.append(turns)
+    for mine, plain in zip(*found, strict=True):
+        assert mine.keys() == plain.keys()
+        for slot in mine:
+            assert mine[slot].ids == plain[slot].ids and mine[slot].finished == plain[slot].finished
+            assert mine[slot].log_probs == pytest.approx(plain[slot].log_probs, abs=1e-4)
+    assert served.tokens_sampled == sum(len(one.ids) for turn in found[0] for one in turn.values())
+
+
+def test_slots_of_served_conversations_are_limited(server: VllmServer) -> None:
+    served = ServedConversations(server, "any", END, SamplingSettings(5), num_slots=1)
+    slot = served.open("one")
+    with pytest.raises(RuntimeError, match="all 1 slots are taken"):
+        served.open("two")
+    with pytest.raises(ValueError, match="was given no new ids"):
+        served.sample({slot: []})
+    served.close(slot)
+    assert served.open("two") == slot

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.rollout import SamplingSettings, ServerSettings
-from lit_rft.stages import AnsweringSettings, ObjectiveSettings
+from lit_rft.stages import ActingSettings, AnsweringSettings, ObjectiveSettings
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
+from .test_online_finetune import make_data, make_online
 
 
 @pytest.fixture
@@ -110,6 +111,27 @@ def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: P
     assert differ(plain, after(2.0, True))
     assert not differ(plain, after(2.0, False))
     assert differ(after(1.0, True), after(2.0, True))
+
+
+def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Greedy episodes by a server are those without one, of an online stage with an adapter for each level."""
+    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_variations=2)
+    played: list[Any] = []
+    with serving(fake) as url:
+        for server in (None, ServerSettings(url, timeout=60)):
+            acting = ActingSettings(SamplingSettings(6), 900, subgoal_steps=2, parallel_episodes=2, server=server)
+            stage = make_online(tiny_model_folder, acting=acting)
+            stage.configure_model()
+            with torch.no_grad():
+                for name, parameter in stage.policy.named_parameters():
+                    if "lora_B" in name:
+                        parameter += 0.3 if ".low." in name else -0.3
+            options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            L.Trainer(accelerator="cpu", **options).test(stage, datamodule=data, verbose=False)
+            played.append({one.episode.id: [t.input_ids for t in one.transcripts] for one in stage.played})
+    assert played[0] == played[1] and len(played[0]) == 2
+    high, low = folders(fake)
+    assert low.name == "low" and high.name != "low" and not fake.adapters and not high.exists()
 
 
 def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> None:

@@ -1,0 +1,33 @@
+"""The strategy that splits weights over devices."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lit_rft.stages.policy import PolicyModule
+
+
+class SplitWeightsStrategy(ModelParallelStrategy):
+    """Lightning's `ModelParallelStrategy` (FSDP2) over all devices, with checkpoints in one file.
+
+    A checkpoint that does not fit is refused before it is loaded, with a word about why.
+
+    Args:
+        process_group_backend: how the processes talk; null for nccl on GPUs, gloo on CPUs.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        if isinstance(self.lightning_module, PolicyModule):
+            self.lightning_module.check_file(Path(checkpoint_path))
+        found: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return found
