@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,15 @@ def draw(
     logits: Tensor, settings: SamplingSettings, randoms: Sequence[torch.Generator]
 ) -> tuple[list[int], list[float]]:
     """A token for each row [B, V], with random numbers of its own, and its log-probability."""
-    log_probs = torch.log_softmax(logits / (settings.temperature or 1.0), dim=-1)
+    scaled = logits if settings.temperature in (0.0, 1.0) else logits / settings.temperature
+    total = scaled.logsumexp(-1, keepdim=True)
     if settings.temperature == 0:
-        tokens = log_probs.argmax(-1)
+        tokens = scaled.argmax(-1)
     else:
-        probs = truncate_distribution(log_probs.exp(), settings.top_k, settings.top_p)
+        probs = truncate_distribution((scaled - total).exp_(), settings.top_k, settings.top_p)
         uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
         tokens = inverse_cdf(probs, uniform.to(probs.device))
-    return tokens.tolist(), log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+    return tokens.tolist(), (scaled.gather(-1, tokens[:, None]) - total).squeeze(-1).tolist()
 
 
 class Ending:
@@ -115,24 +117,43 @@ def drop(active: list[int], slot: int) -> None:
         active[place] = last
 
 
+# Enough for nearly every nucleus: sorting a whole vocabulary takes longer than the model itself.
+_NUCLEUS = 1024
+_BLOCK = 128
+
+
 def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:
     """Probabilities [B, V] with all but the top-k and the nucleus of mass top_p set to zero (not renormalised).
 
     The most likely token always stays; the nucleus is the smallest set of tokens whose mass reaches top_p."""
     if top_k == 0 and top_p == 1.0:
         return probs
-    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    size = probs.shape[-1]
+    wanted = min(top_k or _NUCLEUS, size)
+    ordered, order = probs.topk(wanted, dim=-1)
+    if not top_k and bool((ordered.sum(-1) < top_p).any()):
+        ordered, order = probs.topk(size, dim=-1)
     keep = ordered.cumsum(-1) - ordered < top_p
-    if top_k:
-        keep[:, top_k:] = False
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the cumulated mass [B, V] passes uniform * total, [B] in [0, 1); never one without mass."""
-    cumulated = probs.double().cumsum(-1)
+    """The token at which the cumulated mass [B, V] passes uniform * total, [B] in [0, 1); never one without mass.
+
+    First the block of tokens is found, then the token in it: the mass of a whole vocabulary is summed, not cumulated.
+    """
+    blocks = pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    mass = blocks.sum(-1).double()
+    cumulated = mass.cumsum(-1)
     target = uniform[:, None] * cumulated[:, -1:]
-    token = torch.searchsorted(cumulated, target, right=True).squeeze(-1)
-    # rounding may point behind the last token with mass
-    last = (probs > 0).int().cumsum(-1).argmax(-1)
-    return torch.minimum(token, last)
+    block = _passing(cumulated, target, mass)
+    before = (cumulated - mass).gather(-1, block)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).double()
+    return (block * _BLOCK + _passing(inside.cumsum(-1), target - before, inside)).squeeze(-1)
+
+
+def _passing(cumulated: Tensor, target: Tensor, mass: Tensor) -> Tensor:
+    """Where the cumulated mass [B, N] passes the target [B, 1]; rounding may point behind the last place with mass."""
+    places = torch.arange(mass.shape[-1], device=mass.device)
+    last = torch.where(mass > 0, places, 0).amax(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cumulated, target, right=True), last)

@@ -1,5 +1,6 @@
 """The kept cache equals re-encoding the whole history, and a conversation's samples are its own."""
 
+import itertools
 import random
 from collections.abc import Iterable
 
@@ -141,6 +142,36 @@ def test_inverse_cdf_follows_the_distribution() -> None:
     torch.testing.assert_close(shares, probs[0], atol=2e-3, rtol=0)
     assert inverse_cdf(probs, torch.tensor([1.0 - 1e-17], dtype=torch.float64)).item() == 4
     assert inverse_cdf(probs, torch.tensor([0.0], dtype=torch.float64)).item() == 1
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 1000])
+def test_inverse_cdf_equals_a_loop(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    probs = torch.rand(50, size, generator=generator) * (torch.rand(50, size, generator=generator) > 0.5)
+    probs[:, 0] += 0.01
+    uniform = torch.rand(50, generator=generator, dtype=torch.float64)
+    tokens = inverse_cdf(probs, uniform).tolist()
+    for row, part, token in zip(probs.double().tolist(), uniform.tolist(), tokens, strict=True):
+        cumulated = list(itertools.accumulate(row))
+        assert token == next(place for place, mass in enumerate(cumulated) if mass > part * cumulated[-1])
+        assert row[token] > 0
+
+
+@pytest.mark.parametrize("spread", [0.01, 8.0], ids=["a nucleus of nearly all", "a small nucleus"])
+def test_the_nucleus_equals_a_sorted_one(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    probs = (torch.randn(3, 3000, generator=generator) * spread).softmax(-1)
+    for top_k, top_p in ((0, 0.8), (7, 1.0), (2000, 0.8), (5000, 0.8)):
+        kept = truncate_distribution(probs, top_k, top_p)
+        for row, found in zip(probs.tolist(), kept.tolist(), strict=True):
+            expected, mass = [0.0] * len(row), 0.0
+            for place in sorted(range(len(row)), key=lambda i: -row[i])[: top_k or None]:
+                if mass >= top_p:
+                    break
+                expected[place] = row[place]
+                mass += row[place]
+            differ = [i for i in range(len(row)) if found[i] != expected[i]]
+            assert len(differ) <= 1  # where the mass is reached, up to rounding
 
 
 def test_top_k_and_top_p() -> None:
