@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_STEP = 512  # tokens by which a full store grows, at most
+_STEP = 64  # tokens; a full store grows by as many, or by an eighth
+_FULL = 0.75  # from here on a store is read as a whole
 
 
 class _Plan:
@@ -17,6 +18,7 @@ class _Plan:
     first: int | None  # rows are first, first + 1, ...: reading needs no copy
     columns: Tensor  # [B, T] positions of the new tokens
     width: int  # keys to read
+    capacity: int = 0  # of the stores
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -44,10 +46,8 @@ class _SlotLayer(CacheLayerMixin):
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
         plan = self.plan
-        if store.shape[2] < plan.width:
-            # in steps: twice the room would be gigabytes for long completions
-            capacity = -(-max(plan.width, min(2 * store.shape[2], plan.width + _STEP)) // 64) * 64
-            grown = store.new_zeros(store.shape[0], store.shape[1], capacity, store.shape[3])
+        if store.shape[2] < plan.capacity:
+            grown = store.new_zeros(store.shape[0], store.shape[1], plan.capacity, store.shape[3])
             grown[:, :, : store.shape[2]] = store
             store = grown
         # new is [B, H, T, D]; advanced indices move in front of the sliced head dimension: [B, T, H, D]
@@ -135,6 +135,10 @@ class SlotCache(Cache):
         plan.first = rows[0] if rows == list(range(rows[0], rows[0] + len(rows))) else None
         plan.columns = starts[:, None] + torch.arange(new_tokens, device=device)
         plan.width = max(self.lengths[slot] for slot in slots) + new_tokens
+        if plan.width > plan.capacity:  # in small steps: twice the room would be gigabytes for long completions
+            plan.capacity = -(-max(plan.width, plan.capacity + max(_STEP, plan.capacity // 8)) // _STEP) * _STEP
+        if new_tokens == 1 and plan.width >= _FULL * plan.capacity:
+            plan.width = plan.capacity  # products of a part of a store would copy it first, at every step
         visible = torch.arange(plan.width, device=device) <= plan.columns[:, :, None]
         return plan.columns, visible
 
