@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --size tiny --rounds 1 --output /tmp/gpu     # a try, anywhere
 
 One GRPO step against TRL (where that is installed), rollouts against transformers' `generate`, a training step against
-the plain way, and how far both are from the device's limits; bf16, flash attention in training where it is installed.
-Each side is in a process of its own, in turns; medians. Writes `gpu.json` into `benchmarks/results`.
+the plain way, and how far both are from the device's limits. bf16; flash attention in the training step where it is
+installed (a GRPO step that shares prompts has an attention of its own). Sides are in processes of their own, in turns,
+medians; rollouts are in one process. Each item is written into `gpu.json` when it is done.
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 512},
 }  # fmt: skip
-# prompts, tokens of a prompt and of a completion, transcripts a step, tokens of a transcript
+# prompts, tokens of a prompt and of a completion, transcripts a step, tokens of a transcript, of a micro-batch
 WORK = {
-    "qwen2.5-1.5b": {"prompts": 16, "prompt": 200, "new": 512, "transcripts": 16, "transcript": 2000},
-    "tiny": {"prompts": 2, "prompt": 20, "new": 8, "transcripts": 4, "transcript": 200},
+    "qwen2.5-1.5b": {
+        "prompts": 16,
+        "prompt": 200,
+        "new": 512,
+        "transcripts": 4,
+        "transcript": 2000,
+        "micro_batch_tokens": 8192,
+    },
+    "tiny": {"prompts": 2, "prompt": 20, "new": 8, "transcripts": 4, "transcript": 200, "micro_batch_tokens": 1024},
 }
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -92,22 +100,24 @@ def make_loader(work: dict[str, int]) -> Any:
     return StepLoader(transcripts, batch_size=work["transcripts"], micro_batch_tokens=8192, pad_id=0)
 
 
-def run_side(item: str, side: str, size: str, folder: str) -> None:
+def run_side(item: str, side: str, size: str, folder: str, rounds: int) -> None:
     work = WORK[size]
     policy = {"attention": "flash_attention_2"} if importlib.util.find_spec("flash_attn") else {}
     if item == "grpo_step":
-        runner: Any = {"lit-rft": grpo_step.ours, "trl": grpo_step.theirs}[side]
-        say(**runner(folder, make_problems(work), work["new"]))
+        if side == "trl":
+            say(**grpo_step.theirs(folder, make_problems(work), work["new"]))
+        else:
+            say(**grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"]))
     elif item == "training_step" and side == "shares":
-        say(**training_step.profiled("sft", folder, make_loader(work)))
+        say(**training_step.profiled("sft", folder, make_loader(work), **policy))
     elif item == "training_step":
-        runner = {"lit-rft": training_step.ours, "plain": training_step.plain}[side]
+        runner: Any = {"lit-rft": training_step.ours, "plain": training_step.plain}[side]
         say(**runner("sft", folder, make_loader(work), **policy))
     else:
-        say(**rollouts(work, folder))
+        say(**rollouts(work, folder, rounds))
 
 
-def rollouts(work: dict[str, int], folder: str) -> dict[str, Any]:
+def rollouts(work: dict[str, int], folder: str, rounds: int) -> dict[str, Any]:
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.transcripts import PromptFormat
 
@@ -116,7 +126,7 @@ def rollouts(work: dict[str, int], folder: str) -> dict[str, Any]:
     form = PromptFormat(load_tokenizer(folder))
     prompts = [form.prompt_ids(problem.prompt) for problem in make_problems(work)]
     rows = [count for count in (8, 32, 64, 128) if count <= rollout.GROUP * len(prompts)]
-    cases = rollout.compare(model, prompts, {"equal": (work["new"], rollout.NEVER)}, rows, rounds=1)
+    cases = rollout.compare(model, prompts, {"equal": (work["new"], rollout.NEVER)}, rows, rounds)
     return {"tokens_per_second": cases, "decoding": rollout.against_limits(model, (1, *rows), work["prompt"])}
 
 
@@ -130,14 +140,14 @@ def main() -> None:
     parser.add_argument("--model", help="the model's folder, for that")
     options = parser.parse_args()
     if options.side:
-        run_side(options.items[0], options.side, options.size, options.model)
+        run_side(options.items[0], options.side, options.size, options.model, options.rounds)
         return
     result: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": options.size}
     with tempfile.TemporaryDirectory() as folder:
         make_model(options.size, Path(folder))
         for item in options.items:
             result[item] = run_item(item, options.rounds, "--size", options.size, "--model", folder)
-    write("gpu", result, options.output)
+            write("gpu", result, options.output)
     report(result)
 
 
@@ -145,7 +155,7 @@ def run_item(item: str, rounds: int, *arguments: str) -> dict[str, Any]:
     sides = [side for side in ITEMS[item] if side != "trl" or importlib.util.find_spec("trl")]
     more = ("--items", item, *arguments)
     if item == "rollout":
-        return {"runs": in_turns(__file__, sides, rounds, *more)["both"]}
+        return in_turns(__file__, sides, 1, *more, "--rounds", str(rounds))["both"][0]
     if item == "grpo_step":
         return grpo_step.compare(in_turns(__file__, sides, rounds, *more))
     profile = in_turns(__file__, ("shares",), 1, *more)["shares"][0]
@@ -157,9 +167,9 @@ def report(result: dict[str, Any]) -> None:
         if item in result:
             show(item, result[item]["median"])
             print("ratios:", result[item]["ratio"])
-    for run in result.get("rollout", {}).get("runs", [])[-1:]:
-        show("tokens a second", run["tokens_per_second"])
-        show("decoding steps", run["decoding"])
+    if "rollout" in result:
+        show("tokens a second", result["rollout"]["tokens_per_second"])
+        show("decoding steps", result["rollout"]["decoding"])
 
 
 if __name__ == "__main__":

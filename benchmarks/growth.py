@@ -8,8 +8,8 @@
 - rank: a training step on 1024 tokens with LoRA of so high a rank; 0 trains all weights.
 
 And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
-SmolLM2-135M-Instruct, bf16. Each point is in a process of its own, the second of two steps counts. Writes
-`benchmarks/results/growth.json` and `docs/images/growth.png`.
+SmolLM2-135M-Instruct, bf16. Each point is one run in a process of its own: of training the second of two steps, of
+episodes the first reading. Writes `benchmarks/results/growth.json` and `docs/images/growth.png`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     python benchmarks/grpo_step.py
 
 SmolLM2-135M-Instruct, LoRA r 16 on q/k/v/o, bf16, 8 word problems (gsm_symbolic) x 8 completions of at most 128 tokens,
-temperature 1, no KL term; the reward gives every group a signal. Each step is in a process of its own, in turns; the
+temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on both sides, and no
+gradient checkpointing (TRL's default has it, which is slower). Each step is in a process of its own, in turns; the
 median counts. Writes `benchmarks/results/grpo_step.json`.
 """
 
@@ -113,7 +114,8 @@ def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) ->
         output_dir=tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=GROUP,
         gradient_accumulation_steps=len(problems), num_generations=GROUP, max_completion_length=new_tokens,
         temperature=1.0, beta=0.0, bf16=True, use_cpu=device.type == "cpu", report_to=[], learning_rate=1e-5,
-        logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"}, save_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False, logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"},
+        save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
         model=resolve_model(model),

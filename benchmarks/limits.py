@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 
 # part of a step -> parts of the names of its operations, the first that fits counts
 PARTS = {
-    "attention": ("attention",),
-    "matrix products": ("mm", "linear", "matmul", "gemm"),
+    "attention": ("attention", "flash", "fmha"),
+    "matrix products": ("mm", "linear", "matmul", "gemm", "cutlass", "cublas", "nvjet"),
     "logits": ("log_softmax", "logsumexp", "nll_loss", "cross_entropy", "softmax"),
     "copies and casts": ("copy", "cat", "index", "gather", "scatter", "clone", "contiguous", "fill", "zero", "_to_"),
     "elementwise": ("mul", "add", "silu", "rsqrt", "pow", "mean", "neg", "sub", "div", "sum", "cos", "sin", "where"),
@@ -93,18 +94,22 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16) -> dict[s
     }
 
 
-def shares(work: Callable[[], Any]) -> dict[str, float]:
-    """Which part of the time the operations of a kind take, of the time of all operations."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        work()
+@contextlib.contextmanager
+def shares() -> Iterator[dict[str, float]]:
+    """Fills in which part of the time the operations of a kind take, of the time of all operations: on the GPU of its
+    kernels, where there is one."""
+    found: dict[str, float] = {}
+    cuda = torch.cuda.is_available()
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if cuda else [kinds.CPU]) as profile:
+        yield found
     total = dict.fromkeys([*PARTS, "other"], 0.0)
     for event in profile.key_averages():
-        took = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        if cuda and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
+            continue  # an operation would count beside its kernels
+        took = event.self_device_time_total if cuda else event.self_cpu_time_total
         name = event.key.lower()
         part = next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
         total[part] += took
     whole = sum(total.values())
-    return {part: took / whole for part, took in total.items()}
+    found.update({part: took / whole for part, took in total.items()})

@@ -14,10 +14,12 @@ time. Writes `benchmarks/results/training_step.json`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from typing import Any
 
+import lightning as L
 import torch
 from limits import matrix_peak, product_weights, shares, synchronize
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
@@ -40,12 +42,8 @@ def make_loader(stage: str) -> Any:
 
 def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """Two epochs of our stage: the first makes what the second finds in the cache."""
-    import lightning as L
-
-    from lit_rft.models import LoraSettings
-    from lit_rft.stages import HierarchicalSFT, OfflineHierarchicalRL, OptimizerSettings, PolicySettings
-
     seconds: list[float] = []
+    tokens = [batch.num_tokens for batch in loader]
 
     class Clock(L.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
@@ -56,16 +54,39 @@ def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
             synchronize(module.device)
             seconds.append(time.perf_counter() - self.started)
 
+    stage = fit(name, model, loader, Clock(), **policy)
+    return figures(stage.policy, sum(seconds[len(tokens) :]), sum(tokens), cold=sum(seconds[: len(tokens)]))
+
+
+def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
+    """Which operations take the time of the second epoch."""
+    stack = contextlib.ExitStack()
+    found: list[dict[str, float]] = []
+
+    class Profile(L.Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                found.append(stack.enter_context(shares()))
+
+    with stack:
+        fit(name, model, loader, Profile(), **policy)
+    return found[0]
+
+
+def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any:
+    """Two epochs of a stage."""
+    from lit_rft.models import LoraSettings
+    from lit_rft.stages import HierarchicalSFT, OfflineHierarchicalRL, OptimizerSettings, PolicySettings
+
     L.seed_everything(0, verbose=False)
     settings = PolicySettings(model, LoraSettings(16, 32, 0.0, "all-linear"), **policy)
     stage = (HierarchicalSFT if name == "sft" else OfflineHierarchicalRL)(settings, OptimizerSettings(1e-4))
     trainer = L.Trainer(
         max_epochs=2, precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
+        enable_model_summary=False, limit_val_batches=0, callbacks=[callback],
     )  # fmt: skip
-    tokens = [batch.num_tokens for batch in loader]
     trainer.fit(stage, loader)
-    return figures(stage.policy, sum(seconds[len(tokens) :]), sum(tokens), cold=sum(seconds[: len(tokens)]))
+    return stage
 
 
 def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
@@ -124,11 +145,6 @@ def figures(model: Any, seconds: float, tokens: int, cold: float) -> dict[str, f
         "cold_tokens_per_second": tokens / cold, "peak_gb": memory, "utilisation": utilisation,
         "matrix_gflops": peak / 1e9,
     }  # fmt: skip
-
-
-def profiled(stage: str, model: str, loader: Any) -> dict[str, float]:
-    """Of the time of our step, which operations take it."""
-    return shares(lambda: ours(stage, model, loader))
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class FakeVllm:
         self.adapters: dict[str, Any] = {}
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.change: Any = lambda answer: answer  # of the completions, for wrong ones
+        self.processed = True  # --logprobs-mode processed_logprobs
         self._lock = threading.Lock()
 
     def answer(self, path: str, content: dict[str, Any]) -> tuple[int, Any]:
@@ -40,7 +41,10 @@ class FakeVllm:
                 return (200, "Success") if found is not None else (404, {"error": "no such adapter"})
             if content["model"] not in self.adapters:
                 return 404, {"error": f"The model `{content['model']}` does not exist."}
-            return 200, self.change(self._complete(**content))
+            if content["temperature"] == 0 and content["n"] > 1:
+                return 400, {"error": "n must be 1 when using greedy sampling"}
+            answer = self._complete(**content)
+            return 200, answer if content["max_tokens"] == 1 else self.change(answer)
 
     def _load(self, name: str, folder: str) -> tuple[int, Any]:
         if name in self.adapters:
@@ -50,18 +54,19 @@ class FakeVllm:
         self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.model), folder).eval()
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
-    def _complete(self, model: str, prompt: list[int], n: int, max_tokens: int, seed: int, **options: Any) -> Any:
+    def _complete(self, model: str, prompt: list[int], n: int, max_tokens: int, seed: int = 0, **options: Any) -> Any:
         end, *others = options["stop_token_ids"]
         sampling = SamplingSettings(
             max_tokens, options["temperature"], max(0, options["top_k"]), options["top_p"], tuple(others)
         )
         torch.manual_seed(seed)
         (group,) = sample_groups(self.adapters[model], [("", prompt)], [n], sampling, end, seed=seed)
+        alone = self.processed and options["top_k"] == 1  # the probability is that after top-k
         choices = [
             {
                 "index": index,
                 "token_ids": one.ids,
-                "logprobs": {"token_logprobs": one.log_probs},
+                "logprobs": {"token_logprobs": [0.0] * len(one.ids) if alone else one.log_probs},
                 "finish_reason": "stop" if one.finished else "length",
             }
             for index, one in enumerate(group)

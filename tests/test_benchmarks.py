@@ -14,14 +14,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def test_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--size", "tiny", "--rounds", "1", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     step = found["grpo_step"]["median"]["lit-rft"]
-    assert step["completion_tokens"] == 2 * 8 * 8 and step["seconds"] > 0
+    assert 0 < step["completion_tokens"] <= 2 * 8 * 8 and step["seconds"] > 0
     assert set(found["training_step"]["median"]) == {"lit-rft", "plain"}
     assert sum(found["training_step"]["shares"].values()) == pytest.approx(1)
-    (rollouts,) = found["rollout"]["runs"]
+    rollouts = found["rollout"]
     assert rollouts["tokens_per_second"]["equal, 8 rows"]["ratio"] > 0
     for row in rollouts["decoding"].values():
         assert 0 < row["of_copy_bandwidth"] < 1 and 0 < row["of_matrix_peak"] < 1

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -115,13 +116,15 @@ class _RowByRow(torch.autograd.Function):
                 for i, out in enumerate(needed)
             ]
         ctx.save_for_backward(*slopes)
+        ctx.dtype = rows.dtype
         return tuple(out.detach() for out in outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         terms = [
-            gradient[:, None].to(slope.dtype) * slope
+            gradient[:, None] * slope  # in float32 or wider: a token's weight is not rounded
             for gradient, slope in zip(gradients, ctx.saved_tensors, strict=True)
             if slope is not None
         ]
-        return sum(terms[1:], terms[0]), None, None, None
+        return sum(terms[1:], terms[0]).to(ctx.dtype), None, None, None

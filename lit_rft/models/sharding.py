@@ -96,3 +96,9 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     found: dict[str, Any] = get_model_state_dict(model, options=options)
     return found
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model's adapters alone, whole; of a split model all processes must ask."""
+    adapters = {name: p.detach() for name, p in model.named_parameters() if "lora_" in name}
+    return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in adapters.items()}

@@ -64,6 +64,7 @@ class ServedConversations:
 
         Args:
             prompts: slot -> ids that are new since its last utterance (at least one).
+        Raises: ValueError for a slot without new ids; RuntimeError if the server does not answer as it should.
         """
         for slot, ids in prompts.items():
             if not ids:

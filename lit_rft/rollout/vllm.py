@@ -7,15 +7,18 @@ The server is a process, and often a Python environment and a GPU, of its own. I
 
 Its log-probabilities differ from those of the policy in training by rounding; `objective.importance_cap` corrects for
 that. With vLLM's default `--logprobs-mode` they would be those at temperature 1, and no correction would be right at
-another one.
+another one: such a server is refused. Those of top-k and top-p are taken after them, unlike `sample_groups`'.
 """
 
 import hashlib
+import http.client
 import json
+import logging
 import tempfile
 import urllib.error
 import urllib.request
 import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft.rollout.sampling import Sampled, SamplingSettings
+
+logger = logging.getLogger(__name__)
+
+# requests do not go through a proxy that the environment names: a server is near, and is told paths
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_UNLOAD_TIMEOUT = 10.0  # seconds
 
 
 @dataclass
@@ -52,6 +61,8 @@ class ServerSettings:
 class VllmServer:
     """A client of vLLM's OpenAI-compatible server.
 
+    What it has given the server is taken back when it is closed, or at the latest when this process ends.
+
     Args:
         settings: where it is.
     """
@@ -61,6 +72,8 @@ class VllmServer:
         self._url = settings.url.rstrip("/")
         # name -> folder, from which the server may read again while it has the adapter
         self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        self._checked = False
+        weakref.finalize(self, _unload_all, self._url, self._folders)
 
     def load(self, write: Callable[[Path], Path | None]) -> str:
         """Give the server an adapter.
@@ -68,7 +81,7 @@ class VllmServer:
         Args:
             write: writes it into a folder, in PEFT's format; returns the folder within, where it is in one.
         Returns: its name, which is used only once: the server keeps what it has read by the name.
-        Raises: RuntimeError if the server cannot be reached, or refuses it.
+        Raises: RuntimeError if the server cannot be reached, refuses it, or tells other log-probabilities.
         """
         if self.settings.adapter_dir is not None:
             Path(self.settings.adapter_dir).mkdir(parents=True, exist_ok=True)
@@ -76,15 +89,32 @@ class VllmServer:
         path, name = Path(folder.name).absolute(), f"lit-rft-{uuid.uuid4().hex}"
         path.chmod(0o755)  # the server may be another user's
         within = write(path) or path
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(within)})
         self._folders[name] = folder
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(within)})
+        if not self._checked:
+            self._check_log_probs(name)
         return name
 
+    def _check_log_probs(self, adapter: str) -> None:
+        """Of one token that alone may be said the probability is 1, if it is that of what was sampled from."""
+        request = self._request(adapter, [0], 1, SamplingSettings(1, 1.0, top_k=1), 0)
+        ((one,),) = [_samples(self._post("/v1/completions", request), 1, SamplingSettings(1), {0})]
+        if abs(one.log_probs[0]) > 1e-3:
+            raise RuntimeError(
+                f"expected log-probabilities of what the server at {self._url} samples from, got others: start it with "
+                "--logprobs-mode processed_logprobs"
+            )
+        self._checked = True
+
     def unload(self, name: str) -> None:
-        """Take an adapter from the server; nothing happens if another process has given it."""
+        """Take an adapter from the server, if that is still there: nothing is lost if not. Nothing happens if another
+        process has given it."""
         if name in self._folders:
-            with self._folders.pop(name):
-                self._post("/v1/unload_lora_adapter", {"lora_name": name})
+            _unload(self._url, name, self._folders.pop(name))
+
+    def close(self) -> None:
+        """Take all adapters from the server."""
+        _unload_all(self._url, self._folders)
 
     def sample_groups(
         self,
@@ -98,13 +128,19 @@ class VllmServer:
     ) -> list[list[Sampled]]:
         """As `rollout.sample_groups`, but with vLLM's random numbers: the same seed gives other samples there.
 
-        Raises: RuntimeError if the server cannot be reached, refuses, or gives something else than was asked for.
+        Raises: RuntimeError if the server cannot be reached, refuses, or gives something else than was asked for;
+            ValueError if there are not as many sizes as prompts.
         """
+        if len(prompts) != len(sizes):
+            raise ValueError(f"expected {len(prompts)} sizes, got {len(sizes)}")
 
         def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Sampled]:
-            request = self._request(adapter, list(prompt[1]), size, sampling, end_of_turn_id)
-            answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])}) if size else {}
-            return _samples(answer, size, sampling, {end_of_turn_id, *sampling.stop_token_ids})
+            if size == 0:
+                return []
+            wanted = 1 if sampling.temperature == 0 else size  # vLLM refuses to say the most likely one more than once
+            request = self._request(adapter, list(prompt[1]), wanted, sampling, end_of_turn_id)
+            answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])})
+            return _samples(answer, wanted, sampling, {end_of_turn_id, *sampling.stop_token_ids}) * (size // wanted)
 
         with ThreadPoolExecutor(self.settings.parallel_requests) as threads:
             return list(threads.map(ask, prompts, sizes))
@@ -136,23 +172,40 @@ class VllmServer:
         }
 
     def _post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self._url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
-                text = response.read().decode()
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:2000]
-            raise RuntimeError(f"the server refused {path} ({error.code}): {said}") from error
-        except OSError as error:
-            raise RuntimeError(
-                f"no answer from {self._url}{path} ({error}): is `vllm serve` running there, with --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
-            ) from error
-        # loading and unloading are answered in words
+        text = _post(self._url + path, content, self.settings.timeout)
+        # loading is answered in words
         found = json.loads(text) if path == "/v1/completions" else {}
         return dict(found)
+
+
+def _post(url: str, content: Mapping[str, Any], timeout: float) -> str:
+    """Raises: RuntimeError with what the server says."""
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    try:
+        with _OPENER.open(request, timeout=timeout) as response:
+            found: str = response.read().decode()
+            return found
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")[:2000]
+        raise RuntimeError(f"the server refused {url} ({error.code}): {said}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise RuntimeError(
+            f"no answer from {url} ({error}): is `vllm serve` running there, with --enable-lora and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
+        ) from error
+
+
+def _unload_all(url: str, folders: dict[str, tempfile.TemporaryDirectory[str]]) -> None:
+    while folders:
+        _unload(url, *folders.popitem())
+
+
+def _unload(url: str, name: str, folder: tempfile.TemporaryDirectory[str]) -> None:
+    try:
+        with folder:
+            _post(url + "/v1/unload_lora_adapter", {"lora_name": name}, _UNLOAD_TIMEOUT)
+    except RuntimeError as error:
+        logger.warning("the adapter %s stays with the server: %s", name, error)
 
 
 def _seed(seed: int, name: str) -> int:
@@ -172,8 +225,14 @@ def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, e
             raise RuntimeError("the server gives no token_ids: vLLM 0.10.2 or later does")
         if log_probs is None or len(log_probs) != len(ids) or not ids:
             raise RuntimeError(f"expected a log-probability for each of {len(ids)} tokens, got {log_probs}")
-        finished = choice["finish_reason"] == "stop"
-        if finished and not sampling.stop_strings and ids[-1] not in ends:
+        stopped = choice["finish_reason"] == "stop"
+        if stopped and not sampling.stop_strings and ids[-1] not in ends:
             raise RuntimeError(f"a completion has ended with token {ids[-1]}, expected one of {sorted(ends)}")
+        finished = stopped or ids[-1] in ends  # an end in the last place is `length` to some versions
+        if not finished and len(ids) != sampling.max_new_tokens:
+            raise RuntimeError(
+                f"a completion was cut after {len(ids)} tokens, not {sampling.max_new_tokens} "
+                f"({choice['finish_reason']}): is the server's --max-model-len too short?"
+            )
         found.append(Sampled([int(i) for i in ids], [float(p) for p in log_probs], finished))
     return found

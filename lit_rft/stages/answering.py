@@ -93,6 +93,7 @@ class AnsweringStage(PolicyModule):
             "answers": settings.answers,
             "answers_by_source": settings.answers_by_source,
             "seed": settings.seed,
+            "served": settings.server is not None,
         }
 
     @torch.no_grad()
@@ -124,7 +125,10 @@ class AnsweringStage(PolicyModule):
         seed: int,
         num_slots: int,
     ) -> list[list[Sampled]]:
-        """`rollout.sample_groups` by the policy as it is, or by a server; all processes must call this."""
+        """`rollout.sample_groups` by the policy as it is, or by a server that has it; all processes must call this.
+
+        Raises: see there, `VllmServer.sample_groups` and `ServedPolicy.name`.
+        """
         assert self.policy is not None and self.chat is not None
         if self._served is not None:
             adapter = self._served.name(self.policy, self.global_step)
@@ -171,6 +175,8 @@ class AnsweringStage(PolicyModule):
     def end_epoch(self, prefix: str) -> None:
         metrics, self._metrics = self._metrics, None
         self.already_answered = set()
+        if self._served is not None:
+            self.trainer.strategy.barrier()  # the adapter stays until the last process has its answers
         if metrics is None or not prefix:
             return
         self.answer_table = metrics.compute()

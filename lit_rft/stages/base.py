@@ -82,6 +82,7 @@ class PolicyStage(PolicyModule):
             "hierarchy": self.hierarchy,
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
+            "served": acting.server is not None,
         }
 
     def _play(self, jobs: EpisodeJobs, batch_index: int, num_batches: int) -> list[PlayedEpisode]:

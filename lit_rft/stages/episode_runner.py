@@ -136,8 +136,8 @@ class EpisodeRunner:
         """End the simulators, and an epoch that is under way."""
         self._metrics = None
         self.end()
-        for served in self._served.values():
-            served.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        for served in self._served.values():
+            served.close()

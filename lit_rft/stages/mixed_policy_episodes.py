@@ -10,6 +10,7 @@ from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
+from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import HierarchyPrompts
 
@@ -62,6 +63,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
             objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
             max_tokens=self.acting.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
         )  # fmt: skip
+        check_served(self.acting.server, self.sampling, self.objective.importance_cap)
         self.seed = seed
 
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:

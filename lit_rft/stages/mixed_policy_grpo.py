@@ -15,6 +15,7 @@ from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
+from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
 
@@ -66,6 +67,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             objective or ObjectiveSettings(), sampling, max_tokens=sampling.max_new_tokens,
             micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
         )  # fmt: skip
+        check_served(self.answering.server, self.sampling, self.objective.importance_cap)
         self.rollout_slots, self.seed = rollout_slots, seed
         self.share_prompts = share_prompts
         self._can_share: bool | None = None

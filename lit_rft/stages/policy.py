@@ -17,6 +17,7 @@ from lit_rft.models.backbone import (
 from lit_rft.models.sharding import shard
 from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
+from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
 
 
@@ -69,13 +70,11 @@ class PolicyModule(OptimizedModule):
             self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
 
     def _shard(self, half: torch.dtype | None) -> None:
-        """Raises: ValueError if a layer itself is to be split: what is split here is the list of layers."""
+        """Raises: ValueError for another strategy of this kind: what is split here is the list of layers, and
+        checkpoints have to be checked."""
+        if not isinstance(self.trainer.strategy, SplitWeightsStrategy):
+            raise ValueError("use lit_rft.stages.SplitWeightsStrategy (fsdp.yaml) in place of ModelParallelStrategy")
         mesh: Any = self.device_mesh
-        if mesh["tensor_parallel"].size() > 1:
-            raise ValueError(
-                "ModelParallelStrategy needs tensor_parallel_size=1 and data_parallel_size=the number of devices, got "
-                f"{mesh['tensor_parallel'].size()} and {mesh['data_parallel'].size()}"
-            )
         assert self.policy is not None
         shard(self.policy, mesh["data_parallel"], half=half)
 
@@ -164,8 +163,10 @@ class PolicyModule(OptimizedModule):
     def check_file(self, path: Path) -> None:
         """Look at a checkpoint before it is loaded.
 
-        Raises: ValueError if its weights are not those that train here.
+        Raises: ValueError if it is no file, or its weights are not those that train here.
         """
+        if not path.is_file():
+            raise ValueError(f"expected a checkpoint in one file, got {path}")
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
 

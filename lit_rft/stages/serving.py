@@ -1,15 +1,12 @@
 """A policy's adapter on a generation server, as new as the policy."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from torch import distributed, nn
 
-from lit_rft.models.sharding import full_state, sharded_parts
-from lit_rft.rollout import ServerSettings, VllmServer
-
-logger = logging.getLogger(__name__)
+from lit_rft.models.sharding import adapter_state
+from lit_rft.rollout import SamplingSettings, ServerSettings, VllmServer
 
 
 class ServedPolicy:
@@ -31,7 +28,7 @@ class ServedPolicy:
 
         Args:
             version: another number, or `changed` before, after the weights have changed.
-        Raises: ValueError if the policy has no adapter; RuntimeError if the server does not take it.
+        Raises: ValueError if the policy has no adapter; RuntimeError, in all processes, if the server does not take it.
         """
         if self._name is None or version != self._version:
             if not hasattr(policy, "peft_config"):
@@ -42,19 +39,24 @@ class ServedPolicy:
         return self._name
 
     def _give(self, policy: Any) -> str:
-        weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
+        weights = adapter_state(policy)  # from all processes
         together = distributed.is_available() and distributed.is_initialized()
-        name = ""
+        told = ["", ""]  # name, or what went wrong
         if not together or distributed.get_rank() == 0:
-            name = self.server.load(lambda folder: self._save(policy, folder, weights))
-        names = [name]
+            try:
+                told[0] = self.server.load(lambda folder: self._save(policy, folder, weights))
+            except (RuntimeError, OSError) as error:
+                told[1] = f"{type(error).__name__}: {error}"
         if together:
-            distributed.broadcast_object_list(names)
-        return names[0]
+            distributed.broadcast_object_list(told)
+        if told[1]:
+            raise RuntimeError(told[1])
+        return told[0]
 
-    def _save(self, policy: Any, folder: Path, weights: dict[str, Any] | None) -> Path:
-        more = {} if weights is None else {"state_dict": weights}
-        policy.save_pretrained(folder, selected_adapters=[self._adapter], **more)
+    def _save(self, policy: Any, folder: Path, weights: dict[str, Any]) -> Path:
+        policy.save_pretrained(
+            folder, selected_adapters=[self._adapter], state_dict=weights, save_embedding_layers=False
+        )
         return folder if self._adapter == "default" else folder / self._adapter  # where PEFT writes it
 
     def changed(self) -> None:
@@ -62,10 +64,15 @@ class ServedPolicy:
         self._version = None
 
     def close(self) -> None:
-        """Take the adapter from the server, if that is still there: nothing is lost if not."""
-        name, self._name, self._version = self._name, None, None
-        try:
-            if name is not None:
-                self.server.unload(name)
-        except RuntimeError as error:
-            logger.warning("adapter %s stays with the server: %s", name, error)
+        """Take the adapter from the server."""
+        self._name = self._version = None
+        self.server.close()
+
+
+def check_served(server: ServerSettings | None, sampling: SamplingSettings, importance_cap: float | None) -> None:
+    """Raises: ValueError for importance weights that would be wrong."""
+    if server is not None and importance_cap is not None and (sampling.top_k or sampling.top_p < 1):
+        raise ValueError(
+            "objective.importance_cap needs the probabilities before top-k and top-p, which a server does not tell: "
+            f"leave out one of them, got top_k={sampling.top_k} and top_p={sampling.top_p}"
+        )

@@ -1,11 +1,10 @@
 """The strategy that splits weights over devices."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-
-from lit_rft.stages.policy import PolicyModule
 
 
 class SplitWeightsStrategy(ModelParallelStrategy):
@@ -15,19 +14,26 @@ class SplitWeightsStrategy(ModelParallelStrategy):
 
     Args:
         process_group_backend: how the processes talk; null for nccl on GPUs, gloo on CPUs.
+        timeout_minutes: how long they wait for each other.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, process_group_backend: str | None = None, timeout_minutes: float = 30.0) -> None:
         super().__init__(
-            tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(minutes=timeout_minutes),
         )
 
     def setup_environment(self) -> None:
+        """Split over as many devices as there are."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        if isinstance(self.lightning_module, PolicyModule):
-            self.lightning_module.check_file(Path(checkpoint_path))
+        """Raises: ValueError if the module has a `check_file` that refuses it."""
+        check = getattr(self.lightning_module, "check_file", None)
+        if check is not None:
+            check(Path(checkpoint_path))
         found: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         return found

@@ -180,3 +180,24 @@ def test_gradients_equal_those_of_whole_logits(architecture: str, trained: str, 
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad((weights * values).sum(), wanted) for values in (expected, found)]
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_gradients_in_half_precision_keep_the_weights_of_tokens() -> None:
+    """Under autocast a token's gradient is rounded once, not its weight before that."""
+    model = add_lora(make_model(), LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+    hidden = torch.randn(200, 32, dtype=torch.bfloat16, requires_grad=True)
+    targets, weights = torch.randint(0, 272, (200,)), 1 + torch.rand(200) / 256  # nearly 1: equal in bf16
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs, *_ = chosen_log_probs(model, hidden, targets, end_of_turn_id=2, ends=False)
+    (found,) = torch.autograd.grad((weights * log_probs).sum(), hidden)
+    wide = hidden.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = output_logits(model, wide).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    (expected,) = torch.autograd.grad((weights * plain).sum(), wide)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    with pytest.raises(RuntimeError, match="does not require grad|differentiate twice"):
+        (again,) = torch.autograd.grad(
+            chosen_log_probs(model, wide, targets, end_of_turn_id=2)[0].sum(), wide, create_graph=True
+        )
+        again.sum().backward()

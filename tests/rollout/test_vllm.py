@@ -65,7 +65,7 @@ def test_every_setting_reaches_the_server(fake: FakeVllm, server: VllmServer) ->
     sampling = SamplingSettings(7, 0.3, top_k=5, top_p=0.9, stop_token_ids=(9,))
     server.sample_groups(name, PROMPTS[:1], [2], sampling, END, seed=3)
     server.sample_groups(name, PROMPTS[:1], [2], SamplingSettings(7, 0.3, stop_strings=("x",)), END, seed=4)
-    (_, first), (_, second) = fake.requests[1:]
+    (_, first), (_, second) = fake.requests[2:]  # after loading, and a look at the log-probabilities
     expected = {"model": name, "prompt": [5, 6, 7], "n": 2, "max_tokens": 7, "temperature": 0.3, "top_k": 5,
                 "top_p": 0.9, "stop_token_ids": [END, 9], "stop": [], "ignore_eos": True, "return_token_ids": True,
                 "repetition_penalty": 1.0}  # fmt: skip
@@ -107,6 +107,12 @@ def drop_choice(answer: Any) -> Any:
     return {"choices": answer["choices"][1:]}
 
 
+def cut(answer: Any) -> Any:
+    choice = answer["choices"][0]
+    choice |= {"token_ids": [9, 9], "logprobs": {"token_logprobs": [-1.0, -1.0]}, "finish_reason": "length"}
+    return answer
+
+
 def drop_end(answer: Any) -> Any:
     for choice in answer["choices"]:
         choice |= {"finish_reason": "stop", "token_ids": [*choice["token_ids"][:-1], 77]}
@@ -120,6 +126,7 @@ def drop_end(answer: Any) -> Any:
         (drop_log_probs, "expected a log-probability"),
         (drop_choice, "asked the server for 2 completions, got 1"),
         (drop_end, "has ended with token 77"),
+        (cut, "a completion was cut after 2 tokens, not 5"),
     ],
 )
 def test_a_wrong_answer_is_refused(fake: FakeVllm, server: VllmServer, change: Any, message: str) -> None:
@@ -129,8 +136,57 @@ def test_a_wrong_answer_is_refused(fake: FakeVllm, server: VllmServer, change: A
         server.sample_groups(name, PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
 
 
+def test_an_end_in_the_last_place_is_an_end(fake: FakeVllm, server: VllmServer) -> None:
+    def end(answer: Any) -> Any:
+        for choice in answer["choices"]:
+            choice |= {"token_ids": [9, END], "logprobs": {"token_logprobs": [-1.0, -1.0]}, "finish_reason": "length"}
+        return answer
+
+    name = server.load(adapted().save_pretrained)
+    fake.change = end
+    ((one,),) = server.sample_groups(name, PROMPTS[:1], [1], SamplingSettings(2, 1.0), END)
+    assert one.finished and one.ids == [9, END]
+
+
+def test_the_most_likely_completion_is_asked_for_once(fake: FakeVllm, server: VllmServer) -> None:
+    name = server.load(adapted().save_pretrained)
+    (group,) = server.sample_groups(name, PROMPTS[:1], [3], SamplingSettings(5), END)
+    assert len(group) == 3 and group[0] == group[1] == group[2]
+    assert fake.requests[-1][1]["n"] == 1
+
+
+def test_other_log_probs_are_refused(fake: FakeVllm, server: VllmServer) -> None:
+    fake.processed = False
+    with pytest.raises(RuntimeError, match="--logprobs-mode processed_logprobs"):
+        server.load(adapted().save_pretrained)
+    server.close()
+    assert not fake.adapters
+
+
+def test_what_is_left_behind_goes_with_the_client(fake: FakeVllm) -> None:
+    with serving(fake) as url:
+        server = VllmServer(ServerSettings(url, timeout=60))
+        server.load(adapted().save_pretrained)
+        assert len(fake.adapters) == 1
+        del server
+        assert not fake.adapters and not folders(fake)[0].exists()
+
+
+def test_a_server_that_has_gone_does_not_keep_a_run_from_ending(fake: FakeVllm, caplog: Any) -> None:
+    with serving(fake) as url:
+        server = VllmServer(ServerSettings(url, timeout=60))
+        name = server.load(adapted().save_pretrained)
+    server.unload(name)
+    assert "stays with the server" in caplog.text and not folders(fake)[0].exists()
+
+
+def test_sizes_and_prompts_are_checked(server: VllmServer) -> None:
+    with pytest.raises(ValueError, match="expected 3 sizes, got 1"):
+        server.sample_groups("any", PROMPTS, [1], SamplingSettings(5), END)
+
+
 def test_what_the_server_says_is_passed_on(server: VllmServer) -> None:
-    with pytest.raises(RuntimeError, match=r"refused /v1/completions \(404\).*does not exist"):
+    with pytest.raises(RuntimeError, match=r"refused http\S+/v1/completions \(404\).*does not exist"):
         server.sample_groups("unknown", PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
 
 

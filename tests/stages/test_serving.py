@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.rollout import SamplingSettings, ServerSettings
-from lit_rft.stages import ActingSettings, AnsweringSettings, ObjectiveSettings
+from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
 from .test_online_finetune import make_data, make_online
@@ -132,6 +132,14 @@ def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder
     assert played[0] == played[1] and len(played[0]) == 2
     high, low = folders(fake)
     assert low.name == "low" and high.name != "low" and not fake.adapters and not high.exists()
+
+
+def test_importance_weights_need_whole_probabilities() -> None:
+    server = AnsweringSettings(server=ServerSettings())
+    for sampling in (SamplingSettings(8, 1.0, top_k=5), SamplingSettings(8, 1.0, top_p=0.9)):
+        MixedPolicyGRPO(sampling=sampling, answering=server)
+        with pytest.raises(ValueError, match="importance_cap needs the probabilities before top-k and top-p"):
+            MixedPolicyGRPO(None, None, ObjectiveSettings(importance_cap=2.0), sampling, answering=server)
 
 
 def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> None:
