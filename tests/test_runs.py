@@ -234,6 +234,9 @@ def test_two_processes_sample_by_one_server(kind: str, tiny_model_folder: Path, 
         check_close(runs.run("fsdp" if kind == "prompts" else "ddp", 2, 2, "--url", url)[0], one)
     assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)
     assert len(folders(fake)) == 2 * 1 and not fake.adapters  # one rollout of two steps
+    if kind == "prompts":  # without a server all processes end, and say why
+        said = _run(runs.command("ddp", 2, 2, "--url", "http://127.0.0.1:9"), fails=True)
+        assert said.count("is `vllm serve` running there") >= 2
 
 
 @pytest.mark.parametrize("more", [[], ALL_WEIGHTS], ids=["adapters", "all weights"])
