@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from peers import in_turns, machine, medians, say, show, versions, write
+from rollout import left_padded
 
 from lit_rft.agents import EpisodePlayer, HierarchicalAgent
 from lit_rft.envs.pool import EnvPool
@@ -33,6 +34,7 @@ from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob
 from lit_rft.envs.scienceworld import ScienceWorldEnv
 from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.slots import Slots
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
 
 NEW_TOKENS = 24
@@ -69,18 +71,14 @@ class RereadingGenerator:
 
     def __init__(self, model: Any, end_of_turn_id: int, sampling: SamplingSettings, *, num_slots: int) -> None:
         self.model, self.end, self.sampling = model, end_of_turn_id, sampling
-        self._free = list(range(num_slots))
-        self._history: dict[int, list[int]] = {}
+        self._history: Slots[list[int]] = Slots(num_slots)
         self.tokens_read = self.tokens_sampled = 0
 
     def open(self, name: str) -> int:
-        slot = self._free.pop(0)
-        self._history[slot] = []
-        return slot
+        return self._history.open([])
 
     def close(self, slot: int) -> None:
-        del self._history[slot]
-        self._free.append(slot)
+        self._history.close(slot)
 
     def forget(self, slot: int) -> None:
         self._history[slot] = []
@@ -90,15 +88,15 @@ class RereadingGenerator:
         for slot, ids in prompts.items():
             self._history[slot] += ids
         rows = [self._history[slot] for slot in prompts]
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.end] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        ids, mask = left_padded(rows, self.end, self.model.device)
         out = self.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=self.sampling.max_new_tokens, do_sample=False,
             eos_token_id=self.end, pad_token_id=self.end,
         )  # fmt: skip
         self.tokens_read += sum(map(len, rows))
-        return {slot: self._taken(slot, new.tolist()) for slot, new in zip(prompts, out[:, width:], strict=True)}
+        return {
+            slot: self._taken(slot, new.tolist()) for slot, new in zip(prompts, out[:, ids.shape[1] :], strict=True)
+        }
 
     def _taken(self, slot: int, new: list[int]) -> Sampled:
         finished = self.end in new

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from experiment import lit_rft, save_figure
-from limits import synchronize
 from peers import in_process, machine, peak_memory, say, show, versions, write
 from rich.console import Console
+from timed import Clock, quiet_trainer
 
 MODEL = "smollm2-135m-instruct"
 POINTS = {
@@ -70,26 +70,9 @@ def training_step(length: int, rank: int = 16) -> dict[str, float]:
 
 def fit(stage: Any, loader: Any) -> float:
     """Two steps; seconds of the second."""
-    import lightning as L
-
-    seconds = []
-
-    class Clock(L.Callback):
-        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            self.started = time.perf_counter()
-
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            seconds.append(time.perf_counter() - self.started)
-
-    L.seed_everything(0, verbose=False)
-    trainer = L.Trainer(
-        max_steps=2, max_epochs=-1, precision="bf16-mixed", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
-    )  # fmt: skip
-    trainer.fit(stage, loader)
-    return seconds[1]
+    clock = Clock()
+    quiet_trainer(clock, max_steps=2, max_epochs=-1).fit(stage, loader)
+    return clock.seconds[1]
 
 
 def grpo_step(size: int) -> dict[str, float]:

@@ -40,7 +40,7 @@ def ours(
     model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, micro_batch_tokens: int = MICRO_BATCH_TOKENS
 ) -> dict[str, float]:
     """A step on all problems."""
-    import lightning as L
+    from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
 
     from lit_rft.datamodules import Prompt, PromptLoader
     from lit_rft.models import LoraSettings, load_tokenizer
@@ -51,19 +51,8 @@ def ours(
     def reward(completions: Sequence[str], rows: Any) -> list[float]:
         return [reward_of(text) for text in completions]
 
-    found: dict[str, float] = {}
-
-    class Clock(L.Callback):
-        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            self.started = time.perf_counter()
-
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            tokens = sum(one.length for one in module.samples)
-            found.update(seconds=time.perf_counter() - self.started, completion_tokens=tokens, peak_gb=peak_memory())
-
-    L.seed_everything(0, verbose=False)
+    clock = Clock()
+    trainer = quiet_trainer(clock, max_steps=1)
     stage = MixedPolicyGRPO(
         PolicySettings(model, LoraSettings(RANK, 2 * RANK, 0.0, TARGETS)),
         OptimizerSettings(1e-5),
@@ -74,12 +63,9 @@ def ours(
     )
     form = PromptFormat(load_tokenizer(model))
     prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
-    trainer = L.Trainer(
-        max_steps=1, precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[Clock()],
-    )  # fmt: skip
     trainer.fit(stage, PromptLoader(prompts, batch_size=len(prompts)))
-    return found
+    tokens = sum(one.length for one in stage.samples)
+    return {"seconds": clock.seconds[0], "completion_tokens": tokens, "peak_gb": peak_memory()}
 
 
 def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) -> dict[str, float]:

@@ -37,12 +37,17 @@ def ours(model: Any, prompts: list[list[int]], length: int, end: int) -> tuple[f
     return time.perf_counter() - started, sum(len(one.ids) for group in groups for one in group)
 
 
+def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, as `generate` takes them."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+
+
 @torch.no_grad()
 def theirs(model: Any, prompts: list[list[int]], length: int, end: int) -> tuple[float, int]:
     rows = [ids for ids in prompts for _ in range(GROUP)]
-    width, device = max(map(len, rows)), model.device
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    device, (ids, mask) = model.device, left_padded(rows, 0, model.device)
     synchronize(device)
     started = time.perf_counter()
     out = model.generate(
@@ -51,7 +56,7 @@ def theirs(model: Any, prompts: list[list[int]], length: int, end: int) -> tuple
     )  # fmt: skip
     synchronize(device)
     seconds = time.perf_counter() - started
-    new = out[:, width:]
+    new = out[:, ids.shape[1] :]
     ended = (new == end).int().cumsum(1)
     return seconds, int((ended - (new == end).int() == 0).sum())  # up to the end token, with it
 

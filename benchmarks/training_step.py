@@ -23,6 +23,7 @@ import lightning as L
 import torch
 from limits import matrix_peak, product_weights, shares, synchronize
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
+from timed import Clock, quiet_trainer
 
 EPISODES, STEPS, MICRO_BATCH_TOKENS, MODEL = 4, 3, 1024, "smollm2-135m-instruct"
 STAGES = ("sft", "offline_rl")
@@ -42,20 +43,11 @@ def make_loader(stage: str) -> Any:
 
 def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """Two epochs of our stage: the first makes what the second finds in the cache."""
-    seconds: list[float] = []
     tokens = [batch.num_tokens for batch in loader]
-
-    class Clock(L.Callback):
-        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            self.started = time.perf_counter()
-
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            synchronize(module.device)
-            seconds.append(time.perf_counter() - self.started)
-
-    stage = fit(name, model, loader, Clock(), **policy)
-    return figures(stage.policy, sum(seconds[len(tokens) :]), sum(tokens), cold=sum(seconds[: len(tokens)]))
+    clock = Clock()
+    stage = fit(name, model, loader, clock, **policy)
+    cold, warm = clock.seconds[: len(tokens)], clock.seconds[len(tokens) :]
+    return figures(stage.policy, sum(warm), sum(tokens), cold=sum(cold))
 
 
 def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
@@ -78,13 +70,9 @@ def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any
     from lit_rft.models import LoraSettings
     from lit_rft.stages import HierarchicalSFT, OfflineHierarchicalRL, OptimizerSettings, PolicySettings
 
-    L.seed_everything(0, verbose=False)
+    trainer = quiet_trainer(callback, max_epochs=2)
     settings = PolicySettings(model, LoraSettings(16, 32, 0.0, "all-linear"), **policy)
     stage = (HierarchicalSFT if name == "sft" else OfflineHierarchicalRL)(settings, OptimizerSettings(1e-4))
-    trainer = L.Trainer(
-        max_epochs=2, precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[callback],
-    )  # fmt: skip
     trainer.fit(stage, loader)
     return stage
 

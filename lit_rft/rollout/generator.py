@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_rft.rollout.decoder import Decoder
 from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
+from lit_rft.rollout.slots import Slots, check_new_ids
 
 
 class Conversations(Protocol):
@@ -66,8 +67,7 @@ class ConversationGenerator:
         self.sampling, self.seed = sampling, seed
         self._ending = Ending(end_of_turn_id, sampling, decode)
         self._decoder = Decoder(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
-        self._conversations: dict[int, _Conversation] = {}
-        self._free = list(range(num_slots))
+        self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
 
     @property
@@ -80,18 +80,12 @@ class ConversationGenerator:
 
         Raises: RuntimeError if all slots are taken.
         """
-        if not self._free:
-            raise RuntimeError(f"all {len(self._conversations)} slots are taken: close a conversation first")
-        slot = self._free.pop(0)
-        self._conversations[slot] = _Conversation(named_generator(self.seed, name))
-        return slot
+        return self._conversations.open(_Conversation(named_generator(self.seed, name)))
 
     def close(self, slot: int) -> None:
         """End a conversation and free its slot."""
-        del self._conversations[slot]
+        self._conversations.close(slot)
         self._decoder.cache.clear(slot)
-        self._free.append(slot)
-        self._free.sort()
 
     def forget(self, slot: int) -> None:
         """Drop what a conversation has read; its random numbers go on. For histories that were cut."""
@@ -105,9 +99,7 @@ class ConversationGenerator:
         Args:
             prompts: slot -> ids that are new since its last utterance (at least one).
         """
-        for slot, ids in prompts.items():
-            if not ids:
-                raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
+        check_new_ids(prompts)
         with self._decoder.ready():
             return self._sample(prompts)
 

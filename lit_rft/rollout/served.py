@@ -1,9 +1,20 @@
 """Conversations whose utterances a generation server samples."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lit_rft.rollout.sampling import Sampled, SamplingSettings
+from lit_rft.rollout.slots import Slots, check_new_ids
 from lit_rft.rollout.vllm import VllmServer
+
+
+@dataclass
+class _Conversation:
+    """One slot's state between turns."""
+
+    name: str
+    turn: int = 0
+    history: list[int] = field(default_factory=list)
 
 
 class ServedConversations:
@@ -31,10 +42,7 @@ class ServedConversations:
     ) -> None:
         self.server, self.adapter, self.sampling, self.seed = server, adapter, sampling, seed
         self._end_of_turn_id = end_of_turn_id
-        self._free = list(range(num_slots))
-        self._names: dict[int, str] = {}
-        self._turns: dict[int, int] = {}
-        self._history: dict[int, list[int]] = {}
+        self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_read = self.tokens_sampled = 0
 
     def open(self, name: str) -> int:
@@ -42,22 +50,15 @@ class ServedConversations:
 
         Raises: RuntimeError if all slots are taken.
         """
-        if not self._free:
-            raise RuntimeError(f"all {len(self._names)} slots are taken: close a conversation first")
-        slot = self._free.pop(0)
-        self._names[slot], self._turns[slot], self._history[slot] = name, 0, []
-        return slot
+        return self._conversations.open(_Conversation(name))
 
     def close(self, slot: int) -> None:
         """End a conversation and free its slot."""
-        for kept in (self._names, self._turns, self._history):
-            del kept[slot]
-        self._free.append(slot)
-        self._free.sort()
+        self._conversations.close(slot)
 
     def forget(self, slot: int) -> None:
         """Drop what a conversation has read; its random numbers go on."""
-        self._history[slot] = []
+        self._conversations[slot].history = []
 
     def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
         """Read each slot's new prompt ids and sample its next utterance.
@@ -66,18 +67,18 @@ class ServedConversations:
             prompts: slot -> ids that are new since its last utterance (at least one).
         Raises: ValueError for a slot without new ids; RuntimeError if the server does not answer as it should.
         """
-        for slot, ids in prompts.items():
-            if not ids:
-                raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
-            self._history[slot] += ids
-            self.tokens_read += len(ids)
-        named = [(f"{self._names[slot]}/{self._turns[slot]}", self._history[slot]) for slot in prompts]
+        check_new_ids(prompts)
+        asked = {slot: self._conversations[slot] for slot in prompts}
+        for slot, one in asked.items():
+            one.history += prompts[slot]
+            self.tokens_read += len(prompts[slot])
+        named = [(f"{one.name}/{one.turn}", one.history) for one in asked.values()]
         groups = self.server.sample_groups(
             self.adapter, named, [1] * len(named), self.sampling, self._end_of_turn_id, seed=self.seed
         )
-        found = {slot: sampled for slot, (sampled,) in zip(prompts, groups, strict=True)}
+        found = {slot: sampled for slot, (sampled,) in zip(asked, groups, strict=True)}
         for slot, sampled in found.items():
-            self._history[slot] += sampled.ids
-            self._turns[slot] += 1
+            asked[slot].history += sampled.ids
+            asked[slot].turn += 1
             self.tokens_sampled += len(sampled.ids)
         return found

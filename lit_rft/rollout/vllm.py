@@ -97,8 +97,9 @@ class VllmServer:
 
     def _check_log_probs(self, adapter: str) -> None:
         """Of one token that alone may be said the probability is 1, if it is that of what was sampled from."""
-        request = self._request(adapter, [0], 1, SamplingSettings(1, 1.0, top_k=1), 0)
-        ((one,),) = [_samples(self._post("/v1/completions", request), 1, SamplingSettings(1), {0})]
+        sampling = SamplingSettings(1, 1.0, top_k=1)
+        answer = self._post("/v1/completions", self._request(adapter, [0], 1, sampling, 0))
+        (one,) = _samples(answer, 1, sampling, {0})
         if abs(one.log_probs[0]) > 1e-3:
             raise RuntimeError(
                 f"expected log-probabilities of what the server at {self._url} samples from, got others: start it with "
