@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _STEP = 64  # tokens; a full store grows by as many, or by an eighth
-_FULL = 0.75  # from here on a store is read as a whole
+_FULL = 0.5  # from here on a store is read as a whole: the copy of a part costs as much as its product
 
 
 class _Plan:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_rft.models.attention import attention_masks, decoding_attention
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
+from lit_rft.models.packed import PackedProducts
 from lit_rft.rollout.cache import SlotCache
 
 
@@ -35,12 +36,13 @@ class Decoder:
         self.max_prefill_tokens, self._acting = max_prefill_tokens, acting
         self._config = causal_lm(model).config.get_text_config()
         self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
+        self._products = PackedProducts(model, num_slots)
         self.tokens_read = 0  # so far, without padding
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """The model as it decodes: every `read` and `step` is made within."""
-        with decoding_attention(self.model), self._acting():
+        with decoding_attention(self.model), self._acting(), self._products.active():
             yield
 
     def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:

@@ -1,0 +1,74 @@
+"""Packed weights multiply the same, and follow the weights they were made of."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model
+from torch import Tensor, nn
+
+from lit_rft.models.packed import PackedProducts
+from lit_rft.rollout.decoder import Decoder
+
+pytestmark = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this CPU does not multiply bf16",
+)
+PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
+
+
+@torch.no_grad()
+def steps(model: Any, packed: bool) -> list[Tensor]:
+    decoder = Decoder(model, 3, 2)
+    if not packed:
+        decoder._products._layers = []
+    with decoder.ready():
+        read = decoder.read(PROMPTS)
+        return [torch.stack([read[slot] for slot in PROMPTS]), *(decoder.step([0, 1, 2], [9, 10, n]) for n in range(4))]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+def test_logits_are_the_same(architecture: str) -> None:
+    model = make_model(architecture).bfloat16()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            nn.init.normal_(layer.bias)
+    for packed, plain in zip(steps(model, True), steps(model, False), strict=True):
+        torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)  # to the bit where this was written
+
+
+@torch.no_grad()
+def test_a_weight_that_has_changed_is_packed_anew_and_others_are_not() -> None:
+    layers: Any = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).bfloat16()
+    products, x = PackedProducts(layers, 4), torch.randn(4, 32).bfloat16()
+    with products.active():
+        before = layers(x)
+    kept = products._packed[layers[1]][1]
+    for change in (
+        lambda: layers[0].weight.mul_(2),  # as an optimiser does
+        lambda: setattr(layers[0].weight, "data", torch.randn(32, 32).bfloat16()),  # as a folded adapter does
+    ):
+        change()
+        with products.active():
+            after = layers(x)
+        assert torch.equal(after, layers(x)) and not torch.equal(after, before)
+        assert products._packed[layers[1]][1] is kept
+        before = after
+
+
+@torch.no_grad()
+def test_only_bf16_linear_layers_are_packed_and_only_within() -> None:
+    class Own(nn.Linear):
+        pass
+
+    layers: Any = nn.ModuleList([nn.Linear(8, 8), Own(8, 8).bfloat16(), nn.Linear(8, 8).bfloat16()])
+    products = PackedProducts(layers, 1)
+    with pytest.raises(RuntimeError, match="within"), products.active():
+        assert ["forward" in vars(layer) for layer in layers] == [False, False, True]
+        x = torch.randn(1, 8)
+        with pytest.raises(RuntimeError, match="dtype"):
+            layers[2](x)  # as without packing
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layers[2](x).dtype == torch.bfloat16
+        raise RuntimeError("within")
+    assert all("forward" not in vars(layer) for layer in layers)
