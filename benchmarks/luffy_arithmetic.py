@@ -49,7 +49,7 @@ from lit_rft._files import write_json
 
 RUNS = ROOT / "runs" / "luffy_arithmetic"
 FILE = RESULTS / "luffy_arithmetic.json"
-PROMPTS, HELD_OUT = 8, 200
+PROMPTS, GROUP, HELD_OUT = 16, 4, 200
 METHODS: dict[str, dict[str, Any]] = {  # what each differs in from LUFFY
     "GRPO": {"objective.traces_per_group": 0},
     "LUFFY": {},
@@ -82,8 +82,9 @@ class Task:
             "trainer.max_steps": self.steps,
             "trainer.val_check_interval": 20,
             "trainer.limit_val_batches": 2,
-            "model.init_args.optimizer.learning_rate": 5e-4,
+            "model.init_args.optimizer.learning_rate": 2e-4,
             "model.init_args.optimizer.warmup_steps": 5,
+            "model.init_args.objective.group_size": GROUP,
             "model.init_args.objective.scale_by_std": False,
             "model.init_args.objective.on_policy_statistics": True,
             "model.init_args.objective.entropy_coef": 0.0,
@@ -146,7 +147,14 @@ def collect_results() -> dict[str, Any]:
                     if points:
                         mine["curves"].setdefault(method, {}).setdefault(tag, {})[str(seed)] = points
     more = environment("reasoning-gym", "math-verify")
-    return {"tasks": found, "seconds": times(RUNS, known), "prompts": PROMPTS, "held_out": HELD_OUT, **more}
+    return {
+        "tasks": found,
+        "seconds": times(RUNS, known),
+        "prompts": PROMPTS,
+        "group_size": GROUP,
+        "held_out": HELD_OUT,
+        **more,
+    }
 
 
 def report(results: dict[str, Any], console: Console) -> None:
@@ -192,13 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=["untrained", *METHODS], default=["untrained", *METHODS])
     parser.add_argument("--report", action="store_true", help="only report what there is")
     parser.add_argument("extra", nargs="*", help="more arguments for every lit-rft command (after --)")
     options = parser.parse_args()
     console = Console()
     for task in options.tasks if not options.report else []:
         for seed in [seed for seed in options.seeds if seed < TASKS[task].seeds]:
-            for method in ("untrained", *METHODS) if seed == 0 else METHODS:
+            for method in [name for name in options.methods if seed == 0 or name != "untrained"]:
                 known = read_results(FILE).get("tasks", {}).get(task, {}).get("scores", {})
                 for step in steps(task, method, seed, options.extra) if str(seed) not in known.get(method, {}) else ():
                     run(step, RUNS, console)

@@ -32,7 +32,7 @@ class PackedProducts:
         served = [layer for layer in self._layers if _is_served(layer)]
         try:
             for layer in served:
-                layer.forward = self._forward(layer)  # type: ignore[method-assign]
+                layer.forward = self._forward(layer)  # type: ignore[method-assign, assignment]
             yield
         finally:
             for layer in served:
