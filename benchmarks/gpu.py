@@ -3,10 +3,10 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --size tiny --rounds 1 --output /tmp/gpu     # a try, anywhere
 
-One GRPO step against TRL (where that is installed), rollouts against transformers' `generate`, a training step against
-the plain way, and how far both are from the device's limits. bf16; flash attention in the training step where it is
-installed (a GRPO step that shares prompts has an attention of its own). Sides are in processes of their own, in turns,
-medians; rollouts are in one process. Each item is written into `gpu.json` when it is done.
+A GRPO step against TRL (where that is installed; the second one), rollouts against transformers' `generate`, a training
+step against the plain way, and how far both are from the device's limits. bf16; flash attention in the training step
+where it is installed (a GRPO step that shares prompts has an attention of its own). Sides are in processes of their
+own, in turns, medians; rollouts are in one process. Each item is written into `gpu.json` when it is done.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def make_loader(work: dict[str, int]) -> Any:
 def run_side(item: str, side: str, size: str, folder: str, rounds: int) -> None:
     work = WORK[size]
     policy = {"attention": "flash_attention_2"} if importlib.util.find_spec("flash_attn") else {}
-    if item == "grpo_step":
+    if item == "grpo_step":  # the second step: a GPU's first one compiles and allocates
         if side == "trl":
-            say(**grpo_step.theirs(folder, make_problems(work), work["new"]))
+            say(**grpo_step.theirs(folder, make_problems(work), work["new"], steps=2))
         else:
-            say(**grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"]))
+            say(**grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"], steps=2))
     elif item == "training_step" and side == "shares":
         say(**training_step.profiled("sft", folder, make_loader(work), **policy))
     elif item == "training_step":

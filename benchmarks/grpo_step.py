@@ -37,9 +37,13 @@ def make_problems(number: int = PROMPTS) -> list[Any]:
 
 
 def ours(
-    model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    model: str,
+    problems: Sequence[Any],
+    new_tokens: int = NEW_TOKENS,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+    steps: int = 1,
 ) -> dict[str, float]:
-    """A step on all problems."""
+    """The last of some steps on all problems."""
     from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
 
     from lit_rft.datamodules import Prompt, PromptLoader
@@ -52,7 +56,7 @@ def ours(
         return [reward_of(text) for text in completions]
 
     clock = Clock()
-    trainer = quiet_trainer(clock, max_steps=1)
+    trainer = quiet_trainer(clock, max_steps=steps)
     stage = MixedPolicyGRPO(
         PolicySettings(model, LoraSettings(RANK, 2 * RANK, 0.0, TARGETS)),
         OptimizerSettings(1e-5),
@@ -65,10 +69,10 @@ def ours(
     prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
     trainer.fit(stage, PromptLoader(prompts, batch_size=len(prompts)))
     tokens = sum(one.length for one in stage.samples)
-    return {"seconds": clock.seconds[0], "completion_tokens": tokens, "peak_gb": peak_memory()}
+    return {"seconds": clock.seconds[-1], "completion_tokens": tokens, "peak_gb": peak_memory()}
 
 
-def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) -> dict[str, float]:
+def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1) -> dict[str, float]:
     """The same by TRL."""
     import torch
     from datasets import Dataset
@@ -88,6 +92,7 @@ def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) ->
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            tokens.clear()
             synchronize(device)
             self.started = time.perf_counter()
 
@@ -97,7 +102,7 @@ def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS) ->
             found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=GROUP,
+        output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=GROUP,
         gradient_accumulation_steps=len(problems), num_generations=GROUP, max_completion_length=new_tokens,
         temperature=1.0, beta=0.0, bf16=True, use_cpu=device.type == "cpu", report_to=[], learning_rate=1e-5,
         gradient_checkpointing=False, logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"},

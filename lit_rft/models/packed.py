@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 
 class PackedProducts:
-    """Linear layers that multiply with packed copies of their weights while a model decodes: the same to the bit, as far as
-    has been seen.
+    """Linear layers that multiply with packed copies of their weights while a model decodes; products stay the same.
 
     Serves plain linear layers whose weights are bf16, on a CPU that multiplies bf16 (oneDNN); the others stay as they
     are. Takes memory for those weights once more.
