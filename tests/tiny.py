@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from lit_rft.episodes import Achieved, Episode, Outcome, Step, Subgoal
+from lit_rft.transcripts import Transcript, completion_transcript
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,6 +74,22 @@ def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model.eval()
+
+
+def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
+    """Completions that share a prompt, of different lengths, in groups of these sizes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 272, (length,), generator=generator).tolist()
+
+    groups = []
+    for number, size in enumerate(sizes):
+        prompt = ids(9 + 4 * number)
+        groups.append([completion_transcript(f"{number}/{k}", prompt, ids(2 + 3 * k), 2) for k in range(size)])
+    return groups
 
 
 def make_episode(seed: int = 0, num_steps: int = 5, task: str = "find-plant", subgoals: bool = True) -> Episode:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.models.backbone import attention_implementation, causal_lm, final_hidden_states
+from lit_rft.models.blockwise_attention import causal_attention
 from lit_rft.models.shared_attention import shared_prompt_attention, shared_prompt_plan
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded, collate_shared
 
@@ -47,24 +47,17 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 _DECODING = "lit_rft_decoding"
 
 
-@contextlib.contextmanager
-def decoding_attention(model: nn.Module) -> Iterator[None]:
+def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Attention that takes additive masks and is fast for single queries; what serves training comes back afterwards.
 
     Flash attention and the like, which take no masks, give way as well. A model in eager mode stays in it.
     """
     lm = causal_lm(model)
     implementation = lm.config._attn_implementation
-    if implementation == "eager":
-        yield
-        return
     capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
     # flash attention caps, sdpa and ours do not: samples are to be those of the policy that trains
-    lm.set_attn_implementation("eager" if capped and implementation != "sdpa" else _DECODING)
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(implementation)
+    eager = implementation == "eager" or (capped and implementation != "sdpa")
+    return attention_implementation(lm, "eager" if eager else _DECODING)
 
 
 def grouped_query_attention(
@@ -101,7 +94,8 @@ AttentionInterface.register(_DECODING, grouped_query_attention)
 def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """Final hidden states [B, T, D] of a batch, whatever its layout."""
     if batch.segments is None:
-        return final_hidden_states(model, batch.input_ids, batch.position_ids)
+        with causal_attention(model, batch.position_ids):
+            return final_hidden_states(model, batch.input_ids, batch.position_ids)
     if causal_lm(model).config._attn_implementation != "eager":
         plan = shared_prompt_plan(batch)
         with shared_prompt_attention(model):

@@ -1,6 +1,8 @@
 """The backbone: any causal language model of transformers, with or without LoRA adapters."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def load_backbone(
     elif lora is not None:
         model = add_lora(model, lora)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again = functools.partial(_as_in_forward_pass, causal_lm(model))
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
         model.enable_input_require_grads()
     return model
 
@@ -107,6 +110,11 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
+def _as_in_forward_pass(lm: Any) -> tuple[contextlib.AbstractContextManager[None], ...]:
+    """Contexts of a layer's forward pass and of its repetition, which has the attention that the first one had."""
+    return contextlib.nullcontext(), attention_implementation(lm, lm.config._attn_implementation)
+
+
 def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     from peft import PeftModel
 
@@ -132,6 +140,21 @@ def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside a possible PEFT wrapper (its adapters stay active)."""
     wrapper: Any = model
     return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
+    """The model with another of the attentions that transformers knows by name."""
+    lm = causal_lm(model)
+    before = lm.config._attn_implementation
+    if name == before:
+        yield
+        return
+    lm.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(before)
 
 
 def final_hidden_states(

@@ -1,10 +1,17 @@
 """Weights in the order in which the CPU multiplies them: a product of few rows puts them into it anew each time."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU has products of bf16, and this torch the library for them."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedProducts:
@@ -20,9 +27,9 @@ class PackedProducts:
 
     def __init__(self, model: nn.Module, rows: int) -> None:
         self.rows = rows
-        can = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         # a subclass may multiply in its own way
-        self._layers = [layer for layer in model.modules() if type(layer) is nn.Linear] if can else []
+        linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
+        self._layers = linear if multiplies_bf16() else []
         self._packed: dict[nn.Linear, tuple[tuple[int, int], Tensor]] = {}
 
     @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Attention of completions that share a prompt: each sees the prompt and itself, and nothing else is computed."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lit_rft.models.backbone import causal_lm
+from lit_rft.models.backbone import attention_implementation
+from lit_rft.models.blockwise_attention import blockwise_attention, is_served
 from lit_rft.transcripts import TranscriptBatch
 
 _SHARED = "lit_rft_shared_prompts"
@@ -29,6 +29,7 @@ class SharedPromptPlan:
     keys: Tensor  # [C, P + L], 0 in padding
     visible: Tensor  # [C, L, P + L] bool
     distance: Tensor  # [C, L, P + L] how many positions a key lies behind
+    hidden: Tensor | None  # [C, P] keys that are no prompt, if any
 
 
 def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
@@ -48,21 +49,15 @@ def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
     visible = torch.cat([in_prompt[:, None, :].expand(-1, len(steps), -1), own], dim=2)
     here = lengths[:, None] + steps
     there = torch.cat([places.expand(len(rows), -1), here], dim=1)
+    hidden = None if bool(in_prompt.all()) else ~in_prompt
     return SharedPromptPlan(
-        prompt_width, batch.utterance_tokens, real, keys, visible, here[:, :, None] - there[:, None, :]
+        prompt_width, batch.utterance_tokens, real, keys, visible, here[:, :, None] - there[:, None, :], hidden
     )
 
 
-@contextlib.contextmanager
-def shared_prompt_attention(model: nn.Module) -> Iterator[None]:
+def shared_prompt_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The model with this attention; every pass within must be given `shared_prompts`, a plan."""
-    lm = causal_lm(model)
-    implementation = lm.config._attn_implementation
-    lm.set_attn_implementation(_SHARED)
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(implementation)
+    return attention_implementation(model, _SHARED)
 
 
 def attend(
@@ -87,38 +82,57 @@ def attend(
     """
     if shared_prompts is None:
         raise TypeError("the plan of shared prompts did not reach attention")
-    plan, (batch, heads, width, size) = shared_prompts, query.shape
-    groups = heads // key.shape[1]
+    plan, (batch, heads, width, _) = shared_prompts, query.shape
     out = query.new_zeros(batch, width, heads, value.shape[-1])
     # what stands behind a shorter prompt comes out wrong here, and right below
     first = slice(0, plan.prompt_width)
     q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
+    asked, keys, values = (
+        part.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)  # [C, heads, L or P + L, D]
+        for part, places in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
+    )
+    if is_served(query, dropout, sliding_window, plan.keys.shape[1]):
+        prompts = blockwise_attention(q, k, v, scaling)
+        told = blockwise_attention(asked, keys, values, scaling, plan.hidden)
+    else:
+        prompts = _prompts(q, k, v, dropout, scaling, sliding_window)
+        told = _completions(asked, keys, values, dropout, scaling, sliding_window, plan)
+    out[:, first] = prompts.transpose(1, 2).to(out.dtype)
+    flat = out.flatten(0, 1).index_copy(0, plan.queries[plan.real], told.transpose(1, 2)[plan.real].to(out.dtype))
+    return flat.view_as(out), None
+
+
+def _prompts(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, sliding_window: int | None
+) -> Tensor:
+    """[B, H, P, D] -> [B, H, P, D]."""
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
     causal: Tensor | None = None
-    if sliding_window is not None and sliding_window < plan.prompt_width:
-        places = torch.arange(plan.prompt_width, device=query.device)
+    if sliding_window is not None and sliding_window < length:
+        places = torch.arange(length, device=query.device)
         behind = places[:, None] - places
         causal = (behind >= 0) & (behind < sliding_window)
-    prompts = scaled_dot_product_attention(
-        q,
-        k.repeat_interleave(groups, 1),
-        v.repeat_interleave(groups, 1),
-        causal,
-        dropout,
-        causal is None,
-        scale=scaling,
-    )
-    out[:, first] = prompts.transpose(1, 2).to(out.dtype)
-    # the heads that share keys come one after the other as queries: keys are not repeated
-    q = query.transpose(1, 2).flatten(0, 1)[plan.queries]  # [C, L, H, D]
-    count, length = plan.queries.shape
-    q = q.view(count, length, -1, groups, size).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [C, H_kv, G * L, D]
-    k, v = (part.transpose(1, 2).flatten(0, 1)[plan.keys].transpose(1, 2) for part in (key, value))
+    key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    return scaled_dot_product_attention(query, key, value, causal, dropout, causal is None, scale=scale)
+
+
+def _completions(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scale: float | None,
+    sliding_window: int | None,
+    plan: SharedPromptPlan,
+) -> Tensor:
+    """[C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D]: the heads that share keys come one after the other as
+    queries, so that keys are not repeated."""
+    groups = query.shape[1] // key.shape[1]
     visible = plan.visible if sliding_window is None else plan.visible & (plan.distance < sliding_window)
     mask = visible[:, None].repeat(1, 1, groups, 1)
-    told = scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
-    told = told.view(count, -1, groups, length, value.shape[-1]).permute(0, 3, 1, 2, 4).flatten(2, 3)  # [C, L, H, D]
-    flat = out.flatten(0, 1).index_copy(0, plan.queries[plan.real], told[plan.real].to(out.dtype))
-    return flat.view_as(out), None
+    asked = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
+    told = scaled_dot_product_attention(asked, key, value, mask, dropout, scale=scale)
+    return told.unflatten(2, (groups, -1)).flatten(1, 2)
 
 
 AttentionInterface.register(_SHARED, attend)

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_rft.models.backbone import causal_lm, final_hidden_states
+from lit_rft.models.attention import batch_hidden_states
+from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
 from lit_rft.models.feature_cache import FeatureCache
 from lit_rft.models.features import (
@@ -153,7 +154,7 @@ class ActorCriticStage(PolicyStage):
         """One micro-batch's share of the losses."""
         assert self.policy is not None and self.chat is not None and self.critic is not None
         _check_outcomes(micro)
-        hidden = final_hidden_states(self.policy, micro.input_ids, micro.position_ids)
+        hidden = batch_hidden_states(self.policy, micro)
         log_probs = utterance_log_probs(
             self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, hidden=hidden,
             ends=False,
@@ -217,7 +218,7 @@ class ActorCriticStage(PolicyStage):
         if self.critic_settings.features == "frozen":
             return frozen_features(self.policy, batch).utterance
         with torch.no_grad():
-            hidden = final_hidden_states(self.policy, batch.input_ids, batch.position_ids)
+            hidden = batch_hidden_states(self.policy, batch)
         return gather_features(hidden, batch).utterance
 
     def on_train_epoch_start(self) -> None:

@@ -1,21 +1,20 @@
 """Completions that share a prompt: one row, a mask and positions of their own equal one plain pass each."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_groups, make_model
 
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.attention import can_share_prompts
-from lit_rft.models.backbone import add_lora
+from lit_rft.models.backbone import add_lora, load_backbone
 from lit_rft.transcripts import (
-    Transcript,
     TranscriptBatch,
     collate_padded,
     collate_shared,
-    completion_transcript,
     count_utterances,
     shared_step_batch,
     split_shared,
@@ -30,19 +29,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 12},
     "mistral": {"sliding_window": 12},
 }
-
-
-def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(length: int) -> list[int]:
-        return torch.randint(3, 272, (length,), generator=generator).tolist()
-
-    groups = []
-    for number, size in enumerate(sizes):
-        prompt = ids(9 + 4 * number)
-        groups.append([completion_transcript(f"{number}/{k}", prompt, ids(2 + 3 * k), 2) for k in range(size)])
-    return groups
 
 
 def _rows(model: Any, batch: TranscriptBatch) -> dict[str, torch.Tensor]:
@@ -126,3 +112,15 @@ def test_others_cannot_and_say_so_once(architecture: str, caplog: pytest.LogCapt
         assert not can_share_prompts(model)
     (said,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
     assert "reads each completion's prompt anew" in said.message
+
+
+def test_layers_that_are_computed_again_have_the_same_attention(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model = load_backbone(str(tmp_path), gradient_checkpointing=checkpointing).double().train()
+        sum(row.sum() for row in _rows(model, collate_shared(make_groups(), 0)).values()).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

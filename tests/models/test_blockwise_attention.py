@@ -1,0 +1,135 @@
+"""Attention by blocks equals attention in one piece: outputs, gradients, whole models in every layout."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_groups, make_model
+from torch.nn.functional import scaled_dot_product_attention
+
+from lit_rft.models import LoraSettings, blockwise_attention, shared_attention, utterance_log_probs
+from lit_rft.models.backbone import add_lora, causal_lm
+from lit_rft.models.packed import multiplies_bf16
+from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gemma": {},
+    "gemma3_text": {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 12},
+}
+
+
+def make_parts(length: int, prefix: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    torch.manual_seed(length)
+    shapes = ((2, 6, length, 8), (2, 3, prefix + length, 8), (2, 3, prefix + length, 8))
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def in_one_piece(query: Any, key: Any, value: Any, scale: float | None, hidden: Any) -> torch.Tensor:
+    length, seen = query.shape[2], key.shape[2]
+    visible = torch.ones(length, seen, dtype=torch.bool).tril(seen - length).expand(2, 1, -1, -1).clone()
+    if hidden is not None:
+        visible[..., : hidden.shape[1]] &= ~hidden[:, None, None]
+    return scaled_dot_product_attention(query, key, value, visible, scale=scale, enable_gqa=True)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize(("prefix", "hides"), [(0, False), (9, False), (9, True)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_blocks_equal_one_piece(length: int, prefix: int, hides: bool, scale: float | None) -> None:
+    parts = make_parts(length, prefix)
+    hidden = torch.arange(prefix) >= torch.tensor([[prefix], [4]]) if hides else None
+    expected = in_one_piece(*parts, scale, hidden)
+    found = blockwise_attention.blockwise_attention(*parts, scale, hidden)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(expected)
+    for one, other in zip(
+        *(torch.autograd.grad(out, parts, weight, retain_graph=True) for out in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+def test_in_bf16_it_is_no_further_off_than_the_fused_kernel() -> None:
+    parts = make_parts(200, 0)
+    weight = torch.randn(2, 6, 200, 8, dtype=torch.float64)
+    true = [expected := in_one_piece(*parts, None, None), *torch.autograd.grad(expected, parts, weight)]
+    rounded = [part.detach().bfloat16().requires_grad_() for part in parts]
+    off = []
+    for attention in (blockwise_attention.blockwise_attention, fused):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attention(*rounded)
+        assert out.dtype == torch.bfloat16
+        found = [out, *torch.autograd.grad(out, rounded, weight.bfloat16())]
+        off.append([float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(found, true, strict=True)])
+    assert all(ours < 0.01 and ours < 2.5 * theirs for ours, theirs in zip(*off, strict=True)), off
+
+
+def fused(query: Any, key: Any, value: Any) -> torch.Tensor:
+    return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+
+def log_probs_and_gradients(architecture: str, lora: bool, batch: TranscriptBatch) -> list[torch.Tensor]:
+    model = make_model(architecture, **ARCHITECTURES[architecture])
+    if lora:
+        model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model = model.double().train()
+    assert causal_lm(model).config._attn_implementation == "sdpa"
+    tokens = utterance_log_probs(model, batch, end_of_turn_id=2).tokens
+    (tokens * torch.arange(1, tokens.numel() + 1).view_as(tokens)).sum().backward()
+    assert causal_lm(model).config._attn_implementation == "sdpa"
+    return [tokens, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_models_say_the_same(architecture: str, lora: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = make_groups()
+    flat = [one for group in groups for one in group]
+    make = {"padded": collate_padded, "packed": lambda all, pad: collate_packed(all, pad, 60), "shared": collate_shared}
+    batch = make[layout](groups if layout == "shared" else flat, 0)
+    calls = []
+
+    def serves(query: Any, dropout: float, sliding_window: int | None, length: int) -> bool:
+        calls.append(sliding_window is None or sliding_window >= length)
+        return calls[-1]
+
+    plain = log_probs_and_gradients(architecture, lora, batch)
+    for module in (blockwise_attention, shared_attention):
+        monkeypatch.setattr(module, "is_served", serves)
+    blocks = log_probs_and_gradients(architecture, lora, batch)
+    # rows of several sequences need masks, which blocks do not take; windows are shorter than these sequences
+    assert any(calls) == (layout != "packed" and architecture != "mistral")
+    for one, other in zip(blocks, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def test_it_serves_bf16_on_a_cpu_without_dropout_and_short_windows() -> None:
+    query = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
+    assert blockwise_attention.is_served(query, 0.0, None, 9) == multiplies_bf16()
+    assert blockwise_attention.is_served(query, 0.0, 9, 9) == multiplies_bf16()
+    assert not blockwise_attention.is_served(query, 0.0, 8, 9)
+    assert not blockwise_attention.is_served(query, 0.1, None, 9)
+    assert not blockwise_attention.is_served(query.float(), 0.0, None, 9)
+    assert not blockwise_attention.is_served(query.to("meta"), 0.0, None, 9)
+
+
+def test_an_architecture_with_an_attention_of_its_own_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    blockwise_attention._warn.cache_clear()
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    for _ in range(2):
+        with blockwise_attention.causal_attention(model, torch.arange(5)[None]):
+            assert model.config._attn_implementation == "sdpa"
+    assert [record.message for record in caplog.records] == [
+        "LlamaForCausalLM keeps its own attention, which is slower on a CPU: it cannot take another"
+    ]
