@@ -30,6 +30,10 @@ def vowels(completions: Any, rows: Any) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text) % 2) for text in completions]
 
 
+def refuse(completions: Any, rows: Any) -> list[float]:
+    raise RuntimeError("no reward today")
+
+
 def make(kind: str, model: str, folder: Path, url: str | None, targets: str | list[str]) -> tuple[Any, Any]:
     server = ServerSettings(url, timeout=60) if url is not None else None
     lora = LoraSettings(ADAPTERS.rank, ADAPTERS.alpha, ADAPTERS.dropout, targets)
@@ -70,6 +74,7 @@ def main() -> None:
     parser.add_argument("strategy", choices=("auto", "ddp", "fsdp"))
     parser.add_argument("--ckpt_path")
     parser.add_argument("--url", help="of a server that samples")
+    parser.add_argument("--fails", type=int, help="the process whose rewards fail")
     parser.add_argument("--targets", nargs="+", default=ADAPTERS.target_modules)
     options = parser.parse_args()
     L.seed_everything(0, verbose=False)
@@ -80,6 +85,8 @@ def main() -> None:
         enable_model_summary=False, default_root_dir=options.folder, limit_val_batches=0,
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
+    if options.fails == trainer.global_rank:
+        stage.reward = refuse
     trainer.fit(stage, datamodule=data, ckpt_path=options.ckpt_path)
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     state = full_state(stage) if options.strategy == "fsdp" else stage.state_dict()

@@ -224,6 +224,14 @@ def test_mixed_policy_in_two_processes(kind: str, tiny_model_folder: Path, tmp_p
         assert "the checkpoint does not fit the model: 0 trained weights are missing" in _run(other, fails=True)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_the_other(rank: int, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """One does not wait for the other's rollouts until the process group's half hour is over."""
+    runs = MixedPolicy("prompts", tiny_model_folder, tmp_path)
+    said = _run(runs.command("ddp", 2, 2, "--fails", str(rank)), fails=True)
+    assert "no reward today" in said
+
+
 @pytest.mark.parametrize("kind", ["prompts", "episodes"])
 def test_two_processes_sample_by_one_server(kind: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     """One adapter a rollout, whether weights are split or not, and what is sampled does not depend on who asks."""
