@@ -97,7 +97,9 @@ def make_loader(work: dict[str, int]) -> Any:
             transcript.append_prompt([randoms.randrange(3, 250) for _ in range(90)])
             transcript.append_utterance([*(randoms.randrange(3, 250) for _ in range(11)), 2])
         transcripts.append([transcript])
-    return StepLoader(transcripts, batch_size=work["transcripts"], micro_batch_tokens=8192, pad_id=0)
+    return StepLoader(
+        transcripts, batch_size=work["transcripts"], micro_batch_tokens=work["micro_batch_tokens"], pad_id=0
+    )
 
 
 def run_side(item: str, side: str, size: str, folder: str, rounds: int) -> None:

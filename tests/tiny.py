@@ -76,6 +76,21 @@ def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0
     return model.eval()
 
 
+def with_adapters(model: Any) -> Any:
+    """LoRA of rank 2 on all linear layers, which does change what the model says."""
+    import torch
+
+    from lit_rft.models import LoraSettings
+    from lit_rft.models.backbone import add_lora
+
+    adapted: Any = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
+    torch.manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted
+
+
 def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
     """Completions that share a prompt, of different lengths, in groups of these sizes."""
     import torch

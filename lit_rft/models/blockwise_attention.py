@@ -108,7 +108,7 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention, as transformers calls it; by sdpa where blocks do not serve."""
+    """Causal attention, as transformers calls it; by sdpa where blocks do not serve. [B, H, T, D] -> [B, T, H, D]."""
     if attention_mask is None and is_served(query, dropout, sliding_window, query.shape[2]):
         return blockwise_attention(query, key, value, scaling).transpose(1, 2), None
     if attention_mask is None and sliding_window is not None:
@@ -127,15 +127,13 @@ def is_served(query: Tensor, dropout: float, sliding_window: int | None, length:
     return fast and not dropout and (sliding_window is None or sliding_window >= length)
 
 
-@contextlib.contextmanager
-def causal_attention(model: nn.Module, position_ids: Tensor) -> Iterator[None]:
+def causal_attention(model: nn.Module, position_ids: Tensor) -> contextlib.AbstractContextManager[None]:
     """The model with this attention where it serves: on a CPU, for rows of one sequence each."""
     lm = causal_lm(model)
     own = position_ids.device.type == "cpu" and lm.config._attn_implementation == "sdpa"
     places = torch.arange(position_ids.shape[1], device=position_ids.device)
     blocks = own and bool((position_ids == places).all()) and _fits(type(lm), lm.config.get_text_config())
-    with attention_implementation(lm, _BLOCKWISE) if blocks else contextlib.nullcontext():
-        yield
+    return attention_implementation(lm, _BLOCKWISE) if blocks else contextlib.nullcontext()
 
 
 def _fits(architecture: Any, config: Any) -> bool:

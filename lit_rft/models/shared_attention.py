@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from lit_rft.models.backbone import attention_implementation
+from lit_rft.models.blockwise_attention import attend as attend_causally
 from lit_rft.models.blockwise_attention import blockwise_attention, is_served
 from lit_rft.transcripts import TranscriptBatch
 
@@ -91,29 +92,13 @@ def attend(
         part.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)  # [C, heads, L or P + L, D]
         for part, places in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
     )
+    out[:, first] = attend_causally(module, q, k, v, None, scaling, dropout, sliding_window)[0].to(out.dtype)
     if is_served(query, dropout, sliding_window, plan.keys.shape[1]):
-        prompts = blockwise_attention(q, k, v, scaling)
         told = blockwise_attention(asked, keys, values, scaling, plan.hidden)
     else:
-        prompts = _prompts(q, k, v, dropout, scaling, sliding_window)
         told = _completions(asked, keys, values, dropout, scaling, sliding_window, plan)
-    out[:, first] = prompts.transpose(1, 2).to(out.dtype)
     flat = out.flatten(0, 1).index_copy(0, plan.queries[plan.real], told.transpose(1, 2)[plan.real].to(out.dtype))
     return flat.view_as(out), None
-
-
-def _prompts(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, sliding_window: int | None
-) -> Tensor:
-    """[B, H, P, D] -> [B, H, P, D]."""
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
-    causal: Tensor | None = None
-    if sliding_window is not None and sliding_window < length:
-        places = torch.arange(length, device=query.device)
-        behind = places[:, None] - places
-        causal = (behind >= 0) & (behind < sliding_window)
-    key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
-    return scaled_dot_product_attention(query, key, value, causal, dropout, causal is None, scale=scale)
 
 
 def _completions(

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model
+from tiny import make_groups, make_model, with_adapters
 from torch.nn.functional import scaled_dot_product_attention
 
-from lit_rft.models import LoraSettings, blockwise_attention, shared_attention, utterance_log_probs
-from lit_rft.models.backbone import add_lora, causal_lm
+from lit_rft.models import blockwise_attention, shared_attention, utterance_log_probs
+from lit_rft.models.backbone import causal_lm
 from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
 
@@ -74,11 +74,7 @@ def fused(query: Any, key: Any, value: Any) -> torch.Tensor:
 def log_probs_and_gradients(architecture: str, lora: bool, batch: TranscriptBatch) -> list[torch.Tensor]:
     model = make_model(architecture, **ARCHITECTURES[architecture])
     if lora:
-        model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
-        torch.manual_seed(1)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
+        model = with_adapters(model)
     model = model.double().train()
     assert causal_lm(model).config._attn_implementation == "sdpa"
     tokens = utterance_log_probs(model, batch, end_of_turn_id=2).tokens

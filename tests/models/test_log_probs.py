@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_episode, make_model, make_tokenizer
+from tiny import make_episode, make_model, make_tokenizer, with_adapters
 
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.backbone import add_lora, output_logits
@@ -75,10 +75,7 @@ def _compare(model: Any, transcripts: list[Transcript], batch: TranscriptBatch, 
 def test_packed_and_padded_equal_separate_passes(architecture: str, lora: bool, transcripts: list[Transcript]) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
     if lora:
-        model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
+        model = with_adapters(model)
     model = model.eval()
     _compare(model, transcripts, collate_padded(transcripts, 0))
     _compare(model, transcripts, collate_packed(transcripts, 0, row_tokens=500), chunk_tokens=7)

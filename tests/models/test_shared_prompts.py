@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model
+from tiny import make_groups, make_model, with_adapters
 
-from lit_rft.models import LoraSettings, utterance_log_probs
+from lit_rft.models import utterance_log_probs
 from lit_rft.models.attention import can_share_prompts
-from lit_rft.models.backbone import add_lora, load_backbone
+from lit_rft.models.backbone import load_backbone
 from lit_rft.transcripts import (
     TranscriptBatch,
     collate_padded,
@@ -49,11 +49,7 @@ def test_log_probs_and_gradients_equal_separate_passes(architecture: str, lora: 
     def run(batches: list[TranscriptBatch]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         model = make_model(architecture, **ARCHITECTURES[architecture])
         if lora:
-            model = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
-            torch.manual_seed(1)
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.3)
+            model = with_adapters(model)
         model = model.double().train()
         rows: dict[str, torch.Tensor] = {}
         for batch in batches:

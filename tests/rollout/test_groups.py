@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_model, with_adapters
 
-from lit_rft.models import FoldedAdapter, LoraSettings
-from lit_rft.models.backbone import add_lora
+from lit_rft.models import FoldedAdapter
 from lit_rft.rollout import SamplingSettings, sample_groups
 from lit_rft.rollout import groups as module
 from lit_rft.rollout.generator import ConversationGenerator
@@ -66,10 +65,7 @@ def test_log_probs_equal_a_plain_pass() -> None:
 
 
 def test_a_folded_adapter_says_the_same() -> None:
-    model = add_lora(make_model(), LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    model = with_adapters(make_model())
     prompts, sampling = make_prompts(), SamplingSettings(9, 1.0)
     plain = sample_groups(model, prompts, [2] * 5, sampling, END)
     folded = sample_groups(model, prompts, [2] * 5, sampling, END, acting=FoldedAdapter(model).active)
