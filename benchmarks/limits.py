@@ -84,7 +84,7 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16) -> dict[s
         seconds = (time.perf_counter() - started) / steps
     head = model.get_output_embeddings().weight
     weights = product_weights(model) + (head.numel() if config.tie_word_embeddings else 0)
-    size = config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size * (context + steps // 2) * rows
     return {
         "seconds": seconds,

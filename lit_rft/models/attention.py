@@ -9,9 +9,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rft.models.backbone import attention_implementation, causal_lm, final_hidden_states
+from lit_rft.models.backbone import (
+    attention_implementation,
+    caps_scores,
+    causal_lm,
+    final_hidden_states,
+    shortest_window,
+)
 from lit_rft.models.blockwise_attention import causal_attention
-from lit_rft.models.shared_attention import shared_prompt_attention, shared_prompt_plan
+from lit_rft.models.shared_attention import SharedPromptPlan, shared_prompt_attention, shared_prompt_plan
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded, collate_shared
 
 logger = logging.getLogger(__name__)
@@ -29,14 +35,24 @@ def attention_masks(
         query_positions: [B, T].
         key_positions: [B, S] or [S].
     """
-    window = getattr(config, "sliding_window", None)
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    full = _additive(visible, dtype)
-    if window is None or layer_types == {"full_attention"}:
-        return full
-    keys = key_positions if key_positions.dim() == 2 else key_positions[None]
-    sliding = _additive(visible & (query_positions[:, :, None] - keys[:, None, :] < window), dtype)
-    return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
+    layer_types = getattr(config, "layer_types", None) or ()
+    keys = (key_positions if key_positions.dim() == 2 else key_positions[None])[:, None, :]
+    queries = query_positions[:, :, None]
+
+    def mask(kind: str) -> Tensor:
+        if kind == "full_attention":
+            return _additive(visible, dtype)
+        if kind == "sliding_attention":
+            return _additive(visible & (queries - keys < config.sliding_window), dtype)
+        if kind == "chunked_attention":
+            size = config.attention_chunk_size
+            return _additive(visible & (queries // size == keys // size), dtype)
+        raise ValueError(f"cannot make masks for layers of kind {kind!r}")
+
+    if set(layer_types) - {"full_attention"}:
+        return {kind: mask(kind) for kind in sorted(set(layer_types))}
+    everywhere = not layer_types and getattr(config, "sliding_window", None) is not None
+    return mask("sliding_attention" if everywhere else "full_attention")
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,13 +66,11 @@ _DECODING = "lit_rft_decoding"
 def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Attention that takes additive masks and is fast for single queries; what serves training comes back afterwards.
 
-    Flash attention and the like, which take no masks, give way as well. A model in eager mode stays in it.
+    Flash attention and the like, which take no masks, give way as well. A model in eager mode stays in it, and one that
+    caps its scores is put into it.
     """
     lm = causal_lm(model)
-    implementation = lm.config._attn_implementation
-    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    # flash attention caps, sdpa and ours do not: samples are to be those of the policy that trains
-    eager = implementation == "eager" or (capped and implementation != "sdpa")
+    eager = lm.config._attn_implementation == "eager" or caps_scores(lm.config.get_text_config())
     return attention_implementation(lm, "eager" if eager else _DECODING)
 
 
@@ -70,8 +84,7 @@ def grouped_query_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one query a sequence as two batched products: keys and values are neither copied nor repeated for
-    the heads that share them. Several queries go through sdpa; what sdpa leaves out (Gemma 2's soft capping) is left
-    out here as well, so that samples are those of the policy that trains.
+    the heads that share them. Several queries go through sdpa.
 
     Args:
         query: [B, H, T, D].
@@ -96,8 +109,12 @@ def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     if batch.segments is None:
         with causal_attention(model, batch.position_ids):
             return final_hidden_states(model, batch.input_ids, batch.position_ids)
-    if causal_lm(model).config._attn_implementation != "eager":
-        plan = shared_prompt_plan(batch)
+    eager = causal_lm(model).config._attn_implementation == "eager"
+    return _shared_hidden_states(model, batch, None if eager else shared_prompt_plan(batch))
+
+
+def _shared_hidden_states(model: nn.Module, batch: TranscriptBatch, plan: SharedPromptPlan | None) -> Tensor:
+    if plan is not None:
         with shared_prompt_attention(model):
             return final_hidden_states(model, batch.input_ids, batch.position_ids, shared_prompts=plan)
     # eager attention has what others leave out (soft capping): it stays, and gets a mask
@@ -129,32 +146,38 @@ def can_share_prompts(model: nn.Module) -> bool:
         transcript.append_utterance(ids[start : start + 4])
         transcripts.append(transcript)
     lm = causal_lm(model)
-    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if capped and lm.config._attn_implementation not in ("sdpa", "eager"):
-        logger.warning("%s reads each completion's prompt anew, which is slower: its attention caps its scores",
-                       type(lm).__name__)  # fmt: skip
-        return False
+    if caps_scores(lm.config.get_text_config()) and lm.config._attn_implementation != "eager":
+        return _cannot(model, "its attention caps its scores")
     device = next(model.parameters()).device
+    padded, shared = (b.to(device) for b in (collate_padded(transcripts, 0), collate_shared([transcripts], 0)))
     training = model.training
     model.eval()
     try:
-        alone, shared = (
-            _utterance_states(model, batch.to(device))
-            for batch in (collate_padded(transcripts, 0), collate_shared([transcripts], 0))
-        )
-        same = bool((alone - shared).abs().max() <= 0.05 * alone.abs().max())
-        reason = "it says something else of completions that share a prompt"
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        same, reason = False, f"{type(error).__name__}: {error}"
+        alone = _at_utterances(final_hidden_states(model, padded.input_ids, padded.position_ids), padded)
+        plan = None if lm.config._attn_implementation == "eager" else shared_prompt_plan(shared)
+        together = _at_utterances(_shared_hidden_states(model, shared, plan), shared)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError) as error:
+        return _cannot(model, f"{type(error).__name__}: {error}")
     finally:
         model.train(training)
-    if not same:
-        logger.warning(
-            "%s reads each completion's prompt anew, which is slower: %s", type(causal_lm(model)).__name__, reason
-        )
-    return same
+    if plan is not None and sum(window is not None for window in plan.windows) < _windowed_layers(lm):
+        return _cannot(model, "attention is not told of its windows")
+    if (alone - together).abs().max() > 0.05 * alone.abs().max():
+        return _cannot(model, "it says something else of completions that share a prompt")
+    return True
 
 
-def _utterance_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
-    hidden = batch_hidden_states(model, batch).flatten(0, 1)
-    return hidden[batch.preceding[batch.utterance_mask]].float()
+def _cannot(model: nn.Module, reason: str) -> bool:
+    name = type(causal_lm(model)).__name__
+    logger.warning("%s reads each completion's prompt anew, which is slower: %s", name, reason)
+    return False
+
+
+def _windowed_layers(lm: Any) -> int:
+    config = lm.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return 0 if shortest_window(config) is None else sum(kind != "full_attention" for kind in kinds)
+
+
+def _at_utterances(hidden: Tensor, batch: TranscriptBatch) -> Tensor:
+    return hidden.flatten(0, 1)[batch.preceding[batch.utterance_mask]].float()

@@ -142,6 +142,23 @@ def causal_lm(model: nn.Module) -> Any:
     return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def shortest_window(config: Any) -> int | None:
+    """From how many tokens on some layer no longer sees all that came before; None if all layers always do.
+
+    Args:
+        config: of a text model: sliding windows (Mistral, Gemma 3, ...) or chunks (Llama 4).
+    """
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        return None
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if size), default=None)
+
+
+def caps_scores(config: Any) -> bool:
+    """Whether attention caps its scores (Gemma 2), which only eager and flash attention do."""
+    return getattr(config, "attn_logit_softcapping", None) is not None
+
+
 @contextlib.contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
     """The model with another of the attentions that transformers knows by name."""

@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rft.models.backbone import attention_implementation, causal_lm
+from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm, shortest_window
 from lit_rft.models.packed import multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
 _BLOCKWISE = "lit_rft_blockwise"
 _SIZE = 64  # queries a block; 32 to 256 have been tried
-_LAYERS = {"full_attention", "sliding_attention"}  # kinds of attention that `attend` can be
+_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of attention, the same within windows
 
 
 def blockwise_attention(
@@ -128,17 +128,22 @@ def is_served(query: Tensor, dropout: float, sliding_window: int | None, length:
 
 
 def causal_attention(model: nn.Module, position_ids: Tensor) -> contextlib.AbstractContextManager[None]:
-    """The model with this attention where it serves: on a CPU, for rows of one sequence each."""
+    """The model with this attention where it serves: on a CPU, for rows of one sequence each, within all windows.
+
+    Not every architecture tells attention of its windows: some only put them into their masks.
+    """
     lm = causal_lm(model)
+    config, length = lm.config.get_text_config(), position_ids.shape[1]
     own = position_ids.device.type == "cpu" and lm.config._attn_implementation == "sdpa"
-    places = torch.arange(position_ids.shape[1], device=position_ids.device)
-    blocks = own and bool((position_ids == places).all()) and _fits(type(lm), lm.config.get_text_config())
-    return attention_implementation(lm, _BLOCKWISE) if blocks else contextlib.nullcontext()
+    places = torch.arange(length, device=position_ids.device)
+    blocks = own and bool((position_ids == places).all()) and length <= (shortest_window(config) or length)
+    return attention_implementation(lm, _BLOCKWISE) if blocks and _fits(type(lm), config) else contextlib.nullcontext()
 
 
 def _fits(architecture: Any, config: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ())
     fits = bool(getattr(architecture, "_supports_attention_backend", False)) and kinds <= _LAYERS
+    fits = fits and not caps_scores(config)
     if not fits:
         _warn(architecture.__name__)
     return fits

@@ -16,7 +16,7 @@ from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1"  # raise it whenever features are computed in another way
+VERSION = "2"  # raise it whenever features are computed in another way
 
 
 class FeatureCache:

@@ -1,7 +1,7 @@
 """Attention of completions that share a prompt: each sees the prompt and itself, and nothing else is computed."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,12 +25,29 @@ class SharedPromptPlan:
     """
 
     prompt_width: int  # P
+    prompt_lengths: Tensor  # [C]
     queries: Tensor  # [C, L], 0 in padding
     real: Tensor  # [C, L] bool
     keys: Tensor  # [C, P + L], 0 in padding
-    visible: Tensor  # [C, L, P + L] bool
-    distance: Tensor  # [C, L, P + L] how many positions a key lies behind
     hidden: Tensor | None  # [C, P] keys that are no prompt, if any
+    windows: list[int | None] = field(default_factory=list)  # what attention has been told, layer by layer
+    _visible: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def visible(self, window: int | None) -> Tensor:
+        """Which keys a query sees, bool [C, L, P + L]: made once for all layers of a kind, where it is needed."""
+        if window not in self._visible:
+            steps = torch.arange(self.real.shape[1], device=self.real.device)
+            places = torch.arange(self.prompt_width, device=self.real.device)
+            in_prompt = places < self.prompt_lengths[:, None]
+            own = (steps[:, None] >= steps) & self.real[:, None, :]
+            # padding sees its prompt: a query that sees nothing has no value
+            seen = torch.cat([in_prompt[:, None, :].expand(-1, len(steps), -1), own], dim=2)
+            if window is not None:
+                here = self.prompt_lengths[:, None] + steps
+                there = torch.cat([places.expand(len(here), -1), here], dim=1)
+                seen &= there[:, None, :] > here[:, :, None] - window
+            self._visible[window] = seen
+        return self._visible[window]
 
 
 def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
@@ -43,17 +60,8 @@ def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
     places = torch.arange(prompt_width, device=rows.device)
     in_prompt = places < lengths[:, None]
     keys = torch.cat([(rows[:, None] * width + places) * in_prompt, batch.utterance_tokens], dim=1)
-    real = batch.utterance_mask
-    steps = torch.arange(real.shape[1], device=rows.device)
-    own = (steps[:, None] >= steps) & real[:, None, :]
-    # padding sees its prompt: a query that sees nothing has no value
-    visible = torch.cat([in_prompt[:, None, :].expand(-1, len(steps), -1), own], dim=2)
-    here = lengths[:, None] + steps
-    there = torch.cat([places.expand(len(rows), -1), here], dim=1)
     hidden = None if bool(in_prompt.all()) else ~in_prompt
-    return SharedPromptPlan(
-        prompt_width, batch.utterance_tokens, real, keys, visible, here[:, :, None] - there[:, None, :], hidden
-    )
+    return SharedPromptPlan(prompt_width, lengths, batch.utterance_tokens, batch.utterance_mask, keys, hidden)
 
 
 def shared_prompt_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -84,6 +92,7 @@ def attend(
     if shared_prompts is None:
         raise TypeError("the plan of shared prompts did not reach attention")
     plan, (batch, heads, width, _) = shared_prompts, query.shape
+    plan.windows.append(sliding_window)
     out = query.new_zeros(batch, width, heads, value.shape[-1])
     # what stands behind a shorter prompt comes out wrong here, and right below
     first = slice(0, plan.prompt_width)
@@ -113,8 +122,7 @@ def _completions(
     """[C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D]: the heads that share keys come one after the other as
     queries, so that keys are not repeated."""
     groups = query.shape[1] // key.shape[1]
-    visible = plan.visible if sliding_window is None else plan.visible & (plan.distance < sliding_window)
-    mask = visible[:, None].repeat(1, 1, groups, 1)
+    mask = plan.visible(sliding_window)[:, None].repeat(1, 1, groups, 1)
     asked = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
     told = scaled_dot_product_attention(asked, key, value, mask, dropout, scale=scale)
     return told.unflatten(2, (groups, -1)).flatten(1, 2)

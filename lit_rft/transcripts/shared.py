@@ -7,9 +7,6 @@ import torch
 from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, with_decisions
 from lit_rft.transcripts.transcript import LEVELS, Transcript
 
-# A row's attention costs its length squared: longer rows would cost more than the prompts they save.
-ROW_TOKENS = 2048
-
 
 def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
     """One row a prompt: its tokens, then each completion's, which see the prompt and themselves (`segments`).
@@ -64,14 +61,13 @@ def _row_length(row: Sequence[Transcript]) -> int:
 
 def split_shared(groups: Sequence[Sequence[Transcript]], max_tokens: int) -> list[list[list[Transcript]]]:
     """Micro-batches of rows, of at most `max_tokens` padded tokens each (more for a single completion that is longer).
-    A group that is too long for a row is split; rows of similar length come together, the longest first.
+    A group that is longer is split; rows of similar length come together, the longest first.
     """
-    limit = min(max_tokens, ROW_TOKENS)
     rows: list[list[Transcript]] = []
     for group in groups:
         row: list[Transcript] = []
         for transcript in sorted(group, key=len, reverse=True):
-            if row and _row_length([*row, transcript]) > limit:
+            if row and _row_length([*row, transcript]) > max_tokens:
                 rows.append(row)
                 row = []
             row.append(transcript)

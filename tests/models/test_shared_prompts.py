@@ -1,5 +1,6 @@
 """Completions that share a prompt: one row, a mask and positions of their own equal one plain pass each."""
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from tiny import make_groups, make_model, with_adapters
 
-from lit_rft.models import utterance_log_probs
+from lit_rft.models import attention, utterance_log_probs
 from lit_rft.models.attention import can_share_prompts
 from lit_rft.models.backbone import load_backbone
 from lit_rft.transcripts import (
@@ -100,14 +101,30 @@ def test_these_can_share(architecture: str, caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "bloom"])
-def test_others_cannot_and_say_so_once(architecture: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A recurrence runs through all completions; positions that come out of the mask are not ours."""
-    model = make_model(architecture, **({"state_size": 4} if architecture == "mamba" else {}))
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("mamba", {"state_size": 4}),  # a recurrence runs through all completions
+        ("bloom", {}),  # positions that come out of the mask are not ours
+        ("qwen2_moe", {"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 2}),  # only in the mask
+    ],
+)
+def test_others_cannot_and_say_so_once(
+    architecture: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(architecture, **settings)
     with caplog.at_level(logging.WARNING, "lit_rft"):
         assert not can_share_prompts(model)
     (said,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
     assert "reads each completion's prompt anew" in said.message
+
+
+def test_a_model_whose_own_pass_says_something_else_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared is what the model says with its own attention, not with ours."""
+    model = make_model()
+    monkeypatch.setattr(attention, "shared_prompt_attention", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(attention, "_windowed_layers", lambda lm: 0)
+    assert not can_share_prompts(model)
 
 
 def test_layers_that_are_computed_again_have_the_same_attention(tmp_path: Path) -> None:
