@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_rft.models.attention import batch_hidden_states
 from lit_rft.models.backbone import causal_lm
+from lit_rft.models.layouts import batch_hidden_states
 from lit_rft.transcripts import Transcript, TranscriptBatch
 
 _NO_MATTER = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures")

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from lit_rft.models.attention import batch_hidden_states
 from lit_rft.models.backbone import causal_lm, output_logits
+from lit_rft.models.layouts import batch_hidden_states
 from lit_rft.transcripts import TranscriptBatch
 
 

@@ -1,7 +1,7 @@
 """A model that reads and predicts for many sequences at once, each with its kept cache."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +50,7 @@ class Decoder:
 
         Returns: slot -> logits [V] after its last token.
         """
-        groups: list[list[int]] = []
-        for slot in sorted(new_ids, key=lambda s: len(new_ids[s])):
-            group = groups[-1] if groups else None
-            length = len(new_ids[slot])
-            if group and length <= 2 * len(new_ids[group[0]]) and length * (len(group) + 1) <= self.max_prefill_tokens:
-                group.append(slot)
-            else:
-                groups.append([slot])
+        groups = similar_lengths({slot: len(ids) for slot, ids in new_ids.items()}, self.max_prefill_tokens)
         self.cache.arrange([slot for group in groups for slot in group])
         logits: dict[int, Tensor] = {}
         for group in groups:
@@ -85,3 +78,16 @@ class Decoder:
         self.tokens_read += sum(counts)
         last = torch.tensor(counts, device=device) - 1
         return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
+
+
+def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
+    """Slots in groups of similar length, of at most `max_tokens` tokens each with padding (more for a single one)."""
+    groups: list[list[int]] = []
+    for slot in sorted(lengths, key=lambda s: lengths[s]):
+        group = groups[-1] if groups else None
+        length = lengths[slot]
+        if group and length <= 2 * lengths[group[0]] and length * (len(group) + 1) <= max_tokens:
+            group.append(slot)
+        else:
+            groups.append([slot])
+    return groups

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from lit_rft.rollout.decoder import Decoder
+from lit_rft.rollout.rereading import make_decoder
 from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
 from lit_rft.rollout.slots import Slots, check_new_ids
 
@@ -66,7 +66,9 @@ class ConversationGenerator:
     ) -> None:
         self.sampling, self.seed = sampling, seed
         self._ending = Ending(end_of_turn_id, sampling, decode)
-        self._decoder = Decoder(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
+        self._decoder = make_decoder(
+            model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting
+        )
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
 

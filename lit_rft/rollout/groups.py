@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.rollout.decoder import Decoder
+from lit_rft.rollout.rereading import make_decoder
 from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
 
 # New prompts are read together: not before so large a part of the slots is free.
@@ -46,7 +47,7 @@ def sample_groups(
     model.eval()
     try:
         number = max(1, min(num_slots, sum(sizes)))
-        decoder = Decoder(model, number, end_of_turn_id, acting=acting)
+        decoder = make_decoder(model, number, end_of_turn_id, acting=acting)
         ending = Ending(end_of_turn_id, sampling, decode)
         return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()
     finally:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_rft.models.attention import batch_hidden_states
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
 from lit_rft.models.feature_cache import FeatureCache
@@ -18,6 +17,7 @@ from lit_rft.models.features import (
     join_features,
     split_features,
 )
+from lit_rft.models.layouts import batch_hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import (
     discounted_returns,

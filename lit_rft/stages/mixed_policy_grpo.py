@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lit_rft.models.attention import can_share_prompts
 from lit_rft.models.backbone import causal_lm
+from lit_rft.models.layouts import can_share_prompts
 from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
 from lit_rft.rollout import SamplingSettings

@@ -90,17 +90,53 @@ def test_temperature(transcripts: list[Transcript]) -> None:
         utterance_log_probs(model, collate_padded(transcripts, 0), end_of_turn_id=2, chunk_tokens=0)
 
 
-def test_gradients_of_packed_chunked_equal_padded_whole(transcripts: list[Transcript]) -> None:
-    def gradients(batch: TranscriptBatch, chunk: int) -> list[torch.Tensor]:
-        model = make_model().double()
-        result = utterance_log_probs(model, batch, end_of_turn_id=2, chunk_tokens=chunk)
-        (result.tokens.sum() + 0.3 * result.end.sum()).backward()
-        return [p.grad for p in model.parameters()]
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mamba", "bloom"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradients_of_all_layouts_are_those_of_the_models_own_logits(
+    architecture: str, lora: bool, transcripts: list[Transcript]
+) -> None:
+    """What a plain use of transformers gives, one transcript after the other."""
+    if lora and architecture not in ARCHITECTURES:
+        pytest.skip("adapters are tried on the others")
 
-    padded = gradients(collate_padded(transcripts, 0), 10_000)
-    packed = gradients(collate_packed(transcripts, 0, 400), 11)
-    for a, b in zip(padded, packed, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    def gradients(batches: list[TranscriptBatch], chunk: int | None) -> list[torch.Tensor]:
+        settings = {"state_size": 4} if architecture == "mamba" else ARCHITECTURES.get(architecture, {})
+        model = make_model(architecture, **settings)
+        model = (with_adapters(model) if lora else model).double()
+        for batch in batches:
+            if chunk is None:
+                (tokens, end) = _plain_utterances(model, batch)
+            else:
+                result = utterance_log_probs(model, batch, end_of_turn_id=2, chunk_tokens=chunk)
+                tokens, end = result.tokens[batch.utterance_mask], result.end[batch.utterance_mask]
+            (tokens.sum() + 0.3 * end.sum()).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    some = transcripts[:4]
+    plain = gradients([collate_padded([transcript], 0) for transcript in some], None)
+    padded = gradients([collate_padded(some, 0)], 10_000)
+    packed = gradients([collate_packed(some, 0, 400)], 11)
+    for one, other, third in zip(plain, padded, packed, strict=True):
+        for found in (other, third):  # norms and rotations are float32 inside
+            assert (found - one).abs().max() <= 1e-4 * one.abs().max() + 1e-6
+
+
+def _plain_utterances(model: Any, batch: TranscriptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    log_probs = model(input_ids=batch.input_ids).logits[0].log_softmax(-1)
+    places = batch.utterance_tokens[batch.utterance_mask]
+    before = log_probs[places - 1]
+    return before.gather(-1, batch.input_ids[0, places][:, None]).squeeze(-1), before[:, 2]
+
+
+@pytest.mark.parametrize(("architecture", "packs"), [("llama", True), ("mamba", False), ("bloom", False)])
+def test_a_model_that_cannot_pack_says_so_once(
+    architecture: str, packs: bool, transcripts: list[Transcript], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(architecture, **({"state_size": 4} if architecture == "mamba" else {}))
+    for _ in range(2):
+        utterance_log_probs(model, collate_packed(transcripts[:3], 0, 10_000), end_of_turn_id=2)
+    said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
+    assert len(said) == (not packs) and all("reads packed sequences one a row" in line for line in said)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -3,15 +3,16 @@
 import contextlib
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny import make_groups, make_model, with_adapters
 
-from lit_rft.models import attention, utterance_log_probs
-from lit_rft.models.attention import can_share_prompts
+from lit_rft.models import attention, layouts, utterance_log_probs
 from lit_rft.models.backbone import load_backbone
+from lit_rft.models.layouts import can_share_prompts
 from lit_rft.transcripts import (
     TranscriptBatch,
     collate_padded,
@@ -119,11 +120,25 @@ def test_others_cannot_and_say_so_once(
     assert "reads each completion's prompt anew" in said.message
 
 
+def test_masks_know_windows_and_chunks() -> None:
+    seen, places = torch.ones(1, 6, 6, dtype=torch.bool).tril(), torch.arange(6)
+    kinds = ["full_attention", "sliding_attention", "chunked_attention"]
+    config = SimpleNamespace(layer_types=kinds, sliding_window=2, attention_chunk_size=4)
+    masks = attention.attention_masks(seen, places[None], places, config, torch.float32)
+    first = {kind: (mask[0, 0] == 0).int().argmax(-1).tolist() for kind, mask in masks.items()}  # key of each query
+    assert first == {
+        "full_attention": [0] * 6, "sliding_attention": [0, 0, 1, 2, 3, 4], "chunked_attention": [0, 0, 0, 0, 4, 4]
+    }  # fmt: skip
+    config.layer_types = ["linear_attention"]
+    with pytest.raises(ValueError, match="linear_attention"):
+        attention.attention_masks(seen, places[None], places, config, torch.float32)
+
+
 def test_a_model_whose_own_pass_says_something_else_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared is what the model says with its own attention, not with ours."""
     model = make_model()
-    monkeypatch.setattr(attention, "shared_prompt_attention", lambda model: contextlib.nullcontext())
-    monkeypatch.setattr(attention, "_windowed_layers", lambda lm: 0)
+    monkeypatch.setattr(layouts, "shared_prompt_attention", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(layouts, "_windowed_layers", lambda lm: 0)
     assert not can_share_prompts(model)
 
 

@@ -1,6 +1,7 @@
 """The kept cache equals re-encoding the whole history, and a conversation's samples are its own."""
 
 import itertools
+import logging
 import random
 from collections.abc import Iterable
 
@@ -10,6 +11,8 @@ from tiny import make_model
 from transformers import AttentionInterface
 
 from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
+from lit_rft.rollout.decoder import Decoder
+from lit_rft.rollout.rereading import RereadingDecoder, make_decoder
 from lit_rft.rollout.sampling import inverse_cdf, truncate_distribution
 
 ARCHITECTURES = {
@@ -18,6 +21,8 @@ ARCHITECTURES = {
     "gemma2": {"sliding_window": 16},
     "gemma3_text": {"sliding_window": 16},
     "mistral": {"sliding_window": 16},
+    "qwen2_moe": {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2},
+    **(WITHOUT_CACHE := {"mamba": {"state_size": 4}, "bloom": {}}),
 }
 END = 2
 
@@ -65,6 +70,40 @@ def test_log_probs_equal_a_recomputation_over_the_whole_history(architecture: st
             assert sampled[slot].log_probs == pytest.approx(expected, abs=1e-4)
             if temperature == 0:
                 assert sampled[slot].ids == [int(log_probs[i - 1].argmax()) for i in range(start, len(history[slot]))]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_cannot_use_the_cache_does_without_and_says_so_once(
+    architecture: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(architecture, **ARCHITECTURES[architecture]).to(dtype)
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        decoders = [make_decoder(model, 2, END) for _ in range(2)]
+    without = architecture in WITHOUT_CACHE
+    assert [isinstance(decoder, RereadingDecoder) for decoder in decoders] == [without] * 2
+    said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
+    assert len(said) == without and all("reads everything anew for each token" in line for line in said)
+
+
+def test_reading_anew_equals_the_cache() -> None:
+    """The same answers, slots shared, freed and used again, in passes of any size."""
+    model, rng = make_model().double(), random.Random(0)
+    decoders = [Decoder(model, 4, END), RereadingDecoder(model, 4, END), RereadingDecoder(model, 4, END)]
+    decoders[2].max_prefill_tokens = 1
+    prompts = {0: _prompt(rng), 3: _prompt(rng), 2: _prompt(rng)}
+    found = []
+    for decoder in decoders:
+        with torch.no_grad(), decoder.ready():
+            rows = [decoder.read(prompts)[slot] for slot in (0, 2, 3)]
+            decoder.cache.copy_prefix(3, [1], len(prompts[3]))
+            rows += list(decoder.step([0, 1, 2, 3], [5, 6, 7, 8]))
+            decoder.cache.clear(0)
+            rows += [decoder.read({0: [9, 10]})[0], *decoder.step([1, 0], [11, 12])]
+        found.append(torch.stack(rows))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-6)  # norms and rotations are float32 inside
+    assert decoders[1].tokens_read == decoders[2].tokens_read > decoders[0].tokens_read
 
 
 def test_a_conversation_does_not_depend_on_its_company() -> None:

@@ -1,0 +1,137 @@
+"""Final hidden states of a batch, whatever its layout, and which layouts an architecture can take."""
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.attention import attention_masks
+from lit_rft.models.backbone import caps_scores, causal_lm, final_hidden_states, shortest_window
+from lit_rft.models.blockwise_attention import causal_attention
+from lit_rft.models.shared_attention import SharedPromptPlan, shared_prompt_attention, shared_prompt_plan
+from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, collate_padded, collate_shared
+
+logger = logging.getLogger(__name__)
+
+# what an architecture may raise that cannot take a layout
+_REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError)
+
+_packs: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()  # model -> what was found
+
+
+def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
+    """Final hidden states [B, T, D] of a batch, whatever its layout."""
+    if batch.segments is None:
+        if (batch.position_ids[:, 1:] == 0).any() and not can_pack(model):
+            return _sequence_by_sequence(model, batch)
+        with causal_attention(model, batch.position_ids):
+            return final_hidden_states(model, batch.input_ids, batch.position_ids)
+    eager = causal_lm(model).config._attn_implementation == "eager"
+    return _shared_hidden_states(model, batch, None if eager else shared_prompt_plan(batch))
+
+
+def _shared_hidden_states(model: nn.Module, batch: TranscriptBatch, plan: SharedPromptPlan | None) -> Tensor:
+    if plan is not None:
+        with shared_prompt_attention(model):
+            return final_hidden_states(model, batch.input_ids, batch.position_ids, shared_prompts=plan)
+    # eager attention has what others leave out (soft capping): it stays, and gets a mask
+    return final_hidden_states(
+        model, batch.input_ids, batch.position_ids, attention_mask=_shared_masks(model, batch)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _shared_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | dict[str, Tensor]:
+    lm, segments, positions = causal_lm(model), batch.segments, batch.position_ids
+    assert segments is not None
+    places = torch.arange(segments.shape[1], device=segments.device)
+    own, prompt = segments[:, :, None] == segments[:, None, :], segments[:, None, :] == 0
+    visible = (places[:, None] >= places) & (own | prompt)
+    return attention_masks(visible, positions, positions, lm.config.get_text_config(), lm.dtype)
+
+
+def _sequence_by_sequence(model: nn.Module, batch: TranscriptBatch) -> Tensor:
+    """A packed batch as rows of one sequence each, and back."""
+    starts = (batch.position_ids == 0).flatten()
+    sequence = starts.cumsum(0) - 1
+    place = torch.arange(len(starts), device=starts.device) - starts.nonzero().flatten()[sequence]
+    ids = batch.input_ids.new_zeros(int(starts.sum()), int(place.max()) + 1)
+    ids[sequence, place] = batch.input_ids.flatten()
+    hidden = final_hidden_states(model, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+    return hidden[sequence, place].view(*batch.input_ids.shape, -1)
+
+
+def can_share_prompts(model: nn.Module) -> bool:
+    """Whether a model says the same of completions that share a prompt as of separate ones: tried on a few tokens.
+
+    Attention of another kind (recurrent, flash_attention_2, which takes no masks, ...) does not; a warning says so.
+    """
+    lm = causal_lm(model)
+    shared = collate_shared([_two_completions()], 0)
+    plan = None if lm.config._attn_implementation == "eager" else shared_prompt_plan(shared.to(_device(model)))
+    if plan is not None and caps_scores(lm.config.get_text_config()):
+        reason: str | None = "its attention caps its scores"
+    else:
+        reason = _difference(model, shared, lambda batch: _shared_hidden_states(model, batch, plan))
+        if not reason and plan is not None and sum(w is not None for w in plan.windows) < _windowed_layers(lm):
+            reason = "attention is not told of its windows"
+    if reason:
+        name = type(lm).__name__
+        logger.warning("%s reads each completion's prompt anew, which is slower: %s", name, reason)
+    return not reason
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether a model keeps sequences apart that stand in one row, as their positions begin anew: tried once."""
+    lm = causal_lm(model)
+    if lm not in _packs:
+        packed = collate_packed(_two_completions(), 0, 16)
+        reason = _difference(model, packed, lambda b: final_hidden_states(model, b.input_ids, b.position_ids))
+        if reason:
+            logger.warning("%s reads packed sequences one a row: %s", type(lm).__name__, reason)
+        _packs[lm] = not reason
+    return _packs[lm]
+
+
+def _two_completions() -> list[Transcript]:
+    """Of one prompt; in a row both begin and end with something that would change the other."""
+    transcripts = []
+    for start in (7, 11):
+        transcript = Transcript("flat", 0)
+        transcript.append_prompt([3, 4, 5, 6])
+        transcript.append_utterance(list(range(start, start + 4)))
+        transcripts.append(transcript)
+    return transcripts
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, batch: TranscriptBatch, states: Callable[[TranscriptBatch], Tensor]) -> str | None:
+    """Why the hidden states of a batch are not those of its transcripts in rows of their own, if they are not."""
+    batch = batch.to(_device(model))
+    alone = collate_padded(batch.transcripts, 0).to(_device(model))
+    training = model.training
+    model.eval()
+    try:
+        expected = _at_utterances(final_hidden_states(model, alone.input_ids, alone.position_ids), alone)
+        found = _at_utterances(states(batch), batch)
+    except _REFUSALS as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    return "it says something else of them" if (found - expected).abs().max() > 0.05 * expected.abs().max() else None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _windowed_layers(lm: Any) -> int:
+    config = lm.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return 0 if shortest_window(config) is None else sum(kind != "full_attention" for kind in kinds)
+
+
+def _at_utterances(hidden: Tensor, batch: TranscriptBatch) -> Tensor:
+    return hidden.flatten(0, 1)[batch.preceding[batch.utterance_mask]].float()
