@@ -8,8 +8,9 @@ greedily: they differ in the generator alone. The other one gives, at every turn
 start to transformers' `generate`, padded on the left, as the public release of GLIDER does. SmolLM2-135M-Instruct in
 bf16. In turns, each side in a process of its own; medians.
 
-A side's model time is what it spends in its generator. `waited_seconds` is the rest, in which the model had nothing to
-do; `simulator_seconds` is what the simulators took in all, most of it while the model was at work on other episodes.
+A side's model time is what it spends in its generator, its memory what its own process holds, without simulators.
+`waited_seconds` is the rest, in which the model had nothing to do; `simulator_seconds` is what the simulators took in
+all, most of it while the model was at work on other episodes.
 Writes `benchmarks/results/episodes.json`.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import in_turns, machine, medians, say, show, versions, write
+from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 from rollout import left_padded
 
 from lit_rft.agents import EpisodePlayer, HierarchicalAgent
@@ -143,6 +144,7 @@ def play(side: str, episodes: int, steps: int) -> None:
     model_seconds = sum(seconds)
     say(
         turns=turns, turns_per_second=turns / model_seconds, model_seconds=model_seconds,
+        tokens_per_second=(generator.tokens_sampled - said) / model_seconds, peak_gb=peak_memory(),
         simulator_seconds=simulated, waited_seconds=wall - model_seconds,
         tokens_read=generator.tokens_read - read, tokens_sampled=generator.tokens_sampled - said,
     )  # fmt: skip

@@ -3,10 +3,10 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --size tiny --rounds 1 --output /tmp/gpu     # a try, anywhere
 
-A GRPO step against TRL (where that is installed; the second one), rollouts against transformers' `generate`, a training
-step against the plain way, and how far both are from the device's limits. bf16; flash attention in the training step
-where it is installed (a GRPO step that shares prompts has an attention of its own). Sides are in processes of their
-own, in turns, medians; rollouts are in one process. Each item is written into `gpu.json` when it is done.
+A GRPO step against TRL (where that is installed; the second one), rollouts against transformers' `generate`, training
+steps of supervised fine-tuning and offline RL against the plain way, and how far both are from the device's limits.
+bf16; flash attention in those training steps where it is installed (a GRPO step that shares prompts has an attention of
+its own). Sides are in processes of their own, in turns, medians. Each item is written into `gpu.json` when it is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import grpo_step
 import rollout
 import torch
 import training_step
-from peers import RESULTS, in_turns, machine, say, show, versions, write
+from peers import RESULTS, in_process, in_turns, machine, say, show, versions, write
 
 SHAPES: dict[str, dict[str, int]] = {
     "qwen2.5-1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
@@ -30,23 +30,18 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 512},
 }  # fmt: skip
-# prompts, tokens of a prompt and of a completion, transcripts a step, tokens of a transcript, of a micro-batch
+# prompts, characters of a prompt, tokens of a completion; episodes a step, their steps, tokens of a micro-batch
 WORK = {
-    "qwen2.5-1.5b": {
-        "prompts": 16,
-        "prompt": 200,
-        "new": 512,
-        "transcripts": 4,
-        "transcript": 2000,
-        "micro_batch_tokens": 8192,
-    },
-    "tiny": {"prompts": 2, "prompt": 20, "new": 8, "transcripts": 4, "transcript": 200, "micro_batch_tokens": 1024},
+    "qwen2.5-1.5b": {"prompts": 16, "prompt": 200, "new": 512, "episodes": 4, "steps": 20, "micro_batch_tokens": 8192},
+    "tiny": {"prompts": 2, "prompt": 20, "new": 8, "episodes": 4, "steps": 2, "micro_batch_tokens": 1024},
 }
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ITEMS = {"grpo_step": ("lit-rft", "trl"), "training_step": ("lit-rft", "plain", "shares"), "rollout": ("both",)}
+TRAINING = ("sft", "offline_rl")
+ITEMS = ("grpo_step", *TRAINING, "rollout")
+ENDS = 256  # a random model says one of every so many tokens as often as any other: ragged completions end with them
 
 
 def make_model(size: str, folder: Path) -> None:
@@ -84,67 +79,89 @@ def make_problems(work: dict[str, int]) -> list[Any]:
     ]
 
 
-def make_loader(work: dict[str, int]) -> Any:
-    """Two steps of transcripts as long as ScienceWorld's: observations of some ten words, short actions."""
-    from lit_rft.datamodules import StepLoader
-    from lit_rft.transcripts import Transcript
+def make_episodes(work: dict[str, int]) -> list[Any]:
+    """Two steps of episodes as long as ScienceWorld's: observations of 90 characters, actions of 10."""
+    from lit_rft.episodes import Episode, Outcome, Step, Subgoal
 
     randoms = random.Random(0)
-    transcripts = []
-    for number in range(2 * work["transcripts"]):
-        transcript = Transcript("flat", 2, f"t{number}")
-        while len(transcript) < work["transcript"] * randoms.uniform(0.5, 1.0):
-            transcript.append_prompt([randoms.randrange(3, 250) for _ in range(90)])
-            transcript.append_utterance([*(randoms.randrange(3, 250) for _ in range(11)), 2])
-        transcripts.append([transcript])
-    return StepLoader(
-        transcripts, batch_size=work["transcripts"], micro_batch_tokens=work["micro_batch_tokens"], pad_id=0
-    )
+    episodes = []
+    for number in range(2 * work["episodes"]):
+        total = max(2, round(work["steps"] * randoms.uniform(0.5, 1.0)))
+        steps = [Step(words(10, randoms), words(90, randoms), 1 / total, (n + 1) / total, True) for n in range(total)]
+        half = total // 2
+        subgoals = [Subgoal(0, half, words(20, randoms), True, "made up"),
+                    Subgoal(half, total, words(20, randoms), True, "made up")]  # fmt: skip
+        episodes.append(
+            Episode(
+                id=f"{number}", env="scienceworld", env_version="0", task="find-plant", variation=number, split="train",
+                simplification="easy", source={"kind": "made up"}, task_description=words(200, randoms),
+                initial_observation=words(90, randoms), steps=steps, subgoals=subgoals,
+                outcome=Outcome(1.0, True, True, False, "goal"), step_limit=total,
+            )
+        )  # fmt: skip
+    return episodes
 
 
-def run_side(item: str, side: str, size: str, folder: str, rounds: int) -> None:
+def make_loader(item: str, work: dict[str, int], folder: str) -> Any:
+    from lit_rft.datamodules import TrajectoryDataModule
+    from lit_rft.episodes import write_episodes
+
+    file = Path(folder) / "episodes.jsonl"
+    if not file.exists():
+        write_episodes(file, make_episodes(work))
+    data = TrajectoryDataModule(
+        folder, train_files=[str(file)], outcomes=item == "offline_rl", batch_size=work["episodes"],
+        micro_batch_tokens=work["micro_batch_tokens"], max_length=8192,
+    )  # fmt: skip
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def run_side(item: str, side: str, size: str, folder: str) -> dict[str, Any]:
     work = WORK[size]
     policy = {"attention": "flash_attention_2"} if importlib.util.find_spec("flash_attn") else {}
     if item == "grpo_step":  # the second step: a GPU's first one compiles and allocates
         if side == "trl":
-            say(**grpo_step.theirs(folder, make_problems(work), work["new"], steps=2))
-        else:
-            say(**grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"], steps=2))
-    elif item == "training_step" and side == "shares":
-        say(**training_step.profiled("sft", folder, make_loader(work), **policy))
-    elif item == "training_step":
-        runner: Any = {"lit-rft": training_step.ours, "plain": training_step.plain}[side]
-        say(**runner("sft", folder, make_loader(work), **policy))
-    else:
-        say(**rollouts(work, folder, rounds))
+            return grpo_step.theirs(folder, make_problems(work), work["new"], steps=2)
+        return grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"], steps=2)
+    if item in TRAINING:
+        runner: Any = {"lit-rft": training_step.ours, "plain": training_step.plain, "shares": training_step.profiled}
+        return runner[side](item, folder, make_loader(item, work, folder), **policy)
+    return rollouts(side, work, folder)
 
 
-def rollouts(work: dict[str, int], folder: str, rounds: int) -> dict[str, Any]:
+def rollouts(side: str, work: dict[str, int], folder: str) -> dict[str, Any]:
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.transcripts import PromptFormat
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_backbone(folder, dtype=torch.bfloat16).eval().to(device)
+    model: Any = load_backbone(folder, dtype=torch.bfloat16).eval().to(device)
     form = PromptFormat(load_tokenizer(folder))
     prompts = [form.prompt_ids(problem.prompt) for problem in make_problems(work)]
-    rows = [count for count in (8, 32, 64, 128) if count <= rollout.GROUP * len(prompts)]
-    cases = rollout.compare(model, prompts, {"equal": (work["new"], rollout.NEVER)}, rows, rounds)
-    return {"tokens_per_second": cases, "decoding": rollout.against_limits(model, (1, *rows), work["prompt"])}
+    rows = [count for count in (8, 16, 32, 64, 128) if count <= rollout.GROUP * len(prompts)]
+    if side == "limits":
+        return rollout.run_limits(model, rows, work["prompt"])
+    ends = list(range(rollout.NEVER + 1, model.config.vocab_size, ENDS))
+    lengths = {"equal": (work["new"], [rollout.NEVER]), "ragged": (work["new"], ends)}
+    return rollout.run_side(side, model, prompts, lengths, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--size", choices=sorted(SHAPES), default="qwen2.5-1.5b")
-    parser.add_argument("--items", nargs="+", choices=sorted(ITEMS), default=list(ITEMS))
+    parser.add_argument("--items", nargs="+", choices=ITEMS, default=ITEMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--side", help="run one side of one item only")
     parser.add_argument("--model", help="the model's folder, for that")
     options = parser.parse_args()
     if options.side:
-        run_side(options.items[0], options.side, options.size, options.model, options.rounds)
+        say(**run_side(options.items[0], options.side, options.size, options.model))
         return
-    result: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": options.size}
+    settings = {"shape": SHAPES[options.size], **WORK[options.size], "group": rollout.GROUP, "precision": "bf16",
+                "lora_rank": grpo_step.RANK,
+                "flash_attention": bool(importlib.util.find_spec("flash_attn"))}  # fmt: skip
+    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings}
     with tempfile.TemporaryDirectory() as folder:
         make_model(options.size, Path(folder))
         for item in options.items:
@@ -154,24 +171,26 @@ def main() -> None:
 
 
 def run_item(item: str, rounds: int, *arguments: str) -> dict[str, Any]:
-    sides = [side for side in ITEMS[item] if side != "trl" or importlib.util.find_spec("trl")]
     more = ("--items", item, *arguments)
     if item == "rollout":
-        return in_turns(__file__, sides, 1, *more, "--rounds", str(rounds))["both"][0]
+        runs = in_turns(__file__, rollout.SIDES, rounds, *more)
+        return rollout.compare(runs) | in_process(__file__, "--side", "limits", *more)
     if item == "grpo_step":
+        sides = ("lit-rft", "trl") if importlib.util.find_spec("trl") else ("lit-rft",)
         return grpo_step.compare(in_turns(__file__, sides, rounds, *more))
-    profile = in_turns(__file__, ("shares",), 1, *more)["shares"][0]
+    profile = in_process(__file__, "--side", "shares", *more)
     return training_step.compare(in_turns(__file__, ("lit-rft", "plain"), rounds, *more)) | {"shares": profile}
 
 
 def report(result: dict[str, Any]) -> None:
-    for item in ("grpo_step", "training_step"):
+    if "grpo_step" in result:
+        show("grpo_step", result["grpo_step"]["median"])
+        print("ratios:", result["grpo_step"]["ratio"])
+    for item in TRAINING:
         if item in result:
-            show(item, result[item]["median"])
-            print("ratios:", result[item]["ratio"])
+            training_step.report(item, result[item])
     if "rollout" in result:
-        show("tokens a second", result["rollout"]["tokens_per_second"])
-        show("decoding steps", result["rollout"]["decoding"])
+        rollout.report(result["rollout"])
 
 
 if __name__ == "__main__":

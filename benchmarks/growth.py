@@ -8,7 +8,7 @@
 - rank: a training step on 1024 tokens with LoRA of so high a rank; 0 trains all weights.
 
 And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
-SmolLM2-135M-Instruct, bf16. Each point is one run in a process of its own: of training the second of two steps, of
+SmolLM2-135M-Instruct, bf16. Each run is in a process of its own, medians count: of training the second of two steps, of
 episodes the first reading. Writes `benchmarks/results/growth.json` and `docs/images/growth.png`.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import lit_rft, save_figure
-from peers import in_process, machine, peak_memory, say, show, versions, write
+from peers import RESULTS, in_process, machine, medians, peak_memory, say, show, versions, write
 from rich.console import Console
 from timed import Clock, quiet_trainer
 
@@ -47,8 +47,9 @@ def transcript(length: int, randoms: Any) -> Any:
     from lit_rft.transcripts import Transcript
 
     made = Transcript("flat", 2)
-    while len(made) + 102 <= length:
-        made.append_prompt([randoms.randrange(20, 40000) for _ in range(90)])
+    for turn in range(length // 102):
+        more = length % 102 if turn == 0 else 0
+        made.append_prompt([randoms.randrange(20, 40000) for _ in range(90 + more)])
         made.append_utterance([*(randoms.randrange(20, 40000) for _ in range(11)), 2])
     return made
 
@@ -65,7 +66,9 @@ def training_step(length: int, rank: int = 16) -> dict[str, float]:
     episodes = [[transcript(length, random.Random(seed))] for seed in range(2)]
     seconds = fit(stage, StepLoader(episodes, batch_size=1, micro_batch_tokens=length, pad_id=0))
     weights = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    return {"seconds": seconds, "peak_gb": peak_memory(), "trainable": weights}
+    return {
+        "seconds": seconds, "tokens_per_second": length / seconds, "peak_gb": peak_memory(), "trainable": weights
+    }  # fmt: skip
 
 
 def fit(stage: Any, loader: Any) -> float:
@@ -152,33 +155,53 @@ def plot(points: dict[str, list[dict[str, float]]]) -> None:
     save_figure(figure, "growth.png")
 
 
-def exponent(found: list[dict[str, float]], key: str = "seconds") -> float:
+def exponent(found: list[dict[str, float]], key: str, by: str = "value") -> float:
     """Of the power law between the two largest points: 1 is linear."""
-    (a, b) = sorted(found, key=lambda point: point["value"])[-2:]
-    return math.log(b[key] / a[key]) / math.log(b["value"] / a["value"])
+    (a, b) = sorted(found, key=lambda point: point[by])[-2:]
+    return math.log(b[key] / a[key]) / math.log(b[by] / a[by])
+
+
+def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        case: {key: exponent(found, key, "trainable" if case == "rank" else "value") for key in ("seconds", "peak_gb")}
+        for case, found in points.items()
+    }
+
+
+def measure(case: str, value: int, rounds: int) -> dict[str, float]:
+    """The median run of a point, each run in a process of its own."""
+    runs = [in_process(__file__, "--case", case, "--value", str(value)) for _ in range(rounds)]
+    seconds = [run["seconds"] for run in runs]
+    return medians(runs) | {"lowest": min(seconds), "highest": max(seconds)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--case", choices=sorted(CASES), help="one point only")
+    parser.add_argument("--case", choices=sorted(CASES), help="one run of one point only")
     parser.add_argument("--value", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args()
     if options.case:
         say(value=options.value, **CASES[options.case](options.value))
         return
-    info, points = machine(), {}
+    settings = {"model": MODEL, "precision": "bf16", "lora_rank": 16, "target_modules": "all-linear", "units": UNITS,
+                "rounds": options.rounds}  # fmt: skip
+    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings}
+    points: dict[str, list[dict[str, float]]] = {}
     for case, values in POINTS.items():
         points[case] = []
         for value in values:
-            points[case].append(in_process(__file__, "--case", case, "--value", str(value)))
+            points[case].append(measure(case, value, options.rounds))
             print(case, points[case][-1], flush=True)
         show(case, {str(int(point["value"])): point for point in points[case]})
-    exponents = {case: exponent(points[case]) for case in ("length", "group", "episodes")}
-    seconds = [start_up() for _ in range(3)]
-    result = {"points": points, "exponents": exponents, "start_up_seconds": seconds}
-    write("growth", {"machine": info, "versions": versions("lightning")} | result)
+        result |= {"points": points}
+        write("growth", result, options.output)
+    result |= {"exponents": exponents(points), "start_up_seconds": [start_up() for _ in range(3)]}
+    write("growth", result, options.output)
     plot(points)
-    Console().print(f"exponents between the two largest points: {exponents}; seconds to the first step: {seconds}")
+    show("exponents between the two largest points", result["exponents"])
+    Console().print(f"seconds to the first step: {result['start_up_seconds']}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-# part of a step -> parts of the names of its operations, the first that fits counts
+# part of a step -> parts of the names of its operations, the first that fits counts (batched products are attention's)
 PARTS = {
-    "attention": ("attention", "flash", "fmha"),
+    "attention": ("attention", "flash", "fmha", "_blockwise", "bmm"),
     "matrix products": ("mm", "linear", "matmul", "gemm", "cutlass", "cublas", "nvjet"),
     "logits": ("log_softmax", "logsumexp", "nll_loss", "cross_entropy", "softmax"),
     "copies and casts": ("copy", "cat", "index", "gather", "scatter", "clone", "contiguous", "fill", "zero", "_to_"),
@@ -63,8 +64,9 @@ def product_weights(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def decode_speed(model: Any, rows: int, context: int, steps: int = 16) -> dict[str, float]:
-    """A step of `rows` sequences that have read `context` tokens: what it reads a second, and what it computes.
+def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: int = 3) -> dict[str, float]:
+    """A step of `rows` sequences that have read `context` tokens: what it reads a second, and what it computes; the
+    median of some repetitions of some steps.
 
     Every step reads all weights and what is in the cache; the output layer is one of its products.
     """
@@ -76,22 +78,49 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16) -> dict[s
     with decoder.ready():
         decoder.read({slot: [1 + slot % 7] * context for slot in slots})
         decoder.step(slots, [1] * rows)
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            decoder.step(slots, [1] * rows)
-        synchronize(device)
-        seconds = (time.perf_counter() - started) / steps
+        found = []
+        for _ in range(repeats):
+            synchronize(device)
+            started = time.perf_counter()
+            for _ in range(steps):
+                decoder.step(slots, [1] * rows)
+            synchronize(device)
+            found.append((time.perf_counter() - started) / steps)
+    seconds = statistics.median(found)
     head = model.get_output_embeddings().weight
     weights = product_weights(model) + (head.numel() if config.tie_word_embeddings else 0)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size * (context + steps // 2) * rows
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size * (context + steps * repeats // 2) * rows
     return {
         "seconds": seconds,
         "tokens_per_second": rows / seconds,
         "bytes_per_second": (weights + cached) * head.element_size() / seconds,
         "flop_per_second": 2 * weights * rows / seconds,
     }
+
+
+def _part(name: str, parent: Any) -> str:
+    """Which part an operation belongs to; all that attention is made of belongs to attention."""
+    while parent is not None:
+        if any(word in parent.name.lower() for word in PARTS["attention"]):
+            return "attention"
+        parent = parent.cpu_parent
+    return next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
+
+
+@torch.no_grad()
+def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
+    """Which part of a decoding step the operations of a kind take."""
+    from lit_rft.rollout.decoder import Decoder
+
+    decoder, slots = Decoder(model, rows, 0), list(range(rows))
+    with decoder.ready():
+        decoder.read({slot: [1 + slot % 7] * context for slot in slots})
+        decoder.step(slots, [1] * rows)
+        with shares() as found:
+            for _ in range(4):
+                decoder.step(slots, [1] * rows)
+    return found
 
 
 @contextlib.contextmanager
@@ -104,12 +133,10 @@ def shares() -> Iterator[dict[str, float]]:
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if cuda else [kinds.CPU]) as profile:
         yield found
     total = dict.fromkeys([*PARTS, "other"], 0.0)
-    for event in profile.key_averages():
+    for event in profile.key_averages() if cuda else profile.events():
         if cuda and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
             continue  # an operation would count beside its kernels
         took = event.self_device_time_total if cuda else event.self_cpu_time_total
-        name = event.key.lower()
-        part = next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
-        total[part] += took
+        total[_part(event.key.lower(), None if cuda else event.cpu_parent)] += took
     whole = sum(total.values())
     found.update({part: took / whole for part, took in total.items()})

@@ -24,10 +24,16 @@ _FIGURES = "figures: "
 def machine() -> dict[str, Any]:
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.processor())
+    cpuinfo = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    facts = {name.strip(): value.split() for name, _, value in cpuinfo}
+    half = [flag for flag in facts.get("flags", []) if "bf16" in flag]  # which products of bf16 it has decides much
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": model, "cores": os.cpu_count(), "gpu": device, "load_average_before": os.getloadavg()[0]}
+    return {
+        "cpu": " ".join(facts.get("model name", [platform.processor()])), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "bf16": half, "gpu": device,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load_average_before": os.getloadavg()[0],
+    }  # fmt: skip
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -4,9 +4,10 @@
 
 SmolLM2-135M-Instruct in bf16, word problems (gsm_symbolic), groups of 8; 8, 32 and 64 completions at temperature 1, all
 of 96 tokens (equal), or until they end by themselves, at most 256 (ragged; `generate` goes on until the last one ends).
-Both sides sample tokens of their own, so tokens a second are compared. In turns, the median counts. Beside it single
-decoding steps of ours, against what the machine copies and multiplies at most: 1 row is bound by reading the weights,
-64 by multiplying with them. Writes `benchmarks/results/rollout.json`.
+Both sides sample tokens of their own, so tokens a second are compared. In turns, each round of a side in a process of
+its own; the median counts. Beside it single decoding steps of ours, against what the machine copies and multiplies at
+most, and what they are made of: 1 row is bound by reading the weights, 64 by multiplying with them. Writes
+`benchmarks/results/rollout.json`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from limits import copy_bandwidth, decode_speed, matrix_peak, synchronize
-from peers import machine, show, versions, write
+from limits import copy_bandwidth, decode_shares, decode_speed, matrix_peak, synchronize
+from peers import in_process, in_turns, machine, peak_memory, say, show, versions, write
 
 ROWS, GROUP, EQUAL, RAGGED, CONTEXT = (8, 32, 64), 8, 96, 256, 128
+SIDES = ("lit-rft", "generate")
 NEVER = 5  # <gh_stars>, a token that the model does not say
 
 
-def ours(model: Any, prompts: list[list[int]], length: int, end: int) -> tuple[float, int]:
+def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int]) -> tuple[float, int]:
     """Seconds and tokens."""
     from lit_rft.rollout import SamplingSettings, sample_groups
 
     named = [(str(p), ids) for p, ids in enumerate(prompts)]
+    sampling = SamplingSettings(length, 1.0, stop_token_ids=tuple(ends[1:]))
+    synchronize(model.device)
     started = time.perf_counter()
-    groups = sample_groups(
-        model, named, [GROUP] * len(prompts), SamplingSettings(length, 1.0), end, num_slots=GROUP * len(prompts)
-    )
+    groups = sample_groups(model, named, [GROUP] * len(prompts), sampling, ends[0], num_slots=GROUP * len(prompts))
+    synchronize(model.device)
     return time.perf_counter() - started, sum(len(one.ids) for group in groups for one in group)
 
 
@@ -45,42 +48,54 @@ def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> t
 
 
 @torch.no_grad()
-def theirs(model: Any, prompts: list[list[int]], length: int, end: int) -> tuple[float, int]:
+def theirs(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int]) -> tuple[float, int]:
     rows = [ids for ids in prompts for _ in range(GROUP)]
     device, (ids, mask) = model.device, left_padded(rows, 0, model.device)
     synchronize(device)
     started = time.perf_counter()
     out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=length, min_new_tokens=length if end == NEVER else None,
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=0, use_cache=True,
+        input_ids=ids, attention_mask=mask, max_new_tokens=length, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        min_new_tokens=length if NEVER in ends else None, eos_token_id=list(ends), pad_token_id=0, use_cache=True,
     )  # fmt: skip
     synchronize(device)
     seconds = time.perf_counter() - started
-    new = out[:, ids.shape[1] :]
-    ended = (new == end).int().cumsum(1)
-    return seconds, int((ended - (new == end).int() == 0).sum())  # up to the end token, with it
+    stops = torch.isin(out[:, ids.shape[1] :], torch.tensor(ends, device=device)).int()
+    return seconds, int((stops.cumsum(1) - stops == 0).sum())  # up to the end token, with it
 
 
-def compare(
-    model: Any, prompts: list[list[int]], lengths: dict[str, tuple[int, int]], all_rows: Sequence[int], rounds: int
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of both sides.
+def run_side(
+    side: str,
+    model: Any,
+    prompts: list[list[int]],
+    lengths: dict[str, tuple[int, Sequence[int]]],
+    all_rows: Sequence[int],
+) -> dict[str, Any]:
+    """Seconds and tokens of each kind and number of rows, once.
 
     Args:
-        lengths: kind -> at most so many tokens a completion, and the token that ends it.
+        lengths: kind -> at most so many tokens a completion, and the tokens that end it.
     """
-    for side in (ours, theirs):
-        side(model, prompts[:1], 4, NEVER)  # warm
-    cases: dict[str, dict[str, float]] = {}
-    for kind, (length, end) in lengths.items():
+    work = {"lit-rft": ours, "generate": theirs}[side]
+    work(model, prompts[:1], 4, [NEVER])  # warm
+    cases = {}
+    for kind, (length, ends) in lengths.items():
         for rows in all_rows:
-            chosen = prompts[: rows // GROUP]
-            runs = [(ours(model, chosen, length, end), theirs(model, chosen, length, end)) for _ in range(rounds)]
-            speeds = [[tokens / seconds for seconds, tokens in side] for side in zip(*runs, strict=True)]
-            mine, other = map(statistics.median, speeds)
-            cases[f"{kind}, {rows} rows"] = {"lit-rft": mine, "generate": other, "ratio": mine / other}
-            print(kind, rows, speeds, flush=True)
-    return cases
+            seconds, tokens = work(model, prompts[: rows // GROUP], length, ends)
+            cases[f"{kind}, {rows} rows"] = {"seconds": seconds, "tokens": tokens}
+    return {"cases": cases, "peak_gb": peak_memory()}
+
+
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Tokens a second of both sides by case: medians, lowest and highest, and ratios; and peak memory."""
+    table: dict[str, dict[str, float]] = {}
+    for case in runs["lit-rft"][0]["cases"]:
+        row = table[case] = {}
+        for side, found in runs.items():
+            speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in found]
+            row |= {side: statistics.median(speeds), f"{side}, lowest": min(speeds), f"{side}, highest": max(speeds)}
+        row["ratio"] = row["lit-rft"] / row["generate"]
+    memory = {side: statistics.median(run["peak_gb"] for run in found) for side, found in runs.items()}
+    return {"runs": runs, "tokens_per_second": table, "peak_gb": memory}
 
 
 def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, dict[str, float]]:
@@ -97,27 +112,43 @@ def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) 
     return found
 
 
+def run_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, Any]:
+    """Single steps against the machine's limits, and what the largest of them is made of."""
+    found = against_limits(model, (1, *all_rows), context)
+    return {"decoding": found, "shares": {f"{rows} rows": decode_shares(model, rows, context) for rows in all_rows}}
+
+
+def report(found: dict[str, Any]) -> None:
+    show("tokens a second", found["tokens_per_second"])
+    print("GB at most:", found["peak_gb"])
+    show("decoding steps", found["decoding"])
+    show("parts of a decoding step", found["shares"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--side", choices=(*SIDES, "limits"), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.problems import generate_problems
     from lit_rft.transcripts import PromptFormat
 
-    info = machine()
-    model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
     form = PromptFormat(load_tokenizer("smollm2-135m-instruct"))
     prompts = [form.prompt_ids(problem.prompt) for problem in generate_problems("gsm_symbolic", max(ROWS) // GROUP)]
-    torch.manual_seed(0)
-    lengths = {"equal": (EQUAL, NEVER), "ragged": (RAGGED, form.end_of_turn_id)}
-    cases = compare(model, prompts, lengths, ROWS, options.rounds)
-    limits = against_limits(model, (1, *ROWS))
-    settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts))}
-    result = {"tokens_per_second": cases, "decoding": limits}
-    write("rollout", {"machine": info, "versions": versions(), "settings": settings} | result)
-    show("tokens a second", cases)
-    show("decoding steps", limits)
+    lengths = {"equal": (EQUAL, [NEVER]), "ragged": (RAGGED, [form.end_of_turn_id])}
+    if options.side:
+        model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
+        torch.manual_seed(0)
+        limits = options.side == "limits"
+        say(**run_limits(model, ROWS) if limits else run_side(options.side, model, prompts, lengths, ROWS))
+        return
+    settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts)),
+                "precision": "bf16", "context_of_steps": CONTEXT}  # fmt: skip
+    result = {"machine": machine(), "versions": versions(), "settings": settings}
+    result |= compare(in_turns(__file__, SIDES, options.rounds)) | in_process(__file__, "--side", "limits")
+    write("rollout", result)
+    report(result)
 
 
 if __name__ == "__main__":

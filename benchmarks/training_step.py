@@ -164,7 +164,10 @@ def main() -> None:
         say(**side(options.stage, MODEL, make_loader(options.stage)))
         return
     make_loader("sft")  # collects the episodes
-    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "stages": {}}
+    settings = {"model": MODEL, "episodes": EPISODES, "steps": STEPS, "micro_batch_tokens": MICRO_BATCH_TOKENS,
+                "lora_rank": 16, "target_modules": "all-linear", "precision": "bf16"}  # fmt: skip
+    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings,
+                              "stages": {}}  # fmt: skip
     for stage in STAGES:
         runs = in_turns(__file__, ("lit-rft", "plain"), options.rounds, "--stage", stage)
         (profile,) = in_turns(__file__, ("shares",), 1, "--stage", stage)["shares"]

@@ -13,18 +13,23 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--size", "tiny", "--rounds", "1", "--output", str(tmp_path)]
+    # supervised fine-tuning goes the way of offline RL
+    options = ["--size", "tiny", "--rounds", "1", "--items", "grpo_step", "offline_rl", "rollout"]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *options, "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     step = found["grpo_step"]["median"]["lit-rft"]
     assert 0 < step["completion_tokens"] <= 2 * 8 * 8 and step["seconds"] > 0
-    assert set(found["training_step"]["median"]) == {"lit-rft", "plain"}
-    assert sum(found["training_step"]["shares"].values()) == pytest.approx(1)
+    training = found["offline_rl"]
+    assert training["median"]["lit-rft"]["tokens"] == training["median"]["plain"]["tokens"] > 0
+    assert sum(training["shares"].values()) == pytest.approx(1) and training["shares"]["attention"] > 0
     rollouts = found["rollout"]
-    assert rollouts["tokens_per_second"]["equal, 8 rows"]["ratio"] > 0
-    for row in rollouts["decoding"].values():
-        assert 0 < row["of_copy_bandwidth"] < 1 and 0 < row["of_matrix_peak"] < 1
+    assert {"equal, 8 rows", "ragged, 16 rows"} <= set(rollouts["tokens_per_second"])
+    assert len(rollouts["runs"]["generate"]) == len(rollouts["runs"]["lit-rft"]) == 1
+    for name, row in rollouts["decoding"].items():
+        assert row["of_copy_bandwidth"] > 0 and row["of_matrix_peak"] > 0
+        assert name == "1 rows" or sum(rollouts["shares"][name].values()) == pytest.approx(1)
 
 
 def test_what_every_token_is_multiplied_with(monkeypatch: pytest.MonkeyPatch) -> None:

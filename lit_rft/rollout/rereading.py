@@ -1,7 +1,6 @@
 """Decoding for architectures that the kept cache does not serve, and which those are."""
 
 import contextlib
-import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -85,12 +84,10 @@ def make_decoder(
     """The decoder that serves a model; the arguments are those of `Decoder`. Tried once a model, with a warning if it
     is the slow one."""
     lm = causal_lm(model)
-    make = functools.partial(Decoder, acting=acting)
     if lm not in _serves:
-        _serves[lm] = _serves_cache(make(model, 2, end_of_turn_id))
-    if not _serves[lm]:
-        make = functools.partial(RereadingDecoder, acting=acting)
-    return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens)
+        _serves[lm] = _serves_cache(Decoder(model, 2, end_of_turn_id, acting=acting))
+    make = Decoder if _serves[lm] else RereadingDecoder
+    return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
 
 
 @torch.no_grad()
