@@ -91,6 +91,8 @@ def main() -> None:
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     state = full_state(stage) if options.strategy == "fsdp" else stage.state_dict()
     weights = {name: value for name, value in state.items() if name in trains}
+    # to Adam, gradients that are all twice as large are the same ones
+    weights |= {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
     torch.save(weights, options.folder / f"rank{trainer.global_rank}.pt")
 
 

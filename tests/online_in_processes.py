@@ -46,7 +46,8 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     whole = full_state(stage) if strategy == "fsdp" else stage.state_dict()
-    state = {"weights": {name: value for name, value in whole.items() if name in trains}}
+    norms = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
+    state = {"weights": {name: value for name, value in whole.items() if name in trains} | norms}
     torch.save(state | {"replay": stage.replay.state_dict()}, Path(folder) / f"rank{trainer.global_rank}.pt")
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_episode
 from transformers import AutoModelForCausalLM
 
@@ -70,6 +71,15 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _norms(folder: Path) -> dict[str, list[float]]:
+    """Of the gradients of each step: to Adam, gradients that are all twice as large are the same ones."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.endswith("grad_norm")]
+    assert tags
+    return {tag: [scalar.value for scalar in events.Scalars(tag)] for tag in tags}
+
+
 FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size", "1"]  # one process has nothing to do
 
 
@@ -100,6 +110,8 @@ def test_two_processes_equal_one(
     assert one.keys() == both.keys()
     for name, weight in one.items():
         torch.testing.assert_close(both[name], weight, rtol=1e-3, atol=2e-5)
+    norms = _norms(tmp_path / "one")
+    assert _norms(tmp_path / "two") == {tag: pytest.approx(values, rel=1e-3) for tag, values in norms.items()}
     (exported,) = (tmp_path / "two" / "adapter").glob("*model.safetensors")
     for name, weight in load_file(exported).items():  # the last step's weights, whole
         checkpointed = name.replace(".weight", ".default.weight") if "lora_" in name else name
@@ -256,6 +268,8 @@ def test_split_weights_in_half_precision(
     _run(_command(tiny_model_folder, episodes, tmp_path / "one", *half))
     _run(_command(tiny_model_folder, episodes, tmp_path / "two", *half, *FSDP))
     one, both = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    norms, halves = _norms(tmp_path / "one")["train/grad_norm"], _norms(tmp_path / "two")["train/grad_norm"]
+    assert halves[0] == pytest.approx(norms[0], rel=0.05)  # later ones are of other weights
     assert one.keys() == both.keys() and all(weight.dtype == torch.float32 for weight in both.values())
     before = load_file(tiny_model_folder / "model.safetensors")
     names = [name for name in one if "lora_A" not in name]

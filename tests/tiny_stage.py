@@ -83,12 +83,31 @@ def fit(stage: PolicyStage, loader: Any, steps: int = 2, **options: Any) -> L.Tr
     return trainer
 
 
+def speak_out(stage: PolicyStage) -> None:
+    """Let fresh adapters, which do nothing, change what the policy says."""
+    L.seed_everything(3, verbose=False)
+    stage.configure_model()
+    assert stage.policy is not None
+    for name, parameter in stage.policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
 def trained(stage: PolicyStage) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in stage.named_parameters() if p.requires_grad}
 
 
-def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-6) for name in a)
+def updated(stage: PolicyStage) -> dict[str, torch.Tensor]:
+    """The trained weights, and the norms of the last step's gradients: to Adam, gradients that are all twice as large
+    are the same ones."""
+    norms = {name: value for name, value in stage.trainer.callback_metrics.items() if name.endswith("grad_norm")}
+    assert norms
+    return trained(stage) | norms
+
+
+def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float = 1e-4, atol: float = 1e-6) -> bool:
+    """Whether weights differ."""
+    return any(not torch.allclose(a[name], b[name], rtol, atol) for name in a if not name.endswith("grad_norm"))
 
 
 def make_strategy(name: str) -> Any:

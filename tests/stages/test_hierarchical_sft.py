@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_stage, trained
+from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_stage, trained, updated
 
 from lit_rft.models import LoraSettings
 from lit_rft.stages import ActingSettings, HierarchicalSFT, NonFiniteLossError, OptimizerSettings, PolicySettings
@@ -17,7 +17,7 @@ def after(model: Path, *, loader: dict[str, Any] | None = None, **options: Any) 
     """The trained weights after two steps."""
     stage = make_stage(model, **options)
     fit(stage, make_loader(model, **(loader or {})), 2)
-    return trained(stage)
+    return updated(stage)
 
 
 @pytest.mark.parametrize("hierarchy", [True, False])

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, differs, fit, trained
+from tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.rollout import SamplingSettings
@@ -46,7 +46,7 @@ def make(
 def after(model: Path, folder: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Tensor]:
     stage, data = make(model, folder, **options)
     fit(stage, data, steps)
-    return trained(stage)
+    return updated(stage)
 
 
 @pytest.mark.parametrize("hierarchy", [True, False])
@@ -67,9 +67,10 @@ def test_groups_hold_played_episodes_and_an_experts(hierarchy: bool, tiny_model_
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage, data = make(tiny_model_folder, tmp_path)
-    fit(stage, data, 1)
     fresh, _ = make(tiny_model_folder, tmp_path)  # the weights before the step
-    fresh.configure_model()
+    for one in (stage, fresh):
+        speak_out(one)
+    fit(stage, data, 1)
     fresh._remember_log_probs(stage.samples)
     for one in stage.samples:
         for old, sampled in zip(one.old_log_probs, one.sampled_log_probs, strict=True):

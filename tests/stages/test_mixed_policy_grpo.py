@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, fit, trained
+from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import Prompt, PromptLoader
 from lit_rft.models import load_tokenizer
@@ -63,11 +63,11 @@ def make_grpo(
 def after(model: Path, *, steps: int = 2, traces: int = 2, **options: Any) -> dict[str, torch.Tensor]:
     stage = make_grpo(model, **options)
     fit(stage, PromptLoader(make_prompts(model, traces=traces), batch_size=2), steps)
-    return trained(stage)
+    return updated(stage)
 
 
 def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in a)
+    return differs(a, b, rtol=1e-5, atol=1e-7)
 
 
 class Recorder(L.Callback):
@@ -249,6 +249,35 @@ def test_groups_without_a_signal_cost_no_pass(tiny_model_folder: Path, monkeypat
     assert not differ(before, trained(stage))
 
 
+def test_a_group_without_a_signal_beside_one_with_it_costs_no_pass(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reward(completions: Any, rows: Any) -> list[float]:
+        odd = [row["id"] in ("p1", "p3") for row in rows]
+        return [value if has else 1.0 for value, has in zip(vowels(completions, rows), odd, strict=True)]
+
+    seen: list[set[str]] = []
+    original = MixedPolicyGRPO._forward
+
+    def forward(stage: Any, micro: Any, **options: Any) -> Any:
+        seen.append({name.partition("/")[0] for name in micro.episode_ids})
+        return original(stage, micro, **options)
+
+    def updates(entropy_coef: float) -> dict[str, torch.Tensor]:
+        seen.clear()
+        stage = make_grpo(tiny_model_folder, reward=reward, objective={"entropy_coef": entropy_coef})
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
+        return updated(stage)
+
+    monkeypatch.setattr(MixedPolicyGRPO, "_forward", forward)
+    skipped = updates(0.0)
+    assert seen and set().union(*seen) == {"p1", "p3"}
+    whole = updates(1e-30)  # needs them all
+    assert set().union(*seen) == {"p0", "p1", "p2", "p3"}
+    for name, value in whole.items():
+        torch.testing.assert_close(skipped[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_them(tiny_model_folder: Path) -> None:
     plain = after(tiny_model_folder, steps=2)
 
@@ -270,15 +299,20 @@ def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_t
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path) -> None:
-    stage = make_grpo(tiny_model_folder)
+    stage, fresh, silent = (make_grpo(tiny_model_folder) for _ in range(3))
+    for one in (stage, fresh):  # the weights before the step, and ones whose adapters do nothing
+        speak_out(one)
+    silent.configure_model()
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
-    fresh = make_grpo(tiny_model_folder)  # the weights before the step
-    fresh.configure_model()
+    silent._remember_log_probs(stage.samples)
+    without = torch.cat([one.old_log_probs[0] for one in stage.samples if not one.off_policy])
     fresh._remember_log_probs(stage.samples)
     for one in stage.samples:
         if not one.off_policy:
             sampled = torch.tensor(one.sampled_log_probs[0])
             torch.testing.assert_close(one.old_log_probs[0], sampled, rtol=1e-4, atol=1e-4)
+    acting = torch.cat([one.old_log_probs[0] for one in stage.samples if not one.off_policy])
+    assert (acting - without).abs().max() > 0.1
 
 
 def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder: Path) -> None:
@@ -331,7 +365,7 @@ def test_what_rewards_took_and_counted_is_logged(tiny_model_folder: Path) -> Non
     stage = make_grpo(tiny_model_folder, reward=RewardSum([Counting(), vowels, Counting()]))
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, callbacks=[recorder])
     assert recorder.logged[0]["train/reward_killed"] == 6.0
-    assert 0 < recorder.logged[0]["train/reward_seconds"] < 1
+    assert recorder.logged[0]["train/reward_seconds"] > 0
 
 
 def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Path) -> None:

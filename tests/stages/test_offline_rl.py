@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_offline, make_stage, trained
+from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_offline, make_stage, trained, updated
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
@@ -19,7 +19,7 @@ def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, 
     stage = make_offline(model, **options)
     hierarchy = options.get("hierarchy", True)
     fit(stage, make_loader(model, outcomes=True, hierarchy=hierarchy, **(loader or {})), steps)
-    return trained(stage)
+    return updated(stage)
 
 
 class Recorder(L.Callback):
