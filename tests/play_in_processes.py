@@ -1,35 +1,63 @@
-"""A script for tests/test_runs.py: `test` and `predict` on the corridor, in one or two processes."""
+"""A script for tests/test_runs.py: `test` and `predict`, in one or two processes.
+
+`episodes`: a hierarchical agent on the corridor; `prompts`: a policy that answers problems.
+"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from tiny_env import CorridorProtocol
-from tiny_stage import make_stage
+from tiny_stage import ADAPTERS, make_stage, make_strategy
 
-from lit_rft.callbacks import EpisodeFiles
-from lit_rft.datamodules import TrajectoryDataModule
+from lit_rft.callbacks import CompletionFiles, EpisodeFiles
+from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
+from lit_rft.problems import Problem, write_problems
 from lit_rft.rollout import SamplingSettings
-from lit_rft.stages import ActingSettings
+from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, PolicySettings
 
 
-def main(model: str, folder: str, devices: int) -> None:
-    acting = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
-    stage = make_stage(Path(model), acting=acting)
-    # three episodes: the processes get unequal shares
-    data = TrajectoryDataModule(model, protocol=CorridorProtocol(), data_dir=folder, tasks=["walk"])
-    data.eval_split = data.predict_split = "test"
+def vowels(completions: Any, rows: Any) -> list[float]:
+    return [float(sum(letter in "aeiou" for letter in text) % 2) for text in completions]
+
+
+def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L.Callback]:
+    """Three episodes, or five problems: the processes get unequal shares."""
+    if kind == "episodes":
+        acting = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
+        data: Any = TrajectoryDataModule(model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"])
+        data.eval_split = data.predict_split = "test"
+        return make_stage(Path(model), acting=acting, policy={"start_from": adapter}), data, EpisodeFiles()
+    problems = [
+        Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n)},), "1", ("answer",), source="ab"[n % 2])
+        for n in range(5)
+    ]
+    if not (folder / "problems.jsonl").exists():
+        write_problems(folder / "problems.jsonl", problems)
+    file = [str(folder / "problems.jsonl")]
+    sampling = SamplingSettings(8, 1.0)
+    stage = MixedPolicyGRPO(
+        PolicySettings(model=model, lora=ADAPTERS, start_from=adapter), sampling=sampling, reward=vowels,
+        answering=AnsweringSettings(sampling=sampling, answers=3),
+    )  # fmt: skip
+    return stage, MathPromptDataModule(model, file, eval_files=file, eval_batch_size=2), CompletionFiles()
+
+
+def main(kind: str, model: str, adapter: str, folder: Path, devices: int, strategy: str) -> None:
+    L.seed_everything(0, verbose=False)
+    stage, data, files = make(kind, model, adapter, folder)
     trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        accelerator="cpu", devices=devices, strategy=make_strategy(strategy), logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, callbacks=[EpisodeFiles()],
+        default_root_dir=folder, callbacks=[files],
     )  # fmt: skip
     (metrics,) = trainer.test(stage, datamodule=data, verbose=False)
     trainer.predict(stage, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
-        (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

@@ -15,7 +15,7 @@ import torch
 from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import make_episode
+from tiny import make_episode, with_adapters
 from transformers import AutoModelForCausalLM
 
 from lit_rft.episodes import read_episodes, write_episodes
@@ -149,19 +149,31 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
         assert torch.equal(resumed[name], weight), name
 
 
-def test_two_processes_play_what_one_does(tiny_model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["episodes", "prompts"])
+def test_two_processes_play_and_answer_what_one_does(kind: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Unequal shares, with weights that are whole or split; adapters act."""
     script = str(Path(__file__).with_name("play_in_processes.py"))
+    adapter = tmp_path / "adapter"
+    with_adapters(AutoModelForCausalLM.from_pretrained(tiny_model_folder)).save_pretrained(adapter)
     found = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
+    for strategy, devices in (("auto", 1), ("ddp", 2), ("fsdp", 2)):
+        folder = tmp_path / strategy
         folder.mkdir()
-        _run([sys.executable, script, str(tiny_model_folder), str(folder), str(devices)])
-        episodes = read_episodes(folder / "episodes")
-        actions = sorted((e.id, [step.action for step in e.steps]) for e in episodes)
-        found[devices] = (json.loads((folder / "metrics.json").read_text()), actions)
-        assert len(list((folder / "episodes").iterdir())) == devices
-    assert len(found[1][1]) == 3
-    assert found[1] == found[2]
+        _run([sys.executable, script, kind, str(tiny_model_folder), str(adapter), str(folder), str(devices), strategy])
+        if kind == "episodes":
+            files = list((folder / "episodes").iterdir())
+            episodes = read_episodes(folder / "episodes")
+            said = sorted((e.id, [step.action for step in e.steps]) for e in episodes)
+        else:
+            files = sorted(folder.glob("completions*.jsonl"))
+            rows = [json.loads(line) for file in files for line in file.read_text().splitlines()[1:]]
+            said = sorted(json.dumps(row) for row in rows)
+        assert len(files) == devices and len(said) == (3 if kind == "episodes" else 5 * 3)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        found[strategy] = ({name: pytest.approx(value, abs=1e-6) for name, value in metrics.items()}, said)
+    assert found["ddp"][1] == found["auto"][1] == found["fsdp"][1]
+    whole = json.loads((tmp_path / "auto" / "metrics.json").read_text())
+    assert whole and found["ddp"][0] == whole == found["fsdp"][0]
 
 
 def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path) -> None:
