@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ class CorridorEnv(gym.Env[str, str]):
     """Walk from room 0 to room 3 ("go right"); "go left" goes back, anything else is invalid.
 
     `die_once`: a file; as long as it does not exist, the first step makes it and kills the process.
+    `wait_once`: a file; the first step makes it and waits until it has gone again.
     """
 
-    def __init__(self, step_limit: int = 6, die_once: str = "", die_always: bool = False) -> None:
+    def __init__(self, step_limit: int = 6, die_once: str = "", die_always: bool = False, wait_once: str = "") -> None:
         self.step_limit, self.die_once, self.die_always = step_limit, die_once, die_always
+        self.wait_once = wait_once
 
     def tasks(self) -> list[str]:
         return ["walk", "run"]
@@ -44,6 +47,8 @@ class CorridorEnv(gym.Env[str, str]):
             if self.die_once:
                 Path(self.die_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.wait_once:
+            self._wait()
         self.steps += 1
         valid = action in ("go right", "go left")
         self.room = max(0, self.room + (action == "go right") - (action == "go left"))
@@ -56,6 +61,16 @@ class CorridorEnv(gym.Env[str, str]):
         text = f"You are in room {self.room}." if valid else "That is not possible."
         return text, score - before / LENGTH, done, over and not done, info
 
+    def _wait(self) -> None:
+        file = Path(self.wait_once)
+        try:
+            file.with_suffix(".begun").touch(exist_ok=False)
+        except FileExistsError:
+            return  # another one waits
+        file.touch()
+        while file.exists():
+            time.sleep(0.01)
+
     def close(self) -> None: ...
 
 
@@ -67,6 +82,7 @@ class CorridorProtocol(Protocol):
     step_limit: int = 6
     die_once: str = ""
     die_always: bool = False
+    wait_once: str = ""
 
     def make_env(self) -> gym.Env[str, str]:
-        return CorridorEnv(self.step_limit, self.die_once, self.die_always)
+        return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once)

@@ -84,6 +84,16 @@ def test_an_environment_that_always_dies_is_an_env_error(model: Any, chat: ChatF
     assert all(p.episode.outcome.reason == "env_error" and not p.transcripts for p in played)
 
 
+def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFormat, tmp_path: Path) -> None:
+    wait = tmp_path / "wait"
+    total, played = len(_jobs(CorridorProtocol())), 0
+    for _ in _play(model, chat, CorridorProtocol(wait_once=str(wait))):
+        played += 1
+        if played == total - 1:  # all but the one that waits have ended
+            wait.unlink()
+    assert played == total
+
+
 def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
     agent = FlatAgent(chat, HierarchyPrompts(), 2048)
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(4), num_slots=2)

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_model, with_adapters
 from torch import Tensor, nn
 
+from lit_rft.models import FoldedAdapter
 from lit_rft.models.packed import PackedProducts
 from lit_rft.rollout.decoder import Decoder
 
@@ -18,8 +19,8 @@ PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
 
 
 @torch.no_grad()
-def steps(model: Any, packed: bool) -> list[Tensor]:
-    decoder = Decoder(model, 3, 2)
+def steps(model: Any, packed: bool, **settings: Any) -> list[Tensor]:
+    decoder = Decoder(model, 3, 2, **settings)
     if not packed:
         decoder._products._layers = []
     with decoder.ready():
@@ -35,6 +36,17 @@ def test_logits_are_the_same(architecture: str) -> None:
             nn.init.normal_(layer.bias)
     for packed, plain in zip(steps(model, True), steps(model, False), strict=True):
         torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)  # to the bit where this was written
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
+    model = with_adapters(make_model(architecture).bfloat16())
+    acting = FoldedAdapter(model).active
+    folded = steps(model, True, acting=acting)
+    for packed, plain in zip(folded, steps(model, False, acting=acting), strict=True):
+        torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)
+    with model.disable_adapter():
+        assert (torch.stack(folded[1:]) - torch.stack(steps(model, True)[1:])).abs().max() > 0.1
 
 
 @torch.no_grad()
