@@ -65,6 +65,7 @@ class Task:
     Args:
         problems: reasoning-gym's name.
         steps: optimiser steps.
+        validate_every: so many steps, on half of the held-out problems.
         new_tokens: at most so many a completion.
         seeds: at most so many of those that are asked for.
         settings: of the problems.
@@ -72,6 +73,7 @@ class Task:
 
     problems: str
     steps: int
+    validate_every: int
     new_tokens: int
     seeds: int
     settings: str = "{}"
@@ -80,7 +82,7 @@ class Task:
         """What differs from `luffy/arithmetic.yaml`."""
         return {
             "trainer.max_steps": self.steps,
-            "trainer.val_check_interval": 20,
+            "trainer.val_check_interval": self.validate_every,
             "trainer.limit_val_batches": 2,
             "model.init_args.optimizer.learning_rate": 2e-4,
             "model.init_args.optimizer.warmup_steps": 5,
@@ -101,8 +103,8 @@ class Task:
 
 
 TASKS = {
-    "legs": Task("leg_counting", 100, 48, 3, "{min_animals: 2, max_animals: 2, min_instances: 1, max_instances: 4}"),
-    "gsm": Task("gsm_symbolic", 40, 160, 1),
+    "legs": Task("leg_counting", 100, 20, 48, 3, "{min_animals: 2, max_animals: 2, min_instances: 1, max_instances: 4}"),
+    "gsm": Task("gsm_symbolic", 24, 8, 160, 1),
 }
 
 
