@@ -34,7 +34,7 @@ typecheck: $(READY)  ## mypy over the library
 wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
 	$(BIN)/python -m pytest tests/test_packaging.py
 
-bench: $(READY)  ## run the benchmarks of speed, one after the other (two hours on two cores; nothing else should run)
+bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@set -e; for file in $(SPEED); do echo "== $$file"; $(BIN)/python "$$file"; done
 

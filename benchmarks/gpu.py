@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 # prompts, characters of a prompt, tokens of a completion; episodes a step, their steps, tokens of a micro-batch
 WORK = {
-    "qwen2.5-1.5b": {"prompts": 16, "prompt": 200, "new": 512, "episodes": 4, "steps": 20, "micro_batch_tokens": 8192},
+    "qwen2.5-1.5b": {"prompts": 16, "prompt": 200, "new": 512, "episodes": 2, "steps": 14, "micro_batch_tokens": 8192},
     "tiny": {"prompts": 2, "prompt": 20, "new": 8, "episodes": 4, "steps": 2, "micro_batch_tokens": 1024},
 }
 CHATML = (
@@ -117,7 +117,7 @@ def make_loader(item: str, work: dict[str, int], folder: str) -> Any:
     return data.train_dataloader()
 
 
-def run_side(item: str, side: str, size: str, folder: str) -> dict[str, Any]:
+def run_side(item: str, side: str, size: str, folder: str, number: int) -> dict[str, Any]:
     work = WORK[size]
     policy = {"attention": "flash_attention_2"} if importlib.util.find_spec("flash_attn") else {}
     if item == "grpo_step":  # the second step: a GPU's first one compiles and allocates
@@ -127,10 +127,10 @@ def run_side(item: str, side: str, size: str, folder: str) -> dict[str, Any]:
     if item in TRAINING:
         runner: Any = {"lit-rft": training_step.ours, "plain": training_step.plain, "shares": training_step.profiled}
         return runner[side](item, folder, make_loader(item, work, folder), **policy)
-    return rollouts(side, work, folder)
+    return rollouts(side, work, folder, number)
 
 
-def rollouts(side: str, work: dict[str, int], folder: str) -> dict[str, Any]:
+def rollouts(side: str, work: dict[str, int], folder: str, number: int) -> dict[str, Any]:
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.transcripts import PromptFormat
 
@@ -143,7 +143,7 @@ def rollouts(side: str, work: dict[str, int], folder: str) -> dict[str, Any]:
         return rollout.run_limits(model, rows, work["prompt"])
     ends = list(range(rollout.NEVER + 1, model.config.vocab_size, ENDS))
     lengths = {"equal": (work["new"], [rollout.NEVER]), "ragged": (work["new"], ends)}
-    return rollout.run_side(side, model, prompts, lengths, rows)
+    return rollout.run_side(side, model, prompts, lengths, rows, number)
 
 
 def main() -> None:
@@ -151,23 +151,32 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SHAPES), default="qwen2.5-1.5b")
     parser.add_argument("--items", nargs="+", choices=ITEMS, default=ITEMS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--side", help="run one side of one item only")
     parser.add_argument("--model", help="the model's folder, for that")
     options = parser.parse_args()
     if options.side:
-        say(**run_side(options.items[0], options.side, options.size, options.model))
+        say(**run_side(options.items[0], options.side, options.size, options.model, options.round))
         return
     settings = {"shape": SHAPES[options.size], **WORK[options.size], "group": rollout.GROUP, "precision": "bf16",
                 "lora_rank": grpo_step.RANK,
                 "flash_attention": bool(importlib.util.find_spec("flash_attn"))}  # fmt: skip
-    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings}
+    found = [name for name in ("trl",) if importlib.util.find_spec(name)]
+    result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning", *found), "settings": settings}
+    failed = result["failed"] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(options.size, Path(folder))
         for item in options.items:
-            result[item] = run_item(item, options.rounds, "--size", options.size, "--model", folder)
+            try:
+                result[item] = run_item(item, options.rounds, "--size", options.size, "--model", folder)
+            except RuntimeError as error:  # the others are worth having
+                failed[item] = str(error)
+                print(f"{item} failed: {error}", flush=True)
             write("gpu", result, options.output)
     report(result)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def run_item(item: str, rounds: int, *arguments: str) -> dict[str, Any]:

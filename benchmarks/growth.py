@@ -171,8 +171,7 @@ def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, 
 def measure(case: str, value: int, rounds: int) -> dict[str, float]:
     """The median run of a point, each run in a process of its own."""
     runs = [in_process(__file__, "--case", case, "--value", str(value)) for _ in range(rounds)]
-    seconds = [run["seconds"] for run in runs]
-    return medians(runs) | {"lowest": min(seconds), "highest": max(seconds)}
+    return medians(runs) | {"lowest": min(r["seconds"] for r in runs), "highest": max(r["seconds"] for r in runs)}
 
 
 def main() -> None:

@@ -103,7 +103,9 @@ class Task:
 
 
 TASKS = {
-    "legs": Task("leg_counting", 100, 20, 48, 3, "{min_animals: 2, max_animals: 2, min_instances: 1, max_instances: 4}"),
+    "legs": Task(
+        "leg_counting", 100, 20, 48, 3, "{min_animals: 2, max_animals: 2, min_instances: 1, max_instances: 4}"
+    ),
     "gsm": Task("gsm_symbolic", 24, 8, 160, 1),
 }
 

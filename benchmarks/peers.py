@@ -42,10 +42,10 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def peak_memory() -> float:
-    """GB this process has held at most: on the GPU, where there is one."""
+    """GB this process has held at most: on the GPU, where it has used one."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
     # not getrusage: what a process inherits from the one that started it counts there
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -58,7 +58,7 @@ def say(**figures: Any) -> None:
 
 
 def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Run the sides of a script in turns.
+    """Run the sides of a script in turns, each with `--round` and its number.
 
     Raises: RuntimeError with what a side said last if it fails.
     """
@@ -67,7 +67,7 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
         for side in sides:
             started = time.time()
             print(f"round {number + 1} of {rounds}: {side} ...", end=" ", flush=True)
-            found[side].append(in_process(script, "--side", side, *arguments))
+            found[side].append(in_process(script, "--side", side, "--round", str(number), *arguments))
             print(f"{time.time() - started:.0f} s", flush=True)
     return found
 

@@ -27,7 +27,7 @@ SIDES = ("lit-rft", "generate")
 NEVER = 5  # <gh_stars>, a token that the model does not say
 
 
-def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int]) -> tuple[float, int]:
+def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
     """Seconds and tokens."""
     from lit_rft.rollout import SamplingSettings, sample_groups
 
@@ -35,7 +35,9 @@ def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int])
     sampling = SamplingSettings(length, 1.0, stop_token_ids=tuple(ends[1:]))
     synchronize(model.device)
     started = time.perf_counter()
-    groups = sample_groups(model, named, [GROUP] * len(prompts), sampling, ends[0], num_slots=GROUP * len(prompts))
+    groups = sample_groups(
+        model, named, [GROUP] * len(prompts), sampling, ends[0], seed=seed, num_slots=GROUP * len(prompts)
+    )
     synchronize(model.device)
     return time.perf_counter() - started, sum(len(one.ids) for group in groups for one in group)
 
@@ -48,7 +50,8 @@ def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> t
 
 
 @torch.no_grad()
-def theirs(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int]) -> tuple[float, int]:
+def theirs(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
+    torch.manual_seed(seed)
     rows = [ids for ids in prompts for _ in range(GROUP)]
     device, (ids, mask) = model.device, left_padded(rows, 0, model.device)
     synchronize(device)
@@ -69,18 +72,20 @@ def run_side(
     prompts: list[list[int]],
     lengths: dict[str, tuple[int, Sequence[int]]],
     all_rows: Sequence[int],
+    number: int,
 ) -> dict[str, Any]:
     """Seconds and tokens of each kind and number of rows, once.
 
     Args:
         lengths: kind -> at most so many tokens a completion, and the tokens that end it.
+        number: of the round: each samples completions of its own.
     """
     work = {"lit-rft": ours, "generate": theirs}[side]
     work(model, prompts[:1], 4, [NEVER])  # warm
     cases = {}
     for kind, (length, ends) in lengths.items():
         for rows in all_rows:
-            seconds, tokens = work(model, prompts[: rows // GROUP], length, ends)
+            seconds, tokens = work(model, prompts[: rows // GROUP], length, ends, number)
             cases[f"{kind}, {rows} rows"] = {"seconds": seconds, "tokens": tokens}
     return {"cases": cases, "peak_gb": peak_memory()}
 
@@ -129,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--side", choices=(*SIDES, "limits"), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
     options = parser.parse_args()
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.problems import generate_problems
@@ -139,9 +145,10 @@ def main() -> None:
     lengths = {"equal": (EQUAL, [NEVER]), "ragged": (RAGGED, [form.end_of_turn_id])}
     if options.side:
         model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
-        torch.manual_seed(0)
-        limits = options.side == "limits"
-        say(**run_limits(model, ROWS) if limits else run_side(options.side, model, prompts, lengths, ROWS))
+        if options.side == "limits":
+            say(**run_limits(model, ROWS))
+        else:
+            say(**run_side(options.side, model, prompts, lengths, ROWS, options.round))
         return
     settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts)),
                 "precision": "bf16", "context_of_steps": CONTEXT}  # fmt: skip

@@ -154,6 +154,11 @@ def shortest_window(config: Any) -> int | None:
     return min((size for size in sizes if size), default=None)
 
 
+def keeps_windows_to_itself(config: Any) -> bool:
+    """Whether attention has windows that no mask of ours can be told of (GPT-Neo counts places in a row)."""
+    return "local" in (getattr(config, "attention_layers", None) or ())
+
+
 def caps_scores(config: Any) -> bool:
     """Whether attention caps its scores (Gemma 2), which only eager and flash attention do."""
     return getattr(config, "attn_logit_softcapping", None) is not None

@@ -2,14 +2,20 @@
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_rft.models.attention import attention_masks
-from lit_rft.models.backbone import caps_scores, causal_lm, final_hidden_states, shortest_window
+from lit_rft.models.backbone import (
+    caps_scores,
+    causal_lm,
+    final_hidden_states,
+    keeps_windows_to_itself,
+    shortest_window,
+)
 from lit_rft.models.blockwise_attention import causal_attention
 from lit_rft.models.shared_attention import SharedPromptPlan, shared_prompt_attention, shared_prompt_plan
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, collate_padded, collate_shared
@@ -18,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # what an architecture may raise that cannot take a layout
 _REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError)
+
+_EAGER_ROW = 2048
 
 _packs: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()  # model -> what was found
 
@@ -59,8 +67,37 @@ def _sequence_by_sequence(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     place = torch.arange(len(starts), device=starts.device) - starts.nonzero().flatten()[sequence]
     ids = batch.input_ids.new_zeros(int(starts.sum()), int(place.max()) + 1)
     ids[sequence, place] = batch.input_ids.flatten()
-    hidden = final_hidden_states(model, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
-    return hidden[sequence, place].view(*batch.input_ids.shape, -1)
+    lengths = sequence.bincount().tolist()
+    hidden: Tensor | None = None
+    for some in similar_lengths(dict(enumerate(lengths)), batch.input_ids.numel()):
+        rows = ids[some, : max(lengths[number] for number in some)]
+        found = final_hidden_states(model, rows, torch.arange(rows.shape[1], device=ids.device).expand_as(rows))
+        mine = torch.isin(sequence, torch.tensor(some, device=ids.device)).nonzero().flatten()
+        order = {number: row for row, number in enumerate(some)}
+        which = torch.tensor([order[number] for number in sequence[mine].tolist()], device=ids.device)
+        hidden = found.new_zeros(len(starts), found.shape[-1]) if hidden is None else hidden
+        hidden = hidden.index_copy(0, mine, found[which, place[mine]])
+    assert hidden is not None
+    return hidden.view(*batch.input_ids.shape, -1)
+
+
+def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
+    """Names of sequences in groups of similar length, of at most `max_tokens` tokens each with padding (more for a
+    single one)."""
+    groups: list[list[int]] = []
+    for name in sorted(lengths, key=lambda name: lengths[name]):
+        group = groups[-1] if groups else None
+        length = lengths[name]
+        if group and length <= 2 * lengths[group[0]] and length * (len(group) + 1) <= max_tokens:
+            group.append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def longest_shared_row(model: nn.Module) -> int | None:
+    """Of how many tokens a row of completions that share a prompt should be at most: eager attention costs its square."""
+    return _EAGER_ROW if causal_lm(model).config._attn_implementation == "eager" else None
 
 
 def can_share_prompts(model: nn.Module) -> bool:
@@ -111,16 +148,30 @@ def _difference(model: nn.Module, batch: TranscriptBatch, states: Callable[[Tran
     """Why the hidden states of a batch are not those of its transcripts in rows of their own, if they are not."""
     batch = batch.to(_device(model))
     alone = collate_padded(batch.transcripts, 0).to(_device(model))
+    if keeps_windows_to_itself(causal_lm(model).config.get_text_config()):
+        return "its windows count places in a row"
     training = model.training
     model.eval()
     try:
         expected = _at_utterances(final_hidden_states(model, alone.input_ids, alone.position_ids), alone)
-        found = _at_utterances(states(batch), batch)
-    except _REFUSALS as error:
-        return f"{type(error).__name__}: {error}"
+        found = refused(lambda: _at_utterances(states(batch), batch))
     finally:
         model.train(training)
-    return "it says something else of them" if (found - expected).abs().max() > 0.05 * expected.abs().max() else None
+        torch.clear_autocast_cache()  # what was cast here has no gradient
+    if isinstance(found, str):
+        return found
+    same = (found - expected).abs().max() <= 0.05 * expected.abs().max()
+    return None if same else "it says something else of them"
+
+
+def refused(call: Callable[[], Tensor]) -> Tensor | str:
+    """What a call returns, or why an architecture refuses it."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _device(model: nn.Module) -> torch.device:

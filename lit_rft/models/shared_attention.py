@@ -1,4 +1,4 @@
-"""Attention of completions that share a prompt: each sees the prompt and itself, and nothing else is computed."""
+"""Attention of completions that share a prompt: each sees the prompt and itself, not the others."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -31,11 +31,13 @@ class SharedPromptPlan:
     keys: Tensor  # [C, P + L], 0 in padding
     hidden: Tensor | None  # [C, P] keys that are no prompt, if any
     windows: list[int | None] = field(default_factory=list)  # what attention has been told, layer by layer
-    _visible: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[Any, Tensor] = field(default_factory=dict)
 
-    def visible(self, window: int | None) -> Tensor:
-        """Which keys a query sees, bool [C, L, P + L]: made once for all layers of a kind, where it is needed."""
-        if window not in self._visible:
+    def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """Additive [C, 1, groups * L, P + L], for queries of so many heads one after the other: one for all layers of a
+        kind, made when one of them asks for it. (A bool mask would be made anew, and kept, by each layer.)"""
+        key = (window, groups, dtype)
+        if key not in self._masks:
             steps = torch.arange(self.real.shape[1], device=self.real.device)
             places = torch.arange(self.prompt_width, device=self.real.device)
             in_prompt = places < self.prompt_lengths[:, None]
@@ -46,8 +48,9 @@ class SharedPromptPlan:
                 here = self.prompt_lengths[:, None] + steps
                 there = torch.cat([places.expand(len(here), -1), here], dim=1)
                 seen &= there[:, None, :] > here[:, :, None] - window
-            self._visible[window] = seen
-        return self._visible[window]
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._masks[key] = mask.masked_fill_(~seen, -torch.inf).repeat(1, groups, 1)[:, None]
+        return self._masks[key]
 
 
 def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
@@ -122,7 +125,7 @@ def _completions(
     """[C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D]: the heads that share keys come one after the other as
     queries, so that keys are not repeated."""
     groups = query.shape[1] // key.shape[1]
-    mask = plan.visible(sliding_window)[:, None].repeat(1, 1, groups, 1)
+    mask = plan.mask(sliding_window, groups, query.dtype)
     asked = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
     told = scaled_dot_product_attention(asked, key, value, mask, dropout, scale=scale)
     return told.unflatten(2, (groups, -1)).flatten(1, 2)

@@ -1,13 +1,14 @@
 """A model that reads and predicts for many sequences at once, each with its kept cache."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lit_rft.models.attention import attention_masks, decoding_attention
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
+from lit_rft.models.layouts import similar_lengths
 from lit_rft.models.packed import PackedProducts
 from lit_rft.rollout.cache import SlotCache
 
@@ -33,7 +34,7 @@ class Decoder:
         acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.model, self.num_slots, self.end_of_turn_id = model, num_slots, end_of_turn_id
-        self.max_prefill_tokens, self._acting = max_prefill_tokens, acting
+        self.max_prefill_tokens, self.acting = max_prefill_tokens, acting
         self._config = causal_lm(model).config.get_text_config()
         self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
         self._products = PackedProducts(model, num_slots)
@@ -42,7 +43,7 @@ class Decoder:
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """The model as it decodes: every `read` and `step` is made within."""
-        with decoding_attention(self.model), self._acting(), self._products.active():
+        with decoding_attention(self.model), self.acting(), self._products.active():
             yield
 
     def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:
@@ -78,16 +79,3 @@ class Decoder:
         self.tokens_read += sum(counts)
         last = torch.tensor(counts, device=device) - 1
         return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
-
-
-def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
-    """Slots in groups of similar length, of at most `max_tokens` tokens each with padding (more for a single one)."""
-    groups: list[list[int]] = []
-    for slot in sorted(lengths, key=lambda s: lengths[s]):
-        group = groups[-1] if groups else None
-        length = lengths[slot]
-        if group and length <= 2 * lengths[group[0]] and length * (len(group) + 1) <= max_tokens:
-            group.append(slot)
-        else:
-            groups.append([slot])
-    return groups

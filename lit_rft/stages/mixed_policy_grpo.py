@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.layouts import can_share_prompts
+from lit_rft.models.layouts import can_share_prompts, longest_shared_row
 from lit_rft.models.sharding import whole_weights
 from lit_rft.rewards.base import RewardFunction, reward_metrics
 from lit_rft.rollout import SamplingSettings
@@ -91,13 +91,15 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
     def _split(self, members: Sequence[GroupMember]) -> StepBatch:
         if not self.share_prompts:
             return super()._split(members)
+        assert self.policy is not None
         groups: dict[int, list[Transcript]] = {}
         for one in members:
             groups.setdefault(one.group, []).extend(one.transcripts)
         number = count_utterances([transcript for group in groups.values() for transcript in group])
         return shared_step_batch(
-            list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0
-        ).to(self.device)
+            list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
+            row_tokens=longest_shared_row(self.policy),
+        ).to(self.device)  # fmt: skip
 
     def training_step(self, batch: PromptRound, batch_idx: int) -> None:
         self.share_prompts = self.share_prompts and self._shares_prompts()

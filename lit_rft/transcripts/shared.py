@@ -59,32 +59,46 @@ def _row_length(row: Sequence[Transcript]) -> int:
     return row[0].utterance_starts[0] + sum(len(t) - t.utterance_starts[0] for t in row)
 
 
-def split_shared(groups: Sequence[Sequence[Transcript]], max_tokens: int) -> list[list[list[Transcript]]]:
-    """Micro-batches of rows, of at most `max_tokens` padded tokens each (more for a single completion that is longer).
-    A group that is longer is split; rows of similar length come together, the longest first.
+def split_shared(
+    groups: Sequence[Sequence[Transcript]], max_tokens: int, row_tokens: int | None = None
+) -> list[list[list[Transcript]]]:
+    """Micro-batches of rows, of at most `max_tokens` tokens each, padded as rows and, apart from their prompts, as single
+    completions (more for a single one that is longer). Rows, of at most `row_tokens` each where that is given, hold
+    completions of one prompt, the longest first; rows of similar length come together.
     """
+    limit = max_tokens if row_tokens is None else min(max_tokens, row_tokens)
     rows: list[list[Transcript]] = []
     for group in groups:
         row: list[Transcript] = []
         for transcript in sorted(group, key=len, reverse=True):
-            if row and _row_length([*row, transcript]) > max_tokens:
+            if row and _padded([[*row, transcript]]) > limit:
                 rows.append(row)
                 row = []
             row.append(transcript)
         rows += [row] if row else []
     micro_batches: list[list[list[Transcript]]] = []
     for row in sorted(rows, key=_row_length, reverse=True):
-        last = micro_batches[-1] if micro_batches else None
-        if last and _row_length(last[0]) * (len(last) + 1) <= max_tokens:
-            last.append(row)
+        if micro_batches and _padded([*micro_batches[-1], row]) <= max_tokens:
+            micro_batches[-1].append(row)
         else:
             micro_batches.append([row])
     return micro_batches
 
 
+def _padded(rows: Sequence[Sequence[Transcript]]) -> int:
+    """Tokens of rows side by side, or of their completions side by side, as attention has them: whatever is more."""
+    lengths = [len(t) - t.utterance_starts[0] for row in rows for t in row]
+    return max(len(rows) * max(map(_row_length, rows)), len(lengths) * max(lengths))
+
+
 def shared_step_batch(
-    groups: Sequence[Sequence[Transcript]], num_utterances: dict[str, int], *, micro_batch_tokens: int, pad_id: int
+    groups: Sequence[Sequence[Transcript]],
+    num_utterances: dict[str, int],
+    *,
+    micro_batch_tokens: int,
+    pad_id: int,
+    row_tokens: int | None = None,
 ) -> StepBatch:
-    """Groups of completions as the micro-batches of one process; see `step_batch`."""
-    parts = split_shared(groups, micro_batch_tokens)
+    """Groups of completions as the micro-batches of one process; see `step_batch` and `split_shared`."""
+    parts = split_shared(groups, micro_batch_tokens, row_tokens)
     return StepBatch([collate_shared(part, pad_id) for part in parts], num_utterances)

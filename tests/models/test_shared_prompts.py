@@ -76,7 +76,11 @@ def test_long_groups_are_split_and_nothing_is_lost() -> None:
     names = sorted(t.episode_id for row in rows for t in row)
     assert names == sorted(t.episode_id for group in groups for t in group)
     for micro in micro_batches:
-        assert collate_shared(micro, 0).input_ids.numel() <= 60
+        batch = collate_shared(micro, 0)
+        assert batch.input_ids.numel() <= 60 and batch.utterance_mask.numel() <= 60
+    short = [row for micro in split_shared(groups, 200, 40) for row in micro]
+    assert all(len(row) == 1 or collate_shared([row], 0).input_ids.numel() <= 40 for row in short)
+    assert len(short) > len([row for micro in split_shared(groups, 200) for row in micro])
     singles = split_shared(groups, 1)  # a completion longer than the budget gets a pass of its own
     assert all(len(micro) == 1 and len(micro[0]) == 1 for micro in singles)
     model = make_model()
@@ -108,6 +112,10 @@ def test_these_can_share(architecture: str, caplog: pytest.LogCaptureFixture) ->
         ("mamba", {"state_size": 4}),  # a recurrence runs through all completions
         ("bloom", {}),  # positions that come out of the mask are not ours
         ("qwen2_moe", {"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 2}),  # only in the mask
+        (
+            "gpt_neo",
+            {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+        ),  # in a way of its own
     ],
 )
 def test_others_cannot_and_say_so_once(

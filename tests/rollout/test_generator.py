@@ -15,6 +15,7 @@ from lit_rft.rollout.decoder import Decoder
 from lit_rft.rollout.rereading import RereadingDecoder, make_decoder
 from lit_rft.rollout.sampling import inverse_cdf, truncate_distribution
 
+GPT_NEO = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 16}
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},
@@ -22,7 +23,7 @@ ARCHITECTURES = {
     "gemma3_text": {"sliding_window": 16},
     "mistral": {"sliding_window": 16},
     "qwen2_moe": {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2},
-    **(WITHOUT_CACHE := {"mamba": {"state_size": 4}, "bloom": {}}),
+    **(WITHOUT_CACHE := {"mamba": {"state_size": 4}, "bloom": {}, "gpt_neo": GPT_NEO}),
 }
 END = 2
 
