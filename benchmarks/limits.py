@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# part of a step -> parts of the names of its operations, the first that fits counts. Batched products are attention's; on
-# a GPU kernels do not say what they are part of.
+# part of a step -> parts of the names of its operations, the first that fits counts. Batched products are attention's;
+# on a GPU kernels do not say what they are part of.
 PARTS = {
     "attention": ("attention", "flash", "fmha", "_blockwise", "bmm"),
     "matrix products": ("mm", "linear", "matmul", "gemm", "cutlass", "cublas", "nvjet"),

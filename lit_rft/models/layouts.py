@@ -96,7 +96,7 @@ def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[in
 
 
 def longest_shared_row(model: nn.Module) -> int | None:
-    """Of how many tokens a row of completions that share a prompt should be at most: eager attention costs its square."""
+    """Of how many tokens a row of completions that share a prompt should be: eager attention costs its square."""
     return _EAGER_ROW if causal_lm(model).config._attn_implementation == "eager" else None
 
 

@@ -62,9 +62,9 @@ def _row_length(row: Sequence[Transcript]) -> int:
 def split_shared(
     groups: Sequence[Sequence[Transcript]], max_tokens: int, row_tokens: int | None = None
 ) -> list[list[list[Transcript]]]:
-    """Micro-batches of rows, of at most `max_tokens` tokens each, padded as rows and, apart from their prompts, as single
-    completions (more for a single one that is longer). Rows, of at most `row_tokens` each where that is given, hold
-    completions of one prompt, the longest first; rows of similar length come together.
+    """Micro-batches of rows, of at most `max_tokens` tokens each, padded as rows and, apart from their prompts, as
+    single completions (more for a single one that is longer). Rows, of at most `row_tokens` each where that is given,
+    hold completions of one prompt, the longest first; rows of similar length come together.
     """
     limit = max_tokens if row_tokens is None else min(max_tokens, row_tokens)
     rows: list[list[Transcript]] = []

@@ -78,6 +78,8 @@ def test_log_probs_equal_a_recomputation_over_the_whole_history(architecture: st
 def test_what_cannot_use_the_cache_does_without_and_says_so_once(
     architecture: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if architecture == "mamba" and dtype == torch.bfloat16:
+        pytest.skip("without kernels of its own transformers' Mamba needs float32")
     model = make_model(architecture, **ARCHITECTURES[architecture]).to(dtype)
     with caplog.at_level(logging.WARNING, "lit_rft"):
         decoders = [make_decoder(model, 2, END) for _ in range(2)]
