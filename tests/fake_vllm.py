@@ -29,6 +29,7 @@ class FakeVllm:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.change: Any = lambda answer: answer  # of the completions, for wrong ones
         self.processed = True  # --logprobs-mode processed_logprobs
+        self.decode = lambda ids: "".join(f"<{token}>" for token in ids)
         self._lock = threading.Lock()
 
     def answer(self, path: str, content: dict[str, Any]) -> tuple[int, Any]:
@@ -57,10 +58,13 @@ class FakeVllm:
     def _complete(self, model: str, prompt: list[int], n: int, max_tokens: int, seed: int = 0, **options: Any) -> Any:
         end, *others = options["stop_token_ids"]
         sampling = SamplingSettings(
-            max_tokens, options["temperature"], max(0, options["top_k"]), options["top_p"], tuple(others)
-        )
+            max_tokens, options["temperature"], max(0, options["top_k"]), options["top_p"], tuple(others),
+            tuple(options["stop"]),
+        )  # fmt: skip
         torch.manual_seed(seed)
-        (group,) = sample_groups(self.adapters[model], [("", prompt)], [n], sampling, end, seed=seed)
+        (group,) = sample_groups(
+            self.adapters[model], [("", prompt)], [n], sampling, end, seed=seed, decode=self.decode
+        )
         alone = self.processed and options["top_k"] == 1  # the probability is that after top-k
         choices = [
             {

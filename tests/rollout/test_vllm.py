@@ -60,6 +60,18 @@ def test_what_is_sampled_is_the_adapters(fake: FakeVllm, server: VllmServer) -> 
     assert [[one.ids for one in group] for group in found] != [[one.ids for one in group] for group in base]
 
 
+def test_stop_strings_end_completions(fake: FakeVllm, server: VllmServer) -> None:
+    name = server.load(adapted().save_pretrained)
+    (plain,) = server.sample_groups(name, PROMPTS[:1], [4], SamplingSettings(12, 1.0), END)
+    stop = plain[0].ids[2]
+    (found,) = server.sample_groups(name, PROMPTS[:1], [4], SamplingSettings(12, 1.0, stop_strings=(f"<{stop}>",)), END)
+    for one, whole in zip(found, plain, strict=True):
+        end = whole.ids.index(stop) + 1 if stop in whole.ids else len(whole.ids)
+        assert one.ids == whole.ids[:end] and one.log_probs == pytest.approx(whole.log_probs[:end], abs=1e-4)
+        assert one.finished == (whole.finished or stop in whole.ids)
+    assert found[0].finished and len(found[0].ids) <= 3
+
+
 def test_every_setting_reaches_the_server(fake: FakeVllm, server: VllmServer) -> None:
     name = server.load(adapted().save_pretrained)
     sampling = SamplingSettings(7, 0.3, top_k=5, top_p=0.9, stop_token_ids=(9,))
