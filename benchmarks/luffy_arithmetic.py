@@ -106,7 +106,7 @@ TASKS = {
     "legs": Task(
         "leg_counting", 100, 20, 48, 3, "{min_animals: 2, max_animals: 2, min_instances: 1, max_instances: 4}"
     ),
-    "gsm": Task("gsm_symbolic", 24, 8, 160, 1),
+    "gsm": Task("gsm_symbolic", 16, 8, 160, 1),
 }
 
 
