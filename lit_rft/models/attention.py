@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm
+from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm, is_eager
 
 
 def attention_masks(
@@ -58,7 +58,7 @@ def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[No
     caps its scores is put into it.
     """
     lm = causal_lm(model)
-    eager = lm.config._attn_implementation == "eager" or caps_scores(lm.config.get_text_config())
+    eager = is_eager(model) or caps_scores(lm.config.get_text_config())
     return attention_implementation(lm, "eager" if eager else _DECODING)
 
 

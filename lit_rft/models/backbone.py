@@ -142,6 +142,11 @@ def causal_lm(model: nn.Module) -> Any:
     return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_eager(model: nn.Module) -> bool:
+    """Whether attention is transformers' own plain one, which takes any mask and caps scores."""
+    return bool(causal_lm(model).config._attn_implementation == "eager")
+
+
 def shortest_window(config: Any) -> int | None:
     """From how many tokens on some layer no longer sees all that came before; None if all layers always do.
 

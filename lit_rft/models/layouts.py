@@ -3,17 +3,19 @@
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_rft.models.attention import attention_masks
 from lit_rft.models.backbone import (
     caps_scores,
     causal_lm,
     final_hidden_states,
+    is_eager,
     keeps_windows_to_itself,
     shortest_window,
 )
@@ -34,12 +36,11 @@ _packs: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary
 def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """Final hidden states [B, T, D] of a batch, whatever its layout."""
     if batch.segments is None:
-        if (batch.position_ids[:, 1:] == 0).any() and not can_pack(model):
+        if len(batch.transcripts) > len(batch.input_ids) and not can_pack(model):
             return _sequence_by_sequence(model, batch)
         with causal_attention(model, batch.position_ids):
             return final_hidden_states(model, batch.input_ids, batch.position_ids)
-    eager = causal_lm(model).config._attn_implementation == "eager"
-    return _shared_hidden_states(model, batch, None if eager else shared_prompt_plan(batch))
+    return _shared_hidden_states(model, batch, None if is_eager(model) else shared_prompt_plan(batch))
 
 
 def _shared_hidden_states(model: nn.Module, batch: TranscriptBatch, plan: SharedPromptPlan | None) -> Tensor:
@@ -63,23 +64,21 @@ def _shared_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | dict[str
 
 def _sequence_by_sequence(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """A packed batch as rows of one sequence each, and back."""
-    starts = (batch.position_ids == 0).flatten()
-    sequence = starts.cumsum(0) - 1
-    place = torch.arange(len(starts), device=starts.device) - starts.nonzero().flatten()[sequence]
-    ids = batch.input_ids.new_zeros(int(starts.sum()), int(place.max()) + 1)
-    ids[sequence, place] = batch.input_ids.flatten()
-    lengths = sequence.bincount().tolist()
-    hidden: Tensor | None = None
-    for some in similar_lengths(dict(enumerate(lengths)), batch.input_ids.numel()):
-        rows = ids[some, : max(lengths[number] for number in some)]
-        found = final_hidden_states(model, rows, torch.arange(rows.shape[1], device=ids.device).expand_as(rows))
-        mine = torch.isin(sequence, torch.tensor(some, device=ids.device)).nonzero().flatten()
-        order = {number: row for row, number in enumerate(some)}
-        which = torch.tensor([order[number] for number in sequence[mine].tolist()], device=ids.device)
-        hidden = found.new_zeros(len(starts), found.shape[-1]) if hidden is None else hidden
-        hidden = hidden.index_copy(0, mine, found[which, place[mine]])
-    assert hidden is not None
-    return hidden.view(*batch.input_ids.shape, -1)
+    ids = batch.input_ids.flatten()
+    starts = (batch.position_ids == 0).flatten().nonzero().flatten().tolist()
+    sequences = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    return torch.cat(plain_hidden_states(model, sequences, len(ids))).view(*batch.input_ids.shape, -1)
+
+
+def plain_hidden_states(model: nn.Module, sequences: Sequence[Tensor], max_tokens: int) -> list[Tensor]:
+    """Final hidden states [T, D] of each sequence of ids [T], by the model as it is, in passes of `similar_lengths`."""
+    states: dict[int, Tensor] = {}
+    for some in similar_lengths({n: len(ids) for n, ids in enumerate(sequences)}, max_tokens):
+        # what stands behind a sequence is not seen by it, in whatever way a model looks back
+        rows = pad_sequence([sequences[n] for n in some], batch_first=True)
+        found = final_hidden_states(model, rows, torch.arange(rows.shape[1], device=rows.device).expand_as(rows))
+        states.update((n, row[: len(sequences[n])]) for n, row in zip(some, found, strict=True))
+    return [states[n] for n in range(len(sequences))]
 
 
 def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
@@ -98,7 +97,7 @@ def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[in
 
 def longest_shared_row(model: nn.Module) -> int | None:
     """Of how many tokens a row of completions that share a prompt should be: eager attention costs its square."""
-    return _EAGER_ROW if causal_lm(model).config._attn_implementation == "eager" else None
+    return _EAGER_ROW if is_eager(model) else None
 
 
 def can_share_prompts(model: nn.Module) -> bool:
@@ -108,11 +107,11 @@ def can_share_prompts(model: nn.Module) -> bool:
     """
     lm = causal_lm(model)
     shared = collate_shared([_completions(model)], 0)
-    plan = None if lm.config._attn_implementation == "eager" else shared_prompt_plan(shared.to(_device(model)))
+    plan = None if is_eager(model) else shared_prompt_plan(shared.to(_device(model)))
     if plan is not None and caps_scores(lm.config.get_text_config()):
         reason: str | None = "its attention caps its scores"
     else:
-        reason = _difference(model, shared, lambda batch: _shared_hidden_states(model, batch, plan))
+        reason = _layout_difference(model, shared, lambda batch: _shared_hidden_states(model, batch, plan))
         if not reason and plan is not None and sum(w is not None for w in plan.windows) < _windowed_layers(lm):
             reason = "attention is not told of its windows"
     if reason:
@@ -126,7 +125,7 @@ def can_pack(model: nn.Module) -> bool:
     lm = causal_lm(model)
     if lm not in _packs:
         packed = collate_packed(_completions(model), 0, 64)
-        reason = _difference(model, packed, lambda b: final_hidden_states(model, b.input_ids, b.position_ids))
+        reason = _layout_difference(model, packed, lambda b: final_hidden_states(model, b.input_ids, b.position_ids))
         if reason:
             logger.warning("%s reads packed sequences one a row: %s", type(lm).__name__, reason)
         _packs[lm] = not reason
@@ -152,43 +151,44 @@ def common_ids(model: nn.Module, number: int) -> list[int]:
     return [(300 + n) % vocabulary for n in range(number)]
 
 
-def same_but_for_rounding(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
-    """Whether most rows [N, D] of what a model says are the same. Not all: in bf16 a single one may be anywhere."""
-    errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    exact = causal_lm(model).dtype == torch.float32 and not torch.is_autocast_enabled(found.device.type)
-    return bool(errors.median() <= (1e-3 if exact else 0.05))
+def _layout_difference(
+    model: nn.Module, batch: TranscriptBatch, states: Callable[[TranscriptBatch], Tensor]
+) -> str | None:
+    """Why the hidden states of a batch are not those of its transcripts in rows of their own, if they are not."""
+    if "position_ids" not in inspect.signature(causal_lm(model).get_decoder().forward).parameters:
+        return "it takes no positions"
+    batch = batch.to(_device(model))
+    alone = collate_padded(batch.transcripts, 0).to(_device(model))
+    return difference(
+        model,
+        lambda: _at_utterances(final_hidden_states(model, alone.input_ids, alone.position_ids), alone),
+        lambda: _at_utterances(states(batch), batch),
+    )
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, batch: TranscriptBatch, states: Callable[[TranscriptBatch], Tensor]) -> str | None:
-    """Why the hidden states of a batch are not those of its transcripts in rows of their own, if they are not."""
-    batch = batch.to(_device(model))
-    alone = collate_padded(batch.transcripts, 0).to(_device(model))
+def difference(model: nn.Module, plain: Callable[[], Tensor], other: Callable[[], Tensor]) -> str | None:
+    """Why another way to compute what a model says, rows [N, D], does not give what the plain one gives, if it does
+    not. Only the other way may be one that the architecture refuses."""
     if keeps_windows_to_itself(causal_lm(model).config.get_text_config()):
         return "its windows count places in a row"
-    if "position_ids" not in inspect.signature(causal_lm(model).get_decoder().forward).parameters:
-        return "it takes no positions"
     training = model.training
     model.eval()
     try:
-        expected = _at_utterances(final_hidden_states(model, alone.input_ids, alone.position_ids), alone)
-        found = refused(lambda: _at_utterances(states(batch), batch))
+        expected = plain()
+        try:
+            found = other()
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            return f"{type(error).__name__}: {error}"
     finally:
         model.train(training)
         torch.clear_autocast_cache()  # what was cast here has no gradient
-    if isinstance(found, str):
-        return found
-    return None if same_but_for_rounding(model, found, expected) else "it says something else of them"
-
-
-def refused(call: Callable[[], Tensor]) -> Tensor | str:
-    """What a call returns, or why an architecture refuses it."""
-    try:
-        return call()
-    except torch.OutOfMemoryError:
-        raise
-    except _REFUSALS as error:
-        return f"{type(error).__name__}: {error}"
+    exact = causal_lm(model).dtype == torch.float32 and not torch.is_autocast_enabled(found.device.type)
+    errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # most rows, not all: in bf16 a single one may be anywhere
+    return None if errors.median() <= (1e-3 if exact else 0.05) else "it says something else"
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rft.models.backbone import causal_lm, final_hidden_states, keeps_windows_to_itself, output_logits
-from lit_rft.models.layouts import common_ids, refused, same_but_for_rounding, similar_lengths
+from lit_rft.models.backbone import causal_lm, output_logits
+from lit_rft.models.layouts import common_ids, difference, plain_hidden_states
 from lit_rft.rollout.decoder import Decoder
 
 logger = logging.getLogger(__name__)
@@ -54,24 +54,16 @@ class RereadingDecoder(Decoder):
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         for slot, ids in zip(slots, new_ids, strict=True):
             self.cache.ids[slot] += ids
-        told = {slot: self.cache.ids[slot] for slot in slots}
-        rows: dict[int, Tensor] = {}
-        for group in similar_lengths({slot: len(ids) for slot, ids in told.items()}, self.max_prefill_tokens):
-            logits = plain_logits(self.model, [told[slot] for slot in group], self.end_of_turn_id)
-            rows.update(zip(group, logits, strict=True))
-            self.tokens_read += sum(len(told[slot]) for slot in group)
-        return torch.stack([rows[slot] for slot in slots])
+        told = [self.cache.ids[slot] for slot in slots]
+        self.tokens_read += sum(map(len, told))
+        return plain_logits(self.model, told, self.max_prefill_tokens)
 
 
-def plain_logits(model: nn.Module, histories: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+def plain_logits(model: nn.Module, histories: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
     """Logits after the last token of each history, [B, V], by the model as it is."""
     device = next(model.parameters()).device
-    width = max(len(ids) for ids in histories)
-    # what stands behind a sequence is not seen by it, in whatever way a model looks back
-    input_ids = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in histories], device=device)
-    hidden = final_hidden_states(model, input_ids, torch.arange(width, device=device).expand_as(input_ids))
-    last = torch.tensor([len(ids) - 1 for ids in histories], device=device)
-    return output_logits(model, hidden[torch.arange(len(histories), device=device), last])
+    hidden = plain_hidden_states(model, [torch.tensor(ids, device=device) for ids in histories], max_tokens)
+    return output_logits(model, torch.stack([states[-1] for states in hidden]))
 
 
 def make_decoder(
@@ -91,35 +83,22 @@ def make_decoder(
     return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
 
 
-@torch.no_grad()
 def _serves_cache(decoder: Decoder) -> bool:
     """Whether a model with the cache says what it says without: tried on a few tokens."""
     model, ids = decoder.model, common_ids(decoder.model, 24)
     told, steps = {0: ids[:7], 1: ids[7:10]}, list(zip(ids[10:16], ids[16:22], strict=True))
+    histories = [[*told[slot], *(step[slot] for step in steps[: n + 1])] for n in range(len(steps)) for slot in (0, 1)]
+
+    def without_cache() -> Tensor:
+        with decoder.acting():
+            return plain_logits(model, histories, decoder.max_prefill_tokens)
 
     def with_cache() -> Tensor:
         with decoder.ready():
             decoder.read(told)
             return torch.cat([decoder.step([0, 1], step) for step in steps])
 
-    training = model.training
-    model.eval()
-    try:
-        with decoder.acting():
-            histories = [
-                [*told[slot], *(step[slot] for step in steps[: n + 1])] for n in range(len(steps)) for slot in (0, 1)
-            ]
-            expected = plain_logits(model, histories, decoder.end_of_turn_id)
-        found = refused(with_cache)
-    finally:
-        model.train(training)
-        torch.clear_autocast_cache()  # what was cast here has no gradient
-    if isinstance(found, str):
-        reason: str | None = found
-    elif keeps_windows_to_itself(causal_lm(model).config.get_text_config()):
-        reason = "its windows count places in a row"
-    else:
-        reason = None if same_but_for_rounding(model, found, expected) else "with the cache it says something else"
+    reason = difference(model, without_cache, with_cache)
     if reason:
         name = type(causal_lm(model)).__name__
         logger.warning("%s reads everything anew for each token that it samples, which is slow: %s", name, reason)
