@@ -161,7 +161,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--side", choices=("lit-rft", "rereading"), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
     parser.add_argument("--episodes", type=int, default=16, help="at the same time, each with a simulator (0.5 GB)")
     parser.add_argument("--steps", type=int, default=20, help="of each episode")
     options = parser.parse_args()

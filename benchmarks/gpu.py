@@ -182,7 +182,7 @@ def main() -> None:
 def run_item(item: str, rounds: int, *arguments: str) -> dict[str, Any]:
     more = ("--items", item, *arguments)
     if item == "rollout":
-        runs = in_turns(__file__, rollout.SIDES, rounds, *more)
+        runs = in_turns(__file__, rollout.SIDES, rounds, *more, "--round", "{round}")
         return rollout.compare(runs) | in_process(__file__, "--side", "limits", *more)
     if item == "grpo_step":
         sides = ("lit-rft", "trl") if importlib.util.find_spec("trl") else ("lit-rft",)

@@ -134,7 +134,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--side", choices=("lit-rft", "trl"), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
     options = parser.parse_args()
     if options.side:
         say(**{"lit-rft": ours, "trl": theirs}[options.side](MODEL, make_problems()))

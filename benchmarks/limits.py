@@ -64,6 +64,18 @@ def product_weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
 
 
+@contextlib.contextmanager
+def decoding(model: Any, rows: int, context: int) -> Iterator[Callable[[], Any]]:
+    """A decoding step of `rows` sequences that have read `context` tokens, made once to warm up."""
+    from lit_rft.rollout.decoder import Decoder
+
+    decoder, slots = Decoder(model, rows, 0), list(range(rows))
+    with decoder.ready():
+        decoder.read({slot: [1 + slot % 7] * context for slot in slots})
+        decoder.step(slots, [1] * rows)
+        yield lambda: decoder.step(slots, [1] * rows)
+
+
 @torch.no_grad()
 def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: int = 3) -> dict[str, float]:
     """A step of `rows` sequences that have read `context` tokens: what it reads a second, and what it computes; the
@@ -71,20 +83,14 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
 
     Every step reads all weights and what is in the cache; the output layer is one of its products.
     """
-    from lit_rft.rollout.decoder import Decoder
-
     device, config = next(model.parameters()).device, model.config
-    decoder = Decoder(model, rows, 0)
-    slots = list(range(rows))
-    with decoder.ready():
-        decoder.read({slot: [1 + slot % 7] * context for slot in slots})
-        decoder.step(slots, [1] * rows)
-        found = []
+    found = []
+    with decoding(model, rows, context) as step:
         for _ in range(repeats):
             synchronize(device)
             started = time.perf_counter()
             for _ in range(steps):
-                decoder.step(slots, [1] * rows)
+                step()
             synchronize(device)
             found.append((time.perf_counter() - started) / steps)
     seconds = statistics.median(found)
@@ -112,15 +118,9 @@ def _part(name: str, parent: Any) -> str:
 @torch.no_grad()
 def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
     """Which part of a decoding step the operations of a kind take."""
-    from lit_rft.rollout.decoder import Decoder
-
-    decoder, slots = Decoder(model, rows, 0), list(range(rows))
-    with decoder.ready():
-        decoder.read({slot: [1 + slot % 7] * context for slot in slots})
-        decoder.step(slots, [1] * rows)
-        with shares() as found:
-            for _ in range(4):
-                decoder.step(slots, [1] * rows)
+    with decoding(model, rows, context) as step, shares() as found:
+        for _ in range(4):
+            step()
     return found
 
 

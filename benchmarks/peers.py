@@ -58,7 +58,7 @@ def say(**figures: Any) -> None:
 
 
 def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Run the sides of a script in turns, each with `--round` and its number.
+    """Run the sides of a script in turns; "{round}" in an argument is the number of the round.
 
     Raises: RuntimeError with what a side said last if it fails.
     """
@@ -67,7 +67,7 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
         for side in sides:
             started = time.time()
             print(f"round {number + 1} of {rounds}: {side} ...", end=" ", flush=True)
-            found[side].append(in_process(script, "--side", side, "--round", str(number), *arguments))
+            found[side].append(in_process(script, "--side", side, *(part.format(round=number) for part in arguments)))
             print(f"{time.time() - started:.0f} s", flush=True)
     return found
 

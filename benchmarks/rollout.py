@@ -153,7 +153,9 @@ def main() -> None:
     settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts)),
                 "precision": "bf16", "context_of_steps": CONTEXT}  # fmt: skip
     result = {"machine": machine(), "versions": versions(), "settings": settings}
-    result |= compare(in_turns(__file__, SIDES, options.rounds)) | in_process(__file__, "--side", "limits")
+    result |= compare(in_turns(__file__, SIDES, options.rounds, "--round", "{round}")) | in_process(
+        __file__, "--side", "limits"
+    )
     write("rollout", result)
     report(result)
 

@@ -158,7 +158,6 @@ def main() -> None:
     parser.add_argument("--side", choices=("lit-rft", "plain", "shares"), help="run one side only")
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
     options = parser.parse_args()
     if options.side:
         side = {"lit-rft": ours, "plain": plain, "shares": profiled}[options.side]

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, make_strategy
+from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
@@ -91,9 +91,7 @@ def main() -> None:
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     state = full_state(stage) if options.strategy == "fsdp" else stage.state_dict()
     weights = {name: value for name, value in state.items() if name in trains}
-    # to Adam, gradients that are all twice as large are the same ones
-    weights |= {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
-    torch.save(weights, options.folder / f"rank{trainer.global_rank}.pt")
+    torch.save(weights | gradient_norms(trainer), options.folder / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":

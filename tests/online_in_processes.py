@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, make_strategy
+from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -46,8 +46,8 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     whole = full_state(stage) if strategy == "fsdp" else stage.state_dict()
-    norms = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
-    state = {"weights": {name: value for name, value in whole.items() if name in trains} | norms}
+    weights = {name: value for name, value in whole.items() if name in trains}
+    state = {"weights": weights | gradient_norms(trainer)}
     torch.save(state | {"replay": stage.replay.state_dict()}, Path(folder) / f"rank{trainer.global_rank}.pt")
 
 

@@ -85,10 +85,17 @@ def with_adapters(model: Any) -> Any:
 
     adapted: Any = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
     torch.manual_seed(1)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    let_adapters_act(adapted)
     return adapted
+
+
+def let_adapters_act(model: Any, std: float = 0.3) -> None:
+    """Fresh adapters do nothing: now they do."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
 
 
 def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:

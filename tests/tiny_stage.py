@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from tiny import make_episode
+from tiny import let_adapters_act, make_episode
 
 from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
@@ -88,21 +88,23 @@ def speak_out(stage: PolicyStage) -> None:
     L.seed_everything(3, verbose=False)
     stage.configure_model()
     assert stage.policy is not None
-    for name, parameter in stage.policy.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    let_adapters_act(stage.policy)
 
 
 def trained(stage: PolicyStage) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in stage.named_parameters() if p.requires_grad}
 
 
-def updated(stage: PolicyStage) -> dict[str, torch.Tensor]:
-    """The trained weights, and the norms of the last step's gradients: to Adam, gradients that are all twice as large
-    are the same ones."""
-    norms = {name: value for name, value in stage.trainer.callback_metrics.items() if name.endswith("grad_norm")}
+def gradient_norms(trainer: L.Trainer) -> dict[str, torch.Tensor]:
+    """Of the last step: to Adam, gradients that are all twice as large are the same ones."""
+    norms = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
     assert norms
-    return trained(stage) | norms
+    return norms
+
+
+def updated(stage: PolicyStage) -> dict[str, torch.Tensor]:
+    """The trained weights, and the norms of the last step's gradients."""
+    return trained(stage) | gradient_norms(stage.trainer)
 
 
 def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float = 1e-4, atol: float = 1e-6) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_episode, make_model, make_tokenizer
+from tiny import let_adapters_act, make_episode, make_model, make_tokenizer
 
 from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
 from lit_rft.models.backbone import add_lora, final_hidden_states
@@ -30,9 +30,7 @@ def make_transcripts(number: int = 3) -> list[Transcript]:
 
 def make_adapted() -> Any:
     model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.5, "all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+    let_adapters_act(model, 0.5)
     return model.train()
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import let_adapters_act, make_model
 
 from lit_rft.models import FoldedAdapter, LoraSettings, acting_adapter
 from lit_rft.models.backbone import add_lora
@@ -16,9 +16,7 @@ def make_adapted(*more: str) -> Any:
     model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear")).eval()
     for name in more:
         model.add_adapter(name, model.peft_config["default"])
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    let_adapters_act(model)
     return model
 
 

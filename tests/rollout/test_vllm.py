@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
-from tiny import make_model
+from tiny import let_adapters_act, make_model
 
 from lit_rft.models import LoraSettings
 from lit_rft.models.backbone import add_lora
@@ -28,9 +28,7 @@ PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
 def adapted(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+    let_adapters_act(model, 0.5)
     return model.eval()
 
 
