@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,18 @@ from lit_rft.models.packed import multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
-_BLOCKWISE = "lit_rft_blockwise"
-_SIZE = 64  # queries a block; 32 to 256 have been tried
+_BLOCKWISE, _IN_A_ROW = "lit_rft_blockwise", "lit_rft_blockwise_in_a_row"
+_SIZE = 128  # queries a block; 32 to 256 have been tried
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of attention, the same within windows
 
 
 def blockwise_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, hidden: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None = None,
+    hidden: Tensor | None = None,
+    starts: Sequence[int] = (0,),
 ) -> Tensor:
     """Attention in which query t sees the P + t + 1 first keys. Memory grows with the length, not with its square.
 
@@ -33,12 +38,13 @@ def blockwise_attention(
         key, value: [B, H_kv, P + T, D].
         scale: of the scores; 1 / sqrt(D) if not given.
         hidden: bool [B, P], which of the first P keys no query sees.
+        starts: where sequences begin that do not see each other; several only if P is 0.
     Returns: [B, H, T, D].
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
         grouped = query.unflatten(1, (key.shape[1], -1))
-        out: Tensor = _Blockwise.apply(grouped, key, value, scale, hidden)
+        out: Tensor = _Blockwise.apply(grouped, key, value, scale, hidden, starts)
     return out.flatten(1, 2)
 
 
@@ -47,13 +53,13 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, *which: Any) -> Tensor:
         query = query * scale
-        ctx.scale, ctx.hidden = scale, hidden
+        ctx.scale, (ctx.hidden, ctx.starts) = scale, which
         ctx.save_for_backward(query, key, value)
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        for block, end in _blocks(query, key):
-            rows = _weights(query[:, :, :, block], key[:, :, :end], hidden) @ value[:, :, :end]
+        for block, seen in _blocks(query, key, ctx.starts):
+            rows = _weights(query[:, :, :, block], key[:, :, seen], ctx.hidden) @ value[:, :, seen]
             out[:, :, :, block] = rows.view(out[:, :, :, block].shape)
         return out
 
@@ -65,24 +71,25 @@ class _Blockwise(torch.autograd.Function):
         sums = torch.promote_types(key.dtype, torch.float32)  # over blocks
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros_like(part, dtype=sums) for part in (key, value))
-        for block, end in _blocks(query, key):
-            q, k, v = query[:, :, :, block], key[:, :, :end], value[:, :, :end]
+        for block, seen in _blocks(query, key, ctx.starts):
+            q, k, v = query[:, :, :, block], key[:, :, seen], value[:, :, seen]
             told = grad[:, :, :, block].flatten(2, 3)
             weights = _weights(q, k, ctx.hidden)  # anew: kept, they would take memory in the square of the length
-            d_value[:, :, :end] += weights.transpose(-1, -2) @ told
+            d_value[:, :, seen] += weights.transpose(-1, -2) @ told
             d_weights = told @ v.transpose(-1, -2)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[:, :, :, block] = (d_scores @ k).view(q.shape)
-            d_key[:, :, :end] += d_scores.transpose(-1, -2) @ q.flatten(2, 3)
-        return d_query * ctx.scale, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+            d_key[:, :, seen] += d_scores.transpose(-1, -2) @ q.flatten(2, 3)
+        return d_query * ctx.scale, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
-def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, int]]:
-    """Queries, and how many keys the last of them sees."""
+def _blocks(query: Tensor, key: Tensor, starts: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Queries, and the keys that the last of them sees."""
     length, prefix = query.shape[3], key.shape[2] - query.shape[3]
-    for start in range(0, length, _SIZE):
-        end = min(start + _SIZE, length)
-        yield slice(start, end), prefix + end
+    for first, last in zip(starts, (*starts[1:], length), strict=True):
+        for start in range(first, last, _SIZE):
+            end = min(start + _SIZE, last)
+            yield slice(start, end), slice(first, prefix + end)
 
 
 def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
@@ -90,11 +97,16 @@ def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
     scores = query.flatten(2, 3) @ key.transpose(-1, -2)
     length = query.shape[3]
     apart = scores.view(*query.shape[:4], key.shape[2])
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    apart[..., -length:].masked_fill_(future, -torch.inf)
+    apart[..., -length:].masked_fill_(_future(length, query.device), -torch.inf)
     if hidden is not None:
         apart[..., : hidden.shape[1]].masked_fill_(hidden[:, None, None, None], -torch.inf)
     return scores.softmax(-1)
+
+
+@functools.lru_cache(8)
+def _future(length: int, device: torch.device) -> Tensor:
+    """Of a block's queries, which keys of the same block are behind it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
 def attend(
@@ -106,19 +118,45 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    sequence_starts: Sequence[int] = (0,),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention, as transformers calls it; by sdpa where blocks do not serve. [B, H, T, D] -> [B, T, H, D]."""
-    if attention_mask is None and is_served(query, dropout, sliding_window, query.shape[2]):
-        return blockwise_attention(query, key, value, scaling).transpose(1, 2), None
-    if attention_mask is None and sliding_window is not None:
-        places = torch.arange(query.shape[2], device=query.device)
-        behind = places[:, None] - places
-        attention_mask = ((behind >= 0) & (behind < sliding_window))[None, None]
+    """Causal attention, as transformers calls it; by sdpa where blocks do not serve. [B, H, T, D] -> [B, T, H, D].
+
+    Args:
+        sequence_starts: where sequences begin that stand in one row.
+    """
+    ends = (*sequence_starts[1:], query.shape[2])
+    longest = max(end - start for start, end in zip(sequence_starts, ends, strict=True))
+    if attention_mask is None and is_served(query, dropout, sliding_window, longest):
+        out = blockwise_attention(query, key, value, scaling, starts=sequence_starts)
+        return out.transpose(1, 2), None
+    if attention_mask is None and (sliding_window is not None or len(sequence_starts) > 1):
+        attention_mask = _mask(query.shape[2], tuple(sequence_starts), sliding_window, query.device)
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
+@functools.lru_cache(2)  # of the layers with a window, and of those without
+def _mask(length: int, starts: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
+    """What queries see of their row, bool [1, 1, T, T]."""
+    places = torch.arange(length, device=device)
+    sequence = torch.bucketize(places, torch.tensor(starts, device=device), right=True)
+    behind = places[:, None] - places
+    return ((behind >= 0) & (behind < (window or length)) & (sequence[:, None] == sequence))[None, None]
+
+
+def attend_in_a_row(*args: Any, sequence_starts: Sequence[int] | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+    """The same for several sequences in a row.
+
+    Raises: TypeError if the architecture does not hand their starts through.
+    """
+    if sequence_starts is None:
+        raise TypeError("where sequences begin did not reach attention: leave packing off for this architecture")
+    return attend(*args, sequence_starts=sequence_starts, **kwargs)
+
+
 AttentionInterface.register(_BLOCKWISE, attend)
+AttentionInterface.register(_IN_A_ROW, attend_in_a_row)
 
 
 def is_served(query: Tensor, dropout: float, sliding_window: int | None, length: int) -> bool:
@@ -127,17 +165,33 @@ def is_served(query: Tensor, dropout: float, sliding_window: int | None, length:
     return fast and not dropout and (sliding_window is None or sliding_window >= length)
 
 
-def causal_attention(model: nn.Module, position_ids: Tensor) -> contextlib.AbstractContextManager[None]:
-    """The model with this attention where it serves: on a CPU, for rows of one sequence each, within all windows.
+@contextlib.contextmanager
+def causal_attention(model: nn.Module, position_ids: Tensor) -> Iterator[dict[str, Any]]:
+    """The model with this attention where it serves: on a CPU, within all windows, for rows of one sequence each or
+    one row of several. What it gives has to be handed to each pass within.
 
     Not every architecture tells attention of its windows: some only put them into their masks.
     """
     lm = causal_lm(model)
-    config, length = lm.config.get_text_config(), position_ids.shape[1]
     own = position_ids.device.type == "cpu" and lm.config._attn_implementation == "sdpa"
-    places = torch.arange(length, device=position_ids.device)
-    blocks = own and bool((position_ids == places).all()) and length <= (shortest_window(config) or length)
-    return attention_implementation(lm, _BLOCKWISE) if blocks and _fits(type(lm), config) else contextlib.nullcontext()
+    starts = _starts(position_ids) if own else []
+    ends = [*starts[1:], position_ids.shape[1]]
+    longest = max((end - start for start, end in zip(starts, ends, strict=False)), default=0)
+    config = lm.config.get_text_config()
+    if not starts or longest > (shortest_window(config) or longest) or not _fits(type(lm), config):
+        yield {}
+        return
+    several = len(starts) > 1
+    with attention_implementation(lm, _IN_A_ROW if several else _BLOCKWISE):
+        yield {"sequence_starts": starts} if several else {}
+
+
+def _starts(position_ids: Tensor) -> list[int]:
+    """Where the sequences of a row begin, 0 alone for rows of one each; none for several rows of several."""
+    jumps = (position_ids[:, 1:] != position_ids[:, :-1] + 1).nonzero()
+    if len(jumps) and len(position_ids) > 1:
+        return []
+    return [0, *(jumps[:, 1] + 1).tolist()]
 
 
 def _fits(architecture: Any, config: Any) -> bool:

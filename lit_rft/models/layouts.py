@@ -38,8 +38,8 @@ def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     if batch.segments is None:
         if len(batch.transcripts) > len(batch.input_ids) and not can_pack(model):
             return _sequence_by_sequence(model, batch)
-        with causal_attention(model, batch.position_ids):
-            return final_hidden_states(model, batch.input_ids, batch.position_ids)
+        with causal_attention(model, batch.position_ids) as told:
+            return final_hidden_states(model, batch.input_ids, batch.position_ids, **told)
     return _shared_hidden_states(model, batch, None if is_eager(model) else shared_prompt_plan(batch))
 
 

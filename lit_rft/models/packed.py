@@ -1,8 +1,9 @@
-"""Weights in the order in which the CPU multiplies them: a product of few rows puts them into it anew each time."""
+"""Weights in the order in which the CPU multiplies them: a product puts them into it anew each time."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,43 @@ from torch import Tensor, nn
 def multiplies_bf16() -> bool:
     """Whether this CPU has products of bf16, and this torch the library for them."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PackedWeight:
+    """A bf16 weight that is packed when it is first asked for, and anew if it has changed.
+
+    Args:
+        rows: how many rows most products have.
+        transposed: for products with the transposed weight.
+    """
+
+    def __init__(self, rows: int, transposed: bool = False) -> None:
+        self.rows, self.transposed = rows, transposed
+        self._state: tuple[int, int] | None = None
+        self._packed: Tensor | None = None
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + bias, or x W if transposed; no gradients."""
+        state = (weight.data_ptr(), weight._version)
+        if state != self._state:
+            ordered = weight.detach().t().contiguous() if self.transposed else weight.detach()
+            self._state, self._packed = state, torch.ops.mkldnn._reorder_linear_weight(ordered, self.rows)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+        return out
+
+    def __reduce__(self) -> Any:
+        return PackedWeight, (self.rows, self.transposed)  # packed weights cannot be copied
+
+
+class Exchanged:
+    """A forward of ours in place of a layer's own. (A class, so that it is known: where a layer has one of someone
+    else, it is left alone.)"""
+
+    def __init__(self, function: Callable[..., Tensor], *bound: Any) -> None:
+        self.function, self.bound = function, bound
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(*self.bound, *args, **kwargs)
 
 
 class PackedProducts:
@@ -26,41 +64,33 @@ class PackedProducts:
     """
 
     def __init__(self, model: nn.Module, rows: int) -> None:
-        self.rows = rows
         # a subclass may multiply in its own way
         linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
-        self._layers = linear if multiplies_bf16() else []
-        self._packed: dict[nn.Linear, tuple[tuple[int, int], Tensor]] = {}
+        self._layers = {layer: PackedWeight(rows) for layer in linear} if multiplies_bf16() else {}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """The model with packed weights; no gradients within."""
-        served = [layer for layer in self._layers if _is_served(layer)]
+        served = {layer: vars(layer).get("forward") for layer in self._layers if _is_served(layer)}
         try:
             for layer in served:
-                layer.forward = self._forward(layer)  # type: ignore[method-assign, assignment]
+                layer.forward = Exchanged(_product, layer, self._layers[layer])  # type: ignore[assignment]
             yield
         finally:
-            for layer in served:
+            for layer, before in served.items():
                 layer.__dict__.pop("forward", None)
+                if before is not None:
+                    layer.forward = before
 
-    def _forward(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-        weight, bias = layer.weight.data, layer.bias if layer.bias is None else layer.bias.data
-        state = (weight.data_ptr(), layer.weight._version)
-        known = self._packed.get(layer)
-        if known is None or known[0] != state:
-            known = self._packed[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight, self.rows)
-        packed = known[1]
 
-        def forward(x: Tensor) -> Tensor:
-            if x.dtype != torch.bfloat16:
-                return nn.functional.linear(x, layer.weight, layer.bias)
-            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-        return forward
+def _product(layer: nn.Linear, packed: PackedWeight, x: Tensor) -> Tensor:
+    if x.dtype != torch.bfloat16:
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    return packed.multiply(x, layer.weight, layer.bias)
 
 
 def _is_served(layer: nn.Linear) -> bool:
     weight = layer.weight.data
     plain = type(weight) is Tensor and (layer.bias is None or layer.bias.dtype == torch.bfloat16)
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and "forward" not in vars(layer)
+    ours = isinstance(vars(layer).get("forward"), Exchanged | None)
+    return ours and plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16

@@ -14,6 +14,7 @@ from lit_rft.models.backbone import (
     load_tokenizer,
     output_logits,
 )
+from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
 from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
@@ -62,6 +63,7 @@ class PolicyModule(OptimizedModule):
         )
         if precision == "bf16-mixed" and frozen:
             leave_casting_to_autocast(self.policy)
+        fuse(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
         self.add_parts()
         if settings.start_from is not None and not _is_adapter(settings.start_from):

@@ -14,15 +14,15 @@ from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded,
 
 MIXED = ["sliding_attention", "full_attention"]
 ONLY_IN_MASKS = {"use_sliding_window": True, "max_window_layers": 2}  # its attention is not told of its window
-# name, settings, and the layouts in which blocks serve (some layers): rows of several sequences need masks, which
-# blocks do not take; some windows are shorter than these sequences
+# name, settings, and the layouts in which blocks serve (some layers): several rows of several sequences need masks,
+# which blocks do not take; some windows are shorter than these sequences
 CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "llama": ("llama", {}, {"padded", "shared"}),
-    "qwen2": ("qwen2", {}, {"padded", "shared"}),
-    "gemma": ("gemma", {}, {"padded", "shared"}),
-    "gemma3": ("gemma3_text", {"sliding_window": 4096, "layer_types": MIXED}, {"padded", "shared"}),
+    "llama": ("llama", {}, {"padded", "row", "shared"}),
+    "qwen2": ("qwen2", {}, {"padded", "row", "shared"}),
+    "gemma": ("gemma", {}, {"padded", "row", "shared"}),
+    "gemma3": ("gemma3_text", {"sliding_window": 4096, "layer_types": MIXED}, {"padded", "row", "shared"}),
     "gemma3, short window": ("gemma3_text", {"sliding_window": 12, "layer_types": MIXED}, {"shared"}),
-    "mistral": ("mistral", {"sliding_window": 4096}, {"padded", "shared"}),
+    "mistral": ("mistral", {"sliding_window": 4096}, {"padded", "row", "shared"}),
     "mistral, short window": ("mistral", {"sliding_window": 12}, set()),
     "qwen2_moe, short window": ("qwen2_moe", {"sliding_window": 12, **ONLY_IN_MASKS}, set()),
 }
@@ -42,7 +42,7 @@ def in_one_piece(query: Any, key: Any, value: Any, scale: float | None, hidden: 
     return scaled_dot_product_attention(query, key, value, visible, scale=scale, enable_gqa=True)
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
 @pytest.mark.parametrize(("prefix", "hides"), [(0, False), (9, False), (9, True)])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_blocks_equal_one_piece(length: int, prefix: int, hides: bool, scale: float | None) -> None:
@@ -94,15 +94,19 @@ def log_probs_and_gradients(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "row", "shared"])
 def test_models_say_the_same(case: str, lora: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture, settings, served = CASES[case]
     if layout == "shared" and architecture == "qwen2_moe":
         pytest.skip("it reads each prompt anew")
     groups = make_groups()
     flat = [one for group in groups for one in group]
-    make = {"padded": collate_padded, "packed": lambda all, pad: collate_packed(all, pad, 60), "shared": collate_shared}
+    make = {
+        "padded": collate_padded, "packed": lambda all, pad: collate_packed(all, pad, 60),
+        "row": lambda all, pad: collate_packed(all, pad, 9999), "shared": collate_shared,
+    }  # fmt: skip
     batch = make[layout](groups if layout == "shared" else flat, 0)
+    assert (len(batch.input_ids) == 1) == (layout == "row")
     calls = []
 
     def serves(query: Any, dropout: float, sliding_window: int | None, length: int) -> bool:
@@ -116,6 +120,40 @@ def test_models_say_the_same(case: str, lora: bool, layout: str, monkeypatch: py
     assert any(calls) == (layout in served)
     for one, other in zip(blocks, plain, strict=True):
         torch.testing.assert_close(one, other, **({"rtol": 1e-8, "atol": 1e-10} if one.dtype == torch.float64 else {}))
+
+
+@pytest.mark.parametrize("starts", [(0, 5), (0, 1, 64, 100, 149)])
+@pytest.mark.parametrize("window", [None, 7])
+def test_sequences_in_a_row_equal_separate_ones(starts: tuple[int, ...], window: int | None) -> None:
+    """Blocks and, where they do not serve, a mask."""
+    query, key, value = make_parts(150, 0)
+    ends = (*starts[1:], 150)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    apart = [
+        blockwise_attention.attend(
+            module, *(part[:, :, a:b] for part in (query, key, value)), None, sliding_window=window
+        )[0]
+        for a, b in zip(starts, ends, strict=True)
+    ]  # fmt: skip
+    expected = torch.cat(apart, dim=1)
+    masked, _ = blockwise_attention.attend_in_a_row(
+        module, query, key, value, None, sliding_window=window, sequence_starts=starts
+    )
+    found = [masked]
+    if window is None:
+        found.append(blockwise_attention.blockwise_attention(query, key, value, starts=starts).transpose(1, 2))
+    weight = torch.randn_like(expected)
+    true = torch.autograd.grad(expected, (query, key, value), weight)
+    for out in found:
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+        for one, other in zip(torch.autograd.grad(out, (query, key, value), weight), true, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_an_architecture_that_loses_the_starts_is_told() -> None:
+    with pytest.raises(TypeError, match="leave packing off"):
+        blockwise_attention.attend_in_a_row(None, *make_parts(4, 0), None)
 
 
 def test_it_serves_bf16_on_a_cpu_without_dropout_and_short_windows() -> None:

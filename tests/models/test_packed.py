@@ -8,7 +8,7 @@ from tiny import make_model, with_adapters
 from torch import Tensor, nn
 
 from lit_rft.models import FoldedAdapter
-from lit_rft.models.packed import PackedProducts
+from lit_rft.models.packed import Exchanged, PackedProducts
 from lit_rft.rollout.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(
@@ -22,7 +22,7 @@ PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
 def steps(model: Any, packed: bool, **settings: Any) -> list[Tensor]:
     decoder = Decoder(model, 3, 2, **settings)
     if not packed:
-        decoder._products._layers = []
+        decoder._products._layers = {}
     with decoder.ready():
         read = decoder.read(PROMPTS)
         return [torch.stack([read[slot] for slot in PROMPTS]), *(decoder.step([0, 1, 2], [9, 10, n]) for n in range(4))]
@@ -55,7 +55,7 @@ def test_a_weight_that_has_changed_is_packed_anew_and_others_are_not() -> None:
     products, x = PackedProducts(layers, 4), torch.randn(4, 32).bfloat16()
     with products.active():
         before = layers(x)
-    kept = products._packed[layers[1]][1]
+    kept = products._layers[layers[1]]._packed
     for change in (
         lambda: layers[0].weight.mul_(2),  # as an optimiser does
         lambda: setattr(layers[0].weight, "data", torch.randn(32, 32).bfloat16()),  # as a folded adapter does
@@ -64,7 +64,7 @@ def test_a_weight_that_has_changed_is_packed_anew_and_others_are_not() -> None:
         with products.active():
             after = layers(x)
         assert torch.equal(after, layers(x)) and not torch.equal(after, before)
-        assert products._packed[layers[1]][1] is kept
+        assert products._layers[layers[1]]._packed is kept
         before = after
 
 
@@ -84,3 +84,14 @@ def test_only_bf16_linear_layers_are_packed_and_only_within() -> None:
             assert layers[2](x).dtype == torch.bfloat16
         raise RuntimeError("within")
     assert all("forward" not in vars(layer) for layer in layers)
+
+
+@torch.no_grad()
+def test_a_forward_of_someone_else_is_left_alone_and_one_of_ours_comes_back() -> None:
+    layers: Any = nn.ModuleList([nn.Linear(8, 8).bfloat16() for _ in range(2)])
+    layers[0].forward = theirs = lambda x: x
+    layers[1].forward = ours = Exchanged(lambda x: x)
+    with PackedProducts(layers, 1).active():
+        assert layers[0].forward is theirs
+        assert layers[1].forward is not ours
+    assert layers[1].forward is ours

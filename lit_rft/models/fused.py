@@ -1,0 +1,167 @@
+"""Layers of a frozen backbone in one piece, for training on a CPU: products with packed weights, the adapter's part
+added within them, and no passes over activations in between."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lit_rft.models.packed import Exchanged, PackedWeight, multiplies_bf16
+
+_ROWS = 1024  # of most products
+
+
+class Adapter(NamedTuple):
+    """What LoRA adds to a linear layer: scale B A x."""
+
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank]
+    scale: float
+    dropped: Tensor | None = None  # [..., in], what it sees in place of x (dropout)
+
+
+class Packs(NamedTuple):
+    """A frozen weight, packed for the forward and for the backward pass."""
+
+    forth: PackedWeight
+    back: PackedWeight
+
+
+def frozen_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None = None, packs: Packs | None = None
+) -> Tensor:
+    """W x + bias + scale B A x (LoRA, Hu et al. 2022, equation 3), all of one type.
+
+    Args:
+        x: [..., in].
+        weight, bias: [out, in] and [out]; they get no gradient.
+        packs: of this weight, where all is bf16.
+    Returns: [..., out].
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = _FrozenLinear.apply(x, weight, bias, packs, *(adapter or (None, None, 0.0, None)))
+    return out
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
+        a, b, scale, dropped = adapter
+        ctx.packs, ctx.scale, ctx.apart = packs, scale, dropped is not None
+        out = packs.forth.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
+        seen = low = None
+        if a is not None:
+            seen = (x if dropped is None else dropped).flatten(0, -2)
+            low = seen @ a.t()
+            out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(weight, a, b, seen, low)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, a, b, seen, low = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        d_x = d_a = d_b = d_dropped = None
+        if ctx.needs_input_grad[0]:
+            d_x = ctx.packs.back.multiply(rows, weight) if ctx.packs else rows @ weight
+        if a is not None:
+            told = (rows @ b).mul_(ctx.scale)
+            d_a, d_b = told.t() @ seen, (rows.t() @ low).mul_(ctx.scale)
+            if ctx.apart:
+                d_dropped = (told @ a).view(*grad.shape[:-1], -1)
+            elif d_x is not None:
+                d_x.addmm_(told, a)
+        d_x = d_x if d_x is None else d_x.view(*grad.shape[:-1], -1)
+        return d_x, None, None, None, d_a, d_b, None, d_dropped
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension [..., D], in float32 or wider; the weight gets no gradient."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight)
+        return nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
+        weighted = grad.to(wide.dtype) * weight
+        along = (weighted * wide).mean(-1, keepdim=True) * inverse**3
+        return (weighted * inverse).addcmul_(wide, along, value=-1).to(x.dtype), None, None
+
+
+def fuse(model: nn.Module) -> None:
+    """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
+    are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
+    are used."""
+    layer: Any
+    packs = {
+        layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if multiplies_bf16() else None
+        for layer in model.modules()
+        if type(layer) is nn.Linear and not layer.weight.requires_grad
+    }
+    for layer, packed in packs.items():
+        layer.forward = Exchanged(_frozen, layer, layer.forward, packed)
+    for layer in model.modules():
+        if hasattr(layer, "lora_A") and getattr(layer, "base_layer", None) in packs:
+            layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])
+        elif type(layer).__name__.endswith("RMSNorm") and _is_plain_norm(layer):
+            layer.forward = Exchanged(_normalized, layer, layer.forward)
+
+
+def _frozen(layer: Any, plain: Any, packs: Packs | None, x: Tensor) -> Tensor:
+    if packs and x.dtype == torch.bfloat16 and _is_served(x, layer):
+        return frozen_linear(x, layer.weight, layer.bias, packs=packs)
+    found: Tensor = plain(x)
+    return found
+
+
+def _adapted(layer: Any, plain: Any, packs: Packs | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    merged = layer.disable_adapters or layer.merged
+    if args or kwargs or merged or len(names) != 1 or layer.lora_variant or not _is_served(x, layer.base_layer):
+        return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+    (name,), base = names, layer.base_layer
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if a.bias is not None or b.bias is not None:
+        return plain(x)  # type: ignore[no-any-return]
+    dropped = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.training else None
+    adapter = Adapter(a.weight.to(x.dtype), b.weight.to(x.dtype), layer.scaling[name], dropped)
+    return frozen_linear(x, base.weight, base.bias, adapter, packs if x.dtype == torch.bfloat16 else None)
+
+
+def _normalized(layer: Any, plain: Any, x: Tensor) -> Tensor:
+    if _is_served(x, layer):
+        return rms_norm(x, layer.weight, layer.variance_epsilon)
+    found: Tensor = plain(x)
+    return found
+
+
+def _is_served(x: Tensor, layer: Any) -> bool:
+    """Whether gradients are wanted of a layer that does not train, on a CPU, and its product needs no casting."""
+    weights = [weight for weight in (layer.weight, getattr(layer, "bias", None)) if weight is not None]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    frozen = all(not weight.requires_grad and weight.dtype == x.dtype == dtype for weight in weights)
+    return frozen and torch.is_grad_enabled() and x.device.type == "cpu"
+
+
+@torch.no_grad()
+def _is_plain_norm(layer: Any) -> bool:
+    """Not one that adds 1 to its weight (Gemma), for example: found out by trying it."""
+    weight, eps = getattr(layer, "weight", None), getattr(layer, "variance_epsilon", None)
+    if weight is None or eps is None or weight.device.type != "cpu":
+        return False
+    x = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype)[None]
+    return bool(torch.allclose(layer(x), nn.functional.rms_norm(x, weight.shape, weight, eps), rtol=0.02, atol=1e-6))

@@ -1,0 +1,184 @@
+"""Frozen layers in one piece say what they said, with the same gradients, and only where they serve."""
+
+import copy
+import functools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from tiny import let_adapters_act, make_groups, make_model
+from torch import Tensor, nn
+
+from lit_rft.models import FoldedAdapter, LoraSettings, fused, utterance_log_probs
+from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
+from lit_rft.models.packed import multiplies_bf16
+from lit_rft.transcripts import collate_padded
+
+ARCHITECTURES = ["llama", "qwen2", "gemma", "mistral"]
+NORMS = {"llama": True, "qwen2": True, "gemma": False, "mistral": True}  # Gemma adds 1 to its weight
+
+
+def randoms(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("adapts", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_frozen_linear_layer(bias: bool, adapts: bool, drops: bool) -> None:
+    torch.manual_seed(0)
+    x, seen, a, b = randoms(2, 5, 6), randoms(2, 5, 6), randoms(3, 6), randoms(4, 3)
+    weight, shift = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64) if bias else None
+    expected = x @ weight.T + (shift if shift is not None else 0)
+    if adapts:
+        expected = expected + 0.7 * ((seen if drops else x) @ a.T @ b.T)
+    adapter = fused.Adapter(a, b, 0.7, seen if drops else None) if adapts else None
+    found = fused.frozen_linear(x, weight, shift, adapter)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    slope = torch.randn_like(expected)
+    asked = (x, a, b, seen) if adapts and drops else (x, a, b) if adapts else (x,)
+    for one, other in zip(
+        *(torch.autograd.grad(out, asked, slope) for out in (found, expected)), strict=True
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm() -> None:
+    torch.manual_seed(0)
+    x, weight = randoms(2, 3, 8), torch.randn(8, dtype=torch.float64)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * weight
+    torch.testing.assert_close(fused.rms_norm(x, weight, 1e-2), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: fused.rms_norm(x, weight, 1e-2), x)
+
+
+def make_adapted(architecture: str, targets: Any = "all-linear", dropout: float = 0.0) -> Any:
+    model = add_lora(make_model(architecture), LoraSettings(4, 8, dropout, targets))
+    let_adapters_act(model, 0.1)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            nn.init.normal_(parameter, mean=0.5, std=0.5)
+    return model.train()
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often which way is gone."""
+    found: Counter[str] = Counter()
+    for name in ("frozen_linear", "rms_norm"):
+        function = getattr(fused, name)
+
+        def counted(*args: Any, name: str = name, function: Any = function, **named: Any) -> Tensor:
+            found[name] += 1
+            out: Tensor = function(*args, **named)
+            return out
+
+        monkeypatch.setattr(fused, name, counted)
+    return found
+
+
+def log_probs_and_gradients(model: Any) -> list[Tensor]:
+    batch = collate_padded([one for group in make_groups() for one in group], 0)
+    model.zero_grad()
+    torch.manual_seed(5)  # of dropout
+    tokens = utterance_log_probs(model, batch, end_of_turn_id=2).tokens
+    (tokens * torch.arange(1, tokens.numel() + 1).view_as(tokens)).sum().backward()
+    return [tokens.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("targets", "dropout"), [("all-linear", 0.0), ("all-linear", 0.3), (["q_proj", "v_proj"], 0.0)]
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_models_say_the_same(
+    architecture: str, targets: Any, dropout: float, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_adapted(architecture, targets, dropout)
+    if checkpointing:
+        again = functools.partial(_as_in_forward_pass, causal_lm(model))
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
+        model.enable_input_require_grads()
+    plain = log_probs_and_gradients(model)
+    fused.fuse(model)
+    found = calls(monkeypatch)
+    one_piece = log_probs_and_gradients(model)
+    passes = 2 if checkpointing else 1
+    assert found["frozen_linear"] == passes * 2 * (7 if targets == "all-linear" else 2)
+    assert found["rms_norm"] == (passes * 4 + 1 if NORMS[architecture] else 0)
+    for one, other in zip(one_piece, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_adapted(architecture, ["q_proj", "v_proj", "up_proj"])
+    true = log_probs_and_gradients(model)
+    for name, parameter in model.named_parameters():
+        if "lora" not in name:
+            parameter.data = parameter.data.bfloat16()
+    leave_casting_to_autocast(model)
+    off = []
+    for fuses in (False, True):
+        if fuses:
+            fused.fuse(model)
+            found = calls(monkeypatch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = log_probs_and_gradients(model)
+        off.append([float((a - b).norm() / b.norm()) for a, b in zip(rounded, true, strict=True)])
+    # all linear layers, those without an adapter and the output layer too
+    assert found["frozen_linear"] == 2 * 7 + 1
+    plain, ours = (torch.tensor(errors) for errors in off)
+    assert ours.mean() < 1.2 * plain.mean() and (ours < 2 * plain).float().mean() > 0.9, (ours, plain)
+
+
+def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_adapted("llama")
+    fused.fuse(model)
+    found, ids = calls(monkeypatch), torch.arange(5)[None]
+    with torch.no_grad():
+        model(input_ids=ids)
+    with model.disable_adapter():
+        model(input_ids=ids)
+    with FoldedAdapter(model).active():
+        model(input_ids=ids)
+    model.add_adapter("other", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "other"])
+    model(input_ids=ids)
+    assert not found["frozen_linear"]
+    model.set_adapter("other")
+    model(input_ids=ids)
+    assert found["frozen_linear"] == 14
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    found.clear()
+    model(input_ids=ids)
+    assert not found
+
+
+def test_a_model_that_trains_has_nothing_to_fuse() -> None:
+    model = make_model("llama").train()
+    expected = log_probs_and_gradients(model)
+    fused.fuse(model)
+    for one, other in zip(log_probs_and_gradients(model), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+def test_packed_weights_follow_their_weights_and_a_copy_has_its_own() -> None:
+    model = make_adapted("llama").bfloat16()
+    fused.fuse(model)
+    before = log_probs_and_gradients(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in other.modules():
+            if type(layer) is nn.Linear:
+                layer.weight.mul_(0.5)
+    changed = log_probs_and_gradients(other)
+    assert not torch.equal(changed[0], before[0])
+    for one, same in zip(log_probs_and_gradients(model), before, strict=True):
+        assert torch.equal(one, same)
+    fresh = make_adapted("llama").bfloat16()
+    fresh.load_state_dict(other.state_dict())
+    for one, same in zip(changed, log_probs_and_gradients(fresh), strict=True):
+        torch.testing.assert_close(one, same, rtol=0.05, atol=0.05 * float(same.abs().max()))
