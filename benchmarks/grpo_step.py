@@ -4,14 +4,15 @@
     python benchmarks/grpo_step.py
 
 SmolLM2-135M-Instruct, LoRA r 16 on q/k/v/o, bf16, 8 word problems (gsm_symbolic) x 8 completions of at most 128 tokens,
-temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on both sides, and no
-gradient checkpointing (TRL's default has it, which is slower). Each step is in a process of its own, in turns; the
-median counts. Writes `benchmarks/results/grpo_step.json`.
+temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on all sides. TRL runs in
+two ways: `trl-defaults` as it comes, with gradient checkpointing, and `trl` without it, as we do. Each step is in a
+process of its own, in turns; the median counts. Writes `benchmarks/results/grpo_step.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -72,7 +73,9 @@ def ours(
     return {"seconds": clock.seconds[-1], "completion_tokens": tokens, "peak_gb": peak_memory()}
 
 
-def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1) -> dict[str, float]:
+def theirs(
+    model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False
+) -> dict[str, float]:
     """The same by TRL."""
     import torch
     from datasets import Dataset
@@ -105,7 +108,7 @@ def theirs(model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, st
         output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=GROUP,
         gradient_accumulation_steps=len(problems), num_generations=GROUP, max_completion_length=new_tokens,
         temperature=1.0, beta=0.0, bf16=True, use_cpu=device.type == "cpu", report_to=[], learning_rate=1e-5,
-        gradient_checkpointing=False, logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"},
+        gradient_checkpointing=checkpointing, logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"},
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
@@ -126,26 +129,33 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for row in sides.values():
         row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]
     mine = sides["lit-rft"]
-    ratios = {name: sides["trl"][name] / mine[name] for name in ("seconds", "peak_gb")} if "trl" in sides else {}
+    ratios = {
+        side: {name: row[name] / mine[name] for name in ("seconds", "peak_gb")}
+        for side, row in sides.items()
+        if side != "lit-rft"
+    }
     return {"runs": runs, "median": sides, "ratio": ratios}
+
+
+SIDES: dict[str, Any] = {"lit-rft": ours, "trl": theirs, "trl-defaults": functools.partial(theirs, checkpointing=True)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--side", choices=("lit-rft", "trl"), help="run one side only")
+    parser.add_argument("--side", choices=tuple(SIDES), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.side:
-        say(**{"lit-rft": ours, "trl": theirs}[options.side](MODEL, make_problems()))
+        say(**SIDES[options.side](MODEL, make_problems()))
         return
     info = machine()
-    result = compare(in_turns(__file__, ("lit-rft", "trl"), options.rounds))
+    result = compare(in_turns(__file__, tuple(SIDES), options.rounds))
     settings = {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "lora_rank": RANK, "precision": "bf16",
                 "micro_batch_tokens": MICRO_BATCH_TOKENS}  # fmt: skip
     write("grpo_step", {"machine": info, "versions": versions("trl", "lightning"), "settings": settings} | result)
     show("one GRPO step", result["median"])
-    ratio = result["ratio"]
-    print(f"TRL takes {ratio['seconds']:.1f} times as long and {ratio['peak_gb']:.1f} times the memory")
+    for side, ratio in result["ratio"].items():
+        print(f"{side} takes {ratio['seconds']:.1f} times as long and {ratio['peak_gb']:.1f} times the memory")
 
 
 if __name__ == "__main__":

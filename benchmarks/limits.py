@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,22 @@ def product_weights(model: nn.Module) -> int:
     """Weights that every token is multiplied with: not those of an embedding."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+
+
+def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
+    """Of the products of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is
+    causal): a weight that trains is used three times, a frozen one twice; of so many chosen tokens there are logits."""
+    config = model.config.get_text_config()
+    apart = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    apart.add(id(model.get_output_embeddings().weight))
+    weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in apart]
+    uses = sum(p.numel() * (6 if p.requires_grad else 4) for p in weights)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = config.num_attention_heads * size * config.num_hidden_layers
+    # two products forth and four back, half of their squares, two FLOP each
+    attention = sum(6 * heads * length**2 for length in lengths)
+    logits = 4 * config.vocab_size * config.hidden_size * chosen
+    return uses * sum(lengths) + attention + logits
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
     python benchmarks/training_step.py
 
 The plain way: all transcripts of a step padded to the longest, logits of every token, and for the critic a second pass
-by the model without its adapters. Ours: micro-batches of similar length, logits of action tokens in chunks, features of
-the critic out of the cache (a first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear
-layers, bf16, steps of 4 expert episodes. Each side is in a process of its own, in turns; medians. Model FLOP
-utilisation counts four FLOP for each weight of the backbone and real token (frozen weights have no gradient), against
-the best rate of a bf16 matrix product in the same process; `shares` is what the operations of our step take of its
-time. Writes `benchmarks/results/training_step.json`.
+by the model without its adapters. Ours: several transcripts in a row, rows of at most 2048 tokens one after the other,
+logits of action tokens in chunks, features of the critic out of the cache (a first epoch has to make them: `cold`).
+SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert episodes. Each side is in a process of
+its own, in turns; medians. Model FLOP utilisation counts the products that the real tokens need
+(`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares` is what the
+operations of our step take of its time. Writes `benchmarks/results/training_step.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from limits import matrix_peak, product_weights, shares, synchronize
+from limits import matrix_peak, shares, synchronize, training_flop
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 from timed import Clock, quiet_trainer
 
-EPISODES, STEPS, MICRO_BATCH_TOKENS, MODEL = 4, 3, 1024, "smollm2-135m-instruct"
+EPISODES, STEPS, MICRO_BATCH_TOKENS, MODEL = 4, 3, 2048, "smollm2-135m-instruct"
 STAGES = ("sft", "offline_rl")
 
 
@@ -35,7 +35,7 @@ def make_loader(stage: str) -> Any:
 
     data = TrajectoryDataModule(
         train_variations=EPISODES * STEPS // 4, batch_size=EPISODES, micro_batch_tokens=MICRO_BATCH_TOKENS,
-        outcomes=stage == "offline_rl",
+        packing=True, outcomes=stage == "offline_rl",
     )  # fmt: skip
     data.setup("fit")
     return data.train_dataloader()
@@ -43,11 +43,11 @@ def make_loader(stage: str) -> Any:
 
 def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """Two epochs of our stage: the first makes what the second finds in the cache."""
-    tokens = [batch.num_tokens for batch in loader]
+    steps = list(loader)
     clock = Clock()
     stage = fit(name, model, loader, clock, **policy)
-    cold, warm = clock.seconds[: len(tokens)], clock.seconds[len(tokens) :]
-    return figures(stage.policy, sum(warm), sum(tokens), cold=sum(cold))
+    cold, warm = clock.seconds[: len(steps)], clock.seconds[len(steps) :]
+    return figures(stage.policy, sum(warm), steps, cold=sum(cold))
 
 
 def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
@@ -91,11 +91,12 @@ def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]
     heads = torch.nn.Linear(net.config.hidden_size, 2, device=device)
     trains = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([*trains, *heads.parameters()], lr=1e-4)
-    steps = [
-        collate_padded([t for micro in step.micro_batches for t in micro.transcripts], 0).to(device) for step in loader
+    steps = list(loader)
+    padded = [
+        collate_padded([t for micro in step.micro_batches for t in micro.transcripts], 0).to(device) for step in steps
     ]
     seconds = []
-    for batch in [steps[0], *steps]:  # the first warms up
+    for batch in [padded[0], *padded]:  # the first warms up
         synchronize(device)
         started = time.perf_counter()
         plain_loss(name, net, heads, batch).backward()
@@ -103,8 +104,7 @@ def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]
         optimizer.zero_grad()
         synchronize(device)
         seconds.append(time.perf_counter() - started)
-    tokens = sum(batch.num_tokens for batch in steps)
-    return figures(net, sum(seconds[1:]), tokens, cold=sum(seconds[1:]))
+    return figures(net, sum(seconds[1:]), steps, cold=sum(seconds[1:]))
 
 
 def plain_loss(name: str, net: Any, heads: Any, batch: Any) -> torch.Tensor:
@@ -122,12 +122,14 @@ def plain_loss(name: str, net: Any, heads: Any, batch: Any) -> torch.Tensor:
     return loss
 
 
-def figures(model: Any, seconds: float, tokens: int, cold: float) -> dict[str, float]:
+def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[str, float]:
     memory = peak_memory()  # of the steps, without what follows
     device = next(model.parameters()).device
     peak = matrix_peak(device)
-    # a frozen weight is used twice, forth and back; adapters are small
-    utilisation = 4 * product_weights(model) * tokens / seconds / peak
+    micros = [micro for step in steps for micro in step.micro_batches]
+    lengths = [len(t) for micro in micros for t in micro.transcripts]
+    chosen, tokens = sum(int(micro.utterance_mask.sum()) for micro in micros), sum(lengths)
+    utilisation = training_flop(model, lengths, chosen) / seconds / peak
     return {
         "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds,
         "cold_tokens_per_second": tokens / cold, "peak_gb": memory, "utilisation": utilisation,

@@ -56,8 +56,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens go through the model at once.
         max_length: longer transcripts lose their earliest turns.
-        packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2); else
-            one a row, with others of similar length.
+        packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2; on a CPU
+            in bf16 the one that is used by itself); else one a row, with others of similar length.
         collect_workers: simulators that collect at the same time.
         seed: of the order of training and of the choice of variations.
     Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_model, with_adapters
+from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -41,3 +42,17 @@ def test_what_every_token_is_multiplied_with(monkeypatch: pytest.MonkeyPatch) ->
     assert product_weights(tied) == sum(p.numel() for p in tied.parameters()) - embedding
     assert product_weights(apart) == product_weights(tied) + embedding
     assert torch.equal(tied.get_output_embeddings().weight, tied.get_input_embeddings().weight)
+
+
+def test_what_a_training_pass_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from limits import training_flop
+
+    model = with_adapters(make_model(attn_implementation="eager")).train()
+    model.enable_input_require_grads()  # else the first layer's inputs get no gradient
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(20)[None]).logits.sum().backward()
+    causal = training_flop(model, [20], 20)
+    attention = 6 * 20**2 * 2 * 4 * 8  # layers, heads, their size; eager attention multiplies what is masked, too
+    assert counter.get_total_flops() == causal + attention
+    assert training_flop(model, [20, 20], 40) == 2 * causal

@@ -97,16 +97,16 @@ def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
     scores = query.flatten(2, 3) @ key.transpose(-1, -2)
     length = query.shape[3]
     apart = scores.view(*query.shape[:4], key.shape[2])
-    apart[..., -length:].masked_fill_(_future(length, query.device), -torch.inf)
+    apart[..., -length:] += _future(length, scores.dtype, query.device)
     if hidden is not None:
         apart[..., : hidden.shape[1]].masked_fill_(hidden[:, None, None, None], -torch.inf)
     return scores.softmax(-1)
 
 
 @functools.lru_cache(8)
-def _future(length: int, device: torch.device) -> Tensor:
-    """Of a block's queries, which keys of the same block are behind it."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+def _future(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf where a key of a block comes after the query: to add is faster than to fill in."""
+    return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
 def attend(
@@ -145,14 +145,14 @@ def _mask(length: int, starts: tuple[int, ...], window: int | None, device: torc
     return ((behind >= 0) & (behind < (window or length)) & (sequence[:, None] == sequence))[None, None]
 
 
-def attend_in_a_row(*args: Any, sequence_starts: Sequence[int] | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+def attend_in_a_row(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """The same for several sequences in a row.
 
     Raises: TypeError if the architecture does not hand their starts through.
     """
-    if sequence_starts is None:
+    if kwargs.get("sequence_starts") is None:
         raise TypeError("where sequences begin did not reach attention: leave packing off for this architecture")
-    return attend(*args, sequence_starts=sequence_starts, **kwargs)
+    return attend(*args, **kwargs)
 
 
 AttentionInterface.register(_BLOCKWISE, attend)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_rft.models.backbone import causal_lm
 from lit_rft.models.packed import Exchanged, PackedWeight, multiplies_bf16
 
 _ROWS = 1024  # of most products
@@ -60,7 +61,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, a, b, seen, low = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         d_x = d_a = d_b = d_dropped = None
@@ -93,7 +94,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
@@ -107,10 +108,11 @@ def fuse(model: nn.Module) -> None:
     are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
     are used."""
     layer: Any
+    head = causal_lm(model).get_output_embeddings()  # so wide that packing it gains nothing
     packs = {
         layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if multiplies_bf16() else None
         for layer in model.modules()
-        if type(layer) is nn.Linear and not layer.weight.requires_grad
+        if type(layer) is nn.Linear and not layer.weight.requires_grad and layer is not head
     }
     for layer, packed in packs.items():
         layer.forward = Exchanged(_frozen, layer, layer.forward, packed)
@@ -132,11 +134,11 @@ def _adapted(layer: Any, plain: Any, packs: Packs | None, x: Tensor, *args: Any,
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     merged = layer.disable_adapters or layer.merged
     if args or kwargs or merged or len(names) != 1 or layer.lora_variant or not _is_served(x, layer.base_layer):
-        return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+        return plain(x, *args, **kwargs)
     (name,), base = names, layer.base_layer
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if a.bias is not None or b.bias is not None:
-        return plain(x)  # type: ignore[no-any-return]
+        return plain(x)
     dropped = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.training else None
     adapter = Adapter(a.weight.to(x.dtype), b.weight.to(x.dtype), layer.scaling[name], dropped)
     return frozen_linear(x, base.weight, base.bias, adapter, packs if x.dtype == torch.bfloat16 else None)

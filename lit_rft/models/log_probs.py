@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lit_rft.models.backbone import causal_lm, output_logits
@@ -28,7 +27,7 @@ def utterance_log_probs(
     *,
     end_of_turn_id: int,
     temperature: float = 1.0,
-    chunk_tokens: int = 512,
+    chunk_tokens: int = 256,
     hidden: Tensor | None = None,
     ends: bool = True,
     entropy: bool = False,
@@ -65,7 +64,7 @@ def chosen_log_probs(
     *,
     end_of_turn_id: int,
     temperature: float = 1.0,
-    chunk_tokens: int = 512,
+    chunk_tokens: int = 256,
     ends: bool = True,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +77,7 @@ def chosen_log_probs(
         logits = output_logits(model, part)
         logits = logits if temperature == 1.0 else logits / temperature
         if not (ends or entropy):  # one pass forth and one back over the logits
-            chosen = -cross_entropy(logits, wanted, reduction="none")
+            chosen: Tensor = _Chosen.apply(logits, wanted)
             return chosen, torch.zeros_like(chosen), torch.zeros_like(chosen)
         total = logits.logsumexp(-1)
         # H = log sum exp(z) - sum p z
@@ -96,6 +95,23 @@ def chosen_log_probs(
         else:
             parts.append(checkpoint(chunk, hidden[window], targets[window], use_reentrant=False))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class _Chosen(torch.autograd.Function):
+    """log softmax(z)[w] of rows z [N, V] and choices w [N]. (`cross_entropy` writes gradients of zeros first.)"""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1)
+        ctx.save_for_backward(log_probs, wanted)
+        return log_probs.gather(-1, wanted[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        log_probs, wanted = ctx.saved_tensors
+        slopes = log_probs.exp_().mul_(-grad[:, None])  # in place: a second backward pass would be refused
+        return slopes.scatter_add_(-1, wanted[:, None], grad[:, None]), None
 
 
 class _RowByRow(torch.autograd.Function):

@@ -74,13 +74,13 @@ class PackedProducts:
         served = {layer: vars(layer).get("forward") for layer in self._layers if _is_served(layer)}
         try:
             for layer in served:
-                layer.forward = Exchanged(_product, layer, self._layers[layer])  # type: ignore[assignment]
+                layer.forward = Exchanged(_product, layer, self._layers[layer])  # type: ignore[method-assign]
             yield
         finally:
             for layer, before in served.items():
                 layer.__dict__.pop("forward", None)
                 if before is not None:
-                    layer.forward = before
+                    layer.forward = before  # type: ignore[method-assign]
 
 
 def _product(layer: nn.Linear, packed: PackedWeight, x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def attend(
     first = slice(0, plan.prompt_width)
     q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
     asked, keys, values = (
-        part.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)  # [C, heads, L or P + L, D]
+        _gathered(part, places)  # [C, heads, L or P + L, D]
         for part, places in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
     )
     out[:, first] = attend_causally(module, q, k, v, None, scaling, dropout, sliding_window)[0].to(out.dtype)
@@ -111,6 +111,12 @@ def attend(
         told = _completions(asked, keys, values, dropout, scaling, sliding_window, plan)
     flat = out.flatten(0, 1).index_copy(0, plan.queries[plan.real], told.transpose(1, 2)[plan.real].to(out.dtype))
     return flat.view_as(out), None
+
+
+def _gathered(part: Tensor, places: Tensor) -> Tensor:
+    """[B, H, T, D] at places [C, L] of the flattened tokens: [C, H, L, D]. (Indexing has a slow backward pass.)"""
+    rows = part.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten())
+    return rows.unflatten(0, places.shape).transpose(1, 2)
 
 
 def _completions(

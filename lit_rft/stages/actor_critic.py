@@ -84,7 +84,7 @@ class ActorCriticStage(PolicyStage):
         average_tokens: bool = False,
         high_weight: float = 1.0,
         low_weight: float = 1.0,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, hierarchy, prompts)
         self.critic_settings = critic or CriticSettings()

@@ -48,7 +48,7 @@ class HierarchicalSFT(PolicyStage):
         low_weight: float = 1.0,
         length_coef: float = 0.0,
         average_tokens: bool = True,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer, acting, hierarchy, prompts)
         for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():

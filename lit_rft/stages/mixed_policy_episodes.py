@@ -55,7 +55,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         hierarchy: bool = True,
         prompts: HierarchyPrompts | None = None,
         micro_batch_tokens: int = 4096,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = 256,
         seed: int = 0,
     ) -> None:
         ExploringStage.__init__(self, policy, optimizer, acting, hierarchy, prompts)

@@ -57,7 +57,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         answering: AnsweringSettings | None = None,
         micro_batch_tokens: int = 8192,
         rollout_slots: int = 64,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = 256,
         share_prompts: bool = True,
         seed: int = 0,
     ) -> None:

@@ -63,13 +63,14 @@ class PolicyModule(OptimizedModule):
         )
         if precision == "bf16-mixed" and frozen:
             leave_casting_to_autocast(self.policy)
-        fuse(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
         self.add_parts()
         if settings.start_from is not None and not _is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
+        else:
+            fuse(self.policy)  # split weights have no place for packed copies
 
     def _shard(self, half: torch.dtype | None) -> None:
         """Raises: ValueError for another strategy of this kind: what is split here is the list of layers, and

@@ -126,8 +126,7 @@ def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.Mon
         with torch.autocast("cpu", torch.bfloat16):
             rounded = log_probs_and_gradients(model)
         off.append([float((a - b).norm() / b.norm()) for a, b in zip(rounded, true, strict=True)])
-    # all linear layers, those without an adapter and the output layer too
-    assert found["frozen_linear"] == 2 * 7 + 1
+    assert found["frozen_linear"] == 2 * 7  # layers without an adapter, too
     plain, ours = (torch.tensor(errors) for errors in off)
     assert ours.mean() < 1.2 * plain.mean() and (ours < 2 * plain).float().mean() > 0.9, (ours, plain)
 
