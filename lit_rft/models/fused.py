@@ -45,6 +45,9 @@ def frozen_linear(
     return out
 
 
+without_autocast = torch.autocast("cpu", enabled=False)  # a backward pass has the caller's
+
+
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
@@ -61,7 +64,8 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weight, a, b, seen, low = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         d_x = d_a = d_b = d_dropped = None
@@ -71,10 +75,10 @@ class _FrozenLinear(torch.autograd.Function):
             told = (rows @ b).mul_(ctx.scale)
             d_a, d_b = told.t() @ seen, (rows.t() @ low).mul_(ctx.scale)
             if ctx.apart:
-                d_dropped = (told @ a).view(*grad.shape[:-1], -1)
+                d_dropped = (told @ a).view(*grad.shape[:-1], a.shape[1])
             elif d_x is not None:
                 d_x.addmm_(told, a)
-        d_x = d_x if d_x is None else d_x.view(*grad.shape[:-1], -1)
+        d_x = d_x if d_x is None else d_x.view(*grad.shape[:-1], weight.shape[1])
         return d_x, None, None, None, d_a, d_b, None, d_dropped
 
 
@@ -107,6 +111,8 @@ def fuse(model: nn.Module) -> None:
     """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
     are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
     are used."""
+    from peft.tuners.lora import Linear as LoraLinear
+
     layer: Any
     head = causal_lm(model).get_output_embeddings()  # so wide that packing it gains nothing
     packs = {
@@ -117,8 +123,8 @@ def fuse(model: nn.Module) -> None:
     for layer, packed in packs.items():
         layer.forward = Exchanged(_frozen, layer, layer.forward, packed)
     for layer in model.modules():
-        if hasattr(layer, "lora_A") and getattr(layer, "base_layer", None) in packs:
-            layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])
+        if type(layer) is LoraLinear and layer.base_layer in packs:
+            layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])  # type: ignore[method-assign]
         elif type(layer).__name__.endswith("RMSNorm") and _is_plain_norm(layer):
             layer.forward = Exchanged(_normalized, layer, layer.forward)
 
@@ -165,5 +171,5 @@ def _is_plain_norm(layer: Any) -> bool:
     weight, eps = getattr(layer, "weight", None), getattr(layer, "variance_epsilon", None)
     if weight is None or eps is None or weight.device.type != "cpu":
         return False
-    x = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype)[None]
+    x = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
     return bool(torch.allclose(layer(x), nn.functional.rms_norm(x, weight.shape, weight, eps), rtol=0.02, atol=1e-6))
