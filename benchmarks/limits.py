@@ -60,16 +60,19 @@ def copy_bandwidth(device: torch.device, gigabytes: float = 0.5) -> float:
 
 def product_weights(model: nn.Module) -> int:
     """Weights that every token is multiplied with: not those of an embedding."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings = _embeddings(model)
     return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
 def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
     """Of the products of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is
     causal): a weight that trains is used three times, a frozen one twice; of so many chosen tokens there are logits."""
     config = model.config.get_text_config()
-    apart = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    apart.add(id(model.get_output_embeddings().weight))
+    apart = _embeddings(model) | {id(model.get_output_embeddings().weight)}
     weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in apart]
     uses = sum(p.numel() * (6 if p.requires_grad else 4) for p in weights)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -184,6 +184,12 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
         lm.set_attn_implementation(before)
 
 
+def sequence_starts(position_ids: Tensor) -> list[int]:
+    """Where runs of consecutive positions begin in the flattened [B * T] tokens: each is a sequence of its own."""
+    flat = position_ids.flatten()
+    return [0, *((flat[1:] != flat[:-1] + 1).nonzero().flatten() + 1).tolist()]
+
+
 def final_hidden_states(
     model: nn.Module,
     input_ids: Tensor,

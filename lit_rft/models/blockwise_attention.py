@@ -13,7 +13,13 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm, shortest_window
+from lit_rft.models.backbone import (
+    attention_implementation,
+    caps_scores,
+    causal_lm,
+    sequence_starts,
+    shortest_window,
+)
 from lit_rft.models.packed import multiplies_bf16
 
 logger = logging.getLogger(__name__)
@@ -126,13 +132,12 @@ def attend(
     Args:
         sequence_starts: where sequences begin that stand in one row.
     """
-    ends = (*sequence_starts[1:], query.shape[2])
-    longest = max(end - start for start, end in zip(sequence_starts, ends, strict=True))
-    if attention_mask is None and is_served(query, dropout, sliding_window, longest):
+    length = query.shape[2]
+    if attention_mask is None and is_served(query, dropout, sliding_window, _longest(sequence_starts, length)):
         out = blockwise_attention(query, key, value, scaling, starts=sequence_starts)
         return out.transpose(1, 2), None
     if attention_mask is None and (sliding_window is not None or len(sequence_starts) > 1):
-        attention_mask = _mask(query.shape[2], tuple(sequence_starts), sliding_window, query.device)
+        attention_mask = _mask(length, tuple(sequence_starts), sliding_window, query.device)
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
@@ -174,10 +179,8 @@ def causal_attention(model: nn.Module, position_ids: Tensor) -> Iterator[dict[st
     """
     lm = causal_lm(model)
     own = position_ids.device.type == "cpu" and lm.config._attn_implementation == "sdpa"
-    starts = _starts(position_ids) if own else []
-    ends = [*starts[1:], position_ids.shape[1]]
-    longest = max((end - start for start, end in zip(starts, ends, strict=False)), default=0)
-    config = lm.config.get_text_config()
+    starts, config = _starts(position_ids) if own else [], lm.config.get_text_config()
+    longest = _longest(starts, position_ids.shape[1]) if starts else 0
     if not starts or longest > (shortest_window(config) or longest) or not _fits(type(lm), config):
         yield {}
         return
@@ -187,11 +190,16 @@ def causal_attention(model: nn.Module, position_ids: Tensor) -> Iterator[dict[st
 
 
 def _starts(position_ids: Tensor) -> list[int]:
-    """Where the sequences of a row begin, 0 alone for rows of one each; none for several rows of several."""
-    jumps = (position_ids[:, 1:] != position_ids[:, :-1] + 1).nonzero()
-    if len(jumps) and len(position_ids) > 1:
-        return []
-    return [0, *(jumps[:, 1] + 1).tolist()]
+    """Where the sequences of one row begin, 0 alone for rows of one each; none for several rows of several."""
+    starts, (rows, width) = sequence_starts(position_ids), position_ids.shape
+    if rows == 1:
+        return starts
+    return [0] if starts == list(range(0, rows * width, width)) else []
+
+
+def _longest(starts: Sequence[int], length: int) -> int:
+    """Of the sequences that begin there in a row of so many tokens."""
+    return max(end - start for start, end in zip(starts, (*starts[1:], length), strict=True))
 
 
 def _fits(architecture: Any, config: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from lit_rft.models.backbone import causal_lm
@@ -45,11 +46,9 @@ def frozen_linear(
     return out
 
 
-without_autocast = torch.autocast("cpu", enabled=False)  # a backward pass has the caller's
-
-
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
         a, b, scale, dropped = adapter
         ctx.packs, ctx.scale, ctx.apart = packs, scale, dropped is not None
@@ -64,7 +63,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @without_autocast
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weight, a, b, seen, low = ctx.saved_tensors
         rows = grad.flatten(0, -2)
@@ -137,11 +136,13 @@ def _frozen(layer: Any, plain: Any, packs: Packs | None, x: Tensor) -> Tensor:
 
 
 def _adapted(layer: Any, plain: Any, packs: Packs | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    merged = layer.disable_adapters or layer.merged
-    if args or kwargs or merged or len(names) != 1 or layer.lora_variant or not _is_served(x, layer.base_layer):
+    base, plainly = layer.base_layer, args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
+    if plainly or not _is_served(x, base):
         return plain(x, *args, **kwargs)
-    (name,), base = names, layer.base_layer
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1:
+        return plain(x)
+    (name,) = names
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if a.bias is not None or b.bias is not None:
         return plain(x)
@@ -159,10 +160,11 @@ def _normalized(layer: Any, plain: Any, x: Tensor) -> Tensor:
 
 def _is_served(x: Tensor, layer: Any) -> bool:
     """Whether gradients are wanted of a layer that does not train, on a CPU, and its product needs no casting."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled():  # first, as on a GPU it is all that is asked
+        return False
     weights = [weight for weight in (layer.weight, getattr(layer, "bias", None)) if weight is not None]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    frozen = all(not weight.requires_grad and weight.dtype == x.dtype == dtype for weight in weights)
-    return frozen and torch.is_grad_enabled() and x.device.type == "cpu"
+    return all(not weight.requires_grad and weight.dtype == x.dtype == dtype for weight in weights)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from lit_rft.models.backbone import (
     final_hidden_states,
     is_eager,
     keeps_windows_to_itself,
+    sequence_starts,
     shortest_window,
 )
 from lit_rft.models.blockwise_attention import causal_attention
@@ -65,7 +66,7 @@ def _shared_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | dict[str
 def _sequence_by_sequence(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """A packed batch as rows of one sequence each, and back."""
     ids = batch.input_ids.flatten()
-    starts = (batch.position_ids == 0).flatten().nonzero().flatten().tolist()
+    starts = sequence_starts(batch.position_ids)
     sequences = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
     return torch.cat(plain_hidden_states(model, sequences, len(ids))).view(*batch.input_ids.shape, -1)
 
