@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-# part of a step -> parts of the names of its operations, the first that fits counts. Batched products are attention's;
-# on a GPU kernels do not say what they are part of.
+# part of a step -> parts of the names of its operations, the first that fits counts. Batched products are attention's,
+# as softmaxes are on a CPU (log_softmax makes log-probabilities); on a GPU kernels do not say what they are part of.
 PARTS = {
-    "attention": ("attention", "flash", "fmha", "_blockwise", "bmm"),
+    "attention": ("attention", "flash", "fmha", "_blockwise", "bmm", "aten::softmax", "aten::_softmax"),
     "matrix products": ("mm", "linear", "matmul", "gemm", "cutlass", "cublas", "nvjet"),
     "logits": ("log_softmax", "logsumexp", "nll_loss", "cross_entropy", "softmax"),
     "copies and casts": ("copy", "cat", "index", "gather", "scatter", "clone", "contiguous", "fill", "zero", "_to_"),

@@ -3,12 +3,12 @@
     python benchmarks/training_step.py
 
 The plain way: all transcripts of a step padded to the longest, logits of every token, and for the critic a second pass
-by the model without its adapters. Ours: several transcripts in a row, rows of at most 2048 tokens one after the other,
-logits of action tokens in chunks, features of the critic out of the cache (a first epoch has to make them: `cold`).
-SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert episodes. Each side is in a process of
-its own, in turns; medians. Model FLOP utilisation counts the products that the real tokens need
-(`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares` is what the
-operations of our step take of its time. Writes `benchmarks/results/training_step.json`.
+by the model without its adapters; by transformers and PEFT as they come. Ours: several transcripts in a row, rows of
+at most 2048 tokens one after the other, logits of action tokens in chunks, features of the critic out of the cache (a
+first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert
+episodes. Each side is in a process of its own, in turns; medians. Model FLOP utilisation counts the products that the
+real tokens need (`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares`
+is what the operations of our step take of its time. Writes `benchmarks/results/training_step.json`.
 """
 
 from __future__ import annotations
@@ -80,14 +80,12 @@ def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any
 def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """The same steps without our library's way of making them."""
     from lit_rft.models import LoraSettings, load_backbone
-    from lit_rft.models.backbone import leave_casting_to_autocast
     from lit_rft.transcripts import collate_padded
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lora = LoraSettings(16, 32, 0.0, "all-linear")
     net: Any = load_backbone(model, dtype=torch.bfloat16, lora=lora, **policy).train().to(device)
-    leave_casting_to_autocast(net)
     heads = torch.nn.Linear(net.config.hidden_size, 2, device=device)
     trains = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([*trains, *heads.parameters()], lr=1e-4)

@@ -26,7 +26,7 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     L.seed_everything(0, verbose=False)
     acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=1)
     stage = OnlineHighLevelFinetune(
-        OnlineSettings(SamplingSettings(6, 1.0), buffer_episodes=3, updates_per_episode=1.0, batch_episodes=2),
+        OnlineSettings(SamplingSettings(6, 1.0), buffer_episodes=5, updates_per_episode=1.0, batch_episodes=2),
         policy=PolicySettings(model=model, lora=ADAPTERS),
         optimizer=OptimizerSettings(learning_rate=5e-3),
         critic=CriticSettings(learning_rate=1e-2),

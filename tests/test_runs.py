@@ -181,29 +181,33 @@ def test_two_processes_play_and_answer_what_one_does(kind: str, tiny_model_folde
 
 
 def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Unequal shares (three episodes a round) do not hang, both keep the same weights, both buffers are resumed."""
+    """Unequal shares (three episodes a round) equal one process; the buffer is everyone's, and is resumed."""
     script = str(Path(__file__).with_name("online_in_processes.py"))
 
-    def run(steps: int, *more: str, strategy: str = "ddp") -> list[dict[str, Any]]:
-        _run([sys.executable, script, str(tiny_model_folder), str(tmp_path), "2", str(steps), strategy, *more])
-        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    def run(steps: int, *more: str, strategy: str = "ddp", devices: int = 2) -> list[dict[str, Any]]:
+        arguments = [str(tiny_model_folder), str(tmp_path), str(devices), str(steps), strategy]
+        _run([sys.executable, script, *arguments, *more])
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
-    first, second = run(6)  # two rounds of three updates
-    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
-    names = [{t["episode_id"] for episode in one["replay"] for t in episode} for one in (first, second)]
-    assert len(names[0]) == 3 and len(names[1]) == 2 and not names[0] & names[1]
+    (one,) = run(6, strategy="auto", devices=1)  # two rounds of three updates
+    assert any(weight.abs().max() > 1e-3 for name, weight in one["weights"].items() if "lora_B" in name)  # it did train
     last = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(last, weights_only=True)
-    assert checkpoint["buffers"] == [first["replay"], second["replay"]]
-    resumed = run(9, str(last))
-    shutil.rmtree(tmp_path / "checkpoints")
-    for one, other in zip(resumed, run(9), strict=True):  # to the bit as without the stop
-        assert one["replay"] == other["replay"]
-        assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
-    shutil.rmtree(tmp_path / "checkpoints")
-    split = run(6, strategy="fsdp")[0]
-    for name, weight in first["weights"].items():
-        torch.testing.assert_close(split["weights"][name], weight, rtol=1e-3, atol=5e-5)
+    for strategy in ("ddp", "fsdp"):
+        shutil.rmtree(tmp_path / "checkpoints")
+        found = run(6, strategy=strategy)
+        for each in found:
+            assert [e[0]["episode_id"] for e in each["replay"]] == [e[0]["episode_id"] for e in one["replay"]]
+            assert each["replay"] == found[0]["replay"]
+        check_close(found[0]["weights"], one["weights"])
+        checkpoint = torch.load(last, weights_only=True)
+        assert checkpoint["replay"] == found[0]["replay"] and len(checkpoint["replay"]) == 5
+        if strategy == "ddp":
+            assert all(torch.equal(weight, found[1]["weights"][name]) for name, weight in found[0]["weights"].items())
+            resumed = run(9, str(last))
+            shutil.rmtree(tmp_path / "checkpoints")
+            for each, other in zip(resumed, run(9), strict=True):  # to the bit as without the stop
+                assert each["replay"] == other["replay"]
+                assert all(torch.equal(weight, other["weights"][name]) for name, weight in each["weights"].items())
 
 
 class MixedPolicy:

@@ -1,6 +1,7 @@
 """Layers of a frozen backbone in one piece, for training on a CPU: products with packed weights, the adapter's part
 added within them, and no passes over activations in between."""
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.packed import Exchanged, PackedWeight, multiplies_bf16
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 1024  # of most products
 
@@ -52,11 +55,12 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
         a, b, scale, dropped = adapter
         ctx.packs, ctx.scale, ctx.apart = packs, scale, dropped is not None
-        out = packs.forth.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
         seen = low = None
-        if a is not None:
+        if a is not None:  # first, while x is still in the CPU's cache
             seen = (x if dropped is None else dropped).flatten(0, -2)
             low = seen @ a.t()
+        out = packs.forth.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
+        if a is not None:
             out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
         ctx.save_for_backward(weight, a, b, seen, low)
         return out
@@ -68,11 +72,12 @@ class _FrozenLinear(torch.autograd.Function):
         weight, a, b, seen, low = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         d_x = d_a = d_b = d_dropped = None
+        if a is not None:
+            told, d_b = (rows @ b).mul_(ctx.scale), (low.t() @ rows).mul_(ctx.scale).t()
         if ctx.needs_input_grad[0]:
             d_x = ctx.packs.back.multiply(rows, weight) if ctx.packs else rows @ weight
         if a is not None:
-            told = (rows @ b).mul_(ctx.scale)
-            d_a, d_b = told.t() @ seen, (rows.t() @ low).mul_(ctx.scale)
+            d_a = told.t() @ seen
             if ctx.apart:
                 d_dropped = (told @ a).view(*grad.shape[:-1], a.shape[1])
             elif d_x is not None:
@@ -109,7 +114,7 @@ class _RMSNorm(torch.autograd.Function):
 def fuse(model: nn.Module) -> None:
     """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
     are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
-    are used."""
+    are used. A warning names adapted layers of other kinds."""
     from peft.tuners.lora import Linear as LoraLinear
 
     layer: Any
@@ -126,6 +131,19 @@ def fuse(model: nn.Module) -> None:
             layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])  # type: ignore[method-assign]
         elif type(layer).__name__.endswith("RMSNorm") and _is_plain_norm(layer):
             layer.forward = Exchanged(_normalized, layer, layer.forward)
+    _warn_of_others(model)
+
+
+def _warn_of_others(model: nn.Module) -> None:
+    adapted = [layer for layer in model.modules() if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
+    kinds = {
+        f"{type(layer).__module__.split('.')[-2]}.{type(layer).__name__} of {type(layer.base_layer).__name__}"
+        for layer in adapted
+        if not isinstance(vars(layer).get("forward"), Exchanged)
+    }
+    if kinds and multiplies_bf16() and next(model.parameters()).device.type == "cpu":
+        name, which = type(causal_lm(model)).__name__, ", ".join(sorted(kinds))
+        logger.warning("%s computes some adapted layers in several pieces, which is slower on a CPU: %s", name, which)
 
 
 def _frozen(layer: Any, plain: Any, packs: Packs | None, x: Tensor) -> Tensor:

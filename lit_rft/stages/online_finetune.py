@@ -17,7 +17,7 @@ from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
-from lit_rft.stages.replay import EpisodeReplay
+from lit_rft.stages.replay import EpisodeReplay, from_plain, to_plain
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.transcripts import StepBatch, Transcript, add_outcomes, count_utterances, step_batch
 
@@ -130,10 +130,12 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         """Nothing to keep on disk: what is played here is seen a few times, and then never again."""
 
     def _collect(self, jobs: EpisodeJobs) -> int:
-        """Play a round's episodes into the buffer; returns how many, over all processes."""
+        """Play a round's episodes into the buffer, in all processes those of all; returns how many there were."""
         played = self.explore(jobs, self.online.exploration, self.online.seed + 1 + self.global_step)
-        for one in played:
-            self.replay.add(self._learnable(one))
+        shares = self.from_all_processes([to_plain(self._learnable(one)) for one in played])
+        for turn in itertools.zip_longest(*shares, fillvalue=[]):  # as the round's episodes were dealt out
+            for episode in turn:
+                self.replay.add(from_plain(episode))
         self.log("train/buffer", float(len(self.replay)))
         return self.log_round(played)
 
@@ -150,14 +152,12 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         return [transcript for transcript in found if transcript.num_decisions]
 
     def _draw(self, batch: OnlineRound, name: str) -> StepBatch:
-        """Some episodes of the buffer and some stored ones, as one optimiser step; each process draws its share."""
-        rank, world_size = self.global_rank, self.trainer.world_size
-        rng = random.Random(f"{name}/{rank}")
+        """Some episodes of the buffer and some stored ones, as one optimiser step: this process's share of them."""
+        rng = random.Random(name)  # the same in all processes, as the buffer is
         stored = round(self.online.offline_share * self.online.batch_episodes) if batch.offline else 0
-        fresh = self.online.batch_episodes - stored
-        mine = [len(range(rank, number, world_size)) for number in (fresh, stored)]
-        chosen = self.replay.sample(mine[0], rng)
-        chosen += [list(episode) for episode in rng.sample(list(batch.offline), min(mine[1], len(batch.offline)))]
+        chosen = self.replay.sample(self.online.batch_episodes - stored, rng)
+        chosen += [list(episode) for episode in rng.sample(list(batch.offline), min(stored, len(batch.offline)))]
+        chosen = chosen[self.global_rank :: self.trainer.world_size]
         transcripts = [t for episode in chosen for t in episode if t.level != "low"]
         numbers = {
             level: torch.tensor(float(n), device=self.device) for level, n in count_utterances(transcripts).items()
@@ -171,20 +171,10 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the buffers of all processes."""
+        """Adds the buffer, which is the same in all processes."""
         super().on_save_checkpoint(checkpoint)
-        buffers: list[Any] = [self.replay.state_dict()]
-        if self._trainer is not None and self.trainer.world_size > 1:
-            buffers = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(buffers, self.replay.state_dict())
-        checkpoint["buffers"] = buffers
+        checkpoint["replay"] = self.replay.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["buffers"]
-        world_size = self.trainer.world_size if self._trainer is not None else 1
-        # with another number of processes: dealt out anew, the oldest first
-        turns = itertools.zip_longest(*(reversed(buffer) for buffer in saved))
-        episodes = [episode for turn in turns for episode in turn if episode is not None][::-1]
-        same = len(saved) == world_size
-        self.replay.load_state_dict(saved[self.global_rank] if same else episodes[self.global_rank :: world_size])
+        self.replay.load_state_dict(checkpoint["replay"])

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, whole_weights
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
+
+Value = TypeVar("Value")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -123,16 +125,20 @@ class OptimizedModule(L.LightningModule):
         """
         if self.sum_over_processes({"failed": torch.tensor(float(failed), device=self.device)})["failed"] == 0:
             return
-        everywhere = [episode_ids]
-        if self.trainer.world_size > 1:
-            everywhere = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(everywhere, episode_ids)
-        names = [name for part in everywhere for name in part]
+        names = [name for part in self.from_all_processes(episode_ids) for name in part]
         where = f"with the episodes {', '.join(names)}" if names else "in a gradient"
         raise NonFiniteLossError(
             f"{what} is not finite at step {self.global_step}, {where}; the weights and the last checkpoint are "
             "those of the step before: look at these episodes, or lower the learning rate"
         )
+
+    def from_all_processes(self, own: Value) -> list[Value]:
+        """What each process brings, by rank; all must call this. Pickled on the way: numbers, strings and lists."""
+        if self.trainer.world_size == 1:
+            return [own]
+        everywhere: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(everywhere, own)
+        return everywhere
 
     def total(self, sums: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """What micro-batches have added up with `add_to`, over all processes; 0 where this one had nothing."""

@@ -134,7 +134,7 @@ class OnlineSettings:
 
     Args:
         exploration: how the policy samples while it collects.
-        buffer_episodes: the newest episodes that are kept, in each process.
+        buffer_episodes: the newest episodes that are kept, of all processes.
         updates_per_episode: optimiser steps for each episode that was played; at least one a round.
         batch_episodes: episodes an optimiser step, over all processes.
         offline_share: of them that are stored ones, in [0, 1]; none where there are no stored episodes.

@@ -28,14 +28,18 @@ def make_transcripts(number: int = 3) -> list[Transcript]:
     return [t for e in episodes for t in add_outcomes(hierarchy_transcripts(e, chat, prompts), e, chat, prompts)]
 
 
-def make_adapted() -> Any:
-    model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.5, "all-linear"))
+SHAPES = pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+
+
+def make_adapted(architecture: str = "llama") -> Any:
+    model: Any = add_lora(make_model(architecture), LoraSettings(4, 8, 0.5, "all-linear"))
     let_adapters_act(model, 0.5)
     return model.train()
 
 
-def test_gathering_equals_a_loop_over_transcripts() -> None:
-    model, transcripts = make_model(), make_transcripts()
+@SHAPES
+def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
+    model, transcripts = make_model(architecture), make_transcripts()
     for batch in (collate_padded(transcripts, 0), collate_packed(transcripts, 0, 2000)):
         found = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
         expected: list[list[torch.Tensor]] = [[], [], []]
@@ -50,9 +54,10 @@ def test_gathering_equals_a_loop_over_transcripts() -> None:
             assert not values.requires_grad
 
 
-def test_frozen_features_see_neither_adapters_nor_dropout_and_leave_the_model_as_it_was() -> None:
-    model, batch = make_adapted(), collate_padded(make_transcripts(), 0)
-    plain = make_model()
+@SHAPES
+def test_frozen_features_see_neither_adapters_nor_dropout_and_leave_the_model_as_it_was(architecture: str) -> None:
+    model, batch = make_adapted(architecture), collate_padded(make_transcripts(), 0)
+    plain = make_model(architecture)
     found = frozen_features(model, batch)
     expected = gather_features(final_hidden_states(plain, batch.input_ids, batch.position_ids), batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

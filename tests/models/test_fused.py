@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 from collections import Counter
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.M
     found.clear()
     model(input_ids=ids)
     assert not found
+
+
+def test_layers_of_other_kinds_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    gpt2 = make_model("gpt2", n_embd=32, n_layer=2, n_head=4)
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        fused.fuse(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
+        fused.fuse(make_adapted("llama"))
+    said = [record.message for record in caplog.records]
+    name = "GPT2LMHeadModel computes some adapted layers in several pieces, which is slower on a CPU"
+    assert said == ([f"{name}: lora.Linear of Conv1D"] if multiplies_bf16() else [])
 
 
 def test_a_model_that_trains_has_nothing_to_fuse() -> None:

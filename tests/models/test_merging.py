@@ -12,8 +12,8 @@ from lit_rft.models.backbone import add_lora
 IDS = torch.arange(5, 40)[None]
 
 
-def make_adapted(*more: str) -> Any:
-    model: Any = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear")).eval()
+def make_adapted(*more: str, architecture: str = "llama") -> Any:
+    model: Any = add_lora(make_model(architecture), LoraSettings(4, 8, 0.0, "all-linear")).eval()
     for name in more:
         model.add_adapter(name, model.peft_config["default"])
     let_adapters_act(model)
@@ -29,8 +29,9 @@ def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_folded_equals_adapted_and_comes_out_to_the_bit() -> None:
-    model = make_adapted()
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
+    model = make_adapted(architecture=architecture)
     before, adapted = state(model), logits(model)
     folded = FoldedAdapter(model)
     q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))

@@ -34,11 +34,13 @@ def test_logits_are_the_same(architecture: str) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and layer.bias is not None:
             nn.init.normal_(layer.bias)
+    asked = set(map(id, PackedProducts(model, 3)._layers))
+    assert len(asked) == 2 * 7 + (type(model.get_output_embeddings()) is nn.Linear)
     for packed, plain in zip(steps(model, True), steps(model, False), strict=True):
         torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)  # to the bit where this was written
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
 def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
     model = with_adapters(make_model(architecture).bfloat16())
     acting = FoldedAdapter(model).active

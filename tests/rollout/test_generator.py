@@ -4,10 +4,11 @@ import itertools
 import logging
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_model, with_adapters
 from transformers import AttentionInterface
 
 from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
@@ -25,11 +26,16 @@ ARCHITECTURES = {
     "qwen2_moe": {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2},
     **(WITHOUT_CACHE := {"mamba": {"state_size": 4}, "bloom": {}, "gpt_neo": GPT_NEO}),
 }
+ADAPTED = [(name, True) for name in ("llama", "qwen2", "gemma2", "mistral")]
 END = 2
 
 
 def _prompt(rng: random.Random, low: int = 1, high: int = 30) -> list[int]:
     return [rng.randrange(3, 270) for _ in range(rng.randint(low, high))]
+
+
+def _tags(ids: list[int]) -> str:
+    return "".join(f"<{token}>" for token in ids)
 
 
 def _talk(generator: ConversationGenerator, names: Iterable[str], rounds: int) -> dict[str, list[Sampled]]:
@@ -44,10 +50,13 @@ def _talk(generator: ConversationGenerator, names: Iterable[str], rounds: int) -
     return said
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "adapted"), [*((name, False) for name in ARCHITECTURES), *ADAPTED])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_log_probs_equal_a_recomputation_over_the_whole_history(architecture: str, temperature: float) -> None:
+def test_log_probs_equal_a_recomputation_over_the_whole_history(
+    architecture: str, temperature: float, adapted: bool
+) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
+    model = with_adapters(model) if adapted else model
     generator = ConversationGenerator(model, END, SamplingSettings(9, temperature), num_slots=5)
     rng = random.Random(0)
     slots = [generator.open(str(i)) for i in range(4)]
@@ -109,11 +118,17 @@ def test_reading_anew_equals_the_cache() -> None:
     assert decoders[1].tokens_read == decoders[2].tokens_read > decoders[0].tokens_read
 
 
-def test_a_conversation_does_not_depend_on_its_company() -> None:
-    model = make_model()
-    together = _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=4), "abcd", 3)
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 5}, {"top_p": 0.6}, {"stop_strings": ("<7", "2><")}], ids=str)
+def test_a_conversation_does_not_depend_on_its_company(truncation: dict[str, Any]) -> None:
+    model, sampling = make_model(), SamplingSettings(8, 1.0, **truncation)
+
+    def talk(names: str) -> dict[str, list[Sampled]]:
+        slots = len(names)
+        return _talk(ConversationGenerator(model, END, sampling, num_slots=slots, decode=_tags), names, 3)
+
+    together = talk("abcd")
     for name in "abcd":
-        alone = _talk(ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=1), name, 3)[name]
+        alone = talk(name)[name]
         assert [s.ids for s in alone] == [s.ids for s in together[name]]
 
 

@@ -22,6 +22,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
 }
 
+SHAPES = pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+ADAPTED = pytest.mark.parametrize("adapted", [False, True], ids=["plain", "lora"])
+
 
 def make_prompts(number: int = 5) -> list[tuple[str, list[int]]]:
     generator = torch.Generator().manual_seed(1)
@@ -53,8 +56,11 @@ def test_groups_equal_conversations_one_by_one(architecture: str, num_slots: int
             assert one.finished == plain.finished == (one.ids[-1] == END)
 
 
-def test_log_probs_equal_a_plain_pass() -> None:
-    model, prompts = make_model(), make_prompts()
+@SHAPES
+@ADAPTED
+def test_log_probs_equal_a_plain_pass(architecture: str, adapted: bool) -> None:
+    model, prompts = make_model(architecture, **ARCHITECTURES[architecture]), make_prompts()
+    model = with_adapters(model) if adapted else model
     for (_, ids), group in zip(
         prompts, sample_groups(model, prompts, [3] * 5, SamplingSettings(9, 0.7), END), strict=True
     ):
@@ -66,10 +72,13 @@ def test_log_probs_equal_a_plain_pass() -> None:
             assert one.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_in_bf16_they_are_no_further_off_than_separate_passes() -> None:
+@SHAPES
+@ADAPTED
+def test_in_bf16_they_are_no_further_off_than_separate_passes(architecture: str, adapted: bool) -> None:
     """What is sampled in bf16, by a folded adapter out of the cache, against float32 of the same weights."""
-    exact = with_adapters(make_model().bfloat16().float())
-    half = with_adapters(make_model().bfloat16())
+    exact, half = make_model(architecture).bfloat16().float(), make_model(architecture).bfloat16()
+    if adapted:
+        exact, half = with_adapters(exact), with_adapters(half)
     half.load_state_dict(exact.state_dict())
     prompts, sampling = make_prompts(), SamplingSettings(24, 1.0)
     groups = sample_groups(half, prompts, [4] * 5, sampling, END, acting=FoldedAdapter(half).active)
@@ -85,12 +94,12 @@ def test_in_bf16_they_are_no_further_off_than_separate_passes() -> None:
 
 @torch.no_grad()
 def _plain_log_probs(model: Any, prompt: list[int], said: list[int]) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=model.get_base_model().dtype == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16):
         logits = model(input_ids=torch.tensor([[*prompt, *said]])).logits[0].float()
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(said)[:, None]).squeeze(-1)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+@SHAPES
 def test_a_folded_adapter_says_the_same(architecture: str) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
     for name, bias in model.named_parameters():
@@ -158,6 +167,10 @@ def test_stop_tokens_and_strings_end_a_completion() -> None:
             end = other.ids.index(stop) + 1 if stop in other.ids else len(other.ids)
             assert one.ids == other.ids[:end] and one.finished == (other.finished or stop in other.ids)
     assert by_id[2][1].ids[-1] == stop and len(by_id[2][1].ids) <= 4
+    pair = plain[2][1].ids[2:4]  # a string that no token holds alone
+    across = SamplingSettings(12, 1.0, stop_strings=(f"{pair[0]}><{pair[1]}",))
+    (ended,) = sample_groups(model, prompts[2:3], [2], across, END, decode=decode)
+    assert ended[1].ids == plain[2][1].ids[:4] and ended[1].finished
     generator = ConversationGenerator(model, END, by_text, num_slots=1, decode=decode)
     slot = generator.open("p2/1")
     assert generator.sample({slot: prompts[2][1]})[slot].ids == found[2][1].ids

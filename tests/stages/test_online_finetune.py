@@ -14,7 +14,7 @@ from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage,
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
 from lit_rft.episodes import write_episodes
-from lit_rft.models import LoraSettings, load_tokenizer
+from lit_rft.models import LoraSettings
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
@@ -25,8 +25,6 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.stages.replay import EpisodeReplay
-from lit_rft.transcripts import ChatFormat, hierarchy_transcripts
 
 ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
 ONLINE = {
@@ -216,7 +214,7 @@ def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
     again = make_online(tiny_model_folder)
     with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
         run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
-    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["buffers"][0]
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["replay"]
     assert kept == stage.replay.state_dict()
 
 
@@ -246,24 +244,6 @@ def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_fold
     stage = make_online(tiny_model_folder, online={"buffer_episodes": 2})
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 6)
     assert stage._features is not None and len(stage._features._new) <= 2
-
-
-def test_with_another_number_of_processes_the_newest_episodes_stay(tiny_model_folder: Path) -> None:
-    def saved(*names: str) -> list[Any]:
-        transcripts = [make_episode(int(name), 2) for name in names]
-        chat = ChatFormat(load_tokenizer(str(tiny_model_folder)))
-        made = [hierarchy_transcripts(e, chat, PROMPTS)[:1] for e in transcripts]
-        replay = EpisodeReplay(9)
-        for one in made:
-            replay.add(one)
-        return replay.state_dict()
-
-    stage = make_online(tiny_model_folder, online={"buffer_episodes": 3})
-    stage.configure_model()
-    checkpoint: dict[str, Any] = {"env_steps": 7, "buffers": [saved("0", "2", "4"), saved("1", "3")]}
-    checkpoint["state_dict"] = {k: v for k, v in stage.state_dict().items() if k in stage._saved_names()}
-    stage.on_load_checkpoint(checkpoint)
-    assert [e[0].episode_id.split("/")[-1] for e in stage.replay.episodes] == ["2", "3", "4"]
 
 
 def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -97,20 +97,25 @@ def test_answers_are_by_weights_that_were_loaded_since(
 def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: Path) -> None:
     """Of an engine that is off by a factor, each token has another weight; of an exact one, none."""
 
-    def after(cap: float | None, wrong: bool) -> dict[str, torch.Tensor]:
+    def after(cap: float | None, *wrong: float) -> dict[str, torch.Tensor]:
+        """Trained with log-probabilities that are off by these, in turns."""
+
         def change(answer: Any) -> Any:
-            for choice in answer["choices"] if wrong else ():
+            for choice in answer["choices"]:
                 said = choice["logprobs"]["token_logprobs"]
-                choice["logprobs"]["token_logprobs"] = [p + (0.5 if i % 2 else -0.5) for i, p in enumerate(said)]
+                choice["logprobs"]["token_logprobs"] = [p + wrong[i % len(wrong)] for i, p in enumerate(said)]
             return answer
 
         fake.change = change
         return trained(run(fake, tiny_model_folder, steps=1, objective={"importance_cap": cap, "entropy_coef": 0.0}))
 
-    plain = after(None, True)
-    assert differ(plain, after(2.0, True))
-    assert not differ(plain, after(2.0, False))
-    assert differ(after(1.0, True), after(2.0, True))
+    plain = after(None, -0.5, 0.5)
+    assert differ(plain, after(2.0, -0.5, 0.5))
+    assert not differ(plain, after(2.0, 0.0))
+    assert differ(after(1.0, -0.5, 0.5), after(2.0, -0.5, 0.5))
+    # pi / pi_server, not the other way: below 1 where the server is surer, above 1, and capped, where it is less sure
+    assert not differ(after(1.0, 0.5, 0.2), after(2.0, 0.5, 0.2))
+    assert not differ(plain, after(1.0, -0.5, -0.2))
 
 
 def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder: Path, tmp_path: Path) -> None:
