@@ -150,7 +150,8 @@ def main() -> None:
         return
     info = machine()
     result = compare(in_turns(__file__, tuple(SIDES), options.rounds))
-    settings = {"prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "lora_rank": RANK, "precision": "bf16",
+    settings = {"model": MODEL, "prompts": PROMPTS, "group": GROUP, "new_tokens": NEW_TOKENS, "temperature": 1.0,
+                "beta": 0.0, "lora_rank": RANK, "target_modules": TARGETS, "precision": "bf16",
                 "micro_batch_tokens": MICRO_BATCH_TOKENS}  # fmt: skip
     write("grpo_step", {"machine": info, "versions": versions("trl", "lightning"), "settings": settings} | result)
     show("one GRPO step", result["median"])

@@ -55,7 +55,8 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
         a, b, scale, dropped = adapter
         ctx.packs, ctx.scale, ctx.apart = packs, scale, dropped is not None
-        seen = low = None
+        seen: Any = None
+        low: Any = None
         if a is not None:  # first, while x is still in the CPU's cache
             seen = (x if dropped is None else dropped).flatten(0, -2)
             low = seen @ a.t()

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
+from safetensors.torch import load_file
 from tiny_stage import fit, trained
 from transformers import AutoModelForCausalLM
 
@@ -30,6 +31,10 @@ def given(fake: FakeVllm) -> list[dict[str, torch.Tensor]]:
     load = fake._load
 
     def remember(name: str, folder: str) -> Any:
+        sent = [file for file in Path(folder).rglob("*") if file.is_file()]
+        assert {file.suffix for file in sent} <= {".json", ".md", ".safetensors"}
+        (weights,) = (file for file in sent if file.suffix == ".safetensors")
+        assert all("lora_" in tensor for tensor in load_file(weights))  # the adapter travels, and nothing else
         answer = load(name, folder)
         found.append({n: p.clone() for n, p in fake.adapters[name].named_parameters() if "lora_" in n})
         return answer
