@@ -10,7 +10,8 @@ bf16. In turns, each side in a process of its own; medians.
 
 A side's model time is what it spends in its generator, its memory what its own process holds, without simulators.
 `waited_seconds` is the rest, in which the model had nothing to do; `simulator_seconds` is what the simulators took in
-all, most of it while the model was at work on other episodes.
+all, resets included, most of it while the model was at work on other episodes. Simulators are started before
+(`start_seconds`): they stay from one round of episodes to the next.
 Writes `benchmarks/results/episodes.json`.
 """
 
@@ -135,6 +136,7 @@ def play(side: str, episodes: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as times:
         make_env = functools.partial(TimedEnv, times, steps)
         with EnvPool(make_env, episodes, reset_timeout=600) as pool:
+            start_seconds = start(pool, jobs(episodes, steps), Path(times))
             player = EpisodePlayer(agent, generator, pool)
             player.submit(jobs(episodes, steps))
             started = time.perf_counter()
@@ -145,9 +147,22 @@ def play(side: str, episodes: int, steps: int) -> None:
     say(
         turns=turns, turns_per_second=turns / model_seconds, model_seconds=model_seconds,
         tokens_per_second=(generator.tokens_sampled - said) / model_seconds, peak_gb=peak_memory(),
-        simulator_seconds=simulated, waited_seconds=wall - model_seconds,
+        simulator_seconds=simulated, waited_seconds=wall - model_seconds, start_seconds=start_seconds,
         tokens_read=generator.tokens_read - read, tokens_sampled=generator.tokens_sampled - said,
     )  # fmt: skip
+
+
+def start(pool: EnvPool, first: Sequence[EpisodeJob], times: Path) -> float:
+    """Start all simulators, one for each of these jobs; seconds."""
+    started = time.perf_counter()
+    for job in first:
+        pool.submit(job)
+    while pool.outstanding:
+        for event in pool.wait():
+            pool.finish(event.worker)
+    for file in times.iterdir():
+        file.unlink()
+    return time.perf_counter() - started
 
 
 def jobs(episodes: int, steps: int) -> list[EpisodeJob]:

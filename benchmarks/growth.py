@@ -187,6 +187,9 @@ def main() -> None:
     settings = {"model": MODEL, "precision": "bf16", "lora_rank": 16, "target_modules": "all-linear", "units": UNITS,
                 "rounds": options.rounds}  # fmt: skip
     result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings}
+    start_up()  # fills the cache
+    result |= {"start_up_seconds": [start_up() for _ in range(options.rounds)]}
+    Console().print(f"seconds to the first step: {result['start_up_seconds']}")
     points: dict[str, list[dict[str, float]]] = {}
     for case, values in POINTS.items():
         points[case] = []
@@ -196,11 +199,9 @@ def main() -> None:
         show(case, {str(int(point["value"])): point for point in points[case]})
         result |= {"points": points}
         write("growth", result, options.output)
-    result |= {"exponents": exponents(points), "start_up_seconds": [start_up() for _ in range(3)]}
-    write("growth", result, options.output)
+    write("growth", result | {"exponents": exponents(points)}, options.output)
     plot(points)
-    show("exponents between the two largest points", result["exponents"])
-    Console().print(f"seconds to the first step: {result['start_up_seconds']}")
+    show("exponents between the two largest points", exponents(points))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     )
     data = OnlineDataModule(
         model=model, prompts=PROMPTS, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
+        train_files=[f"{folder}/stored.jsonl"],
         rounds=3, episodes_per_round=3, micro_batch_tokens=700,
     )  # fmt: skip
     trainer = L.Trainer(

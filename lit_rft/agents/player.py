@@ -1,5 +1,6 @@
 """Playing many episodes at once: sessions on one side, simulators on the other."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,6 +12,8 @@ from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.rollout import Conversations
 from lit_rft.transcripts import Transcript
+
+_PATIENCE = 0.1  # of a round's time, for episodes that are not ready
 
 
 @dataclass
@@ -41,8 +44,9 @@ class EpisodePlayer:
     """Plays episodes of an agent on a pool of environments.
 
     Each round samples the next utterance of every episode that waits for one, in one forward pass, while the
-    simulators work on the others. A round starts as soon as half of the episodes in progress are ready: none waits for
-    the slowest.
+    simulators work on the others. A round starts when all episodes in progress are ready, or half of them and the
+    others have not come within a tenth of the time that the last round took: full rounds are the faster ones, but none
+    waits long for the slowest.
 
     Args:
         agent: makes a session for each episode.
@@ -65,6 +69,7 @@ class EpisodePlayer:
         self.source = source or {"kind": "policy"}
         self._live: dict[int, _Live] = {}
         self._deciding: set[int] = set()  # workers whose episode waits for an utterance
+        self._round_seconds = 0.0  # of sampling, in the last round
 
     def submit(self, jobs: Sequence[EpisodeJob]) -> None:
         """Queue episodes."""
@@ -83,9 +88,15 @@ class EpisodePlayer:
 
     def _handle_events(self) -> Iterator[PlayedEpisode]:
         """Take what the simulators have answered until enough episodes are ready to decide."""
+        begin: float | None = None  # of the round, at the latest
         while self.pool.outstanding:
-            enough = self._deciding and 2 * len(self._deciding) >= len(self._live)
-            events = self.pool.wait(timeout=0 if enough else None)
+            ready, live = len(self._deciding), len(self._live)
+            timeout = None
+            if ready and 2 * ready >= live:
+                now = time.monotonic()
+                begin = begin or now + _PATIENCE * self._round_seconds
+                timeout = max(0.0, begin - now) if ready < live else 0
+            events = self.pool.wait(timeout=timeout)
             for event in events:
                 played = self._handle(event)
                 if played is not None:
@@ -130,8 +141,10 @@ class EpisodePlayer:
         groups: dict[int, list[int]] = {}  # workers by the generator that has to sample for them
         for worker in sorted(self._deciding):
             groups.setdefault(id(self._live[worker].session.generator), []).append(worker)
+        started = time.monotonic()
         for workers in groups.values():
             yield from self._decide_for(workers)
+        self._round_seconds = time.monotonic() - started
 
     def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
         prompts = dict(self._live[worker].session.unread() for worker in workers)

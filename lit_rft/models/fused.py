@@ -115,7 +115,7 @@ class _RMSNorm(torch.autograd.Function):
 def fuse(model: nn.Module) -> None:
     """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
     are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
-    are used. A warning names adapted layers of other kinds."""
+    are used. A warning names layers with other kinds of LoRA."""
     from peft.tuners.lora import Linear as LoraLinear
 
     layer: Any
@@ -137,14 +137,21 @@ def fuse(model: nn.Module) -> None:
 
 def _warn_of_others(model: nn.Module) -> None:
     adapted = [layer for layer in model.modules() if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
-    kinds = {
-        f"{type(layer).__module__.split('.')[-2]}.{type(layer).__name__} of {type(layer.base_layer).__name__}"
-        for layer in adapted
-        if not isinstance(vars(layer).get("forward"), Exchanged)
-    }
+    kinds = {_kind(layer) for layer in adapted if not _is_plain_lora(layer)}
     if kinds and multiplies_bf16() and next(model.parameters()).device.type == "cpu":
         name, which = type(causal_lm(model)).__name__, ", ".join(sorted(kinds))
         logger.warning("%s computes some adapted layers in several pieces, which is slower on a CPU: %s", name, which)
+
+
+def _is_plain_lora(layer: Any) -> bool:
+    from peft.tuners.lora import Linear as LoraLinear
+
+    return type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear and not layer.lora_variant
+
+
+def _kind(layer: Any) -> str:
+    variants = [type(variant).__name__ for variant in layer.lora_variant.values()]
+    return " ".join([*sorted({type(layer).__name__, *variants}), "of", type(layer.base_layer).__name__])
 
 
 def _frozen(layer: Any, plain: Any, packs: Packs | None, x: Tensor) -> Tensor:

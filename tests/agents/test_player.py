@@ -94,6 +94,34 @@ def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFo
     assert played == total
 
 
+class ScriptedPool:
+    """Gives so many answers at each call, and keeps how long it was asked to wait."""
+
+    outstanding = 9
+
+    def __init__(self, *answers: list[int]) -> None:
+        self.answers, self.timeouts = list(answers), []  # type: list[list[int]], list[float | None]
+
+    def wait(self, timeout: float | None) -> list[int]:
+        self.timeouts.append(timeout)
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize("last_round", [0.0, 50.0])
+def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool: Any = ScriptedPool([0], [1], [2], [])
+    player: Any = EpisodePlayer(None, None, pool)  # type: ignore[arg-type]
+    player._live, player._round_seconds = dict.fromkeys(range(4)), last_round
+    monkeypatch.setattr(player, "_handle", lambda worker: player._deciding.add(worker))
+    assert not list(player._handle_events())
+    first, second, third, fourth = pool.timeouts
+    assert first is None and second is None  # fewer than half
+    assert 0 <= fourth <= third <= 0.1 * last_round and (last_round == 0 or fourth > 4)
+    pool.answers = [[3], []]
+    assert not list(player._handle_events())
+    assert pool.timeouts[-1] == 0  # all are there
+
+
 def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
     agent = FlatAgent(chat, HierarchyPrompts(), 2048)
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(4), num_slots=2)

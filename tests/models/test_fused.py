@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
@@ -160,10 +161,17 @@ def test_layers_of_other_kinds_are_named_once(caplog: pytest.LogCaptureFixture) 
     gpt2 = make_model("gpt2", n_embd=32, n_layer=2, n_head=4)
     with caplog.at_level(logging.WARNING, "lit_rft"):
         fused.fuse(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
+        dora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], use_dora=True, task_type="CAUSAL_LM")
+        fused.fuse(get_peft_model(make_model("llama"), dora))
         fused.fuse(make_adapted("llama"))
+        fused.fuse(make_adapted("llama", ["q_proj", "lm_head"]))
     said = [record.message for record in caplog.records]
-    name = "GPT2LMHeadModel computes some adapted layers in several pieces, which is slower on a CPU"
-    assert said == ([f"{name}: lora.Linear of Conv1D"] if multiplies_bf16() else [])
+    what = "computes some adapted layers in several pieces, which is slower on a CPU"
+    named = [
+        f"GPT2LMHeadModel {what}: Linear of Conv1D",
+        f"LlamaForCausalLM {what}: DoraLinearVariant Linear of Linear",
+    ]
+    assert said == (named if multiplies_bf16() else [])
 
 
 def test_a_model_that_trains_has_nothing_to_fuse() -> None:

@@ -1,15 +1,17 @@
 """LUFFY's stage on a tiny model: how a step is split changes nothing, every knob counts, no signal costs no pass."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from tiny import make_model, make_tokenizer
 from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import Prompt, PromptLoader
-from lit_rft.models import load_tokenizer
+from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rewards import RewardSum
 from lit_rft.rollout import SamplingSettings
@@ -124,6 +126,28 @@ def test_prompts_are_shared_in_half_precision_too(tiny_model_folder: Path, caplo
     stage = make_grpo(tiny_model_folder)
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, precision="bf16-mixed")
     assert stage.share_prompts and "reads each completion's prompt anew" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets"), [("bloom", "all-linear"), ("mamba", ["in_proj", "x_proj"])], ids=["bloom", "mamba"]
+)
+def test_what_no_fast_path_serves_trains_too_and_says_so_once(
+    architecture: str, targets: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = make_tokenizer()
+    settings = {"state_size": 4} if architecture == "mamba" else {}
+    make_model(architecture, len(tokenizer), **settings).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lora = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules=targets)
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        whole = after(tmp_path, steps=3, lora=lora)
+    said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
+    for line in ("reads everything anew for each token", "reads each completion's prompt anew"):
+        assert sum(line in message for message in said) == 1, said
+    assert any(weight.abs().max() > 1e-3 for name, weight in whole.items() if "lora_B" in name)  # it did train
+    split = after(tmp_path, steps=3, lora=lora, micro_batch_tokens=1)
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
 def test_traces_take_turns_however_many_steps_a_rollout_has(tiny_model_folder: Path) -> None:
