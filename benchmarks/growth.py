@@ -199,9 +199,10 @@ def main() -> None:
         show(case, {str(int(point["value"])): point for point in points[case]})
         result |= {"points": points}
         write("growth", result, options.output)
-    write("growth", result | {"exponents": exponents(points)}, options.output)
+    result |= {"exponents": exponents(points)}
+    write("growth", result, options.output)
     plot(points)
-    show("exponents between the two largest points", exponents(points))
+    show("exponents between the two largest points", result["exponents"])
 
 
 if __name__ == "__main__":

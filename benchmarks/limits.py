@@ -68,6 +68,10 @@ def _embeddings(model: nn.Module) -> set[int]:
     return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
     """Of the products of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is
     causal): a weight that trains is used three times, a frozen one twice; of so many chosen tokens there are logits."""
@@ -75,8 +79,7 @@ def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
     apart = _embeddings(model) | {id(model.get_output_embeddings().weight)}
     weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in apart]
     uses = sum(p.numel() * (6 if p.requires_grad else 4) for p in weights)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = config.num_attention_heads * size * config.num_hidden_layers
+    heads = config.num_attention_heads * _head_size(config) * config.num_hidden_layers
     # two products forth and four back, half of their squares, two FLOP each
     attention = sum(6 * heads * length**2 for length in lengths)
     logits = 4 * config.vocab_size * config.hidden_size * chosen
@@ -115,8 +118,8 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
     seconds = statistics.median(found)
     head = model.get_output_embeddings().weight
     weights = product_weights(model) + (head.numel() if config.tie_word_embeddings else 0)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size * (context + steps * repeats // 2) * rows
+    positions = (context + steps * repeats // 2) * rows
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * positions
     return {
         "seconds": seconds,
         "tokens_per_second": rows / seconds,

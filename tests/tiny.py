@@ -8,6 +8,8 @@ from typing import Any
 from lit_rft.episodes import Achieved, Episode, Outcome, Step, Subgoal
 from lit_rft.transcripts import Transcript, completion_transcript
 
+SHAPES = ("llama", "qwen2", "gemma", "mistral")  # the architectures that every fast path is tested with
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

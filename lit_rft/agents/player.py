@@ -141,14 +141,15 @@ class EpisodePlayer:
         groups: dict[int, list[int]] = {}  # workers by the generator that has to sample for them
         for worker in sorted(self._deciding):
             groups.setdefault(id(self._live[worker].session.generator), []).append(worker)
-        started = time.monotonic()
+        self._round_seconds = 0.0
         for workers in groups.values():
             yield from self._decide_for(workers)
-        self._round_seconds = time.monotonic() - started
 
     def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
         prompts = dict(self._live[worker].session.unread() for worker in workers)
+        started = time.monotonic()
         sampled = self._live[workers[0]].session.generator.sample(prompts)
+        self._round_seconds += time.monotonic() - started
         for worker in workers:
             live = self._live[worker]
             slot, _ = live.session.unread()

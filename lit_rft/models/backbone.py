@@ -190,6 +190,11 @@ def sequence_starts(position_ids: Tensor) -> list[int]:
     return [0, *((flat[1:] != flat[:-1] + 1).nonzero().flatten() + 1).tolist()]
 
 
+def sequence_spans(starts: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Begin and end of each sequence of a row of so many tokens."""
+    return list(zip(starts, (*starts[1:], length), strict=True))
+
+
 def final_hidden_states(
     model: nn.Module,
     input_ids: Tensor,

@@ -17,6 +17,7 @@ from lit_rft.models.backbone import (
     attention_implementation,
     caps_scores,
     causal_lm,
+    sequence_spans,
     sequence_starts,
     shortest_window,
 )
@@ -81,18 +82,18 @@ class _Blockwise(torch.autograd.Function):
             q, k, v = query[:, :, :, block], key[:, :, seen], value[:, :, seen]
             told = grad[:, :, :, block].flatten(2, 3)
             weights = _weights(q, k, ctx.hidden)  # anew: kept, they would take memory in the square of the length
-            d_value[:, :, seen] += weights.transpose(-1, -2) @ told
+            d_value[:, :, seen].add_(weights.transpose(-1, -2) @ told)
             d_weights = told @ v.transpose(-1, -2)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[:, :, :, block] = (d_scores @ k).view(q.shape)
-            d_key[:, :, seen] += d_scores.transpose(-1, -2) @ q.flatten(2, 3)
+            d_key[:, :, seen].add_(d_scores.transpose(-1, -2) @ q.flatten(2, 3))
         return d_query * ctx.scale, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
 def _blocks(query: Tensor, key: Tensor, starts: Sequence[int]) -> Iterator[tuple[slice, slice]]:
     """Queries, and the keys that the last of them sees."""
     length, prefix = query.shape[3], key.shape[2] - query.shape[3]
-    for first, last in zip(starts, (*starts[1:], length), strict=True):
+    for first, last in sequence_spans(starts, length):
         for start in range(first, last, _SIZE):
             end = min(start + _SIZE, last)
             yield slice(start, end), slice(first, prefix + end)
@@ -103,7 +104,7 @@ def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
     scores = query.flatten(2, 3) @ key.transpose(-1, -2)
     length = query.shape[3]
     apart = scores.view(*query.shape[:4], key.shape[2])
-    apart[..., -length:] += _future(length, scores.dtype, query.device)
+    apart[..., -length:].add_(_future(length, scores.dtype, query.device))
     if hidden is not None:
         apart[..., : hidden.shape[1]].masked_fill_(hidden[:, None, None, None], -torch.inf)
     return scores.softmax(-1)
@@ -199,7 +200,7 @@ def _starts(position_ids: Tensor) -> list[int]:
 
 def _longest(starts: Sequence[int], length: int) -> int:
     """Of the sequences that begin there in a row of so many tokens."""
-    return max(end - start for start, end in zip(starts, (*starts[1:], length), strict=True))
+    return max(end - start for start, end in sequence_spans(starts, length))
 
 
 def _fits(architecture: Any, config: Any) -> bool:

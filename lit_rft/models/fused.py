@@ -116,8 +116,6 @@ def fuse(model: nn.Module) -> None:
     """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
     are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
     are used. A warning names layers with other kinds of LoRA."""
-    from peft.tuners.lora import Linear as LoraLinear
-
     layer: Any
     head = causal_lm(model).get_output_embeddings()  # so wide that packing it gains nothing
     packs = {
@@ -128,8 +126,8 @@ def fuse(model: nn.Module) -> None:
     for layer, packed in packs.items():
         layer.forward = Exchanged(_frozen, layer, layer.forward, packed)
     for layer in model.modules():
-        if type(layer) is LoraLinear and layer.base_layer in packs:
-            layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])  # type: ignore[method-assign]
+        if _is_plain_lora(layer) and layer.base_layer in packs:
+            layer.forward = Exchanged(_adapted, layer, layer.forward, packs[layer.base_layer])
         elif type(layer).__name__.endswith("RMSNorm") and _is_plain_norm(layer):
             layer.forward = Exchanged(_normalized, layer, layer.forward)
     _warn_of_others(model)

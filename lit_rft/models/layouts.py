@@ -17,6 +17,7 @@ from lit_rft.models.backbone import (
     final_hidden_states,
     is_eager,
     keeps_windows_to_itself,
+    sequence_spans,
     sequence_starts,
     shortest_window,
 )
@@ -66,8 +67,8 @@ def _shared_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | dict[str
 def _sequence_by_sequence(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     """A packed batch as rows of one sequence each, and back."""
     ids = batch.input_ids.flatten()
-    starts = sequence_starts(batch.position_ids)
-    sequences = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    spans = sequence_spans(sequence_starts(batch.position_ids), len(ids))
+    sequences = [ids[start:end] for start, end in spans]
     return torch.cat(plain_hidden_states(model, sequences, len(ids))).view(*batch.input_ids.shape, -1)
 
 

@@ -17,7 +17,7 @@ from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
-from lit_rft.stages.replay import EpisodeReplay, from_plain, to_plain
+from lit_rft.stages.replay import EpisodeReplay
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.transcripts import StepBatch, Transcript, add_outcomes, count_utterances, step_batch
 
@@ -132,10 +132,10 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     def _collect(self, jobs: EpisodeJobs) -> int:
         """Play a round's episodes into the buffer, in all processes those of all; returns how many there were."""
         played = self.explore(jobs, self.online.exploration, self.online.seed + 1 + self.global_step)
-        shares = self.from_all_processes([to_plain(self._learnable(one)) for one in played])
+        shares = self.from_all_processes([self._learnable(one) for one in played])
         for turn in itertools.zip_longest(*shares, fillvalue=[]):  # as the round's episodes were dealt out
             for episode in turn:
-                self.replay.add(from_plain(episode))
+                self.replay.add(episode)
         self.log("train/buffer", float(len(self.replay)))
         return self.log_round(played)
 

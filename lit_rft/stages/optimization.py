@@ -133,7 +133,7 @@ class OptimizedModule(L.LightningModule):
         )
 
     def from_all_processes(self, own: Value) -> list[Value]:
-        """What each process brings, by rank; all must call this. Pickled on the way: numbers, strings and lists."""
+        """What each process brings, by rank; all must call this. It travels pickled: nothing large, no tensors."""
         if self.trainer.world_size == 1:
             return [own]
         everywhere: list[Any] = [None] * self.trainer.world_size

@@ -35,25 +35,16 @@ class EpisodeReplay:
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
         """Plain lists, dictionaries and numbers, as checkpoints need them."""
-        return [to_plain(episode) for episode in self.episodes]
+        return [[_to_plain(transcript) for transcript in episode] for episode in self.episodes]
 
     def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
-        self.episodes = [from_plain(episode) for episode in state][-self.capacity :]
+        self.episodes = [[_from_plain(transcript) for transcript in episode] for episode in state][-self.capacity :]
 
 
-def to_plain(episode: Sequence[Transcript]) -> list[dict[str, Any]]:
-    """An episode's transcripts as dictionaries, lists and numbers."""
-    return [_plain(transcript) for transcript in episode]
-
-
-def from_plain(episode: Sequence[dict[str, Any]]) -> list[Transcript]:
-    """The transcripts again."""
-    return [
-        Transcript(**{**plain, "outcomes": [DecisionOutcome(*outcome) for outcome in plain["outcomes"]]})
-        for plain in episode
-    ]
-
-
-def _plain(transcript: Transcript) -> dict[str, Any]:
+def _to_plain(transcript: Transcript) -> dict[str, Any]:
     plain = {field.name: getattr(transcript, field.name) for field in dataclasses.fields(transcript)}
     return plain | {"outcomes": [list(outcome) for outcome in transcript.outcomes]}
+
+
+def _from_plain(plain: dict[str, Any]) -> Transcript:
+    return Transcript(**{**plain, "outcomes": [DecisionOutcome(*outcome) for outcome in plain["outcomes"]]})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import let_adapters_act, make_episode, make_model, make_tokenizer
+from tiny import SHAPES, let_adapters_act, make_episode, make_model, make_tokenizer
 
 from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
 from lit_rft.models.backbone import add_lora, final_hidden_states
@@ -28,7 +28,7 @@ def make_transcripts(number: int = 3) -> list[Transcript]:
     return [t for e in episodes for t in add_outcomes(hierarchy_transcripts(e, chat, prompts), e, chat, prompts)]
 
 
-SHAPES = pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+EACH_SHAPE = pytest.mark.parametrize("architecture", SHAPES)
 
 
 def make_adapted(architecture: str = "llama") -> Any:
@@ -37,7 +37,7 @@ def make_adapted(architecture: str = "llama") -> Any:
     return model.train()
 
 
-@SHAPES
+@EACH_SHAPE
 def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
     model, transcripts = make_model(architecture), make_transcripts()
     for batch in (collate_padded(transcripts, 0), collate_packed(transcripts, 0, 2000)):
@@ -54,7 +54,7 @@ def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
             assert not values.requires_grad
 
 
-@SHAPES
+@EACH_SHAPE
 def test_frozen_features_see_neither_adapters_nor_dropout_and_leave_the_model_as_it_was(architecture: str) -> None:
     model, batch = make_adapted(architecture), collate_padded(make_transcripts(), 0)
     plain = make_model(architecture)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import let_adapters_act, make_groups, make_model
+from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
 from lit_rft.models import FoldedAdapter, LoraSettings, fused, utterance_log_probs
@@ -17,7 +17,6 @@ from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, le
 from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import collate_padded
 
-ARCHITECTURES = ["llama", "qwen2", "gemma", "mistral"]
 NORMS = {"llama": True, "qwen2": True, "gemma": False, "mistral": True}  # Gemma adds 1 to its weight
 
 
@@ -87,7 +86,7 @@ def log_probs_and_gradients(model: Any) -> list[Tensor]:
     return [tokens.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize(
     ("targets", "dropout"), [("all-linear", 0.0), ("all-linear", 0.3), (["q_proj", "v_proj"], 0.0)]
 )
@@ -112,7 +111,7 @@ def test_models_say_the_same(
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SHAPES)
 def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_adapted(architecture, ["q_proj", "v_proj", "up_proj"])
     true = log_probs_and_gradients(model)

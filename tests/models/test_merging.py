@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import let_adapters_act, make_model
+from tiny import SHAPES, let_adapters_act, make_model
 
 from lit_rft.models import FoldedAdapter, LoraSettings, acting_adapter
 from lit_rft.models.backbone import add_lora
@@ -29,7 +29,7 @@ def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+@pytest.mark.parametrize("architecture", SHAPES)
 def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
     model = make_adapted(architecture=architecture)
     before, adapted = state(model), logits(model)

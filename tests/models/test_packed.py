@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, with_adapters
+from tiny import SHAPES, make_model, with_adapters
 from torch import Tensor, nn
 
 from lit_rft.models import FoldedAdapter
@@ -28,7 +28,7 @@ def steps(model: Any, packed: bool, **settings: Any) -> list[Tensor]:
         return [torch.stack([read[slot] for slot in PROMPTS]), *(decoder.step([0, 1, 2], [9, 10, n]) for n in range(4))]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+@pytest.mark.parametrize("architecture", SHAPES)
 def test_logits_are_the_same(architecture: str) -> None:
     model = make_model(architecture).bfloat16()
     for layer in model.modules():
@@ -40,7 +40,7 @@ def test_logits_are_the_same(architecture: str) -> None:
         torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)  # to the bit where this was written
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+@pytest.mark.parametrize("architecture", SHAPES)
 def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
     model = with_adapters(make_model(architecture).bfloat16())
     acting = FoldedAdapter(model).active

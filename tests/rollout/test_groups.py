@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, with_adapters
+from tiny import SHAPES, make_model, with_adapters
 
 from lit_rft.models import FoldedAdapter
 from lit_rft.rollout import SamplingSettings, sample_groups
@@ -22,7 +22,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
 }
 
-SHAPES = pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral"])
+EACH_SHAPE = pytest.mark.parametrize("architecture", SHAPES)
 ADAPTED = pytest.mark.parametrize("adapted", [False, True], ids=["plain", "lora"])
 
 
@@ -56,7 +56,7 @@ def test_groups_equal_conversations_one_by_one(architecture: str, num_slots: int
             assert one.finished == plain.finished == (one.ids[-1] == END)
 
 
-@SHAPES
+@EACH_SHAPE
 @ADAPTED
 def test_log_probs_equal_a_plain_pass(architecture: str, adapted: bool) -> None:
     model, prompts = make_model(architecture, **ARCHITECTURES[architecture]), make_prompts()
@@ -72,7 +72,7 @@ def test_log_probs_equal_a_plain_pass(architecture: str, adapted: bool) -> None:
             assert one.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-@SHAPES
+@EACH_SHAPE
 @ADAPTED
 def test_in_bf16_they_are_no_further_off_than_separate_passes(architecture: str, adapted: bool) -> None:
     """What is sampled in bf16, by a folded adapter out of the cache, against float32 of the same weights."""
@@ -99,7 +99,7 @@ def _plain_log_probs(model: Any, prompt: list[int], said: list[int]) -> torch.Te
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(said)[:, None]).squeeze(-1)
 
 
-@SHAPES
+@EACH_SHAPE
 def test_a_folded_adapter_says_the_same(architecture: str) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
     for name, bias in model.named_parameters():
