@@ -40,6 +40,7 @@ UNITS = {
     "episodes": "episodes read",
     "rank": "trainable parameters",
 }
+MEMORY = {"episodes": "added_gb"}  # of reading, what a process holds without it is most; of the others `peak_gb`
 
 
 def transcript(length: int, randoms: Any) -> Any:
@@ -142,30 +143,35 @@ def start_up() -> float:
 
 
 def plot(points: dict[str, list[dict[str, float]]]) -> None:
+    """Both axes from 0: what is linear is a straight line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5))
-    for row, (key, label) in enumerate((("seconds", "seconds"), ("peak_gb", "GB at most"))):
-        for column, (case, found) in enumerate(points.items()):
+    for column, (case, found) in enumerate(points.items()):
+        x = [point["trainable" if case == "rank" else "value"] for point in found]
+        for row, (key, label) in enumerate((("seconds", "seconds"), (MEMORY.get(case, "peak_gb"), "GB"))):
             axes = figure.add_subplot(2, len(points), row * len(points) + column + 1)
-            x = [point["trainable" if case == "rank" else "value"] for point in found]
             axes.plot(x, [point[key] for point in found], "o-")
-            axes.set(xscale="log", ylim=(0, None), xlabel=UNITS[case] if row else "", ylabel="" if column else label)
+            unit = f"{UNITS[case]}{' (GB added)' if key == 'added_gb' else ''}"
+            axes.set(xlim=(0, None), ylim=(0, None), xlabel=unit if row else "", ylabel="" if column else label)
     figure.tight_layout()
     save_figure(figure, "growth.png")
 
 
-def exponent(found: list[dict[str, float]], key: str, by: str = "value") -> float:
+def exponent(found: list[dict[str, float]], key: str, by: str) -> float:
     """Of the power law between the two largest points: 1 is linear."""
     (a, b) = sorted(found, key=lambda point: point[by])[-2:]
     return math.log(b[key] / a[key]) / math.log(b[by] / a[by])
 
 
 def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    return {
-        case: {key: exponent(found, key, "trainable" if case == "rank" else "value") for key in ("seconds", "peak_gb")}
-        for case, found in points.items()
-    }
+    """Of seconds and memory by case; training all weights (rank 0) is another path, and not the largest rank."""
+    found = {}
+    for case, all_points in points.items():
+        some = [point for point in all_points if point["value"]]
+        by = "trainable" if case == "rank" else "value"
+        found[case] = {"seconds": exponent(some, "seconds", by), "gb": exponent(some, MEMORY.get(case, "peak_gb"), by)}
+    return found
 
 
 def measure(case: str, value: int, rounds: int) -> dict[str, float]:
