@@ -102,7 +102,7 @@ def make_episodes(work: dict[str, int]) -> list[Any]:
     return episodes
 
 
-def make_loader(item: str, work: dict[str, int], folder: str) -> Any:
+def make_loader(item: str, work: dict[str, int], folder: str, packing: bool) -> Any:
     from lit_rft.datamodules import TrajectoryDataModule
     from lit_rft.episodes import write_episodes
 
@@ -111,7 +111,7 @@ def make_loader(item: str, work: dict[str, int], folder: str) -> Any:
         write_episodes(file, make_episodes(work))
     data = TrajectoryDataModule(
         folder, train_files=[str(file)], outcomes=item == "offline_rl", batch_size=work["episodes"],
-        micro_batch_tokens=work["micro_batch_tokens"], max_length=8192,
+        micro_batch_tokens=work["micro_batch_tokens"], max_length=8192, packing=packing,
     )  # fmt: skip
     data.setup("fit")
     return data.train_dataloader()
@@ -126,7 +126,8 @@ def run_side(item: str, side: str, size: str, folder: str, number: int) -> dict[
         return grpo_step.ours(folder, make_problems(work), work["new"], work["micro_batch_tokens"], steps=2)
     if item in TRAINING:
         runner: Any = {"lit-rft": training_step.ours, "plain": training_step.plain, "shares": training_step.profiled}
-        return runner[side](item, folder, make_loader(item, work, folder), **policy)
+        packing = bool(policy) or not torch.cuda.is_available()  # where attention skips other transcripts
+        return runner[side](item, folder, make_loader(item, work, folder, packing), **policy)
     return rollouts(side, work, folder, number)
 
 

@@ -73,6 +73,13 @@ def ours(
     return {"seconds": clock.seconds[-1], "completion_tokens": tokens, "peak_gb": peak_memory()}
 
 
+SETTINGS_OF_TRL: dict[str, Any] = {
+    "per_device_train_batch_size": GROUP, "num_generations": GROUP, "temperature": 1.0, "beta": 0.0, "bf16": True,
+    "report_to": [], "learning_rate": 1e-5, "logging_steps": 1, "seed": 0,
+    "model_init_kwargs": {"dtype": "bfloat16"}, "save_strategy": "no", "disable_tqdm": True,
+}  # fmt: skip
+
+
 def theirs(
     model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False
 ) -> dict[str, float]:
@@ -104,13 +111,9 @@ def theirs(
             seconds = time.perf_counter() - self.started
             found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
-    config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=GROUP,
-        gradient_accumulation_steps=len(problems), num_generations=GROUP, max_completion_length=new_tokens,
-        temperature=1.0, beta=0.0, bf16=True, use_cpu=device.type == "cpu", report_to=[], learning_rate=1e-5,
-        gradient_checkpointing=checkpointing, logging_steps=1, seed=0, model_init_kwargs={"dtype": "bfloat16"},
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+    config = GRPOConfig(**SETTINGS_OF_TRL, output_dir=tempfile.mkdtemp(), max_steps=steps,
+                        gradient_accumulation_steps=len(problems), max_completion_length=new_tokens,
+                        use_cpu=device.type == "cpu", gradient_checkpointing=checkpointing)  # fmt: skip
     trainer = GRPOTrainer(
         model=resolve_model(model),
         reward_funcs=[reward],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,6 +127,19 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
         "bytes_per_second": (weights + cached) * head.element_size() / seconds,
         "flop_per_second": 2 * weights * rows / seconds,
     }
+
+
+def fixed_seconds(model: Any, rows: int, context: int) -> float:
+    """Seconds of a step of a model with as many layers and heads in which there is next to nothing to compute: what its
+    operations cost by their number."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config.get_text_config())
+    size = 8 * config.num_attention_heads
+    config.update({"hidden_size": size, "head_dim": 8, "intermediate_size": 8, "vocab_size": 64})
+    device, dtype = next(model.parameters()).device, model.dtype
+    thin = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
+    return decode_speed(thin, rows, context)["seconds"]
 
 
 def _part(name: str, parent: Any) -> str:

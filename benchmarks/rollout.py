@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct in bf16, word problems (gsm_symbolic), groups of 8; 8, 32 
 of 96 tokens (equal), or until they end by themselves, at most 256 (ragged; `generate` goes on until the last one ends).
 Both sides sample tokens of their own, so tokens a second are compared. In turns, each round of a side in a process of
 its own; the median counts. Beside it single decoding steps of ours, against what the machine copies and multiplies at
-most, and what they are made of: 1 row is bound by reading the weights, 64 by multiplying with them. Writes
+most, what they are made of, and what as many operations on next to nothing take (`fixed_seconds`). Writes
 `benchmarks/results/rollout.json`.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from limits import copy_bandwidth, decode_shares, decode_speed, matrix_peak, synchronize
+from limits import copy_bandwidth, decode_shares, decode_speed, fixed_seconds, matrix_peak, synchronize
 from peers import in_process, in_turns, machine, peak_memory, say, show, versions, write
 
 ROWS, GROUP, EQUAL, RAGGED, CONTEXT = (8, 32, 64), 8, 96, 256, 128
@@ -113,6 +113,7 @@ def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) 
         found[f"{rows} rows"] = speed | {
             "of_copy_bandwidth": speed["bytes_per_second"] / bandwidth,
             "of_matrix_peak": speed["flop_per_second"] / peak,
+            "fixed_seconds": fixed_seconds(model, rows, context),
         }
     return found
 

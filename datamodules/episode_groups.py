@@ -92,14 +92,19 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
 
     Which ones, and how they are evaluated, the arguments of `TrajectoryDataModule` say: `train_files` or collected
     expert episodes, `train_variations` of each task, of one half or both. `batch_size` is the number of tasks a
-    rollout; mediocre episodes are not read here.
+    rollout. The stage says how a rollout is split (`micro_batch_tokens`, `packing`).
 
     Args:
         trajectories: arguments of `TrajectoryDataModule`.
+    Raises: ValueError for what has no place in groups: mediocre episodes, outcomes of decisions, packing.
     """
 
     def __init__(self, **trajectories: Any) -> None:
         super().__init__(**trajectories)
+        for name in ("medium_files", "outcomes", "packing"):
+            if getattr(self, name):
+                where = "set model.init_args.packing" if name == "packing" else "leave it out"
+                raise ValueError(f"groups of episodes have no {name}, got {getattr(self, name)!r}: {where}")
         self.groups: list[EpisodeGroup] = []
 
     def setup(self, stage: str) -> None:

@@ -33,7 +33,7 @@ def test_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
     assert {"equal, 8 rows", "ragged, 16 rows"} <= set(rollouts["tokens_per_second"])
     assert len(rollouts["runs"]["generate"]) == len(rollouts["runs"]["lit-rft"]) == 1
     for name, row in rollouts["decoding"].items():
-        assert row["of_copy_bandwidth"] > 0 and row["of_matrix_peak"] > 0
+        assert row["of_copy_bandwidth"] > 0 and row["of_matrix_peak"] > 0 and row["fixed_seconds"] > 0
         assert sum(rollouts["shares"][name].values()) == pytest.approx(1)
 
 
@@ -83,15 +83,24 @@ def test_a_power_law_and_its_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import growth
 
-    found = [{"value": n, "trainable": n, "seconds": 3.0 * n**2, "peak_gb": 5.0} for n in (8.0, 2.0, 4.0)]
-    laws = growth.exponents({"length": found, "rank": found})
-    assert laws == {case: {"seconds": pytest.approx(2), "peak_gb": 0} for case in ("length", "rank")}
+    found: list[dict[str, float]] = [
+        {"value": n, "trainable": n, "seconds": 3 * n**2, "peak_gb": 5, "added_gb": n} for n in (8, 2, 4)
+    ]
+    everything = {"value": 0, "trainable": 100, "seconds": 1, "peak_gb": 9, "added_gb": 9}  # all weights
+    cases: dict[str, list[dict[str, float]]] = {"length": found, "rank": [*found, everything], "episodes": found}
+    laws = growth.exponents(cases)
+    assert laws == {case: {"seconds": pytest.approx(2), "gb": float(case == "episodes")} for case in cases}
     kept: list[Any] = []
     monkeypatch.setattr(growth, "save_figure", lambda figure, name: kept.append((figure, name)))
-    growth.plot({"length": found, "rank": found})
+    growth.plot(cases)
     ((figure, name),) = kept
-    assert name == "growth.png" and len(figure.axes) == 4
-    assert [list(axes.lines[0].get_ydata()) for axes in figure.axes[:2]] == [[192.0, 12.0, 48.0]] * 2
+    assert name == "growth.png" and len(figure.axes) == 6
+    drawn = [(list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())) for axes in figure.axes]
+    assert drawn[:3] == [
+        ([8, 2, 4], [192, 12, 48]),
+        ([8, 2, 4], [5, 5, 5]),
+        ([8, 2, 4, 100], [192, 12, 48, 1]),
+    ] and drawn[5] == ([8, 2, 4], [8, 2, 4])
     for length in (256, 1000):
         made = growth.transcript(length, random.Random(0))
         assert len(made) == length and made.num_decisions == length // 102

@@ -51,7 +51,7 @@ class Conversation:
         self.generator.close(self.slot)
 
     def _shorten(self, room: int) -> None:
-        for target in (self._max_length // 2, room):
+        for target in (min(self._max_length // 2, room), room):
             try:
                 self.transcript = self.transcript.truncated(target)
                 break

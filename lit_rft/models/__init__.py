@@ -8,7 +8,7 @@ _EXPORTS: dict[str, str] = {
     "CriticHeads": "lit_rft.models.critic",
     "DecisionFeatures": "lit_rft.models.features",
     "FeatureCache": "lit_rft.models.feature_cache",
-    "FoldedAdapter": "lit_rft.models.merging",
+    "ActingWeights": "lit_rft.models.merging",
     "LoraSettings": "lit_rft.models.backbone",
     "UtteranceLogProbs": "lit_rft.models.log_probs",
     "acting_adapter": "lit_rft.models.merging",

@@ -99,7 +99,7 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
 
 
 def leave_casting_to_autocast(model: nn.Module) -> None:
-    """Let float32 adapters on a bf16 backbone take bf16 inputs, for use under autocast only.
+    """Let float32 adapters on a bf16 backbone take bf16 inputs under autocast; without it nothing changes.
 
     PEFT casts an adapter's input to the adapter's type, [tokens, features] each time; autocast casts the small weights
     instead.
@@ -107,7 +107,12 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
     module: Any
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            module.cast_input_dtype_enabled = False
+            module._cast_input_dtype = _cast_without_autocast
+
+
+def _cast_without_autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """In place of PEFT's own method."""
+    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _as_in_forward_pass(lm: Any) -> tuple[contextlib.AbstractContextManager[None], ...]:

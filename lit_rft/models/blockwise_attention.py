@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,8 +21,6 @@ from lit_rft.models.backbone import (
     shortest_window,
 )
 from lit_rft.models.packed import multiplies_bf16
-
-logger = logging.getLogger(__name__)
 
 _BLOCKWISE, _IN_A_ROW = "lit_rft_blockwise", "lit_rft_blockwise_in_a_row"
 _SIZE = 128  # queries a block; 32 to 256 have been tried
@@ -171,22 +168,26 @@ def is_served(query: Tensor, dropout: float, sliding_window: int | None, length:
     return fast and not dropout and (sliding_window is None or sliding_window >= length)
 
 
-@contextlib.contextmanager
-def causal_attention(model: nn.Module, position_ids: Tensor) -> Iterator[dict[str, Any]]:
-    """The model with this attention where it serves: on a CPU, within all windows, for rows of one sequence each or
-    one row of several. What it gives has to be handed to each pass within.
+def block_starts(model: nn.Module, position_ids: Tensor) -> list[int]:
+    """Where sequences begin that can be attended to by blocks: on a CPU, within all windows, in rows of one sequence
+    each or one row of several; none for others.
 
     Not every architecture tells attention of its windows: some only put them into their masks.
     """
     lm = causal_lm(model)
-    own = position_ids.device.type == "cpu" and lm.config._attn_implementation == "sdpa"
-    starts, config = _starts(position_ids) if own else [], lm.config.get_text_config()
+    if position_ids.device.type != "cpu" or lm.config._attn_implementation != "sdpa":
+        return []
+    starts, config = _starts(position_ids), lm.config.get_text_config()
     longest = _longest(starts, position_ids.shape[1]) if starts else 0
-    if not starts or longest > (shortest_window(config) or longest) or not _fits(type(lm), config):
-        yield {}
-        return
+    return starts if longest <= (shortest_window(config) or longest) else []
+
+
+@contextlib.contextmanager
+def causal_attention(model: nn.Module, starts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The model with this attention for sequences that begin there (`block_starts`, not none). What it gives has to be
+    handed to each pass within."""
     several = len(starts) > 1
-    with attention_implementation(lm, _IN_A_ROW if several else _BLOCKWISE):
+    with attention_implementation(model, _IN_A_ROW if several else _BLOCKWISE):
         yield {"sequence_starts": starts} if several else {}
 
 
@@ -203,15 +204,9 @@ def _longest(starts: Sequence[int], length: int) -> int:
     return max(end - start for start, end in sequence_spans(starts, length))
 
 
-def _fits(architecture: Any, config: Any) -> bool:
+def takes_blocks(model: nn.Module) -> bool:
+    """Whether an architecture says that its attention can be exchanged, and by this one."""
+    lm = causal_lm(model)
+    config = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    fits = bool(getattr(architecture, "_supports_attention_backend", False)) and kinds <= _LAYERS
-    fits = fits and not caps_scores(config)
-    if not fits:
-        _warn(architecture.__name__)
-    return fits
-
-
-@functools.cache
-def _warn(architecture: str) -> None:
-    logger.warning("%s keeps its own attention, which is slower on a CPU: it cannot take another", architecture)
+    return bool(getattr(lm, "_supports_attention_backend", False)) and kinds <= _LAYERS and not caps_scores(config)

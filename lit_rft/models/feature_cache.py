@@ -43,10 +43,6 @@ class FeatureCache:
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
 
-    def __contains__(self, transcript: Transcript) -> bool:
-        key = transcript_key(transcript)
-        return key in self._new or key in self._places
-
     def get(self, transcript: Transcript) -> Tensor | None:
         """The features [3, K, D], or None if they are not known."""
         key = transcript_key(transcript)

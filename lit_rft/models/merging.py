@@ -1,54 +1,89 @@
-"""Which adapter acts, and adapters folded into the backbone: decoding is bound by the number of small products."""
+"""Which adapter acts, and weights as a policy acts with them: decoding is bound by the number of small products."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+
+_Place = tuple[nn.Module, str]  # a layer, and the name of one of its parameters
 
 
-class FoldedAdapter:
-    """An adapter added to the weights it adapts, to be put in their place while a policy acts.
+class ActingWeights:
+    """An adapter added to the weights it adapts, and float32 weights as autocast multiplies with them, to be put in the
+    place of the backbone's while a policy acts.
 
-    The backbone's own weights are never changed, they are only exchanged: what was there comes back to the bit. This
-    takes memory for the adapted weights once more. In bf16 the folded weights are rounded once: the acting policy
-    differs from the training one by about as much as bf16 differs from float32.
+    The backbone's own weights are never changed, they are only exchanged: what was there comes back to the bit, and a
+    weight that two layers share is exchanged in the one that is adapted. This takes memory for the exchanged weights
+    once more. In bf16 the folded weights are rounded once: the acting policy differs from the training one by about as
+    much as bf16 differs from float32.
 
     Args:
-        model: with PEFT adapters; without any, nothing happens.
-        adapter: which one.
+        model: with the weights as they are while this is used.
+        adapter: which one of its PEFT adapters, if it has any.
     """
 
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
-        self._adapter = adapter
-        self._folded: list[tuple[Any, nn.Parameter, Tensor]] = []
-        layer: Any
-        for layer in _adapted_layers(model):
-            weights = [p for p in (layer.get_base_layer().weight, layer.get_base_layer().bias) if p is not None]
-            originals = [weight.data for weight in weights]
-            try:
-                for weight, original in zip(weights, originals, strict=True):
-                    weight.data = original.clone()
-                layer.merge(adapter_names=[adapter])
-                self._folded += [(layer, weight, weight.data) for weight in weights]
-            finally:
-                for weight, original in zip(weights, originals, strict=True):
-                    weight.data = original
-                layer.merged_adapters.clear()
+        self._model, self._adapter = model, adapter
+        self._adapted = _adapted_layers(model)
+        self._folded: dict[_Place, nn.Parameter] = {}
+        self._cast: dict[_Place, nn.Parameter] | None = None
+        for layer in self._adapted:
+            self._fold(layer)
+
+    def _fold(self, layer: Any) -> None:
+        base = layer.get_base_layer()
+        own = {(base, name): parameter for name, parameter in base.named_parameters(recurse=False)}
+        try:
+            _put({place: _frozen(parameter.clone()) for place, parameter in own.items()})
+            layer.merge(adapter_names=[self._adapter])
+            self._folded.update({(base, name): getattr(base, name) for base, name in own})
+        finally:
+            _put(own)
+            layer.merged_adapters.clear()
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The model with this adapter, in which no adapter has to be computed."""
-        originals = [weight.data for _, weight, _ in self._folded]
+        """The model with these weights, in which no adapter has to be computed, and nothing cast where it is under
+        autocast."""
+        exchanged = self._folded | self._as_autocast_has_them()
+        before = {(layer, name): getattr(layer, name) for layer, name in exchanged}
         try:
-            for layer, weight, folded in self._folded:
-                weight.data = folded
+            _put(exchanged)
+            for layer in self._adapted:
                 layer.merged_adapters[:] = [self._adapter]
             yield
         finally:
-            for (layer, weight, _), original in zip(self._folded, originals, strict=True):
-                weight.data = original
+            _put(before)
+            for layer in self._adapted:
                 layer.merged_adapters.clear()
+
+    def _as_autocast_has_them(self) -> dict[_Place, nn.Parameter]:
+        """Weights of linear layers in autocast's type: it would cast all of them anew for each token."""
+        device = next(self._model.parameters()).device.type
+        if not torch.is_autocast_enabled(device):
+            return {}
+        if self._cast is None:
+            dtype = torch.get_autocast_dtype(device)
+            small = {part for layer in self._adapted for part in layer.modules() if part is not layer.get_base_layer()}
+            linear = [layer for layer in self._model.modules() if type(layer) is nn.Linear and layer not in small]
+            all_places = {(layer, name): p for layer in linear for name, p in layer.named_parameters(recurse=False)}
+            self._cast = {
+                place: _frozen(self._folded.get(place, parameter).to(dtype))
+                for place, parameter in all_places.items()
+                if parameter.dtype == torch.float32
+            }
+        return self._cast
+
+
+def _frozen(weight: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach(), requires_grad=False)
+
+
+def _put(weights: dict[_Place, nn.Parameter]) -> None:
+    for (layer, name), parameter in weights.items():
+        setattr(layer, name, parameter)
 
 
 @contextlib.contextmanager

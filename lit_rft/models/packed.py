@@ -85,7 +85,9 @@ class PackedProducts:
 
 def _product(layer: nn.Linear, packed: PackedWeight, x: Tensor) -> Tensor:
     if x.dtype != torch.bfloat16:
-        return nn.functional.linear(x, layer.weight, layer.bias)
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(x, layer.weight, layer.bias)
+        x = x.bfloat16()
     return packed.multiply(x, layer.weight, layer.bias)
 
 

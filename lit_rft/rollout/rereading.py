@@ -86,7 +86,8 @@ def make_decoder(
 def _serves_cache(decoder: Decoder) -> bool:
     """Whether a model with the cache says what it says without: tried on a few tokens."""
     model, ids = decoder.model, common_ids(decoder.model, 24)
-    told, steps = {0: ids[:7], 1: ids[7:10]}, list(zip(ids[10:16], ids[16:22], strict=True))
+    told = {0: ids[:7], 1: ids[7:11]}  # read in one pass, with padding
+    steps = list(zip(ids[11:17], ids[17:23], strict=True))
     histories = [[*told[slot], *(step[slot] for step in steps[: n + 1])] for n in range(len(steps)) for slot in (0, 1)]
 
     def without_cache() -> Tensor:

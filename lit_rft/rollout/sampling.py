@@ -18,7 +18,8 @@ class SamplingSettings:
         max_new_tokens: at most so many tokens an utterance, its end-of-turn token included.
         temperature: > 0, or 0 for the most likely token.
         top_k: sample among the k most likely tokens only; 0 for all.
-        top_p: sample among the most likely tokens that hold this much probability together, in (0, 1].
+        top_p: sample among the most likely tokens that hold this much probability together, in (0, 1]; with `top_k`, of
+            the probability that those k have.
         stop_token_ids: tokens that end an utterance as well.
         stop_strings: so do these texts, as soon as an utterance has one.
     """
@@ -125,7 +126,8 @@ _BLOCK = 128
 def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:
     """Probabilities [B, V] with all but the top-k and the nucleus of mass top_p set to zero (not renormalised).
 
-    The most likely token always stays; the nucleus is the smallest set of tokens whose mass reaches top_p."""
+    The most likely token always stays; the nucleus is the smallest set of tokens whose mass reaches top_p, of the
+    top-k's mass (as transformers and vLLM have it)."""
     if top_k == 0 and top_p == 1.0:
         return probs
     size = probs.shape[-1]
@@ -133,7 +135,8 @@ def truncate_distribution(probs: Tensor, top_k: int, top_p: float) -> Tensor:
     ordered, order = probs.topk(wanted, dim=-1)
     if not top_k and bool((ordered.sum(-1) < top_p).any()):
         ordered, order = probs.topk(size, dim=-1)
-    keep = ordered.cumsum(-1) - ordered < top_p
+    whole = ordered.sum(-1, keepdim=True) if top_k else 1.0
+    keep = ordered.cumsum(-1) - ordered < top_p * whole
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
 
 

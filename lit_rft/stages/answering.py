@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from lit_rft.metrics import AnswerMetrics
-from lit_rft.models.merging import FoldedAdapter
+from lit_rft.models.merging import ActingWeights
 from lit_rft.models.sharding import sharded_parts, whole_weights
 from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
@@ -136,7 +136,7 @@ class AnsweringStage(PolicyModule):
             return self._served.server.sample_groups(adapter, prompts, sizes, sampling, end, seed=seed)
         with whole_weights(self.policy):
             folds = self.answering.merge_adapters and not sharded_parts(self.policy)
-            acting = FoldedAdapter(self.policy).active if folds else contextlib.nullcontext
+            acting = ActingWeights(self.policy).active if folds else contextlib.nullcontext
             return sample_groups(
                 self.policy, prompts, sizes, sampling, self.chat.end_of_turn_id, seed=seed, num_slots=num_slots,
                 decode=self.chat.tokenizer.decode, acting=acting,

@@ -12,7 +12,7 @@ from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.pool import EnvPool
 from lit_rft.metrics import EpisodeMetrics
-from lit_rft.models.merging import FoldedAdapter, acting_adapter
+from lit_rft.models.merging import ActingWeights, acting_adapter
 from lit_rft.models.sharding import sharded_parts, whole_weights
 from lit_rft.rollout import ConversationGenerator, Conversations, SamplingSettings, ServedConversations
 from lit_rft.stages.serving import ServedPolicy
@@ -101,7 +101,7 @@ class EpisodeRunner:
             )  # fmt: skip
         folded = None
         if self.settings.merge_adapters and not sharded_parts(policy.model):
-            folded = FoldedAdapter(policy.model, adapter)
+            folded = ActingWeights(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
             policy.end_of_turn_id,

@@ -47,6 +47,7 @@ class MixedPolicyUpdates(PolicyModule):
         max_tokens: int,
         micro_batch_tokens: int,
         chunk_tokens: int,
+        packing: bool = False,
     ) -> None:
         """Say how to learn.
 
@@ -57,7 +58,7 @@ class MixedPolicyUpdates(PolicyModule):
         if sampling.temperature == 0 and objective.group_size - objective.traces_per_group > 1:
             raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
         self.objective, self.sampling, self.max_tokens = objective, sampling, max_tokens
-        self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
+        self.micro_batch_tokens, self.chunk_tokens, self.packing = micro_batch_tokens, chunk_tokens, packing
         self.steps_per_batch = objective.mini_batches * objective.epochs
         self.samples: list[GroupMember] = []  # of the last rollout
 
@@ -160,8 +161,9 @@ class MixedPolicyUpdates(PolicyModule):
     def _split(self, members: Sequence[GroupMember]) -> StepBatch:
         transcripts = [transcript for one in members for transcript in one.transcripts]
         return step_batch(
-            transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0
-        ).to(self.device)
+            transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
+            packing=self.packing,
+        ).to(self.device)  # fmt: skip
 
     def _forward(self, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
         assert self.policy is not None and self.chat is not None

@@ -42,6 +42,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         prompts: what each level is told.
         micro_batch_tokens: at most so many tokens go through the model at once.
         chunk_tokens: logits are made for so many tokens at a time.
+        packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, with others of similar length.
         seed: of the rollouts.
     """
 
@@ -56,12 +57,14 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         prompts: HierarchyPrompts | None = None,
         micro_batch_tokens: int = 4096,
         chunk_tokens: int = 256,
+        packing: bool = False,
         seed: int = 0,
     ) -> None:
         ExploringStage.__init__(self, policy, optimizer, acting, hierarchy, prompts)
         self.set_objective(
             objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
             max_tokens=self.acting.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
+            packing=packing,
         )  # fmt: skip
         check_served(self.acting.server, self.sampling, self.objective.importance_cap)
         self.seed = seed

@@ -99,8 +99,8 @@ class ActingSettings:
         max_length: context length in tokens; earlier turns are dropped when it is full.
         subgoal_steps: actions after which a subgoal ends by itself.
         parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.5 GB.
-        merge_adapters: fold the adapters into the backbone while acting: faster, and takes the memory of the adapted
-            weights once more.
+        merge_adapters: fold the adapters into the backbone while acting, and cast float32 weights once, not at each
+            token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process; null: none.
         call_timeout: seconds that a simulator may take for one action before it is replaced.
         reset_timeout: seconds that it may take to start an episode.
@@ -225,8 +225,8 @@ class AnsweringSettings:
         answers: to each problem.
         answers_by_source: to those of some benchmarks, in its place (32 for AIME and AMC in the paper).
         slots: answers sampled at the same time.
-        merge_adapters: fold the adapters into the backbone while sampling, rollouts included: faster, and takes the
-            memory of the adapted weights once more.
+        merge_adapters: fold the adapters into the backbone while sampling, rollouts included, and cast float32 weights
+            once, not at each token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process, rollouts included; null: none.
         seed: of the sampling.
     """

@@ -1,7 +1,9 @@
 """Many episodes at once: every job ends once, and what was sampled is what a plain pass would say."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,10 +115,12 @@ def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: p
     player: Any = EpisodePlayer(None, None, pool)  # type: ignore[arg-type]
     player._live, player._round_seconds = dict.fromkeys(range(4)), last_round
     monkeypatch.setattr(player, "_handle", lambda worker: player._deciding.add(worker))
+    seconds = itertools.count(1.0)  # one each time it is asked
+    monkeypatch.setattr("lit_rft.agents.player.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     assert not list(player._handle_events())
     first, second, third, fourth = pool.timeouts
     assert first is None and second is None  # fewer than half
-    assert 0 <= fourth <= third <= 0.1 * last_round and (last_round == 0 or fourth > 4)
+    assert (third, fourth) == ((5.0, 4.0) if last_round else (0.0, 0.0))
     pool.answers = [[3], []]
     assert not list(player._handle_events())
     assert pool.timeouts[-1] == 0  # all are there

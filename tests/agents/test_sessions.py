@@ -148,6 +148,19 @@ def test_a_full_context_drops_early_turns_and_reads_the_rest_anew(chat: ChatForm
     assert _unread(chat, session).count("observation") == transcript.num_decisions + 1
 
 
+def test_room_for_a_long_utterance_is_kept_free(chat: ChatFormat) -> None:
+    """Also where it takes more than half of the context."""
+    generator: Any = SlotsOnly()
+    generator.sampling = SamplingSettings(220)
+    session = FlatAgent(chat, HierarchyPrompts(flat="act"), max_length=400).session("e", generator)
+    session.start("t", "o")
+    for turn in range(9):
+        _say(chat, session, f"action {turn}")
+        session.observe(f"observation {turn}")
+        assert len(session.conversation.transcript) + 220 <= 400
+    assert generator.forgotten
+
+
 def test_an_observation_that_never_fits_says_so(chat: ChatFormat) -> None:
     session = FlatAgent(chat, HierarchyPrompts(flat="act"), max_length=150).session("e", SlotsOnly())  # type: ignore[arg-type]
     session.start("t", "o")

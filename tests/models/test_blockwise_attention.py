@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import make_groups, make_model, with_adapters
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
-from lit_rft.models import blockwise_attention, shared_attention, utterance_log_probs
+from lit_rft.models import blockwise_attention, layouts, shared_attention, utterance_log_probs
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
@@ -166,15 +167,29 @@ def test_it_serves_bf16_on_a_cpu_without_dropout_and_short_windows() -> None:
     assert not blockwise_attention.is_served(query.to("meta"), 0.0, None, 9)
 
 
+@pytest.mark.parametrize("architecture", ["bloom", "doge"])  # doge makes masks of its own, which then are not causal
+@pytest.mark.parametrize("row", [False, True])
 def test_an_architecture_with_an_attention_of_its_own_keeps_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    architecture: str, row: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = make_model()
-    blockwise_attention._warn.cache_clear()
-    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
-    for _ in range(2):
-        with blockwise_attention.causal_attention(model, torch.arange(5)[None]):
-            assert model.config._attn_implementation == "sdpa"
-    assert [record.message for record in caplog.records] == [
-        "LlamaForCausalLM keeps its own attention, which is slower on a CPU: it cannot take another"
-    ]
+    model = make_model(architecture)
+    flat = [one for group in make_groups() for one in group]
+    batch = collate_packed(flat, 0, 9999) if row else collate_padded(flat, 0)
+    alone = [collate_padded([one], 0) for one in flat]
+    found = [utterance_log_probs(model, one, end_of_turn_id=2).tokens for one in (batch, *alone)]
+    for one, other in zip(found[0], found[1:], strict=True):
+        torch.testing.assert_close(one[: other.shape[1]], other[0], rtol=1e-4, atol=1e-4)
+    said = [record.message for record in caplog.records if "keeps its own attention" in record.message]
+    assert len(said) == 1 and said[0].startswith(type(model).__name__)
+
+
+def test_what_blocks_say_is_compared_with_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sees_everything(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        return scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2), None
+
+    assert layouts.can_go_by_blocks(make_model())
+    AttentionInterface.register(blockwise_attention._BLOCKWISE, sees_everything)
+    try:
+        assert not layouts.can_go_by_blocks(make_model())
+    finally:
+        AttentionInterface.register(blockwise_attention._BLOCKWISE, blockwise_attention.attend)

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
-from lit_rft.models import FoldedAdapter, LoraSettings, fused, utterance_log_probs
+from lit_rft.models import ActingWeights, LoraSettings, fused, utterance_log_probs
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
 from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import collate_padded
@@ -132,6 +132,24 @@ def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.Mon
     assert ours.mean() < 1.2 * plain.mean() and (ours < 2 * plain).float().mean() > 0.9, (ours, plain)
 
 
+def test_casting_is_left_to_autocast_only_where_there_is_autocast() -> None:
+    model, ids = make_adapted("llama").bfloat16(), torch.arange(5)[None]
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            parameter.data = parameter.data.float()
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        leave_casting_to_autocast(model)
+        assert torch.equal(model(input_ids=ids).logits, expected)
+        seen: list[torch.dtype] = []
+        lora_a = next(layer.lora_A["default"] for layer in model.modules() if hasattr(layer, "lora_A"))
+        lora_a.register_forward_pre_hook(lambda layer, args: seen.append(args[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids)
+        model(input_ids=ids)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
 def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_adapted("llama")
     fused.fuse(model)
@@ -140,7 +158,7 @@ def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.M
         model(input_ids=ids)
     with model.disable_adapter():
         model(input_ids=ids)
-    with FoldedAdapter(model).active():
+    with ActingWeights(model).active():
         model(input_ids=ids)
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])

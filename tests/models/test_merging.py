@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import SHAPES, let_adapters_act, make_model
 
-from lit_rft.models import FoldedAdapter, LoraSettings, acting_adapter
+from lit_rft.models import ActingWeights, LoraSettings, acting_adapter
 from lit_rft.models.backbone import add_lora
 
 IDS = torch.arange(5, 40)[None]
@@ -33,7 +33,7 @@ def state(model: Any) -> dict[str, torch.Tensor]:
 def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
     model = make_adapted(architecture=architecture)
     before, adapted = state(model), logits(model)
-    folded = FoldedAdapter(model)
+    folded = ActingWeights(model)
     q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
     assert torch.equal(logits(model), adapted)
     with pytest.raises(RuntimeError), folded.active():
@@ -45,6 +45,45 @@ def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> No
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_of_tied_weights_only_the_adapted_ones_change(target: str) -> None:
+    """Embedding and output layer are one weight."""
+    model: Any = add_lora(make_model(tie_word_embeddings=True), LoraSettings(4, 8, 0.0, ["q_proj", target])).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # an embedding's adapter begins with other zeros
+            torch.nn.init.normal_(parameter, std=0.3)
+    before, adapted = state(model), logits(model)
+    with ActingWeights(model).active():
+        torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(model), adapted)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert getattr(head, "base_layer", head).weight is getattr(embedding, "base_layer", embedding).weight
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
+    model: Any = make_adapted() if adapts else make_model()
+    linear = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    weights = ActingWeights(model)
+    with weights.active():
+        assert all(layer.weight.dtype == torch.float32 for layer in linear)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits(model)
+        with weights.active():
+            cast = [layer for layer in linear if layer.weight.dtype == torch.bfloat16]
+            found = logits(model)
+            first = cast[0].weight
+        with weights.active():
+            assert cast[0].weight is first
+    assert len(cast) == 2 * 7 + 1  # adapters are not needed while they are folded
+    assert all(layer.weight.dtype == torch.float32 for layer in linear)
+    if adapts:  # folded before it is rounded
+        torch.testing.assert_close(found, logits(model), rtol=0.1, atol=0.1)
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_one_of_two_adapters_acts() -> None:
     model = make_adapted("low")
     default = logits(model)
@@ -54,14 +93,14 @@ def test_one_of_two_adapters_acts() -> None:
     assert not torch.allclose(low, default, atol=1e-2)
     assert trains == {name: p.requires_grad for name, p in model.named_parameters()}
     assert torch.equal(logits(model), default)
-    with FoldedAdapter(model, "low").active():
+    with ActingWeights(model, "low").active():
         torch.testing.assert_close(logits(model), low, rtol=1e-4, atol=1e-4)
-    with FoldedAdapter(model, "default").active():
+    with ActingWeights(model, "default").active():
         torch.testing.assert_close(logits(model), default, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_adapters_is_left_alone() -> None:
     model = make_model()
     before = state(model)
-    with FoldedAdapter(model).active(), acting_adapter(model, "low"):
+    with ActingWeights(model).active(), acting_adapter(model, "low"):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -7,7 +7,7 @@ import torch
 from tiny import SHAPES, make_model, with_adapters
 from torch import Tensor, nn
 
-from lit_rft.models import FoldedAdapter
+from lit_rft.models import ActingWeights
 from lit_rft.models.packed import Exchanged, PackedProducts
 from lit_rft.rollout.decoder import Decoder
 
@@ -43,12 +43,26 @@ def test_logits_are_the_same(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
     model = with_adapters(make_model(architecture).bfloat16())
-    acting = FoldedAdapter(model).active
+    acting = ActingWeights(model).active
     folded = steps(model, True, acting=acting)
     for packed, plain in zip(folded, steps(model, False, acting=acting), strict=True):
         torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)
     with model.disable_adapter():
         assert (torch.stack(folded[1:]) - torch.stack(steps(model, True)[1:])).abs().max() > 0.1
+
+
+def test_float32_weights_are_packed_as_autocast_has_them() -> None:
+    """All weights train, under bf16-mixed."""
+    model = make_model()
+    acting = ActingWeights(model).active
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, packed = steps(model, False), steps(model, True, acting=acting)
+    for one, other in zip(packed, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)
+    decoder = Decoder(model, 3, 2, acting=acting)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), decoder.ready():
+        decoder.read(PROMPTS)
+        assert all(packs._packed is not None for packs in decoder._products._layers.values())
 
 
 @torch.no_grad()

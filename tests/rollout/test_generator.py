@@ -222,8 +222,10 @@ def test_the_nucleus_equals_a_sorted_one(spread: float) -> None:
         kept = truncate_distribution(probs, top_k, top_p)
         for row, found in zip(probs.tolist(), kept.tolist(), strict=True):
             expected, mass = [0.0] * len(row), 0.0
-            for place in sorted(range(len(row)), key=lambda i: -row[i])[: top_k or None]:
-                if mass >= top_p:
+            places = sorted(range(len(row)), key=lambda i: -row[i])[: top_k or None]
+            whole = sum(row[place] for place in places)
+            for place in places:
+                if mass >= top_p * whole:
                     break
                 expected[place] = row[place]
                 mass += row[place]
@@ -237,6 +239,8 @@ def test_top_k_and_top_p() -> None:
     assert truncate_distribution(probs, 0, 0.65).nonzero()[:, 1].tolist() == [1, 2]
     assert truncate_distribution(probs, 0, 0.71).nonzero()[:, 1].tolist() == [1, 2, 3]
     assert truncate_distribution(probs, 0, 1e-6).nonzero()[:, 1].tolist() == [1]
+    assert truncate_distribution(probs, 2, 0.5).nonzero()[:, 1].tolist() == [1]  # 4 / 7 of what two have
+    assert truncate_distribution(probs, 3, 0.7).nonzero()[:, 1].tolist() == [1, 2]
     assert truncate_distribution(probs, 0, 1.0) is probs
     model = make_model()
     for settings in (SamplingSettings(6, 1.0, top_k=1), SamplingSettings(6, 1.0, top_p=1e-6)):

@@ -85,6 +85,21 @@ def test_micro_batches_change_nothing(objective: dict[str, Any], tiny_model_fold
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
+def test_packed_rows_change_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path, packing=True, micro_batch_tokens=900)
+    fit(stage, data, 2)
+    rows = [(len(micro.input_ids), len(micro.transcripts)) for micro in stage._split(stage.samples).micro_batches]
+    assert all(number == 1 for number, _ in rows) and max(number for _, number in rows) > 1
+    for name, weight in after(tiny_model_folder, tmp_path).items():
+        torch.testing.assert_close(updated(stage)[name], weight, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("bad", [{"medium_files": ["some.jsonl"]}, {"outcomes": True}, {"packing": True}], ids=str)
+def test_what_has_no_place_in_groups_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"groups of episodes have no {next(iter(bad))}"):
+        EpisodeGroupDataModule(**bad)
+
+
 @pytest.mark.parametrize(
     "knob",
     [
