@@ -42,7 +42,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         prompts: what each level is told.
         micro_batch_tokens: at most so many tokens go through the model at once.
         chunk_tokens: logits are made for so many tokens at a time.
-        packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, with others of similar length.
+        packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, padded to the longest.
         seed: of the rollouts.
     """
 

@@ -79,7 +79,7 @@ def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
     assert len(cast) == 2 * 7 + 1  # adapters are not needed while they are folded
     assert all(layer.weight.dtype == torch.float32 for layer in linear)
     if adapts:  # folded before it is rounded
-        torch.testing.assert_close(found, logits(model), rtol=0.1, atol=0.1)
+        torch.testing.assert_close(found.float(), logits(model), rtol=0.1, atol=0.2)
     else:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
