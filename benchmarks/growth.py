@@ -205,9 +205,9 @@ def main() -> None:
         show(case, {str(int(point["value"])): point for point in points[case]})
         result |= {"points": points}
         write("growth", result, options.output)
+    plot(points)
     result |= {"exponents": exponents(points)}
     write("growth", result, options.output)
-    plot(points)
     show("exponents between the two largest points", result["exponents"])
 
 

@@ -4,6 +4,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,9 @@ def batch_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
     if batch.segments is None:
         if len(batch.transcripts) > len(batch.input_ids) and not can_pack(model):
             return _sequence_by_sequence(model, batch)
-        if block_starts(model, batch.position_ids) and can_go_by_blocks(model):
-            return _hidden_states_by_blocks(model, batch)
+        starts = block_starts(model, batch.position_ids)
+        if starts and can_go_by_blocks(model):
+            return _hidden_states_by_blocks(model, batch, starts)
         return final_hidden_states(model, batch.input_ids, batch.position_ids)
     return _shared_hidden_states(model, batch, None if is_eager(model) else shared_prompt_plan(batch))
 
@@ -127,35 +129,54 @@ def can_share_prompts(model: nn.Module) -> bool:
 
 def can_pack(model: nn.Module) -> bool:
     """Whether a model keeps sequences apart that stand in one row, as their positions begin anew: tried once."""
-    lm = causal_lm(model)
-    if lm not in _packs:
-        packed = collate_packed(_completions(model), 0, 64)
-        reason = _layout_difference(model, packed, lambda b: final_hidden_states(model, b.input_ids, b.position_ids))
-        if reason:
-            logger.warning("%s reads packed sequences one a row: %s", type(lm).__name__, reason)
-        _packs[lm] = not reason
-    return _packs[lm]
+    return tried_once(_packs, model, lambda: _packing_difference(model), "%s reads packed sequences one a row: %s")
+
+
+def _packing_difference(model: nn.Module) -> str | None:
+    packed = collate_packed(_completions(model), 0, 64)
+    return _layout_difference(model, packed, lambda b: final_hidden_states(model, b.input_ids, b.position_ids))
 
 
 def can_go_by_blocks(model: nn.Module) -> bool:
-    """Whether a model says the same with attention by blocks, on a CPU: tried once, with rows of one sequence each and
-    with one row of several, where it can pack."""
-    lm = causal_lm(model)
-    if lm not in _goes_by_blocks:
-        reason = None if takes_blocks(model) else "it cannot take another"
-        layouts = [collate_padded(_completions(model), 0)]
-        layouts += [collate_packed(_completions(model), 0, 64)] if not reason and can_pack(model) else []
-        for batch in layouts:
-            reason = reason or _layout_difference(model, batch, lambda b: _hidden_states_by_blocks(model, b))
-        if reason:
-            logger.warning("%s keeps its own attention, which is slower on a CPU: %s", type(lm).__name__, reason)
-        _goes_by_blocks[lm] = not reason
-    return _goes_by_blocks[lm]
+    """Whether a model says the same with attention by blocks, on a CPU: tried once."""
+    message = "%s keeps its own attention, which is slower on a CPU: %s"
+    return tried_once(_goes_by_blocks, model, lambda: _blocks_difference(model), message)
 
 
-def _hidden_states_by_blocks(model: nn.Module, batch: TranscriptBatch) -> Tensor:
-    with causal_attention(model, block_starts(model, batch.position_ids)) as told:
+def _blocks_difference(model: nn.Module) -> str | None:
+    """With rows of one sequence each and, where the model can pack, with one row of several."""
+    reason = None if takes_blocks(model) else "it cannot take another"
+    layouts = [collate_padded(_completions(model), 0)]
+    layouts += [] if reason or _packing_difference(model) else [collate_packed(_completions(model), 0, 64)]
+    for batch in layouts:
+        starts = block_starts(model, batch.position_ids)
+        by_blocks = partial(_hidden_states_by_blocks, model, starts=starts)
+        reason = reason or (_layout_difference(model, batch, by_blocks) if starts else None)
+    return reason
+
+
+def _hidden_states_by_blocks(model: nn.Module, batch: TranscriptBatch, starts: Sequence[int]) -> Tensor:
+    with causal_attention(model, starts) as told:
         return final_hidden_states(model, batch.input_ids, batch.position_ids, **told)
+
+
+def tried_once(
+    known: "weakref.WeakKeyDictionary[nn.Module, bool]", model: nn.Module, reason: Callable[[], str | None], warning: str
+) -> bool:
+    """Whether a model takes a fast path.
+
+    Args:
+        known: what has been found so far.
+        reason: why it does not, if so; asked once a model.
+        warning: for that case, with places for the model's name and the reason.
+    """
+    lm = causal_lm(model)
+    if lm not in known:
+        found = reason()
+        if found:
+            logger.warning(warning, type(lm).__name__, found)
+        known[lm] = not found
+    return known[lm]
 
 
 def _completions(model: nn.Module) -> list[Transcript]:

@@ -27,21 +27,22 @@ class ActingWeights:
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         self._model, self._adapter = model, adapter
         self._adapted = _adapted_layers(model)
-        self._folded: dict[_Place, nn.Parameter] = {}
         self._cast: dict[_Place, nn.Parameter] | None = None
-        for layer in self._adapted:
-            self._fold(layer)
+        with _ordinary_tensors():
+            self._folded = self._fold()
 
-    def _fold(self, layer: Any) -> None:
-        base = layer.get_base_layer()
-        own = {(base, name): parameter for name, parameter in base.named_parameters(recurse=False)}
+    def _fold(self) -> dict[_Place, nn.Parameter]:
+        bases = [layer.get_base_layer() for layer in self._adapted]  # one may have several adapters (experts)
+        own = {(base, name): parameter for base in bases for name, parameter in base.named_parameters(recurse=False)}
         try:
             _put({place: _frozen(parameter.clone()) for place, parameter in own.items()})
-            layer.merge(adapter_names=[self._adapter])
-            self._folded.update({(base, name): getattr(base, name) for base, name in own})
+            for layer in self._adapted:
+                layer.merge(adapter_names=[self._adapter])
+            return {(base, name): getattr(base, name) for base, name in own}
         finally:
             _put(own)
-            layer.merged_adapters.clear()
+            for layer in self._adapted:
+                layer.merged_adapters.clear()
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -69,12 +70,20 @@ class ActingWeights:
             small = {part for layer in self._adapted for part in layer.modules() if part is not layer.get_base_layer()}
             linear = [layer for layer in self._model.modules() if type(layer) is nn.Linear and layer not in small]
             all_places = {(layer, name): p for layer in linear for name, p in layer.named_parameters(recurse=False)}
-            self._cast = {
-                place: _frozen(self._folded.get(place, parameter).to(dtype))
-                for place, parameter in all_places.items()
-                if parameter.dtype == torch.float32
-            }
+            wide = [place for place, parameter in all_places.items() if parameter.dtype == torch.float32]
+            with _ordinary_tensors():
+                self._cast = {
+                    place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide
+                }
         return self._cast
+
+
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Whoever asks: those made in inference mode (Lightning evaluates in it) do not know when they change, and what
+    packs weights has to know."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _frozen(weight: torch.Tensor) -> nn.Parameter:

@@ -1,19 +1,17 @@
 """Decoding for architectures that the kept cache does not serve, and which those are."""
 
 import contextlib
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_rft.models.backbone import causal_lm, output_logits
-from lit_rft.models.layouts import common_ids, difference, plain_hidden_states
+from lit_rft.models.backbone import output_logits
+from lit_rft.models.layouts import common_ids, difference, plain_hidden_states, tried_once
 from lit_rft.rollout.decoder import Decoder
-
-logger = logging.getLogger(__name__)
 
 _serves: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()  # model -> what was found
 
@@ -76,15 +74,14 @@ def make_decoder(
 ) -> Decoder:
     """The decoder that serves a model; the arguments are those of `Decoder`. Tried once a model, with a warning if it
     is the slow one."""
-    lm = causal_lm(model)
-    if lm not in _serves:
-        _serves[lm] = _serves_cache(Decoder(model, 2, end_of_turn_id, acting=acting))
-    make = Decoder if _serves[lm] else RereadingDecoder
+    warning = "%s reads everything anew for each token that it samples, which is slow: %s"
+    trial = partial(_cache_difference, Decoder(model, 2, end_of_turn_id, acting=acting))
+    make = Decoder if tried_once(_serves, model, trial, warning) else RereadingDecoder
     return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
 
 
-def _serves_cache(decoder: Decoder) -> bool:
-    """Whether a model with the cache says what it says without: tried on a few tokens."""
+def _cache_difference(decoder: Decoder) -> str | None:
+    """Why a model with the cache does not say what it says without, if so: tried on a few tokens."""
     model, ids = decoder.model, common_ids(decoder.model, 24)
     told = {0: ids[:7], 1: ids[7:11]}  # read in one pass, with padding
     steps = list(zip(ids[11:17], ids[17:23], strict=True))
@@ -99,8 +96,4 @@ def _serves_cache(decoder: Decoder) -> bool:
             decoder.read(told)
             return torch.cat([decoder.step([0, 1], step) for step in steps])
 
-    reason = difference(model, without_cache, with_cache)
-    if reason:
-        name = type(causal_lm(model)).__name__
-        logger.warning("%s reads everything anew for each token that it samples, which is slow: %s", name, reason)
-    return not reason
+    return difference(model, without_cache, with_cache)

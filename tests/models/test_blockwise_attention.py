@@ -191,13 +191,20 @@ def test_an_architecture_with_an_attention_of_its_own_keeps_it(
     assert said == [f"{type(model).__name__} keeps its own attention, which is slower on a CPU: {reason}"]
 
 
-def test_what_blocks_say_is_compared_with_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        (blockwise_attention._BLOCKWISE, blockwise_attention.attend),
+        (blockwise_attention._IN_A_ROW, blockwise_attention.attend_in_a_row),
+    ],
+)
+def test_what_blocks_say_is_compared_with_what_the_model_says(name: str, attention: Any) -> None:
     def sees_everything(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
         return scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2), None
 
     assert layouts.can_go_by_blocks(make_model())
-    AttentionInterface.register(blockwise_attention._BLOCKWISE, sees_everything)
+    AttentionInterface.register(name, sees_everything)
     try:
         assert not layouts.can_go_by_blocks(make_model())
     finally:
-        AttentionInterface.register(blockwise_attention._BLOCKWISE, blockwise_attention.attend)
+        AttentionInterface.register(name, attention)

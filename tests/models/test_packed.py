@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_rft.models import ActingWeights
 from lit_rft.models.packed import Exchanged, PackedProducts
 from lit_rft.rollout.decoder import Decoder
+from lit_rft.rollout.rereading import make_decoder
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -63,6 +64,19 @@ def test_float32_weights_are_packed_as_autocast_has_them() -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), decoder.ready():
         decoder.read(PROMPTS)
         assert all(packs._packed is not None for packs in decoder._products._layers.values())
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+def test_in_inference_mode_nothing_else_happens(adapts: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning evaluates in it. Adapters on bf16 weights, or float32 weights under autocast."""
+    model = with_adapters(make_model().bfloat16()) if adapts else make_model()
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not adapts), mode():
+            acting = ActingWeights(model).active
+            found.append(torch.stack(steps(model, True, acting=acting)[1:]))
+            assert type(make_decoder(model, 2, 2, acting=acting)) is Decoder
+    assert torch.equal(*found) and not caplog.records
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_env import CorridorProtocol
-from tiny_stage import make_stage
+from tiny_stage import ADAPTERS, make_stage
 
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
@@ -123,6 +123,20 @@ def test_every_acting_knob_counts(tiny_model_folder: Path, tmp_path: Path, knob:
 
     base = {"sampling": ACTING.sampling, "max_length": 900, "subgoal_steps": 2, "parallel_episodes": 2}
     assert play(ActingSettings(**base)) != play(ActingSettings(**{**base, **knob}))
+
+
+@pytest.mark.parametrize("lora", [ADAPTERS, None], ids=["adapters", "all weights"])
+def test_evaluation_in_bf16_keeps_its_caches(
+    lora: Any, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lightning evaluates in inference mode, whose tensors know less than others: before training and after."""
+    stage = make_stage(tiny_model_folder, lora=lora, acting=ACTING)
+    data = _data(tiny_model_folder, tmp_path, train_variations=2)
+    for verb in ("test", "fit", "test"):
+        trainer = _trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
+        getattr(trainer, verb)(stage, datamodule=data)
+        assert stage.played
+    assert not [record.message for record in caplog.records if "anew" in record.message]
 
 
 def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folder: Path, tmp_path: Path) -> None:
