@@ -1,6 +1,7 @@
 """How seconds and memory grow: with sequence length, group size, number of episodes and trainable parameters.
 
     python benchmarks/growth.py
+    python benchmarks/growth.py --cases length      # this one anew; the others stay in the file
 
 - length: a training step of supervised fine-tuning on one transcript of so many tokens (LoRA r 16).
 - group: a GRPO step on one word problem with so many completions of 64 tokens, rollout included.
@@ -15,6 +16,7 @@ episodes the first reading. Writes `benchmarks/results/growth.json` and `docs/im
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import tempfile
@@ -182,7 +184,8 @@ def measure(case: str, value: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--case", choices=sorted(CASES), help="one run of one point only")
+    parser.add_argument("--cases", nargs="+", choices=tuple(POINTS), default=tuple(POINTS))
+    parser.add_argument("--case", choices=tuple(POINTS), help="one run of one point only")
     parser.add_argument("--value", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
@@ -193,17 +196,18 @@ def main() -> None:
     settings = {"model": MODEL, "precision": "bf16", "lora_rank": 16, "target_modules": "all-linear", "units": UNITS,
                 "rounds": options.rounds}  # fmt: skip
     result: dict[str, Any] = {"machine": machine(), "versions": versions("lightning"), "settings": settings}
-    start_up()  # fills the cache
-    result |= {"start_up_seconds": [start_up() for _ in range(options.rounds)]}
-    Console().print(f"seconds to the first step: {result['start_up_seconds']}")
     points: dict[str, list[dict[str, float]]] = {}
-    for case, values in POINTS.items():
+    if set(options.cases) < set(POINTS):
+        points = json.loads((options.output / "growth.json").read_text())["points"]
+    start_up()  # fills the cache
+    result |= {"start_up_seconds": [start_up() for _ in range(options.rounds)], "points": points}
+    Console().print(f"seconds to the first step: {result['start_up_seconds']}")
+    for case in options.cases:
         points[case] = []
-        for value in values:
+        for value in POINTS[case]:
             points[case].append(measure(case, value, options.rounds))
             print(case, points[case][-1], flush=True)
         show(case, {str(int(point["value"])): point for point in points[case]})
-        result |= {"points": points}
         write("growth", result, options.output)
     plot(points)
     result |= {"exponents": exponents(points)}
