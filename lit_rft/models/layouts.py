@@ -161,7 +161,10 @@ def _hidden_states_by_blocks(model: nn.Module, batch: TranscriptBatch, starts: S
 
 
 def tried_once(
-    known: "weakref.WeakKeyDictionary[nn.Module, bool]", model: nn.Module, reason: Callable[[], str | None], warning: str
+    known: "weakref.WeakKeyDictionary[nn.Module, bool]",
+    model: nn.Module,
+    reason: Callable[[], str | None],
+    warning: str,
 ) -> bool:
     """Whether a model takes a fast path.
 

@@ -63,14 +63,18 @@ def draw(
 ) -> tuple[list[int], list[float]]:
     """A token for each row [B, V], with random numbers of its own, and its log-probability."""
     scaled = logits if settings.temperature in (0.0, 1.0) else logits / settings.temperature
-    total = scaled.logsumexp(-1, keepdim=True)
+    highest = scaled.amax(-1, keepdim=True)
+    mass = (scaled - highest).exp_()  # not normalised: a pass over the whole vocabulary less
+    total = mass.sum(-1, keepdim=True)
     if settings.temperature == 0:
         tokens = scaled.argmax(-1)
     else:
-        probs = truncate_distribution((scaled - total).exp_(), settings.top_k, settings.top_p)
+        if settings.top_k or settings.top_p < 1:
+            mass = truncate_distribution(mass.div_(total), settings.top_k, settings.top_p)
         uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
-        tokens = inverse_cdf(probs, uniform.to(probs.device))
-    return tokens.tolist(), (scaled.gather(-1, tokens[:, None]) - total).squeeze(-1).tolist()
+        tokens = inverse_cdf(mass, uniform.to(mass.device))
+    chosen = scaled.gather(-1, tokens[:, None])
+    return tokens.tolist(), (chosen - highest - total.log()).squeeze(-1).tolist()
 
 
 class Ending:
@@ -145,7 +149,8 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 
     First the block of tokens is found, then the token in it: the mass of a whole vocabulary is summed, not cumulated.
     """
-    blocks = pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    missing = -probs.shape[-1] % _BLOCK
+    blocks = (pad(probs, (0, missing)) if missing else probs).unflatten(-1, (-1, _BLOCK))
     mass = blocks.sum(-1).double()
     cumulated = mass.cumsum(-1)
     target = uniform[:, None] * cumulated[:, -1:]
