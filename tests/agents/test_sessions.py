@@ -148,16 +148,17 @@ def test_a_full_context_drops_early_turns_and_reads_the_rest_anew(chat: ChatForm
     assert _unread(chat, session).count("observation") == transcript.num_decisions + 1
 
 
-def test_room_for_a_long_utterance_is_kept_free(chat: ChatFormat) -> None:
+@pytest.mark.parametrize("room", [120, 140, 160, 180])
+def test_room_for_a_long_utterance_is_kept_free(room: int, chat: ChatFormat) -> None:
     """Also where it takes more than half of the context."""
     generator: Any = SlotsOnly()
-    generator.sampling = SamplingSettings(220)
+    generator.sampling = SamplingSettings(400 - room)
     session = FlatAgent(chat, HierarchyPrompts(flat="act"), max_length=400).session("e", generator)
     session.start("t", "o")
     for turn in range(9):
         _say(chat, session, f"action {turn}")
         session.observe(f"observation {turn}")
-        assert len(session.conversation.transcript) + 220 <= 400
+        assert len(session.conversation.transcript) <= room
     assert generator.forgotten
 
 
