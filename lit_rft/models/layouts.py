@@ -145,14 +145,18 @@ def can_go_by_blocks(model: nn.Module) -> bool:
 
 def _blocks_difference(model: nn.Module) -> str | None:
     """With rows of one sequence each and, where the model can pack, with one row of several."""
-    reason = None if takes_blocks(model) else "it cannot take another"
+    if not takes_blocks(model):
+        return "it cannot take another"
     layouts = [collate_padded(_completions(model), 0)]
-    layouts += [] if reason or _packing_difference(model) else [collate_packed(_completions(model), 0, 64)]
+    if not _packing_difference(model):
+        layouts.append(collate_packed(_completions(model), 0, 64))
     for batch in layouts:
         starts = block_starts(model, batch.position_ids)
         by_blocks = partial(_hidden_states_by_blocks, model, starts=starts)
-        reason = reason or (_layout_difference(model, batch, by_blocks) if starts else None)
-    return reason
+        reason = _layout_difference(model, batch, by_blocks) if starts else None
+        if reason:
+            return reason
+    return None
 
 
 def _hidden_states_by_blocks(model: nn.Module, batch: TranscriptBatch, starts: Sequence[int]) -> Tensor:

@@ -3,7 +3,6 @@
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,8 +74,10 @@ def make_decoder(
     """The decoder that serves a model; the arguments are those of `Decoder`. Tried once a model, with a warning if it
     is the slow one."""
     warning = "%s reads everything anew for each token that it samples, which is slow: %s"
-    trial = partial(_cache_difference, Decoder(model, 2, end_of_turn_id, acting=acting))
-    make = Decoder if tried_once(_serves, model, trial, warning) else RereadingDecoder
+    served = tried_once(
+        _serves, model, lambda: _cache_difference(Decoder(model, 2, end_of_turn_id, acting=acting)), warning
+    )
+    make = Decoder if served else RereadingDecoder
     return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
 
 
