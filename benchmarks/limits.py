@@ -83,7 +83,8 @@ def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
     heads = config.num_attention_heads * _head_size(config) * config.num_hidden_layers
     # two products forth and four back, half of their squares, two FLOP each
     attention = sum(6 * heads * length**2 for length in lengths)
-    logits = 4 * config.vocab_size * config.hidden_size * chosen
+    head = model.get_output_embeddings().weight
+    logits = (6 if head.requires_grad else 4) * head.numel() * chosen
     return uses * sum(lengths) + attention + logits
 
 

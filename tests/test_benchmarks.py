@@ -1,6 +1,7 @@
-"""The benchmark that is made for a GPU runs without one, at a tiny size; a limit is what it says."""
+"""The GPU benchmarks run without a GPU, at a tiny size; a limit is what it says."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -17,24 +18,51 @@ from lit_rft.rollout import ConversationGenerator, SamplingSettings
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
-    # supervised fine-tuning goes the way of offline RL
-    options = ["--size", "tiny", "--rounds", "1", "--items", "grpo_step", "offline_rl", "rollout"]
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *options, "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    step = found["grpo_step"]["median"]["lit-rft"]
-    assert 0 < step["completion_tokens"] <= 2 * 8 * 8 and step["seconds"] > 0
-    training = found["offline_rl"]
-    assert training["median"]["lit-rft"]["tokens"] == training["median"]["plain"]["tokens"] > 0
-    assert sum(training["shares"].values()) == pytest.approx(1) and training["shares"]["attention"] > 0
-    rollouts = found["rollout"]
-    assert {"equal, 8 rows", "ragged, 16 rows"} <= set(rollouts["tokens_per_second"])
-    assert len(rollouts["runs"]["generate"]) == len(rollouts["runs"]["lit-rft"]) == 1
-    for name, row in rollouts["decoding"].items():
-        assert row["of_copy_bandwidth"] > 0 and row["of_matrix_peak"] > 0 and row["fixed_seconds"] > 0
-        assert sum(rollouts["shares"][name].values()) == pytest.approx(1)
+def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
+    environment = os.environ | {"SIZE": "tiny", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = [str(BENCHMARKS / "gpu" / "run.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    steps = ("check", "train", "rollout", "grpo", "learn")
+    found = {step: json.loads((tmp_path / f"{step}.json").read_text()) for step in steps}
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{step}.json" for step in steps), "log.txt"])
+    for step, figures in found.items():
+        assert figures["items"] and figures["versions"]["torch"] == torch.__version__, step
+        assert not any("failed" in item for item in figures["items"].values()), figures["items"]
+    check = found["check"]["items"]
+    assert check["rollout"]["same_completions"] == 1 and check["rollout"]["log_prob_difference"] == 0
+    for step in ("sft step", "grpo step"):  # here both sides are the CPU
+        assert check[step]["float32_relative_difference"] == 0 < check[step]["bf16_relative_difference"] < 0.1
+    train = found["train"]["items"]
+    ours, plain = (train[f"{side}, tiny, LoRA, 32 tokens a row"] for side in ("SFT", "SFT by transformers, sdpa"))
+    assert ours["tokens"] == plain["tokens"] == 64 and 0 < ours["mfu"] < 1
+    assert train["GRPO update, tiny, all weights, 32 tokens a row"]["tokens_per_second"] > 0
+    assert found["rollout"]["items"]["one step, 8 rows"]["milliseconds_of_reading"] > 0
+    assert found["grpo"]["items"]["lit-rft"]["completion_tokens"] == 2 * 8 * 8
+    assert found["learn"]["items"]["LUFFY, seed 0"]["finished"]
+
+
+def test_a_step_of_the_gpu_benchmark_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Items that fail, run out of memory or find no time left do not take the others with them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from kit import Kit
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    kit = Kit("some", "tiny", 100.0, tmp_path)
+    assert kit.measure("good", lambda: {"value": 1}) == {"value": 1} | {"took": kit.figures["items"]["good"]["took"]}
+    assert kit.measure("large", out_of_memory) is None
+    kit.finish()  # no error so far
+    assert kit.measure("wrong", lambda: 1 / 0) is None
+    kit.seconds = 0.0
+    assert kit.measure("late", lambda: {"value": 2}, at_least=1) is None
+    items = json.loads((tmp_path / "some.json").read_text())["items"]
+    assert items["good"]["value"] == 1 and "no room" in items["large"]["failed"]
+    assert "ZeroDivisionError" in items["wrong"]["failed"] and "skipped" in items["late"]
+    with pytest.raises(SystemExit, match="wrong"):
+        kit.finish()
 
 
 def test_what_every_token_is_multiplied_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""Does the library do on a GPU what it does on a CPU?
+
+    python benchmarks/gpu/check.py --output runs/gpu
+
+A tiny model with random weights: one step of supervised fine-tuning, one of GRPO, one rollout, on both devices in
+float32, compared; the same in bf16 on the device alone. Then the tests marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kit import BENCHMARKS, DEVICE, Kit, begin, environment, has_flash_attention  # first: it finds the shared modules
+
+import lightning as L  # isort: skip
+import torch
+from made_up import END, make_model, make_problems
+from train import SFT, GivenCompletions, make_transcripts
+
+
+class Gradients(L.Callback):
+    """Keeps the gradients of the last optimiser step. (Adam's first step is little but their signs.)"""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
+        self.found = {name: gradient.detach().float().cpu() for name, gradient in named}
+
+
+def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
+    """One optimiser step; returns its gradients."""
+    gradients = Gradients()
+    trainer = L.Trainer(
+        max_steps=1, accelerator=accelerator, devices=1, precision=precision, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[gradients],
+    )  # fmt: skip
+    trainer.fit(stage, loader)
+    return gradients.found
+
+
+def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
+    from lit_rft.datamodules import StepLoader
+    from lit_rft.models import LoraSettings
+    from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
+
+    L.seed_everything(0, verbose=False)
+    policy = PolicySettings(str(model), LoraSettings(4, 8, 0.0, "all-linear"))
+    optimizer = OptimizerSettings(1e-3)
+    if kind == SFT:
+        loader = StepLoader(
+            [[t] for t in make_transcripts(4, 40, 512)], batch_size=4, micro_batch_tokens=80, pad_id=0, packing=True
+        )
+        return fit(HierarchicalSFT(policy, optimizer), loader, accelerator, precision)
+    stage = GivenCompletions(policy, optimizer, prompts=2, completion=12, vocabulary=512)
+    return fit(stage, stage.loader(model, 8), accelerator, precision)
+
+
+def compare_steps(kind: str, model: Path) -> dict[str, float]:
+    """How far gradients on the device are from those on the CPU in float32, relative to their norm."""
+    accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
+    expected = one_step(kind, model, "cpu", "32-true")
+
+    def difference(precision: str) -> float:
+        found = one_step(kind, model, accelerator, precision)
+        error = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
+        return (error / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
+
+    return {"float32_relative_difference": difference("32-true"), "bf16_relative_difference": difference("bf16-mixed")}
+
+
+def compare_rollouts(model: Path) -> dict[str, float]:
+    """Sampled tokens and their log-probabilities on both devices: the random numbers are drawn on the CPU."""
+    from lit_rft.models import load_backbone
+    from lit_rft.rollout import SamplingSettings, sample_groups
+
+    prompts = [(problem.id, list(range(3, 20 + n))) for n, problem in enumerate(make_problems(3, 10))]
+    found = {}
+    for device in (torch.device("cpu"), DEVICE):
+        net: Any = load_backbone(str(model)).eval().to(device)
+        found[str(device)] = sample_groups(net, prompts, [3, 2, 4], SamplingSettings(16, 1.0), END, seed=0, num_slots=6)
+    cpu, there = ([one for group in found[str(d)] for one in group] for d in (torch.device("cpu"), DEVICE))
+    same = sum(a.ids == b.ids for a, b in zip(cpu, there, strict=True)) / len(cpu)
+    pairs = [(a, b) for a, b in zip(cpu, there, strict=True) if a.ids == b.ids]
+    gap = max(abs(x - y) for a, b in pairs for x, y in zip(a.log_probs, b.log_probs, strict=True))
+    return {"same_completions": same, "log_prob_difference": gap}
+
+
+def attention(model: Path) -> dict[str, Any]:
+    """Which attention the model takes by default, and which kernels PyTorch may take for it."""
+    from lit_rft.models import load_backbone
+
+    net: Any = load_backbone(str(model))
+    names = ("flash", "mem_efficient", "cudnn")
+    kernels = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in names}
+    return {"implementation": net.config._attn_implementation, "flash_attn_installed": has_flash_attention()} | kernels
+
+
+def run_tests(kit: Kit) -> dict[str, Any]:
+    """The tests marked `gpu`; what failed is in the log."""
+    # not from the repository's root, where `import lit_rft` finds the folder without what installs inside it
+    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", "test_gpu.py", "-q"]
+    seconds = max(5.0, kit.seconds_left())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command, cwd=BENCHMARKS.parent / "tests", capture_output=True, text=True, timeout=seconds, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        return {"failed": f"stopped after {seconds:.0f} s: {str(error.stdout)[-1500:]}", "error": True}
+    print(done.stdout[-12000:], done.stderr[-2000:])
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    summary = done.stdout.strip().splitlines()[-1:] or [done.stderr[-500:]]
+    failed = {"failed": summary[0], "error": True} if done.returncode else {}
+    return {"summary": summary[0], "failures": lines} | failed
+
+
+def main() -> None:
+    kit, _ = begin("check", __doc__)
+    kit.figures |= environment()
+    kit.write()
+    print(kit.figures, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model("tiny", Path(folder))
+        kit.measure("attention", lambda: attention(model))
+        for kind in (SFT, "grpo"):
+            kit.measure(f"{kind} step", lambda kind=kind: compare_steps(kind, model))
+        kit.measure("rollout", lambda: compare_rollouts(model))
+    if DEVICE.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        kit.measure("memory", lambda: {"free_gb": free / 1e9, "total_gb": total / 1e9})
+        kit.measure("tests", lambda: run_tests(kit))
+    kit.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Put the figures of the steps together: `benchmarks/results/gpu.json`, and tables for the console.
+
+    python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders that run.sh wrote; a later one wins
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kit import BENCHMARKS  # first: it finds the shared modules
+
+from experiment import read_results  # isort: skip
+from peers import RESULTS
+from rich.console import Console
+from rich.table import Table
+
+STEPS = ("check", "train", "rollout", "grpo", "learn")
+
+
+def collect(folders: list[Path]) -> dict[str, Any]:
+    """step -> its figures."""
+    results: dict[str, Any] = {}
+    for folder in folders:
+        results |= {step: figures for step in STEPS if (figures := read_results(folder / f"{step}.json"))}
+    return results
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    for step, figures in results.items():
+        items = figures.get("items", {})
+        columns = list(dict.fromkeys(key for item in items.values() for key, value in item.items() if _is_plain(value)))
+        table = Table(title=f"{step}: {figures['device']['name']}, torch {figures['versions']['torch']}")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for name, item in items.items():
+            table.add_row(name, *(_cell(item.get(column, "")) for column in columns))
+        console.print(table)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:60]
+
+
+def main() -> None:
+    from lit_rft._files import write_json
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--no-file", action="store_true", help="tables only")
+    options = parser.parse_args()
+    results = collect(options.folders)
+    if not results:
+        raise SystemExit(f"no figures in {', '.join(map(str, options.folders))}")
+    if not options.no_file:
+        write_json(RESULTS / "gpu.json", results)
+        print(f"written: {(RESULTS / 'gpu.json').relative_to(BENCHMARKS.parent)}")
+    report(results, Console(width=180))
+
+
+if __name__ == "__main__":
+    main()

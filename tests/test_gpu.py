@@ -1,0 +1,198 @@
+"""What every stage does on a GPU; the same checks run on the CPU, so that they are known to work where no GPU is."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny import let_adapters_act, make_groups, make_model, with_adapters
+from tiny_env import CorridorProtocol
+from tiny_stage import ADAPTERS, PROMPTS, fit, make_loader, make_offline, make_stage, trained
+
+from lit_rft.callbacks import AtomicCheckpointIO, RandomState
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
+from lit_rft.models import load_tokenizer
+from lit_rft.models.backbone import final_hidden_states, output_logits
+from lit_rft.models.layouts import batch_hidden_states, can_pack, can_share_prompts
+from lit_rft.models.merging import ActingWeights
+from lit_rft.problems import Problem
+from lit_rft.rollout import ConversationGenerator, SamplingSettings, sample_groups
+from lit_rft.stages import (
+    ActingSettings,
+    CriticSettings,
+    MixedPolicyEpisodes,
+    MixedPolicyGRPO,
+    ObjectiveSettings,
+    OnlineHighLevelFinetune,
+    OnlineSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+from lit_rft.transcripts import PromptFormat, collate_packed, collate_padded, collate_shared
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+STAGES = ["sft", "offline_rl", "online", "grpo", "episodes"]
+OPTIMIZER = OptimizerSettings(learning_rate=5e-3)
+ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+
+
+def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
+    """A stage on the tiny model, and its data."""
+    if kind == "sft":
+        return make_stage(model), make_loader(model, packing=True)
+    if kind == "offline_rl":
+        return make_offline(model), make_loader(model, outcomes=True, packing=True)
+    L.seed_everything(0, verbose=False)
+    policy = PolicySettings(str(model), ADAPTERS)
+    acting: dict[str, Any] = {"optimizer": OPTIMIZER, "prompts": PROMPTS, "acting": ACTING}
+    data: dict[str, Any] = {"model": str(model), "prompts": PROMPTS, "data_dir": str(folder)}
+    data["protocol"] = CorridorProtocol()
+    if kind == "online":
+        online = OnlineSettings(SamplingSettings(6, 1.0), 4, 1.0, 2)
+        stage = OnlineHighLevelFinetune(online, policy=policy, critic=CriticSettings(learning_rate=1e-2), **acting)
+        return stage, OnlineDataModule(**data, collect_tasks=["walk"], rounds=2, episodes_per_round=2)
+    objective = ObjectiveSettings(group_size=3, kl_coef=0.1)
+    if kind == "episodes":
+        stage = MixedPolicyEpisodes(policy, objective=objective, exploration=SamplingSettings(6, 1.0), **acting)
+        return stage, EpisodeGroupDataModule(**data, train_variations=2, batch_size=2)
+    return make_grpo(policy, objective), make_prompts(model)
+
+
+def make_grpo(policy: PolicySettings, objective: ObjectiveSettings) -> MixedPolicyGRPO:
+    def lengths(completions: Any, rows: Any) -> list[float]:
+        return [float(len(text) % 3) for text in completions]
+
+    return MixedPolicyGRPO(policy, OPTIMIZER, objective, SamplingSettings(8, 1.0), lengths)
+
+
+def make_prompts(model: Path) -> PromptLoader:
+    form = PromptFormat(load_tokenizer(str(model)))
+    prompts = []
+    for n in range(4):
+        problem = Problem(f"p{n}", ({"role": "user", "content": "Question?" * (1 + n % 2)},), "1", ("an answer",))
+        ids = form.prompt_ids(problem.prompt)
+        prompts.append(Prompt(problem, ids, [form.completion_ids("an answer")], ["an answer"], [[]]))
+    return PromptLoader(prompts, batch_size=2)
+
+
+def on(device: str, **options: Any) -> dict[str, Any]:
+    return {"accelerator": "gpu" if device == "cuda" else "cpu", "devices": 1, **options}
+
+
+class ActingAdapters(L.Callback):
+    """Lets fresh adapters change the outputs, and keeps the weights before the first step."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        policy: Any = pl_module.policy
+        L.seed_everything(3, verbose=False)
+        let_adapters_act(policy)
+        self.before = {name: p.detach().cpu().clone() for name, p in policy.named_parameters()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", STAGES)
+def test_steps_in_bf16(kind: str, device: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(kind, tiny_model_folder, tmp_path)
+    start = ActingAdapters()
+    options = on(device, precision="bf16-mixed", default_root_dir=tmp_path, callbacks=[start])
+    trainer = fit(stage, data, 2, **options)
+    assert trainer.global_step == 2
+    losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")}
+    assert losses and all(math.isfinite(value) for value in losses.values())
+    policy = dict(stage.policy.named_parameters())
+    assert {p.device.type for p in policy.values()} == {"cpu"}  # Lightning brings the module back
+    for name, parameter in policy.items():
+        changed = not torch.equal(start.before[name], parameter.detach())
+        assert changed == (parameter.requires_grad and ".low." not in name), name
+        assert parameter.dtype == (torch.float32 if "lora" in name else torch.bfloat16), name
+
+
+def utterance_states(model: Any, batch: Any, device: str) -> dict[str, torch.Tensor]:
+    """Hidden states [n, D] before each token of a transcript's utterance, by the transcript's id."""
+    batch = batch.to(device)
+    hidden = batch_hidden_states(model, batch).flatten(0, 1)
+    rows = zip(batch.transcripts, batch.preceding, batch.utterance_mask, strict=True)
+    return {transcript.episode_id: hidden[preceding[mask]] for transcript, preceding, mask in rows}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_and_padded_rows_have_the_same_states(device: str) -> None:
+    model = with_adapters(make_model()).to(device)
+    assert can_pack(model)
+    transcripts = [member for group in make_groups() for member in group]
+    padded = utterance_states(model, collate_padded(transcripts, 0), device)
+    packed = utterance_states(model, collate_packed(transcripts, 0, 64), device)
+    assert padded.keys() == packed.keys() and len(padded) == len(transcripts)
+    for name, expected in padded.items():
+        torch.testing.assert_close(packed[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_shared_prompts_and_separate_ones_have_the_same_states(device: str) -> None:
+    model = with_adapters(make_model()).to(device)
+    assert can_share_prompts(model)
+    group = make_groups((4,))[0]
+    found = [utterance_states(model, batch, device) for batch in (collate_padded(group, 0), collate_shared([group], 0))]
+    states = [torch.cat([by_id[transcript.episode_id] for transcript in group]) for by_id in found]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
+    direction = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(0)).to(device)
+    gradients = []
+    for state in states:
+        model.zero_grad()
+        (state * direction).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("merged", [False, True])
+def test_cached_decoding_is_recomputation(merged: bool, device: str) -> None:
+    model = with_adapters(make_model()).to(device)
+    prompts = [("a", list(range(3, 12))), ("b", list(range(20, 43)))]
+    acting = {"acting": ActingWeights(model).active} if merged else {}
+    with torch.no_grad():
+        groups = sample_groups(model, prompts, [3, 2], SamplingSettings(12, 1.0), 2, seed=0, num_slots=4, **acting)
+        for (_, prompt), group in zip(prompts, groups, strict=True):
+            for completion in group:
+                ids = torch.tensor([prompt + completion.ids], device=device)
+                hidden = final_hidden_states(model, ids, torch.arange(ids.shape[1], device=device)[None])
+                log_probs = output_logits(model, hidden)[0].log_softmax(-1)[len(prompt) - 1 : -1]
+                expected = log_probs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)
+                torch.testing.assert_close(torch.tensor(completion.log_probs), expected.cpu(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_conversations_keep_their_cache(device: str) -> None:
+    """A second turn after the first is what reading the whole conversation gives."""
+    model = make_model().to(device)
+    generator = ConversationGenerator(model, 2, SamplingSettings(5), num_slots=2)
+    slot = generator.open("a")
+    first = generator.sample({slot: [5, 6, 7]})[slot]
+    second = generator.sample({slot: [40, 41]})[slot]
+    fresh = ConversationGenerator(model, 2, SamplingSettings(5), num_slots=2)
+    whole = fresh.open("a")
+    assert fresh.sample({whole: [5, 6, 7, *first.ids, 40, 41]})[whole].ids == second.ids
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_resuming_goes_on_as_if_uninterrupted(kind: str, device: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    def run(steps: int, ckpt_path: Path | None = None) -> tuple[L.Trainer, dict[str, torch.Tensor]]:
+        stage, data = make(kind, tiny_model_folder, tmp_path)
+        trainer = L.Trainer(
+            **on(device), max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[RandomState()],
+            plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(stage, data, ckpt_path=ckpt_path)
+        return trainer, trained(stage)
+
+    _, uninterrupted = run(3)
+    trainer, _ = run(1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    _, resumed = run(3, tmp_path / "one.ckpt")
+    for name, expected in uninterrupted.items():
+        # sums on a GPU may be in another order each time
+        torch.testing.assert_close(resumed[name].cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
