@@ -196,3 +196,15 @@ def test_resuming_goes_on_as_if_uninterrupted(kind: str, device: str, tiny_model
     for name, expected in uninterrupted.items():
         # sums on a GPU may be in another order each time
         torch.testing.assert_close(resumed[name].cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_problems_and_episodes_are_evaluated(device: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    trainer = L.Trainer(**on(device, precision="bf16-mixed"), **quiet)
+    grpo, prompts = make("grpo", tiny_model_folder, tmp_path)
+    (scores,) = trainer.validate(grpo, prompts, verbose=False)
+    assert 0 <= scores["val/average"] <= 1 and len(grpo.answers) == 4
+    _, data = make("online", tiny_model_folder, tmp_path)
+    (scores,) = trainer.test(make_stage(tiny_model_folder, acting=ACTING), datamodule=data, verbose=False)
+    assert 0 <= scores["test/score"] <= 1

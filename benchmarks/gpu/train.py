@@ -67,7 +67,9 @@ class GivenCompletions(MixedPolicyGRPO):
             policy, optimizer, ObjectiveSettings(GROUP, 0, entropy_coef=0.0), reward=_rewards,
             micro_batch_tokens=micro_batch_tokens,
         )  # fmt: skip
-        self._number, self._completion, self._vocabulary = prompts, completion, vocabulary
+        self._number = prompts
+        ids = torch.randint(3, vocabulary, (GROUP * prompts, completion - 1), generator=torch.Generator().manual_seed(0))
+        self._completions = [Sampled([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
 
     def loader(self, model: Path, prompt: int) -> PromptLoader:
         """Prompts of this many characters, all of them in each batch."""
@@ -77,14 +79,8 @@ class GivenCompletions(MixedPolicyGRPO):
         return PromptLoader(prompts, batch_size=self._number)
 
     def sample(self, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Sampled]]:
-        randoms = random.Random(0)
-        length = self._completion - 1
-
-        def completion() -> Sampled:
-            ids = [randoms.randrange(3, self._vocabulary) for _ in range(length)]
-            return Sampled([*ids, END], [-1.0] * self._completion, True)
-
-        return [[completion() for _ in range(size)] for size in sizes]
+        completions = iter(self._completions)
+        return [[next(completions) for _ in range(size)] for size in sizes]
 
 
 def _rewards(completions: Sequence[str], rows: Any) -> list[float]:
