@@ -68,7 +68,8 @@ class GivenCompletions(MixedPolicyGRPO):
             micro_batch_tokens=micro_batch_tokens,
         )  # fmt: skip
         self._number = prompts
-        ids = torch.randint(3, vocabulary, (GROUP * prompts, completion - 1), generator=torch.Generator().manual_seed(0))
+        randoms = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, vocabulary, (GROUP * prompts, completion - 1), generator=randoms)
         self._completions = [Sampled([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
 
     def loader(self, model: Path, prompt: int) -> PromptLoader:
