@@ -21,12 +21,20 @@ class CorridorEnv(gym.Env[str, str]):
     """Walk from room 0 to room 3 ("go right"); "go left" goes back, anything else is invalid.
 
     `die_once`: a file; as long as it does not exist, the first step makes it and kills the process.
+    `die_in`: a variation in which every step kills the process.
     `wait_once`: a file; the first step makes it and waits until it has gone again.
     """
 
-    def __init__(self, step_limit: int = 6, die_once: str = "", die_always: bool = False, wait_once: str = "") -> None:
+    def __init__(
+        self,
+        step_limit: int = 6,
+        die_once: str = "",
+        die_always: bool = False,
+        wait_once: str = "",
+        die_in: int | None = None,
+    ) -> None:
         self.step_limit, self.die_once, self.die_always = step_limit, die_once, die_always
-        self.wait_once = wait_once
+        self.wait_once, self.die_in = wait_once, die_in
 
     def tasks(self) -> list[str]:
         return ["walk", "run"]
@@ -37,13 +45,15 @@ class CorridorEnv(gym.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.room, self.steps, self.best = 0, 0, 0
         options = options or {}
+        self.variation = options.get("variation")
         info = {"env": "corridor", "env_version": "1", "task_description": f"Go to room {LENGTH}.", "achieved": []}
         if options.get("gold_path"):
             info["gold_path"] = ["go right"] * (LENGTH + 1)
         return "You are in room 0.", info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if self.die_always or (self.die_once and not Path(self.die_once).exists()):
+        dies = self.die_always or (self.die_in is not None and self.variation == self.die_in)
+        if dies or (self.die_once and not Path(self.die_once).exists()):
             if self.die_once:
                 Path(self.die_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -83,6 +93,7 @@ class CorridorProtocol(Protocol):
     die_once: str = ""
     die_always: bool = False
     wait_once: str = ""
+    die_in: int | None = None
 
     def make_env(self) -> gym.Env[str, str]:
-        return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once)
+        return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once, self.die_in)

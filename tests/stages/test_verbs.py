@@ -94,6 +94,22 @@ def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: 
     assert all(e.source["kind"] == "policy" and e.subgoals for e in episodes)
 
 
+def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(protocol: CorridorProtocol) -> list[str]:
+        stage = make_stage(tiny_model_folder, acting=ACTING)
+        data = _data(tiny_model_folder, tmp_path, protocol=protocol)
+        _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
+        return [played.episode.outcome.reason for played in stage.played]
+
+    # one variation of both tasks always fails, the others play on
+    reasons = predict(CorridorProtocol(die_in=0))
+    assert reasons.count("env_error") == 2 and len(reasons) == 8
+    written = read_episodes(tmp_path / "episodes" / "predicted.jsonl")
+    assert len(written) == 6 and all(e.outcome.reason != "env_error" and e.variation for e in written)
+    assert len(predict(CorridorProtocol())) == 2  # those that failed are played again
+    assert len(read_episodes(tmp_path / "episodes" / "predicted.jsonl")) == 8
+
+
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage = make_stage(tiny_model_folder, acting=ACTING)
     _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=_data(tiny_model_folder, tmp_path))

@@ -1,0 +1,94 @@
+"""What was played, recorded and read back gives the tokens that were played; how an episode ended is what it says."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_tokenizer
+from tiny_env import LENGTH, CorridorEnv, CorridorProtocol
+
+from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.protocols import episode_jobs
+from lit_rft.episodes import read_episodes, write_episodes
+from lit_rft.rollout import Sampled, SamplingSettings
+from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
+
+PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+
+
+class Scripted:
+    """A policy that always walks in one direction and gives up a subgoal after every second action."""
+
+    def __init__(self, chat: ChatFormat, direction: str) -> None:
+        self.chat, self.direction = chat, direction
+        self.sampling = SamplingSettings(32)
+        self.tokens_sampled = self.tokens_read = 0
+        self.names: dict[int, str] = {}
+        self.turns: dict[int, int] = {}
+
+    def open(self, name: str) -> int:
+        slot = len(self.names)
+        self.names[slot], self.turns[slot] = name, 0
+        return slot
+
+    def close(self, slot: int) -> None: ...
+    def forget(self, slot: int) -> None: ...
+
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+        return {slot: self._answer(slot) for slot in prompts}
+
+    def _answer(self, slot: int) -> Sampled:
+        self.turns[slot] += 1
+        turn, level = self.turns[slot], self.names[slot].rpartition("/")[2]
+        flag = "done" if turn % 2 == 0 else "continue"
+        action = f"go {self.direction}"
+        ids = self.chat.utterance({"high": f"go to room {turn}", "low": f"{action}\n{flag}", "flat": action}[level])
+        return Sampled(ids, [-0.5] * len(ids), True)
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat(make_tokenizer())
+
+
+def play(chat: ChatFormat, hierarchy: bool, direction: str) -> list[PlayedEpisode]:
+    protocol, env = CorridorProtocol(), CorridorEnv()
+    agent: Any = HierarchicalAgent(chat, PROMPTS, 2000, 4) if hierarchy else FlatAgent(chat, PROMPTS, 2000)
+    generator: Any = Scripted(chat, direction)
+    with EnvPool(protocol.make_env, 2) as pool:
+        player = EpisodePlayer(agent, generator, pool)
+        player.submit(episode_jobs(protocol, env, "train")[:3])  # type: ignore[arg-type]
+        return list(player.run())
+
+
+@pytest.mark.parametrize("direction", ["right", "left"])
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_recorded_episodes_have_the_played_tokens(
+    hierarchy: bool, direction: str, chat: ChatFormat, tmp_path: Path
+) -> None:
+    played = {one.episode.id: one for one in play(chat, hierarchy, direction)}
+    write_episodes(tmp_path / "played.jsonl", [one.episode for one in played.values()])
+    assert len(played) == 3
+    for episode in read_episodes(tmp_path / "played.jsonl"):
+        make = hierarchy_transcripts if hierarchy else flat_transcripts
+        recorded, original = make(episode, chat, PROMPTS), played[episode.id].transcripts
+        assert len({step.observation for step in episode.steps}) > 1 or direction == "left"
+        for again, transcript in zip(recorded, original, strict=True):
+            assert again.level == transcript.level and again.num_decisions == transcript.num_decisions > 1
+            assert again.input_ids == transcript.input_ids
+            assert again.utterance_starts == transcript.utterance_starts
+
+
+def test_the_goal_terminates_and_the_step_limit_truncates(chat: ChatFormat) -> None:
+    for one in play(chat, True, "right"):
+        outcome = one.episode.outcome
+        assert len(one.episode.steps) == LENGTH
+        assert (outcome.reason, outcome.success, outcome.score) == ("goal", True, 1.0)
+        assert outcome.terminated and not outcome.truncated
+    for one in play(chat, True, "left"):
+        outcome = one.episode.outcome
+        assert len(one.episode.steps) == one.episode.step_limit == 6
+        assert (outcome.reason, outcome.success, outcome.score) == ("step_limit", False, 0.0)
+        assert outcome.truncated and not outcome.terminated
