@@ -122,8 +122,8 @@ def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers that `predict` gives, with their rewards, as JSON lines.
 
-    Resumable: problems that the file has already are not answered again. A file of another policy or sampling
-    is refused.
+    Resumable: problems that the file has already are not answered again. A file of another policy or sampling, or of
+    other problems, is refused.
 
     Args:
         path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own, `-rank<n>`
@@ -138,15 +138,15 @@ class CompletionFiles(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
         path = own_file(trainer, self.path, "completions.jsonl")
-        head = {"source": module.source()}
+        head = {"source": module.source(), "data": data_fingerprints(trainer.predict_dataloaders)}
         lines = _whole_lines(path)
-        if lines and lines[0] != head:
-            raise ValueError(
-                f"{path} holds answers of another policy or sampling ({lines[0]}, now {head}): name another"
-            )
-        if not lines:
+        if lines:
+            _check_head(path, lines[0], head)
+        else:
             path.write_text(json.dumps(head) + "\n")
-        module.already_answered = {line["id"] for line in lines[1:]}
+        module.already_answered = {
+            (line["source"], line["id"], line["prompt"], line["ground_truth"]) for line in lines[1:]
+        }
         self._file = path
 
     def write_on_batch_end(
@@ -169,6 +169,26 @@ class CompletionFiles(BasePredictionWriter):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             Console().print(f"completions are in {self._file}")
+
+
+def data_fingerprints(loaders: Any) -> list[str | None]:
+    """Fingerprints of the problems behind data loaders; null for loaders without (`PromptLoader` has one)."""
+    loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    return [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
+
+
+def _check_head(path: Path, found: Any, head: dict[str, Any]) -> None:
+    """Raises: ValueError if a file's first line is not what this run would write: its answers are others."""
+    found = found if isinstance(found, dict) else {}
+    advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
+    if found.get("source") != head["source"]:
+        raise ValueError(
+            f"{path} holds answers of another policy or sampling ({found.get('source')}, now {head['source']}): {advice}"
+        )
+    if found.get("data") != head["data"]:
+        raise ValueError(
+            f"{path} holds answers to other problems (fingerprint {found.get('data')}, now {head['data']}): {advice}"
+        )
 
 
 def _whole_lines(path: Path) -> list[Any]:
