@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -95,10 +96,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _json_lines(path: Path, lines: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(_BOM)
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.removeprefix(_BOM))
+            yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ProblemError(f"not a line of JSON: {error}", "", str(path), number) from error
 
@@ -181,7 +183,7 @@ def _hub_rows(source: str) -> Iterator[Any]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    parts = source.removeprefix("hf:").split(":")
+    parts = re.split(r":(?![^\[]*\])", source.removeprefix("hf:"))  # a split may have a colon: train[:100]
     if len(parts) > 3 or not all(parts):
         raise ValueError(f"expected hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT, got {source}")
     name, *between, split = parts if len(parts) > 1 else [*parts, "train"]
