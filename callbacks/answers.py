@@ -183,7 +183,8 @@ def _check_head(path: Path, found: Any, head: dict[str, Any]) -> None:
     advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
     if found.get("source") != head["source"]:
         raise ValueError(
-            f"{path} holds answers of another policy or sampling ({found.get('source')}, now {head['source']}): {advice}"
+            f"{path} holds answers of another policy or sampling ({found.get('source')}, now {head['source']}): "
+            f"{advice}"
         )
     if found.get("data") != head["data"]:
         raise ValueError(

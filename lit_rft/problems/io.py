@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_rft._files import replacing
 from lit_rft._records import show_value
-from lit_rft.problems.columns import Columns, as_object, is_empty
+from lit_rft.problems.columns import Columns, is_empty
 from lit_rft.problems.messages import check_messages, messages_from_text, parse_literal, split_conversation
 from lit_rft.problems.record import Problem, ProblemError, check_text
 from lit_rft.problems.repeats import merge_repeats
@@ -138,8 +138,8 @@ def _ground_truth(column: str, value: Any) -> str:
         return answer
     if column.lower() == "solution" and ("\n" in text.strip() or len(text) > _LONGEST_ANSWER):
         raise ProblemError(
-            f"expected a final answer, in \\boxed{{}} or after ####, got {show_value(text)}; if another column holds it, "
-            "name it (columns: {ground_truth: NAME})",
+            f"expected a final answer, in \\boxed{{}} or after ####, got {show_value(text)}; if another column "
+            "holds it, name it (columns: {ground_truth: NAME})",
             column,
         )
     return text

@@ -110,7 +110,7 @@ def join_parts(content: Any, where: str) -> Any:
 
 
 def messages_from_text(value: Any, name: str) -> Any:
-    """Parse a text that is a list of messages written out (JSON, or Python's own notation as pandas writes it into CSV).
+    """Parse a text that is a list of messages: JSON, or Python's notation, which pandas writes into CSV.
 
     Returns: the list; any other value as it is.
     Raises: ProblemError for a text that begins as messages do and cannot be parsed.

@@ -82,7 +82,8 @@ def _differing(rows: Sequence[Problem]) -> list[str]:
     """Other columns in which repeats differ; `extra_info` numbers the rows."""
     first = rows[0].extra
     names = dict.fromkeys(name for row in rows for name in row.extra)
-    return [name for name in names if name != "extra_info" and any(row.extra.get(name) != first.get(name) for row in rows)]
+    names.pop("extra_info", None)
+    return [name for name in names if any(row.extra.get(name) != first.get(name) for row in rows)]
 
 
 def _range(numbers: Sequence[int]) -> str:

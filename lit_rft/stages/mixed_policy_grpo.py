@@ -164,7 +164,8 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         """For data loaders other than the data module's, which refuses to train without any trace."""
         if self.needs_traces and not self._warned_of_traces and not any(prompt.traces for prompt in prompts):
             self._warned_of_traces = True
-            logger.warning("none of a batch's %d prompts has an off-policy trace: this step is plain GRPO", len(prompts))
+            logger.warning("none of a batch's %d prompts has an off-policy trace: this step is plain GRPO",
+                           len(prompts))  # fmt: skip
 
     def _transcript(self, prompt: Any, ids: list[int]) -> Any:
         assert self.chat is not None

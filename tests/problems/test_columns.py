@@ -19,8 +19,8 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def test_a_mapping_takes_the_place_of_the_usual_names(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [{**ROW, "prompt": "no", "level": "hard", "uuid": "u7"}])
-    columns = {"prompt": "question", "ground_truth": "meta.final", "traces": "solution", "source": "level", "id": "uuid",
-               "repeats": "meta.n"}  # fmt: skip
+    columns = {"prompt": "question", "ground_truth": "meta.final", "traces": "solution", "source": "level",
+               "id": "uuid", "repeats": "meta.n"}  # fmt: skip
     (problem,) = read_problems(path, columns)
     assert problem.prompt[0]["content"] == "3*6?" and problem.ground_truth == "18.0"
     assert (problem.traces, problem.source, problem.id, problem.repeats) == (("It is \\boxed{18}.",), "hard", "u7", 4)
@@ -42,8 +42,8 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=r"p\.jsonl:1: prompt: expected questoin, and the row has question, answer, "
                                            r".*did you mean 'question'\?"):  # fmt: skip
         read_problems(path, {"prompt": "questoin"})
-    with pytest.raises(ValueError, match=r"p\.jsonl: columns\.traces is 'solutoin', expected one of the file's columns: "
-                                         r"question, answer, solution, meta; did you mean 'solution'\?"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"p\.jsonl: columns\.traces is 'solutoin', expected one of the file's columns"
+                                         r": question, answer, solution, meta; did you mean 'solution'\?"):  # fmt: skip
         read_problems(path, {"traces": "solutoin"})
     with pytest.raises(ProblemError, match=r"p\.jsonl:1: ground_truth: expected a column"):
         read_problems(path, {"ground_truth": None})
@@ -72,7 +72,10 @@ def test_other_columns_are_not_taken_for_misspelt_ones(
     with caplog.at_level(logging.INFO, "lit_rft.problems"):
         (problem,) = read_problems(write(tmp_path / "p.jsonl", [{**ROW, name: "x"}]))
     assert problem.extra[name] == "x"
-    assert f"prompt from question, ground_truth from answer; other columns, for reward functions only: solution, meta, {name}" in caplog.text  # noqa: E501
+    assert (
+        f"prompt from question, ground_truth from answer; other columns, for reward functions only: solution, meta, {name}"
+        in caplog.text
+    )  # noqa: E501
 
 
 def test_a_column_nearly_called_traces_can_be_kept_for_other_ends(tmp_path: Path) -> None:

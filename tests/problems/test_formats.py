@@ -56,7 +56,7 @@ ROWS: dict[str, tuple[dict[str, Any], bool]] = {
     "a prompt as JSON": ({**PLAIN, "prompt": json.dumps([USER])}, False),
     "a prompt as JSON, indented": ({**PLAIN, "prompt": "\n" + json.dumps([USER], indent=1)}, False),
     "a prompt as Python's text of a list": ({**PLAIN, "prompt": str([USER])}, False),
-    "a conversation as JSON": ({**PLAIN, "prompt": None, "messages": json.dumps({"messages": [USER, ASSISTANT]})}, True),
+    "a conversation as JSON": ({**CHAT, "messages": json.dumps({"messages": [USER, ASSISTANT]})}, True),
 }  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def test_words_in_brackets_stay_words(words: str, tmp_path: Path) -> None:
         ({**PLAIN, "prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
          r"prompt\[0\].content\[0\]", "part of type text"),
         ({**CHAT, "messages": [ASSISTANT]}, "messages", "a message of the user before"),
-        ({"prompt": QUESTION, "reward_model": {"ground_truth": ["1", "2"]}}, "reward_model.ground_truth", "expected one"),
+        ({"prompt": QUESTION, "reward_model": {"ground_truth": ["1", "2"]}}, r"reward_model\.ground_truth",
+         "expected one"),
         ({"prompt": QUESTION, "reward_model": "rule"}, "reward_model", "an object or its JSON text"),
         ({"prompt": QUESTION, "solution": "We add.\nThen we are done."}, "solution", r"in \\boxed\{\} or after ####"),
         ({"text": QUESTION, "ground_truth": ANSWER}, "prompt", r"the row has text, ground_truth; .*\{prompt: NAME\}"),

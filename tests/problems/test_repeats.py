@@ -97,7 +97,8 @@ def test_benchmarks_share_problems_and_numbers(tmp_path: Path) -> None:
 
 def test_an_id_of_two_contents_in_one_file_is_an_error(tmp_path: Path) -> None:
     for change in ({"prompt": "1+2?"}, {"ground_truth": 3}):
-        path = write(tmp_path / "p.jsonl", [plain("x", "1+1?", 2), plain("x", "1+1?", 2), plain("x", "1+1?", 2) | change])
+        same = plain("x", "1+1?", 2)
+        path = write(tmp_path / "p.jsonl", [same, same, same | change])
         with pytest.raises(ProblemError, match=r"p\.jsonl:3: id: .*'x' is another problem in row 1.*\{id: null\}"):
             read_problems(path)
         assert len(read_problems(path, {"id": None})) == 2
