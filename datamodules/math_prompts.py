@@ -251,7 +251,7 @@ class MathPromptDataModule(L.LightningDataModule):
         given = sum(len(prompt.problem.traces) for prompt in prompts)
         kept = sum(len(prompt.traces) for prompt in prompts)
         without = sum(not prompt.traces for prompt in prompts)
-        logger.info("%s: %d problems, %d off-policy traces; %d problems have none", name, len(prompts), kept, without)
+        logger.info("%s: %d problems, %d off-policy traces; problems without any: %d", name, len(prompts), kept, without)
         long = given - kept if self.long_traces == "drop" else self._cut
         if long:
             fate = "left out" if self.long_traces == "drop" else "cut"

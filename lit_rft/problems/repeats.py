@@ -67,7 +67,7 @@ def _report(groups: Sequence[Sequence[Problem]]) -> None:
     times: dict[str, list[int]] = {}
     for rows in repeated:
         times.setdefault(rows[0].source or "problems", []).append(sum(row.repeats for row in rows))
-    parts = [f"{source}: {len(n)} problems stand {_range(n)} times" for source, n in list(times.items())[:_SHOWN]]
+    parts = [f"{source}: {len(n)} repeated, {_range(n)} rows each" for source, n in list(times.items())[:_SHOWN]]
     if len(times) > _SHOWN:
         parts.append(f"and {len(times) - _SHOWN} more")
     rows_read = sum(map(len, groups))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tiny import make_tokenizer
 
+from lit_rft.cli import resolve_configs
+from lit_rft.command_line import build
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.transcripts import PromptFormat
 
@@ -146,6 +148,15 @@ def test_files_take_the_place_of_generated_problems(
         make_data(tiny_model_folder, file)
         MathPromptDataModule(str(tiny_model_folder), **tasks).setup("fit")
     assert not caplog.text  # nothing to warn of
+
+
+def test_files_on_the_command_line_are_not_mixed_with_a_configs_sums(tiny_model_folder: Path, file: str) -> None:
+    config = ["-c", "luffy/arithmetic.yaml", "--model.init_args.policy.model", str(tiny_model_folder)]
+    files = ["--data.init_args.train_files", file, "--data.init_args.eval_files", f"[{file}]"]
+    data = build(resolve_configs([*config, *files]), run=False).datamodule
+    data.setup("fit")
+    for name in ("train", "eval"):
+        assert {prompt.problem.id for prompt in data._prompts[name]} == {f"p{i}" for i in range(10)}
 
 
 def test_columns_of_training_and_evaluation(tiny_model_folder: Path, tmp_path: Path) -> None:

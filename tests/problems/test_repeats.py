@@ -47,7 +47,7 @@ def test_the_releases_evaluation_file_with_its_repeats(tmp_path: Path, caplog: p
     assert {(p.source, p.repeats) for p in problems} == {("math", 1), ("aime", 32), ("amc", 32)}
     assert problems[20].id == "aime/0" and problems[20].ground_truth == "1"
     assert "248 of 276 rows are repeats" in caplog.text
-    assert "aime: 3 problems stand 32 times; amc: 5 problems stand 32 times" in caplog.text
+    assert "aime: 3 repeated, 32 rows each; amc: 5 repeated, 32 rows each" in caplog.text
 
 
 def test_training_rows_that_stand_a_hundred_times(tmp_path: Path) -> None:

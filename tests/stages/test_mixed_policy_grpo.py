@@ -453,7 +453,7 @@ def test_grpo_needs_no_traces_and_luffy_not_everywhere(
     with caplog.at_level(logging.INFO, "lit_rft"):
         trainer = fit_on_rows(tiny_model_folder, tmp_path, [{"traces": ["It is 1."]}, {}, {}, {}])
     assert trainer.global_step == 1
-    assert "4 problems, 1 off-policy traces; 3 problems have none" in caplog.text
+    assert "4 problems, 1 off-policy traces; problems without any: 3" in caplog.text
 
 
 def test_a_loader_without_traces_is_warned_of_once(tiny_model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
