@@ -251,7 +251,8 @@ class MathPromptDataModule(L.LightningDataModule):
         given = sum(len(prompt.problem.traces) for prompt in prompts)
         kept = sum(len(prompt.traces) for prompt in prompts)
         without = sum(not prompt.traces for prompt in prompts)
-        logger.info("%s: %d problems, %d off-policy traces; problems without any: %d", name, len(prompts), kept, without)
+        logger.info("%s: %d problems, %d off-policy traces; problems without any: %d",
+                    name, len(prompts), kept, without)  # fmt: skip
         long = given - kept if self.long_traces == "drop" else self._cut
         if long:
             fate = "left out" if self.long_traces == "drop" else "cut"

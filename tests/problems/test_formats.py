@@ -198,7 +198,7 @@ def test_files_by_folder_and_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("p.csv", b"prompt,answer\n", r"p\.csv holds no problem"),
         ("p.csv", b"", r"p\.csv holds no problem"),
         ("p.jsonl.gz", b"no gzip", r"p\.jsonl\.gz is incomplete or no gzip file"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99, mtime=0)[:-9], "is incomplete or no gzip file"),
+        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a", "answer": 1}\n' * 99)[:-9], "is incomplete or no gzip file"),
         ("p.jsonl", b'\n\n{"prompt": "a", "answer": 1}\n\n{"prompt": "b"}\n', r"p\.jsonl:5: ground_truth"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
