@@ -41,6 +41,7 @@ class Answer:
         reward: what it earned.
         tokens: of the completion.
         finished: whether it came to its end.
+        num_answers: to this problem, this one included.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Answer:
     reward: float
     tokens: int
     finished: bool
+    num_answers: int
 
 
 class AnsweringStage(PolicyModule):
@@ -105,13 +107,17 @@ class AnsweringStage(PolicyModule):
         sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
         groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
-        pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
-        texts = [self.chat.text(one.ids) for _, one, _ in pairs]
-        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
+        pairs = [
+            (prompt, one, n, len(group))
+            for prompt, group in zip(prompts, groups, strict=True)
+            for n, one in enumerate(group)
+        ]
+        texts = [self.chat.text(one.ids) for _, one, _, _ in pairs]
+        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _, _ in pairs])
         found = [
             Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
-                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished)
-            for (prompt, one, n), text, reward in zip(pairs, texts, rewards, strict=True)
+                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished, size)
+            for (prompt, one, n, size), text, reward in zip(pairs, texts, rewards, strict=True)
         ]  # fmt: skip
         self._count(batch, found, sizes)
         self.answers += found

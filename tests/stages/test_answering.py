@@ -114,8 +114,17 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     assert len(first) < len(whole)
     resumed = predict(tmp_path / "parts")
     assert sorted(map(str, resumed)) == sorted(map(str, whole))
+    for number in (1, 2, 8, len(whole) - 1):  # killed between two answers, perhaps to the same problem
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+        assert sorted(map(str, predict(tmp_path / "parts"))) == sorted(map(str, whole))
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(tmp_path / "parts", seed=9)
+    path.write_text("{torn\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"completions\.jsonl is damaged in more than its last line"):
+        predict(tmp_path / "parts")
+    path.write_text('{"id": "someone\'s"}\n')
+    with pytest.raises(ValueError, match=r"completions\.jsonl is no file of completions"):
+        predict(tmp_path / "parts")
 
 
 def write_rows(path: Path, letter: str, number: int, **more: Any) -> str:
