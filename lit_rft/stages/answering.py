@@ -107,17 +107,14 @@ class AnsweringStage(PolicyModule):
         sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
         groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
-        pairs = [
-            (prompt, one, n, len(group))
-            for prompt, group in zip(prompts, groups, strict=True)
-            for n, one in enumerate(group)
-        ]
-        texts = [self.chat.text(one.ids) for _, one, _, _ in pairs]
-        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _, _ in pairs])
+        pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
+        texts = [self.chat.text(one.ids) for _, one, _ in pairs]
+        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
+        totals = [size for size in sizes for _ in range(size)]
         found = [
             Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
-                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished, size)
-            for (prompt, one, n, size), text, reward in zip(pairs, texts, rewards, strict=True)
+                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished, total)
+            for (prompt, one, n), text, reward, total in zip(pairs, texts, rewards, totals, strict=True)
         ]  # fmt: skip
         self._count(batch, found, sizes)
         self.answers += found
