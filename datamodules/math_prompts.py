@@ -186,9 +186,10 @@ class MathPromptDataModule(L.LightningDataModule):
             return problems
         if not tasks:
             raise ValueError(f"no problems: name {name}_files or {name}_tasks")
-        if name == "eval" and self.train_files:
-            logger.warning("eval: train_files are given, but evaluation is on %s (eval_tasks); name eval_files to "
-                           "evaluate on problems of your own", generated)  # fmt: skip
+        other, other_files = ("train", self.train_files) if name == "eval" else ("eval", self.eval_files)
+        if other_files:
+            logger.warning("%s: %s_files are given, but no %s_files: %s are used (%s_tasks)",
+                           name, other, name, generated, name)  # fmt: skip
         return [
             problem
             for task, number in tasks.items()

@@ -124,8 +124,9 @@ def _index(row: dict[str, Any], columns: Columns) -> int | str | None:
 
 def _ground_truth(column: str, value: Any) -> str:
     """The final answer, which some columns hold at the end of a worked solution."""
-    if isinstance(value, str) and value.lstrip().startswith('["'):
-        value = parse_literal(value) or value
+    if isinstance(value, str) and value.lstrip().startswith(('["', "['")):
+        parsed = parse_literal(value)  # a list of one as text; several in one text are an answer in words
+        value = parsed[0] if isinstance(parsed, list) and len(parsed) == 1 else value
     if isinstance(value, list):
         if len(value) != 1:
             raise ProblemError(f"expected one ground truth, got {show_value(value)}", column)

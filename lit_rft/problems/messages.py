@@ -74,9 +74,10 @@ def read_messages(value: Any, name: str, role: str, *, empty_end: bool = False) 
 
 def _message(message: Any, where: str, may_be_empty: bool) -> dict[str, str] | None:
     """A checked message; None for a system message without text."""
-    keys = next((keys for keys in _KEYS if isinstance(message, dict) and keys[0] in message), None)
-    if keys is None:
+    if not isinstance(message, dict) or not any(keys[0] in message for keys in _KEYS):
         raise ProblemError(f"expected a message with role and content, got {show_value(message)}", where)
+    # in Parquet all messages have all columns, and null in those that are not theirs
+    keys = max(_KEYS, key=lambda keys: (message.get(keys[0]) is not None, keys[0] in message))
     role, content = message[keys[0]], join_parts(message.get(keys[1]), f"{where}.{keys[1]}")
     role = ROLE_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:

@@ -136,7 +136,9 @@ def test_files_take_the_place_of_generated_problems(
     assert {p.problem.id for p in data._prompts["train"]} == {f"p{i}" for i in range(10)}
     assert {p.problem.source for p in data._prompts["eval"]} == {"chain_sum"}
     assert "10 problems of train_files take the place of 5 generated problems of chain_sum" in caplog.text
-    assert "train_files are given, but evaluation is on 3 generated problems of chain_sum" in caplog.text
+    assert "eval: train_files are given, but no eval_files: 3 generated problems of chain_sum are used" in caplog.text
+    MathPromptDataModule(str(tiny_model_folder), eval_files=file, train_tasks={"gcd": 4}).setup("fit")
+    assert "train: eval_files are given, but no train_files: 4 generated problems of gcd are used" in caplog.text
     caplog.clear()
     data = MathPromptDataModule(str(tiny_model_folder), train_files=[file], eval_files=[file], eval_tasks={"gcd": 4})
     with caplog.at_level(logging.WARNING, "lit_rft"):

@@ -51,6 +51,10 @@ ROWS: dict[str, tuple[dict[str, Any], bool]] = {
     "ShareGPT without an answer": ({"conversations": SHAREGPT[:1], "ground_truth": ANSWER}, False),
     "messages": (CHAT, True),
     "messages whose answer is empty": ({**CHAT, "messages": [USER, {"role": "assistant", "content": ""}]}, False),
+    "ShareGPT among chats": ({"conversations": [{"role": None, "content": None, **turn} for turn in SHAREGPT],
+                              "ground_truth": ANSWER}, True),
+    "chats among ShareGPT": ({**CHAT, "messages": [{"from": None, "value": None, **turn} for turn in CHAT["messages"]]},
+                             True),
     "content parts": ({**PLAIN, "prompt": [{"role": "user", "content": [{"type": "text", "text": "What is "},
                                                                          {"type": "text", "text": "3 * 6?"}]}]}, False),
     "a prompt as JSON": ({**PLAIN, "prompt": json.dumps([USER])}, False),
@@ -72,6 +76,11 @@ def test_rows_of_public_data_sets(name: str, tmp_path: Path) -> None:
     assert problem.prompt == (USER,)
     assert problem.ground_truth == ("\\text{18}" if name == "nested braces" else ANSWER)
     assert problem.traces == ((WORKED,) if has_trace else ())
+
+
+def test_a_text_of_several_answers_is_one_answer(tmp_path: Path) -> None:
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [{**PLAIN, "ground_truth": '["a", "b"]'}]))
+    assert problem.ground_truth == '["a", "b"]'
 
 
 def test_several_turns_end_with_the_trace(tmp_path: Path) -> None:
