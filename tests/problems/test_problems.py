@@ -54,8 +54,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the evaluation data is not at hand")
-def test_real_evaluation_data() -> None:
+def test_real_evaluation_data(tmp_path: Path) -> None:
+    table = pq.read_table(DATA)
+    rows = [row for row in table.to_pylist() for _ in range(1 if row["data_source"] == "math" else 32)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "valid.all.parquet")
+    repeated = read_problems(tmp_path / "valid.all.parquet")
+    assert {(p.source, p.repeats) for p in repeated} == {("math", 1), ("amc", 32), ("aime", 32)}
     problems = read_problems(DATA)
+    assert [p.id for p in repeated] == [p.id for p in problems]
     assert len(problems) == 613
     assert {p.source for p in problems} == {"math", "amc", "aime"}
     assert not any(p.traces for p in problems)
