@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,8 @@ def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers that `predict` gives, with their rewards, as JSON lines.
 
-    Resumable: problems that the file has already are not answered again. A file of another policy or sampling
-    is refused.
+    Resumable: problems that the file has already are not answered again. A file of another policy or sampling, or of
+    other problems, is refused.
 
     Args:
         path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own, `-rank<n>`
@@ -138,15 +139,11 @@ class CompletionFiles(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
         path = own_file(trainer, self.path, "completions.jsonl")
-        head = {"source": module.source()}
-        lines = _whole_lines(path)
-        if lines and lines[0] != head:
-            raise ValueError(
-                f"{path} holds answers of another policy or sampling ({lines[0]}, now {head}): name another"
-            )
+        head = {"source": module.source(), "data": data_fingerprints(trainer.predict_dataloaders)}
+        lines = _complete_lines(path, head)
         if not lines:
             path.write_text(json.dumps(head) + "\n")
-        module.already_answered = {line["id"] for line in lines[1:]}
+        module.already_answered = {_question(line) for line in lines[1:]}
         self._file = path
 
     def write_on_batch_end(
@@ -171,21 +168,54 @@ class CompletionFiles(BasePredictionWriter):
             Console().print(f"completions are in {self._file}")
 
 
-def _whole_lines(path: Path) -> list[Any]:
-    """The lines of a file that may have been cut off while its last one was written; that one is dropped, with the
-    other answers to its problem."""
+def data_fingerprints(loaders: Any) -> list[str | None]:
+    """Fingerprints of the problems behind data loaders; null for loaders without (`PromptLoader` has one)."""
+    loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    return [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
+
+
+def _check_head(path: Path, found: Any, head: dict[str, Any]) -> None:
+    """Raises: ValueError if a file's first line is not what this run would write: its answers are others."""
+    advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
+    if found.get("source") != head["source"]:
+        raise ValueError(
+            f"{path} holds answers of another policy or sampling ({found.get('source')}, now {head['source']}): "
+            f"{advice}"
+        )
+    if found.get("data") != head["data"]:
+        raise ValueError(
+            f"{path} holds answers to other problems (fingerprint {found.get('data')}, now {head['data']}): {advice}"
+        )
+
+
+def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
+    """Read the head and the answers of a file whose writer may have been killed.
+
+    A problem with fewer answers than it was to get loses them: the file is rewritten without, atomically.
+
+    Args:
+        head: what the first line has to be.
+    Raises: ValueError if the file is damaged elsewhere, or belongs to another run; it stays as it is.
+    """
     if not path.exists():
         return []
-    text = path.read_bytes()
-    whole, _, torn = text.rpartition(b"\n")
-    lines = [json.loads(line) for line in whole.splitlines()]
-    if torn and lines:
-        try:
-            cut = json.loads(torn.decode("utf-8", "replace")).get("id")
-        except ValueError:
-            cut = lines[-1].get("id")  # the torn one belongs to it, or to a problem of its own
-        lines = [line for line in lines if "id" not in line or line["id"] != cut]
-    if torn:
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged in more than its last line ({error}): name another file") from error
+    if lines and not (isinstance(lines[0], dict) and isinstance(lines[0].get("source"), dict)):
+        raise ValueError(f"{path} is no file of completions: name another file (CompletionFiles.path)")
+    if lines:
+        _check_head(path, lines[0], head)
+    numbers = Counter(_question(line) for line in lines[1:])
+    kept = lines[:1] + [line for line in lines[1:] if numbers[_question(line)] >= line["num_answers"]]
+    if torn or len(kept) < len(lines):
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept
+
+
+def _question(line: Any) -> tuple[Any, ...]:
+    """What `AnsweringStage.already_answered` holds of a problem."""
+    return tuple(line.get(name) for name in ("source", "id", "prompt", "ground_truth"))

@@ -132,8 +132,8 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 class EpisodeFiles(BasePredictionWriter):
     """Writes the episodes that `predict` plays, as they end, to a data set for the next stage.
 
-    Resumable: episodes that the file has already are not played again. A file of another policy, or of other sampling,
-    is refused.
+    Resumable: episodes that the file has already are not played again. A file of another policy, of other sampling or
+    of another step limit is refused.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
@@ -151,7 +151,15 @@ class EpisodeFiles(BasePredictionWriter):
         path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
         stage = _stage(pl_module)
+        limits = {job.id: job.step_limit for job in getattr(trainer.predict_dataloaders, "jobs", ())}
         for episode in self._writer.episodes:
+            limit = limits.get(episode.id, episode.step_limit)
+            if episode.step_limit != limit:
+                self._close()
+                raise ValueError(
+                    f"{path} holds an episode of at most {episode.step_limit} steps, now it is {limit} ({episode.id}): "
+                    "name another file, or move this one away"
+                )
             made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
             if made_by != stage.source():
                 self._close()

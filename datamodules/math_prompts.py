@@ -1,5 +1,6 @@
 """Problems with verifiable answers as prompts for a policy."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,14 +85,30 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
     def shape(self) -> dict[str, int]:
         return {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
 
+    def fingerprint(self) -> str:
+        """Digest of all prompts, whatever their order: ids, content, tokens and repeats."""
+        parts = sorted(
+            f"{prompt.problem.id} {prompt.problem.fingerprint()} {prompt.problem.repeats} {prompt.ids}"
+            for prompt in self.prompts
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
 
 class MathPromptDataModule(L.LightningDataModule):
     """Problems from files, from the Hugging Face hub, or out of reasoning-gym (no download).
 
+    Files take the place of generated problems: with `train_files` there are no `train_tasks`, with `eval_files` no
+    `eval_tasks`. Repeats of a problem are kept once; in evaluation each stands for further answers
+    (`AnsweringSettings`). docs/problems.md has the formats.
+
     Args:
         model: whose tokenizer to use; must be the stage's (the command line links the two).
-        train_files: `.parquet` or `.jsonl` files, or `hf:NAME:SPLIT`; see `lit_rft.problems.read_problems`.
+        train_files: Parquet, JSON lines, JSON or CSV files, folders, patterns (`data/*.jsonl`), or `hf:NAME`,
+            `hf:NAME:SPLIT`, `hf:NAME:CONFIGURATION:SPLIT`.
         eval_files: the same for `validate`, `test` and `predict`.
+        columns: which column holds a field, where it has none of the usual names
+            (`{prompt: question, ground_truth: answer, traces: solution}`); null for a field that no column holds.
+        eval_columns: the same for `eval_files`; null: as `columns`.
         train_tasks: reasoning-gym tasks to train on, each with a number of problems.
         eval_tasks: the same for evaluation; other problems, by another seed.
         task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
@@ -108,8 +125,8 @@ class MathPromptDataModule(L.LightningDataModule):
     def __init__(
         self,
         model: str = SMOLLM2,
-        train_files: list[str] | None = None,
-        eval_files: list[str] | None = None,
+        train_files: list[str] | str | None = None,
+        eval_files: list[str] | str | None = None,
         train_tasks: dict[str, int] | None = None,
         eval_tasks: dict[str, int] | None = None,
         task_settings: dict[str, dict[str, Any]] | None = None,
@@ -120,6 +137,8 @@ class MathPromptDataModule(L.LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int = 8,
         seed: int = 0,
+        columns: dict[str, str | None] | None = None,
+        eval_columns: dict[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         positive = {"max_prompt_length": max_prompt_length, "max_trace_length": max_trace_length,
@@ -130,7 +149,9 @@ class MathPromptDataModule(L.LightningDataModule):
         if long_traces not in ("drop", "cut"):
             raise ValueError(f"long_traces must be drop or cut, got {long_traces!r}")
         self.model, self.prompt_template = model, prompt_template
-        self.train_files, self.eval_files = train_files or [], eval_files or []
+        self.train_files, self.eval_files = _as_list(train_files), _as_list(eval_files)
+        self.columns = columns
+        self.eval_columns = columns if eval_columns is None else eval_columns
         self.train_tasks, self.eval_tasks = train_tasks or {}, eval_tasks or {}
         self.task_settings = task_settings or {}
         self.max_prompt_length, self.max_trace_length = max_prompt_length, max_trace_length
@@ -141,16 +162,57 @@ class MathPromptDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._prompts["train"] = self._load(self.train_files, self.train_tasks, self.seed, "train")
+            problems = self._problems(self.train_files, self.train_tasks, self.columns, self.seed, "train")
+            self._prompts["train"] = self._tokenize(problems, "train")
+            self._check_traces(self._prompts["train"])
         if stage != "fit" or self.eval_files or self.eval_tasks:
-            self._prompts["eval"] = self._load(self.eval_files, self.eval_tasks, self.seed + 1_000_003, "eval")
+            seed = self.seed + 1_000_003
+            problems = self._problems(self.eval_files, self.eval_tasks, self.eval_columns, seed, "eval")
+            self._prompts["eval"] = self._tokenize(problems, "eval")
 
-    def _load(self, files: list[str], tasks: dict[str, int], seed: int, name: str) -> list[Prompt]:
-        problems = [problem for file in files for problem in read_problems(file)]
-        for task, number in tasks.items():
-            problems += generate_problems(task, number, seed=seed, **self.task_settings.get(task, {}))
-        if not problems:
+    def _problems(
+        self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str
+    ) -> list[Problem]:
+        """Problems of files, or else of tasks: configs name tasks, and sums must not get among a user's problems.
+
+        Raises: ValueError if there are neither; see also `read_problems` and `generate_problems`.
+        """
+        generated = f"{sum(tasks.values())} generated problems of {', '.join(tasks)}"
+        if files:
+            problems = read_problems(files, columns)
+            if tasks:
+                logger.warning("%s: %d problems of %s_files take the place of %s (%s_tasks)",
+                               name, len(problems), name, generated, name)  # fmt: skip
+            return problems
+        if not tasks:
             raise ValueError(f"no problems: name {name}_files or {name}_tasks")
+        other, other_files = ("train", self.train_files) if name == "eval" else ("eval", self.eval_files)
+        if other_files:
+            logger.warning("%s: %s_files are given, but no %s_files: %s are used (%s_tasks)",
+                           name, other, name, generated, name)  # fmt: skip
+        return [
+            problem
+            for task, number in tasks.items()
+            for problem in generate_problems(task, number, seed=seed, **self.task_settings.get(task, {}))
+        ]
+
+    def _check_traces(self, prompts: list[Prompt]) -> None:
+        """Refuse to train without traces what needs them: LUFFY would be GRPO.
+
+        Raises: ValueError if the stage needs traces and no problem has one.
+        """
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        if not getattr(stage, "needs_traces", False) or any(prompt.traces for prompt in prompts):
+            return
+        given = sum(len(prompt.problem.traces) for prompt in prompts)
+        reason = f"all {given} are longer than max_trace_length={self.max_trace_length}" if given else "none was found"
+        raise ValueError(
+            f"the objective needs off-policy traces, and none of {len(prompts)} training problems has one: {reason}; "
+            "name the column that holds them (data.init_args.columns: {traces: NAME}), or train without them "
+            "(model.init_args.objective.traces_per_group 0 is GRPO)"
+        )
+
+    def _tokenize(self, problems: list[Problem], name: str) -> list[Prompt]:
         self._cut = 0
         form = PromptFormat(load_tokenizer(self.model), self.prompt_template)
         prompts = [self._prompt(problem, form) for problem in problems]
@@ -189,7 +251,9 @@ class MathPromptDataModule(L.LightningDataModule):
     def _report(self, prompts: list[Prompt], name: str) -> None:
         given = sum(len(prompt.problem.traces) for prompt in prompts)
         kept = sum(len(prompt.traces) for prompt in prompts)
-        logger.info("%s: %d problems, %d off-policy traces", name, len(prompts), kept)
+        without = sum(not prompt.traces for prompt in prompts)
+        logger.info("%s: %d problems, %d off-policy traces; problems without any: %d",
+                    name, len(prompts), kept, without)  # fmt: skip
         long = given - kept if self.long_traces == "drop" else self._cut
         if long:
             fate = "left out" if self.long_traces == "drop" else "cut"
@@ -219,3 +283,7 @@ class MathPromptDataModule(L.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _as_list(files: list[str] | str | None) -> list[str]:
+    return [files] if isinstance(files, str) else list(files or [])

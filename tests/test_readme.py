@@ -48,6 +48,11 @@ def test_commands_parse(line: str) -> None:
     build(resolve_configs(arguments), run=False)
 
 
+@pytest.mark.parametrize("line", re.findall(r"^    (lit-rft .*)$", PAGES["problems.md"], re.M))
+def test_commands_on_problems_of_ones_own_parse(line: str) -> None:
+    test_commands_parse(line.replace("mine.yaml", "luffy/own_problems.yaml"))
+
+
 @pytest.mark.parametrize("flags", re.findall(r"^- `(--[^`]+)`", README, re.M))
 def test_flags_parse(flags: str) -> None:
     if flags.startswith("--ckpt_path"):

@@ -203,7 +203,9 @@ def _parse_json(text: bytes | str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a JSON number")
 
-    return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=refuse)
+    # editors on Windows put a byte order mark before the first line
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    return json.loads(text, parse_constant=refuse)
 
 
 def _to_episode(data: Any, path: Path, number: int | None) -> Episode:

@@ -1,101 +1,192 @@
-"""Problems from files: the schema of LUFFY's release in Parquet or JSON lines, and a plain one; Hugging Face data sets.
-
-Release: `data_source`, `prompt` (messages), `target` (messages: the trace; absent in evaluation sets), `ability`,
-`reward_model` {`ground_truth`, `style`}, `extra_info` {`index`, `split`}. Plain: `prompt` (messages or a text),
-`ground_truth`, and as one likes `traces` (texts), `trace_log_probs`, `source`, `id`. Other columns go to reward
-functions as they are.
-"""
+"""Problems from files and data sets, in the usual schemas (docs/problems.md), and into JSON lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lit_rft._files import replacing
 from lit_rft._records import show_value
-from lit_rft.problems.record import Problem, ProblemError, check_messages, check_text
+from lit_rft.problems.columns import Columns, is_empty
+from lit_rft.problems.messages import check_messages, messages_from_text, parse_literal, split_conversation
+from lit_rft.problems.record import Problem, ProblemError, check_text
+from lit_rft.problems.repeats import merge_repeats
+from lit_rft.problems.rows import find_files, read_rows
 
-SUFFIXES = (".parquet", ".jsonl")
-_KNOWN = (
-    "id",
-    "prompt",
-    "ground_truth",
-    "traces",
-    "trace_log_probs",
-    "target",
-    "source",
-    "data_source",
-    "reward_model",
-)
+_LONGEST_ANSWER = 100  # characters of a `solution` that is taken for the answer itself
 
 
-def read_problems(source: str | Path) -> list[Problem]:
-    """Problems of a `.parquet` or `.jsonl` file, or of a Hugging Face data set ("hf:name" or "hf:name:split").
+def read_problems(
+    sources: str | Path | Sequence[str | Path], columns: Mapping[str, str | None] | None = None
+) -> list[Problem]:
+    """Read problems from files that belong together: ids are unique over all of them, repeats are kept once.
 
+    Args:
+        sources: files, folders, patterns, or data sets of the Hugging Face hub; see `find_files`.
+        columns: field of a problem -> column that holds it, in place of the usual names; see `Columns`.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file's kind is unknown, or it holds no problem.
+        ValueError: a file is of an unknown kind, damaged or empty, or `columns` does not fit it.
         ProblemError: a row is wrong; it names file, row and field.
     """
-    rows = _hub_rows(str(source)[3:]) if str(source).startswith("hf:") else _file_rows(Path(source))
+    names = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    problems = [p for name in names for file in find_files(str(name)) for p in _read_file(file, columns)]
+    return merge_repeats(problems)
+
+
+def _read_file(file: str, mapping: Mapping[str, str | None] | None) -> list[Problem]:
+    columns = Columns(mapping)
     problems = []
-    seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
+    given: dict[tuple[str, str], tuple[str, int]] = {}  # ids that the file itself gives -> content, row
+    for number, row in read_rows(file):
         try:
-            problem = problem_from_row(row, number)
-            if problem.id in seen:
-                raise ProblemError(f"expected an id of its own, {problem.id!r} came before", "id")
+            problem, has_id = problem_from_row(row, number, columns, origin=f"{file}:{number}")
+            if has_id:
+                content = problem.fingerprint()
+                first, earlier = given.setdefault((problem.source, problem.id), (content, number))
+                if first != content:
+                    raise ProblemError(
+                        f"expected an id of its own, {problem.id!r} is another problem in row {earlier}; correct it, "
+                        "or number the rows instead (columns: {id: null})",
+                        "id",
+                    )
         except ProblemError as error:
-            raise ProblemError(error.message, error.field, str(source), number) from error
-        seen.add(problem.id)
+            raise ProblemError(error.message, error.field, file, number) from error
         problems.append(problem)
     if not problems:
-        raise ValueError(f"{source} holds no problem")
+        raise ValueError(f"{file} holds no problem")
+    columns.check(file)
     return problems
 
 
-def problem_from_row(row: Any, number: int) -> Problem:
-    """A row in either schema.
+def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") -> tuple[Problem, bool]:
+    """Read a row.
 
     Args:
+        row: columns by name.
         number: of the row, for its id where it has none.
+        columns: where the fields of a problem are.
+        origin: file and row.
+    Returns: the problem, and whether the row itself gives the id.
     Raises: ProblemError naming the field.
     """
     if not isinstance(row, dict):
         raise ProblemError(f"expected an object, got {type(row).__name__}")
-    model = row.get("reward_model") if isinstance(row.get("reward_model"), dict) else {}
-    if "ground_truth" in row:
-        truth = check_text(row["ground_truth"], "ground_truth")
+    columns.see(row)
+    prompt, answered = _prompt(row, columns)
+    source = columns.find(row, "source")[1]
+    source = "" if is_empty(source) else str(source)
+    index = _index(row, columns)
+    traces = _traces(*columns.find(row, "traces")) or (() if "traces" in columns.mapping else answered)
+    identity = columns.find(row, "id")[1]
+    if is_empty(identity):
+        identity = f"{source}/{number if index is None else index}" if source else number if index is None else index
+        has_id = index is not None
     else:
-        truth = check_text((model or {}).get("ground_truth"), "reward_model.ground_truth")
-    source = row.get("source") or row.get("data_source") or ""
-    index = (row.get("extra_info") or {}).get("index", number) if isinstance(row.get("extra_info"), dict) else number
-    traces = _traces(row)
-    return Problem(
-        id=str(row["id"] if row.get("id") is not None else f"{source}/{index}" if source else index),
-        prompt=check_messages(row.get("prompt"), "prompt", "user"),
-        ground_truth=truth,
+        has_id = True
+    problem = Problem(
+        id=str(identity),
+        prompt=prompt,
+        ground_truth=_ground_truth(*columns.require(row, "ground_truth")),
         traces=traces,
-        trace_log_probs=_trace_log_probs(row.get("trace_log_probs"), len(traces)),
-        source=str(source),
-        extra={key: value for key, value in row.items() if key not in _KNOWN},
+        trace_log_probs=_trace_log_probs(columns.find(row, "trace_log_probs")[1], len(traces)),
+        source=source,
+        repeats=_repeats(columns.find(row, "repeats")[1]),
+        extra=columns.extra(row),
+        origin=origin,
     )
+    return problem, has_id
 
 
-def _traces(row: dict[str, Any]) -> tuple[str, ...]:
-    if row.get("traces") is not None:
-        if not isinstance(row["traces"], list):
-            raise ProblemError(f"expected a list of texts, got {type(row['traces']).__name__}", "traces")
-        return tuple(check_text(trace, f"traces[{i}]") for i, trace in enumerate(row["traces"]))
-    if row.get("target") is None:
+def _prompt(row: dict[str, Any], columns: Columns) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """The prompt, and the answer to it where the column holds a whole conversation."""
+    column, value = columns.require(row, "prompt")
+    if column.lower() == "prompt":
+        return check_messages(value, column, "user"), ()
+    return split_conversation(value, column)
+
+
+def _index(row: dict[str, Any], columns: Columns) -> int | str | None:
+    """`extra_info.index`, LUFFY's and verl's; negative numbers are placeholders."""
+    if "id" in columns.mapping or is_empty(row.get("extra_info")):
+        return None
+    information = row["extra_info"]
+    if isinstance(information, str):
+        information = parse_literal(information)
+    index = information.get("index") if isinstance(information, dict) else None
+    if is_empty(index) or isinstance(index, bool) or not isinstance(index, (int, str)):
+        return None
+    return None if isinstance(index, int) and index < 0 else index
+
+
+def _ground_truth(column: str, value: Any) -> str:
+    """The final answer, which some columns hold at the end of a worked solution."""
+    if isinstance(value, str) and value.lstrip().startswith(('["', "['")):
+        parsed = parse_literal(value)  # a list of one as text; several in one text are an answer in words
+        value = parsed[0] if isinstance(parsed, list) and len(parsed) == 1 else value
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ProblemError(f"expected one ground truth, got {show_value(value)}", column)
+        value = value[0]
+    text = check_text(value, column)
+    if column.lower() in ("ground_truth", "reward_model.ground_truth"):
+        return text
+    answer = text.rpartition("####")[2].strip() if "####" in text else last_box(text)
+    if answer:
+        return answer
+    if column.lower() == "solution" and ("\n" in text.strip() or len(text) > _LONGEST_ANSWER):
+        raise ProblemError(
+            f"expected a final answer, in \\boxed{{}} or after ####, got {show_value(text)}; if another column "
+            "holds it, name it (columns: {ground_truth: NAME})",
+            column,
+        )
+    return text
+
+
+def last_box(text: str) -> str:
+    r"""Content of the last \boxed{...}; an empty text if there is none."""
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for place in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : place].strip()
+    return ""
+
+
+def _traces(column: str, value: Any) -> tuple[str, ...]:
+    """Texts, or messages that end with the assistant's; one of them or a list."""
+    value = messages_from_text(value, column)
+    if isinstance(value, str) and value.lstrip().startswith(("['", '["', "[[", "[ ")):
+        parsed = parse_literal(value)  # a list in a cell of CSV
+        value = parsed if isinstance(parsed, list) and all(isinstance(part, (str, list)) for part in parsed) else value
+    if is_empty(value):
         return ()
-    return (check_messages(row["target"], "target", "assistant")[-1]["content"],)
+    if isinstance(value, str):
+        return (check_text(value, column),)
+    if not isinstance(value, list):
+        raise ProblemError(f"expected a list of texts, got {show_value(value)}", column)
+    if isinstance(value[0], dict):
+        return _last_answer(value, column)
+    traces: list[str] = []
+    for i, trace in enumerate(value):
+        where = f"{column}[{i}]"
+        traces += _last_answer(trace, where) if isinstance(trace, list) else (check_text(trace, where),)
+    return tuple(traces)
+
+
+def _last_answer(messages: list[Any], name: str) -> tuple[str, ...]:
+    """The assistant's last message, if there is text in it."""
+    if len(messages) == 1 and isinstance(messages[0], dict) and is_empty(messages[0].get("content", "x")):
+        return ()
+    return (check_messages(messages, name, "assistant")[-1]["content"],)
 
 
 def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
+    value = parse_literal(value) if isinstance(value, str) else value
     if value is None:
         return ()
     name = "trace_log_probs"
@@ -107,50 +198,22 @@ def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(n) for n in numbers) for numbers in value)
 
 
+def _repeats(value: Any) -> int:
+    if is_empty(value):
+        return 1
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ProblemError(f"expected a number of at least 1, got {show_value(value)}", "repeats")
+    return number
+
+
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write JSON lines in the plain schema, whole or not at all."""
+    """Write JSON lines in the plain schema, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for problem in problems:
             plain = asdict(problem)
             extra = plain.pop("extra")
+            del plain["origin"]
             stream.write(json.dumps({**extra, **plain}, ensure_ascii=False) + "\n")
-
-
-def _file_rows(path: Path) -> Iterator[Any]:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"problems come from {' or '.join(SUFFIXES)} files (or hf:NAME), got {path}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no problems at {path}: there is no such file")
-    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ProblemError(f"not a line of JSON: {error}", "", str(path), number) from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}") from error
-
-
-def _hub_rows(name: str) -> Iterator[Any]:
-    from datasets import load_dataset
-
-    dataset, _, split = name.partition(":")
-    yield from load_dataset(dataset, split=split or "train")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +28,9 @@ class Problem:
         trace_log_probs: log pi_phi of each trace's tokens under the policy that wrote it, end of turn included, as many
             as the tokenizer of the trained model makes of it; empty where they are not known.
         source: which benchmark or generator it comes from.
+        repeats: rows that hold this problem; evaluation asks for so many times `answering.answers` answers.
         extra: other columns of the row, for reward functions of one's own.
+        origin: file and row, for messages; not compared and not written.
     """
 
     id: str
@@ -35,34 +39,18 @@ class Problem:
     traces: tuple[str, ...] = ()
     trace_log_probs: tuple[tuple[float, ...], ...] = ()
     source: str = ""
+    repeats: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
 
     def row(self) -> dict[str, Any]:
         """What reward functions get."""
         return {**self.extra, "id": self.id, "ground_truth": self.ground_truth, "source": self.source}
 
-
-def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ...]:
-    """Messages with roles and texts.
-
-    Raises: ProblemError naming the part that is wrong.
-    """
-    if isinstance(value, str):
-        return ({"role": last, "content": _text(value, name)},)
-    if not isinstance(value, list) or not value:
-        raise ProblemError(f"expected a list of messages, or a text, got {show_value(value)}", name)
-    messages = []
-    for i, message in enumerate(value):
-        where = f"{name}[{i}]"
-        if not isinstance(message, dict):
-            raise ProblemError(f"expected a message with role and content, got {show_value(message)}", where)
-        role = message.get("role")
-        if role not in ROLES:
-            raise ProblemError(f"expected one of {', '.join(ROLES)}, got {show_value(role)}", f"{where}.role")
-        messages.append({"role": role, "content": _text(message.get("content"), f"{where}.content")})
-    if messages[-1]["role"] != last:
-        raise ProblemError(f"expected the last message to be the {last}'s, got {messages[-1]['role']!r}", name)
-    return tuple(messages)
+    def fingerprint(self) -> str:
+        """Digest of source, prompt and ground truth: equal for repeats of a problem, and for them only."""
+        content = json.dumps([self.source, self.prompt, self.ground_truth], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def check_text(value: Any, name: str) -> str:

@@ -41,6 +41,7 @@ class Answer:
         reward: what it earned.
         tokens: of the completion.
         finished: whether it came to its end.
+        num_answers: to this problem, this one included.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Answer:
     reward: float
     tokens: int
     finished: bool
+    num_answers: int
 
 
 class AnsweringStage(PolicyModule):
@@ -77,7 +79,8 @@ class AnsweringStage(PolicyModule):
         self.reward: RewardFunction = reward if reward is not None else MathReward()
         self.answering = answering or AnsweringSettings()
         self.answers: list[Answer] = []
-        self.already_answered: set[str] = set()  # ids of problems that `predict` need not answer again
+        # problems that `predict` need not answer again: source, id, last message, ground truth
+        self.already_answered: set[tuple[str, str, str, str]] = set()
         self.answer_table: dict[str, dict[str, float]] = {}
         self._metrics: AnswerMetrics | None = None
         self._served = ServedPolicy(self.answering.server) if self.answering.server is not None else None
@@ -100,20 +103,20 @@ class AnsweringStage(PolicyModule):
     def _answer(self, batch: PromptRound) -> list[Answer]:
         assert self.policy is not None and self.chat is not None
         settings = self.answering
-        prompts = [prompt for prompt in batch.prompts if prompt.problem.id not in self.already_answered]
-        by_source = settings.answers_by_source or {}
-        sizes = [by_source.get(prompt.problem.source, settings.answers) for prompt in prompts]
+        prompts = [prompt for prompt in batch.prompts if _question(prompt.problem) not in self.already_answered]
+        sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
         groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
+        totals = [size for size in sizes for _ in range(size)]
         found = [
             Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
-                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished)
-            for (prompt, one, n), text, reward in zip(pairs, texts, rewards, strict=True)
+                   prompt.problem.ground_truth, float(reward), len(one.ids), one.finished, total)
+            for (prompt, one, n), text, reward, total in zip(pairs, texts, rewards, totals, strict=True)
         ]  # fmt: skip
-        self._count(batch, found)
+        self._count(batch, found, sizes)
         self.answers += found
         return found
 
@@ -142,14 +145,15 @@ class AnsweringStage(PolicyModule):
                 decode=self.chat.tokenizer.decode, acting=acting,
             )  # fmt: skip
 
-    def _count(self, batch: PromptRound, answers: list[Answer]) -> None:
+    def _count(self, batch: PromptRound, answers: list[Answer], sizes: Sequence[int]) -> None:
+        """Add the answers of this process to the epoch's metrics; `sizes`: answers to each problem, in order."""
         if self._metrics is None:
             self._metrics = AnswerMetrics(batch.sources).to(self.device)
-        right: dict[tuple[str, str], list[bool]] = {}
-        for one in answers:
-            right.setdefault((one.source, one.id), []).append(one.reward > 0.5)
-        for (source, _), verdicts in right.items():
-            self._metrics.update(source, sum(verdicts), len(verdicts))
+        start = 0
+        for size in sizes:
+            group = answers[start : start + size]
+            self._metrics.update(group[0].source, sum(one.reward > 0.5 for one in group), size)
+            start += size
 
     def validation_step(self, batch: PromptRound, batch_idx: int) -> None:
         self._answer(batch)
@@ -192,3 +196,8 @@ class AnsweringStage(PolicyModule):
         close = getattr(self.reward, "close", None)
         if close is not None:
             close()
+
+
+def _question(problem: Any) -> tuple[str, str, str, str]:
+    """What tells a problem's answers from those to any other, in an `Answer` too."""
+    return problem.source, problem.id, problem.prompt[-1]["content"], problem.ground_truth

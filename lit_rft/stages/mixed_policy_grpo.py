@@ -70,7 +70,14 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         check_served(self.answering.server, self.sampling, self.objective.importance_cap)
         self.rollout_slots, self.seed = rollout_slots, seed
         self.share_prompts = share_prompts
+        self._warned_of_traces = False
         self._can_share: bool | None = None
+
+    @property
+    def needs_traces(self) -> bool:
+        """Whether training without any off-policy trace would be another method; data modules check it."""
+        objective = self.objective
+        return objective.traces_per_group > 0 or objective.sft_coef > 0 or objective.sft_steps > 0
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -115,6 +122,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         """Completions of each prompt, its traces among them, with rewards and advantages."""
         assert self.policy is not None and self.chat is not None
         traces = self._traces(prompts, self.objective.traces_per_group)
+        self._warn_without_traces(prompts)
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
         sizes = [self.objective.group_size - number for number in held]
@@ -151,6 +159,13 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
                 )  # fmt: skip
                 found.append(trace)
         return found
+
+    def _warn_without_traces(self, prompts: Sequence[Any]) -> None:
+        """For data loaders other than the data module's, which refuses to train without any trace."""
+        if self.needs_traces and not self._warned_of_traces and not any(prompt.traces for prompt in prompts):
+            self._warned_of_traces = True
+            logger.warning("none of a batch's %d prompts has an off-policy trace: this step is plain GRPO",
+                           len(prompts))  # fmt: skip
 
     def _transcript(self, prompt: Any, ids: list[int]) -> Any:
         assert self.chat is not None

@@ -222,8 +222,9 @@ class AnsweringSettings:
 
     Args:
         sampling: of the answers; LUFFY evaluates at temperature 0.6.
-        answers: to each problem.
-        answers_by_source: to those of some benchmarks, in its place (32 for AIME and AMC in the paper).
+        answers: to each problem; to one that stands in several rows of its file, so many for each row.
+        answers_by_source: to each problem of some benchmarks, in its place and whatever the rows (32 for AIME and AMC
+            in the paper).
         slots: answers sampled at the same time.
         merge_adapters: fold the adapters into the backbone while sampling, rollouts included, and cast float32 weights
             once, not at each token: faster, and takes the memory of these weights once more.
@@ -245,6 +246,15 @@ class AnsweringSettings:
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"answering.{name} must be >= 1, got {number}")
+
+    def number_for(self, source: str, repeats: int = 1) -> int:
+        """Answers to one problem.
+
+        Args:
+            source: its benchmark.
+            repeats: rows that hold it.
+        """
+        return (self.answers_by_source or {}).get(source, self.answers * repeats)
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tiny import make_tokenizer
 
+from lit_rft.cli import resolve_configs
+from lit_rft.command_line import build
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.transcripts import PromptFormat
 
@@ -122,6 +124,78 @@ def test_problems_without_any_download(tiny_model_folder: Path) -> None:
 def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MathPromptDataModule(**bad)
+
+
+def test_files_take_the_place_of_generated_problems(
+    tiny_model_folder: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = {"train_tasks": {"chain_sum": 5}, "eval_tasks": {"chain_sum": 3}}
+    data = MathPromptDataModule(str(tiny_model_folder), train_files=file, **tasks)
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        data.setup("fit")
+    assert {p.problem.id for p in data._prompts["train"]} == {f"p{i}" for i in range(10)}
+    assert {p.problem.source for p in data._prompts["eval"]} == {"chain_sum"}
+    assert "10 problems of train_files take the place of 5 generated problems of chain_sum" in caplog.text
+    assert "eval: train_files are given, but no eval_files: 3 generated problems of chain_sum are used" in caplog.text
+    MathPromptDataModule(str(tiny_model_folder), eval_files=file, train_tasks={"gcd": 4}).setup("fit")
+    assert "train: eval_files are given, but no train_files: 4 generated problems of gcd are used" in caplog.text
+    caplog.clear()
+    data = MathPromptDataModule(str(tiny_model_folder), train_files=[file], eval_files=[file], eval_tasks={"gcd": 4})
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        data.setup("test")
+    assert len(data._prompts["eval"]) == 10
+    assert "10 problems of eval_files take the place of 4 generated problems of gcd" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        make_data(tiny_model_folder, file)
+        MathPromptDataModule(str(tiny_model_folder), **tasks).setup("fit")
+    assert not caplog.text  # nothing to warn of
+
+
+def test_files_on_the_command_line_are_not_mixed_with_a_configs_sums(tiny_model_folder: Path, file: str) -> None:
+    config = ["-c", "luffy/arithmetic.yaml", "--model.init_args.policy.model", str(tiny_model_folder)]
+    files = ["--data.init_args.train_files", file, "--data.init_args.eval_files", f"[{file}]"]
+    data = build(resolve_configs([*config, *files]), run=False).datamodule
+    data.setup("fit")
+    for name in ("train", "eval"):
+        assert {prompt.problem.id for prompt in data._prompts[name]} == {f"p{i}" for i in range(10)}
+
+
+def test_columns_of_training_and_evaluation(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for name, row in (
+        ("train", {"q": "1+1?", "a": 2, "worked": "It is 2."}),
+        ("held_out", {"question": "1+2?", "answer": "#### 3"}),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    train, held_out = (str(tmp_path / f"{name}.jsonl") for name in ("train", "held_out"))
+    files: dict[str, Any] = {"train_files": train, "eval_files": held_out}
+    columns: dict[str, str | None] = {"prompt": "q", "ground_truth": "a", "traces": "worked"}
+    data = MathPromptDataModule(str(tiny_model_folder), **files, columns=columns, eval_columns={})
+    data.setup("fit")
+    assert data._prompts["train"][0].trace_texts == ["It is 2."]
+    assert data._prompts["eval"][0].problem.ground_truth == "3"
+    data = MathPromptDataModule(str(tiny_model_folder), **files, columns=columns)
+    with pytest.raises(ValueError, match=r"held_out\.jsonl:1: prompt: expected q, and the row has question, answer"):
+        data.setup("fit")
+
+
+def test_problems_of_two_files_stay_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
+    files = []
+    for letter in "ab":
+        rows = [{"id": n, "prompt": f"{letter}{n}?", "ground_truth": n} for n in range(4)]
+        files.append(tmp_path / f"{letter}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = MathPromptDataModule(str(tiny_model_folder), eval_files=[str(file) for file in files])
+    data.setup("validate")
+    loader = data.val_dataloader()
+    problems = [prompt.problem for batch in loader for prompt in batch.prompts]
+    assert len(problems) == 8 and len({problem.id for problem in problems}) == 8
+    assert isinstance(loader, PromptLoader)
+    other = MathPromptDataModule(str(tiny_model_folder), eval_files=str(files[0]))
+    other.setup("validate")
+    reverse = MathPromptDataModule(str(tiny_model_folder), eval_files=[str(file) for file in files[::-1]])
+    reverse.setup("validate")
+    assert loader.fingerprint() == reverse.val_dataloader().fingerprint() != other.val_dataloader().fingerprint()
 
 
 def test_no_problems_are_refused(tiny_model_folder: Path) -> None:

@@ -106,6 +106,16 @@ def test_a_wrong_field_names_file_line_and_field(tmp_path: Path) -> None:
         read_episodes(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    write_episodes(path, [episode("a"), episode("b")])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_episodes(path) == [episode("a"), episode("b")]
+    with EpisodeWriter(path) as writer:
+        writer.append(episode("c"))
+    assert [e.id for e in read_episodes(path)] == ["a", "b", "c"]
+
+
 def test_reading_refuses_a_file_cut_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     write_episodes(path, [episode("a"), episode("b")])

@@ -54,8 +54,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the evaluation data is not at hand")
-def test_real_evaluation_data() -> None:
+def test_real_evaluation_data(tmp_path: Path) -> None:
+    table = pq.read_table(DATA)
+    rows = [row for row in table.to_pylist() for _ in range(1 if row["data_source"] == "math" else 32)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "valid.all.parquet")
+    repeated = read_problems(tmp_path / "valid.all.parquet")
+    assert {(p.source, p.repeats) for p in repeated} == {("math", 1), ("amc", 32), ("aime", 32)}
     problems = read_problems(DATA)
+    assert [p.id for p in repeated] == [p.id for p in problems]
     assert len(problems) == 613
     assert {p.source for p in problems} == {"math", "amc", "aime"}
     assert not any(p.traces for p in problems)
@@ -73,7 +79,7 @@ def test_real_evaluation_data() -> None:
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "prompt", "last message to be the user's"),
         ({"ground_truth": None}, "ground_truth", "expected a text"),
         ({"ground_truth": " "}, "ground_truth", "empty"),
-        ({"traces": "x"}, "traces", "list of texts"),
+        ({"traces": 3}, "traces", "list of texts"),
         ({"traces": [""]}, r"traces\[0\]", "empty"),
     ],
 )
@@ -86,7 +92,7 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict[str, Any], field: str, 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_problems(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match=r"\.parquet or \.jsonl"):
+    with pytest.raises(ValueError, match=r"\.parquet, \.jsonl, .* files \(or hf:NAME\), got .*p\.txt"):
         read_problems(write(tmp_path / "p.txt", []))
     with pytest.raises(ValueError, match="holds no problem"):
         read_problems(write(tmp_path / "empty.jsonl", []))
@@ -94,10 +100,10 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=r"torn\.jsonl:1: not a line of JSON"):
         read_problems(tmp_path / "torn.jsonl")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(ValueError, match="no whole Parquet file"):
+    with pytest.raises(ValueError, match="incomplete or damaged Parquet file"):
         read_problems(tmp_path / "torn.parquet")
-    with pytest.raises(ProblemError, match=r"p\.jsonl:2: id: .*'x' came before"):
-        read_problems(write(tmp_path / "p.jsonl", [PLAIN, PLAIN]))
+    with pytest.raises(ProblemError, match=r"p\.jsonl:2: id: .*'x' is another problem in row 1"):
+        read_problems(write(tmp_path / "p.jsonl", [PLAIN, {**PLAIN, "prompt": "1+2?"}]))
 
 
 @pytest.mark.parametrize("task", sorted(TRACES))
@@ -161,6 +167,6 @@ def test_seeds_side_by_side_have_other_problems() -> None:
 
 def test_an_id_of_zero_is_an_id(tmp_path: Path) -> None:
     path = tmp_path / "problems.jsonl"
-    rows = [{"id": n, "prompt": "1+1?", "ground_truth": "2"} for n in range(3)]
+    rows = [{"id": n, "prompt": f"1+{n}?", "ground_truth": n + 1} for n in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [problem.id for problem in read_problems(path)] == ["0", "1", "2"]

@@ -1,17 +1,20 @@
 """Problems answered in validation, test and predict, and what is left of it."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_stage import ADAPTERS
 
 from lit_rft.callbacks import AnswerTable, CompletionFiles, CompletionText
-from lit_rft.datamodules import MathPromptDataModule
+from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 
@@ -111,8 +114,113 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     assert len(first) < len(whole)
     resumed = predict(tmp_path / "parts")
     assert sorted(map(str, resumed)) == sorted(map(str, whole))
+    for number in (1, 2, 8, len(whole) - 1):  # killed between two answers, perhaps to the same problem
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+        assert sorted(map(str, predict(tmp_path / "parts"))) == sorted(map(str, whole))
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(tmp_path / "parts", seed=9)
+    path.write_text("{torn\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"completions\.jsonl is damaged in more than its last line"):
+        predict(tmp_path / "parts")
+    path.write_text('{"id": "someone\'s"}\n')
+    with pytest.raises(ValueError, match=r"completions\.jsonl is no file of completions"):
+        predict(tmp_path / "parts")
+
+
+def write_rows(path: Path, letter: str, number: int, **more: Any) -> str:
+    """Problems whose numbers are those of every other file."""
+    rows = [{"id": n, "prompt": f"{letter}{n}?", "ground_truth": str(n), **more} for n in range(number)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_files_with_the_same_numbers_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / f"{letter}.jsonl", letter, 4) for letter in "ab"]
+    stage = make(tiny_model_folder, answers=1)
+    data = make_data(tiny_model_folder, "", train_files=None, eval_files=files, eval_batch_size=8)
+    trainer(tmp_path).test(stage, datamodule=data, verbose=False)
+    assert stage.answer_table[""]["problems"] == 8 and stage.answer_table[""]["k"] == 1
+    assert {one.prompt for one in stage.answers} == {f"{letter}{n}?" for letter in "ab" for n in range(4)}
+    rewards = [one.reward for one in stage.answers]
+    assert stage.answer_table[""]["average"] == stage.answer_table[""]["pass"] == sum(rewards) / 8
+
+
+def test_problems_of_one_id_in_a_loader_of_ones_own_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = make_data(tiny_model_folder, "", train_files=None, eval_files=write_rows(tmp_path / "a.jsonl", "a", 4))
+    data.setup("test")
+    prompts = [dataclasses.replace(p, problem=dataclasses.replace(p.problem, id="0")) for p in data._prompts["eval"]]
+    stage = make(tiny_model_folder, answers=1)
+    trainer(tmp_path).test(stage, PromptLoader(prompts, batch_size=4, shuffle=False), verbose=False)
+    assert stage.answer_table[""]["problems"] == 4 and stage.answer_table[""]["k"] == 1
+
+
+def test_predict_leaves_no_problem_out_of_two_files(tiny_model_folder: Path, tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / f"{letter}.jsonl", letter, 4) for letter in "ab"]
+    path = tmp_path / "run" / "completions.jsonl"
+
+    def predict(chosen: Any, batches: int | None = None, answers: int = 1) -> list[str]:
+        data = make_data(tiny_model_folder, "", train_files=None, eval_files=chosen, eval_batch_size=3)
+        options = {"limit_predict_batches": batches} if batches else {}
+        trainer(tmp_path / "run", callbacks=[CompletionFiles()], **options).predict(
+            make(tiny_model_folder, answers=answers), datamodule=data, return_predictions=False
+        )
+        return [json.loads(line)["prompt"] for line in path.read_text().splitlines()[1:]]
+
+    assert len(predict(files, batches=2)) == 6
+    restarted = predict(files)
+    assert sorted(restarted) == [f"{letter}{n}?" for letter in "ab" for n in range(4)]
+    before = path.read_text()
+    for others in (files[0], files[1], [*files, write_rows(tmp_path / "c.jsonl", "c", 1)]):
+        with pytest.raises(ValueError, match=r"jsonl holds answers to other problems .*: name another file"):
+            predict(others)
+    with pytest.raises(ValueError, match=r"answers of another policy or sampling .*: name another file"):
+        predict(files, answers=2)
+    assert path.read_text() == before
+    assert sorted(predict(files[::-1])) == sorted(restarted)  # the same problems in another order
+
+
+def test_predict_answers_problems_of_a_loader_without_a_fingerprint(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Batches(list):  # type: ignore[type-arg]
+        """Batches of prompts: a data loader as simple as can be."""
+
+    for letter in "ab":
+        data = make_data(tiny_model_folder, "", train_files=None,
+                         eval_files=write_rows(tmp_path / f"{letter}.jsonl", letter, 4))  # fmt: skip
+        data.setup("predict")
+        loader = Batches(data.predict_dataloader())
+        predicting = trainer(tmp_path, callbacks=[CompletionFiles()])
+        predicting.predict(make(tiny_model_folder), loader, return_predictions=False)
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()[1:]]
+    assert {line["prompt"] for line in lines} == {f"{letter}{n}?" for letter in "ab" for n in range(4)}
+
+
+def test_repeats_are_answers_of_one_problem(tiny_model_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "data_source": source,
+            "prompt": [{"role": "user", "content": f"{source} {n}?"}],
+            "ability": "math",
+            "reward_model": {"ground_truth": str(n), "style": "rule"},
+            "extra_info": {"index": n, "split": "default"},
+        }
+        for source, number, repeats in (("math", 3, 1), ("aime", 2, 32), ("amc", 1, 32))
+        for _ in range(repeats)
+        for n in range(number)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "valid.all.parquet")
+
+    def table(**answering: Any) -> dict[str, tuple[float, float]]:
+        stage = make(tiny_model_folder, **{"answers": 1, "answers_by_source": None, **answering})
+        data = make_data(tiny_model_folder, "", train_files=None, eval_files=str(tmp_path / "valid.all.parquet"))
+        trainer(tmp_path).test(stage, datamodule=data, verbose=False)
+        for source in ("math", "aime", "amc"):
+            rewards = [one.reward for one in stage.answers if one.source == source]
+            assert stage.answer_table[source]["average"] == pytest.approx(sum(rewards) / len(rewards))
+        return {source: (row["problems"], row["k"]) for source, row in stage.answer_table.items() if source != "mean"}
+
+    assert table() == {"aime": (2, 32), "amc": (1, 32), "math": (3, 1)}
+    assert table(answers=2)["aime"] == (2, 64)  # as two answers to each of 64 rows
+    assert table(answers_by_source={"aime": 4}) == {"aime": (2, 4), "amc": (1, 32), "math": (3, 1)}
 
 
 def test_completions_are_told_in_tensorboard(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:

@@ -1,5 +1,6 @@
 """LUFFY's stage on a tiny model: how a step is split changes nothing, every knob counts, no signal costs no pass."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tiny import make_model, make_tokenizer
 from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
-from lit_rft.datamodules import Prompt, PromptLoader
+from lit_rft.datamodules import MathPromptDataModule, Prompt, PromptLoader
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rewards import RewardSum
@@ -419,3 +420,48 @@ def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
 def test_greedy_groups_are_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match="greedy completions of a prompt are all the same"):
         make_grpo(tiny_model_folder, sampling=SamplingSettings(8, 0.0))
+
+
+def fit_on_rows(model: Path, folder: Path, rows: list[dict[str, Any]], **objective: Any) -> L.Trainer:
+    path = folder / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}+1?", "answer": n, **row}) + "\n" for n, row in enumerate(rows)))
+    data = MathPromptDataModule(str(model), train_files=[str(path)], batch_size=2, max_trace_length=40)
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
+                        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder)  # fmt: skip
+    trainer.fit(make_grpo(model, objective=objective), datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"traces_per_group": 0, "sft_coef": 1.0}, {"traces_per_group": 0, "sft_steps": 1}],
+    ids=["traces_per_group", "sft_coef", "sft_steps"],
+)
+def test_no_trace_at_all_is_refused(objective: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown column 'trace'; did you mean 'traces'"):
+        fit_on_rows(tiny_model_folder, tmp_path, [{"trace": "It is 1."}] * 4, **objective)
+    with pytest.raises(ValueError, match=r"needs off-policy traces, and none of 4 .* none was found; name the column"):
+        fit_on_rows(tiny_model_folder, tmp_path, [{"worked": "It is 1."}] * 4, **objective)
+    with pytest.raises(ValueError, match=r"all 4 are longer than max_trace_length=40"):
+        fit_on_rows(tiny_model_folder, tmp_path, [{"traces": ["so " * 99]}] * 4, **objective)
+
+
+def test_grpo_needs_no_traces_and_luffy_not_everywhere(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fit_on_rows(tiny_model_folder, tmp_path, [{}] * 4, traces_per_group=0).global_step == 1
+    with caplog.at_level(logging.INFO, "lit_rft"):
+        trainer = fit_on_rows(tiny_model_folder, tmp_path, [{"traces": ["It is 1."]}, {}, {}, {}])
+    assert trainer.global_step == 1
+    assert "4 problems, 1 off-policy traces; problems without any: 3" in caplog.text
+
+
+def test_a_loader_without_traces_is_warned_of_once(tiny_model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        fit(make_grpo(tiny_model_folder), PromptLoader(make_prompts(tiny_model_folder, traces=0), batch_size=2), 2)
+    assert caplog.text.count("none of a batch's 2 prompts has an off-policy trace: this step is plain GRPO") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        stage = make_grpo(tiny_model_folder, objective={"traces_per_group": 0})
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=0), batch_size=2), 1)
+    assert "off-policy trace" not in caplog.text

@@ -110,6 +110,19 @@ def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder:
     assert len(read_episodes(tmp_path / "episodes" / "predicted.jsonl")) == 8
 
 
+def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(limit: int) -> None:
+        data = _data(tiny_model_folder, tmp_path, protocol=CorridorProtocol(step_limit=limit))
+        stage = make_stage(tiny_model_folder, acting=ACTING)
+        _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
+
+    predict(3)
+    with pytest.raises(ValueError, match=r"an episode of at most 3 steps, now it is 4 .*: name another file"):
+        predict(4)
+    predict(3)
+    assert {e.step_limit for e in read_episodes(tmp_path / "episodes" / "predicted.jsonl")} == {3}
+
+
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage = make_stage(tiny_model_folder, acting=ACTING)
     _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=_data(tiny_model_folder, tmp_path))

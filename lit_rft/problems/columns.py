@@ -1,0 +1,200 @@
+"""Which column of a row is its prompt, ground truth, traces, and so on: by the usual names, or by a mapping."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lit_rft.problems.messages import parse_literal
+from lit_rft.problems.record import ProblemError
+
+logger = logging.getLogger(__name__)
+
+# field of a problem -> columns that may hold it; the first one with a value counts
+FIELDS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "messages", "conversations", "problem", "question"),
+    "ground_truth": (
+        "ground_truth",
+        "reward_model.ground_truth",
+        "answer",
+        "final_answer",
+        "expected_answer",
+        "solution",
+    ),
+    "traces": ("traces", "target", "completion"),
+    "trace_log_probs": ("trace_log_probs",),
+    "source": ("source", "data_source"),
+    "id": ("id",),
+    "repeats": ("repeats",),
+}
+# columns that reward functions do not get, since a problem has them as fields
+OWN_COLUMNS = frozenset(
+    name.partition(".")[0]
+    for names in (*(FIELDS[f] for f in ("traces", "trace_log_probs", "source", "id", "repeats")), ("prompt",))
+    for name in names
+) | {"ground_truth", "reward_model"}
+_NEAR = 0.83  # similarity from which a name is taken for a misspelt one
+
+
+class Columns:
+    """Find the fields of problems in the rows of one file, and report what the file has.
+
+    Args:
+        mapping: field -> column, in place of the usual names; a dotted name reaches into an object
+            (``reward_model.ground_truth``), null means that no column holds the field.
+    Raises: ValueError for an unknown field.
+    """
+
+    def __init__(self, mapping: Mapping[str, str | None] | None = None) -> None:
+        self.mapping = dict(mapping or {})
+        for name in self.mapping:
+            if name not in FIELDS:
+                raise ValueError(f"columns has {name!r}, expected {', '.join(FIELDS)}{did_you_mean(name, FIELDS)}")
+        self._names: dict[str, None] = {}  # columns of all rows, in order
+        self._found: dict[str, dict[str, None]] = {name: {} for name in FIELDS}
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        """Count a row's columns for `check`."""
+        self._names.update(dict.fromkeys(row))
+
+    def find(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
+        """The column that holds a field in this row, and its value.
+
+        Returns: ("", None) where there is no such column.
+        Raises: ProblemError if an object that is to be reached into is none.
+        """
+        first: tuple[str, Any] = ("", None)
+        for candidate in self._candidates(name):
+            column = candidate if name in self.mapping else _as_spelt(candidate, row)
+            present, value = lookup(row, column)
+            if not present:
+                continue
+            if not is_empty(value):
+                self._found[name][column] = None
+                return column, value
+            first = first if first[0] else (column, value)
+        return first
+
+    def _candidates(self, name: str) -> tuple[str, ...]:
+        if name not in self.mapping:
+            return FIELDS[name]
+        column = self.mapping[name]
+        return () if column is None else (column,)
+
+    def require(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
+        """`find` for a field that every problem has.
+
+        Raises: ProblemError naming the row's columns if there is none.
+        """
+        column, value = self.find(row, name)
+        if column:
+            return column, value
+        wanted = self._candidates(name)
+        expected = " or ".join([", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted) or "a column"
+        raise ProblemError(
+            f"expected {expected}, and the row has {', '.join(row) or 'no column'}; name the column "
+            f"that holds it (columns: {{{name}: NAME}}){did_you_mean(wanted, row)}",
+            name,
+        )
+
+    def extra(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of a row to pass on to reward functions."""
+        return {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+
+    def check(self, path: str) -> None:
+        """Check the columns of a file whose rows have all been read, and log which were used.
+
+        Raises: ValueError if a mapped column is in no row, or no column holds the traces and one is nearly called so.
+        """
+        names = list(self._names)
+        for name, column in self.mapping.items():
+            if column is not None and column not in self._names and column.partition(".")[0] not in self._names:
+                raise ValueError(
+                    f"{path}: columns.{name} is {column!r}, expected one of the file's columns: {', '.join(names)}"
+                    f"{did_you_mean(column, names)}"
+                )
+        self._check_spelling(path)
+        used = {column.partition(".")[0] for columns in self._found.values() for column in columns}
+        found = [f"{name} from {' and '.join(columns)}" for name, columns in self._found.items() if columns]
+        others = [name for name in names if name not in used and name not in OWN_COLUMNS]
+        logger.info("%s: %s; other columns, for reward functions only: %s",
+                    path, ", ".join(found), ", ".join(others) or "none")  # fmt: skip
+
+    def _check_spelling(self, path: str) -> None:
+        """Refuse a file in which an optional field would be lost because its column is misspelt."""
+        for field, known in FIELDS.items():
+            if self._found[field] or field in self.mapping:
+                continue
+            for name in self._names:
+                near = None if name.lower() in _ALL_NAMES else nearest(name, known)
+                if near is not None:
+                    raise ValueError(
+                        f"{path}: unknown column {name!r}; did you mean {near!r}? Rename it or set columns: "
+                        f"{{{field}: {name}}}; if it is something else, columns: {{{field}: null}}"
+                    )
+
+
+_ALL_NAMES = frozenset(name.partition(".")[0] for names in FIELDS.values() for name in names)
+
+
+def _as_spelt(column: str, row: Mapping[str, Any]) -> str:
+    """A usual name as the row has it: `Answer` for `answer`."""
+    head, dot, rest = column.partition(".")
+    if head in row:
+        return column
+    return next((name for name in row if name.lower() == head), head) + dot + rest
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell has no value: null, a blank text, or an empty list or object."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
+    """A cell by its column's name, or a part of one by a dotted name.
+
+    Returns: whether it is there, and its value.
+    Raises: ProblemError if the cell is neither an object nor the text of one.
+    """
+    if column in row:
+        return True, row[column]
+    head, dot, rest = column.partition(".")
+    if not dot or is_empty(row.get(head)):
+        return False, None
+    return lookup(as_object(row[head], head), rest)
+
+
+def as_object(value: Any, name: str) -> dict[str, Any]:
+    """An object, or the JSON text of one.
+
+    Raises: ProblemError if it is neither.
+    """
+    parsed = parse_literal(value) if isinstance(value, str) else value
+    if not isinstance(parsed, dict):
+        raise ProblemError(f"expected an object or its JSON text, got {value!r:.60} ({type(value).__name__})", name)
+    return parsed
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that another one is a misspelling of."""
+    plain = {_plain(candidate): candidate for candidate in known}
+    if any(name.lower().startswith(f"{candidate}_") for candidate in plain.values()):  # target_length, prompt_id
+        return None
+    near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_NEAR)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def did_you_mean(wanted: str | Iterable[str], names: Iterable[str]) -> str:
+    """The end of an error: the name that is nearest to one of those that were wanted, if any."""
+    names = list(names)
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        near = nearest(name, names)
+        if near is not None:
+            return f"; did you mean {near!r}?"
+    return ""

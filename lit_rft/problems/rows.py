@@ -1,0 +1,197 @@
+"""Rows of data sets: JSON, JSON lines, CSV and Parquet files, saved data sets, and the Hugging Face hub."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_rft.problems.record import ProblemError
+
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+_BOM = b"\xef\xbb\xbf"
+
+
+def find_files(source: str) -> list[str]:
+    """Files that a name stands for.
+
+    Args:
+        source: a file, a folder (its files by name, not recursively; or a data set saved by `datasets`), a pattern
+            (``data/*.jsonl``), or a data set of the hub (``hf:...``).
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file's kind is unknown.
+    """
+    if source.startswith("hf:"):
+        return [source]
+    path = Path(source).expanduser()
+    if _is_saved_data_set(path):
+        return [str(path)]
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if _is_known(file) and not file.name.startswith(".")]
+    elif path.exists() or not glob.has_magic(str(path)):
+        files = [path]
+    else:
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+    if not files:
+        raise FileNotFoundError(f"no problems at {source}: there is no such file ({', '.join(SUFFIXES)})")
+    for file in files:
+        if not _is_known(file):
+            raise ValueError(f"problems come from {', '.join(SUFFIXES)} files (or hf:NAME), got {file}")
+        if not file.is_file():
+            raise FileNotFoundError(f"no problems at {file}: there is no such file")
+    return [str(file) for file in files]
+
+
+def _is_known(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _is_saved_data_set(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def read_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """Rows of one of `find_files`' files, each with its number (the line in JSON lines and CSV).
+
+    Raises:
+        ValueError: the file is damaged or not of its kind.
+        ProblemError: a line is not of the file's kind; it names file and line.
+    """
+    if file.startswith("hf:"):
+        return enumerate(_hub_rows(file), start=1)
+    path = Path(file)
+    if path.is_dir():
+        return enumerate(_saved_rows(path), start=1)
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return enumerate(_parquet_rows(path), start=1)
+    if name.endswith(".jsonl"):
+        return _json_lines(path, _lines(path))
+    content = b"".join(_lines(path)).removeprefix(_BOM)
+    return _json_rows(path, content) if name.endswith(".json") else _csv_rows(path, content, name.endswith(".tsv"))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, unpacked where its name ends in .gz."""
+    if not path.name.lower().endswith(".gz"):
+        with path.open("rb") as stream:
+            yield from stream
+        return
+    try:
+        with gzip.open(path, "rb") as packed:
+            yield from packed
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is incomplete or no gzip file: {error}") from error
+
+
+def _json_lines(path: Path, lines: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(_BOM)
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ProblemError(f"not a line of JSON: {error}", "", str(path), number) from error
+
+
+def _json_rows(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
+    """A list of rows; an object that holds one list of rows; or JSON lines under another name."""
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if b"\n" in content.strip() and getattr(error, "msg", "") == "Extra data":
+            yield from _json_lines(path, iter(content.splitlines()))
+            return
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(rows, dict):
+        lists = [value for value in rows.values() if isinstance(value, list)]
+        rows = lists[0] if len(rows) == 1 and lists else [rows]
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of rows, got {type(rows).__name__}")
+    yield from enumerate(rows, start=1)
+
+
+def _csv_rows(path: Path, content: bytes, tabs: bool) -> Iterator[tuple[int, Any]]:
+    """Rows of a table with a header; empty cells have no value, all others are texts."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    header = text.partition("\n")[0]
+    delimiter = "\t" if tabs else ";" if ";" in header and "," not in header else ","
+    limit = csv.field_size_limit(sys.maxsize)  # traces are longer than a cell may be by default
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows, start = [], 1
+        for cells in reader:
+            rows.append((start, cells))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ProblemError(f"not a row of CSV: {error}", "", str(path), reader.line_num) from error
+    finally:
+        csv.field_size_limit(limit)
+    names = rows[0][1] if rows else []
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected columns of different names, got {', '.join(names)}")
+    for number, cells in rows[1:]:
+        if not cells:
+            continue
+        if len(cells) != len(names):
+            raise ProblemError(f"expected {len(names)} cells, got {len(cells)}", "", str(path), number)
+        yield number, {name: cell if cell.strip() else None for name, cell in zip(names, cells, strict=True)}
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is an incomplete or damaged Parquet file: {error}") from error
+
+
+def _saved_rows(path: Path) -> Iterator[Any]:
+    from datasets import load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(child.name for child in path.iterdir() if child.is_dir())
+        raise ValueError(f"{path} has several splits: name the folder of one of them ({', '.join(splits)})")
+    try:
+        rows = load_from_disk(str(path))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"{path} is an incomplete or damaged data set: {error}") from error
+    yield from rows
+
+
+def _hub_rows(source: str) -> Iterator[Any]:
+    """Rows of ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIGURATION:SPLIT``."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    parts = re.split(r":(?![^\[]*\])", source.removeprefix("hf:"))  # a split may have a colon: train[:100]
+    if len(parts) > 3 or not all(parts):
+        raise ValueError(f"expected hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT, got {source}")
+    name, *between, split = parts if len(parts) > 1 else [*parts, "train"]
+    try:
+        rows = load_dataset(name, *between, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(
+            f"cannot read {source}, which is split {split!r} of configuration {between[0] if between else 'default'!r} "
+            f"of {name} (hf:NAME:CONFIGURATION:SPLIT names both): {error}"
+        ) from error
+    yield from rows
