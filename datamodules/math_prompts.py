@@ -10,6 +10,7 @@ import lightning as L
 from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
+from lit_rft.rewards import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,13 @@ class MathPromptDataModule(L.LightningDataModule):
             self._prompts["train"] = self._load(self.train_files, self.train_tasks, self.seed, "train")
         if stage != "fit" or self.eval_files or self.eval_tasks:
             self._prompts["eval"] = self._load(self.eval_files, self.eval_tasks, self.seed + 1_000_003, "eval")
+        self._check_ground_truths()
+
+    def _check_ground_truths(self) -> None:
+        """Warn of ground truths that the stage's reward can give nothing for."""
+        if self.trainer is not None and self.trainer.is_global_zero:
+            reward = getattr(self.trainer.lightning_module, "reward", None)
+            warn_of_unearnable([prompt.problem for prompts in self._prompts.values() for prompt in prompts], reward)
 
     def _load(self, files: list[str], tasks: dict[str, int], seed: int, name: str) -> list[Prompt]:
         problems = [problem for file in files for problem in read_problems(file)]
