@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     r"-?\\[dt]?frac\{[^{}]{1,60}\}\{[^{}]{1,60}\}"
     r"|(?<![\w.])[-\u2212]?(?:\d+(?: ?\d+)?/\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:\s*\\?%)?"
 )
-_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
+_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-HJ])\)?(?![A-Za-z'])")
 
 
 def find_answer(text: str, lenient: bool = False) -> list[str]:
@@ -151,16 +151,13 @@ def _readings(rest: str) -> list[str]:
 
 
 def _last_number(text: str) -> list[str]:
-    """The last mathematics between dollars, number and single capital letter: whatever stands last."""
-    candidates = []
+    """The last mathematics between dollars or number, and the last single capital letter."""
+    last: dict[re.Pattern[str], re.Match[str]] = {}
     for pattern in (_MATH, _NUMBER, _LETTER):
-        last = None
-        for last in pattern.finditer(text):
-            pass
-        if last is not None:
-            group = next((part for part in last.groups() if part is not None), last.group())
-            candidates.append((last.end(), group))
-    if not candidates:
-        return []
-    latest = max(end for end, _ in candidates)
-    return [group for end, group in candidates if end >= latest - 3]
+        for match in pattern.finditer(text):
+            last[pattern] = match
+    math, number, letter = (last.get(pattern) for pattern in (_MATH, _NUMBER, _LETTER))
+    if math and number and math.end() < number.start():
+        math = None
+    found = [match for match in (math or number, letter) if match is not None]
+    return [next((group for group in match.groups() if group is not None), match.group()) for match in found]

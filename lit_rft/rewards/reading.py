@@ -17,7 +17,7 @@ _SYMBOLS = {
 }  # fmt: skip
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS | {chr(0xFF10 + digit): str(digit) for digit in range(10)})
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("__", "__"))
-_SPACING = re.compile(r"\\[;:> ]|~|\\q?quad(?![a-zA-Z])|\\displaystyle|\\textstyle|\\phantom\{[^{}]*\}")
+_SPACING = re.compile(r"(?<!\\)\\[;:> ]|~|\\q?quad(?![a-zA-Z])|\\displaystyle|\\textstyle|\\phantom\{[^{}]*\}")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?")
 TEXT = r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*"
 _TEXT_GROUP = re.compile(TEXT + r"\{([^{}]*)\}")
@@ -86,6 +86,9 @@ def _unwrap(text: str) -> str:
             inner = text[len(left) : len(text) - len(right)]
             if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
                 text = inner.strip()
+        whole = _TEXT_GROUP.fullmatch(text)
+        if whole and re.search(r"\d", whole.group(1)):
+            text = whole.group(1).strip()
         if text.count("**") == 1:  # half of a pair that the cut left
             text = text.strip("*").strip()
         if text == before:
@@ -141,7 +144,7 @@ def words_in(text: str) -> list[str]:
     """Words of three letters or more among mathematics: letters that are no product and no function."""
     plain = re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}", " ", text)
     plain = re.sub(r"\\[a-zA-Z]+", " ", flatten(plain))
-    return sorted(word.casefold() for word in re.findall(r"[^\W\d_]{3,}", plain) if word not in FUNCTIONS)
+    return sorted(word.casefold() for word in re.findall(r"[^\W\d_]{3,}", plain) if word not in FUNCTIONS | {"and"})
 
 
 def strip_unit(text: str) -> str:
@@ -205,7 +208,7 @@ _ONE = re.compile(_WHOLE + _atom("x"))
 _RATIO = re.compile(_WHOLE + _atom("x") + r"\s*/\s*" + _atom("y"))
 _FRAC = re.compile(_WHOLE + r"(?:(?P<w>\d{1,100})\s*)?\\frac\s*" + _braced("x") + r"\s*" + _braced("y"))
 _MIXED = re.compile(_WHOLE + r"(?P<w>\d{1,100})\s+(?:and )?(?P<xn>\d{1,100})\s*/\s*(?P<yn>\d{1,100})")
-_TAIL = re.compile(r"\s*(?P<percent>\\?%|percent(?:age points?)?\b|pct\b)?\s*(?:_\s*(?:\{\s*(?P<b1>\w+)\s*\}|(?P<b2>\d+)))?\s*")
+_TAIL = re.compile(r"(?P<mark>\s*(?P<percent>\\?%|percent(?:age points?)?\b|pct\b)?(?:\s*_\s*(?:\{\s*(?P<b1>\w+)\s*\}|(?P<b2>\d+)))?)")
 
 
 def as_number(text: str) -> Number | None:
@@ -217,16 +220,13 @@ def as_number(text: str) -> Number | None:
         match = pattern.match(text)
         if match is None:
             continue
-        tail = _TAIL.match(_percent_word(text[match.end() :]))
-        rest = _percent_word(text[match.end() :])[tail.end() if tail else 0 :]
-        if rest and strip_unit("1 " + rest) != "1" and strip_unit("1" + text[match.end() :]) != "1":
+        behind = re.sub(TEXT + r"\{\s*(percent|%|\\%|pct)\s*\}", r"\1", text[match.end() :])
+        tail = _TAIL.match(behind)
+        rest = behind[tail.end("mark") :] if tail else behind
+        if rest.strip() and strip_unit("1" + rest) != "1":
             continue
         return _number(match.groupdict(), pattern is _ONE, tail)
     return None
-
-
-def _percent_word(text: str) -> str:
-    return re.sub(TEXT + r"\{\s*(percent|%|\\%|pct)\s*\}", r"\1", text)
 
 
 def _number(parts: dict[str, str | None], plain: bool, tail: re.Match[str] | None) -> Number | None:
@@ -281,6 +281,8 @@ def _close(one: Number, other: Number) -> bool:
     if short.decimals is None or abs(short.value) * 10**short.decimals < 10**5:
         return False
     unit = Fraction(1, 10**short.decimals)
-    if long.is_fraction:
-        return abs(one.value - other.value) < unit
-    return long.decimals is not None and long.decimals > short.decimals and abs(one.value - other.value) <= unit / 2
+    difference = abs(long.value) - abs(short.value)
+    if long.is_fraction and long.value * short.value > 0 and 0 <= difference < unit:
+        return True  # cut off instead of rounded
+    longer = long.is_fraction or (long.decimals is not None and long.decimals > short.decimals)
+    return longer and abs(one.value - other.value) <= unit / 2
