@@ -60,6 +60,8 @@ def compute_rewards(
     if len(completions) != len(rows):
         raise RewardError(f"each completion needs a row of data: got {len(completions)} and {len(rows)}")
     parameters = _parameters(function)
+    if not completions:
+        return []
     extra = {"prompts": prompts, "completion_ids": completion_ids}
     available: dict[str, Any] = {name: list(value) for name, value in extra.items() if value is not None}
     if _is_by_rows(parameters):
@@ -83,7 +85,8 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
         raise RewardError(f"the reward function {name} has no signature to read: {_FORMS}") from error
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     by_position_only = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
-    if by_position_only or (not takes_any and "completions" not in parameters):
+    unnamed = bool(by_position_only) and not _is_by_rows(parameters)
+    if unnamed or (not takes_any and "completions" not in parameters):
         raise RewardError(f"the reward function {name}{inspect.signature(function)} cannot be called: {_FORMS}")
     if "rows" in parameters and not _is_by_rows(parameters):
         raise RewardError(f"the reward function {name}{inspect.signature(function)} has rows in another place: {_FORMS}")
