@@ -10,7 +10,7 @@ import lightning as L
 from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
-from lit_rft.rewards import warn_of_unearnable
+from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,11 @@ _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _JOINT = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")  # between boxes of one list
 _ANSWER = r"(?:final|correct|right|best|numerical|exact)?[ ]?(?:answers?|ans)"
 _MARKUP = r"[*_`#\s]{0,6}"
+_IS = r"(?:\b(?:is|are|equals|would be|will be|must be)\b|[:=])"
 _ANCHOR = re.compile(
-    rf"(?:\b{_ANSWER}\b{_MARKUP}(?:(?:to|of|for)\b[^.\n:]{{1,80}}?)?[ ]?{_MARKUP}(?:\b(?:is|are|equals|would be|will be|must be)\b|[:=])"
-    rf"|\bfinal answer\b[*_ ]{{0,4}}\n|^[ ]*\#\#\#\#)[ ]?(?:thus|therefore|simply|just|exactly|clearly)?{_MARKUP}:?{_MARKUP}",
+    rf"(?:\b{_ANSWER}\b{_MARKUP}(?:(?:to|of|for)\b[^.\n:]{{1,80}}?)?[ ]?{_MARKUP}{_IS}"
+    rf"|\bfinal answer\b[*_ ]{{0,4}}\n|^[ ]*\#\#\#\#)"
+    rf"[ ]?(?:thus|therefore|simply|just|exactly|clearly)?{_MARKUP}:?{_MARKUP}",
     re.IGNORECASE | re.MULTILINE,
 )
 _WEAK_ANCHOR = re.compile(
@@ -21,10 +23,15 @@ _WEAK_ANCHOR = re.compile(
     re.IGNORECASE,
 )
 # "if the answer is 5", "I doubt that the answer is 5": nothing is answered there
-_HEDGE = re.compile(r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|n't know|not know)\b")
-_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*\n]+)\*\*|`([^`\n]+)`", re.DOTALL)
+_HEDGE = re.compile(
+    r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know)\b"
+)
+_MATH = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*\n]+)\*\*|`([^`\n]+)`", re.DOTALL
+)
 _REASON = re.compile(
-    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by)\b|\s+\(|\s+=(?=\s*\$)|;",
+    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by)\b"
+    r"|\s+\(|\s+=(?=\s*\$)|;",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|[*\"')\]]*(?:\s|$))")
@@ -59,10 +66,9 @@ def find_answer(text: str, lenient: bool = False) -> list[str]:
 
 
 def _last_mark(text: str, lenient: bool) -> list[str] | None:
-    """Contents of the last box or answer tag; an empty list of readings for one that is unfinished, None without any."""
-    tag = None
-    for tag in _TAGS.finditer(text):
-        pass
+    """Readings of the last box or answer tag: of blank texts for an unfinished one; None without any."""
+    tags = list(_TAGS.finditer(text))
+    tag = tags[-1] if tags else None
     boxes = [match for match in _BOX.finditer(text) if tag is None or match.start() > tag.end()]
     found: list[tuple[int, int, str]] = []
     for number, match in enumerate(reversed(boxes[-12:])):

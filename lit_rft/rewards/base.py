@@ -51,8 +51,8 @@ class RewardSum:
             index = applies.index(False)
             names = ", ".join(reward_name(function) for function in self.functions)
             raise RewardError(
-                f"no reward function applies to completion {index} of problem {rows[index].get('id', '?')}: all of {names} "
-                "returned None"
+                f"no reward function applies to completion {index} of problem {rows[index].get('id', '?')}: "
+                f"all of {names} returned None"
             )
         return total
 

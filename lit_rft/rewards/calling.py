@@ -16,7 +16,7 @@ _FORMS = (
 
 
 class RewardError(ValueError):
-    """A reward function that cannot be called, or that returned something else than one finite number per completion."""
+    """A reward function cannot be called, or returned something else than one finite number per completion."""
 
 
 def reward_name(function: Any) -> str:
@@ -42,9 +42,9 @@ def compute_rewards(
 ) -> list[Any]:
     """Call a reward function on a batch.
 
-    A function whose first parameters are `(completions, rows)` gets those by position. Any other is called by name, as in
-    TRL: with `completions`, `prompts`, `completion_ids` and each column of the rows as a list, as far as it has parameters
-    of these names or `**kwargs`.
+    A function whose first parameters are `(completions, rows)` gets those by position. Any other is called by name, as
+    in TRL: with `completions`, `prompts`, `completion_ids` and each column of the rows as a list, as far as it has
+    parameters of these names or `**kwargs`.
 
     Args:
         function: the reward function.
@@ -77,7 +77,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     name = reward_name(function)
     if not callable(function):
         raise RewardError(f"the reward {name} is not callable: {_FORMS}")
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         raise RewardError(f"the reward function {name} is async: expected a plain function (asyncio.run inside of it)")
     try:
         parameters = dict(inspect.signature(function).parameters)
@@ -89,7 +89,8 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     if unnamed or (not takes_any and "completions" not in parameters):
         raise RewardError(f"the reward function {name}{inspect.signature(function)} cannot be called: {_FORMS}")
     if "rows" in parameters and not _is_by_rows(parameters):
-        raise RewardError(f"the reward function {name}{inspect.signature(function)} has rows in another place: {_FORMS}")
+        signature = inspect.signature(function)
+        raise RewardError(f"the reward function {name}{signature} has rows in another place: {_FORMS}")
     return parameters
 
 
@@ -134,8 +135,8 @@ def _number(name: str, value: Any, index: int, row: Mapping[str, Any], allow_non
         if allow_none:
             return None
         raise RewardError(
-            f"the reward function {name} returned None {where}: expected a number. None (does not apply) is possible only "
-            "in a RewardSum, where another function gives this completion its reward"
+            f"the reward function {name} returned None {where}: expected a number. None (does not apply) is possible "
+            "only in a RewardSum, where another function gives this completion its reward"
         )
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise RewardError(f"the reward function {name} returned {_show(value)} {where}: expected a number")

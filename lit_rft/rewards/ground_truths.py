@@ -1,4 +1,4 @@
-"""Verify the ground truths of a data set against themselves: those that no answer can earn are named before training."""
+"""Verify the ground truths of a data set against themselves, to name those that no answer can earn before training."""
 
 from __future__ import annotations
 

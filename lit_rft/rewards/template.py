@@ -37,7 +37,8 @@ class Template:
         self._control, far_end = socket.socketpair()
         self._control.settimeout(START_LIMIT)
         fd, path = far_end.fileno(), [str(entry) for entry in sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from lit_rft.rewards.worker import main; main({fd}, {memory_limit})"
+        call = f"from lit_rft.rewards.worker import main; main({fd}, {memory_limit})"
+        code = f"import sys; sys.path[:] = {path!r}; {call}"
         # a session of its own keeps Ctrl-C away from it: the pool ends it
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[fd], stdin=subprocess.DEVNULL, start_new_session=True

@@ -1,7 +1,7 @@
 r"""Grade a completion against a ground truth: its answer is read exactly where possible, else compared by Math-Verify.
 
-Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits are signals of the main thread and are off.
-Its parser of LaTeX evaluates nothing; its parser of plain expressions, which goes through `eval`, is not used.
+Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits, signals of the main thread, are off. Its
+parser of LaTeX evaluates nothing; its parser of plain expressions, which goes through `eval`, is not used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, FiniteSet, Float, Interval, MatrixBase, Rational, Tuple
 
 from lit_rft.rewards.answers import find_answer
+from lit_rft.rewards.numbers import as_number, same_number
 from lit_rft.rewards.reading import (
     as_choice,
-    as_number,
     as_words,
     clean,
     option_text,
-    same_number,
     strip_unit,
     words_in,
 )
@@ -36,7 +35,10 @@ _LATEX = LatexExtractionConfig(
     ),
 )
 _EQUALS = re.compile(r"(?<![<>!\\:])=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])")
-_NAME = re.compile(r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\w|\{\w+\}))?|\\angle\s*[A-Z]+)(?:\s*\(\s*\\?[a-z](?:\s*,\s*\\?[a-z])*\s*\))?'*")
+_NAME = re.compile(
+    r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\w|\{\w+\}))?|\\angle\s*[A-Z]+)"
+    r"(?:\s*\(\s*\\?[a-z](?:\s*,\s*\\?[a-z])*\s*\))?'*"
+)
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -86,7 +88,8 @@ def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
         return True
     words = as_words(expected)
     if words is not None:
-        return _same_words(words, given, lenient) or (len(words) <= 3 and as_words(given) is None and _same_value(expected, given))
+        is_product = len(words) <= 3 and as_words(given) is None  # abc = a b c
+        return _same_words(words, given, lenient) or (is_product and _same_value(expected, given))
     return _same_value(expected, given)
 
 
@@ -112,7 +115,8 @@ def _same_value(expected: str, given: str) -> bool:
         given = value
     elif _EQUALS.search(expected) and not _EQUALS.search(given):
         expected = _right_side(expected) or expected
-    elif _MEMBER.match(expected) and _MEMBER.match(given) and expected.split("\\in")[0].strip() != given.split("\\in")[0].strip():
+    names = [match.group().split() for match in map(_MEMBER.match, (expected, given)) if match]
+    if len(names) == 2 and names[0] != names[1]:
         return False
     expected, given = _MEMBER.sub("", expected), _MEMBER.sub("", given)
     one, other = as_number(expected), as_number(given)
@@ -144,8 +148,7 @@ def _same_mathematics(expected: str, given: str) -> bool:
     gold, answer = _parse(expected), _parse(given)
     if not gold or not answer:
         return False
-    rounding = 6
-    right = verify(gold, answer, float_rounding=rounding, timeout_seconds=None)
+    right = verify(gold, answer, timeout_seconds=None)
     return bool(right) and not any(_differ(one, other) for one, other in zip(gold, answer, strict=False))
 
 

@@ -176,7 +176,7 @@ class AnsweringStage(PolicyModule):
         if self.trainer.is_global_zero and counts["graded"] and not self.trainer.sanity_checking:
             logger.info("%s: %s", verb, ", ".join(f"{count} answers {name}" for name, count in counts.items()))
         if counts.get("killed") and self.trainer.is_global_zero:
-            logger.warning("%d answers were killed in grading and count as wrong: see docs/grading.md", counts["killed"])
+            logger.warning("%d answers were killed in grading and count as wrong (docs/grading.md)", counts["killed"])
 
     def validation_step(self, batch: PromptRound, batch_idx: int) -> None:
         self._answer(batch)

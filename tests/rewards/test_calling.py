@@ -161,5 +161,6 @@ def test_none_means_does_not_apply_in_a_sum() -> None:
         return [2.0, *[None] * (len(rows) - 1)]
 
     assert RewardSum([first_only, by_rows], [0.5, 1.0])(TEXTS, ROWS) == [2.0, 0.0]
-    with pytest.raises(RewardError, match=r"no reward function applies to completion 1 of problem p2: all of .*first_only"):
+    message = "no reward function applies to completion 1 of problem p2: all of .*first_only"
+    with pytest.raises(RewardError, match=message):
         RewardSum([first_only])(TEXTS, ROWS)

@@ -1,4 +1,4 @@
-"""A table of ground truths and completions: which are right by the strict rule and by the lenient one (docs/grading.md)."""
+"""A table of ground truths and completions: which are right by the strict and the lenient rule (docs/grading.md)."""
 
 import json
 from collections import defaultdict
@@ -34,7 +34,10 @@ def test_pairs(note: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("form", [r"So \boxed{%s}.", "The answer is %s.", r"First I thought \boxed{-9}. No: \boxed{%s}"])
+FORMS = [r"So \boxed{%s}.", "The answer is %s.", r"First I thought \boxed{-9}. No: \boxed{%s}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_real_ground_truths_given_back_are_right(form: str) -> None:
     assert [gold for gold in ALL_REAL if not grade(gold, form % gold)] == []
 
