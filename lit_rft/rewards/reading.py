@@ -33,9 +33,9 @@ def _set_of(words: str) -> frozenset[str]:
 
 
 FUNCTIONS = _set_of(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min gcd lcm det mod sqrt frac "
-    "dfrac tfrac infinity inf theta alpha beta gamma delta sum int pmatrix bmatrix vmatrix matrix array begin end left right "
-    "circ Re Im arg lambda sigma omega"
+    "pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min gcd lcm det mod sqrt frac "
+    "dfrac tfrac infinity inf theta alpha beta gamma delta sum int pmatrix bmatrix vmatrix matrix array begin end left "
+    "right circ Re Im arg lambda sigma omega"
 )
 _CONNECTING = _set_of(
     "or and to not minus plus times over is are was were be by if than then but no nor neither either between with "
@@ -58,6 +58,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<=\d)(?:,\\!|\{,\}|\\,|\\!)\s*(?=\d{3}(?!\d))", "", text)
     text = text.replace(r"\!", "").replace("{,}", ",").replace(r"\,", " ")
     text = _SPACING.sub(" ", _SIZES.sub("", text))
+    text = re.sub(r"(?<=\d) x (?=\d)", r" \\times ", text)
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = _CURRENCY.sub("", text)
     if not re.match(r"\s*(?:\\?[{\[(])", text):  # (100,200) is a pair
@@ -79,6 +80,7 @@ def _unwrap(text: str) -> str:
             text = whole.group(1).strip()
         if text.count("**") == 1:  # half of a pair that the cut left
             text = text.strip("*").strip()
+        text = re.sub(r"(?:__|`)$", "", text)
         if text == before:
             break
     return text

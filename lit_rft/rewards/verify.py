@@ -1,7 +1,7 @@
 r"""Grade a completion against a ground truth: its answer is read exactly where possible, else compared by Math-Verify.
 
-Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits, signals of the main thread, are off. Its
-parser of LaTeX evaluates nothing; its parser of plain expressions, which goes through `eval`, is not used.
+Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits, signals of the main thread, are off.
+Its parser of LaTeX evaluates nothing; its parser of plain expressions, which goes through `eval`, is not used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, FiniteSet, Float, Interval, MatrixBase, Rational, Tuple
+from sympy import Basic, Eq, Expr, FiniteSet, Float, Interval, MatrixBase, Rational, Tuple
 
 from lit_rft.rewards.answers import find_answer
 from lit_rft.rewards.numbers import as_number, same_number
@@ -20,6 +20,7 @@ from lit_rft.rewards.reading import (
     as_choice,
     as_words,
     clean,
+    flatten,
     option_text,
     strip_unit,
     words_in,
@@ -39,6 +40,8 @@ _NAME = re.compile(
     r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\w|\{\w+\}))?|\\angle\s*[A-Z]+)"
     r"(?:\s*\(\s*\\?[a-z](?:\s*,\s*\\?[a-z])*\s*\))?'*"
 )
+_VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
+_LETTER = re.compile(r"[A-Za-z]")  # n is not N
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -78,8 +81,10 @@ def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
     expected, given = clean(_unboxed(gold)), clean(_unboxed(answer))
     if not given:
         return False
-    if re.sub(r"\s", "", expected) == re.sub(r"\s", "", given):
+    if _bare(expected) == _bare(given):
         return True
+    if _VERBATIM.fullmatch(expected) or (_LETTER.fullmatch(_bare(expected)) and _LETTER.fullmatch(_bare(given))):
+        return as_choice(expected) is not None and as_choice(given, lenient) == as_choice(expected)
     choice = as_choice(expected)
     if choice is not None:
         return as_choice(given, lenient) == choice
@@ -91,6 +96,11 @@ def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
         is_product = len(words) <= 3 and as_words(given) is None  # abc = a b c
         return _same_words(words, given, lenient) or (is_product and _same_value(expected, given))
     return _same_value(expected, given)
+
+
+def _bare(text: str) -> str:
+    """A text without spaces and marks of text."""
+    return re.sub(r"\s", "", flatten(text))
 
 
 def _unboxed(text: str) -> str:
@@ -148,7 +158,7 @@ def _same_mathematics(expected: str, given: str) -> bool:
     gold, answer = _parse(expected), _parse(given)
     if not gold or not answer:
         return False
-    right = verify(gold, answer, timeout_seconds=None)
+    right = verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
     return bool(right) and not any(_differ(one, other) for one, other in zip(gold, answer, strict=False))
 
 
@@ -156,6 +166,7 @@ def _parse(text: str) -> list[Any]:
     text = re.sub(r"(?<=\d)[eE]([+-]?\d+)(?!\w)", r" \\times 10^{\1}", text)
     text = re.sub(r"(?<![\d.^/{])(\d+) (\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}", text)  # 3 1/2
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)  # 2^10, which LaTeX reads as 2^1 0
+    text = re.sub(r"(?<![\\\w])pi(?!\w)", r"\\pi ", text)
     text = re.sub(r"(?<![\\\w])sqrt\s*(?=[({\d])", r"\\sqrt ", text)
     text = re.sub(r"\*\*", "^", text).replace("$", "")
     result: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
@@ -165,7 +176,10 @@ def _parse(text: str) -> list[Any]:
 def _differ(gold: Any, answer: Any) -> bool:
     """Whether two expressions that Math-Verify takes for equal differ after all: it rounds at a fixed decimal place."""
     pairs = _parts(gold, answer)
-    return pairs is not None and any(_numbers_differ(one, other) for one, other in pairs)
+    try:
+        return pairs is not None and any(_numbers_differ(one, other) for one, other in pairs)
+    except (TypeError, ValueError, AttributeError, NotImplementedError):  # no values to compare
+        return False
 
 
 def _parts(gold: Any, answer: Any) -> list[tuple[Any, Any]] | None:
@@ -176,17 +190,22 @@ def _parts(gold: Any, answer: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(gold, Tuple) and isinstance(answer, Tuple):
         return list(zip(gold.args, answer.args, strict=False))
     if isinstance(gold, FiniteSet) and isinstance(answer, FiniteSet):
-        if not all(getattr(part, "is_real", False) for part in (*gold.args, *answer.args)):
+        if not all(_is_real_number(part) for part in (*gold.args, *answer.args)):
             return None
         by_size = [sorted(group.args, key=lambda part: float(part.evalf(17))) for group in (gold, answer)]
         return list(zip(*by_size, strict=False))
     return [(gold, answer)] if isinstance(gold, Basic) and isinstance(answer, Basic) else None
 
 
+def _is_real_number(part: Any) -> bool:
+    return bool(getattr(part, "is_number", False) and getattr(part, "is_real", False))
+
+
 def _numbers_differ(one: Any, other: Any) -> bool:
     """Compare two expressions by value, at an arbitrary point if they have variables."""
-    one, other = getattr(one, "rhs", one), getattr(other, "rhs", other)
-    if not all(hasattr(part, "free_symbols") and hasattr(part, "evalf") for part in (one, other)):
+    if isinstance(one, Eq) and isinstance(other, Eq) and one.lhs == other.lhs:
+        one, other = one.rhs, other.rhs
+    if not all(isinstance(part, Expr) for part in (one, other)):
         return False
     names = sorted({symbol.name for part in (one, other) for symbol in part.free_symbols})
     point = {name: Rational(1009 + 271 * i, 997) for i, name in enumerate(names)}
