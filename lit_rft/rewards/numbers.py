@@ -51,6 +51,8 @@ _MIXED = re.compile(_WHOLE + r"(?P<w>\d{1,100})\s+(?:and )?(?P<xn>\d{1,100})\s*/
 _TAIL = re.compile(
     r"(?P<mark>\s*(?P<percent>\\?%|percent(?:age points?)?\b|pct\b)?(?:\s*_\s*(?:\{\s*(?P<b1>\w+)\s*\}|(?P<b2>\d+)))?)"
 )
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*({TEXT}\{{)?\s*({'|'.join(_SCALES)})\b\s*(\}}?)", re.I)
 _SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?![\d/])")
 
 
@@ -64,11 +66,17 @@ def as_number(text: str) -> Number | None:
         if match is None:
             continue
         behind = re.sub(TEXT + r"\{\s*(percent|%|\\%|pct)\s*\}", r"\1", text[match.end() :])
+        scale = _SCALE.match(behind)
+        if scale:  # of "\\text{ million dollars}" the dollars stay text
+            behind = ("\\text{" if scale[1] and not scale[3] else "") + behind[scale.end() :]
         tail = _TAIL.match(behind)
         rest = behind[tail.end("mark") :] if tail else behind
         if rest.strip() and strip_unit("1" + rest) != "1":
             continue
-        return _number(match.groupdict(), pattern is _ONE, tail)
+        number = _number(match.groupdict(), pattern is _ONE, tail)
+        if number is None or scale is None:
+            return number
+        return number._replace(value=number.value * _SCALES[scale[2].lower()], decimals=None)
     return None
 
 

@@ -63,7 +63,7 @@ def clean(text: str) -> str:
     text = _CURRENCY.sub("", text)
     if not re.match(r"\s*(?:\\?[{\[(])", text):  # (100,200) is a pair
         text = _GROUPED.sub(lambda match: match.group().replace(",", ""), text)
-    return _unwrap(re.sub(r"\s+", " ", text).strip())
+    return _unwrap(re.sub(r"\s+", " ", text).replace(r"\varnothing", r"\emptyset").strip())
 
 
 def _unwrap(text: str) -> str:

@@ -148,6 +148,8 @@ def _right_side(text: str) -> str | None:
     if re.search(r",|;|\b(?:and|or)\b|\\text", text):
         return text  # several equations
     *left, value = _EQUALS.split(text)
+    if len(left) == 1 and _NAME.fullmatch(value.strip()) and not _NAME.fullmatch(left[0].strip()):
+        left, value = [value], left[0]  # 12 = x
     first = re.sub(r"\\?text\{(.*)\}", r"\1", left[0]).strip()
     is_name = _NAME.fullmatch(first) is not None or re.fullmatch(r"[A-Za-z][A-Za-z ']{2,60}", first) is not None
     is_calculation = not re.search(r"[a-zA-Z]", re.sub(r"\\(?:frac|sqrt|times|cdot|pi|div|pm)", "", first))
