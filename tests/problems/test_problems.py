@@ -105,7 +105,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.00001, "0.00001"), (1e16, "10000000000000000"), (-2.5e-7, "-0.00000025"), (5.0, "5.0"), (10**20, "1" + "0" * 20)],
+    [(0.00001, "0.00001"), (1e16, "10000000000000000"), (-2.5e-7, "-0.00000025"), (5.0, "5.0"), (10**9, "1000000000")],
 )
 def test_numbers_as_ground_truths_are_written_out(number: float, text: str) -> None:
     assert check_text(number, "ground_truth") == text
