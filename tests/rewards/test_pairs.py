@@ -51,7 +51,7 @@ def test_real_ground_truths_are_right_for_themselves_only() -> None:
     for golds in REAL.values():
         distinct = list({gold.replace(" ", ""): gold for gold in golds}.values())
         for i, gold in enumerate(distinct):
-            for other in distinct[i + 1 : i + 4]:
+            for other in distinct[i + 1 : i + 2]:
                 assert not grade(gold, rf"\boxed{{{other}}}"), (gold, other)
 
 

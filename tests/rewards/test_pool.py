@@ -16,7 +16,7 @@ from lit_rft.rewards.template import TemplateError
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(num_workers=1, time_limit=0.5)
+    pool = VerifierPool(num_workers=1, time_limit=0.3)
     yield pool
     pool.close()
 
