@@ -1,6 +1,6 @@
 """Ground truths of a data set given back in three forms: how many are graded right, and which are not.
 
-    python benchmarks/grading.py ../shared/data/math_eval_luffy_schema.parquet
+python benchmarks/grading.py ../shared/data/math_eval_luffy_schema.parquet
 """
 
 from __future__ import annotations
