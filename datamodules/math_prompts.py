@@ -11,6 +11,7 @@ import lightning as L
 from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
+from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,13 @@ class MathPromptDataModule(L.LightningDataModule):
             seed = self.seed + 1_000_003
             problems = self._problems(self.eval_files, self.eval_tasks, self.eval_columns, seed, "eval")
             self._prompts["eval"] = self._tokenize(problems, "eval")
+        self._check_ground_truths()
+
+    def _check_ground_truths(self) -> None:
+        """Warn of ground truths that the stage's reward can give nothing for."""
+        if self.trainer is not None and self.trainer.is_global_zero:
+            reward = getattr(self.trainer.lightning_module, "reward", None)
+            warn_of_unearnable([prompt.problem for prompts in self._prompts.values() for prompt in prompts], reward)
 
     def _problems(
         self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str

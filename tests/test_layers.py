@@ -21,8 +21,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "rollout": {"models", "transcripts"},
     "agents": {"rollout", "envs", "transcripts", "episodes"},
-    # of models: a tokenizer by its model's name
-    "datamodules": {"transcripts", "envs", "episodes", "problems", "models"},
+    # of models: a tokenizer by its model's name; of rewards: which ground truths can be earned
+    "datamodules": {"transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {"agents", "rollout", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics"}
 MAY_KNOW["stages"] = _BELOW_STAGES

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from lit_rft._records import RecordError, show_value
@@ -56,10 +58,12 @@ class Problem:
 def check_text(value: Any, name: str) -> str:
     """A text that is not empty; numbers are written out.
 
-    Raises: ProblemError.
+    Raises: ProblemError, also for NaN and infinity.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ProblemError(f"expected a text or a finite number, got {show_value(value)}", name)
+        value = format(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), "f")  # never 1e-05
     return _text(value, name)
 
 

@@ -1,47 +1,68 @@
-"""What a reward function is, and sums of several."""
+"""Sums of reward functions, and what reward functions count."""
 
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-# completions and, one for each, the rows of data they answer (`ground_truth` among them) -> a reward for each
-RewardFunction = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
+from lit_rft.rewards.calling import RewardError, RewardFunction, check_reward, compute_rewards, reward_name
 
 
 class RewardSum:
     """Several reward functions, each with a weight.
 
     Args:
-        functions: each takes the completions and, one for each, their rows of data; it returns a reward for each.
-        weights: one a function; null for all 1.
-    Raises: ValueError if the numbers of functions and weights differ.
+        functions: in either form of `compute_rewards`. One that returns None for a completion does not apply to it and
+            adds nothing; at least one must apply.
+        weights: one per function; null for all 1.
+
+    Raises: ValueError if the numbers of functions and weights differ, or a function has neither form.
     """
 
     def __init__(self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None) -> None:
-        self.functions, self.weights = list(functions), list(weights or [1.0] * len(functions))
+        self.functions = list(functions)
+        self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
         if len(self.functions) != len(self.weights) or not self.functions:
             raise ValueError(f"{len(self.functions)} reward functions need as many weights, got {len(self.weights)}")
+        for function in self.functions:
+            check_reward(function)
 
-    def __call__(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """The weighted sum of each completion's rewards.
+    def __call__(
+        self,
+        completions: Sequence[str],
+        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[float]:
+        """Compute the weighted sum of each completion's rewards.
 
-        Raises: ValueError if a function does not return one number for each completion.
+        Raises: RewardError for a function that returned something else than a number per completion; see
+            `compute_rewards`.
         """
         total = [0.0] * len(completions)
+        applies = [False] * len(completions)
         for function, weight in zip(self.functions, self.weights, strict=True):
-            rewards = [float(reward) for reward in function(completions, rows)]
-            if len(rewards) != len(completions):
-                name = getattr(function, "__name__", type(function).__name__)
-                raise ValueError(f"{name} returned {len(rewards)} rewards for {len(completions)} completions")
-            total = [sum_ + weight * reward for sum_, reward in zip(total, rewards, strict=True)]
+            rewards = compute_rewards(function, completions, rows, prompts, completion_ids, allow_none=True)
+            for index, reward in enumerate(rewards):
+                if reward is not None:
+                    total[index] += weight * reward
+                    applies[index] = True
+        if not all(applies):
+            index = applies.index(False)
+            names = ", ".join(reward_name(function) for function in self.functions)
+            raise RewardError(
+                f"no reward function applies to completion {index} of problem {rows[index].get('id', '?')}: "
+                f"all of {names} returned None"
+            )
         return total
 
     def metrics(self) -> dict[str, float]:
-        """Those of all functions, added up."""
-        found: dict[str, float] = {}
+        """Counts of all functions, added up."""
+        counts: dict[str, float] = {}
         for function in self.functions:
             for name, value in reward_metrics(function).items():
-                found[name] = found.get(name, 0.0) + value
-        return found
+                counts[name] = counts.get(name, 0.0) + value
+        return counts
 
     def close(self) -> None:
         """End what the functions keep running."""
@@ -50,7 +71,7 @@ class RewardSum:
 
 
 def reward_metrics(function: RewardFunction) -> dict[str, float]:
-    """What a reward function counted in its last call, always by the same names; nothing for a plain function."""
+    """Counts of a reward function's last call, always by the same names; nothing for a plain function."""
     metrics = getattr(function, "metrics", None)
-    found: dict[str, float] = metrics() if metrics is not None else {}
-    return found
+    counts: dict[str, float] = metrics() if metrics is not None else {}
+    return counts

@@ -1,5 +1,7 @@
 """Rewards for verifiable mathematics: 1 for the right final answer, else 0."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ from lit_rft.rewards.pool import Verdict, VerifierPool
 
 
 class MathReward:
-    """1 if a completion's final answer means the same as its row's `ground_truth` (Math-Verify), else 0.
+    """Reward 1 if a completion's final answer is its row's `ground_truth`, else 0; docs/grading.md has the rules.
 
     What a model writes cannot hang, crash or slow the run: see `VerifierPool`. `verdicts` holds the last call's, and
     `counts` how many there were of each since the start.
@@ -16,34 +18,51 @@ class MathReward:
         after_thinking: look only at what follows the first `</think>`, and give nothing where there is none (LUFFY's
             release); else look at all of the completion.
         num_workers: processes.
-        time_limit: seconds that one answer may take.
+        time_limit: seconds of CPU time for one answer.
+        lenient: also accept an answer that nothing marks as one, such as the last number; see `answers.find_answer`.
+        wall_limit: seconds by the clock for one answer; generous, as a busy machine is slow.
     """
 
-    def __init__(self, after_thinking: bool = False, num_workers: int = 2, time_limit: float = 1.0) -> None:
+    def __init__(
+        self,
+        after_thinking: bool = False,
+        num_workers: int = 2,
+        time_limit: float = 1.0,
+        lenient: bool = False,
+        wall_limit: float = 120.0,
+    ) -> None:
         self.after_thinking, self.num_workers, self.time_limit = after_thinking, num_workers, time_limit
+        self.lenient, self.wall_limit = lenient, wall_limit
         self.verdicts: list[Verdict] = []
         self.counts: dict[str, int] = {verdict.value: 0 for verdict in Verdict}
         self._pool: VerifierPool | None = None
 
     def __call__(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """A reward in {0, 1} for each completion.
+        """Compute a reward in {0, 1} for each completion.
 
         Raises: ValueError if a row has no `ground_truth`.
         """
         golds = [_ground_truth(row) for row in rows]
         texts = [text_after_thinking(text) if self.after_thinking else text for text in completions]
-        self._pool = self._pool or VerifierPool(self.num_workers, self.time_limit)
-        asked = [index for index, text in enumerate(texts) if text is not None and text.strip()]
-        found = self._pool.verify([golds[i] for i in asked], [texts[i] or "" for i in asked])
+        given = [index for index, text in enumerate(texts) if text is not None and text.strip()]
+        results = self.pool().verify([golds[i] for i in given], [texts[i] or "" for i in given])
         self.verdicts = [Verdict.UNREADABLE] * len(texts)
-        for index, verdict in zip(asked, found, strict=True):
+        for index, verdict in zip(given, results, strict=True):
             self.verdicts[index] = verdict
         for verdict in self.verdicts:
             self.counts[verdict.value] += 1
         return [float(verdict is Verdict.RIGHT) for verdict in self.verdicts]
 
+    def pool(self) -> VerifierPool:
+        """Get the processes that grade; they start with the first use."""
+        if self._pool is None:
+            self._pool = VerifierPool(
+                self.num_workers, self.time_limit, wall_limit=self.wall_limit, lenient=self.lenient
+            )
+        return self._pool
+
     def metrics(self) -> dict[str, float]:
-        """How many answers of the last call could not be read, and how many cost a process (hung, or crashed it)."""
+        """Count the last call's answers that could not be read, and those that cost a process (hung, or crashed it)."""
         wanted = (Verdict.UNREADABLE, Verdict.KILLED)
         return {verdict.value: float(self.verdicts.count(verdict)) for verdict in wanted}
 
@@ -55,12 +74,12 @@ class MathReward:
 
 
 def text_after_thinking(text: str, mark: str = "</think>") -> str | None:
-    """What follows the first mark; None without one."""
+    """Get what follows the first mark; None without one."""
     _, found, rest = text.partition(mark)
     return rest if found else None
 
 
 def _ground_truth(row: Mapping[str, Any]) -> str:
-    if "ground_truth" not in row:
+    if row.get("ground_truth") is None:
         raise ValueError(f"a row needs a ground_truth to be rewarded: got {sorted(row)}")
     return str(row["ground_truth"])

@@ -1,16 +1,19 @@
-"""Answers compared in processes of their own: one that hangs or dies costs one verdict, never the run."""
+"""Answers graded in processes of their own: one that hangs or dies costs one verdict, never the run."""
+
+from __future__ import annotations
 
 import atexit
-import contextlib
 import enum
-import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from lit_rft.rewards import worker as worker_module
+from lit_rft.rewards.template import Template, TemplateError, Worker
+
+_KILLED = object()  # in place of a worker's answer
 
 
 class Verdict(enum.Enum):
@@ -19,38 +22,23 @@ class Verdict(enum.Enum):
     RIGHT = "right"
     WRONG = "wrong"
     UNREADABLE = "unreadable"  # no answer was found, or the parser gave up
-    KILLED = "killed"  # the process hung, ran out of memory or crashed
-
-
-class _Worker:
-    """One process, with what it is working on."""
-
-    def __init__(self, context: Any, memory_limit: int) -> None:
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=worker_module.main, args=(theirs, memory_limit), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.ready = False
-        self.index: int | None = None
-        self.deadline = float("inf")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+    KILLED = "killed"  # out of CPU time, of memory or of patience, or the process crashed, twice
 
 
 class VerifierPool:
-    """Compares answers with ground truths by Math-Verify, in processes that are killed when they take too long.
+    """Grades completions in processes that are killed when they take too long; see `verify.grade` and docs/grading.md.
 
-    Processes start with the first use, and come from a server process that has the parsers imported: a killed one is
-    replaced in a tenth of a second.
+    The limit is CPU time of the process, so that a busy machine changes no verdict, and counts from a process that has
+    everything imported and warmed up. A pair that costs a process is tried once more when nothing else is graded.
 
     Args:
         num_workers: processes.
-        time_limit: seconds that one answer may take.
+        time_limit: seconds of CPU time for one answer.
+        wall_limit: seconds by the clock for one answer, for a process that waits instead of computing; generous.
         memory_limit: bytes of address space of each process.
-        max_characters: of an answer's end are looked at; the final answer stands last.
+        max_characters: characters of a completion's end that are read; the final answer stands last.
+        lenient: see `answers.find_answer`.
+
     Raises: ValueError for a limit that is not positive.
     """
 
@@ -58,95 +46,130 @@ class VerifierPool:
         self,
         num_workers: int = 2,
         time_limit: float = 1.0,
+        wall_limit: float = 120.0,
         memory_limit: int = 4 << 30,
         max_characters: int = 20_000,
+        lenient: bool = False,
     ) -> None:
-        limits = {"num_workers": num_workers, "time_limit": time_limit, "memory_limit": memory_limit,
-                  "max_characters": max_characters}  # fmt: skip
+        limits = {"num_workers": num_workers, "time_limit": time_limit, "wall_limit": wall_limit,
+                  "memory_limit": memory_limit, "max_characters": max_characters}  # fmt: skip
         for name, value in limits.items():
             if not value > 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
-        self.num_workers, self.time_limit = num_workers, time_limit
-        self.memory_limit, self.max_characters = memory_limit, max_characters
-        self.killed = 0  # verdicts that cost a process, since the start
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["lit_rft.rewards.verify"])
-        self._workers: list[_Worker] = []
-        atexit.register(self.close)
+        self.num_workers, self.time_limit, self.wall_limit = num_workers, time_limit, wall_limit
+        self.memory_limit, self.max_characters, self.lenient = memory_limit, max_characters, lenient
+        self.killed = 0  # verdicts that cost a process twice, since the start
+        self.retried = 0  # pairs that cost a process once
+        self._template: Template | None = None
+        self._workers: list[Worker] = []
+        self._owner = os.getpid()
 
     def verify(self, golds: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each pair, in order.
+        """Grade completions.
 
+        Args:
+            golds: ground truths.
+            answers: completions, one for each.
+
+        Returns: A verdict for each pair, in order.
         Raises: ValueError if there are not as many ground truths as answers.
         """
         if len(golds) != len(answers):
             raise ValueError(f"each answer needs a ground truth: got {len(answers)} and {len(golds)}")
-        waiting = deque(range(len(answers)))
-        verdicts: list[Verdict | None] = [None] * len(answers)
-        while any(verdict is None for verdict in verdicts):
-            self._fill(min(self.num_workers, len(answers)))
-            for one in self._workers:
-                if one.ready and one.index is None and waiting:
-                    self._give(one, waiting.popleft(), golds, answers)
-            self._take(verdicts)
-        return [verdict for verdict in verdicts if verdict is not None]
+        texts = [_encodable(answer[-self.max_characters :]) for answer in answers]
+        results = self._ask([(_encodable(gold), text, self.lenient) for gold, text in zip(golds, texts, strict=True)])
+        self.killed += sum(result is _KILLED for result in results)
+        names = {True: Verdict.RIGHT, False: Verdict.WRONG, None: Verdict.UNREADABLE}
+        return [Verdict.KILLED if result is _KILLED else names[result] for result in results]
 
-    def _fill(self, number: int) -> None:
-        while len(self._workers) < number:
-            self._workers.append(_Worker(self._context, self.memory_limit))
+    def kinds(self, golds: Sequence[str]) -> list[str | None]:
+        """Read ground truths: see `verify.ground_truth_kind`; None also for those that cost a process."""
+        results = self._ask([(_encodable(gold), None, False) for gold in golds])
+        return [None if result is _KILLED else result for result in results]
 
-    def _give(self, one: _Worker, index: int, golds: Sequence[str], answers: Sequence[str]) -> None:
-        one.index, one.deadline = index, time.monotonic() + self.time_limit
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died while idle: reading from it says so
-            one.connection.send((golds[index], _plain(answers[index][-self.max_characters :])))
+    def _ask(self, requests: list[tuple[Any, ...]]) -> list[Any]:
+        """Answers to all requests; those that cost a process are asked once more, each alone."""
+        results: list[Any] = [_KILLED] * len(requests)
+        if not requests:
+            return results
+        self._start()
+        self._work(requests, range(len(requests)), results, self.num_workers)
+        lost = [index for index, result in enumerate(results) if result is _KILLED]
+        self.retried += len(lost)
+        for index in lost:
+            self._work(requests, [index], results, 1)
+        return results
 
-    def _take(self, verdicts: list[Verdict | None]) -> None:
-        """Wait until something happens: an answer, a death, or the end of somebody's time."""
-        patience = max(0.0, min(one.deadline for one in self._workers) - time.monotonic())
-        connections: list[Any] = [one.connection for one in self._workers]
-        told = wait(connections, timeout=None if patience == float("inf") else patience)
-        for one in list(self._workers):
-            if one.connection in told:
-                self._hear(one, verdicts)
-            elif time.monotonic() >= one.deadline:
-                self._lose(one, verdicts)
+    def _start(self) -> None:
+        if self._owner != os.getpid():  # a copy in a forked process: the other ends are the original's
+            self._template, self._workers, self._owner = None, [], os.getpid()
+        if self._template is None:
+            self._template = Template(self.memory_limit)
+            atexit.register(self.close)
 
-    def _hear(self, one: _Worker, verdicts: list[Verdict | None]) -> None:
+    def _work(
+        self, requests: list[tuple[Any, ...]], indices: Sequence[int], results: list[Any], num_workers: int
+    ) -> None:
+        waiting = deque(indices)
+        while waiting or any(worker.index is not None for worker in self._workers):
+            idle = [worker for worker in self._workers if worker.index is None]
+            busy = len(self._workers) - len(idle)
+            while waiting and busy < num_workers:
+                worker = idle.pop() if idle else self._fork()
+                deadline = time.monotonic() + self.wall_limit
+                index = waiting.popleft()
+                worker.send(index, deadline, (self.time_limit, *requests[index]))
+                busy += 1
+            self._collect(results)
+
+    def _fork(self) -> Worker:
+        """Start a worker, from a new template if the old one has died."""
+        assert self._template is not None
         try:
-            said = one.connection.recv()
-        except (EOFError, OSError):
-            self._lose(one, verdicts)
-            return
-        if not one.ready:
-            one.ready = True
-            return
-        assert one.index is not None
-        verdicts[one.index] = {True: Verdict.RIGHT, False: Verdict.WRONG}.get(said, Verdict.UNREADABLE)
-        one.index, one.deadline = None, float("inf")
+            worker = self._template.fork()
+        except TemplateError:
+            self._template.close()
+            self._template = Template(self.memory_limit)
+            worker = self._template.fork()
+        self._workers.append(worker)
+        return worker
 
-    def _lose(self, one: _Worker, verdicts: list[Verdict | None]) -> None:
-        if not one.ready:
-            self.close()
-            raise RuntimeError(
-                "a verifier process ended before its first answer: is math-verify installed? (lit-rft[math])"
-            )
-        one.kill()
-        self._workers.remove(one)
-        if one.index is not None:
-            verdicts[one.index] = Verdict.KILLED
-            self.killed += 1
+    def _collect(self, results: list[Any]) -> None:
+        """Wait until something happens: an answer, a death, or the end of somebody's time."""
+        busy = [worker for worker in self._workers if worker.index is not None]
+        patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+        connections: list[Any] = [worker.connection for worker in busy]
+        ready = wait(connections, timeout=patience)
+        for worker in busy:
+            assert worker.index is not None
+            if worker.connection in ready:
+                index = worker.index
+                try:
+                    results[index] = worker.receive()
+                except (EOFError, OSError):
+                    self._end(worker)
+            elif time.monotonic() >= worker.deadline:
+                self._end(worker)
+
+    def _end(self, worker: Worker) -> None:
+        assert self._template is not None
+        self._workers.remove(worker)
+        self._template.end(worker.pid)
+        worker.connection.close()
 
     def close(self) -> None:
-        """End the processes."""
-        for one in self._workers:
-            one.kill()
-        self._workers = []
+        """End the processes; the next use starts new ones."""
+        if self._template is not None and self._owner == os.getpid():
+            self._template.close()
+            for worker in self._workers:
+                worker.connection.close()
+        self._template, self._workers = None, []
         atexit.unregister(self.close)
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a VerifierPool holds processes and cannot be pickled: make one in each process")
 
 
-def _plain(text: str) -> str:
-    """Lone surrogates cannot be sent; they are no part of any answer."""
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which cannot be sent; they are no part of any answer."""
     return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,7 @@
 """What stages share whose policy answers problems: validation, test and predict."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,12 +11,15 @@ import torch
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.merging import ActingWeights
 from lit_rft.models.sharding import sharded_parts, whole_weights
-from lit_rft.rewards.base import RewardFunction
+from lit_rft.rewards.base import reward_metrics
+from lit_rft.rewards.calling import RewardFunction, check_reward, compute_rewards
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
+
+logger = logging.getLogger(__name__)
 
 
 class PromptRound(Protocol):
@@ -77,12 +81,14 @@ class AnsweringStage(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer)
         self.reward: RewardFunction = reward if reward is not None else MathReward()
+        check_reward(self.reward)
         self.answering = answering or AnsweringSettings()
         self.answers: list[Answer] = []
         # problems that `predict` need not answer again: source, id, last message, ground truth
         self.already_answered: set[tuple[str, str, str, str]] = set()
         self.answer_table: dict[str, dict[str, float]] = {}
         self._metrics: AnswerMetrics | None = None
+        self._graded: dict[str, float] = {}  # what the reward function counted since the epoch's start
         self._served = ServedPolicy(self.answering.server) if self.answering.server is not None else None
 
     def source(self) -> dict[str, Any]:
@@ -109,7 +115,13 @@ class AnsweringStage(PolicyModule):
         groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
-        rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
+        rewards = compute_rewards(
+            self.reward, texts, [prompt.problem.row() for prompt, _, _ in pairs],
+            prompts=[list(prompt.problem.prompt) for prompt, _, _ in pairs],
+            completion_ids=[list(one.ids) for _, one, _ in pairs],
+        )  # fmt: skip
+        if texts:
+            self._add_counts({"graded": float(len(texts)), **reward_metrics(self.reward)})
         totals = [size for size in sizes for _ in range(size)]
         found = [
             Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
@@ -155,6 +167,21 @@ class AnsweringStage(PolicyModule):
             self._metrics.update(group[0].source, sum(one.reward > 0.5 for one in group), size)
             start += size
 
+    def _add_counts(self, counts: dict[str, float]) -> None:
+        for name, value in counts.items():
+            self._graded[name] = self._graded.get(name, 0.0) + value
+
+    def _report_counts(self, verb: str) -> None:
+        """Log how many answers were graded, unreadable and killed in this epoch, over all processes."""
+        names = ["graded", *sorted(reward_metrics(self.reward))]
+        mine = {name: torch.tensor(self._graded.get(name, 0.0), device=self.device) for name in names}
+        counts = {name: int(value) for name, value in self.sum_over_processes(mine).items()}
+        self._graded = {}
+        if self.trainer.is_global_zero and counts["graded"] and not self.trainer.sanity_checking:
+            logger.info("%s: %s", verb, ", ".join(f"{count} answers {name}" for name, count in counts.items()))
+        if counts.get("killed") and self.trainer.is_global_zero:
+            logger.warning("%d answers were killed in grading and count as wrong (docs/grading.md)", counts["killed"])
+
     def validation_step(self, batch: PromptRound, batch_idx: int) -> None:
         self._answer(batch)
 
@@ -165,7 +192,7 @@ class AnsweringStage(PolicyModule):
         return self._answer(batch)
 
     def begin_epoch(self) -> None:
-        self.answers, self.answer_table, self._metrics = [], {}, None
+        self.answers, self.answer_table, self._metrics, self._graded = [], {}, None, {}
         self._weights_changed()
 
     def on_fit_start(self) -> None:
@@ -181,6 +208,7 @@ class AnsweringStage(PolicyModule):
         self.already_answered = set()
         if self._served is not None:
             self.trainer.strategy.barrier()  # the adapter stays until the last process has its answers
+        self._report_counts({"val": "validate", "": "predict"}.get(prefix, prefix))
         if metrics is None or not prefix:
             return
         self.answer_table = metrics.compute()

@@ -10,7 +10,8 @@ import torch
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.layouts import can_share_prompts, longest_shared_row
 from lit_rft.models.sharding import whole_weights
-from lit_rft.rewards.base import RewardFunction, reward_metrics
+from lit_rft.rewards.base import reward_metrics
+from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.group_members import GroupMember
@@ -174,7 +175,18 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
     def _give_rewards(self, members: list[GroupMember], prompts: Sequence[Any]) -> None:
         rows = [prompts[one.group].problem.row() for one in members]
         started = time.perf_counter()
-        rewards = self.reward([one.text for one in members], rows)
+        rewards, message = [], ""
+        try:
+            rewards = compute_rewards(
+                self.reward, [one.text for one in members], rows,
+                prompts=[list(prompts[one.group].problem.prompt) for one in members],
+                completion_ids=[list(one.transcripts[0].utterance_ids(0)) for one in members],
+            )  # fmt: skip
+        except RewardError as error:
+            message = str(error)
+        messages = [text for text in self.from_all_processes(message) if text]
+        if messages:  # in every process: one that went on would wait for the others for ever
+            raise RewardError(messages[0])
         seconds = time.perf_counter() - started
         for one, reward in zip(members, rewards, strict=True):
             one.reward = float(reward)

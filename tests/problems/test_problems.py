@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rft.problems import Problem, ProblemError, generate_problems, read_problems, write_problems
+from lit_rft.problems.record import check_text
 from lit_rft.problems.traces import TRACES
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "math_eval_luffy_schema.parquet"
@@ -79,6 +80,8 @@ def test_real_evaluation_data(tmp_path: Path) -> None:
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "prompt", "last message to be the user's"),
         ({"ground_truth": None}, "ground_truth", "expected a text"),
         ({"ground_truth": " "}, "ground_truth", "empty"),
+        ({"ground_truth": float("nan")}, "ground_truth", "expected a text or a finite number, got nan"),
+        ({"ground_truth": float("-inf")}, "ground_truth", "expected a text or a finite number, got -inf"),
         ({"traces": 3}, "traces", "list of texts"),
         ({"traces": [""]}, r"traces\[0\]", "empty"),
     ],
@@ -104,6 +107,14 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         read_problems(tmp_path / "torn.parquet")
     with pytest.raises(ProblemError, match=r"p\.jsonl:2: id: .*'x' is another problem in row 1"):
         read_problems(write(tmp_path / "p.jsonl", [PLAIN, {**PLAIN, "prompt": "1+2?"}]))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.00001, "0.00001"), (1e16, "10000000000000000"), (-2.5e-7, "-0.00000025"), (5.0, "5.0"), (10**9, "1000000000")],
+)
+def test_numbers_as_ground_truths_are_written_out(number: float, text: str) -> None:
+    assert check_text(number, "ground_truth") == text
 
 
 @pytest.mark.parametrize("task", sorted(TRACES))

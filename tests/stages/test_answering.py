@@ -15,6 +15,7 @@ from tiny_stage import ADAPTERS
 
 from lit_rft.callbacks import AnswerTable, CompletionFiles, CompletionText
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
+from lit_rft.rewards import MathReward, RewardError
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 
@@ -35,7 +36,7 @@ def files(tmp_path: Path) -> str:
     return str(path)
 
 
-def make(model: Path, **answering: Any) -> MixedPolicyGRPO:
+def make(model: Path, reward: Any = None, **answering: Any) -> MixedPolicyGRPO:
     L.seed_everything(0, verbose=False)
     settings = {"sampling": SamplingSettings(8, 1.0), "answers": 2, "answers_by_source": {"amc": 4}}
     return MixedPolicyGRPO(
@@ -43,7 +44,7 @@ def make(model: Path, **answering: Any) -> MixedPolicyGRPO:
         OptimizerSettings(learning_rate=1e-3),
         ObjectiveSettings(group_size=4),
         SamplingSettings(8, 1.0),
-        reward=vowels,
+        reward=reward or vowels,
         answering=AnsweringSettings(**{**settings, **answering}),
     )
 
@@ -248,3 +249,55 @@ def test_what_a_model_writes_does_not_break_the_table() -> None:
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"answering\.\S+ must be >= 1, got 0"):
         AnsweringSettings(**bad)
+
+
+def by_name(completions: list[str], prompts: Any, ground_truth: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+    """A reward function in TRL's form."""
+    assert [int(prompt[-1]["content"][8]) + 1 for prompt in prompts] == list(map(int, ground_truth))
+    assert all(ids and isinstance(ids[0], int) for ids in completion_ids) and set(kwargs["source"]) <= {"amc", "math"}
+    return [float(len(text) % 2) for text in completions]
+
+
+def test_reward_functions_by_name_in_every_verb(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
+    stage = make(tiny_model_folder, reward=by_name)
+    trainer(tmp_path, max_steps=1, limit_val_batches=1, num_sanity_val_steps=0, val_check_interval=1).fit(
+        stage, datamodule=make_data(tiny_model_folder, files)
+    )
+    assert all(one.reward == float(len(one.text) % 2) for one in stage.samples)
+    trainer(tmp_path).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
+    assert all(one.reward == float(len(one.completion) % 2) for one in stage.answers) and stage.answers
+    with pytest.raises(RewardError, match="cannot be called"):
+        make(tiny_model_folder, reward=lambda texts, problems: [0.0])
+
+
+class Killing:
+    """Counts as `MathReward` does."""
+
+    def __call__(self, completions: list[str], rows: Any) -> list[float]:
+        self.number = len(completions)
+        return [0.0] * len(completions)
+
+    def metrics(self) -> dict[str, float]:
+        return {"unreadable": 1.0, "killed": float(getattr(self, "number", 0))}
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_every_verb_counts_what_was_unreadable_or_killed(
+    tiny_model_folder: Path, tmp_path: Path, files: str, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    stage = make(tiny_model_folder, reward=Killing())
+    with caplog.at_level("INFO", "lit_rft"):
+        getattr(trainer(tmp_path), verb)(stage, datamodule=make_data(tiny_model_folder, files))
+    # six problems in three batches, 20 answers
+    assert f"{verb}: 20 answers graded, 20 answers killed, 3 answers unreadable" in caplog.text
+    assert "20 answers were killed in grading and count as wrong" in caplog.text
+
+
+def test_ground_truths_that_cannot_be_earned_are_named_when_the_data_is_loaded(
+    tiny_model_folder: Path, tmp_path: Path, files: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Path(files).open("a") as stream:
+        stream.write(json.dumps({"id": "bad", "prompt": "What is 6+1?", "ground_truth": "\\frac{7"}) + "\n")
+    stage = make(tiny_model_folder, reward=MathReward())
+    trainer(tmp_path, limit_test_batches=1).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
+    assert "1 of 7 ground truths" in caplog.text and r"'\\frac{7': given back in a box" in caplog.text

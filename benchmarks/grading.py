@@ -1,0 +1,49 @@
+"""Ground truths of a data set given back in three forms: how many are graded right, and which are not.
+
+python benchmarks/grading.py ../shared/data/math_eval_luffy_schema.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lit_rft.problems import read_problems
+from lit_rft.rewards import Verdict, VerifierPool
+from lit_rft.rewards.ground_truths import unearnable
+from lit_rft.rewards.math import MathReward
+
+FORMS = {
+    "in a box": r"So we get \boxed{%s}.",
+    "as a sentence": "The answer is %s.",
+    "as the last of two boxes": r"First I thought \boxed{-7}. No: \boxed{%s}",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="files of problems")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    problems = [problem for file in arguments.files for problem in read_problems(file)]
+    pool = VerifierPool(arguments.workers)
+    golds = [problem.ground_truth for problem in problems]
+    for name, form in FORMS.items():
+        verdicts = pool.verify(golds, [form.replace("%s", gold) for gold in golds])
+        sources: dict[str, list[Verdict]] = {}
+        for problem, verdict in zip(problems, verdicts, strict=True):
+            sources.setdefault(problem.source, []).append(verdict)
+        shares = ", ".join(f"{source} {v.count(Verdict.RIGHT)} of {len(v)}" for source, v in sources.items())
+        print(f"{name}: {verdicts.count(Verdict.RIGHT)} of {len(verdicts)} right ({shares})")
+        for problem, verdict in zip(problems, verdicts, strict=True):
+            if verdict is not Verdict.RIGHT:
+                print(f"  {verdict.value}: problem {problem.id}, {problem.ground_truth!r}")
+    print(f"killed {pool.killed}, tried twice {pool.retried}")
+    pool.close()
+    reward = MathReward(num_workers=arguments.workers)
+    for entry in unearnable(problems, reward):
+        print(f"  cannot be earned: {entry}")
+    reward.close()
+
+
+if __name__ == "__main__":
+    main()
