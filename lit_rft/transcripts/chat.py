@@ -71,8 +71,8 @@ class ChatFormat:
         """Ids of a user turn after a finished utterance, to where the next utterance begins."""
         if not self._warned and self._template is not None and self._template.rewrites(self._form):
             text = (
-                "the tokenizer's chat template rewrites earlier turns when a new one comes; here they stay as they were "
-                "read and written, and new turns are appended in the template's form"
+                "the tokenizer's chat template rewrites earlier turns when a new one comes; here they stay as they "
+                "were read and written, and new turns are appended in the template's form"
             )
             warnings.warn(text, ChatTemplateWarning, stacklevel=2)
         self._warned = True
@@ -105,7 +105,9 @@ class ChatFormat:
             return f"{turns}Assistant:\n{opening}"
 
         markup = self._markup if template is None else self._markup_of(template)
-        ids = markup.encode(write, [message["content"] for message in messages])
+        contents, roles = [message["content"] for message in messages], [message["role"] for message in messages]
+        # a template may drop the thoughts of earlier answers, but nothing of what a model is told
+        ids = markup.encode(write, contents, whole=[i for i, role in enumerate(roles) if role != "assistant"])
         return [self.tokenizer.bos_token_id, *ids] if plain and _adds_bos(self.tokenizer) else ids
 
     def _markup_of(self, template: str) -> Markup:

@@ -1,6 +1,5 @@
 """What a tokenizer's chat template writes around the turns of a conversation, learnt from probe conversations."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +39,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._knows_system: bool | None = None
+        self._refusal = "it leaves the message out"
         first, said = {"role": "user", "content": "first"}, {"role": "assistant", "content": _ASSISTANT}
         # blanks around it show whether the template strips
         second = {"role": "user", "content": f" \n{_USER}\n "}
@@ -76,11 +76,18 @@ class ChatTemplate:
         eos: str = self._tokenizer.eos_token
         following = self._continued.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._continued else ""
         finished = self._finished.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._finished else ""
-        end = markup.first(finished.lstrip()) or markup.first(following.lstrip()) or eos
+        if eos in markup.leading(following.lstrip()):
+            end = eos  # also behind other marks that close an answer
+        else:
+            end = markup.first(finished.lstrip()) or markup.first(following.lstrip()) or eos
         if _USER not in following:
-            following = self._single.removeprefix(self._tokenizer.bos_token or "")
+            # what closes a finished answer, then a conversation's beginning
+            following = finished.partition(end)[2] + self._single.removeprefix(self._tokenizer.bos_token or "")
         if _USER not in following:
-            raise ValueError("the chat template renders no user message: use another template, or a tokenizer without")
+            raise ValueError(
+                f"the tokenizer's chat template renders no conversation of a user's message ({self._refusal}): use a "
+                "tokenizer with another template, or with none"
+            )
         before, _, after = following.partition(_USER)
         strips = not before.endswith(" \n")
         if not strips:
@@ -96,14 +103,13 @@ class ChatTemplate:
         return appended + form.write("third") != self._try(messages)
 
     def _try(self, messages: Messages, *, generation: bool = True) -> str:
-        """Render a probe; empty if the template refuses it."""
-        from jinja2 import TemplateError
-
+        """Render a probe; empty if the template refuses it, in whatever way (templates are data)."""
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=generation
             )
-        except TemplateError:
+        except Exception as error:
+            self._refusal = f"{type(error).__name__}: {error}"
             return ""
         return text
 
@@ -112,7 +118,9 @@ def _without_end(before: str, end: str, after: str, markup: Markup) -> str:
     """What follows the end of an utterance, where the template may end an earlier one with another token than the last
     (that which ends the user's turns, too)."""
     stripped = before.lstrip()
-    mark = markup.first(stripped)
-    if mark is not None and (mark == end or mark == markup.first(after.lstrip())):
-        return re.sub(rf"^\s*{re.escape(mark)}", "", before)
+    marks = markup.leading(stripped)
+    if end in marks:
+        return stripped[len("".join(marks[: marks.index(end) + 1])) :]
+    if marks and marks[0] == markup.first(after.lstrip()):
+        return stripped.removeprefix(marks[0])
     return before
