@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, family_tokenizer
+from jinja2 import TemplateError
 
 from lit_rft.transcripts import ChatFormat, PromptFormat
 
@@ -73,7 +74,13 @@ def check_rendering(tokenizer: Any) -> None:
         user = {"role": "user", "content": text}
         answered = [user, {"role": "assistant", "content": "4"}, {"role": "user", "content": "More."}]
         conversations = [[user], answered, [{"role": "system", "content": "Be brief."}, user]]
-        for messages in conversations[: 3 if form.chat._template and form.chat._template.knows_system() else 2]:
+        for messages in conversations:
+            try:
+                rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+            except TemplateError:
+                rendered = ""
+            if len(messages) == 2 and "Be brief." not in rendered:
+                continue  # no system role: see below
             own = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             assert form.prompt_ids(messages) == own
 
