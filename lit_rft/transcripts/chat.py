@@ -91,7 +91,7 @@ class ChatFormat:
             messages: with `role` and `content`; a system message joins the first user's where the template knows no
                 such role.
             template: a Jinja template to use in place of the tokenizer's own.
-            opening: what the utterance begins with already.
+            opening: what the utterance begins with already; not written again where the template opens it itself.
         """
         if self._template is not None and template is None:
             messages = self._template.with_known_roles(messages)
@@ -100,7 +100,8 @@ class ChatFormat:
         def write(contents: Sequence[str]) -> str:
             filled = [{**message, "content": text} for message, text in zip(messages, contents, strict=True)]
             if not plain:
-                return render(self.tokenizer, filled, template=template) + opening
+                text = render(self.tokenizer, filled, template=template)
+                return text if opening and text.rstrip().endswith(opening.strip()) else text + opening
             turns = "".join(f"{message['role'].capitalize()}: {message['content']}\n\n" for message in filled)
             return f"{turns}Assistant:\n{opening}"
 

@@ -155,6 +155,16 @@ def test_marks_of_thinking_reach_the_model_as_its_own_tokens(name: str) -> None:
     assert chat.text(said) == "<think>Easy.</think>2"  # the reward looks for what follows </think>
 
 
+@pytest.mark.parametrize(("name", "template"), [("qwen3.5", "chat"), ("qwen3.5", "think"), ("glm", "think")])
+def test_thinking_is_opened_once(name: str, template: str) -> None:
+    tokenizer = family_tokenizer(FAMILIES[name])
+    form = PromptFormat(tokenizer, template)
+    ids = form.prompt_ids([{"role": "user", "content": "1+1?"}])
+    ids += form.completion_ids("<think>\nEasy.\n</think>\n2")
+    assert decode(tokenizer, ids).count("<think>") == 1
+    assert form.text(form.completion_ids("<think>\nEasy.\n</think>\n2")) == "Easy.\n</think>\n2"
+
+
 def test_every_end_of_the_tokenizer_ends_an_utterance() -> None:
     tokenizer = family_tokenizer(FAMILIES["llama3"])
     chat = ChatFormat(tokenizer)
