@@ -81,6 +81,7 @@ def run_side(
         number: of the round: each samples completions of its own.
     """
     work = {"lit-rft": ours, "generate": theirs}[side]
+    model.generation_config.eos_token_id = None  # the lengths' own tokens end a completion, and no others
     work(model, prompts[:1], 4, [NEVER])  # warm
     cases = {}
     for kind, (length, ends) in lengths.items():

@@ -21,6 +21,7 @@ _EXPORTS: dict[str, str] = {
     "gather_features": "lit_rft.models.features",
     "load_backbone": "lit_rft.models.backbone",
     "load_tokenizer": "lit_rft.models.backbone",
+    "model_end_ids": "lit_rft.models.backbone",
     "output_logits": "lit_rft.models.backbone",
     "smollm2_135m_instruct": "lit_rft.models.smollm2",
     "utterance_log_probs": "lit_rft.models.log_probs",

@@ -147,6 +147,13 @@ def causal_lm(model: nn.Module) -> Any:
     return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def model_end_ids(model: nn.Module) -> tuple[int, ...]:
+    """Return the tokens that end a completion for the model's own generation (`generation_config.eos_token_id`)."""
+    config = getattr(causal_lm(model), "generation_config", None)
+    ids = config.eos_token_id if config is not None else None
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+
 def is_eager(model: nn.Module) -> bool:
     """Whether attention is transformers' own plain one, which takes any mask and caps scores."""
     return bool(causal_lm(model).config._attn_implementation == "eager")

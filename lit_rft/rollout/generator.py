@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from lit_rft.models.backbone import model_end_ids
 from lit_rft.rollout.rereading import make_decoder
-from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
+from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, as_ids, draw, drop, named_generator
 from lit_rft.rollout.slots import Slots, check_new_ids
 
 
@@ -43,7 +44,8 @@ class ConversationGenerator:
 
     Args:
         model: a causal language model, with or without adapters; switched to evaluation by the caller.
-        end_of_turn_id: the token that ends an utterance.
+        end_ids: the tokens that end an utterance, the template's first (`ChatFormat.end_ids`); the model's own
+            (`generation_config.eos_token_id`) end it, too.
         sampling: how to sample.
         num_slots: conversations at the same time.
         seed: of all random numbers.
@@ -55,7 +57,7 @@ class ConversationGenerator:
     def __init__(
         self,
         model: nn.Module,
-        end_of_turn_id: int,
+        end_ids: int | Sequence[int],
         sampling: SamplingSettings,
         *,
         num_slots: int,
@@ -65,10 +67,9 @@ class ConversationGenerator:
         acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.sampling, self.seed = sampling, seed
-        self._ending = Ending(end_of_turn_id, sampling, decode)
-        self._decoder = make_decoder(
-            model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting
-        )
+        end_ids = as_ids(end_ids)
+        self._ending = Ending([*end_ids, *model_end_ids(model)], sampling, decode)
+        self._decoder = make_decoder(model, num_slots, end_ids[0], max_prefill_tokens=max_prefill_tokens, acting=acting)
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lit_rft.models.backbone import model_end_ids
 from lit_rft.rollout.decoder import Decoder
 from lit_rft.rollout.rereading import make_decoder
-from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, draw, drop, named_generator
+from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, as_ids, draw, drop, named_generator
 
 # New prompts are read together: not before so large a part of the slots is free.
 _FREE_SHARE = 1 / 8
@@ -22,7 +23,7 @@ def sample_groups(
     prompts: Sequence[tuple[str, list[int]]],
     sizes: Sequence[int],
     sampling: SamplingSettings,
-    end_of_turn_id: int,
+    end_ids: int | Sequence[int],
     *,
     seed: int = 0,
     num_slots: int = 64,
@@ -37,18 +38,21 @@ def sample_groups(
     Args:
         prompts: name and ids of each.
         sizes: how many completions each gets, >= 0.
+        end_ids: the tokens that end a completion, the template's first (`ChatFormat.end_ids`); the model's own
+            (`generation_config.eos_token_id`) end it, too.
         decode: ids to text, for stop strings.
         acting: see `Decoder`.
     Raises: ValueError if there are not as many sizes as prompts, or `num_slots` is below 1.
     """
     if len(prompts) != len(sizes) or num_slots < 1:
         raise ValueError(f"expected {len(prompts)} sizes and num_slots >= 1, got {len(sizes)} and {num_slots}")
+    end_ids = as_ids(end_ids)
     training = model.training
     model.eval()
     try:
         number = max(1, min(num_slots, sum(sizes)))
-        decoder = make_decoder(model, number, end_of_turn_id, acting=acting)
-        ending = Ending(end_of_turn_id, sampling, decode)
+        decoder = make_decoder(model, number, end_ids[0], acting=acting)
+        ending = Ending([*end_ids, *model_end_ids(model)], sampling, decode)
         return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()
     finally:
         model.train(training)

@@ -1,7 +1,7 @@
 """How tokens are drawn, and when an utterance ends."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,22 +77,33 @@ def draw(
     return tokens.tolist(), (chosen - highest - total.log()).squeeze(-1).tolist()
 
 
+def as_ids(end_ids: int | Iterable[int]) -> list[int]:
+    """Return one id or several as a list.
+
+    Raises: ValueError if there is none.
+    """
+    ids = [end_ids] if isinstance(end_ids, int) else list(end_ids)
+    if not ids:
+        raise ValueError("end_ids needs at least one token that ends an utterance, got none")
+    return ids
+
+
 class Ending:
     """Knows when an utterance is over.
 
     Args:
-        end_of_turn_id: ends every utterance.
+        end_ids: each of them ends an utterance.
         settings: what else does, and after how many tokens it is cut off.
         decode: ids to text; needed for stop strings.
     Raises: ValueError for stop strings without `decode`.
     """
 
     def __init__(
-        self, end_of_turn_id: int, settings: SamplingSettings, decode: Callable[[list[int]], str] | None = None
+        self, end_ids: Iterable[int], settings: SamplingSettings, decode: Callable[[list[int]], str] | None = None
     ) -> None:
         if settings.stop_strings and decode is None:
             raise ValueError("stop_strings need `decode`, which turns ids into text")
-        self._ids = {end_of_turn_id, *settings.stop_token_ids}
+        self._ids = {*end_ids, *settings.stop_token_ids}
         self._strings, self._decode = settings.stop_strings, decode
         # a stop string is in the last tokens: each has a byte at least, but one may be a part of a letter
         self._window = max((len(text.encode()) for text in settings.stop_strings), default=0) + 4

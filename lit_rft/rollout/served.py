@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lit_rft.rollout.sampling import Sampled, SamplingSettings
+from lit_rft.rollout.sampling import Sampled, SamplingSettings, as_ids
 from lit_rft.rollout.slots import Slots, check_new_ids
 from lit_rft.rollout.vllm import VllmServer
 
@@ -24,7 +24,7 @@ class ServedConversations:
     Args:
         server: samples.
         adapter: the name by which it knows the policy.
-        end_of_turn_id: the token that ends an utterance.
+        end_ids: all tokens that end an utterance, the model's own included (`ChatFormat.end_ids`).
         sampling: how to sample.
         num_slots: conversations at the same time.
         seed: of all random numbers.
@@ -34,14 +34,14 @@ class ServedConversations:
         self,
         server: VllmServer,
         adapter: str,
-        end_of_turn_id: int,
+        end_ids: int | Sequence[int],
         sampling: SamplingSettings,
         *,
         num_slots: int,
         seed: int = 0,
     ) -> None:
         self.server, self.adapter, self.sampling, self.seed = server, adapter, sampling, seed
-        self._end_of_turn_id = end_of_turn_id
+        self._end_ids = as_ids(end_ids)
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_read = self.tokens_sampled = 0
 
@@ -74,7 +74,7 @@ class ServedConversations:
             self.tokens_read += len(prompts[slot])
         named = [(f"{one.name}/{one.turn}", one.history) for one in asked.values()]
         groups = self.server.sample_groups(
-            self.adapter, named, [1] * len(named), self.sampling, self._end_of_turn_id, seed=self.seed
+            self.adapter, named, [1] * len(named), self.sampling, self._end_ids, seed=self.seed
         )
         found = {slot: sampled for slot, (sampled,) in zip(asked, groups, strict=True)}
         for slot, sampled in found.items():

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rft.rollout.sampling import Sampled, SamplingSettings
+from lit_rft.rollout.sampling import Sampled, SamplingSettings, as_ids
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class VllmServer:
     def _check_log_probs(self, adapter: str) -> None:
         """Of one token that alone may be said the probability is 1, if it is that of what was sampled from."""
         sampling = SamplingSettings(1, 1.0, top_k=1)
-        answer = self._post("/v1/completions", self._request(adapter, [0], 1, sampling, 0))
+        answer = self._post("/v1/completions", self._request(adapter, [0], 1, sampling, [0]))
         (one,) = _samples(answer, 1, sampling, {0})
         if abs(one.log_probs[0]) > 1e-3:
             raise RuntimeError(
@@ -123,32 +123,36 @@ class VllmServer:
         prompts: Sequence[tuple[str, Sequence[int]]],
         sizes: Sequence[int],
         sampling: SamplingSettings,
-        end_of_turn_id: int,
+        end_ids: int | Sequence[int],
         *,
         seed: int = 0,
     ) -> list[list[Sampled]]:
         """As `rollout.sample_groups`, but with vLLM's random numbers: the same seed gives other samples there.
 
+        Args:
+            end_ids: all tokens that end a completion, the model's own included (`ChatFormat.end_ids`): the server is
+                told to end at these only.
         Raises: RuntimeError if the server cannot be reached, refuses, or gives something else than was asked for;
             ValueError if there are not as many sizes as prompts.
         """
         if len(prompts) != len(sizes):
             raise ValueError(f"expected {len(prompts)} sizes, got {len(sizes)}")
+        ends = as_ids(end_ids)
 
         def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Sampled]:
             if size == 0:
                 return []
             wanted = 1 if sampling.temperature == 0 else size  # vLLM refuses to say the most likely one more than once
-            request = self._request(adapter, list(prompt[1]), wanted, sampling, end_of_turn_id)
+            request = self._request(adapter, list(prompt[1]), wanted, sampling, ends)
             answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])})
-            return _samples(answer, wanted, sampling, {end_of_turn_id, *sampling.stop_token_ids}) * (size // wanted)
+            return _samples(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
 
         with ThreadPoolExecutor(self.settings.parallel_requests) as threads:
             return list(threads.map(ask, prompts, sizes))
 
     @staticmethod
     def _request(
-        adapter: str, ids: list[int], size: int, sampling: SamplingSettings, end_of_turn_id: int
+        adapter: str, ids: list[int], size: int, sampling: SamplingSettings, end_ids: Sequence[int]
     ) -> dict[str, Any]:
         return {
             "model": adapter,
@@ -159,8 +163,8 @@ class VllmServer:
             "top_k": sampling.top_k or -1,
             "top_p": sampling.top_p,
             "stop": list(sampling.stop_strings),
-            "stop_token_ids": [end_of_turn_id, *sampling.stop_token_ids],
-            "ignore_eos": True,  # a model's own end tokens are not all of ours
+            "stop_token_ids": [*end_ids, *sampling.stop_token_ids],
+            "ignore_eos": True,  # the end tokens are those named above, whatever the server reads
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
             # what a model's generation_config.json would change behind our back

@@ -147,13 +147,13 @@ class AnsweringStage(PolicyModule):
         assert self.policy is not None and self.chat is not None
         if self._served is not None:
             adapter = self._served.name(self.policy, self.global_step)
-            end = self.chat.end_of_turn_id
+            end = self.chat.end_ids
             return self._served.server.sample_groups(adapter, prompts, sizes, sampling, end, seed=seed)
         with whole_weights(self.policy):
             folds = self.answering.merge_adapters and not sharded_parts(self.policy)
             acting = ActingWeights(self.policy).active if folds else contextlib.nullcontext
             return sample_groups(
-                self.policy, prompts, sizes, sampling, self.chat.end_of_turn_id, seed=seed, num_slots=num_slots,
+                self.policy, prompts, sizes, sampling, self.chat.end_ids, seed=seed, num_slots=num_slots,
                 decode=self.chat.tokenizer.decode, acting=acting,
             )  # fmt: skip
 

@@ -68,7 +68,7 @@ class PolicyStage(PolicyModule):
         assert self.policy is not None and self.chat is not None
         sampling, seed = self.acting.sampling, self.acting.seed
         agent, source = self.make_agent(), self.source()
-        end, decode = self.chat.end_of_turn_id, self.chat.tokenizer.decode
+        end, decode = self.chat.end_ids, self.chat.tokenizer.decode
         return ActingPolicy(self.policy, agent, end, source, sampling, seed, decode=decode)
 
     def source(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A stage's way to play episodes: simulators, generators and metrics, made and ended together."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ class ActingPolicy:
     Args:
         model: the policy.
         agent: how it is asked.
-        end_of_turn_id: ends its utterances.
+        end_ids: the tokens that end its utterances.
         source: of the episodes' records.
         sampling: how it samples.
         seed: of the sampling.
@@ -37,7 +37,7 @@ class ActingPolicy:
 
     model: nn.Module
     agent: Agent
-    end_of_turn_id: int
+    end_ids: Sequence[int]
     source: dict[str, Any] = field(default_factory=dict)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
@@ -96,7 +96,7 @@ class EpisodeRunner:
             served = self._served.setdefault(adapter, ServedPolicy(self.settings.server, adapter))
             served.changed()  # since the epoch before
             return ServedConversations(
-                served.server, served.name(policy.model, 0), policy.end_of_turn_id, policy.sampling, num_slots=slots,
+                served.server, served.name(policy.model, 0), policy.end_ids, policy.sampling, num_slots=slots,
                 seed=policy.seed,
             )  # fmt: skip
         folded = None
@@ -104,7 +104,7 @@ class EpisodeRunner:
             folded = ActingWeights(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
-            policy.end_of_turn_id,
+            policy.end_ids,
             policy.sampling,
             num_slots=slots,
             seed=policy.seed,

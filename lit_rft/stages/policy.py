@@ -12,6 +12,7 @@ from lit_rft.models.backbone import (
     leave_casting_to_autocast,
     load_backbone,
     load_tokenizer,
+    model_end_ids,
     output_logits,
 )
 from lit_rft.models.fused import fuse
@@ -61,6 +62,7 @@ class PolicyModule(OptimizedModule):
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        self.chat.add_end_ids(model_end_ids(self.policy))
         if precision == "bf16-mixed" and frozen:
             leave_casting_to_autocast(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself

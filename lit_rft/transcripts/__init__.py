@@ -19,6 +19,7 @@ from lit_rft.transcripts.hierarchy import (
     parse_low_level_answer,
     parse_single_line,
     write_low_level_answer,
+    write_single_line,
 )
 from lit_rft.transcripts.outcomes import add_outcomes
 from lit_rft.transcripts.prompts import PromptFormat, completion_transcript
@@ -52,4 +53,5 @@ __all__ = [
     "split_shared",
     "step_batch",
     "write_low_level_answer",
+    "write_single_line",
 ]

@@ -2,27 +2,34 @@
 
 Everything that a model reads or writes goes through a `ChatFormat`, as token ids. A conversation is a head (system
 and first user turn, up to where the assistant starts to write), then utterances (each with its end-of-turn token) and
-user turns in alternation. Appending turns gives the ids of the whole conversation rendered at once.
+user turns in alternation.
+
+Content is never deleted or altered. Where it has the characters of a structural token (`<|im_end|>`), they become
+ordinary text tokens: content can neither open nor end a turn. Two things are the model's own and stay so: a template
+that strips the outer blanks of messages does so here, too, and so does a tokenizer that normalises its text (Qwen's
+composes accents, for one).
 """
 
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-_SYSTEM, _USER, _ASSISTANT = "@@system@@", "@@user@@", "@@assistant@@"
+from lit_rft.transcripts.marks import Markup
+from lit_rft.transcripts.templates import ChatTemplate, TurnForm, render
 
 
 class ChatTemplateWarning(UserWarning):
-    """The tokenizer's chat template cannot be used turn by turn; the plain format takes its place."""
+    """The tokenizer's chat template renders a long conversation otherwise than turn by turn."""
 
 
 class ChatFormat:
     """Token ids of heads, turns and utterances for one tokenizer.
 
-    The tokenizer's chat template is used where it has one that appends: rendering more turns must never change what was
-    rendered before. Without a template (or with one that rewrites history, with one warning) a plain
-    `System: / User: / Assistant:` format is used, and the tokenizer's eos token ends an utterance.
+    A first prompt is what the tokenizer's chat template renders, whatever the template. Later turns are appended in the
+    form in which it renders the last one of a conversation, up to its generation prompt: a template that rewrites
+    history when a new turn comes (that drops earlier thoughts, for instance) is not followed in that, with one warning,
+    because what was read and written is not changed afterwards. Without a template a plain `System: / User: /
+    Assistant:` format is used, and the tokenizer's eos token ends an utterance.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an eos token.
@@ -33,38 +40,47 @@ class ChatFormat:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer needs an eos token to end utterances; got one without")
         self.tokenizer = tokenizer
-        names = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-        # only markup is unsafe in content; added words such as plain numbers are left alone
-        marks = sorted((n for n in names if not n.isalnum()), key=len, reverse=True)
-        self._special = _any_of(marks)
-        # an utterance may hold marks that end nothing (`</think>`), where the tokenizer does not call them special
-        own = {str(t) for t in tokenizer.added_tokens_decoder.values() if not t.special}
-        self._ends = _any_of([m for m in marks if m not in own])
-        self._templated = False
-        self.end_of_turn_id: int = tokenizer.eos_token_id
-        self._after = ""
-        if getattr(tokenizer, "chat_template", None):
-            self._use_template()
+        self._template = ChatTemplate(tokenizer) if getattr(tokenizer, "chat_template", None) else None
+        self._markup = Markup(tokenizer, self._template.written if self._template else "")
+        self._markups: dict[str, Markup] = {}  # of templates other than the tokenizer's own
+        if self._template is None:
+            self._form = TurnForm(tokenizer.eos_token, "\n\nUser: ", "\n\nAssistant:\n", strips=False)
+        else:
+            self._form = self._template.turn_form(self._markup)
+        self.end_of_turn_id: int = tokenizer.convert_tokens_to_ids(self._form.end)
+        self.end_ids: tuple[int, ...] = ()  # every token that ends an utterance, the end of turn first
+        self.add_end_ids([self.end_of_turn_id, tokenizer.eos_token_id])
+        # some tokenizers begin every text with a blank
+        self._blank = self._decode(self._encode("x")).removesuffix("x")
+        self._warned = False
 
     @property
     def uses_template(self) -> bool:
-        """True if the tokenizer's own chat template is in use."""
-        return self._templated
+        """True if the tokenizer has a chat template, which is then in use."""
+        return self._template is not None
+
+    def add_end_ids(self, ids: Iterable[int]) -> None:
+        """Let more tokens end an utterance (a model's own: see `models.model_end_ids`)."""
+        self.end_ids = tuple(dict.fromkeys([*self.end_ids, *ids]))
 
     def head(self, system: str, user: str) -> list[int]:
         """Ids from the start of the conversation to where the first utterance begins."""
-        system, user = self._clean(system), self._clean(user)
-        if self._templated:
-            return self._encode(self._render(system, [user]))
-        bos = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
-        return bos + self._encode(f"System: {system}\n\nUser: {user}\n\nAssistant:\n")
+        return self.prompt([{"role": "system", "content": system}, {"role": "user", "content": user}])
 
     def turn(self, user: str) -> list[int]:
         """Ids of a user turn after a finished utterance, to where the next utterance begins."""
-        user = self._clean(user)
-        if self._templated:
-            return self._encode(self._after.replace(_USER, user))
-        return self._encode(f"\n\nUser: {user}\n\nAssistant:\n")
+        if not self._warned and self._template is not None and self._template.rewrites(self._form):
+            text = (
+                "the tokenizer's chat template rewrites earlier turns when a new one comes; here they stay as they "
+                "were read and written, and new turns are appended in the template's form"
+            )
+            warnings.warn(text, ChatTemplateWarning, stacklevel=2)
+        self._warned = True
+        # encoded behind the end of the utterance, as in the middle of a conversation
+        ids = self._markup.encode(lambda contents: self._form.end + self._form.write(contents[0]), [user])
+        if ids[:1] == [self.end_of_turn_id]:
+            return ids[1:]
+        return self._markup.encode(lambda contents: self._form.write(contents[0]), [user])
 
     def prompt(
         self, messages: Sequence[dict[str, str]], *, template: str | None = None, opening: str = ""
@@ -75,97 +91,51 @@ class ChatFormat:
             messages: with `role` and `content`; a system message joins the first user's where the template knows no
                 such role.
             template: a Jinja template to use in place of the tokenizer's own.
-            opening: what the utterance begins with already.
+            opening: what the utterance begins with already; not written again where the template opens it itself.
         """
-        messages = [{"role": m["role"], "content": self._clean(m["content"])} for m in messages]
-        if template is None and not self._templated:
-            bos = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
-            text = "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in messages)
-            return bos + self._encode(f"{text}Assistant:\n{opening}")
-        if template is None and messages[0]["role"] == "system" and len(messages) > 1 and not self._knows_system():
-            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            messages = [{"role": "user", "content": first}, *messages[2:]]
-        options = {} if template is None else {"chat_template": template}
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        return self._encode(text + opening)
+        if self._template is not None and template is None:
+            messages = self._template.with_known_roles(messages)
+        plain = self._template is None and template is None
+
+        def write(contents: Sequence[str]) -> str:
+            filled = [{**message, "content": text} for message, text in zip(messages, contents, strict=True)]
+            if not plain:
+                text = render(self.tokenizer, filled, template=template)
+                return text if opening and text.rstrip().endswith(opening.strip()) else text + opening
+            turns = "".join(f"{message['role'].capitalize()}: {message['content']}\n\n" for message in filled)
+            return f"{turns}Assistant:\n{opening}"
+
+        markup = self._markup if template is None else self._markup_of(template)
+        contents, roles = [message["content"] for message in messages], [message["role"] for message in messages]
+        # a template may drop the thoughts of earlier answers, but nothing of what a model is told
+        ids = markup.encode(write, contents, whole=[i for i, role in enumerate(roles) if role != "assistant"])
+        return [self.tokenizer.bos_token_id, *ids] if plain and _adds_bos(self.tokenizer) else ids
+
+    def _markup_of(self, template: str) -> Markup:
+        if template not in self._markups:
+            self._markups[template] = Markup(self.tokenizer, template)
+        return self._markups[template]
 
     def utterance(self, text: str) -> list[int]:
         """Ids of a written utterance, its end-of-turn token included."""
-        return [*self._encode(_without(self._ends, text)), self.end_of_turn_id]
+        return [*self._encode(text), self.end_of_turn_id]
 
-    def text(self, utterance_ids: list[int]) -> str:
-        """What the ids of an utterance say, without its end-of-turn token and other special tokens."""
-        return self.tokenizer.decode(utterance_ids, skip_special_tokens=True).strip()
-
-    def _clean(self, content: str) -> str:
-        """Content may not contain markup: an observation that says `<|im_end|>` must not end a turn."""
-        return _without(self._special, content)
+    def text(self, utterance_ids: Sequence[int]) -> str:
+        """What the ids of an utterance say, without the token that ended it and other special tokens; marks of a
+        thinking part are kept. For any text (in the tokenizer's normal form), `text(utterance(text)) == text`."""
+        ids = list(utterance_ids)
+        if ids and ids[-1] in self.end_ids:
+            del ids[-1]
+        return self._decode([i for i in ids if i not in self._markup.special_ids]).removeprefix(self._blank)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._markup.encode(lambda contents: contents[0], [text])
 
-    def _render(self, system: str, users: list[str], utterances: tuple[str, ...] = ()) -> str:
-        """The conversation as text, ready for the next utterance; the system text joins the first user
-        turn where the template knows no system role."""
-        messages = [{"role": "system", "content": system}]
-        for index, user in enumerate(users):
-            messages.append({"role": "user", "content": user})
-            if index < len(utterances):
-                messages.append({"role": "assistant", "content": utterances[index]})
-        if not self._knows_system():
-            first = {"role": "user", "content": f"{system}\n\n{users[0]}"}
-            messages = [first, *messages[2:]]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def _knows_system(self) -> bool:
-        if not hasattr(self, "_system_role"):
-            from jinja2 import TemplateError
-
-            messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
-            try:
-                self._system_role = _SYSTEM in self.tokenizer.apply_chat_template(messages, tokenize=False)
-            except TemplateError:  # Gemma and others refuse the role in so many words
-                self._system_role = False
-        return self._system_role
-
-    def _use_template(self) -> None:
-        """Learn from probe conversations what the template writes between two utterances."""
-        two = self._render(_SYSTEM, ["first", _USER], (_ASSISTANT,))
-        after = two.split(_ASSISTANT)[-1]
-        marks = [t for t in self.tokenizer.get_added_vocab() if after.startswith(t)]
-        marks += [self.tokenizer.eos_token] if after.startswith(self.tokenizer.eos_token) else []
-        if not marks or _USER not in after:
-            self._warn("it closes the assistant's turn without a special token")
-            return
-        end = max(marks, key=len)
-        self._after = after[len(end) :]
-        joined = self._render(_SYSTEM, ["first"]) + "one" + end + self._after.replace(_USER, "second")
-        joined += "two" + end + self._after.replace(_USER, "third")
-        if joined != self._render(_SYSTEM, ["first", "second", "third"], ("one", "two")):
-            self._warn("it rewrites earlier turns when a new one comes")
-            return
-        self.end_of_turn_id = self.tokenizer.convert_tokens_to_ids(end)
-        self._templated = True
-        pieces = self.head(_SYSTEM, "first") + self.utterance("one") + self.turn("second")
-        if pieces != self._encode(self._render(_SYSTEM, ["first", "second"], ("one",))):
-            # training and acting agree all the same: both put the same pieces together
-            text = "this tokenizer writes a turn by itself with other tokens than in the middle of a conversation"
-            warnings.warn(text, ChatTemplateWarning, stacklevel=3)
-
-    def _warn(self, reason: str) -> None:
-        warnings.warn(f"the tokenizer's chat template is not used: {reason}", ChatTemplateWarning, stacklevel=4)
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
 
 
 def _adds_bos(tokenizer: Any) -> bool:
     ids = tokenizer("")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id
-
-
-def _any_of(marks: Sequence[str]) -> re.Pattern[str] | None:
-    return re.compile("|".join(re.escape(mark) for mark in marks)) if marks else None
-
-
-def _without(marks: re.Pattern[str] | None, text: str) -> str:
-    while marks and marks.search(text):  # removing one mark may join the halves of another
-        text = marks.sub("", text)
-    return text.strip()

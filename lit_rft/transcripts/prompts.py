@@ -1,6 +1,7 @@
 """Prompts of single-turn problems, and completions to them, as token ids."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from lit_rft.transcripts.chat import ChatFormat
@@ -35,9 +36,15 @@ class PromptFormat:
         own = None if self.template in NAMED else self.template
         return self.chat.prompt(messages, template=own, opening=THINK if self.template == "think" else "")
 
+    @cached_property
+    def _opens_thinking(self) -> bool:
+        """Whether a prompt ends inside an opened `<think>`; the templates of some models do so themselves."""
+        prompt = self.chat.tokenizer.decode(self.prompt_ids([{"role": "user", "content": "x"}]))
+        return bool(prompt.rstrip().endswith(THINK.strip()))
+
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a trace, its end included; what the prompt has opened is not opened again."""
-        if self.template == "think":
+        if self._opens_thinking:
             text = text.lstrip().removeprefix("<think>").lstrip("\n")
         return self.chat.utterance(text)
 

@@ -1,13 +1,24 @@
 """How the two levels take turns, what they read, and what becomes of malformed answers."""
 
+import random
 from typing import Any
 
 import pytest
-from tiny import make_tokenizer
+from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import ContextFullError, FlatAgent, HierarchicalAgent
 from lit_rft.rollout import Sampled, SamplingSettings
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, parse_low_level_answer, parse_single_line
+from lit_rft.transcripts import (
+    ChatFormat,
+    HierarchyPrompts,
+    LowLevelAnswer,
+    flat_transcripts,
+    hierarchy_transcripts,
+    parse_low_level_answer,
+    parse_single_line,
+    write_low_level_answer,
+    write_single_line,
+)
 
 
 class SlotsOnly:
@@ -119,6 +130,59 @@ def test_parsing() -> None:
     assert parse_single_line(" go \n") == ("go", False)
     assert parse_single_line("go\nthere") == ("go", True)
     assert parse_single_line("") == ("", True)
+
+
+AWKWARD = [
+    "", " ", "go", " go ", "done", "continue", "go\nnorth", "go\n\ndone", "\n", "a\r\nb", "a\u2028b", "x\x85", '"',
+    '""', '"quoted"', 'say "hi"', "\\n", "C:\\new", "\\frac{1}{2}", "null", "é 🙂", "<|im_end|>", "a<|im_end|>\ndone",
+    "\x0bgo", "\t",
+]  # fmt: skip
+
+
+def test_writers_are_inverses_of_their_parsers(chat: ChatFormat) -> None:
+    """For any text: awkward ones, and ones put together of them; through the tokens, too."""
+    rng = random.Random(0)
+    mixed = ["".join(rng.choices(AWKWARD, k=rng.randint(2, 4))) for _ in range(300)]
+    for text in [*AWKWARD, *mixed]:
+        assert parse_single_line(write_single_line(text)) == (text, False)
+        line = chat.text(chat.utterance(write_single_line(text)))
+        assert parse_single_line(line) == (text, False)
+        for done in (False, True):
+            answer = chat.text(chat.utterance(write_low_level_answer(text, done)))
+            assert parse_low_level_answer(answer) == LowLevelAnswer(text, done, malformed=False)
+
+
+def test_ordinary_actions_are_written_as_they_are() -> None:
+    for text in ("open door to kitchen", 'say "hi"', "C:\\new", "done"):
+        assert write_single_line(text) == text
+
+
+def test_an_episode_with_awkward_actions_reads_back_as_it_was_played(chat: ChatFormat) -> None:
+    episode = make_episode(0, 6)
+    actions = ["", "done", "go\nnorth", " wait ", '"hi"', "look"]
+    for step, action in zip(episode.steps, actions, strict=True):
+        step.action = action
+    prompts = HierarchyPrompts()
+    (flat,) = flat_transcripts(episode, chat, prompts)
+    _, low = hierarchy_transcripts(episode, chat, prompts)
+    said = [chat.text(flat.utterance_ids(k)) for k in range(flat.num_decisions)]
+    assert [parse_single_line(text) for text in said] == [(action, False) for action in actions]
+    said = [chat.text(low.utterance_ids(k)) for k in range(low.num_decisions)]
+    assert [parse_low_level_answer(text).action for text in said] == actions
+    assert not any(parse_low_level_answer(text).malformed for text in said)
+
+
+def test_an_answer_that_ends_with_another_end_token_is_read_without_it(chat: ChatFormat) -> None:
+    session = FlatAgent(chat, HierarchyPrompts(), 2048).session("e", SlotsOnly())  # type: ignore[arg-type]
+    session.start("t", "o")
+    chat.add_end_ids([0])
+    ids = [*chat.utterance("go")[:-1], 0]
+    assert session.receive(Sampled(ids, [0.0] * len(ids), True)) == "go"
+    session.observe("o")
+    transcript = session.conversations()[0].transcript
+    assert transcript.utterance_ids(0) == ids
+    # the conversation goes on in the template's form: its end of turn is read before the next turn
+    assert transcript.input_ids[transcript.utterance_ends[0] + 1] == chat.end_of_turn_id
 
 
 def test_the_flat_agent_has_one_conversation(chat: ChatFormat) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import SHAPES, make_model, with_adapters
 
-from lit_rft.models import ActingWeights
+from lit_rft.models import ActingWeights, model_end_ids
 from lit_rft.rollout import SamplingSettings, sample_groups
 from lit_rft.rollout import groups as module
 from lit_rft.rollout.decoder import Decoder
@@ -188,3 +188,41 @@ def test_seed_and_bad_numbers() -> None:
     assert sample_groups(model, [], [], SamplingSettings(6, 1.0), END) == []
     with pytest.raises(ValueError, match="expected 1 sizes and num_slots >= 1, got 2 and 4"):
         sample_groups(model, prompts, [1, 2], SamplingSettings(6, 1.0), END, num_slots=4)
+
+
+def test_every_end_token_of_the_model_ends_a_completion() -> None:
+    model, prompts = make_model(), make_prompts()
+    model.generation_config.eos_token_id = None
+    free = sample_groups(model, prompts, [4] * 5, SamplingSettings(12, 1.0), END)
+    lists = [one.ids for group in free for one in group if len(one.ids) > 4]
+    first, second, third = lists[0][1], lists[1][2], lists[2][3]  # some tokens that are sampled in the middle
+    for eos, given in (([first, second, third], END), (first, [END, second, third])):
+        model.generation_config.eos_token_id = eos
+        ended = sample_groups(model, prompts, [4] * 5, SamplingSettings(12, 1.0), given)
+        one_by_one_ended = []
+        for name, ids in prompts:
+            for number in range(4):
+                generator = ConversationGenerator(model, given, SamplingSettings(12, 1.0), num_slots=1)
+                slot = generator.open(f"{name}/{number}")
+                one_by_one_ended.append(generator.sample({slot: ids})[slot].ids)
+        short = 0
+        for group, free_group in zip(ended, free, strict=True):
+            for one, whole in zip(group, free_group, strict=True):
+                places = [i for i, token in enumerate(whole.ids) if token in (END, first, second, third)]
+                end = places[0] + 1 if places else len(whole.ids)
+                assert one.ids == whole.ids[:end]  # the end is counted, once, and nothing behind it
+                assert len(one.log_probs) == end and one.finished == bool(places)
+                short += end < len(whole.ids)
+        assert short >= 3
+        assert one_by_one_ended == [one.ids for group in ended for one in group]
+
+
+def test_ends_are_those_of_the_generation_config() -> None:
+    model = make_model()
+    assert model_end_ids(model) == (2,)
+    model.generation_config.eos_token_id = [7, 8]
+    assert model_end_ids(model) == model_end_ids(with_adapters(model)) == (7, 8)
+    model.generation_config.eos_token_id = None
+    assert model_end_ids(model) == ()
+    with pytest.raises(ValueError, match="at least one token"):
+        sample_groups(model, make_prompts(), [1] * 5, SamplingSettings(2), [])

@@ -83,6 +83,19 @@ def test_every_setting_reaches_the_server(fake: FakeVllm, server: VllmServer) ->
     assert second["top_k"] == -1 and second["stop"] == ["x"] and second["seed"] != first["seed"]
 
 
+def test_every_end_token_reaches_the_server_and_is_taken_for_an_end(fake: FakeVllm, server: VllmServer) -> None:
+    name = server.load(adapted().save_pretrained)
+    (plain,) = server.sample_groups(name, PROMPTS[:1], [4], SamplingSettings(12, 1.0), END)
+    other = plain[0].ids[1]
+    (found,) = server.sample_groups(name, PROMPTS[:1], [4], SamplingSettings(12, 1.0), [END, other])
+    conversations = ServedConversations(server, name, [END, other], SamplingSettings(12, 1.0), num_slots=1)
+    slot = conversations.open("a")
+    said = conversations.sample({slot: [5, 6, 7]})[slot]
+    assert [request["stop_token_ids"] for _, request in fake.requests[-2:]] == [[END, other]] * 2
+    assert found[0].ids == plain[0].ids[: plain[0].ids.index(other) + 1] and found[0].finished
+    assert said.finished == (said.ids[-1] in (END, other))
+
+
 def test_a_prompts_seed_is_its_own(fake: FakeVllm, server: VllmServer) -> None:
     name = server.load(adapted().save_pretrained)
     sampling = SamplingSettings(9, 1.0)

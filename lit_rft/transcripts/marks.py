@@ -1,0 +1,139 @@
+"""Tokens that structure a conversation, kept apart from the same characters in its content."""
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+# marks inside an utterance: they are part of what is said, and open or end no turn
+_THINKING = re.compile(r"[<\[]/?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+
+
+class Markup:
+    """The structural tokens of one tokenizer: its special tokens, and the added tokens that its chat template writes.
+
+    Other added tokens (line breaks, runs of blanks, HTML tags, whole words) are text like any other, and so are the
+    marks of a thinking part such as `<think>`, which open or end no turn.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        written: source and renderings of its chat template; empty without one.
+    """
+
+    def __init__(self, tokenizer: Any, written: str = "") -> None:
+        self._tokenizer = tokenizer
+        self.ids: dict[str, int] = {}  # structural token -> id
+        self.special_ids: set[int] = set()
+        for token_id, token in tokenizer.added_tokens_decoder.items():
+            text = token.content
+            if not text.strip() or _THINKING.fullmatch(text):
+                continue
+            special = token.special or text in tokenizer.all_special_tokens
+            if special:
+                self.special_ids.add(token_id)
+            if special or (text in written and not text.isalnum()):
+                self.ids[text] = token_id
+        self._pattern = _any_of(self.ids)
+        self._separating: _SeparatingEncoder | None = None  # made when it is needed: it copies the vocabulary
+
+    def first(self, text: str) -> str | None:
+        """Return the structural token that a text begins with, if any."""
+        match = self._pattern.match(text) if self._pattern else None
+        return match.group() if match else None
+
+    def leading(self, text: str) -> list[str]:
+        """Return the structural tokens that a text begins with, one directly after the other."""
+        marks: list[str] = []
+        while mark := self.first(text):
+            marks.append(mark)
+            text = text[len(mark) :]
+        return marks
+
+    def encode(
+        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], *, whole: Collection[int] = ()
+    ) -> list[int]:
+        """Encode a text made of structure and content.
+
+        Where no content has the characters of a structural token, these are the tokenizer's ids of the whole text.
+        Where one has, the structure's tokens are the same, and the content's characters become ordinary text tokens:
+        content is never changed, and never becomes structure.
+
+        Args:
+            write: makes the text from its contents.
+            contents: what comes from elsewhere (data, environments, other models).
+            whole: indices of contents from which a template may take no marks of thinking: some make `<>` of
+                `</think>` in an instruction.
+        Raises: ValueError for content with such characters if the tokenizer is not a fast one.
+        """
+        pattern = self._pattern
+        if pattern is None or not any(map(pattern.search, contents)):
+            text = write(contents)
+            if not any(_THINKING.search(contents[i]) for i in whole) or _has_all([contents[i] for i in whole], text):
+                ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+                return ids
+        if self._separating is None:
+            self._separating = _SeparatingEncoder(self._tokenizer, self.ids)
+        return self._separating.encode(write, contents, whole)
+
+
+class _SeparatingEncoder:
+    """A copy of a tokenizer in which structural tokens bear secret names, so that content cannot spell them."""
+
+    def __init__(self, tokenizer: Any, structural: dict[str, int]) -> None:
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ValueError(
+                f"content has the characters of a control token, and {type(tokenizer).__name__} cannot encode them "
+                "as text: use a fast tokenizer (one with a tokenizer.json), or take them out of the data"
+            )
+        nonce = secrets.token_hex(8)
+        self._names = {text: f"\ue000{nonce}.{token_id}\ue001" for text, token_id in structural.items()}
+        self._hidden = f"\ue002{nonce}.{{}}\ue003"  # stands for a mark of a content while the template is at work
+        self._any_hidden = re.compile(self._hidden.format("([0-9]+)").replace(".", r"\."))
+        specification = json.loads(backend.to_str())
+        specification |= {"truncation": None, "padding": None, "post_processor": None}
+        original: dict[str, int] = {}
+        for token in specification["added_tokens"]:
+            name = self._names.get(token["content"])
+            original[name or token["content"]] = token["id"]
+            if name is not None:
+                token |= {"content": name, "normalized": False}
+        self._backend = Tokenizer.from_str(json.dumps(specification))
+        # a renamed token may have got another id
+        self._original = {self._backend.token_to_id(name): token_id for name, token_id in original.items()}
+        self._structural = _any_of(structural)
+        self._protected = re.compile("|".join(p.pattern for p in (self._structural, _THINKING) if p), re.IGNORECASE)
+
+    def encode(
+        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], whole: Collection[int]
+    ) -> list[int]:
+        marks: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            marks.append(match.group())
+            return self._hidden.format(len(marks) - 1)
+
+        hidden = [
+            (self._protected if index in whole else self._structural or self._protected).sub(hide, content)
+            for index, content in enumerate(contents)
+        ]
+        text = write(hidden)
+        if self._structural:
+            text = self._structural.sub(lambda match: self._names[match.group()], text)
+        text = self._any_hidden.sub(lambda match: marks[int(match.group(1))], text)
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [self._original.get(token_id, token_id) for token_id in ids]
+
+
+def _has_all(contents: Sequence[str], text: str) -> bool:
+    """Whether a rendering has each content, but for outer blanks, as often as it must."""
+    cores = [content.strip() for content in contents]
+    return all(text.count(core) >= sum(other.count(core) for other in cores) for core in cores if core)
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
+    """A pattern for any of some texts, the longest first, as tokenizers match them."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None

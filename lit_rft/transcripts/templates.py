@@ -1,0 +1,126 @@
+"""What a tokenizer's chat template writes around the turns of a conversation, learnt from probe conversations."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lit_rft.transcripts.marks import Markup
+
+Messages = Sequence[dict[str, str]]
+
+_SYSTEM, _USER, _ASSISTANT = "@@system@@", "@@user@@", "@@assistant@@"
+
+
+def render(tokenizer: Any, messages: Messages, *, template: str | None = None) -> str:
+    """Render a conversation, ready for the next utterance, with the tokenizer's chat template or another one."""
+    options = {} if template is None else {"chat_template": template}
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+    return text
+
+
+class TurnForm(NamedTuple):
+    """How a conversation goes on after an utterance."""
+
+    end: str  # the token that ends an utterance
+    before: str  # between it and the user's text
+    after: str  # between that and the next utterance
+    strips: bool  # whether the template takes the outer blanks of a user's text away
+
+    def write(self, user: str) -> str:
+        return self.before + (user.strip() if self.strips else user) + self.after
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._knows_system: bool | None = None
+        self._refusal = "it leaves the message out"
+        first, said = {"role": "user", "content": "first"}, {"role": "assistant", "content": _ASSISTANT}
+        # blanks around it show whether the template strips
+        second = {"role": "user", "content": f" \n{_USER}\n "}
+        self._finished = self._try([first, said], generation=False)
+        self._continued = self._try([first, said, second])
+        self._single = self._try([second])
+
+    @property
+    def written(self) -> str:
+        """Source and renderings: the text in which structural tokens are looked for."""
+        # a tokenizer may have several templates by name
+        source = self._tokenizer.chat_template
+        sources = [source] if isinstance(source, str) else list(source.values())
+        return "\n".join([*sources, self._finished, self._continued, self._single])
+
+    def with_known_roles(self, messages: Messages) -> list[dict[str, str]]:
+        """Return the messages with the system text in the first user's, where the template knows no system role."""
+        if len(messages) < 2 or messages[0]["role"] != "system" or self.knows_system():
+            return list(messages)
+        return [{**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
+
+    def knows_system(self) -> bool:
+        """Return whether a system message reaches the rendering."""
+        if self._knows_system is None:
+            probe = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
+            self._knows_system = _SYSTEM in self._try(probe)  # Gemma and others refuse the role in so many words
+        return self._knows_system
+
+    def turn_form(self, markup: Markup) -> TurnForm:
+        """Learn how the template ends an utterance, and how it goes on from there.
+
+        Raises: ValueError for a template that renders none of the probe conversations.
+        """
+        eos: str = self._tokenizer.eos_token
+        following = self._continued.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._continued else ""
+        finished = self._finished.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._finished else ""
+        if eos in markup.leading(following.lstrip()):
+            end = eos  # also behind other marks that close an answer
+        else:
+            end = markup.first(finished.lstrip()) or markup.first(following.lstrip()) or eos
+        if _USER not in following:
+            # what closes a finished answer, then a conversation's beginning
+            following = finished.partition(end)[2] + self._single.removeprefix(self._tokenizer.bos_token or "")
+        if _USER not in following:
+            raise ValueError(
+                f"the tokenizer's chat template renders no conversation of a user's message ({self._refusal}): use a "
+                "tokenizer with another template, or with none"
+            )
+        before, _, after = following.partition(_USER)
+        strips = not before.endswith(" \n")
+        if not strips:
+            before, after = before.removesuffix(" \n"), after.removeprefix("\n ")
+        return TurnForm(end, _without_end(before, end, after, markup), after, strips)
+
+    def rewrites(self, form: TurnForm) -> bool:
+        """Return whether the template renders earlier turns in another form than new ones."""
+        words = ["first", "one", "second", "two", "third"]
+        roles = ["user", "assistant"] * 2 + ["user"]
+        messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+        appended = self._try(messages[:1]) + "one" + form.end + form.write("second") + "two" + form.end
+        return appended + form.write("third") != self._try(messages)
+
+    def _try(self, messages: Messages, *, generation: bool = True) -> str:
+        """Render a probe; empty if the template refuses it, in whatever way (templates are data)."""
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation
+            )
+        except Exception as error:
+            self._refusal = f"{type(error).__name__}: {error}"
+            return ""
+        return text
+
+
+def _without_end(before: str, end: str, after: str, markup: Markup) -> str:
+    """What follows the end of an utterance, where the template may end an earlier one with another token than the last
+    (that which ends the user's turns, too)."""
+    stripped = before.lstrip()
+    marks = markup.leading(stripped)
+    if end in marks:
+        return stripped[len("".join(marks[: marks.index(end) + 1])) :]
+    if marks and marks[0] == markup.first(after.lstrip()):
+        return stripped.removeprefix(marks[0])
+    return before
