@@ -125,8 +125,8 @@ class ActorCriticStage(PolicyStage):
         """Raises: ValueError also for critics that read other features."""
         super().check_source(checkpoint, source)
         has_critic = any(name.startswith("critic.") for name in checkpoint.get("state_dict", ()))
-        features = checkpoint["hyper_parameters"].get("critic", {}).get("features", self.critic_settings.features)
-        if has_critic and features != self.critic_settings.features:
+        features = checkpoint["hyper_parameters"].get("critic", {}).get("features")
+        if has_critic and features is not None and features != self.critic_settings.features:
             raise ValueError(
                 f"the critics of {source} read features={features}, and these are {self.critic_settings.features}: "
                 f"set critic.features={features}"

@@ -91,22 +91,20 @@ def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
     return names
 
 
-def without_start(settings: PolicySettings, adapter: Mapping[str, Any] | None) -> PolicySettings:
-    """Return settings of a policy whose weights all come from a checkpoint, its LoRA adapter as the checkpoint has it.
+def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:
+    """Return settings of a policy whose weights all come from a checkpoint, with the adapter that it is of.
 
     Args:
         settings: those of the run.
-        adapter: what the checkpoint says of its adapter.
+        identity: of the policy, out of the checkpoint.
     """
-    if adapter is None:
+    adapter = identity["adapter"]
+    if not identity["adapter_from_folder"]:
         return dataclasses.replace(settings, start_from=None)
-    if adapter.get("peft_type") != "LORA":
+    if adapter["peft_type"] != "LORA":
         return settings  # only the folder that it started from has its settings
-    values = {
-        field.name: adapter[_PEFT_NAMES.get(field.name, field.name)]
-        for field in dataclasses.fields(LoraSettings)
-        if _PEFT_NAMES.get(field.name, field.name) in adapter
-    }
     lora = settings.lora or LoraSettings(dropout=0.0)
-    modules = {"target_modules": adapter["modules"]}
-    return dataclasses.replace(settings, start_from=None, lora=dataclasses.replace(lora, **{**values, **modules}))
+    names = {field.name: _PEFT_NAMES.get(field.name, field.name) for field in dataclasses.fields(lora)}
+    values = {name: adapter[peft] for name, peft in names.items() if peft in adapter}
+    values["target_modules"] = adapter["targets"]
+    return dataclasses.replace(settings, start_from=None, lora=dataclasses.replace(lora, **values))

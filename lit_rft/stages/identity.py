@@ -27,6 +27,9 @@ _ADAPTER_NOISE = {
     "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 
+# Kept to make the adapter again, and not compared: two patterns may mean the same modules.
+_TARGETS = "targets"
+
 _PROBE = "Go to the kitchen, 12.5 times:\n  look <at> it."
 
 
@@ -66,7 +69,7 @@ def adapter_identity(policy: nn.Module) -> dict[str, Any] | None:
         return None
     config = configs["default"] if "default" in configs else next(iter(configs.values()))
     settings = {key: to_plain(value) for key, value in config.to_dict().items() if key not in _ADAPTER_NOISE}
-    return settings | {"modules": adapted_modules(policy)}
+    return settings | {"modules": adapted_modules(policy), _TARGETS: to_plain(config.target_modules)}
 
 
 def adapted_modules(policy: nn.Module) -> list[str]:
@@ -126,7 +129,8 @@ def _chat_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> l
 
 def _changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Sequence[tuple[str, Any, Any]]:
     """Compare the keys that both have: a newer version of a library may have more."""
-    return [(key, saved[key], current[key]) for key in saved if key in current and saved[key] != current[key]]
+    keys = [key for key in saved if key in current and key != _TARGETS]
+    return [(key, saved[key], current[key]) for key in keys if saved[key] != current[key]]
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -25,6 +25,9 @@ from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
 from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class PolicyModule(OptimizedModule):
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
         self._identity = policy_identity(self.policy, self.chat, settings.model)
         self.save_hyperparameters(effective(self, self._arguments))  # by now with what stands for None
+        self._identity["adapter_from_folder"] = is_adapter(settings.start_from)
         if is_adapter(settings.start_from):
             check_adapter_folder(Path(settings.start_from or ""), self.policy, self._identity, settings)
         self.add_parts()
@@ -234,22 +238,28 @@ class PolicyModule(OptimizedModule):
             logger.info("settings changed since the checkpoint, in effect from here on: %s", _listed(changed))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **arguments: Any) -> Any:
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **arguments: Any
+    ) -> "Self":
         """Make the stage that a checkpoint is of, with its weights.
 
         Args:
             checkpoint_path: the file.
-            map_location: as for `torch.load`.
-            arguments: constructor arguments in place of the checkpoint's; `strict` is as Lightning has it.
+            map_location: the device for the stage; default: the CPU.
+            arguments: of the constructor, in place of the checkpoint's.
+        Raises: ValueError if the checkpoint is of another stage, or its base model is not the one it was made with.
         """
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
-        stage = checkpoint.get("stage")
-        if stage is not None and stage != cls.__name__:
-            raise ValueError(f"{checkpoint_path} was written by the stage {stage}: use {stage}.load_from_checkpoint")
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        wanted = checkpoint.get("stage")
+        if wanted is not None and wanted != cls.__name__:
+            raise ValueError(f"{checkpoint_path} was written by the stage {wanted}: use {wanted}.load_from_checkpoint")
         saved = rebuild_arguments(cls, checkpoint["hyper_parameters"])
-        adapter = checkpoint[_POLICY_RECORD]["adapter"]
-        saved["policy"] = without_start(saved["policy"], adapter)
-        return super().load_from_checkpoint(checkpoint_path, map_location, **{**saved, **arguments})
+        saved["policy"] = without_start(saved["policy"], checkpoint[_POLICY_RECORD])
+        stage = cls(**{**saved, **arguments})
+        stage.configure_model()
+        stage.on_load_checkpoint(checkpoint)
+        stage.load_state_dict(checkpoint["state_dict"], strict=False)
+        return stage if map_location is None else stage.to(map_location)
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
         missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
