@@ -158,7 +158,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Save the last complete step if a signal has stopped the run, and end its workers."""
         if isinstance(exception, StoppedBySignal):
             self._save_snapshot(trainer)
-            pl_module.teardown(str(trainer.state.fn))
+            pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
             saved = f"; resume with --ckpt_path last ({self._last_file()})" if self._last_file().is_file() else ""
             logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
             self._end_other_processes(trainer, exception.number)

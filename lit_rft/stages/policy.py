@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from lit_rft._files import write_json
 from lit_rft.models.backbone import (
     final_hidden_states,
     leave_casting_to_autocast,
@@ -18,7 +19,7 @@ from lit_rft.models.backbone import (
 )
 from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
-from lit_rft.stages.adapter_folder import check_adapter_folder, is_adapter, without_start
+from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
 from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
 from lit_rft.stages.identity import identity_differences, policy_identity
 from lit_rft.stages.optimization import OptimizedModule
@@ -236,6 +237,10 @@ class PolicyModule(OptimizedModule):
         changed.pop("policy.start_from", None)  # the checkpoint's weights take its place
         if changed:
             logger.info("settings changed since the checkpoint, in effect from here on: %s", _listed(changed))
+
+    def save_record(self, folder: Path) -> None:
+        """Write what policy it is into a folder that its adapter is exported to; `policy.start_from` compares it."""
+        write_json(folder / RECORD, self._identity)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
