@@ -45,8 +45,8 @@ def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapte
     name, kind = public_name(model), type(stage).__name__
     summary = (inspect.getdoc(type(stage)) or kind).strip().splitlines()[0]
     shown = name if not PurePath(name).is_absolute() else PurePath(name).name
-    head = [f"base_model: {json.dumps(shown)}", *(["library_name: peft"] if adapter else ["library_name: transformers"])]
-    lines = ["---", *head, "tags:", "- lit-rft", "- text-generation", "---", "", f"# {kind} of {shown}", "", summary, ""]
+    head = [f"base_model: {json.dumps(shown)}", f"library_name: {'peft' if adapter else 'transformers'}", "tags:"]
+    lines = ["---", *head, "- lit-rft", "- text-generation", "---", "", f"# {kind} of {shown}", "", summary, ""]
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES)
     facts = {
         "Stage": kind,

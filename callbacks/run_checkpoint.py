@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last and the best, in one place under its folder, written also when a signal ends it."""
+"""The checkpoints of a run, the last and the best, in one folder; written also when a signal ends the run."""
 
 import logging
 import os
@@ -74,8 +74,8 @@ class RunCheckpoint(ModelCheckpoint):
         if keyword or (ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()):
             return
         raise FileExistsError(
-            f"{folder} holds the checkpoints of a run ({', '.join(names)}), which would be overwritten: resume that run "
-            "with --ckpt_path last, name another folder with --trainer.default_root_dir, or remove the run with "
+            f"{folder} holds the checkpoints of a run ({', '.join(names)}), which would be overwritten: resume that "
+            "run with --ckpt_path last, name another folder with --trainer.default_root_dir, or remove the run with "
             "--overwrite true"
         )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_rft
 from lit_rft._files import replacing
@@ -15,26 +16,17 @@ _OF_ONE_CALL = ("ckpt_path", "overwrite", "return_predictions", "verbose", "weig
 class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` when training begins, and `config_validate.yaml`, `config_test.yaml`, `config_predict.yaml`.
 
-    Any verb takes any of them with `-c`. They are written to `trainer.default_root_dir` once the run has begun: one that
-    is refused leaves the earlier files as they are. An earlier `config.yaml` with other settings is kept as
-    `config.1.yaml` and so on.
+    Any verb takes any of them with `-c`. They are in `trainer.default_root_dir`. A training run that is refused leaves
+    the earlier file as it is; one that goes on with other settings keeps it as `config.1.yaml` and so on.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing yet: the run may be refused."""
+        verb = TrainerFn(stage).value
+        if verb != "fit":
+            self._write(trainer, f"config_{verb}.yaml")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, "config.yaml")
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._write(trainer, "config_validate.yaml")
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, "config_test.yaml")
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, "config_predict.yaml")
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         if not trainer.is_global_zero:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_rft.callbacks import RunCheckpoint
+from lit_rft.callbacks.run_checkpoint import RunCheckpoint
 from lit_rft.callbacks.run_config import RunConfig
 from lit_rft.cli import config_folder
 from lit_rft.stages.policy import PolicyModule
@@ -75,6 +75,10 @@ class StageCLI(LightningCLI):
             args=list(arguments),
             run=run,
         )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave out Lightning's own step: the configuration counts, and not the hyper-parameters that a checkpoint
+        has; the stage says where they differ."""
 
     def before_fit(self) -> None:
         """Raises: FileExistsError if the folder holds another run, before anything is loaded or lost."""

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from rich.console import Console
 
     from lit_rft._files import write_json
-    from lit_rft.callbacks import RunCheckpoint
+    from lit_rft.callbacks.run_checkpoint import RunCheckpoint
     from lit_rft.command_line import build
 
     console = Console()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     cli = build([*arguments, *fixed, *overrides], run=False)
     stage, data, trainer = cli.model, cli.datamodule, cli.trainer
 
-    for callback in trainer.callbacks:
+    for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, RunCheckpoint):
             callback.remove_run(trainer)  # of an earlier demo
 

@@ -55,13 +55,14 @@ def check_adapter_folder(
 
 
 def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings) -> None:
-    refused, ignored = [], []
-    defaults = LoraSettings()
+    refused: list[str] = []
+    ignored: list[str] = []
+    modules, defaults = adapted_modules(policy), LoraSettings()
     for field in dataclasses.fields(lora):
         ours = getattr(lora, field.name)
         theirs = to_plain(getattr(config, _PEFT_NAMES.get(field.name, field.name), None))
         if field.name == "target_modules":
-            same, theirs = _wanted_modules(policy, ours) in (None, set(adapted_modules(policy))), adapted_modules(policy)
+            same, theirs = _wanted_modules(policy, ours) in (None, set(modules)), modules
         else:
             same = (to_plain(ours) or None) == (theirs or None)
         if not same:

@@ -80,7 +80,7 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     for owner in reversed(cls.__mro__[:-1]):
         if "__init__" in vars(owner):
             hints |= typing.get_type_hints(vars(owner)["__init__"])
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, dict) and set(value) == {_OBJECT}:
             logger.warning(

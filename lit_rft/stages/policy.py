@@ -204,7 +204,7 @@ class PolicyModule(OptimizedModule):
         self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
 
     def _check_resumable(self, checkpoint: Mapping[str, Any], source: str) -> None:
-        """Raises: ValueError if the checkpoint is of another stage, of another policy, or of settings that are fixed."""
+        """Raises: ValueError if the checkpoint is of another stage, another policy or other settings that are fixed."""
         stage, own = checkpoint.get("stage"), type(self).__name__
         if stage is not None and stage != own:
             raise ValueError(
@@ -217,8 +217,8 @@ class PolicyModule(OptimizedModule):
         fixed = {key: values for key, values in changed.items() if key.startswith(_FIXED)}
         if fixed:
             raise ValueError(
-                f"{source} is of other settings, which a run cannot change: {_listed(fixed)}; set them back, or start a "
-                "new run"
+                f"{source} is of other settings, which a run cannot change: {_listed(fixed)}; set them back, or start "
+                "a new run"
             )
 
     def _check_policy(self, checkpoint: Mapping[str, Any], source: str) -> None:

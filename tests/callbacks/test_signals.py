@@ -31,17 +31,18 @@ class Send(L.Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         self._at(trainer, "rollout")  # before any update of this batch
 
-    def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
-        self._at(trainer, "forward")
-
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        log = module.log_dict
+        log, backward = module.log_dict, module.manual_backward
 
         def log_dict(*args: Any, **kwargs: Any) -> None:  # of the gradients' norm: weights have changed by then
             self._at(trainer, "update")
             log(*args, **kwargs)
 
-        module.log_dict = log_dict
+        def manual_backward(loss: Any) -> None:  # random numbers of dropout are drawn by now
+            self._at(trainer, "backward")
+            backward(loss)
+
+        module.log_dict, module.manual_backward = log_dict, manual_backward
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         self._at(trainer, "validation")
@@ -73,14 +74,15 @@ def run(stage: Any, model: Path, folder: Path, *callbacks: Any, ckpt_path: str |
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return trained(run(make_stage(tiny_model_folder, lora=DROPOUT), tiny_model_folder, tmp_path_factory.mktemp("whole")))
+    stage = make_stage(tiny_model_folder, lora=DROPOUT)
+    return trained(run(stage, tiny_model_folder, tmp_path_factory.mktemp("whole")))
 
 
 @pytest.mark.parametrize(
     ("place", "number", "saved"),
     [
         ("rollout", signal.SIGTERM, 5),
-        ("forward", signal.SIGUSR1, 5),
+        ("backward", signal.SIGUSR1, 5),
         ("update", signal.SIGTERM, 6),  # a step that has begun is finished
         ("validation", signal.SIGINT, 5),
     ],

@@ -1,4 +1,4 @@
-"""A checkpoint knows its base model, adapter, chat format, stage and settings; another one is refused, with the reason."""
+"""A checkpoint knows its base model, adapter, chat format, stage and settings; others are refused."""
 
 import dataclasses
 import logging
@@ -186,9 +186,9 @@ def test_the_fingerprint_is_of_the_base_model_alone(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_stage_is_refused_by_name(tiny_model_folder: Path, tmp_path: Path) -> None:
     path = save(make_stage(tiny_model_folder), tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"written by the stage HierarchicalSFT, and this is OfflineHierarchicalRL") as e:
+    with pytest.raises(ValueError, match=r"by the stage HierarchicalSFT, and this is OfflineHierarchicalRL") as refused:
         resume(make_offline(tiny_model_folder), tiny_model_folder, path)
-    assert "policy.start_from" in str(e.value) and "\n" not in str(e.value)
+    assert "policy.start_from" in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(ValueError, match=r"use HierarchicalSFT\.load_from_checkpoint"):
         OfflineHierarchicalRL.load_from_checkpoint(path)
 
@@ -231,14 +231,16 @@ def test_a_changed_learning_rate_moves_the_weights_accordingly(tiny_model_folder
     for rate in (5e-3, 5e-5):
         optimizer = OptimizerSettings(learning_rate=rate, weight_decay=0.0)
         stage = resume(make_stage(tiny_model_folder, optimizer=optimizer), tiny_model_folder, tmp_path / "a.ckpt")
-        moved[rate] = torch.cat([(value - before[name]).flatten() for name, value in trained(stage).items()]).norm().item()
+        changes = [(value - before[name]).flatten() for name, value in trained(stage).items()]
+        moved[rate] = torch.cat(changes).norm().item()
     assert moved[5e-5] == pytest.approx(moved[5e-3] / 100, rel=0.01)
 
 
 def test_an_adapter_folder_brings_its_own_settings(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 1, callbacks=[AdapterExport(str(tmp_path / "a"))])
+    export = AdapterExport(str(tmp_path / "a"))
+    fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 1, callbacks=[export])
     start = {"start_from": str(tmp_path / "a")}
     with pytest.raises(ValueError, match=r"alpha is 8 there, 16 here.*set policy\.lora") as refused:
         wrong = LoraSettings(rank=4, alpha=16, dropout=0.0, target_modules=("q_proj",))
