@@ -193,8 +193,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     @staticmethod
     def _together(trainer: L.Trainer) -> bool:
-        """Whether other processes take part in each step: one alone must not leave them waiting."""
-        return trainer.world_size > 1 and trainer.state.fn == "fit"
+        """Whether other processes take part in each step: one alone must not leave them waiting. Sharded weights count
+        as such, too: a snapshot of them would be a copy."""
+        together = trainer.world_size > 1 or trainer.strategy.restore_checkpoint_after_setup
+        return together and trainer.state.fn == "fit"
 
     @staticmethod
     def _is_dry(trainer: L.Trainer) -> bool:
