@@ -160,7 +160,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_snapshot(trainer)
             pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
             saved = f"; resume with --ckpt_path last ({self._last_file()})" if self._last_file().is_file() else ""
-            logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
+            if trainer.is_global_zero:
+                logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
             self._end_other_processes(trainer, exception.number)
         self._snapshot = None
         self._signals.restore()
