@@ -19,7 +19,7 @@ _EXPORTS: dict[str, str] = {
     "EpisodeFiles": "lit_rft.callbacks.episodes",
     "EpisodeText": "lit_rft.callbacks.episodes",
     "RandomState": "lit_rft.callbacks.random_state",
-    "RunCheckpoint": "lit_rft.callbacks.checkpoints",
+    "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",
     "ScoreTable": "lit_rft.callbacks.episodes",
     "Throughput": "lit_rft.callbacks.throughput",
 }

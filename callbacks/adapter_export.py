@@ -9,15 +9,20 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lit_rft.callbacks.model_card import model_card, name_base_model
+from lit_rft.callbacks.signals import StoppedBySignal
 from lit_rft.models.sharding import full_state, sharded_parts
 
 
 class AdapterExport(L.Callback):
     """Writes the policy's adapter (or, without LoRA, the whole model) and tokenizer when training ends.
 
-    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads an adapter, `AutoModelForCausalLM` a whole model, and a
-    next stage takes an adapter's folder as `policy.start_from`. Works with any module that has `policy` (a transformers
-    or PEFT model) and `chat` (a `ChatFormat`).
+    A next stage takes an adapter's folder as `policy.start_from`; the model card in it (README.md) says how it was
+    trained and how to load it. The adapter names its base model as `policy.model` does, never by a folder of a cache:
+    where that is a hub's id, `AutoPeftModelForCausalLM.from_pretrained(folder)` loads it as well. Works with any module
+    that has `policy` (a transformers or PEFT model) and `chat` (a `ChatFormat`).
+
+    Written also when a signal stops the run: with the weights of the last complete step.
 
     Args:
         folder: where to; null for `<default_root_dir>/adapter`.
@@ -27,16 +32,34 @@ class AdapterExport(L.Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._export(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # one that stopped before the first step, or in evaluation, has nothing new
+        if isinstance(exception, StoppedBySignal) and trainer.state.fn == "fit" and trainer.global_step > 0:
+            together = trainer.world_size == 1 or trainer.training  # else weights cannot be gathered
+            if together and getattr(pl_module, "policy", None) is not None:
+                self._export(trainer, pl_module)
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         policy: Any = pl_module.policy
         weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
         if trainer.is_global_zero:
             target = Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
-            _replace_folder(target, lambda part: _save(pl_module, part, weights))
+            _replace_folder(target, lambda part: _save(trainer, pl_module, part, weights))
 
 
-def _save(stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
+def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
     stage.policy.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     stage.chat.tokenizer.save_pretrained(folder)
+    settings = getattr(stage, "policy_settings", None)
+    if settings is None:  # a module of the user's own
+        return
+    adapter = (folder / "adapter_config.json").is_file()
+    name_base_model(folder, settings.model)
+    card = model_card(stage, trainer.datamodule, trainer.global_step, settings.model, adapter)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    stage.save_record(folder)
 
 
 def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_rft.callbacks.run_checkpoint import RunCheckpoint
+from lit_rft.callbacks.run_config import RunConfig
 from lit_rft.cli import config_folder
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import PolicySettings
@@ -67,12 +69,26 @@ class StageCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             parser_class=ExplainingParser,
             parser_kwargs=dict.fromkeys(_VERBS, base) if run else base,
             args=list(arguments),
             run=run,
         )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave out Lightning's own step: the configuration counts, and not the hyper-parameters that a checkpoint
+        has; the stage says where they differ."""
+
+    def before_fit(self) -> None:
+        """Raises: FileExistsError if the folder holds another run, before anything is loaded or lost."""
+        config = self.config_init[self.subcommand]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):
+                if config["overwrite"] and config["ckpt_path"] is None and self.trainer.is_global_zero:
+                    callback.remove_run(self.trainer)
+                if self.trainer.is_global_zero:
+                    callback.check_folder(self.trainer, config["ckpt_path"])
 
     def before_validate(self) -> None:
         """Our own table of scores takes the place of Lightning's list of metrics."""
@@ -81,6 +97,8 @@ class StageCLI(LightningCLI):
     before_test = before_validate
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
+        parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
         parser.link_arguments("trainer.default_root_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)
         parser.link_arguments("model.init_args.hierarchy", "data.init_args.hierarchy")

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from rich.console import Console
 
     from lit_rft._files import write_json
+    from lit_rft.callbacks.run_checkpoint import RunCheckpoint
     from lit_rft.command_line import build
 
     console = Console()
@@ -44,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     fixed = ["--trainer.default_root_dir", str(folder), "--trainer.limit_val_batches", "0"]  # it tests before and after
     cli = build([*arguments, *fixed, *overrides], run=False)
     stage, data, trainer = cli.model, cli.datamodule, cli.trainer
+
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, RunCheckpoint):
+            callback.remove_run(trainer)  # of an earlier demo
 
     console.rule("1. expert episodes from the simulator")
     expert = data.collect()

@@ -125,29 +125,43 @@ def test_two_processes_equal_one(
     assert any(change.abs().max() > 1e-3 for change in moved)  # it did train
 
 
+def _stopped(command: list[str], last: Path, number: int, beyond: int) -> tuple[int, int]:
+    """Send a run a signal after it has saved a later step than `beyond`: its exit code, and the step it left."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    end = time.monotonic() + 200
+    while (not last.exists() or _step(last) <= beyond) and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, number)
+    return process.wait(100), _step(last)
+
+
+def _step(last: Path) -> int:
+    return int(torch.load(last, weights_only=True)["global_step"])
+
+
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
     callbacks = str(tmp_path / "callbacks.yaml")
     Path(callbacks).write_text(
         "trainer:\n  callbacks:\n  - class_path: lit_rft.callbacks.RandomState\n"
         "  - class_path: lit_rft.callbacks.RunCheckpoint\n    init_args: {every_n_steps: 1}\n"
+        "  - class_path: lit_rft.callbacks.AdapterExport\n"
     )
-    more = ["-c", callbacks, "--trainer.max_epochs", "40", "--model.init_args.policy.lora.dropout", "0.2"]
+    more = ["-c", callbacks, "--trainer.max_epochs", "20", "--model.init_args.policy.lora.dropout", "0.2"]
     whole = _command(tiny_model_folder, episodes, tmp_path / "whole", *more)
     parts = _command(tiny_model_folder, episodes, tmp_path / "parts", *more)
     _run(whole)
-    process = subprocess.Popen(
-        parts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 200
-    while not last.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    stopped = torch.load(last, weights_only=True)["global_step"]
-    assert 0 < stopped < 200, f"killed after {stopped} of 200 steps"
-    _run([*parts, "--ckpt_path", "last", "--seed_everything", "99"])  # starting anew would give other weights
+    code, killed = _stopped(parts, last, signal.SIGKILL, 0)
+    assert code == -signal.SIGKILL and 0 < killed < 100, f"killed after {killed} of 100 steps"
+    resume = [*parts, "--ckpt_path", "last", "--seed_everything", "99"]  # starting anew would give other weights
+    adapter = tmp_path / "parts" / "adapter" / "adapter_config.json"
+    assert not adapter.exists()
+    code, stopped = _stopped(resume, last, signal.SIGTERM, killed)
+    assert code == 128 + signal.SIGTERM and killed < stopped < 100, f"stopped after {stopped} of 100 steps"
+    assert adapter.exists()
+    _run(resume)
     expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     for name, weight in expected.items():
         assert torch.equal(resumed[name], weight), name
@@ -202,9 +216,10 @@ def test_two_processes_fine_tune_online(tiny_model_folder: Path, tmp_path: Path)
         checkpoint = torch.load(last, weights_only=True)
         assert checkpoint["replay"] == found[0]["replay"] and len(checkpoint["replay"]) == 5
     assert all(torch.equal(weight, found[1]["weights"][name]) for name, weight in found[0]["weights"].items())
-    shutil.copy(last, tmp_path / "two.ckpt")
+    two = last.with_name("two.ckpt")
+    shutil.copy(last, two)
     resumed = run(9, str(last))
-    (alone,) = run(9, str(tmp_path / "two.ckpt"), strategy="auto", devices=1)
+    (alone,) = run(9, str(two), strategy="auto", devices=1)
     assert alone["replay"] == resumed[0]["replay"]
     check_close(resumed[0]["weights"], alone["weights"])
     shutil.rmtree(tmp_path / "checkpoints")
@@ -256,7 +271,7 @@ def test_mixed_policy_in_two_processes(kind: str, tiny_model_folder: Path, tmp_p
     check_close(runs.run("fsdp", 2, 4, *runs.last("fsdp"))[0], one)
     if kind == "prompts":  # a checkpoint of other adapters is refused
         other = runs.command("fsdp", 2, 6, *runs.last("fsdp"), "--targets", "q_proj")
-        assert "the checkpoint does not fit the model: 0 trained weights are missing" in _run(other, fails=True)
+        assert "the checkpoint does not fit the model: the adapter has other settings" in _run(other, fails=True)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -121,6 +121,17 @@ class ActorCriticStage(PolicyStage):
             self._check_complete(critic, names, source)
             self.load_state_dict(critic, strict=False)
 
+    def check_source(self, checkpoint: dict[str, Any], source: str) -> None:
+        """Raises: ValueError also for critics that read other features."""
+        super().check_source(checkpoint, source)
+        has_critic = any(name.startswith("critic.") for name in checkpoint.get("state_dict", ()))
+        features = checkpoint["hyper_parameters"].get("critic", {}).get("features")
+        if has_critic and features is not None and features != self.critic_settings.features:
+            raise ValueError(
+                f"the critics of {source} read features={features}, and these are {self.critic_settings.features}: "
+                f"set critic.features={features}"
+            )
+
     def _saved_names(self) -> list[str]:
         names = [name for name, _ in self.named_parameters() if name.startswith("critic.target.")]
         return super()._saved_names() + names

@@ -50,6 +50,20 @@ class OptimizedModule(L.LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": self.optimizer_settings.learning_rate, "name": "policy"}]
 
+    def on_train_start(self) -> None:
+        """Let the present settings count after a resume, which restores learning rates and decay with the moments."""
+        rates = {group["name"]: group["lr"] for group in self.parameter_groups()}
+        for optimizer, schedule in zip(self.trainer.optimizers, self._schedules(), strict=True):
+            factor = self._lr_factor(schedule.last_epoch)
+            for group in optimizer.param_groups:
+                group["initial_lr"], group["lr"] = rates[group["name"]], rates[group["name"]] * factor
+                group["weight_decay"] = self.optimizer_settings.weight_decay
+            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    def _schedules(self) -> list[Any]:
+        return [config.scheduler for config in self.trainer.lr_scheduler_configs]
+
     def _lr_factor(self, step: int) -> float:
         settings = self.optimizer_settings
         # Only a running trainer is asked for its steps: asked earlier, it would set up the training data too soon to

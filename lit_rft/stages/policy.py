@@ -1,12 +1,15 @@
 """A module around one language-model policy: made from its name, started from anything, saved small."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from lit_rft._files import write_json
 from lit_rft.models.backbone import (
     final_hidden_states,
     leave_casting_to_autocast,
@@ -17,10 +20,22 @@ from lit_rft.models.backbone import (
 )
 from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
+from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
+from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
+from lit_rft.stages.identity import identity_differences, policy_identity
 from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
 from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+# Settings that say what saved weights mean: a run cannot go on with others. All else may be changed on resume.
+_FIXED = ("hierarchy", "prompts", "critic.features", "critic.per_level")
+_POLICY_RECORD = "policy"  # key of the policy's identity in a checkpoint
 
 
 class PolicyModule(OptimizedModule):
@@ -39,6 +54,9 @@ class PolicyModule(OptimizedModule):
         self.policy: nn.Module | None = None
         self.chat: ChatFormat | None = None
         self._checkpoint_step = 0  # of the checkpoint that was loaded
+        self._identity: dict[str, Any] = {}  # of the policy, once it is made
+        self._arguments = constructor_arguments(self)
+        self.save_hyperparameters(effective(self, self._arguments))
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -51,14 +69,14 @@ class PolicyModule(OptimizedModule):
         if precision.startswith("16"):
             raise ValueError(f"precision {precision!r} would need loss scaling: use bf16-mixed or 32-true")
         # under bf16-mixed a frozen backbone is kept in bf16 and its adapters in float32, as all that trains
-        frozen = settings.lora is not None or _is_adapter(settings.start_from)
+        frozen = settings.lora is not None or is_adapter(settings.start_from)
         half = precision == "bf16-true" or (precision == "bf16-mixed" and frozen)
         self.chat = ChatFormat(load_tokenizer(settings.model))
         self.policy = load_backbone(
             settings.model,
             dtype=torch.bfloat16 if half else torch.float32,
             lora=settings.lora,
-            adapter=settings.start_from if _is_adapter(settings.start_from) else None,
+            adapter=settings.start_from if is_adapter(settings.start_from) else None,
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
@@ -66,8 +84,13 @@ class PolicyModule(OptimizedModule):
         if precision == "bf16-mixed" and frozen:
             leave_casting_to_autocast(self.policy)
         self.policy.train()  # as Lightning expects it; it switches to evaluation itself
+        self._identity = policy_identity(self.policy, self.chat, settings.model)
+        self.save_hyperparameters(effective(self, self._arguments))  # by now with what stands for None
+        self._identity["adapter_from_folder"] = is_adapter(settings.start_from)
+        if is_adapter(settings.start_from):
+            check_adapter_folder(Path(settings.start_from or ""), self.policy, self._identity, settings)
         self.add_parts()
-        if settings.start_from is not None and not _is_adapter(settings.start_from):
+        if settings.start_from is not None and not is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
@@ -97,6 +120,7 @@ class PolicyModule(OptimizedModule):
         if not path.is_file():
             raise ValueError(f"start_from must be a PEFT adapter folder or a checkpoint file: got {path}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self._check_policy(checkpoint, str(path))
         self.check_source(checkpoint, str(path))
         weights = self.starting_weights(checkpoint["state_dict"], str(path))
         policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
@@ -154,16 +178,21 @@ class PolicyModule(OptimizedModule):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains; the frozen backbone is made again from its name."""
+        """Keep what trains, and what it belongs to; the frozen backbone is made again from its name."""
         saved = set(self._saved_names())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
+        checkpoint["stage"] = type(self).__name__
+        checkpoint[_POLICY_RECORD] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_source(checkpoint, "the checkpoint")
+        """Check that the checkpoint is of this stage and policy, and say which settings have changed since."""
+        self._check_resumable(checkpoint, "the checkpoint")
         weights = checkpoint.get("state_dict")
         if weights is not None:  # else they are split over devices, checked and loaded by now
             self._check_complete(weights, self._saved_names(), "the checkpoint")
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
+        if self._trainer is not None and self.trainer.state.fn == "fit" and self.global_rank == 0:
+            self._report_changes(checkpoint["hyper_parameters"])
 
     def check_file(self, path: Path) -> None:
         """Look at a checkpoint before it is loaded.
@@ -173,7 +202,71 @@ class PolicyModule(OptimizedModule):
         if not path.is_file():
             raise ValueError(f"expected a checkpoint in one file, got {path}")
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self._check_resumable(checkpoint, "the checkpoint")
         self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
+
+    def _check_resumable(self, checkpoint: Mapping[str, Any], source: str) -> None:
+        """Raises: ValueError if the checkpoint is of another stage, another policy or other settings that are fixed."""
+        stage, own = checkpoint.get("stage"), type(self).__name__
+        if stage is not None and stage != own:
+            raise ValueError(
+                f"{source} was written by the stage {stage}, and this is {own}: use the config of {stage}, or start "
+                f"{own} from its weights with policy.start_from"
+            )
+        self._check_policy(checkpoint, source)
+        self.check_source(dict(checkpoint), source)
+        changed = differences(checkpoint["hyper_parameters"], self.hparams)
+        fixed = {key: values for key, values in changed.items() if key.startswith(_FIXED)}
+        if fixed:
+            raise ValueError(
+                f"{source} is of other settings, which a run cannot change: {_listed(fixed)}; set them back, or start "
+                "a new run"
+            )
+
+    def _check_policy(self, checkpoint: Mapping[str, Any], source: str) -> None:
+        """Raises: ValueError if the weights are of another base model, adapter or chat format."""
+        if _POLICY_RECORD not in checkpoint or "hyper_parameters" not in checkpoint:
+            raise ValueError(f"{source} does not say what policy it is of: expected one written by a stage of lit-rft")
+        found = identity_differences(checkpoint[_POLICY_RECORD], self._identity)
+        if found:
+            raise ValueError(
+                f"{source} does not fit the model: {'; '.join(found)} (in the checkpoint -> here); use the policy "
+                "settings that it was made with, or start a new run"
+            )
+
+    def _report_changes(self, saved: Mapping[str, Any]) -> None:
+        changed = differences(saved, self.hparams)
+        changed.pop("policy.start_from", None)  # the checkpoint's weights take its place
+        if changed:
+            logger.info("settings changed since the checkpoint, in effect from here on: %s", _listed(changed))
+
+    def save_record(self, folder: Path) -> None:
+        """Write what policy it is into a folder that its adapter is exported to; `policy.start_from` compares it."""
+        write_json(folder / RECORD, self._identity)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **arguments: Any
+    ) -> "Self":
+        """Make the stage that a checkpoint is of, with its weights.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device for the stage; default: the CPU.
+            arguments: of the constructor, in place of the checkpoint's.
+        Raises: ValueError if the checkpoint is of another stage, or its base model is not the one it was made with.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        wanted = checkpoint.get("stage")
+        if wanted is not None and wanted != cls.__name__:
+            raise ValueError(f"{checkpoint_path} was written by the stage {wanted}: use {wanted}.load_from_checkpoint")
+        saved = rebuild_arguments(cls, checkpoint["hyper_parameters"])
+        saved["policy"] = without_start(saved["policy"], checkpoint[_POLICY_RECORD])
+        stage = cls(**{**saved, **arguments})
+        stage.configure_model()
+        stage.on_load_checkpoint(checkpoint)
+        stage.load_state_dict(checkpoint["state_dict"], strict=False)
+        return stage if map_location is None else stage.to(map_location)
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
         missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
@@ -184,5 +277,5 @@ class PolicyModule(OptimizedModule):
             )
 
 
-def _is_adapter(path: str | None) -> bool:
-    return path is not None and Path(path).is_dir()
+def _listed(changes: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}: {values}" for key, values in changes.items())

@@ -1,5 +1,6 @@
 """Checkpoints are small, complete, safe to load, and never half written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from tiny import make_tokenizer
 from tiny_stage import ADAPTERS, make_loader, make_stage, trained
 
+from lit_rft import __version__
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
-from lit_rft.models import LoraSettings, causal_lm
+from lit_rft.callbacks.model_card import public_name
+from lit_rft.models import LoraSettings, causal_lm, load_backbone
 
 DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
 
@@ -203,3 +206,49 @@ def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path) -> Non
     (tmp_path / ".last.ckpt.12345.partial").write_bytes(b"half")
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("lora", [ADAPTERS, None], ids=["adapter", "whole model"])
+def test_what_is_exported_names_no_path_of_this_machine(
+    lora: LoraSettings | None, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And our own loader takes it, by the name that it has."""
+    monkeypatch.setattr("lit_rft.models.smollm2.smollm2_135m_instruct", lambda: tiny_model_folder)
+    name = "smollm2-135m-instruct"
+    first = make_stage(Path(name), lora=lora)
+    _fit(first, Path(name), tmp_path / "first", 1)
+    start = {"start_from": str(tmp_path / "first" / "checkpoints" / "last.ckpt")}
+    stage = make_stage(Path(name), lora=lora, policy=start)
+    _fit(stage, Path(name), tmp_path, 2)
+    folder = tmp_path / "adapter"
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".md", ".jinja"):
+            for place in (str(tiny_model_folder), str(tmp_path), str(Path.home())):
+                assert place not in path.read_text(), path
+    if lora is not None:
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+    loaded: Any = load_backbone(name, adapter=folder) if lora is not None else load_backbone(str(folder))
+    ids = torch.arange(5, 25)[None]
+    policy: Any = stage.policy
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(input_ids=ids).logits, policy.eval()(input_ids=ids).logits)
+
+
+def test_the_model_card_says_what_was_trained_and_how(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _fit(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, 2)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    expected = ["HierarchicalSFT", "Optimiser steps: 2", "load_backbone", '"learning_rate": 0.005', __version__, "Date"]
+    assert all(text in card for text in expected), card
+    assert "More Information Needed" not in card and card.startswith("---\nbase_model:")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/home/me/.cache/huggingface/hub/models--Qwen--Qwen2.5-1.5B/snapshots/8faed761d45a/", "Qwen/Qwen2.5-1.5B"),
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"),
+        ("models/mine", "models/mine"),
+    ],
+)
+def test_the_hubs_cache_is_named_by_the_hubs_id(model: str, name: str) -> None:
+    assert public_name(model) == name

@@ -1,0 +1,102 @@
+"""The model card of an exported policy: what it is, how it was trained, how to load it."""
+
+import datetime
+import importlib.metadata
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import lit_rft
+
+_PACKAGES = ("torch", "transformers", "peft", "lightning")
+
+
+def public_name(model: str) -> str:
+    """Return the name by which others know a model: the hub's id for a folder of the hub's cache, else as it is."""
+    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", model)
+    return f"{cached[1]}/{cached[2]}" if cached else model
+
+
+def name_base_model(folder: Path, model: str) -> None:
+    """Write the base model's public name into all adapter configurations of a folder, and no path of this machine."""
+    for path in folder.rglob("adapter_config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"base_model_name_or_path": public_name(model)}, indent=2) + "\n")
+    for path in folder.glob("*config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not {"_name_or_path", "name_or_path"}.isdisjoint(config):
+            kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "name_or_path")}
+            path.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapter: bool) -> str:
+    """Return the text of README.md.
+
+    Args:
+        stage: a LightningModule with hyper-parameters.
+        datamodule: what it was trained on; None if nothing is known of it.
+        step: optimiser steps done.
+        model: name of the base model.
+        adapter: whether an adapter is exported, or a whole model.
+    """
+    name, kind = public_name(model), type(stage).__name__
+    summary = (inspect.getdoc(type(stage)) or kind).strip().splitlines()[0]
+    shown = name if not PurePath(name).is_absolute() else PurePath(name).name
+    head = [f"base_model: {json.dumps(shown)}", f"library_name: {'peft' if adapter else 'transformers'}", "tags:"]
+    lines = ["---", *head, "- lit-rft", "- text-generation", "---", "", f"# {kind} of {shown}", "", summary, ""]
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES)
+    facts = {
+        "Stage": kind,
+        "Base model": shown,
+        "What is here": "a PEFT adapter and the tokenizer" if adapter else "the whole model and the tokenizer",
+        "Optimiser steps": step,
+        "Date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "Made with": f"lit-rft {lit_rft.__version__} ({versions})",
+    }
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += ["", "## Load", "", "```python", *_loading(name, adapter), "```", "", "## Data", "", *_data(datamodule)]
+    settings = json.dumps(_without_folders(dict(stage.hparams)), indent=2)
+    return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
+
+
+def _loading(name: str, adapter: bool) -> list[str]:
+    if adapter:
+        load = f'load_backbone({json.dumps(name)}, adapter="FOLDER")'
+        return ["from lit_rft.models import load_backbone, load_tokenizer", "", f"policy = {load}.eval()",
+                'tokenizer = load_tokenizer("FOLDER")']  # fmt: skip
+    return ["from lit_rft.models import load_backbone, load_tokenizer", "", 'policy = load_backbone("FOLDER").eval()',
+            'tokenizer = load_tokenizer("FOLDER")']  # fmt: skip
+
+
+def _data(datamodule: Any | None) -> list[str]:
+    """The data module's settings, as far as they are plain."""
+    if datamodule is None:
+        return ["A data loader of the user's own."]
+    names = [name for name in inspect.signature(type(datamodule)).parameters if hasattr(datamodule, name)]
+    values = {name: getattr(datamodule, name) for name in names}
+    plain = {name: value for name, value in values.items() if _is_plain(value)}
+    text = json.dumps(_without_folders(plain), indent=2)
+    return [f"`{type(datamodule).__name__}` with", "", "```json", text, "```"]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, PurePath))
+
+
+def _without_folders(value: Any) -> Any:
+    """Shorten paths of this machine to the file's name."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, (str, PurePath)):
+        text = public_name(str(value))
+        return PurePath(text).name if PurePath(text).is_absolute() or text.startswith("~") else text
+    return value

@@ -1,0 +1,213 @@
+"""The checkpoints of a run, the last and the best, in one folder; written also when a signal ends the run."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
+
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`, and the best by a metric if one is named, in `<default_root_dir>/checkpoints`.
+
+    The last is written every `every_n_steps` optimiser steps and at the end of training; `--ckpt_path last` resumes
+    from it. A folder that holds the checkpoints of another run is refused.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
+    128 plus the signal's number (docs/runs.md).
+
+    Args:
+        every_n_steps: optimiser steps between two checkpoints.
+        monitor: name of a logged metric; its best checkpoint is kept as `best.ckpt`. Null: the last only.
+        mode: whether the metric should be large ("max") or small ("min").
+        dirpath: another folder.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 10, monitor: str | None = None, mode: str = "max", dirpath: str | None = None
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1 if monitor else 0,
+            save_last=True,
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._last_step = -1
+        self._writes_here = False  # what is in the folder is this run's own
+        self._signals = StopSignals()
+        self._agreed = False  # all processes stop at the same point
+        self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._choose_folder(trainer)
+        self._signals.install()
+        super().setup(trainer, pl_module, stage)
+
+    def _choose_folder(self, trainer: L.Trainer) -> None:
+        self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+
+    def check_folder(self, trainer: L.Trainer, ckpt_path: Any) -> None:
+        """Refuse to overwrite another run.
+
+        Args:
+            ckpt_path: what the run resumes from: None, a file, or "last" and the like.
+        Raises: FileExistsError if the folder holds checkpoints, and the run does not go on from one of them.
+        """
+        self._choose_folder(trainer)
+        folder = Path(self.dirpath or "")
+        names = sorted(path.name for path in folder.glob("*.ckpt"))
+        if not names or self._writes_here or self._is_dry(trainer):
+            return
+        keyword = ckpt_path is not None and not str(ckpt_path).endswith(".ckpt")
+        if keyword or (ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()):
+            return
+        raise FileExistsError(
+            f"{folder} holds the checkpoints of a run ({', '.join(names)}), which would be overwritten: resume that "
+            "run with --ckpt_path last, name another folder with --trainer.default_root_dir, or remove the run with "
+            "--overwrite true"
+        )
+
+    def remove_run(self, trainer: L.Trainer) -> None:
+        """Remove a run's checkpoints and TensorBoard files from the folder, to start another one there."""
+        self._choose_folder(trainer)
+        logs = Path(trainer.default_root_dir, "tensorboard")
+        for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
+            path.unlink(missing_ok=True)
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        """Where `--ckpt_path last` looks. Training may begin without one; playing untrained by mistake must not be.
+
+        Raises: FileNotFoundError.
+        """
+        self._choose_folder(trainer)
+        found: set[str] = super()._find_last_checkpoints(trainer)
+        if not found and trainer.state.fn != "fit":
+            raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
+        return found
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises: FileExistsError if this would overwrite another run."""
+        if not trainer.strategy.restore_checkpoint_after_setup:  # else it is not known yet what is resumed
+            self.check_folder(trainer, trainer.ckpt_path)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check_folder(trainer, trainer.ckpt_path)
+        super().on_train_start(trainer, pl_module)
+        self._last_step = trainer.global_step
+        self._snapshot = None
+        self._listen(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        self._signals.install()  # Lightning has put its own handlers there meanwhile
+        self._signals.held = self._together(trainer)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._signals.held = True  # from here to the end of the batch the state is not one to resume from
+
+    # Lightning's own hooks save what was before the step under manual optimisation, and skip the last without a top-k
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._signals.held = True
+        # a batch may take several optimiser steps, or none
+        if trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps:
+            self._save_last(trainer)
+        if number := self._agreed_signal(trainer):
+            self._save_last(trainer)
+            self._snapshot, self._agreed = None, True
+            raise StoppedBySignal(number)
+        if not self._together(trainer):
+            self._snapshot = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            self._signals.release()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: steps count, not epochs."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the best."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not self._is_dry(trainer)
+        if fitting and self.monitor in trainer.callback_metrics:
+            self._signals.held = True
+            self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            if not self._together(trainer):
+                self._signals.release()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what came after the last regular checkpoint."""
+        self._signals.held = True
+        self._save_last(trainer)
+        self._snapshot = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the last complete step if a signal has stopped the run, and end its workers."""
+        if isinstance(exception, StoppedBySignal):
+            self._save_snapshot(trainer)
+            pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
+            saved = f"; resume with --ckpt_path last ({self._last_file()})" if self._last_file().is_file() else ""
+            if trainer.is_global_zero:
+                logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
+            self._end_other_processes(trainer, exception.number)
+        self._snapshot = None
+        self._signals.restore()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raises: StoppedBySignal if a signal came when all was done: what follows the run has to end as well."""
+        self._signals.restore()
+        self._signals.check()
+
+    def _agreed_signal(self, trainer: L.Trainer) -> int:
+        """Return the signal that any process has got, in all of them; 0 for none."""
+        if not self._together(trainer):
+            return self._signals.received
+        number = torch.tensor(self._signals.received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return int(number)
+
+    def _save_snapshot(self, trainer: L.Trainer) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None and snapshot["global_step"] != self._last_step and not self._is_dry(trainer):
+            trainer.strategy.save_checkpoint(snapshot, self._last_file())
+            self._last_step = snapshot["global_step"]
+
+    def _end_other_processes(self, trainer: L.Trainer, number: int) -> None:
+        """Wait until the first process is done, if all have stopped together; else pass the signal on."""
+        if self._agreed and self._together(trainer):
+            trainer.strategy.barrier("stopped by a signal")
+        elif trainer.world_size > 1 and hasattr(trainer.strategy.launcher, "kill"):
+            trainer.strategy.launcher.kill(number)  # type: ignore[union-attr]
+
+    @staticmethod
+    def _together(trainer: L.Trainer) -> bool:
+        """Whether other processes take part in each step: one alone must not leave them waiting. Sharded weights count
+        as such, too: a snapshot of them would be a copy."""
+        together = trainer.world_size > 1 or trainer.strategy.restore_checkpoint_after_setup
+        return together and trainer.state.fn == "fit"
+
+    @staticmethod
+    def _is_dry(trainer: L.Trainer) -> bool:
+        return bool(getattr(trainer, "fast_dev_run", False))
+
+    def _last_file(self) -> Path:
+        return Path(self.dirpath or "", f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        if self._last_step != trainer.global_step and not self._is_dry(trainer):
+            self._last_step = trainer.global_step
+            self._writes_here = True
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

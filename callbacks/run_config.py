@@ -1,0 +1,52 @@
+"""The configuration of each verb, in the run's folder."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+import lit_rft
+from lit_rft._files import replacing
+
+# Keys of one call, not of the run: with them a config could not be given to another verb, or would resume unasked.
+_OF_ONE_CALL = ("ckpt_path", "overwrite", "return_predictions", "verbose", "weights_only")
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes `config.yaml` when training begins, and `config_validate.yaml`, `config_test.yaml`, `config_predict.yaml`.
+
+    Any verb takes any of them with `-c`. They are in `trainer.default_root_dir`. A training run that is refused leaves
+    the earlier file as it is; one that goes on with other settings keeps it as `config.1.yaml` and so on.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        verb = TrainerFn(stage).value
+        if verb != "fit":
+            self._write(trainer, f"config_{verb}.yaml")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, "config.yaml")
+
+    def _write(self, trainer: L.Trainer, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        for key in _OF_ONE_CALL:
+            config.pop(key, None)
+        text = f"# lit-rft {lit_rft.__version__}\n" + self.parser.dump(config, skip_none=False)
+        path = Path(trainer.default_root_dir, name)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "config.yaml" and path.is_file():
+            path.rename(_unused(path))
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return other

@@ -1,0 +1,86 @@
+"""Signals that stop a run: SIGTERM (queues, containers), SIGUSR1 (Slurm's warning) and Ctrl-C."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StoppedBySignal(SystemExit):
+    """A signal has stopped the run; the process exits with 128 plus the signal's number, as a shell reports it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+    @property
+    def signal_name(self) -> str:
+        return signal.Signals(self.number).name
+
+
+class StopSignals:
+    """Handlers that raise `StoppedBySignal` at once, or remember the signal while `held`.
+
+    Raising is safe wherever the weights are those of a complete optimiser step: in a rollout, in a forward pass, in
+    validation. A second Ctrl-C ends a run that is held, without saving.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # number of the first signal
+        self.held = False
+        self._active = False
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals, but for those that the process was told to ignore; again if others have since.
+
+        Python allows it in the main thread only; elsewhere nothing happens.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._active = True
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in (self._handle, signal.SIG_IGN):
+                self._before.setdefault(number, handler)
+                signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        self._active = self.held = False
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def release(self) -> None:
+        """Stop holding signals back.
+
+        Raises: StoppedBySignal if one has come meanwhile.
+        """
+        self.held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises: StoppedBySignal if a signal has come."""
+        if self.received:
+            raise StoppedBySignal(self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._active:  # put back by somebody who had saved this handler
+            before = self._before.get(number)
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        again, self.received = self.received, self.received or number
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not again and not self.held:
+            self.held = True  # what follows is the saving
+            raise StoppedBySignal(number)

@@ -1,0 +1,111 @@
+"""PEFT adapter folders as a stage's start: which settings count, and whether the adapter is of this model."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lit_rft.models.backbone import LoraSettings, causal_lm
+from lit_rft.stages.hyper_parameters import to_plain
+from lit_rft.stages.identity import adapted_modules, identity_differences
+from lit_rft.stages.settings import PolicySettings
+
+logger = logging.getLogger(__name__)
+
+RECORD = "policy.json"  # in a folder that a run has exported: what policy its adapter belongs to
+_PEFT_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+
+def is_adapter(path: str | None) -> bool:
+    """Return whether a start is a folder (of an adapter), and not a checkpoint file."""
+    return path is not None and Path(path).is_dir()
+
+
+def check_adapter_folder(
+    folder: Path, policy: nn.Module, identity: Mapping[str, Any], settings: PolicySettings
+) -> None:
+    """Compare a loaded adapter folder with the settings; the folder's adapter counts.
+
+    Args:
+        folder: the one that the adapter of `policy` was loaded from.
+        policy: a PEFT model.
+        identity: of `policy`.
+        settings: which may name other values.
+    Raises: ValueError if `settings.lora` sets other values than the folder has, or if the folder says that its adapter
+        is of another base model or chat format.
+    """
+    configs: Any = policy.peft_config
+    config = configs["default"]
+    record = folder / RECORD
+    if record.is_file():
+        found = identity_differences(json.loads(record.read_text(encoding="utf-8")), identity)
+        if found:
+            raise ValueError(f"{folder} does not fit the model: {'; '.join(found)} (in the folder -> here)")
+    elif config.base_model_name_or_path and config.base_model_name_or_path != settings.model:
+        logger.warning(
+            "the adapter of %s was made for the model %s, and here it is put on %s: make sure that they are the same",
+            folder, config.base_model_name_or_path, settings.model,
+        )  # fmt: skip
+    if settings.lora is not None:
+        _check_lora(folder, policy, config, settings.lora)
+
+
+def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings) -> None:
+    refused: list[str] = []
+    ignored: list[str] = []
+    modules, defaults = adapted_modules(policy), LoraSettings()
+    for field in dataclasses.fields(lora):
+        ours = getattr(lora, field.name)
+        theirs = to_plain(getattr(config, _PEFT_NAMES.get(field.name, field.name), None))
+        if field.name == "target_modules":
+            same, theirs = _wanted_modules(policy, ours) in (None, set(modules)), modules
+        else:
+            same = (to_plain(ours) or None) == (theirs or None)
+        if not same:
+            default = getattr(defaults, field.name)
+            (ignored if ours == default else refused).append(f"{field.name} is {theirs} there, {to_plain(ours)} here")
+    if refused:
+        raise ValueError(
+            f"policy.lora does not match the adapter that policy.start_from names: {', '.join(refused)}; an adapter "
+            f"folder ({folder}) brings its own settings: set policy.lora to them, or to null"
+        )
+    if ignored:
+        logger.info("the adapter of %s brings its own settings: %s", folder, ", ".join(ignored))
+
+
+def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
+    """Return the last names of the modules that LoRA settings mean; None for a pattern, which is not compared."""
+    if not isinstance(target, str):
+        return {name.rpartition(".")[2] for name in target}
+    if target != "all-linear":
+        return None
+    model = causal_lm(policy)
+    names = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings() and "lora_" not in name
+    }
+    return names
+
+
+def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:
+    """Return settings of a policy whose weights all come from a checkpoint, with the adapter that it is of.
+
+    Args:
+        settings: those of the run.
+        identity: of the policy, out of the checkpoint.
+    """
+    adapter = identity["adapter"]
+    if not identity["adapter_from_folder"]:
+        return dataclasses.replace(settings, start_from=None)
+    if adapter["peft_type"] != "LORA":
+        return settings  # only the folder that it started from has its settings
+    lora = settings.lora or LoraSettings(dropout=0.0)
+    names = {field.name: _PEFT_NAMES.get(field.name, field.name) for field in dataclasses.fields(lora)}
+    values = {name: adapter[peft] for name, peft in names.items() if peft in adapter}
+    values["target_modules"] = adapter["targets"]
+    return dataclasses.replace(settings, start_from=None, lora=dataclasses.replace(lora, **values))

@@ -1,0 +1,125 @@
+"""Hyper-parameters of a stage as plain data: saved in checkpoints, compared on resume, rebuilt on loading."""
+
+import dataclasses
+import enum
+import inspect
+import logging
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_OBJECT = "object"  # key of the description that stands in for an object which is no plain data
+_MISSING = "(not set)"
+
+# Where a stage keeps the effective value of an argument that may be None, if not under the argument's own name.
+_ATTRIBUTES = {"policy": "policy_settings", "optimizer": "optimizer_settings", "critic": "critic_settings"}
+
+
+def to_plain(value: Any) -> Any:
+    """Convert settings to JSON-like data: dictionaries, lists, strings, numbers, None.
+
+    An object that is no plain data (a reward function) becomes `{"object": "module.Class"}`.
+    """
+    if isinstance(value, enum.Enum):
+        return to_plain(value.value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_plain(item) for item in value), key=str)
+    for kind in (bool, int, float, str):  # subclasses, as of str
+        if isinstance(value, kind):
+            return kind(value)
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    named = value if isinstance(value, (type, types.FunctionType)) else type(value)
+    return {_OBJECT: f"{named.__module__}.{named.__qualname__}"}
+
+
+def constructor_arguments(module: Any) -> dict[str, Any]:
+    """Return the arguments that the constructor of `module`'s own class was called with; to be called in a
+    constructor of a base class."""
+    frame, outermost = inspect.currentframe(), None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__init__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is module:
+            outermost = frame
+        frame = frame.f_back
+    if outermost is None:
+        raise RuntimeError("constructor_arguments must be called while the module is constructed")
+    names, _, keywords, values = inspect.getargvalues(outermost)
+    arguments = {name: values[name] for name in names[1:]}
+    return arguments | (values[keywords] if keywords else {})
+
+
+def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments as plain data, the defaults that the module chose in place of None."""
+    plain = {}
+    for name, value in arguments.items():
+        if value is None:
+            chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
+            value = chosen if dataclasses.is_dataclass(chosen) else None
+        plain[name] = to_plain(value)
+    return plain
+
+
+def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Make constructor arguments of `cls` from plain data.
+
+    An object of which there is only a description is left to its default, with a warning.
+    """
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        if "__init__" in vars(owner):
+            hints |= typing.get_type_hints(vars(owner)["__init__"])
+    arguments: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict) and set(value) == {_OBJECT}:
+            logger.warning(
+                "%s was %s, which a checkpoint does not hold: the default takes its place; pass %s=... to "
+                "load_from_checkpoint for another", name, value[_OBJECT], name,
+            )  # fmt: skip
+            arguments[name] = None
+        else:
+            arguments[name] = _rebuild(hints.get(name, Any), value)
+    return arguments
+
+
+def _rebuild(annotation: Any, value: Any) -> Any:
+    """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    settings = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    if not isinstance(value, dict) or len(settings) != 1:
+        return value
+    hints = typing.get_type_hints(settings[0])
+    return settings[0](**{name: _rebuild(hints.get(name, Any), item) for name, item in value.items()})
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys, as on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return the dotted keys whose values differ, each with "old -> new"."""
+    old, new = flatten(before), flatten(now)
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key, _MISSING) != new.get(key, _MISSING)]
+    return {key: f"{old.get(key, _MISSING)} -> {new.get(key, _MISSING)}" for key in keys}

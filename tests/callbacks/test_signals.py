@@ -1,0 +1,158 @@
+"""A signal ends a run with its last complete step saved; going on from there equals never having stopped."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_stage import make_loader, make_stage, trained
+
+from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.callbacks.signals import StoppedBySignal
+from lit_rft.models import LoraSettings
+
+DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
+
+
+class Send(L.Callback):
+    """Sends this process a signal, once, at some point of the step that begins after `step` others."""
+
+    def __init__(self, number: int, place: str, step: int = 5) -> None:
+        self.number, self.place, self.step, self.stops = number, place, step, []  # type: ignore[var-annotated]
+
+    def _at(self, trainer: Any, place: str) -> None:
+        if place == self.place and trainer.global_step == self.step + (place == "update"):
+            self.place = ""
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        self._at(trainer, "rollout")  # before any update of this batch
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        log, backward = module.log_dict, module.manual_backward
+
+        def log_dict(*args: Any, **kwargs: Any) -> None:  # of the gradients' norm: weights have changed by then
+            self._at(trainer, "update")
+            log(*args, **kwargs)
+
+        def manual_backward(loss: Any) -> None:  # random numbers of dropout are drawn by now
+            self._at(trainer, "backward")
+            backward(loss)
+
+        module.log_dict, module.manual_backward = log_dict, manual_backward
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self._at(trainer, "validation")
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self._at(trainer, "end")
+
+
+def run(stage: Any, model: Path, folder: Path, *callbacks: Any, ckpt_path: str | None = None, steps: int = 8) -> Any:
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[*callbacks, RunCheckpoint(every_n_steps=100), RandomState(), AdapterExport()],
+    )
+    stage.validation_step = lambda *_: None
+    loader = make_loader(model, batch_size=2, episodes=7)  # 4 steps an epoch
+    trainer.fit(stage, loader, torch.utils.data.DataLoader([0]), ckpt_path=ckpt_path)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    stage = make_stage(tiny_model_folder, lora=DROPOUT)
+    return trained(run(stage, tiny_model_folder, tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "saved"),
+    [
+        ("rollout", signal.SIGTERM, 5),
+        ("backward", signal.SIGUSR1, 5),
+        ("update", signal.SIGTERM, 6),  # a step that has begun is finished
+        ("validation", signal.SIGINT, 5),
+    ],
+)
+def test_a_signal_saves_the_last_complete_step(
+    place: str, number: int, saved: int, tiny_model_folder: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    stage = make_stage(tiny_model_folder, lora=DROPOUT)
+    ended = []
+    stage.teardown = lambda stage: ended.append(stage)  # type: ignore[method-assign]
+    with pytest.raises(StoppedBySignal) as stopped:
+        run(stage, tiny_model_folder, tmp_path, Send(number, place))
+    assert stopped.value.code == 128 + number and ended == ["fit"]  # workers are ended
+    assert before == {each: signal.getsignal(each) for each in before} or _all_inactive(before)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == saved
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    resumed = make_stage(tiny_model_folder, lora=DROPOUT, seed=99)
+    run(resumed, tiny_model_folder, tmp_path, ckpt_path="last")
+    for name, weight in uninterrupted.items():
+        assert torch.equal(weight, trained(resumed)[name]), name
+
+
+def _all_inactive(before: dict[Any, Any]) -> bool:
+    """Lightning puts a handler of ours back, which then hands signals on to what was there before us."""
+    handlers = [signal.getsignal(number) for number in before]
+    return all(not getattr(getattr(handler, "__self__", None), "_active", False) for handler in handlers)
+
+
+def test_a_signal_after_the_last_step_ends_the_process_with_everything_saved(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedBySignal, match="143"):
+        stage = make_stage(tiny_model_folder)
+        run(stage, tiny_model_folder, tmp_path, Send(signal.SIGTERM, "end", 2), steps=2)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedBySignal):
+        run(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, Send(signal.SIGTERM, "rollout", 0))
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_second_interrupt_ends_a_step_that_has_begun(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Without a checkpoint, whose weights would be half updated."""
+
+    class Twice(Send):
+        def _at(self, trainer: Any, place: str) -> None:
+            if place == self.place and trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, Twice(signal.SIGINT, "update"))
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from here on
+    assert stopped.value.code == 1 and not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_signal_ends_evaluation_too(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage: Any = make_stage(tiny_model_folder)
+    stage.test_step = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[RunCheckpoint()],
+        enable_progress_bar=False,
+    )  # fmt: skip
+    with pytest.raises(StoppedBySignal, match="143"):
+        trainer.test(stage, torch.utils.data.DataLoader([0, 1]), verbose=False)

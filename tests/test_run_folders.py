@@ -1,0 +1,89 @@
+"""A run's folder: one config file a verb, nothing overwritten by accident."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import make_episode
+
+from lit_rft.cli import main
+from lit_rft.episodes import write_episodes
+
+
+@pytest.fixture
+def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
+    write_episodes(tmp_path / "train.jsonl", [make_episode(seed, 2) for seed in range(4)])
+    settings: dict[str, Any] = {
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.limit_val_batches": 0,
+        "trainer.limit_test_batches": 0,
+        "model.init_args.policy.model": tiny_model_folder,
+        "model.init_args.optimizer.learning_rate": 3e-4,
+        "data.init_args.train_files": f"[{tmp_path / 'train.jsonl'}]",
+        "data.init_args.batch_size": 2,
+    }
+    return [
+        "-c", "glider/scienceworld/sft.yaml", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))
+    ]  # fmt: skip
+
+
+def _rate(path: Path) -> float:
+    return float(yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]["learning_rate"])
+
+
+def _step(folder: Path) -> int:
+    return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+
+
+def test_other_verbs_leave_the_training_config_alone(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["fit", *arguments])
+    fitted = (run / "config.yaml").read_text()
+    other = ["--model.init_args.optimizer.learning_rate", "2e-4", "--ckpt_path", "last"]
+    main(["test", "-c", str(run / "config.yaml"), *other])
+    assert (run / "config.yaml").read_text() == fitted and _rate(run / "config.yaml") == 3e-4
+    assert _rate(run / "config_test.yaml") == 2e-4
+    assert {path.name for path in run.glob("**/*.yaml")} == {"config.yaml", "config_test.yaml", "hparams.yaml"}
+    for name in ("config.yaml", "config_test.yaml"):  # any verb takes any of them
+        written = yaml.safe_load((run / name).read_text())
+        assert {"ckpt_path", "verbose", "overwrite", "weights_only"}.isdisjoint(written)
+        main(["validate", "-c", str(run / name), "--ckpt_path", "last"])
+    again = ["--trainer.default_root_dir", str(tmp_path / "again")]
+    main(["fit", "-c", str(run / "config.yaml"), *again])
+    first, second = ((folder / "config.yaml").read_text() for folder in (run, tmp_path / "again"))
+    assert second == first.replace(str(run), str(tmp_path / "again"))
+    files = [folder / "checkpoints" / "last.ckpt" for folder in (run, tmp_path / "again")]
+    weights = [torch.load(file, weights_only=True)["state_dict"] for file in files]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["fit", *arguments])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises((FileExistsError, SystemExit), match=r"--ckpt_path last.*default_root_dir.*--overwrite true"):
+        main(["fit", *arguments, "--model.init_args.optimizer.learning_rate", "1e-4"])
+    elsewhere = tmp_path / "copy.ckpt"
+    elsewhere.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.raises((FileExistsError, SystemExit), match="would be overwritten"):
+        main(["fit", *arguments, "--ckpt_path", str(elsewhere)])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    file = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--model.init_args.optimizer.learning_rate", "5e-4"]
+    main(["fit", *arguments, *file, "--trainer.max_epochs", "2"])
+    (optimizer,) = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    assert optimizer["param_groups"][0]["initial_lr"] == 5e-4  # the command line's, not the checkpoint's
+    assert _step(run) == 4 and (run / "config.1.yaml").is_file()  # the earlier settings are kept
+    main(["fit", *arguments, "--overwrite", "true"])
+    assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
+
+
+def test_a_refused_resume_leaves_the_config(arguments: list[str], tmp_path: Path) -> None:
+    main(["fit", *arguments])
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises((ValueError, SystemExit), match=r"lora\.alpha: 32 -> 8"):
+        main(["fit", *arguments, "--ckpt_path", "last", "--model.init_args.policy.lora.alpha", "8"])
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
