@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import lightning as L
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
+_HELD_OUT = 1_000_003  # added to eval_seed: small seeds of training generate other problems
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class MathPromptDataModule(L.LightningDataModule):
         long_traces: what becomes of longer ones: `drop` them (their problem stays), or `cut` them (without an end).
         batch_size: prompts a rollout, over all processes.
         eval_batch_size: problems answered together in evaluation, in each process.
-        seed: of the order and of generated problems.
+        seed: of the order and of generated training problems; null for the run's `seed_everything`.
+        eval_seed: of generated evaluation problems, which `seed_everything` does not change: runs of different seeds
+            are compared on the same ones.
     Raises: ValueError for a value out of range; ProblemError for a bad row.
     """
 
@@ -119,7 +123,8 @@ class MathPromptDataModule(L.LightningDataModule):
         long_traces: Literal["drop", "cut"] = "drop",
         batch_size: int = 8,
         eval_batch_size: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
+        eval_seed: int = 0,
     ) -> None:
         super().__init__()
         positive = {"max_prompt_length": max_prompt_length, "max_trace_length": max_trace_length,
@@ -135,7 +140,10 @@ class MathPromptDataModule(L.LightningDataModule):
         self.task_settings = task_settings or {}
         self.max_prompt_length, self.max_trace_length = max_prompt_length, max_trace_length
         self.long_traces = long_traces
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.eval_seed = resolve_seed(seed), _HELD_OUT + eval_seed
+        if self.seed == self.eval_seed:
+            raise ValueError(f"seed {self.seed} would generate the evaluation problems to train on: use another")
         self._prompts: dict[str, list[Prompt]] = {}
         self._cut = 0  # traces that were too long
 
@@ -143,7 +151,7 @@ class MathPromptDataModule(L.LightningDataModule):
         if stage == "fit":
             self._prompts["train"] = self._load(self.train_files, self.train_tasks, self.seed, "train")
         if stage != "fit" or self.eval_files or self.eval_tasks:
-            self._prompts["eval"] = self._load(self.eval_files, self.eval_tasks, self.seed + 1_000_003, "eval")
+            self._prompts["eval"] = self._load(self.eval_files, self.eval_tasks, self.eval_seed, "eval")
 
     def _load(self, files: list[str], tasks: dict[str, int], seed: int, name: str) -> list[Prompt]:
         problems = [problem for file in files for problem in read_problems(file)]

@@ -1,12 +1,14 @@
 """What stages share whose policy answers problems: validation, test and predict."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.merging import ActingWeights
 from lit_rft.models.sharding import sharded_parts, whole_weights
@@ -75,7 +77,8 @@ class AnsweringStage(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer)
         self.reward: RewardFunction = reward if reward is not None else MathReward()
-        self.answering = answering or AnsweringSettings()
+        answering = answering or AnsweringSettings()
+        self.answering = dataclasses.replace(answering, seed=resolve_seed(answering.seed))
         self.answers: list[Answer] = []
         self.already_answered: set[str] = set()  # ids of problems that `predict` need not answer again
         self.answer_table: dict[str, dict[str, float]] = {}
@@ -104,7 +107,7 @@ class AnsweringStage(PolicyModule):
         by_source = settings.answers_by_source or {}
         sizes = [by_source.get(prompt.problem.source, settings.answers) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
-        groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
+        groups = self.sample(named, sizes, settings.sampling, resolve_seed(settings.seed), settings.slots)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = self.reward(texts, [prompt.problem.row() for prompt, _, _ in pairs])
