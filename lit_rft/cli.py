@@ -4,6 +4,7 @@ lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ configs: files of your own, or shipped ones by name; several are read in order, 
   lit-rft VERB --help                     keys of the trainer, with their meaning
   lit-rft VERB --model.help CLASS         keys of a stage; --data.help CLASS: of a data module
   lit-rft VERB -c CONFIG --print_config   the whole configuration as it would run
+  lit-rft VERB ... --debug                errors with their traceback (or LIT_RFT_DEBUG=1)
   lit-rft --version
 """
 
@@ -41,9 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"lit-rft {__version__}")
         return
-    from lit_rft.command_line import build
+    argv = take_debug(argv)
+    from lit_rft.error_messages import one_line_errors
 
-    build(resolve_configs(argv), run=True)
+    with one_line_errors():
+        from lit_rft.command_line import build
+
+        build(resolve_configs(argv), run=True)
+
+
+def take_debug(argv: list[str]) -> list[str]:
+    """Take `--debug` out of the arguments into LIT_RFT_DEBUG, which the processes of a run inherit."""
+    if "--debug" in argv:
+        os.environ["LIT_RFT_DEBUG"] = "1"
+    return [argument for argument in argv if argument != "--debug"]
 
 
 def config_folder() -> Path:
@@ -96,7 +109,9 @@ def _find_config(name: str) -> str:
     shipped = config_folder() / name
     if shipped.is_file():
         return str(shipped)
-    sys.exit(f"lit-rft: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
+    print(f"lit-rft: error: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}",
+          file=sys.stderr)  # fmt: skip
+    sys.exit(2)
 
 
 if __name__ == "__main__":

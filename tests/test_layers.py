@@ -29,7 +29,7 @@ MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
 MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs"}
 MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on top of everything
-MODULES_OF = {"command_line": "cli"}  # the half of the command line that is slow to import
+MODULES_OF = dict.fromkeys(("command_line", "config_files", "config_parser", "error_messages"), "cli")
 
 # part -> the only packages of others that it may import; parts that are not named may import any dependency but ...
 MAY_USE: dict[str, set[str]] = {
