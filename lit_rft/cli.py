@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+VERBS = ("fit", "validate", "test", "predict")
 
 USAGE = """\
 lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
@@ -43,13 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"lit-rft {__version__}")
         return
-    argv = take_debug(argv)
+    argv = resolve_configs(take_debug(argv))
+    if argv[:1] and argv[0] not in VERBS:
+        stop(f"expected one of the verbs {', '.join(VERBS)} first, got {argv[0]!r}")
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():
         from lit_rft.command_line import build
 
-        build(resolve_configs(argv), run=True)
+        build(argv, run=True)
+
+
+def stop(message: str) -> NoReturn:
+    """End the process for a command that cannot be run."""
+    print(f"lit-rft: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def take_debug(argv: list[str]) -> list[str]:
@@ -104,14 +114,12 @@ def _split_nulls(argv: list[str]) -> list[str]:
 
 
 def _find_config(name: str) -> str:
-    if Path(name).is_file():
+    if name.lstrip().startswith("{") or Path(name).is_file():  # settings as text, or a file of the user's
         return name
     shipped = config_folder() / name
     if shipped.is_file():
         return str(shipped)
-    print(f"lit-rft: error: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}",
-          file=sys.stderr)  # fmt: skip
-    sys.exit(2)
+    stop(f"there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
 
 
 if __name__ == "__main__":

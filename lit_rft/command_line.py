@@ -2,21 +2,21 @@
 
 import importlib
 import logging
+import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_rft.cli import config_folder
+from lit_rft.cli import VERBS, config_folder
 from lit_rft.config_files import prepare_arguments
 from lit_rft.config_parser import ExplainingParser, flat_values
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import PolicySettings
-
-_VERBS = ("fit", "validate", "test", "predict")
 
 
 class StageCLI(LightningCLI):
@@ -37,7 +37,7 @@ class StageCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             parser_class=ExplainingParser,
-            parser_kwargs=dict.fromkeys(_VERBS, base) if run else base,
+            parser_kwargs=dict.fromkeys(VERBS, base) if run else base,
             args=prepare_arguments(arguments),
             run=run,
         )
@@ -62,6 +62,7 @@ class StageCLI(LightningCLI):
         """Take back what base.yaml adds where the trainer is told to do without."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         drop_defaults(config.trainer)
+        check_checkpoint(config.get("ckpt_path"))
 
     def before_validate(self) -> None:
         """Our own table of scores takes the place of Lightning's list of metrics."""
@@ -95,6 +96,12 @@ def drop_defaults(trainer: Any) -> None:
         unwanted |= {f"lightning.pytorch.callbacks.{name}" for name in ("RichProgressBar", "TQDMProgressBar")}
     if isinstance(trainer.callbacks, list):
         trainer.callbacks = [callback for callback in trainer.callbacks if callback.class_path not in unwanted]
+
+
+def check_checkpoint(path: Any) -> None:
+    """Raises: UsageError for a file that is not there; `last` and other words are Lightning's to resolve."""
+    if isinstance(path, str) and (os.sep in path or path.endswith(".ckpt")) and not Path(path).exists():
+        raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
 
 
 def _model_name(policy: Any) -> str:

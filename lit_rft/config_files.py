@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from lit_rft.cli import config_folder
 from lit_rft.error_messages import UsageError, did_you_mean
@@ -137,7 +137,8 @@ def name_run_folder(arguments: Sequence[str], files: Sequence[ConfigFile]) -> li
     """
     if not files or any(a == f"--{_FOLDER}" or a.startswith(f"--{_FOLDER}=") for a in arguments):
         return list(arguments)
-    folder, overlays = None, []
+    folder: str | None = None
+    overlays: list[str] = []
     for file in files:
         if file.folder is not None:
             folder = file.folder

@@ -124,9 +124,8 @@ def _unknown_class(message: str, wrong: str) -> str:
     for prefix, package, kind in _PARTS:
         if key == prefix:
             names = list(class_names(package, kind))
-            return f"{key}: no class {wrong!r}; allowed: {', '.join(names)}, or the import path of another" + did_you_mean(
-                wrong, names
-            )
+            near = did_you_mean(wrong, names)
+            return f"{key}: no class {wrong!r}; allowed: {', '.join(names)}, or the import path of another{near}"
     near = did_you_mean(wrong, class_names("lit_rft.callbacks", L.Callback))
     return f"{key}: no class {wrong!r}; expected the import path of a class{near}"
 

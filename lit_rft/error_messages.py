@@ -52,7 +52,7 @@ def _print_error(message: str) -> None:
 
 
 def is_meant_for_users(error: BaseException) -> bool:
-    """Whether an exception was raised on purpose, by a `raise` of ours or Lightning's, or comes from the file system."""
+    """Whether an exception was raised on purpose (a `raise` of ours or Lightning's), or is of the file system."""
     if isinstance(error, UsageError | OSError):
         return True
     trace = error.__traceback__
