@@ -100,7 +100,8 @@ def drop_defaults(trainer: Any) -> None:
 
 def check_checkpoint(path: Any) -> None:
     """Raises: UsageError for a file that is not there; `last` and other words are Lightning's to resolve."""
-    if isinstance(path, str) and (os.sep in path or path.endswith(".ckpt")) and not Path(path).exists():
+    name = "" if path is None else str(path)
+    if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
         raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
 
 

@@ -90,6 +90,8 @@ def _load(text: str, name: object) -> dict[str, Any]:
 
 def check_places(file: ConfigFile) -> None:
     """Raises: UsageError for an argument of a class that stands beside `init_args` in place of below it."""
+    if not isinstance(trainer := file.content.get("trainer") or {}, dict):
+        raise UsageError(f"{file.path or '-c'}: trainer: expected keys such as max_epochs, got {trainer!r}")
     for name in ("model", "data"):
         _check_class(file.content.get(name), name, file.path or "-c")
     for key, value in _walk(file.content, ""):

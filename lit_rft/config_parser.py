@@ -89,7 +89,7 @@ def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
     allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in hidden]
     if whole and not section:
         allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
-    near = did_you_mean(name, allowed)
+    near = did_you_mean(name if section or not whole else name.partition(".")[0], allowed)
     if whole and not near and (places := _full_keys(wrong)):
         return f"no key {wrong!r}; write --{' or --'.join(places)}"
     if not allowed:
