@@ -28,7 +28,7 @@ class StageCLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
-        base = {"default_config_files": [str(config_folder() / "base.yaml")], "allow_abbrev": False}
+        base = {"default_config_files": [str(config_folder() / "base.yaml")]}
         super().__init__(
             model_class=PolicyModule,
             datamodule_class=L.LightningDataModule,

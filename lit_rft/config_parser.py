@@ -17,6 +17,10 @@ from lit_rft.error_messages import UsageError, arguments_of, debugging, did_you_
 class ExplainingParser(LightningArgumentParser):
     """Raises `UsageError` with what is allowed where something is not, in place of a page of usage."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # the parsers of the verbs take this over from the one above them
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():
             super().error(message, ex)

@@ -76,7 +76,7 @@ def test_wrong_arguments_are_one_line(
         ("trainer: {callbacks+: [{class_path: lit_rft.callbacks.EpisodeText, number: 3}]}",
          "trainer.callbacks+.0.number: no such key"),
         ("trainer: {logger: {class_path: CSVLogger, save_dir: x}}", "write trainer.logger.init_args.save_dir"),
-        ("trainr: {max_epochs: 1}", "did you mean 'trainer'?"),
+        ("trainr: {max_epochs: 1}", "no key 'trainr.max_epochs'; allowed: config, seed_everything, trainer"),
         ("max_epochs: 1", "trainer.max_epochs"),
         ("model: [", "not valid YAML"),
         ("a: b: c", "line 1, column 5: not valid YAML"),
