@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_rft.cli import VERBS, config_folder
 from lit_rft.config_files import prepare_arguments
-from lit_rft.config_parser import ExplainingParser, flat_values
+from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import PolicySettings
@@ -62,6 +62,7 @@ class StageCLI(LightningCLI):
         """Take back what base.yaml adds where the trainer is told to do without."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         drop_defaults(config.trainer)
+        give_folder(config.trainer.logger, config.trainer.default_root_dir)
         check_checkpoint(config.get("ckpt_path"))
 
     def before_validate(self) -> None:

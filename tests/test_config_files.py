@@ -4,11 +4,12 @@ import itertools
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 from test_cli import OVERLAYS
 
-from lit_rft.cli import config_folder, resolve_configs, shipped_configs
+from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.config_files import name_run_folder, prepare_arguments, read_configs
 
@@ -117,3 +118,13 @@ def test_trainer_keys_without_effect_name_ours(key: str, value: str, ours: str, 
     cli = build(resolve_configs(["-c", LUFFY, *folder, f"--trainer.{key}", value]), run=False)
     with pytest.raises(ValueError, match=rf"trainer\.{key}={value} has no effect here: set .*{ours}"):
         cli.trainer.fit(cli.model, [])
+
+
+def test_loggers_of_a_verb_write_into_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[L.Trainer] = []
+    monkeypatch.setattr(L.Trainer, "fit", lambda self, *args, **kwargs: made.append(self))
+    folder = ["--trainer.default_root_dir", str(tmp_path)]
+    for logger, name in (([], "tensorboard"), (["--trainer.logger", "CSVLogger"], "lightning_logs")):
+        main(["fit", "-c", LUFFY, *folder, *logger])
+        assert made[-1].logger is not None
+        assert (made[-1].logger.save_dir, made[-1].logger.name) == (str(tmp_path), name)
