@@ -135,7 +135,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -
             "data.init_args.tasks": listed(SEEN + UNSEEN),
             "data.init_args.eval_split": "dev",
             "data.init_args.eval_variations": scale.eval_variations,
-            "data.init_args.seed": number,  # chooses the variations
+            "data.init_args.eval_seed": number,  # chooses the variations
             "model.init_args.policy.start_from": "null",
         }
         command = _command("test", stage, target, seed, scale, kind, keys)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lit_rft._files import replacing
 from lit_rft.callbacks.episodes import ScoreTable, own_file
+from lit_rft.callbacks.text_log import log_text
 
 _SHOWN = 4000  # characters of a text in TensorBoard
 
@@ -51,7 +52,7 @@ class CompletionText(L.Callback):
             rows.append([prompt, *_told(trace), *_told(own)])
         if rows:
             columns = ["prompt", "trace", "its reward", "completion", "its reward"]
-            self._add(trainer, "train/completions", _markdown(columns, rows))
+            log_text(trainer, "train/completions", _markdown(columns, rows))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._answers(trainer, pl_module, "val")
@@ -66,13 +67,7 @@ class CompletionText(L.Callback):
         ]
         if rows:
             table = _markdown(["prompt", "completion", "ground truth", "reward"], rows)
-            self._add(trainer, f"{prefix}/answers", table)
-
-    @staticmethod
-    def _add(trainer: L.Trainer, tag: str, text: str) -> None:
-        writer: Any = getattr(trainer.logger, "experiment", None)
-        if trainer.is_global_zero and hasattr(writer, "add_text"):
-            writer.add_text(tag, text, trainer.global_step)
+            log_text(trainer, f"{prefix}/answers", table)
 
 
 def _told(completion: Any) -> list[str]:

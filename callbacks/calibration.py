@@ -5,6 +5,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_rft.callbacks.text_log import log_figure
+
 
 class CriticCalibration(L.Callback):
     """After each epoch, plots the critics' Q against the discounted return that was observed, for each level.
@@ -45,9 +47,7 @@ class CriticCalibration(L.Callback):
             metrics[f"train/{level}/q_return_correlation"] = float(torch.corrcoef(torch.stack([q, returns]))[0, 1])
         if trainer.is_global_zero and trainer.logger is not None:
             trainer.logger.log_metrics(metrics, step=trainer.global_step)
-            writer: Any = getattr(trainer.logger, "experiment", None)
-            if hasattr(writer, "add_figure"):
-                writer.add_figure(f"calibration/{level}", self.figure(q, returns, level), trainer.global_step)
+            log_figure(trainer, f"calibration/{level}", self.figure(q, returns, level))
 
     def figure(self, q: torch.Tensor, returns: torch.Tensor, level: str) -> Any:
         """Q against return, with the mean return of each bin of Q."""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lit_rft._files import write_json
 from lit_rft.agents import PlayedEpisode
+from lit_rft.callbacks.text_log import log_text
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
 from lit_rft.metrics import COLUMNS
@@ -51,8 +52,7 @@ class EpisodeText(L.Callback):
         self._log(trainer, pl_module, "test")
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
-        writer: Any = getattr(trainer.logger, "experiment", None)
-        if not trainer.is_global_zero or not hasattr(writer, "add_text"):
+        if not trainer.is_global_zero or not trainer.loggers:
             return
         episodes = [played.episode for played in _stage(pl_module).played]
         seen: dict[str, int] = {}
@@ -62,7 +62,7 @@ class EpisodeText(L.Callback):
             ranked.append((seen[episode.task], index))
         for _, index in sorted(ranked)[: self.number]:
             episode = episodes[index]
-            writer.add_text(f"{prefix}/episode/{episode.task}", episode_markdown(episode), trainer.global_step)
+            log_text(trainer, f"{prefix}/episode/{episode.task}", episode_markdown(episode))
 
 
 def episode_markdown(episode: Episode) -> str:

@@ -6,7 +6,26 @@ if __name__ != "lit_rft.datamodules":
         "sys.path; write `from lit_rft.datamodules import ...`"
     )
 
+from typing import TYPE_CHECKING
+
 from lit_rft._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_rft.datamodules.episode_groups import EpisodeGroup as EpisodeGroup
+    from lit_rft.datamodules.episode_groups import EpisodeGroupBatch as EpisodeGroupBatch
+    from lit_rft.datamodules.episode_groups import EpisodeGroupDataModule as EpisodeGroupDataModule
+    from lit_rft.datamodules.episode_groups import EpisodeGroupLoader as EpisodeGroupLoader
+    from lit_rft.datamodules.episode_groups import ExpertEpisode as ExpertEpisode
+    from lit_rft.datamodules.loaders import JobLoader as JobLoader
+    from lit_rft.datamodules.loaders import StepLoader as StepLoader
+    from lit_rft.datamodules.math_prompts import MathPromptDataModule as MathPromptDataModule
+    from lit_rft.datamodules.math_prompts import Prompt as Prompt
+    from lit_rft.datamodules.math_prompts import PromptBatch as PromptBatch
+    from lit_rft.datamodules.math_prompts import PromptLoader as PromptLoader
+    from lit_rft.datamodules.online import OnlineBatch as OnlineBatch
+    from lit_rft.datamodules.online import OnlineDataModule as OnlineDataModule
+    from lit_rft.datamodules.online import OnlineLoader as OnlineLoader
+    from lit_rft.datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
@@ -15,6 +16,7 @@ from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
+_HELD_OUT = 1_000_003  # added to eval_seed: small seeds of training generate other problems
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class MathPromptDataModule(L.LightningDataModule):
         long_traces: what becomes of longer ones: `drop` them (their problem stays), or `cut` them (without an end).
         batch_size: prompts a rollout, over all processes.
         eval_batch_size: problems answered together in evaluation, in each process.
-        seed: of the order and of generated problems.
+        seed: of the order and of generated training problems; null for the run's `seed_everything`.
+        eval_seed: of generated evaluation problems, which `seed_everything` does not change: runs of different seeds
+            are compared on the same ones.
     Raises: ValueError for a value out of range; ProblemError for a bad row.
     """
 
@@ -137,7 +141,8 @@ class MathPromptDataModule(L.LightningDataModule):
         long_traces: Literal["drop", "cut"] = "drop",
         batch_size: int = 8,
         eval_batch_size: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
+        eval_seed: int = 0,
         columns: dict[str, str | None] | None = None,
         eval_columns: dict[str, str | None] | None = None,
     ) -> None:
@@ -157,7 +162,10 @@ class MathPromptDataModule(L.LightningDataModule):
         self.task_settings = task_settings or {}
         self.max_prompt_length, self.max_trace_length = max_prompt_length, max_trace_length
         self.long_traces = long_traces
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.eval_seed = resolve_seed(seed), _HELD_OUT + eval_seed
+        if self.seed == self.eval_seed:
+            raise ValueError(f"seed {self.seed} would generate the evaluation problems to train on: use another")
         self._prompts: dict[str, list[Prompt]] = {}
         self._cut = 0  # traces that were too long
 
@@ -167,8 +175,8 @@ class MathPromptDataModule(L.LightningDataModule):
             self._prompts["train"] = self._tokenize(problems, "train")
             self._check_traces(self._prompts["train"])
         if stage != "fit" or self.eval_files or self.eval_tasks:
-            seed = self.seed + 1_000_003
-            problems = self._problems(self.eval_files, self.eval_tasks, self.eval_columns, seed, "eval")
+            files, tasks = self.eval_files, self.eval_tasks
+            problems = self._problems(files, tasks, self.eval_columns, self.eval_seed, "eval")
             self._prompts["eval"] = self._tokenize(problems, "eval")
         self._check_ground_truths()
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
@@ -59,7 +60,10 @@ class TrajectoryDataModule(L.LightningDataModule):
         packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2; on a CPU
             in bf16 the one that is used by itself); else one a row, with others of similar length.
         collect_workers: simulators that collect at the same time.
-        seed: of the order of training and of the choice of variations.
+        seed: of the order of training and of the variations that are collected, trained on and played by `predict`;
+            null for the run's `seed_everything`.
+        eval_seed: of the choice of evaluation variations, which `seed_everything` does not change: runs of different
+            seeds are compared on the same ones.
     Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
     """
 
@@ -89,7 +93,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         max_length: int = 2048,
         packing: bool = False,
         collect_workers: int = 2,
-        seed: int = 0,
+        seed: int | None = None,
+        eval_seed: int = 0,
     ) -> None:
         super().__init__()
         if isinstance(protocol, str) and protocol not in PROTOCOLS:
@@ -110,7 +115,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         self.predict_split, self.predict_variations = predict_split, predict_variations
         self.predict_repeats = predict_repeats
         self.batch_size, self.micro_batch_tokens, self.max_length = batch_size, micro_batch_tokens, max_length
-        self.packing, self.collect_workers, self.seed = packing, collect_workers, seed
+        self.packing, self.collect_workers = packing, collect_workers
+        self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # to train on; the medium ones come last
         self._transcripts: list[list[Transcript]] = []
         self._medium: list[list[Transcript]] = []
@@ -148,7 +154,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         if stage == "fit":
             self._load_training_data()
         if stage in ("validate", "test") or (stage == "fit" and self._validates()):
-            self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations)
+            self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations, seed=self.eval_seed)
         if stage == "predict":
             jobs = self._make_jobs(self.predict_split, self.predict_variations, self.predict_half)
             self._jobs["predict"] = [
@@ -169,12 +175,14 @@ class TrajectoryDataModule(L.LightningDataModule):
         variations: int | None,
         half: Literal["first", "second"] | None = None,
         tasks: list[str] | None = None,
+        seed: int | None = None,
     ) -> list[EpisodeJob]:
         """The simulator knows the splits; ask it, then end it."""
         env: Any = self.protocol.make_env()
+        chosen, by_seed = tasks or self.tasks, self.seed if seed is None else seed
         try:
             return episode_jobs(
-                self.protocol, env, split, tasks or self.tasks, max_variations=variations, half=half, seed=self.seed
+                self.protocol, env, split, chosen, max_variations=variations, half=half, seed=by_seed
             )
         finally:
             env.close()

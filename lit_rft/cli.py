@@ -4,10 +4,13 @@ lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+VERBS = ("fit", "validate", "test", "predict")
 
 USAGE = """\
 lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
@@ -26,6 +29,7 @@ configs: files of your own, or shipped ones by name; several are read in order, 
   lit-rft VERB --help                     keys of the trainer, with their meaning
   lit-rft VERB --model.help CLASS         keys of a stage; --data.help CLASS: of a data module
   lit-rft VERB -c CONFIG --print_config   the whole configuration as it would run
+  lit-rft VERB ... --debug                errors with their traceback (or LIT_RFT_DEBUG=1)
   lit-rft --version
 """
 
@@ -41,9 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"lit-rft {__version__}")
         return
-    from lit_rft.command_line import build
+    argv = resolve_configs(take_debug(argv))
+    if argv[:1] and argv[0] not in VERBS:
+        stop(f"expected one of the verbs {', '.join(VERBS)} first, got {argv[0]!r}")
+    from lit_rft.error_messages import one_line_errors
 
-    build(resolve_configs(argv), run=True)
+    with one_line_errors():
+        from lit_rft.command_line import build
+
+        build(argv, run=True)
+
+
+def stop(message: str) -> NoReturn:
+    """End the process for a command that cannot be run."""
+    print(f"lit-rft: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def take_debug(argv: list[str]) -> list[str]:
+    """Take `--debug` out of the arguments into LIT_RFT_DEBUG, which the processes of a run inherit."""
+    if "--debug" in argv:
+        os.environ["LIT_RFT_DEBUG"] = "1"
+    return [argument for argument in argv if argument != "--debug"]
 
 
 def config_folder() -> Path:
@@ -91,12 +114,12 @@ def _split_nulls(argv: list[str]) -> list[str]:
 
 
 def _find_config(name: str) -> str:
-    if Path(name).is_file():
+    if name.lstrip().startswith("{") or Path(name).is_file():  # settings as text, or a file of the user's
         return name
     shipped = config_folder() / name
     if shipped.is_file():
         return str(shipped)
-    sys.exit(f"lit-rft: there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
+    stop(f"there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
 
 
 if __name__ == "__main__":

@@ -1,56 +1,24 @@
 """LightningCLI for the stages; apart from `lit_rft.cli` because importing it takes seconds."""
 
-import difflib
 import importlib
-import inspect
 import logging
-import re
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_rft.callbacks.run_checkpoint import RunCheckpoint
 from lit_rft.callbacks.run_config import RunConfig
-from lit_rft.cli import config_folder
+from lit_rft.cli import VERBS, config_folder
+from lit_rft.config_files import prepare_arguments
+from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
+from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import PolicySettings
-
-_VERBS = ("fit", "validate", "test", "predict")
-
-
-class ExplainingParser(LightningArgumentParser):
-    """Says what is allowed where something is not, in place of a page of usage."""
-
-    def print_usage(self, file: Any = None) -> None:
-        print("usage: lit-rft VERB [-c CONFIG]... [--KEY VALUE]...", file=file)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        keys = [action.dest for action in self._actions]
-        super().error(message + explain(message, keys), ex)
-
-
-def explain(message: str, keys: Sequence[str]) -> str:
-    """What a parser's message about an unknown key leaves out: which keys there are, and which was meant."""
-    if found := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
-        owner, wrong = found.groups()
-        module, _, name = owner.rpartition(".")
-        thing = getattr(importlib.import_module(module), name)
-        allowed = [key for key in inspect.signature(thing).parameters if key != "self"]
-        return f"\n{name} has no {wrong!r}; it has: {', '.join(allowed)}{_meant(wrong, allowed)}"
-    if found := re.search(r"(?:does not accept option '|unrecognized arguments: --)([\w.]+)", message):
-        wrong = found.group(1)
-        section = wrong.rpartition(".")[0]
-        allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in ("help", "print_config")]
-        return f"\n{section or 'the configuration'} has: {', '.join(allowed)}{_meant(wrong, allowed)}"
-    return ""
-
-
-def _meant(wrong: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wrong, allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class StageCLI(LightningCLI):
@@ -71,10 +39,33 @@ class StageCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=RunConfig,
             parser_class=ExplainingParser,
-            parser_kwargs=dict.fromkeys(_VERBS, base) if run else base,
-            args=list(arguments),
+            parser_kwargs=dict.fromkeys(VERBS, base) if run else base,
+            args=prepare_arguments(arguments),
             run=run,
         )
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UsageError(f"seed_everything: {error}") from error
+
+    def instantiate_classes(self) -> None:
+        """Raises: UsageError for a value that a class refuses, naming its key."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if not is_meant_for_users(error) or isinstance(error, UsageError):
+                raise
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            raise UsageError(with_full_key(innermost(str(error)), flat_values(config))) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Take back what base.yaml adds where the trainer is told to do without."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        drop_defaults(config.trainer)
+        give_folder(config.trainer.logger, config.trainer.default_root_dir)
+        check_checkpoint(config.get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
         """Leave out Lightning's own step: the configuration counts, and not the hyper-parameters that a checkpoint
@@ -99,10 +90,38 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
-        parser.link_arguments("trainer.default_root_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)
         parser.link_arguments("model.init_args.hierarchy", "data.init_args.hierarchy")
         parser.link_arguments("model.init_args.prompts", "data.init_args.prompts")
+
+
+_OF_BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary", "enable_checkpointing",
+                 "enable_progress_bar")  # fmt: skip
+
+
+def drop_defaults(trainer: Any) -> None:
+    """Leave out what base.yaml adds and Lightning refuses together with some settings of the trainer.
+
+    Args:
+        trainer: the parsed configuration's part.
+    """
+    if trainer.barebones:
+        for name in _OF_BAREBONES:
+            trainer[name] = None
+    unwanted = set()
+    if trainer.barebones or trainer.enable_checkpointing is False:
+        unwanted.add("lit_rft.callbacks.RunCheckpoint")
+    if trainer.barebones or trainer.enable_progress_bar is False:
+        unwanted |= {f"lightning.pytorch.callbacks.{name}" for name in ("RichProgressBar", "TQDMProgressBar")}
+    if isinstance(trainer.callbacks, list):
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback.class_path not in unwanted]
+
+
+def check_checkpoint(path: Any) -> None:
+    """Raises: UsageError for a file that is not there; `last` and other words are Lightning's to resolve."""
+    name = "" if path is None else str(path)
+    if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
+        raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
 
 
 def _model_name(policy: Any) -> str:
@@ -119,7 +138,16 @@ def build(arguments: Sequence[str], run: bool) -> StageCLI:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     logging.getLogger("lit_rft").setLevel(logging.INFO)
     quiet_libraries()
+    know_short_names()
     return StageCLI(arguments, run)
+
+
+def know_short_names() -> None:
+    """Import every stage, data module and callback: the parser knows a class by its short name once it is imported."""
+    for package in ("stages", "datamodules", "callbacks"):
+        module = importlib.import_module(f"lit_rft.{package}")
+        for name in module.__all__:
+            getattr(module, name)
 
 
 def quiet_libraries() -> None:

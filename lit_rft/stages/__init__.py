@@ -1,6 +1,30 @@
 """One LightningModule a stage. Names load on first use."""
 
+from typing import TYPE_CHECKING
+
 from lit_rft._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_rft.stages.actor_critic import ActorCriticStage as ActorCriticStage
+    from lit_rft.stages.answering import AnsweringStage as AnsweringStage
+    from lit_rft.stages.base import PolicyStage as PolicyStage
+    from lit_rft.stages.exploration import ExploringStage as ExploringStage
+    from lit_rft.stages.group_members import GroupMember as GroupMember
+    from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
+    from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
+    from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
+    from lit_rft.stages.offline_rl import OfflineHierarchicalRL as OfflineHierarchicalRL
+    from lit_rft.stages.online_finetune import OnlineHighLevelFinetune as OnlineHighLevelFinetune
+    from lit_rft.stages.optimization import NonFiniteLossError as NonFiniteLossError
+    from lit_rft.stages.policy import PolicyModule as PolicyModule
+    from lit_rft.stages.settings import ActingSettings as ActingSettings
+    from lit_rft.stages.settings import AnsweringSettings as AnsweringSettings
+    from lit_rft.stages.settings import CriticSettings as CriticSettings
+    from lit_rft.stages.settings import ObjectiveSettings as ObjectiveSettings
+    from lit_rft.stages.settings import OnlineSettings as OnlineSettings
+    from lit_rft.stages.settings import OptimizerSettings as OptimizerSettings
+    from lit_rft.stages.settings import PolicySettings as PolicySettings
+    from lit_rft.stages.split_weights import SplitWeightsStrategy as SplitWeightsStrategy
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
 from lit_rft.models.feature_cache import FeatureCache
@@ -219,7 +220,8 @@ class ActorCriticStage(PolicyStage):
         """Features [U, D] of one utterance of the present policy in each state."""
         assert self.policy is not None
         sampling = SamplingSettings(self.acting.sampling.max_new_tokens, temperature=1.0)
-        sampled = sample_decisions(self.policy, micro.transcripts, sampling, seed=self.global_step)
+        seed = derive_seed(resolve_seed(self.acting.seed), "proposals", self.global_step)
+        sampled = sample_decisions(self.policy, micro.transcripts, sampling, seed=seed)
         groups = [sampled[start : start + _TOGETHER] for start in range(0, len(sampled), _TOGETHER)]
         return torch.cat([self._utterance_features(group) for group in groups])
 

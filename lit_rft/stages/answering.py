@@ -1,6 +1,7 @@
 """What stages share whose policy answers problems: validation, test and predict."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.merging import ActingWeights
 from lit_rft.models.sharding import sharded_parts, whole_weights
@@ -82,7 +84,8 @@ class AnsweringStage(PolicyModule):
         super().__init__(policy, optimizer)
         self.reward: RewardFunction = reward if reward is not None else MathReward()
         check_reward(self.reward)
-        self.answering = answering or AnsweringSettings()
+        answering = answering or AnsweringSettings()
+        self.answering = dataclasses.replace(answering, seed=resolve_seed(answering.seed))
         self.answers: list[Answer] = []
         # problems that `predict` need not answer again: source, id, last message, ground truth
         self.already_answered: set[tuple[str, str, str, str]] = set()
@@ -112,7 +115,7 @@ class AnsweringStage(PolicyModule):
         prompts = [prompt for prompt in batch.prompts if _question(prompt.problem) not in self.already_answered]
         sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
-        groups = self.sample(named, sizes, settings.sampling, settings.seed, settings.slots)
+        groups = self.sample(named, sizes, settings.sampling, resolve_seed(settings.seed), settings.slots)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = compute_rewards(

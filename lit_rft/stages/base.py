@@ -1,7 +1,9 @@
 """What the stages share that act in environments."""
 
+import dataclasses
 from typing import Any
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
@@ -33,7 +35,8 @@ class PolicyStage(PolicyModule):
         prompts: HierarchyPrompts | None = None,
     ) -> None:
         super().__init__(policy, optimizer)
-        self.acting = acting or ActingSettings()
+        acting = acting or ActingSettings()
+        self.acting = dataclasses.replace(acting, seed=resolve_seed(acting.seed))
         self.hierarchy = hierarchy
         self.prompts = prompts or HierarchyPrompts()
         self.played: list[PlayedEpisode] = []
@@ -66,7 +69,7 @@ class PolicyStage(PolicyModule):
     def acting_policy(self) -> ActingPolicy:
         """Who plays in evaluation."""
         assert self.policy is not None and self.chat is not None
-        sampling, seed = self.acting.sampling, self.acting.seed
+        sampling, seed = self.acting.sampling, resolve_seed(self.acting.seed)
         agent, source = self.make_agent(), self.source()
         end, decode = self.chat.end_ids, self.chat.tokenizer.decode
         return ActingPolicy(self.policy, agent, end, source, sampling, seed, decode=decode)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.rollout import SamplingSettings
@@ -43,7 +44,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         micro_batch_tokens: at most so many tokens go through the model at once.
         chunk_tokens: logits are made for so many tokens at a time.
         packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, padded to the longest.
-        seed: of the rollouts.
+        seed: of the rollouts; null for the run's `seed_everything`.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         micro_batch_tokens: int = 4096,
         chunk_tokens: int = 256,
         packing: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         ExploringStage.__init__(self, policy, optimizer, acting, hierarchy, prompts)
         self.set_objective(
@@ -67,7 +68,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
             packing=packing,
         )  # fmt: skip
         check_served(self.acting.server, self.sampling, self.objective.importance_cap)
-        self.seed = seed
+        self.seed = resolve_seed(seed)
 
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
         if self.global_step < self.objective.sft_steps:

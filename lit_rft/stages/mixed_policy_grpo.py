@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.layouts import can_share_prompts, longest_shared_row
 from lit_rft.models.sharding import whole_weights
@@ -45,7 +46,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         rollout_slots: completions sampled at the same time.
         chunk_tokens: logits are made for so many tokens at a time.
         share_prompts: a prompt is read once for all completions of its group, where the model can do so.
-        seed: of the rollouts.
+        seed: of the rollouts; null for the run's `seed_everything`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         rollout_slots: int = 64,
         chunk_tokens: int = 256,
         share_prompts: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         AnsweringStage.__init__(self, policy, optimizer or OptimizerSettings(learning_rate=1e-6), reward, answering)
         sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
@@ -69,7 +70,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
         )  # fmt: skip
         check_served(self.answering.server, self.sampling, self.objective.importance_cap)
-        self.rollout_slots, self.seed = rollout_slots, seed
+        self.rollout_slots, self.seed = rollout_slots, resolve_seed(seed)
         self.share_prompts = share_prompts
         self._warned_of_traces = False
         self._can_share: bool | None = None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.actor_critic import ActorCriticStage
@@ -68,7 +69,8 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
                 f"optimizer.schedule={self.optimizer_settings.schedule} needs a known number of steps, and how many "
                 "updates a round brings depends on its episodes: use constant"
             )
-        self.online = online or OnlineSettings()
+        online = online or OnlineSettings()
+        self.online = dataclasses.replace(online, seed=resolve_seed(online.seed))
         self.replay = EpisodeReplay(self.online.buffer_episodes)
 
     # --- the model ---------------------------------------------------------------------------------------------------
@@ -131,7 +133,8 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     def _collect(self, jobs: EpisodeJobs) -> int:
         """Play a round's episodes into the buffer, in all processes those of all; returns how many there were."""
-        played = self.explore(jobs, self.online.exploration, self.online.seed + 1 + self.global_step)
+        seed = derive_seed(resolve_seed(self.online.seed), "exploration", self.global_step)
+        played = self.explore(jobs, self.online.exploration, seed)
         shares = self.from_all_processes([self._learnable(one) for one in played])
         for turn in itertools.zip_longest(*shares, fillvalue=[]):  # as the round's episodes were dealt out
             for episode in turn:

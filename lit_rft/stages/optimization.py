@@ -37,6 +37,23 @@ class OptimizedModule(L.LightningModule):
         self.automatic_optimization = False
         self.optimizer_settings = optimizer
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Check the trainer before Lightning does, which would advise automatic optimisation.
+
+        Raises: ValueError naming the settings that take the place of the trainer's.
+        """
+        if self.trainer.gradient_clip_val is not None:
+            raise ValueError(
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} has no effect here: set "
+                "model.init_args.optimizer.max_grad_norm"
+            )
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} has no effect here: set "
+                "data.init_args.batch_size (examples per optimiser step) and micro_batch_tokens (memory)"
+            )
+        return []
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
             self.parameter_groups(),

@@ -104,7 +104,7 @@ class ActingSettings:
         server: a vLLM server that samples in place of this process; null: none.
         call_timeout: seconds that a simulator may take for one action before it is replaced.
         reset_timeout: seconds that it may take to start an episode.
-        seed: of the sampling.
+        seed: of the sampling; null for the run's `seed_everything`.
     """
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -115,7 +115,7 @@ class ActingSettings:
     server: ServerSettings | None = None
     call_timeout: float = 30.0
     reset_timeout: float = 120.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_length", "subgoal_steps", "parallel_episodes", "call_timeout", "reset_timeout"):
@@ -138,7 +138,7 @@ class OnlineSettings:
         updates_per_episode: optimiser steps for each episode that was played; at least one a round.
         batch_episodes: episodes an optimiser step, over all processes.
         offline_share: of them that are stored ones, in [0, 1]; none where there are no stored episodes.
-        seed: of exploration and of the choice of episodes.
+        seed: of exploration and of the choice of episodes; null for the run's `seed_everything`.
     """
 
     exploration: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=0.7))
@@ -146,7 +146,7 @@ class OnlineSettings:
     updates_per_episode: float = 0.5
     batch_episodes: int = 8
     offline_share: float = 0.5
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("buffer_episodes", "batch_episodes"):
@@ -229,7 +229,7 @@ class AnsweringSettings:
         merge_adapters: fold the adapters into the backbone while sampling, rollouts included, and cast float32 weights
             once, not at each token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process, rollouts included; null: none.
-        seed: of the sampling.
+        seed: of the sampling; null for the run's `seed_everything`.
     """
 
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(max_new_tokens=8192, temperature=0.6))
@@ -238,7 +238,7 @@ class AnsweringSettings:
     slots: int = 64
     merge_adapters: bool = True
     server: ServerSettings | None = None
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         numbers = {"answers": self.answers, "slots": self.slots}

@@ -89,3 +89,18 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cache_dir() == tmp_path / "xdg/lit_rft"
     monkeypatch.setenv("LIT_RFT_CACHE", "~/mine")
     assert cache_dir() == tmp_path / "home/mine"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be made: .*; set LIT_RFT_CACHE to a folder that can be written to"):
+        build_once(tmp_path / place / "result", FILES, write_both)
+
+
+def test_a_full_device_names_the_variable(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device .*LIT_RFT_CACHE"):
+        build_once(tmp_path / "result", FILES, fail)

@@ -1,0 +1,155 @@
+"""The configuration files of a command: checked before they are parsed, and the run's folder named after them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+
+from lit_rft.cli import config_folder
+from lit_rft.error_messages import UsageError, did_you_mean
+
+_FOLDER = "trainer.default_root_dir"
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+
+
+@dataclass
+class ConfigFile:
+    """One configuration given with `-c`.
+
+    Args:
+        path: the file; None for a configuration that is given as text.
+        content: of the file.
+        position: in the command's arguments, of the file's name.
+    """
+
+    path: Path | None
+    content: dict[str, Any]
+    position: int
+
+    @property
+    def shipped(self) -> bool:
+        return self.path is not None and config_folder().resolve() in self.path.resolve().parents
+
+    @property
+    def folder(self) -> str | None:
+        """The run's folder that it names."""
+        trainer = self.content.get("trainer")
+        return trainer.get("default_root_dir") if isinstance(trainer, dict) else None
+
+    def changes_the_method(self) -> bool:
+        """Whether it is about more than the trainer: devices, precision and limits are no other method."""
+        return any(self.content.get(name) for name in ("model", "data"))
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """Check the configuration files of a command, make functions beside them importable, and name the run's folder.
+
+    Raises: UsageError for a file that is no configuration, or has a key in the wrong place.
+    """
+    files = list(read_configs(arguments))
+    for file in files:
+        check_places(file)
+    add_import_folders(file.path for file in files)
+    return name_run_folder(arguments, files)
+
+
+def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
+    """Read the configurations of `-c` and `--config`, in order.
+
+    Raises: UsageError for one that is no YAML mapping.
+    """
+    for position, argument in enumerate(arguments):
+        if argument in ("-c", "--config") and position + 1 < len(arguments):
+            position, text = position + 1, arguments[position + 1]
+        elif argument.startswith(("-c=", "--config=")):
+            text = argument.split("=", 1)[1]
+        else:
+            continue
+        path = Path(text) if not text.lstrip().startswith("{") and Path(text).is_file() else None
+        yield ConfigFile(path, _load(path.read_text(encoding="utf-8") if path else text, path or "-c"), position)
+
+
+def _load(text: str, name: object) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(name)
+        raise UsageError(f"{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name}: not valid YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise UsageError(f"{name}: expected keys such as trainer, model and data, got {text.strip()[:60]!r}")
+    return content or {}
+
+
+def check_places(file: ConfigFile) -> None:
+    """Raises: UsageError for an argument of a class that stands beside `init_args` in place of below it."""
+    if not isinstance(trainer := file.content.get("trainer") or {}, dict):
+        raise UsageError(f"{file.path or '-c'}: trainer: expected keys such as max_epochs, got {trainer!r}")
+    for name in ("model", "data"):
+        _check_class(file.content.get(name), name, file.path or "-c")
+    for key, value in _walk(file.content, ""):
+        if isinstance(value, dict) and "class_path" in value:
+            _check_class(value, key, file.path or "-c")
+
+
+def _check_class(value: Any, key: str, name: object) -> None:
+    if not isinstance(value, dict):
+        return
+    misplaced = [part for part in value if part not in _OF_A_CLASS]
+    if misplaced:
+        near = did_you_mean(str(misplaced[0]), _OF_A_CLASS)
+        raise UsageError(
+            f"{name}: {key}.{misplaced[0]}: no such key; arguments of the class belong under {key}.init_args: write "
+            f"{key}.init_args.{misplaced[0]}{near}"
+        )
+
+
+def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    yield key, value
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from _walk(part, f"{key}.{name}".lstrip("."))
+
+
+def add_import_folders(paths: Iterator[Path | None]) -> None:
+    """Let configurations name functions of modules in the working directory and beside their files.
+
+    The folders come last, so that no file in them hides a library.
+    """
+    for folder in dict.fromkeys([Path.cwd(), *(path.resolve().parent for path in paths if path is not None)]):
+        if str(folder) not in sys.path and config_folder().resolve() not in (folder, *folder.parents):
+            sys.path.append(str(folder))
+
+
+def name_run_folder(arguments: Sequence[str], files: Sequence[ConfigFile]) -> list[str]:
+    """Give every combination of configurations a folder of its own.
+
+    A folder that the user names is taken as it is. Otherwise it is the recipe's, followed by the names of all overlays
+    that change the model or the data and name none: `arithmetic.yaml` with `on_policy.yaml` runs in
+    `runs/luffy/arithmetic-on_policy`.
+
+    Returns: the arguments, with the folder right after the last configuration.
+    """
+    if not files or any(a == f"--{_FOLDER}" or a.startswith(f"--{_FOLDER}=") for a in arguments):
+        return list(arguments)
+    folder: str | None = None
+    overlays: list[str] = []
+    for file in files:
+        if file.folder is not None:
+            folder = file.folder
+            overlays = overlays if file.shipped else []  # what the user names holds for all that came before
+        elif file.path is not None and file.changes_the_method():
+            overlays.append(file.path.stem)
+    if not overlays:
+        return list(arguments)
+    name = "-".join(dict.fromkeys(overlays))
+    chosen = f"runs/{name}" if folder is None else f"{folder}-{name}"
+    end = files[-1].position + 1
+    return [*arguments[:end], f"--{_FOLDER}", chosen, *arguments[end:]]

@@ -1,0 +1,145 @@
+"""The parser of configurations and arguments: errors in one line, loggers in the run's folder."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_rft.error_messages import UsageError, arguments_of, debugging, did_you_mean, innermost, places_of
+
+
+class ExplainingParser(LightningArgumentParser):
+    """Raises `UsageError` with what is allowed where something is not, in place of a page of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # the parsers of the verbs take this over from the one above them
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if debugging():
+            super().error(message, ex)
+        explained = explain(message, [action.dest for action in self._actions])
+        # the parsers of classes, which stand within this one, do not know where they stand
+        raise UsageError(re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", explained)) from ex
+
+    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        """Validate, after loggers without a folder have got the run's."""
+        if "trainer.logger" in namespace:
+            give_folder(namespace["trainer.logger"], namespace["trainer.default_root_dir"])
+        super().validate(namespace, *args, **kwargs)
+
+
+def give_folder(loggers: Any, folder: str | None) -> None:
+    """Let loggers that take a folder and were given none write into the run's.
+
+    What base.yaml says of TensorBoard (`name: tensorboard, version: ""`) is taken back from a logger of another class,
+    which the parser hands it on to.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        class_path = getattr(logger, "class_path", None)
+        if class_path is None:
+            continue
+        defaults = inspect.signature(_imported(class_path)).parameters
+        if logger.get("init_args") is None:
+            logger["init_args"] = type(logger)()
+        settings = logger["init_args"]
+        if not class_path.endswith("TensorBoardLogger") and (settings.get("name"), settings.get("version")) == (
+            "tensorboard", "",
+        ):  # fmt: skip
+            for name in ("name", "version"):
+                settings[name] = defaults[name].default
+        if "save_dir" in defaults and settings.get("save_dir") in (None, "", defaults["save_dir"].default):
+            settings["save_dir"] = folder or "."
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def explain(message: str, keys: Sequence[str]) -> str:
+    """A parser's message in one line; for an unknown key with those that there are, and the one that was meant."""
+    if found := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted(?![\s\S]*class_path)", message):
+        owner, wrong = found.groups()
+        return unknown_key(wrong, _imported(owner), innermost(message).partition(": ")[0])
+    patterns = r"unrecognized arguments: --([\w.+]+)", r"accept option '([\w.]+)'", r"Option '([\w.]+)' is not accepted"
+    for pattern in patterns:
+        if found := re.search(pattern, message):
+            group = re.search(r"Group '([\w.]+)'", message)
+            return _unknown_option(f"{group.group(1)}.{found.group(1)}" if group else found.group(1), keys)
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        return _unknown_class(message, found.group(1))
+    return innermost(message)
+
+
+def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
+    """The message for a key that a class or function does not take."""
+    allowed = arguments_of(owner)
+    name = wrong.partition(".")[0]
+    where = f" ({section})" if section and section != wrong else ""
+    return f"{owner.__name__}{where}: no key {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
+
+
+def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
+    whole = "trainer" in {key.partition(".")[0] for key in keys}  # else the parser of one class or of settings
+    section, name = wrong.rpartition(".")[0] if whole else "", wrong if whole else wrong.partition(".")[0]
+    hidden = ("help", "print_config", "print_shtab", "subcommand")
+    allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in hidden]
+    if whole and not section:
+        allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
+    near = did_you_mean(name if section or not whole else name.partition(".")[0], allowed)
+    if whole and not near and (places := _full_keys(wrong)):
+        return f"no key {wrong!r}; write --{' or --'.join(places)}"
+    if not allowed:
+        allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
+    return f"no key {name!r}; allowed: {', '.join(allowed)}{near}"
+
+
+def _full_keys(wrong: str) -> list[str]:
+    """Where a key is that was given without its beginning."""
+    places = places_of(wrong, {"trainer": L.Trainer})
+    for prefix, package, kind in _PARTS:
+        for owner in class_names(package, kind).values():
+            places += places_of(wrong, {f"{prefix}.init_args": owner})
+    return list(dict.fromkeys(places))
+
+
+_PARTS: list[tuple[str, str, type]] = [
+    ("model", "lit_rft.stages", L.LightningModule),
+    ("data", "lit_rft.datamodules", L.LightningDataModule),
+]
+
+
+def class_names(package: str, kind: type) -> dict[str, type]:
+    """Short name -> class, for the classes of a kind that a package exports."""
+    module = importlib.import_module(package)
+    exports = {name: getattr(module, name) for name in module.__all__}
+    return {name: part for name, part in exports.items() if isinstance(part, type) and issubclass(part, kind)}
+
+
+def _unknown_class(message: str, wrong: str) -> str:
+    key = innermost(message).partition(": ")[0]
+    for prefix, package, kind in _PARTS:
+        if key == prefix:
+            names = list(class_names(package, kind))
+            near = did_you_mean(wrong, names)
+            return f"{key}: no class {wrong!r}; allowed: {', '.join(names)}, or the import path of another{near}"
+    near = did_you_mean(wrong, class_names("lit_rft.callbacks", L.Callback))
+    return f"{key}: no class {wrong!r}; expected the import path of a class{near}"
+
+
+def flat_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Full key -> value of a parsed configuration, for its plain values."""
+    values: dict[str, Any] = {}
+    parts: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
+    for name, value in parts.items():
+        key = f"{prefix}{name}"
+        nested = isinstance(value, Mapping) or hasattr(value, "as_dict")
+        values |= flat_values(value, f"{key}.") if nested else {key: value}
+    return values

@@ -1,0 +1,176 @@
+"""Wrong commands end in one line that names the key, the value and what is allowed; nothing that is set goes unread."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+
+from lit_rft.cli import main, resolve_configs
+from lit_rft.command_line import build
+from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, one_line_errors
+
+SFT, LUFFY = "glider/scienceworld/sft.yaml", "luffy/arithmetic.yaml"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
+    """Exit code and what is printed, of a command that cannot be run (without a verb: four times as fast)."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        build(resolve_configs(list(arguments)), run=False)
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--trainer.val", "7"], "no key 'trainer.val'; allowed: trainer.accelerator"),
+        (["--trainer.max_epoch", "7"], "did you mean 'trainer.max_epochs'?"),
+        (["--seed", "7"], "no key 'seed'"),
+        (["--trainer.max_epochs=many"], "trainer.max_epochs: expected int, got many"),
+        (["--model.init_args.optimizer.learning_rate", "-1"], "optimizer.learning_rate must be > 0, got -1"),
+        (["--model.init_args.optimizer.learning_rate", "fast"], "optimizer.learning_rate: expected float, got fast"),
+        (["--model.init_args.optimizer.schedule", "square"], "one of 'constant', 'linear', 'cosine', got square"),
+        (["--model.init_args.acting.max_length", "0"], "model.init_args.acting.max_length must be > 0, got 0"),
+        (["--model.init_args.acting.sampling.temperature", "-1"], "temperature"),
+        (["--data.init_args.batch_size", "0"], "data.init_args.batch_size must be >= 1, got 0"),
+        (["--data.init_args.batch_size", "1.5"], "data.init_args.batch_size: expected int, got 1.5"),
+        (["--data.init_args.protocol", "mine"], "unknown protocol 'mine'; expected one of glider"),
+        (["--data.init_args.packing", "perhaps"], "data.init_args.packing: expected bool, got perhaps"),
+        (["--data.init_args.train_half", "third"], "one of 'first', 'second', got third"),
+        (["--model", "HierarchicalSTF"], "did you mean 'HierarchicalSFT'?"),
+        (["--data", "Nothing"], "data: no class 'Nothing'; allowed: EpisodeGroupDataModule"),
+        (["--trainer.logger", "Nothing"], "trainer.logger: no class 'Nothing'"),
+        (["--trainer.callbacks", "ScoreTabel"], "did you mean 'ScoreTable'?"),
+        (["--trainer.accelerator", "abacus"], "invalid accelerator name"),
+        (["--trainer.devices", "-3"], "devices"),
+        (["--trainer.precision", "17"], "trainer.precision: expected"),
+        (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
+        (["--seed_everything", "x"], "seed_everything: expected bool or int, got x"),
+        (["--policy.model", "x"], "no key 'policy.model'; write --model.init_args.policy.model"),
+        (["--batch_size", "2"], "write --data.init_args.batch_size"),
+        (["--model.init_args.polcy.model", "x"], "did you mean 'policy'?"),
+        (["--model.nonsense", "3"], "no key 'nonsense'"),
+        (["--model.init_args.policy.lora.target_modules.x", "3"], "target_modules"),
+        (["stray"], "stray"),
+        (["--model.help", "Nothing"], "no class 'Nothing'"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, error = fails(capsys, "-c", SFT, "--trainer.default_root_dir", str(tmp_path), *arguments)
+    assert code == 2 and error.count("\n") == 1 and expected in error, error
+    assert "Traceback" not in error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {policy: {model: x}}", "model.policy: no such key; arguments of the class belong under model"),
+        ("data: {batch_size: 3}", "write data.init_args.batch_size"),
+        ("model: {class_path: lit_rft.stages.HierarchicalSFT, policy: {}}", "write model.init_args.policy"),
+        ("model: {init_arg: {policy: {}}}", "did you mean 'init_args'?"),
+        ("model: {init_args: {high_wieght: 1}}", "did you mean 'high_weight'?"),
+        ("model: {init_args: {policy: {lora: {rnk: 1}}}}", "rnk"),
+        ("trainer: {max_epohs: 1}", "did you mean 'trainer.max_epochs'?"),
+        ("trainer: {callbacks+: [{class_path: lit_rft.callbacks.EpisodeText, number: 3}]}",
+         "trainer.callbacks+.0.number: no such key"),
+        ("trainer: {logger: {class_path: CSVLogger, save_dir: x}}", "write trainer.logger.init_args.save_dir"),
+        ("trainr: {max_epochs: 1}", "no key 'trainr.max_epochs'; allowed: config, seed_everything, trainer"),
+        ("max_epochs: 1", "trainer.max_epochs"),
+        ("model: [", "not valid YAML"),
+        ("a: b: c", "line 1, column 5: not valid YAML"),
+        ("- model", "expected keys such as trainer, model and data"),
+        ("hello", "expected keys such as trainer, model and data"),
+        ("trainer: 3", "trainer"),
+        ("model: 3", "model"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_wrong_config_files_are_one_line(
+    text: str, expected: str, place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    files = ["-c", SFT, "-c", str(path)] if place == "after" else ["-c", str(path), "-c", SFT]
+    code, error = fails(capsys, *files)
+    assert code == 2 and error.count("\n") == 1, error
+    assert expected in error or place == "before", error
+
+
+def test_commands_without_a_verb_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["train", "-c", SFT], ["-c", SFT, "fit"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1
+        assert "expected one of the verbs fit, validate, test, predict" in error
+
+
+def test_a_verb_with_a_wrong_key_and_a_missing_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["fit", "-c", SFT, "--trainer.val", "7"], "no key 'trainer.val'"),
+        (["predict", "-c", SFT, "--ckpt_path", "nowhere/x.ckpt", "--trainer.limit_predict_batches", "0"],
+         "ckpt_path: there is no file nowhere/x.ckpt"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1 and expected in error
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RFT_DEBUG", "0")  # given back afterwards
+    with pytest.raises(UsageError, match="must be > 0"):
+        main(["fit", "-c", SFT, "--model.init_args.optimizer.learning_rate", "-1", "--debug"])
+
+
+def test_bugs_keep_their_traceback() -> None:
+    def error_of(function: object) -> BaseException:
+        try:
+            function()  # type: ignore[operator]
+        except Exception as error:
+            return error
+        raise AssertionError
+
+    assert is_meant_for_users(error_of(lambda: build(["-c", "/nowhere.yaml"], run=False)))
+    assert not is_meant_for_users(error_of(lambda: int("x")))
+    assert not is_meant_for_users(error_of(lambda: {}["x"]))
+
+
+def test_the_innermost_reason_of_a_tree() -> None:
+    tree = """Does not validate against any of the Union subtypes
+Subtypes: [<class 'A'>, <class 'NoneType'>]
+Errors:
+  - Does not validate against any of the Union subtypes
+    Errors:
+      - learning_rate must be > 0, got -1.0
+      - Expected a <class 'NoneType'>
+  - Expected a <class 'NoneType'>
+Given value: Namespace(class_path='x')"""
+    assert innermost(tree) == "learning_rate must be > 0, got -1.0"
+    assert innermost("plain\nwords") == "plain; words" or innermost("plain\nwords") == "plain words"
+
+
+@pytest.mark.parametrize("key", ["enable_checkpointing", "enable_progress_bar"])
+def test_what_base_adds_can_be_switched_off(key: str) -> None:
+    trainer = build(resolve_configs(["-c", SFT, f"--trainer.{key}", "false"]), run=False).trainer
+    kinds = {"enable_checkpointing": "ModelCheckpoint", "enable_progress_bar": "ProgressBar"}
+    names = [base.__name__ for callback in trainer.callbacks for base in type(callback).__mro__]
+    assert kinds[key] not in names and "ScoreTable" in names
+
+
+def test_a_barebones_trainer_can_be_made() -> None:
+    trainer = build(resolve_configs(["-c", LUFFY, "--trainer.barebones", "true"]), run=False).trainer
+    assert trainer.barebones and trainer.logger is None and isinstance(trainer, L.Trainer)
+
+
+def test_help_takes_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = (("model", "HierarchicalSFT", "high_weight"), ("data", "MathPromptDataModule", "eval_tasks"))
+    for option, name, key in helps:
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", f"--{option}.help", name])
+        assert not stopped.value.code and key in capsys.readouterr().out
+    assert type(build(["--model", "HierarchicalSFT", "--data", "TrajectoryDataModule"], run=False).model).__name__ == (
+        "HierarchicalSFT"
+    )

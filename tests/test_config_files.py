@@ -1,0 +1,130 @@
+"""Configuration files: a folder for each combination, functions beside them, keys where they belong."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import yaml
+from test_cli import OVERLAYS
+
+from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
+from lit_rft.command_line import build
+from lit_rft.config_files import name_run_folder, prepare_arguments, read_configs
+
+LUFFY, OFFLINE = "luffy/arithmetic.yaml", "glider/scienceworld/offline_rl.yaml"
+
+
+def run_folder(*configs: str, more: tuple[str, ...] = ()) -> str:
+    """The folder that a command with these configurations runs in."""
+    arguments = resolve_configs([part for config in configs for part in ("-c", config)] + list(more))
+    files = list(read_configs(arguments))
+    named = name_run_folder(arguments, files)
+    if "--trainer.default_root_dir" in named:
+        return named[named.index("--trainer.default_root_dir") + 1]
+    return [file.folder for file in files if file.folder][-1] or ""
+
+
+def test_no_two_shipped_methods_share_a_folder() -> None:
+    folders = {}
+    for name in shipped_configs():
+        if name not in ("base.yaml", "fsdp.yaml"):  # no methods: what every run has, and more devices
+            folders[name] = run_folder(*OVERLAYS.get(name, [name]))
+    assert len(set(folders.values())) == len(folders), folders
+    assert folders[LUFFY] == "runs/luffy/arithmetic"
+    assert folders["luffy/on_policy.yaml"] == "runs/luffy/arithmetic-on_policy"
+
+
+def test_no_two_combinations_of_overlays_share_a_folder() -> None:
+    overlays = [f"luffy/{name}.yaml" for name in ("gsm_symbolic", "release", "on_policy", "without_shaping", "vllm")]
+    sets = [combination for size in range(4) for combination in itertools.combinations(overlays, size)]
+    luffy = [run_folder(recipe, *some) for recipe in (LUFFY, "luffy/openr1_math.yaml") for some in sets]
+    flat, release = (f"glider/scienceworld/{name}.yaml" for name in ("flat_offline_rl", "release"))
+    glider = [run_folder(OFFLINE, *some) for some in ((), (flat,), (release,), (flat, release))]
+    assert len(set(luffy + glider)) == 2 * len(sets) + 4
+    assert run_folder(OFFLINE, release, flat) == run_folder(OFFLINE, flat, release)
+
+
+def test_a_folder_that_the_user_names_is_taken_as_it_is(tmp_path: Path) -> None:
+    mine, plain = tmp_path / "mine.yaml", tmp_path / "plain.yaml"
+    mine.write_text("trainer: {default_root_dir: elsewhere}\nmodel: {init_args: {}}")
+    plain.write_text("model: {init_args: {micro_batch_tokens: 7}}")
+    overlay = "luffy/on_policy.yaml"
+    assert run_folder(LUFFY, overlay, str(mine)) == "elsewhere"
+    assert run_folder(str(mine), overlay) == "elsewhere-on_policy"
+    assert run_folder(LUFFY, str(plain)) == "runs/luffy/arithmetic-plain"
+    assert run_folder(LUFFY, "fsdp.yaml") == "runs/luffy/arithmetic"  # other devices are no other method
+    named = ("--trainer.default_root_dir", "here")
+    assert run_folder(LUFFY, overlay, more=named) == "here"
+
+
+def test_the_folder_reaches_trainer_and_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = build(resolve_configs(["-c", LUFFY, "-c", "luffy/on_policy.yaml"]), run=False).trainer
+    assert trainer.default_root_dir == trainer.logger.save_dir == "runs/luffy/arithmetic-on_policy"
+
+
+@pytest.mark.parametrize(
+    ("logger", "save_dir", "name"),
+    [
+        ([], "run", "tensorboard"),
+        (["--trainer.logger.init_args.save_dir", "x"], "x", "tensorboard"),
+        (["--trainer.logger.init_args.name", "mine"], "run", "mine"),
+        (["--trainer.logger", "CSVLogger"], "run", "lightning_logs"),
+        (["--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: x}}]"], "x", "lightning_logs"),
+        (["--trainer.logger", "CSVLogger", "--trainer.logger.init_args.name", "a"], "run", "a"),
+    ],
+)
+def test_loggers_keep_what_the_user_says(logger: list[str], save_dir: str, name: str) -> None:
+    cli = build(resolve_configs(["-c", LUFFY, "--trainer.default_root_dir", "run", *logger]), run=False)
+    (made,) = cli.trainer.loggers
+    assert (made.save_dir, made.name) == (save_dir, name)
+
+
+def test_functions_beside_the_config_and_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for folder in ("configs", "work"):
+        (tmp_path / folder).mkdir()
+        code = f"def f(completions, rows):\n    return [1.0 for _ in completions]  # {folder}\n"
+        (tmp_path / folder / f"rewards_in_{folder}.py").write_text(code)
+    config = tmp_path / "configs" / "mine.yaml"
+    config.write_text("model: {init_args: {reward: rewards_in_configs.f}}")
+    monkeypatch.chdir(tmp_path / "work")
+    cli = build(resolve_configs(["-c", LUFFY, "-c", str(config)]), run=False)
+    assert cli.model.reward.__module__ == "rewards_in_configs"
+    cli = build(resolve_configs(["-c", LUFFY, "--model.init_args.reward", "rewards_in_work.f"]), run=False)
+    assert cli.model.reward.__module__ == "rewards_in_work"
+    assert str(config_folder()) not in sys.path
+
+
+def test_shipped_configs_have_their_keys_in_place() -> None:
+    for name in shipped_configs():
+        prepare_arguments(["-c", str(config_folder() / name)])
+        assert isinstance(yaml.safe_load((config_folder() / name).read_text()), dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ours"),
+    [
+        ("gradient_clip_val", "1.0", "optimizer.max_grad_norm"),
+        ("accumulate_grad_batches", "2", "data.init_args.batch_size"),
+    ],
+)
+def test_trainer_keys_without_effect_name_ours(key: str, value: str, ours: str, tmp_path: Path) -> None:
+    folder = ("--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu")
+    cli = build(resolve_configs(["-c", LUFFY, *folder, f"--trainer.{key}", value]), run=False)
+    with pytest.raises(ValueError, match=rf"trainer\.{key}={value} has no effect here: set .*{ours}"):
+        cli.trainer.fit(cli.model, [])
+
+
+def test_loggers_of_a_verb_write_into_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[L.Trainer] = []
+    monkeypatch.setattr(L.Trainer, "fit", lambda self, *args, **kwargs: made.append(self))
+    folder = ["--trainer.default_root_dir", str(tmp_path)]
+    for logger, name in (([], "tensorboard"), (["--trainer.logger", "CSVLogger"], "lightning_logs")):
+        main(["fit", "-c", LUFFY, *folder, *logger])
+        assert made[-1].logger is not None
+        assert (made[-1].logger.save_dir, made[-1].logger.name) == (str(tmp_path), name)
