@@ -1,23 +1,31 @@
 """Random numbers that go on where a checkpoint left them."""
 
+import random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 
 class RandomState(L.Callback):
-    """Saves torch's random state of every process and restores it right before the first batch after a resume.
+    """Saves the random states of torch, NumPy and Python in every process, and restores them right before the first
+    batch after a resume.
 
-    Lightning keeps none, so that dropout would differ. It is restored this late because building loaders and
+    Lightning keeps none, so that dropout would differ. They are restored this late because building loaders and
     iterators may draw numbers.
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, list[torch.Tensor]] | None = None
+        self._loaded: dict[str, list[Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        states = {"cpu": torch.get_rng_state()}
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the state that a user's functions share)
+        states: dict[str, Any] = {
+            "cpu": torch.get_rng_state(),
+            "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),  # no arrays: they are pickled
+        }
         if torch.cuda.is_available():
             states["cuda"] = torch.cuda.get_rng_state()
         return {name: _gather(state) for name, state in states.items()}
@@ -34,11 +42,15 @@ class RandomState(L.Callback):
         rank = trainer.global_rank
         if rank < len(states["cpu"]):  # more processes than before: the new ones keep the seed's state
             torch.set_rng_state(states["cpu"][rank].cpu())
+            version, numbers, gauss = states["python"][rank]
+            random.setstate((version, tuple(numbers), gauss))
+            name, keys, *rest = states["numpy"][rank]
+            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
             if "cuda" in states and torch.cuda.is_available():
                 torch.cuda.set_rng_state(states["cuda"][rank].cpu())
 
 
-def _gather(state: torch.Tensor) -> list[torch.Tensor]:
+def _gather(state: Any) -> list[Any]:
     """The state of every process; all of them must call this."""
     if not torch.distributed.is_initialized():
         return [state]

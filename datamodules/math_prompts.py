@@ -1,13 +1,13 @@
 """Problems with verifiable answers as prompts for a policy."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning as L
-
-from lit_rft.datamodules.loaders import EpochLoader
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
+from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
 from lit_rft.transcripts import PromptFormat
@@ -51,12 +51,16 @@ class PromptBatch:
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
-    """Prompts in shuffled batches, shared among processes.
+    """Prompts in batches, shared among processes.
+
+    For training they are shuffled anew in each epoch. For evaluation (`shuffle=False`) every pass begins with the first
+    prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
+    always the same problems, of all benchmarks.
 
     Args:
         prompts: all of them.
-        batch_size: prompts a batch, over all processes.
-        shuffle: else in their order, and the last batch may be smaller.
+        batch_size: prompts per batch, over all processes.
+        shuffle: for training; else for evaluation.
         seed: of the order.
         rank, world_size: this process, and how many there are.
     """
@@ -72,20 +76,35 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         world_size: int = 1,
     ) -> None:
         super().__init__(len(prompts), batch_size, seed, rank, world_size)
-        self.prompts, self.shuffle = list(prompts), shuffle
+        self.prompts = list(prompts) if shuffle else round_robin(prompts, lambda prompt: prompt.problem.source)
+        self.shuffle = shuffle
         self.sources = sorted({prompt.problem.source for prompt in self.prompts})
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
 
     def order(self) -> list[Prompt]:
         return self.shuffled(self.prompts) if self.shuffle else self.prompts
 
     def make_batch(self, items: list[Prompt]) -> PromptBatch:
-        return PromptBatch(items[self.rank :: self.world_size], self.sources)
+        if self.shuffle:
+            return PromptBatch(items[self.rank :: self.world_size], self.sources)
+        start, end = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return PromptBatch(items[start:end], self.sources)  # a benchmark's problems are shared evenly
 
-    def shape(self) -> dict[str, int]:
-        return {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+    def shape(self) -> dict[str, int | str]:
+        sizes = {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+        return {**sizes, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        parts: list[Sequence[int] | str] = []
+        for prompt in self.prompts:
+            parts += [prompt.problem.id, str(prompt.problem.ground_truth), prompt.ids, *prompt.traces]
+        return digest_of(parts)
 
 
-class MathPromptDataModule(L.LightningDataModule):
+class MathPromptDataModule(ResumableDataModule):
     """Problems from files, from the Hugging Face hub, or out of reasoning-gym (no download).
 
     Args:
@@ -197,7 +216,7 @@ class MathPromptDataModule(L.LightningDataModule):
                            long, given, self.max_trace_length, fate)  # fmt: skip
 
     def train_dataloader(self) -> PromptLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self.in_position(self._loader("train", self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
         if "eval" not in self._prompts:

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
-
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
+from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
@@ -26,7 +25,7 @@ from lit_rft.transcripts import (
 logger = logging.getLogger(__name__)
 
 
-class TrajectoryDataModule(L.LightningDataModule):
+class TrajectoryDataModule(ResumableDataModule):
     """Trains on stored episodes (expert ones are collected if there are none) and evaluates on held-out variations.
 
     One record an episode; the high-level view (subgoals) and the low-level view (actions) are derived from it.
@@ -247,7 +246,7 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._place()
-        return StepLoader(
+        loader = StepLoader(
             self._transcripts,
             batch_size=self.batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
@@ -259,6 +258,7 @@ class TrajectoryDataModule(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        return self.in_position(loader)
 
     def val_dataloader(self) -> JobLoader | list[Any]:
         return self._job_loader("eval")
