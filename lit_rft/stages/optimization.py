@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, whole_weights
-from lit_rft.stages.data_position import restore_position
+from lit_rft.stages.data_position import count_epochs, restore_position
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
 
@@ -37,6 +37,9 @@ class OptimizedModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.optimizer_settings = optimizer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        count_epochs(checkpoint)
 
     def on_train_start(self) -> None:
         restore_position(self.trainer)

@@ -157,6 +157,7 @@ class PolicyModule(OptimizedModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.check_source(checkpoint, "the checkpoint")
         weights = checkpoint.get("state_dict")
         if weights is not None:  # else they are split over devices, checked and loaded by now
