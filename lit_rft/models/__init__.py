@@ -9,7 +9,7 @@ _EXPORTS: dict[str, str] = {
     "DecisionFeatures": "lit_rft.models.features",
     "FeatureCache": "lit_rft.models.feature_cache",
     "ActingWeights": "lit_rft.models.merging",
-    "LoraSettings": "lit_rft.models.backbone",
+    "LoraSettings": "lit_rft.models.lora",
     "UtteranceLogProbs": "lit_rft.models.log_probs",
     "acting_adapter": "lit_rft.models.merging",
     "backbone_fingerprint": "lit_rft.models.features",

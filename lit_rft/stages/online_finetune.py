@@ -97,7 +97,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     @staticmethod
     def _skill_names(names: Iterable[str]) -> list[str]:
-        return [name for name in names if f".{LOW}." in name and "lora_" in name]
+        return [name for name in names if f".{LOW}." in name and ("lora_" in name or ".modules_to_save." in name)]
 
     def _saved_names(self) -> list[str]:
         return super()._saved_names() + self._skill_names(name for name, _ in self.named_parameters())

@@ -90,6 +90,30 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(tiny_model_folder: Path
     assert checkpoint["optimizer_states"][0]["state"] and checkpoint["lr_schedulers"]
 
 
+def test_layers_trained_in_full_are_saved_and_restored(tiny_model_folder: Path, tmp_path: Path) -> None:
+    lora = LoraSettings(4, 8, 0.2, use_dora=True, use_rslora=True, modules_to_save=["lm_head"])
+    whole = make_stage(tiny_model_folder, lora=lora)
+    before = {name: weight.clone() for name, weight in _configured(whole).items()}
+    _fit(whole, tiny_model_folder, tmp_path / "whole", 4)
+    for steps, seed in ((2, 0), (4, 9)):
+        stage = make_stage(tiny_model_folder, lora=lora, seed=seed)
+        _fit(stage, tiny_model_folder, tmp_path / "parts", steps, "last" if seed else None)
+    head = next(name for name in before if "lm_head" in name)
+    assert any("magnitude" in name for name in before)
+    for name, weight in trained(whole).items():
+        assert torch.equal(weight, trained(stage)[name]), name
+    assert not torch.equal(trained(whole)[head], before[head])
+    for source in ("checkpoints/last.ckpt", "adapter"):  # another stage starts from it
+        start = str(tmp_path / "parts" / source)
+        started = make_stage(tiny_model_folder, lora=lora, policy={"start_from": start})
+        assert all(torch.equal(weight, trained(stage)[name]) for name, weight in _configured(started).items())
+
+
+def _configured(stage: Any) -> dict[str, torch.Tensor]:
+    stage.configure_model()
+    return trained(stage)
+
+
 def test_another_model_refuses_the_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:
     _fit(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, 1)
     other = make_stage(tiny_model_folder, lora=LoraSettings(4, 8, 0.0, ("q_proj",)))
