@@ -110,6 +110,8 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
     Raises: ValueError for what has no place in groups: mediocre episodes, outcomes of decisions, packing.
     """
 
+    training_batch = "EpisodeGroupBatch"
+
     def __init__(self, **trajectories: Any) -> None:
         super().__init__(**trajectories)
         for name in ("medium_files", "outcomes", "packing"):

@@ -124,6 +124,8 @@ class MathPromptDataModule(ResumableDataModule):
     Raises: ValueError for a value out of range; ProblemError for a bad row.
     """
 
+    training_batch = evaluation_batch = "PromptBatch"
+
     def __init__(
         self,
         model: str = SMOLLM2,
@@ -171,7 +173,8 @@ class MathPromptDataModule(ResumableDataModule):
         if not problems:
             raise ValueError(f"no problems: name {name}_files or {name}_tasks")
         self._cut = 0
-        form = PromptFormat(load_tokenizer(self.model), self.prompt_template)
+        self.tokenizer = load_tokenizer(self.model)
+        form = PromptFormat(self.tokenizer, self.prompt_template)
         prompts = [self._prompt(problem, form) for problem in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= self.max_prompt_length]
         if len(kept) < len(prompts):

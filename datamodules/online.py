@@ -109,6 +109,8 @@ class OnlineDataModule(TrajectoryDataModule):
     Raises: ValueError for a value out of range.
     """
 
+    training_batch = "OnlineBatch"
+
     def __init__(
         self,
         collect_split: str = "train",

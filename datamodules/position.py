@@ -19,6 +19,7 @@ class ResumableDataModule(L.LightningDataModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.tokenizer: Any = None  # of the token ids in its batches, once they are made
         self._resumed: dict[str, Any] | None = None  # a checkpoint's position, until a loader takes it
         self._training: tuple[Any, TrainingLoader[Any]] | None = None  # the trainer and its loader
 

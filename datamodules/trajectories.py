@@ -62,6 +62,8 @@ class TrajectoryDataModule(ResumableDataModule):
     Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
     """
 
+    training_batch, evaluation_batch = "StepBatch", "EpisodeJobs"
+
     def __init__(
         self,
         model: str = SMOLLM2,
@@ -191,9 +193,9 @@ class TrajectoryDataModule(ResumableDataModule):
         self._report([*self._transcripts, *self._medium])
 
     def _read_tokenizer(self) -> ChatFormat:
-        tokenizer = load_tokenizer(self.model)
-        self._pad_id = tokenizer.pad_token_id
-        return ChatFormat(tokenizer)
+        self.tokenizer = load_tokenizer(self.model)
+        self._pad_id = self.tokenizer.pad_token_id
+        return ChatFormat(self.tokenizer)
 
     def _read(self, files: Sequence[str | Path]) -> list[Episode]:
         episodes = [episode for file in files for episode in read_episodes(file)]

@@ -13,6 +13,7 @@ from lit_rft.models.sharding import sharded_parts, whole_weights
 from lit_rft.rewards.base import RewardFunction
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
+from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
@@ -66,6 +67,8 @@ class AnsweringStage(PolicyModule):
         answering: how problems are answered.
     """
 
+    evaluation_batch = PROMPTS
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
@@ -99,6 +102,7 @@ class AnsweringStage(PolicyModule):
     @torch.no_grad()
     def _answer(self, batch: PromptRound) -> list[Answer]:
         assert self.policy is not None and self.chat is not None
+        self.check_batch(batch, self.evaluation_batch)
         settings = self.answering
         prompts = [prompt for prompt in batch.prompts if prompt.problem.id not in self.already_answered]
         by_source = settings.answers_by_source or {}

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.rollout import SamplingSettings
+from lit_rft.stages.data_check import GROUPS
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
@@ -46,6 +47,8 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         seed: of the rollouts.
     """
 
+    training_batch = GROUPS
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
@@ -70,6 +73,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         self.seed = seed
 
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         if self.global_step < self.objective.sft_steps:
             self.log_step(self.likelihood_step(self._experts(batch.groups, None)))
             return

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.actor_critic import ActorCriticStage
+from lit_rft.stages.data_check import ROUNDS
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
@@ -58,6 +59,8 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     Raises: ValueError for a hierarchical policy without LoRA (the frozen skills are an adapter), and for a schedule of
         the learning rate other than constant.
     """
+
+    training_batch = ROUNDS
 
     def __init__(self, online: OnlineSettings | None = None, **stage: Any) -> None:
         stage["optimizer"] = stage.get("optimizer") or OptimizerSettings(learning_rate=1e-6)
@@ -116,6 +119,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     # --- a round -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: OnlineRound, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         number = self._collect(batch.jobs)
         metrics: list[dict[str, Tensor]] = []
         for index in range(max(1, round(self.online.updates_per_episode * number))):

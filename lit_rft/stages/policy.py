@@ -16,13 +16,13 @@ from lit_rft.models.backbone import (
 )
 from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
-from lit_rft.stages.optimization import OptimizedModule
+from lit_rft.stages.data_check import DataCheckedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
 from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
 
 
-class PolicyModule(OptimizedModule):
+class PolicyModule(DataCheckedModule):
     """A language model, with or without adapters, as the policy of a stage.
 
     Args:
