@@ -13,9 +13,9 @@ class CriticCalibration(L.Callback):
     """After each epoch, plots the critics' Q against the discounted return that was observed, for each level.
 
     Points on the diagonal are right; a cloud above it is optimistic. Decisions of episodes that a time limit cut have
-    no known return and are left out; a level without any known return is skipped, with one message in the log. The correlation and the mean difference are logged as
-    `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with any module that has `judged`, see
-    `ActorCriticStage`.
+    no known return and are left out; a level without any known return is skipped, with one message in the log. The
+    correlation and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`.
+    Works with any module that has `judged`, see `ActorCriticStage`.
 
     Args:
         bins: points are averaged in so many bins of Q for the line through them, >= 1.

@@ -20,11 +20,11 @@ class RandomState(L.Callback):
         self._loaded: dict[str, list[Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the state that a user's functions share)
+        state: Any = np.random.get_state()
         states: dict[str, Any] = {
             "cpu": torch.get_rng_state(),
             "python": random.getstate(),
-            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),  # no arrays: they are pickled
+            "numpy": (state[0], torch.from_numpy(state[1].astype(np.int64)), *state[2:]),  # no arrays: they are pickled
         }
         if torch.cuda.is_available():
             states["cuda"] = torch.cuda.get_rng_state()
@@ -45,7 +45,7 @@ class RandomState(L.Callback):
             version, numbers, gauss = states["python"][rank]
             random.setstate((version, tuple(numbers), gauss))
             name, keys, *rest = states["numpy"][rank]
-            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
             if "cuda" in states and torch.cuda.is_available():
                 torch.cuda.set_rng_state(states["cuda"][rank].cpu())
 

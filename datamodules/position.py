@@ -31,8 +31,8 @@ class ResumableDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return loader
-        if trainer.overfit_batches:
-            loader.overfit(trainer.overfit_batches)
+        if overfits := getattr(trainer, "overfit_batches", 0):
+            loader.overfit(overfits)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         elif self._training is not None and self._training[0] is trainer:

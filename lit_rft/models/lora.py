@@ -82,12 +82,12 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
     try:
         with warnings.catch_warnings():  # `_check_matches` turns these into errors
             warnings.filterwarnings("ignore", message=".*(did not match any|no module was matched)")
-            adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+            adapted: Any = get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"lora.target_modules={lora.target_modules!r}: {error}{_hint(lora, names)}") from error
     _check_matches(adapted, lora, names)
     report(adapted)
-    return adapted  # type: ignore[no-any-return]
+    return adapted
 
 
 def report(model: Any, adapter: str = "default") -> None:

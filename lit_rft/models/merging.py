@@ -75,9 +75,7 @@ class ActingWeights:
             all_places = {(layer, name): p for layer in linear for name, p in layer.named_parameters(recurse=False)}
             wide = [place for place, parameter in all_places.items() if parameter.dtype == torch.float32]
             with _ordinary_tensors():
-                self._cast = {
-                    place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide
-                }
+                self._cast = {place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide}
         return self._cast
 
 

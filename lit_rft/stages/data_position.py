@@ -34,10 +34,11 @@ def restore_position(trainer: L.Trainer) -> None:
     """
     loop: Any = trainer.fit_loop
     states, loop._combined_loader_states_to_load = loop._combined_loader_states_to_load, []
+    overfits = getattr(trainer, "overfit_batches", 0)
     loaders = [loader for loader in loop._combined_loader.flattened if hasattr(loader, "state_dict")]
     for index, loader in enumerate(loaders):
-        if trainer.overfit_batches and hasattr(loader, "overfit"):
-            loader.overfit(trainer.overfit_batches)
+        if overfits and hasattr(loader, "overfit"):
+            loader.overfit(overfits)
         if index < len(states) and hasattr(loader, "follow"):
             loader.load_state_dict(states[index])
     epochs = loop.epoch_progress.current

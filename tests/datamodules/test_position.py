@@ -41,7 +41,7 @@ class Recorder(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.seen.append(contents(batch))
         order = sum(map(ord, "".join(self.seen[-1]))) % 97
-        draws = torch.rand(3) + random.random() + float(np.random.rand())  # noqa: NPY002
+        draws = torch.rand(3) + random.random() + float(np.random.rand())
         return (self.layer(draws) * order).sum()
 
     def on_validation_epoch_start(self) -> None:
@@ -83,12 +83,16 @@ def make_data(kind: str, model: Path, folder: Path, other: bool = False, **optio
     write_episodes(stored, [make_episode(seed + 50 * other, 1 + seed % 4) for seed in range(7)])
     common |= {"protocol": CorridorProtocol(), "data_dir": str(folder), "hierarchy": False}
     if kind == "transcripts":
-        return TrajectoryDataModule(train_files=[str(stored)], medium_files=[str(stored)], medium_per_expert=0.5, **common)
+        return TrajectoryDataModule(
+            train_files=[str(stored)], medium_files=[str(stored)], medium_per_expert=0.5, **common
+        )
+    tasks = ["run"] if other else ["walk"]
     if kind == "online":
-        tasks = ["run"] if other else ["walk"]
         settings = {"rounds": 3, "episodes_per_round": common.pop("batch_size"), "collect_tasks": tasks}
         return OnlineDataModule(**settings, **common)
-    return EpisodeGroupDataModule(train_variations=3, **({"tasks": ["run"]} if other else {"tasks": ["walk"]}), **common)
+    return EpisodeGroupDataModule(
+        train_variations=3, **({"tasks": ["run"]} if other else {"tasks": ["walk"]}), **common
+    )
 
 
 def train(data: Any, folder: Path, **options: Any) -> tuple[Recorder, L.Trainer]:
@@ -165,7 +169,7 @@ def test_a_position_in_another_kind_of_data_is_refused(tiny_model_folder: Path, 
 def test_validation_does_not_use_up_a_checkpoints_position(tiny_model_folder: Path, tmp_path: Path) -> None:
     """A data module that has validated with a checkpoint begins a new training at its beginning."""
     data = make_prompts(tiny_model_folder, tmp_path)
-    first, trainer = train(data, tmp_path, max_epochs=1)
+    first, _ = train(data, tmp_path, max_epochs=1)
     fresh = make_prompts(tiny_model_folder, tmp_path)
     other = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     other.validate(Recorder(), datamodule=fresh, ckpt_path=tmp_path / "last.ckpt", verbose=False)

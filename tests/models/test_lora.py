@@ -21,14 +21,17 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_h
 EXPERTS = {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 # architecture -> the projections of an attention layer, and what its configuration calls sizes
 ATTENTION: dict[str, tuple[str, dict[str, Any]]] = {
-    **dict.fromkeys(["llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral", "mixtral", "cohere", "olmo2"], (QKVO, {})),
-    **dict.fromkeys(["granite", "starcoder2", "stablelm", "smollm3", "gpt_oss", "qwen3_moe", "phimoe"], (QKVO, {})),
+    **dict.fromkeys(["llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral", "mixtral", "olmo2"], (QKVO, {})),
+    **dict.fromkeys(["granite", "starcoder2", "stablelm", "smollm3", "gpt_oss", "qwen3_moe", "cohere"], (QKVO, {})),
     "phi": ("q_proj k_proj v_proj dense", {}),
     "phi3": ("qkv_proj o_proj", {}),
     "glm4": (QKVO, {}),
     "gpt2": ("c_attn c_proj", GPT2),
     "gpt_bigcode": ("c_attn c_proj", GPT2),
-    "gpt_neo": ("q_proj k_proj v_proj out_proj", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}),
+    "gpt_neo": (
+        "q_proj k_proj v_proj out_proj",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
+    ),
     "gpt_neox": ("query_key_value dense", {}),
     "gptj": ("q_proj k_proj v_proj out_proj", {**GPT2, "rotary_dim": 4}),
     "codegen": ("qkv_proj out_proj", {**GPT2, "rotary_dim": 4}),
@@ -119,9 +122,7 @@ def test_values_out_of_range_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_names_of_experts_that_are_one_parameter_are_known() -> None:
-    model: Any = add_lora(
-        make_empty("mixtral"), LoraSettings(dropout=0.0, target_modules=["q_proj", "w1", "w2", "w3"])
-    )
+    model: Any = add_lora(make_empty("mixtral"), LoraSettings(dropout=0.0, target_modules=["q_proj", "w1", "w2", "w3"]))
     assert model.base_model.targeted_parameter_names
     with pytest.raises(ValueError, match="'w4' matches no layer"):
         add_lora(make_empty("mixtral"), LoraSettings(dropout=0.0, target_modules=["q_proj", "w1", "w2", "w3", "w4"]))

@@ -111,7 +111,7 @@ def test_token_ids_of_another_tokenizer(stage: str, change: str, tiny_model_fold
     model = other_model(tmp_path / "other", change)
     kinds = {"sft": TrajectoryDataModule, "grpo": MathPromptDataModule, "groups": EpisodeGroupDataModule}
     data = make_data(model, tmp_path) if stage == "online" else data_module(kinds[stage], model, tmp_path)
-    with pytest.raises(ValueError, match="token ids are of the tokenizer of .*other.*give the data module the policy"):
+    with pytest.raises(ValueError, match=r"token ids are of the tokenizer of .*other.*give the data module the policy"):
         fit(make(stage, tiny_model_folder, tmp_path), data, 1)
 
 
@@ -137,7 +137,7 @@ def test_token_ids_out_of_range_and_other_ends_of_turns(tiny_model_folder: Path,
     for episode in loader.episodes:
         for transcript in episode:
             transcript.end_of_turn_id = 0
-    with pytest.raises(ValueError, match="end with token 0, those of the policy .* with 2: they are of another"):
+    with pytest.raises(ValueError, match=r"end with token 0, those of the policy .* with 2: they are of another"):
         fit(make_stage(tiny_model_folder), loader, 1)
 
 
