@@ -76,8 +76,8 @@ def _check_adapter(policy: Any, adapter: str) -> None:
     unserved = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
     if found := [name for name in unserved if getattr(config, name, None)]:
         raise ValueError(
-            f"a vLLM server cannot sample with an adapter that has {', '.join(found)}: leave out server, or these keys of "
-            "policy.lora"
+            f"a vLLM server cannot sample with an adapter that has {', '.join(found)}: leave out server, or these keys "
+            "of policy.lora"
         )
 
 
