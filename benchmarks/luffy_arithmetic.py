@@ -65,7 +65,7 @@ class Task:
     Args:
         problems: reasoning-gym's name.
         steps: optimiser steps.
-        validate_every: so many steps, on half of the held-out problems.
+        validate_every: so many steps, on half of the held-out problems, always the same ones.
         new_tokens: at most so many a completion.
         seeds: at most so many of those that are asked for.
         settings: of the problems.

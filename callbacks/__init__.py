@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lit_rft.callbacks.answers import CompletionText as CompletionText
     from lit_rft.callbacks.calibration import CriticCalibration as CriticCalibration
     from lit_rft.callbacks.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
-    from lit_rft.callbacks.checkpoints import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks.episodes import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks.episodes import EpisodeText as EpisodeText
     from lit_rft.callbacks.episodes import ScoreTable as ScoreTable
     from lit_rft.callbacks.random_state import RandomState as RandomState
+    from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks.throughput import Throughput as Throughput
 
 # public name -> the module that defines it; loaded on first use

@@ -1,5 +1,6 @@
 """Are the critics right? Q beside what was really earned."""
 
+import logging
 from typing import Any
 
 import lightning as L
@@ -7,14 +8,16 @@ import torch
 
 from lit_rft.callbacks.text_log import log_figure
 
+logger = logging.getLogger(__name__)
+
 
 class CriticCalibration(L.Callback):
     """After each epoch, plots the critics' Q against the discounted return that was observed, for each level.
 
     Points on the diagonal are right; a cloud above it is optimistic. Decisions of episodes that a time limit cut have
-    no known return and are left out. The correlation and the mean difference are logged as
-    `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with any module that has `judged`, see
-    `ActorCriticStage`.
+    no known return and are left out; a level without any known return is skipped, with one message in the log. The
+    correlation and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`.
+    Works with any module that has `judged`, see `ActorCriticStage`.
 
     Args:
         bins: points are averaged in so many bins of Q for the line through them, >= 1.
@@ -29,6 +32,7 @@ class CriticCalibration(L.Callback):
         except ImportError as error:
             raise ImportError("CriticCalibration draws with matplotlib: pip install 'lit-rft[plots]'") from error
         self.bins = bins
+        self._skipped: set[str] = set()  # levels whose message is in the log
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
@@ -37,7 +41,12 @@ class CriticCalibration(L.Callback):
             points.setdefault(level, []).append((q, returns))
         for level, parts in points.items():
             q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))
-            self._report(trainer, pl_module, level, q, returns)
+            if len(q):
+                self._report(trainer, pl_module, level, q, returns)
+            elif level not in self._skipped:
+                self._skipped.add(level)
+                logger.info("no calibration plot of the %s level: no decision's return is known, as all of its "
+                            "episodes were cut", level)  # fmt: skip
 
     def _report(
         self, trainer: L.Trainer, module: L.LightningModule, level: str, q: torch.Tensor, returns: torch.Tensor

@@ -1,13 +1,16 @@
 """Random numbers that go on where a checkpoint left them."""
 
+import random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 
 class RandomState(L.Callback):
-    """Saves torch's random state of every process and restores it right before the first batch after a resume.
+    """Saves the random states of torch, NumPy and Python in every process, and restores them right before the first
+    batch after a resume.
 
     Lightning keeps none, so that dropout would differ. What happens between two batches (validation, a new epoch's
     iterators) draws no numbers of training's: each batch begins where the one before has ended, in a run that was
@@ -15,8 +18,8 @@ class RandomState(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, list[torch.Tensor]] | None = None
-        self._kept: dict[str, torch.Tensor] | None = None  # at the end of the last batch
+        self._loaded: dict[str, list[Any]] | None = None
+        self._kept: dict[str, Any] | None = None  # at the end of the last batch
 
     def state_dict(self) -> dict[str, Any]:
         return {name: _gather(state) for name, state in (self._kept or _current()).items()}
@@ -41,20 +44,29 @@ class RandomState(L.Callback):
         self._kept = _current()
 
 
-def _current() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
+def _current() -> dict[str, Any]:
+    state: Any = np.random.get_state()
+    states: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (state[0], torch.from_numpy(state[1].astype(np.int64)), *state[2:]),  # no arrays: they are pickled
+    }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set(states: dict[str, torch.Tensor]) -> None:
+def _set(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"].cpu())
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def _gather(state: torch.Tensor) -> list[torch.Tensor]:
+def _gather(state: Any) -> list[Any]:
     """The state of every process; all of them must call this."""
     if not torch.distributed.is_initialized():
         return [state]

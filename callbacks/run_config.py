@@ -1,6 +1,7 @@
 """The configuration of each verb, in the run's folder."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
@@ -34,7 +35,8 @@ class RunConfig(SaveConfigCallback):
         config = self.config.clone()
         for key in _OF_ONE_CALL:
             config.pop(key, None)
-        text = f"# lit-rft {lit_rft.__version__}\n" + self.parser.dump(config, skip_none=False)
+        _leave_folder_to_the_run(config)
+        text = f"# lit-rft {lit_rft.__version__}\n" + self.parser.dump(config, skip_none=False, skip_validation=True)
         path = Path(trainer.default_root_dir, name)
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             return
@@ -43,6 +45,15 @@ class RunConfig(SaveConfigCallback):
             path.rename(_unused(path))
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _leave_folder_to_the_run(config: Any) -> None:
+    """Take back a logger's folder where it is the run's own: with another `default_root_dir` it is that one."""
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = getattr(logger, "init_args", None)
+        if settings is not None and settings.get("save_dir") == config.trainer.default_root_dir:
+            settings["save_dir"] = ""
 
 
 def _unused(path: Path) -> Path:

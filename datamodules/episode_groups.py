@@ -1,11 +1,12 @@
 """Tasks of a text environment with expert episodes of them, for groups of episodes."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rft.datamodules.loaders import EpochLoader
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.protocols import EpisodeJob
@@ -83,8 +84,18 @@ class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
     def make_batch(self, items: list[EpisodeGroup]) -> EpisodeGroupBatch:
         return EpisodeGroupBatch(items[self.rank :: self.world_size], self.jobs)
 
-    def shape(self) -> dict[str, int]:
-        return {"groups": len(self.groups), "batch_size": self.batch_size, "seed": self.seed}
+    def shape(self) -> dict[str, int | str]:
+        sizes = {"groups": len(self.groups), "batch_size": self.batch_size, "seed": self.seed}
+        return {**sizes, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        parts: list[Sequence[int] | str] = []
+        for group in self.groups:
+            parts.append(group.job.id)
+            parts += [p for expert in group.experts for t in expert.transcripts for p in transcript_parts(t)]
+            parts.append(repr([expert.score for expert in group.experts]))
+        return digest_of(parts)
 
 
 class EpisodeGroupDataModule(TrajectoryDataModule):
@@ -98,6 +109,8 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         trajectories: arguments of `TrajectoryDataModule`.
     Raises: ValueError for what has no place in groups: mediocre episodes, outcomes of decisions, packing.
     """
+
+    training_batch = "EpisodeGroupBatch"
 
     def __init__(self, **trajectories: Any) -> None:
         super().__init__(**trajectories)
@@ -128,7 +141,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
     def train_dataloader(self) -> EpisodeGroupLoader:  # type: ignore[override]
         rank, world_size = self._place()
         tasks = sorted({group.job.options["task"] for group in self.groups})
-        return EpisodeGroupLoader(
+        loader = EpisodeGroupLoader(
             self.groups,
             EpisodeJobs([], self.protocol.make_env, tasks),
             batch_size=self.batch_size,
@@ -136,3 +149,4 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
             rank=rank,
             world_size=world_size,
         )
+        return self.in_position(loader)

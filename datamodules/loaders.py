@@ -1,7 +1,10 @@
-"""Data loaders that know where they are: they resume in mid-epoch and share each step's work among processes."""
+"""Data loaders that know their position: they resume exactly and share each step's work among processes."""
 
+import functools
+import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,16 +17,82 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 
-class EpochLoader(Generic[Item, Batch]):
-    """Batches of items in an order of each epoch's own; resumes in mid-epoch.
+class TrainingLoader(Generic[Batch]):
+    """A data loader whose position is saved in checkpoints and restored from them.
+
+    Subclasses number the batches since the start of training (`batch`), and say how many an epoch has (`__len__`) and
+    what a position is a position in (`shape`).
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._position = 0  # batches of this epoch so far
+        self._overfit: int | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of an epoch: of the one that is under way, or of the next one if that is complete.
+
+        A trainer that stops before (`limit_train_batches`) gets the batches that follow next time.
+        """
+        end = len(self) if self._overfit is None else self._overfit
+        if self._position >= end:
+            self._position = 0
+            self.epoch += self._overfit is None
+        make_batch = self.batches_of_epoch(self.epoch)
+        while self._position < end:
+            position, self._position = self._position, self._position + 1
+            yield make_batch(position)
+
+    def batches_of_epoch(self, epoch: int) -> Callable[[int], Batch]:
+        """A function that makes the batches of an epoch, by their position in it."""
+        raise NotImplementedError
+
+    def shape(self) -> dict[str, int | str]:
+        """What must not change between a checkpoint and its resumption: sizes, seed, and a `digest` of the data."""
+        raise NotImplementedError
+
+    def overfit(self, batches: int | float) -> None:
+        """Repeat the first batches of the first epoch (`Trainer(overfit_batches=...)`).
+
+        Args:
+            batches: their number, or (float) their share of an epoch.
+        """
+        number = int(batches * len(self)) if isinstance(batches, float) else min(batches, len(self))
+        self._overfit = max(1, number)
+
+    def state_dict(self) -> dict[str, int | str]:
+        return {"epoch": self.epoch, "position": self._position, **self.shape()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at a saved position.
+
+        Raises: ValueError if it is a position in other data.
+        """
+        check_position(state, self.shape())
+        self.epoch, self._position = state["epoch"], state["position"]
+
+    def follow(self, previous: "TrainingLoader[Batch]") -> None:
+        """Continue where another loader is, which this one replaces (`reload_dataloaders_every_n_epochs`). If the data
+        have changed in between, with the next epoch."""
+        if previous.shape() == self.shape():
+            self.epoch, self._position = previous.epoch, previous._position
+        else:
+            self.epoch = previous.epoch + 1
+
+
+class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
+    """Batches of items, in another order in each epoch.
 
     The order depends on seed and epoch only, not on the number of processes nor on global random numbers. Subclasses
-    say which items an epoch has (`order`), what becomes of `batch_size` of them (`make_batch`), and what a saved place
-    is a place in (`shape`).
+    say which items an epoch has (`order`), and what becomes of `batch_size` of them (`make_batch`).
 
     Args:
         number: items of an epoch.
-        batch_size: items a batch, over all processes.
+        batch_size: items per batch, over all processes.
         seed: of the order.
         rank, world_size: this process, and how many there are.
     """
@@ -31,22 +100,17 @@ class EpochLoader(Generic[Item, Batch]):
     def __init__(self, number: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        super().__init__()
         self.number, self.batch_size, self.seed = number, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self._position = 0  # batches handed out in this epoch
 
     def __len__(self) -> int:
         return -(-self.number // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self._position >= len(self):  # the last epoch was used up
-            self.epoch, self._position = self.epoch + 1, 0
+    def batches_of_epoch(self, epoch: int) -> Callable[[int], Batch]:
         order = self.order()
-        while self._position < len(self):
-            start = self._position * self.batch_size
-            self._position += 1
-            yield self.make_batch(order[start : start + self.batch_size])
+        size = self.batch_size
+        return lambda position: self.make_batch(order[position * size : (position + 1) * size])
 
     def order(self) -> list[Item]:
         """This epoch's items."""
@@ -56,24 +120,9 @@ class EpochLoader(Generic[Item, Batch]):
         """This process's part of a batch."""
         raise NotImplementedError
 
-    def shape(self) -> dict[str, int]:
-        """Numbers that must not change between a checkpoint and its resumption."""
-        raise NotImplementedError
-
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """In this epoch's order."""
         return [items[index] for index in shuffled_indices(len(items), self.seed, self.epoch)]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "position": self._position, **self.shape()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved place.
-
-        Raises: ValueError if the data is not what the place is in.
-        """
-        check_place(state, self.shape())
-        self.epoch, self._position = state["epoch"], state["position"]
 
 
 def shuffled_indices(number: int, seed: int, epoch: int) -> list[int]:
@@ -82,11 +131,36 @@ def shuffled_indices(number: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(number, generator=generator).tolist()
 
 
-def check_place(state: Mapping[str, int], shape: Mapping[str, int]) -> None:
-    """Raises: ValueError naming the first number in which a checkpoint's data differ from these."""
+def check_position(state: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
+    """Raises: ValueError naming the first property in which a checkpoint's data differ from these."""
+    if missing := [name for name in shape if name not in state]:
+        raise ValueError(
+            f"cannot resume: the checkpoint was made with another kind of training data, which has {', '.join(state)}; "
+            f"this one has {', '.join(missing)}: use the data module that it was made with"
+        )
     for name, value in shape.items():
+        if state[name] != value and name == "digest":
+            raise ValueError(
+                "cannot resume: the checkpoint was made with other training data (as many, but not the same tokens); "
+                "use its files, tokenizer and prompts, or start anew from its weights (policy.start_from)"
+            )
         if state[name] != value:
             raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+
+
+def digest_of(parts: Iterable[Sequence[int] | str]) -> str:
+    """A short name for the contents of a data set, given as token ids and texts in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else array("q", part).tobytes()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:16]
+
+
+def transcript_parts(transcript: Transcript) -> list[Sequence[int] | str]:
+    """What is learnt from a transcript, for `digest_of`."""
+    decisions = [*transcript.utterance_starts, *transcript.utterance_ends]
+    return [transcript.level, transcript.input_ids, decisions, repr([tuple(o) for o in transcript.outcomes])]
 
 
 class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
@@ -138,9 +212,15 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
             chosen += [self.mixed_episodes[indices[turn % len(indices)]] for turn in turns]
         return self.shuffled(chosen)
 
-    def shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, int | str]:
         mixed = {"mixed_episodes": len(self.mixed_episodes), "mixed_per_epoch": self.mixed_per_epoch}
-        return {"episodes": len(self.episodes), **mixed, "batch_size": self.batch_size, "seed": self.seed}
+        sizes = {"episodes": len(self.episodes), **mixed, "batch_size": self.batch_size, "seed": self.seed}
+        return {**sizes, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        transcripts = (t for part in (self.episodes, self.mixed_episodes) for episode in part for t in episode)
+        return digest_of(part for transcript in transcripts for part in transcript_parts(transcript))
 
     def make_batch(self, items: list[Sequence[Transcript]]) -> StepBatch:
         transcripts = [transcript for transcripts in items for transcript in transcripts]
@@ -170,7 +250,7 @@ class JobLoader:
     ) -> None:
         if len(jobs) < world_size:
             raise ValueError(f"{len(jobs)} episodes are too few for {world_size} processes: each needs at least one")
-        self.jobs = _round_robin(jobs)[rank::world_size]
+        self.jobs = round_robin(jobs, lambda job: job.options["task"])[rank::world_size]
         self.make_env = make_env
         self.tasks = sorted({job.options["task"] for job in jobs})
 
@@ -182,13 +262,14 @@ class JobLoader:
             yield EpisodeJobs(self.jobs if index == 0 else [], self.make_env, self.tasks)
 
 
-def _round_robin(jobs: Sequence[EpisodeJob]) -> list[EpisodeJob]:
-    seen: Counter[str] = Counter()
+def round_robin(items: Sequence[Item], kind: Callable[[Item], Hashable]) -> list[Item]:
+    """The first item of each kind, then the second of each: the beginning of the list is a sample of every kind."""
+    seen: Counter[Hashable] = Counter()
     turns = []
-    for job in jobs:
-        turns.append(seen[job.options["task"]])
-        seen[job.options["task"]] += 1
-    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
+    for item in items:
+        turns.append(seen[kind(item)])
+        seen[kind(item)] += 1
+    return [item for _, item in sorted(zip(turns, items, strict=True), key=lambda pair: pair[0])]
 
 
 def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:

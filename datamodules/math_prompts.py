@@ -1,15 +1,15 @@
 """Problems with verifiable answers as prompts for a policy."""
 
+import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning as L
-
 from lit_rft._seeds import resolve_seed
-from lit_rft.datamodules.loaders import EpochLoader
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
+from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
 from lit_rft.rewards.ground_truths import warn_of_unearnable
@@ -55,12 +55,16 @@ class PromptBatch:
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
-    """Prompts in shuffled batches, shared among processes.
+    """Prompts in batches, shared among processes.
+
+    For training they are shuffled anew in each epoch. For evaluation (`shuffle=False`) every pass begins with the first
+    prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
+    always the same problems, of all benchmarks.
 
     Args:
         prompts: all of them.
-        batch_size: prompts a batch, over all processes.
-        shuffle: else in their order, and the last batch may be smaller.
+        batch_size: prompts per batch, over all processes.
+        shuffle: for training; else for evaluation.
         seed: of the order.
         rank, world_size: this process, and how many there are.
     """
@@ -76,17 +80,32 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         world_size: int = 1,
     ) -> None:
         super().__init__(len(prompts), batch_size, seed, rank, world_size)
-        self.prompts, self.shuffle = list(prompts), shuffle
+        self.prompts = list(prompts) if shuffle else round_robin(prompts, lambda prompt: prompt.problem.source)
+        self.shuffle = shuffle
         self.sources = sorted({prompt.problem.source for prompt in self.prompts})
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
 
     def order(self) -> list[Prompt]:
         return self.shuffled(self.prompts) if self.shuffle else self.prompts
 
     def make_batch(self, items: list[Prompt]) -> PromptBatch:
-        return PromptBatch(items[self.rank :: self.world_size], self.sources)
+        if self.shuffle:
+            return PromptBatch(items[self.rank :: self.world_size], self.sources)
+        start, end = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return PromptBatch(items[start:end], self.sources)  # a benchmark's problems are shared evenly
 
-    def shape(self) -> dict[str, int]:
-        return {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+    def shape(self) -> dict[str, int | str]:
+        sizes = {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+        return {**sizes, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        parts: list[Sequence[int] | str] = []
+        for prompt in self.prompts:
+            parts += [prompt.problem.id, str(prompt.problem.ground_truth), prompt.ids, *prompt.traces]
+        return digest_of(parts)
 
     def fingerprint(self) -> str:
         """Digest of all prompts, whatever their order: ids, content, tokens and repeats."""
@@ -97,7 +116,7 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-class MathPromptDataModule(L.LightningDataModule):
+class MathPromptDataModule(ResumableDataModule):
     """Problems from files, from the Hugging Face hub, or out of reasoning-gym (no download).
 
     Files take the place of generated problems: with `train_files` there are no `train_tasks`, with `eval_files` no
@@ -126,6 +145,8 @@ class MathPromptDataModule(L.LightningDataModule):
             are compared on the same ones.
     Raises: ValueError for a value out of range; ProblemError for a bad row.
     """
+
+    training_batch = evaluation_batch = "PromptBatch"
 
     def __init__(
         self,
@@ -230,7 +251,8 @@ class MathPromptDataModule(L.LightningDataModule):
 
     def _tokenize(self, problems: list[Problem], name: str) -> list[Prompt]:
         self._cut = 0
-        form = PromptFormat(load_tokenizer(self.model), self.prompt_template)
+        self.tokenizer = load_tokenizer(self.model)
+        form = PromptFormat(self.tokenizer, self.prompt_template)
         prompts = [self._prompt(problem, form) for problem in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= self.max_prompt_length]
         if len(kept) < len(prompts):
@@ -277,7 +299,7 @@ class MathPromptDataModule(L.LightningDataModule):
                            long, given, self.max_trace_length, fate)  # fmt: skip
 
     def train_dataloader(self) -> PromptLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self.in_position(self._loader("train", self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
         if "eval" not in self._prompts:

@@ -1,10 +1,10 @@
 """Episodes to play and to learn from while training goes on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lit_rft.datamodules.loaders import check_place, shuffled_indices
+from lit_rft.datamodules.loaders import TrainingLoader, digest_of, shuffled_indices
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.protocols import EpisodeJob
@@ -38,10 +38,10 @@ class OnlineBatch:
         return self
 
 
-class OnlineLoader:
-    """One `OnlineBatch` a round: the next episodes of an endless shuffled list, shared among processes.
+class OnlineLoader(TrainingLoader[OnlineBatch]):
+    """One `OnlineBatch` per round: the next episodes of an endless shuffled list, shared among processes.
 
-    The order depends on the seed only; a checkpoint keeps the place.
+    The order depends on the seed only; a checkpoint keeps the position.
 
     Args:
         jobs: episodes that may be played.
@@ -65,19 +65,15 @@ class OnlineLoader:
     ) -> None:
         if episodes_per_round < world_size:
             raise ValueError(f"episodes_per_round={episodes_per_round} is too small for {world_size} processes")
+        super().__init__()
         self.jobs, self.rounds, self.episodes_per_round, self.seed = list(jobs), rounds, episodes_per_round, seed
         self.rank, self.world_size, self._make_batch = rank, world_size, make_batch
-        self._round = 0  # rounds handed out since the start of training
 
     def __len__(self) -> int:
         return self.rounds
 
-    def __iter__(self) -> Iterator[OnlineBatch]:
-        first = True
-        while first or self._round % self.rounds:
-            first = False
-            number, self._round = self._round, self._round + 1
-            yield self._make_batch(self._episodes(number))
+    def batches_of_epoch(self, epoch: int) -> Callable[[int], OnlineBatch]:
+        return lambda position: self._make_batch(self._episodes(epoch * self.rounds + position))
 
     def _episodes(self, number: int) -> list[EpisodeJob]:
         """This process's episodes of a round, each with a name of its own."""
@@ -90,19 +86,9 @@ class OnlineLoader:
         cycle, place = divmod(turn, len(self.jobs))
         return self.jobs[shuffled_indices(len(self.jobs), self.seed, cycle)[place]]
 
-    def _shape(self) -> dict[str, int]:
-        return {"jobs": len(self.jobs), "rounds": self.rounds}
-
-    def state_dict(self) -> dict[str, int]:
-        return {"round": self._round, **self._shape()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved place.
-
-        Raises: ValueError if the episodes are not those that the place is in.
-        """
-        check_place(state, self._shape())
-        self._round = state["round"]
+    def shape(self) -> dict[str, int | str]:
+        sizes = {"jobs": len(self.jobs), "rounds": self.rounds, "episodes_per_round": self.episodes_per_round}
+        return {**sizes, "seed": self.seed, "digest": digest_of(job.id for job in self.jobs)}
 
 
 class OnlineDataModule(TrajectoryDataModule):
@@ -122,6 +108,8 @@ class OnlineDataModule(TrajectoryDataModule):
         trajectories: arguments of `TrajectoryDataModule`.
     Raises: ValueError for a value out of range.
     """
+
+    training_batch = "OnlineBatch"
 
     def __init__(
         self,
@@ -160,7 +148,7 @@ class OnlineDataModule(TrajectoryDataModule):
 
     def train_dataloader(self) -> OnlineLoader:  # type: ignore[override]
         rank, world_size = self._place()
-        return OnlineLoader(
+        loader = OnlineLoader(
             self._jobs["collect"],
             rounds=self.rounds,
             episodes_per_round=self.episodes_per_round,
@@ -169,6 +157,7 @@ class OnlineDataModule(TrajectoryDataModule):
             rank=rank,
             world_size=world_size,
         )
+        return self.in_position(loader)
 
     def _make_batch(self, jobs: list[EpisodeJob]) -> OnlineBatch:
         tasks = sorted({job.options["task"] for job in self._jobs["collect"]})

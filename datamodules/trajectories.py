@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
-
 from lit_rft._seeds import resolve_seed
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
+from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
@@ -27,7 +26,7 @@ from lit_rft.transcripts import (
 logger = logging.getLogger(__name__)
 
 
-class TrajectoryDataModule(L.LightningDataModule):
+class TrajectoryDataModule(ResumableDataModule):
     """Trains on stored episodes (expert ones are collected if there are none) and evaluates on held-out variations.
 
     One record an episode; the high-level view (subgoals) and the low-level view (actions) are derived from it.
@@ -66,6 +65,8 @@ class TrajectoryDataModule(L.LightningDataModule):
             seeds are compared on the same ones.
     Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
     """
+
+    training_batch, evaluation_batch = "StepBatch", "EpisodeJobs"
 
     def __init__(
         self,
@@ -200,9 +201,9 @@ class TrajectoryDataModule(L.LightningDataModule):
         self._report([*self._transcripts, *self._medium])
 
     def _read_tokenizer(self) -> ChatFormat:
-        tokenizer = load_tokenizer(self.model)
-        self._pad_id = tokenizer.pad_token_id
-        return ChatFormat(tokenizer)
+        self.tokenizer = load_tokenizer(self.model)
+        self._pad_id = self.tokenizer.pad_token_id
+        return ChatFormat(self.tokenizer)
 
     def _read(self, files: Sequence[str | Path]) -> list[Episode]:
         episodes = [episode for file in files for episode in read_episodes(file)]
@@ -255,7 +256,7 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._place()
-        return StepLoader(
+        loader = StepLoader(
             self._transcripts,
             batch_size=self.batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
@@ -267,6 +268,7 @@ class TrajectoryDataModule(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        return self.in_position(loader)
 
     def val_dataloader(self) -> JobLoader | list[Any]:
         return self._job_loader("eval")

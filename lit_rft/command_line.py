@@ -74,12 +74,13 @@ class StageCLI(LightningCLI):
     def before_fit(self) -> None:
         """Raises: FileExistsError if the folder holds another run, before anything is loaded or lost."""
         config = self.config_init[self.subcommand]
+        ckpt_path = config.get("ckpt_path")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
-                if config["overwrite"] and config["ckpt_path"] is None and self.trainer.is_global_zero:
+                if config["overwrite"] and ckpt_path is None and self.trainer.is_global_zero:
                     callback.remove_run(self.trainer)
                 if self.trainer.is_global_zero:
-                    callback.check_folder(self.trainer, config["ckpt_path"])
+                    callback.check_folder(self.trainer, ckpt_path)
 
     def before_validate(self) -> None:
         """Our own table of scores takes the place of Lightning's list of metrics."""

@@ -1,5 +1,7 @@
 """A run's folder: one config file a verb, nothing overwritten by accident."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,18 @@ import torch
 import yaml
 from tiny import make_episode
 
-from lit_rft.cli import main
+from lit_rft import cli
 from lit_rft.episodes import write_episodes
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line; an error of the user's is raised with the line that is printed."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            cli.main(arguments)
+    except SystemExit as exit_:
+        raise ValueError(printed.getvalue()) from exit_
 
 
 @pytest.fixture
@@ -65,11 +77,11 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], tmp_
     run = tmp_path / "run"
     main(["fit", *arguments])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises((FileExistsError, SystemExit), match=r"--ckpt_path last.*default_root_dir.*--overwrite true"):
+    with pytest.raises(ValueError, match=r"--ckpt_path last.*default_root_dir.*--overwrite true"):
         main(["fit", *arguments, "--model.init_args.optimizer.learning_rate", "1e-4"])
     elsewhere = tmp_path / "copy.ckpt"
     elsewhere.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    with pytest.raises((FileExistsError, SystemExit), match="would be overwritten"):
+    with pytest.raises(ValueError, match="would be overwritten"):
         main(["fit", *arguments, "--ckpt_path", str(elsewhere)])
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     file = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--model.init_args.optimizer.learning_rate", "5e-4"]
@@ -84,6 +96,6 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], tmp_
 def test_a_refused_resume_leaves_the_config(arguments: list[str], tmp_path: Path) -> None:
     main(["fit", *arguments])
     before = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises((ValueError, SystemExit), match=r"lora\.alpha: 32 -> 8"):
+    with pytest.raises(ValueError, match=r"lora\.alpha: 32 -> 8"):
         main(["fit", *arguments, "--ckpt_path", "last", "--model.init_args.policy.lora.alpha", "8"])
     assert (tmp_path / "run" / "config.yaml").read_text() == before

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lit_rft.models.backbone import LoraSettings as LoraSettings
     from lit_rft.models.backbone import causal_lm as causal_lm
     from lit_rft.models.backbone import final_hidden_states as final_hidden_states
     from lit_rft.models.backbone import load_backbone as load_backbone
     from lit_rft.models.backbone import load_tokenizer as load_tokenizer
+    from lit_rft.models.backbone import model_end_ids as model_end_ids
     from lit_rft.models.backbone import output_logits as output_logits
     from lit_rft.models.critic import Critic as Critic
     from lit_rft.models.critic import CriticHeads as CriticHeads
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_rft.models.log_probs import UtteranceLogProbs as UtteranceLogProbs
     from lit_rft.models.log_probs import chosen_log_probs as chosen_log_probs
     from lit_rft.models.log_probs import utterance_log_probs as utterance_log_probs
+    from lit_rft.models.lora import LoraSettings as LoraSettings
     from lit_rft.models.merging import ActingWeights as ActingWeights
     from lit_rft.models.merging import acting_adapter as acting_adapter
     from lit_rft.models.smollm2 import smollm2_135m_instruct as smollm2_135m_instruct
@@ -33,7 +34,7 @@ _EXPORTS: dict[str, str] = {
     "DecisionFeatures": "lit_rft.models.features",
     "FeatureCache": "lit_rft.models.feature_cache",
     "ActingWeights": "lit_rft.models.merging",
-    "LoraSettings": "lit_rft.models.backbone",
+    "LoraSettings": "lit_rft.models.lora",
     "UtteranceLogProbs": "lit_rft.models.log_probs",
     "acting_adapter": "lit_rft.models.merging",
     "backbone_fingerprint": "lit_rft.models.features",

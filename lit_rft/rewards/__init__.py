@@ -5,8 +5,13 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lit_rft.rewards.base import RewardFunction as RewardFunction
     from lit_rft.rewards.base import RewardSum as RewardSum
+    from lit_rft.rewards.calling import RewardError as RewardError
+    from lit_rft.rewards.calling import RewardFunction as RewardFunction
+    from lit_rft.rewards.calling import compute_rewards as compute_rewards
+    from lit_rft.rewards.ground_truths import Unearnable as Unearnable
+    from lit_rft.rewards.ground_truths import unearnable as unearnable
+    from lit_rft.rewards.ground_truths import warn_of_unearnable as warn_of_unearnable
     from lit_rft.rewards.math import MathReward as MathReward
     from lit_rft.rewards.math import text_after_thinking as text_after_thinking
     from lit_rft.rewards.pool import Verdict as Verdict

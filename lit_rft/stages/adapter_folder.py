@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from lit_rft.models.backbone import LoraSettings, causal_lm
+from lit_rft.models.backbone import causal_lm
+from lit_rft.models.lora import ALL_LINEAR, ATTENTION, LoraSettings, is_attention
 from lit_rft.stages.hyper_parameters import to_plain
 from lit_rft.stages.identity import adapted_modules, identity_differences
 from lit_rft.stages.settings import PolicySettings
@@ -61,6 +62,8 @@ def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings
     for field in dataclasses.fields(lora):
         ours = getattr(lora, field.name)
         theirs = to_plain(getattr(config, _PEFT_NAMES.get(field.name, field.name), None))
+        if field.name == "init_lora_weights":  # of fresh adapters only
+            continue
         if field.name == "target_modules":
             same, theirs = _wanted_modules(policy, ours) in (None, set(modules)), modules
         else:
@@ -81,15 +84,15 @@ def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
     """Return the last names of the modules that LoRA settings mean; None for a pattern, which is not compared."""
     if not isinstance(target, str):
         return {name.rpartition(".")[2] for name in target}
-    if target != "all-linear":
+    if target not in (ALL_LINEAR, ATTENTION):
         return None
     model = causal_lm(policy)
-    names = {
-        name.removesuffix(".base_layer").rpartition(".")[2]
+    names = [
+        name.removesuffix(".base_layer")
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not model.get_output_embeddings() and "lora_" not in name
-    }
-    return names
+    ]
+    return {name.rpartition(".")[2] for name in names if target == ALL_LINEAR or is_attention(name)}
 
 
 def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:

@@ -17,6 +17,7 @@ from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardFunction, check_reward, compute_rewards
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
+from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
@@ -74,6 +75,8 @@ class AnsweringStage(PolicyModule):
         answering: how problems are answered.
     """
 
+    evaluation_batch = PROMPTS
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
@@ -111,6 +114,7 @@ class AnsweringStage(PolicyModule):
     @torch.no_grad()
     def _answer(self, batch: PromptRound) -> list[Answer]:
         assert self.policy is not None and self.chat is not None
+        self.check_batch(batch, self.evaluation_batch)
         settings = self.answering
         prompts = [prompt for prompt in batch.prompts if _question(prompt.problem) not in self.already_answered]
         sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]

@@ -6,6 +6,7 @@ from typing import Any
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.stages.data_check import EPISODES
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
@@ -25,6 +26,8 @@ class PolicyStage(PolicyModule):
         hierarchy: two levels, or (False) a flat agent without subgoals.
         prompts: what each level is told.
     """
+
+    evaluation_batch = EPISODES
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class PolicyStage(PolicyModule):
 
     def _play(self, jobs: EpisodeJobs, batch_index: int, num_batches: int) -> list[PlayedEpisode]:
         """Play until one more episode has ended: all of them are submitted with the first batch."""
+        self.check_batch(jobs, self.evaluation_batch)
         if not self._runner.playing:
             self._runner.begin(self.acting_policy(), jobs)
         wanted = [job for job in jobs.jobs[:num_batches] if job.id not in self.already_played]

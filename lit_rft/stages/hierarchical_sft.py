@@ -7,6 +7,7 @@ from torch import Tensor
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import utterance_likelihood_loss
 from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.data_check import STEPS
 from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
@@ -37,6 +38,8 @@ class HierarchicalSFT(PolicyStage):
         chunk_tokens: logits are made for so many action tokens at a time.
     """
 
+    training_batch = STEPS
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
@@ -60,6 +63,7 @@ class HierarchicalSFT(PolicyStage):
         self.chunk_tokens = chunk_tokens
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         sums: dict[str, Tensor] = {}
         losses = [partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches]
         self.accumulate_and_step(losses)

@@ -8,6 +8,7 @@ from lit_rft._seeds import resolve_seed
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.rollout import SamplingSettings
+from lit_rft.stages.data_check import GROUPS
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
@@ -47,6 +48,8 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         seed: of the rollouts; null for the run's `seed_everything`.
     """
 
+    training_batch = GROUPS
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
@@ -71,6 +74,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         self.seed = resolve_seed(seed)
 
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         if self.global_step < self.objective.sft_steps:
             self.log_step(self.likelihood_step(self._experts(batch.groups, None)))
             return

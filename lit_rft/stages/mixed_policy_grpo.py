@@ -15,6 +15,7 @@ from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.answering import AnsweringStage, PromptRound
+from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
 from lit_rft.stages.serving import check_served
@@ -48,6 +49,8 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         share_prompts: a prompt is read once for all completions of its group, where the model can do so.
         seed: of the rollouts; null for the run's `seed_everything`.
     """
+
+    training_batch = PROMPTS
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         ).to(self.device)  # fmt: skip
 
     def training_step(self, batch: PromptRound, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         self.share_prompts = self.share_prompts and self._shares_prompts()
         if self.global_step < self.objective.sft_steps:
             self.log_step(self.likelihood_step(self._traces(batch.prompts, None)))

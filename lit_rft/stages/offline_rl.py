@@ -1,6 +1,7 @@
 """GLIDER's second stage: offline hierarchical reinforcement learning."""
 
 from lit_rft.stages.actor_critic import ActorCriticStage
+from lit_rft.stages.data_check import STEPS
 from lit_rft.transcripts import StepBatch
 
 
@@ -16,5 +17,8 @@ class OfflineHierarchicalRL(ActorCriticStage):
     (`critic.per_level`), and a low-level trajectory ends with its subgoal.
     """
 
+    training_batch = STEPS
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         self.log_metrics(self.update(batch))

@@ -15,6 +15,7 @@ from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.actor_critic import ActorCriticStage
+from lit_rft.stages.data_check import ROUNDS
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
@@ -60,6 +61,8 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         the learning rate other than constant.
     """
 
+    training_batch = ROUNDS
+
     def __init__(self, online: OnlineSettings | None = None, **stage: Any) -> None:
         stage["optimizer"] = stage.get("optimizer") or OptimizerSettings(learning_rate=1e-6)
         stage["critic"] = stage.get("critic") or CriticSettings(learning_rate=1e-5)
@@ -99,7 +102,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     @staticmethod
     def _skill_names(names: Iterable[str]) -> list[str]:
-        return [name for name in names if f".{LOW}." in name and "lora_" in name]
+        return [name for name in names if f".{LOW}." in name and ("lora_" in name or ".modules_to_save." in name)]
 
     def _saved_names(self) -> list[str]:
         return super()._saved_names() + self._skill_names(name for name, _ in self.named_parameters())
@@ -118,6 +121,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
     # --- a round -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: OnlineRound, batch_idx: int) -> None:
+        self.check_batch(batch, self.training_batch)
         number = self._collect(batch.jobs)
         metrics: list[dict[str, Tensor]] = []
         for index in range(max(1, round(self.online.updates_per_episode * number))):

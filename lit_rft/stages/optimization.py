@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, whole_weights
+from lit_rft.stages.data_position import count_epochs, restore_position
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
 
@@ -54,6 +55,9 @@ class OptimizedModule(L.LightningModule):
             )
         return []
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        count_epochs(checkpoint)
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
             self.parameter_groups(),
@@ -68,7 +72,9 @@ class OptimizedModule(L.LightningModule):
         return [{"params": parameters, "lr": self.optimizer_settings.learning_rate, "name": "policy"}]
 
     def on_train_start(self) -> None:
-        """Let the present settings count after a resume, which restores learning rates and decay with the moments."""
+        """Restore the position in the data, and let the present settings count after a resume, which restores learning
+        rates and decay with the moments."""
+        restore_position(self.trainer)
         rates = {group["name"]: group["lr"] for group in self.parameter_groups()}
         for optimizer, schedule in zip(self.trainer.optimizers, self._schedules(), strict=True):
             factor = self._lr_factor(schedule.last_epoch)

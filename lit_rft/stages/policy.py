@@ -21,9 +21,9 @@ from lit_rft.models.backbone import (
 from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
 from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
+from lit_rft.stages.data_check import DataCheckedModule
 from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
 from lit_rft.stages.identity import identity_differences, policy_identity
-from lit_rft.stages.optimization import OptimizedModule
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
 from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
@@ -38,7 +38,7 @@ _FIXED = ("hierarchy", "prompts", "critic.features", "critic.per_level")
 _POLICY_RECORD = "policy"  # key of the policy's identity in a checkpoint
 
 
-class PolicyModule(OptimizedModule):
+class PolicyModule(DataCheckedModule):
     """A language model, with or without adapters, as the policy of a stage.
 
     Args:
@@ -186,6 +186,7 @@ class PolicyModule(OptimizedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this stage and policy, and say which settings have changed since."""
+        super().on_load_checkpoint(checkpoint)
         self._check_resumable(checkpoint, "the checkpoint")
         weights = checkpoint.get("state_dict")
         if weights is not None:  # else they are split over devices, checked and loaded by now

@@ -33,6 +33,7 @@ class ServedPolicy:
         if self._name is None or version != self._version:
             if not hasattr(policy, "peft_config"):
                 raise ValueError("a server gets adapters, not whole models: set policy.lora, or leave out server")
+            _check_adapter(policy, self._adapter)
             before, self._name, self._version = self._name, self._give(policy), version
             if before is not None:
                 self.server.unload(before)
@@ -67,6 +68,17 @@ class ServedPolicy:
         """Take the adapter from the server."""
         self._name = self._version = None
         self.server.close()
+
+
+def _check_adapter(policy: Any, adapter: str) -> None:
+    """Raises: ValueError for what vLLM refuses in an adapter, or would leave out without a word."""
+    config = policy.peft_config[adapter]
+    unserved = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+    if found := [name for name in unserved if getattr(config, name, None)]:
+        raise ValueError(
+            f"a vLLM server cannot sample with an adapter that has {', '.join(found)}: leave out server, or these keys "
+            "of policy.lora"
+        )
 
 
 def check_served(server: ServerSettings | None, sampling: SamplingSettings, importance_cap: float | None) -> None:

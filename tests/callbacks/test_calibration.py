@@ -1,6 +1,8 @@
 """The calibration plot, read back from TensorBoard."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,35 @@ def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_p
     assert known == sum(
         t.num_decisions for e in loader.episodes for t in e if t.level == "high" and t.outcomes[-1].terminated
     )
+
+
+def test_levels_without_known_returns_are_skipped(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All episodes were cut in the middle of a subgoal: no return of the high level is known."""
+    loader = make_loader(tiny_model_folder, outcomes=True)
+    loader.episodes = [episode for episode in loader.episodes if not episode[0].outcomes[-1].terminated] * 2
+    loader.number = len(loader.episodes)
+    stage, logger = make_offline(tiny_model_folder), TensorBoardLogger(str(tmp_path), name="tb", version="")
+    with caplog.at_level(logging.INFO, "lit_rft"):
+        trainer = fit(stage, loader, 4, callbacks=[CriticCalibration()], logger=logger)
+    assert trainer.current_epoch == 2 and not trainer.interrupted
+    assert caplog.text.count("no calibration plot of the high level") == 1
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert "calibration/high" not in events.Tags()["images"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_any_number_of_known_returns_can_be_reported(number: int) -> None:
+    """None at all, one alone, and several that are equal."""
+    module = SimpleNamespace(judged=[("low", torch.ones(number), torch.zeros(number))])
+    logged: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics), experiment=None)
+    trainer = SimpleNamespace(is_global_zero=True, logger=logger, global_step=3)
+    CriticCalibration().on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+    assert logged == ([{"train/low/q_bias": 1.0}] if number else [])
+    CriticCalibration().on_train_epoch_end(trainer, SimpleNamespace(judged=[]))  # type: ignore[arg-type]
 
 
 def test_the_line_follows_the_bins() -> None:

@@ -20,10 +20,12 @@ from lit_rft.models import LoraSettings, causal_lm, load_backbone
 DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
 
 
-def _fit(stage: Any, model: Path, folder: Path, steps: int, ckpt_path: str | None = None) -> None:
+def _fit(
+    stage: Any, model: Path, folder: Path, steps: int, ckpt_path: str | None = None, epochs: int = -1, every: int = 1
+) -> None:
     trainer = L.Trainer(
         max_steps=steps,
-        max_epochs=-1,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         default_root_dir=folder,
@@ -31,7 +33,7 @@ def _fit(stage: Any, model: Path, folder: Path, steps: int, ckpt_path: str | Non
         enable_model_summary=False,
         limit_val_batches=0,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[RunCheckpoint(every_n_steps=1), RandomState(), AdapterExport()],
+        callbacks=[RunCheckpoint(every_n_steps=every), RandomState(), AdapterExport()],
     )
     trainer.fit(stage, make_loader(model, batch_size=2, episodes=7), ckpt_path=ckpt_path)
 
@@ -48,6 +50,39 @@ def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path:
         assert torch.equal(weight, trained(second)[name]), name
 
 
+@pytest.mark.parametrize(
+    ("every", "parts"),
+    [
+        (100, [(-1, 1), (-1, 3)]),
+        (1, [(-1, 1), (-1, 2), (-1, 3)]),
+        (100, [(99, 1), (99, 2), (99, 3)]),
+        (1, [(99, 1), (99, 2), (99, 3)]),
+        (100, [(4, -1), (8, 9), (-1, 3)]),
+        (100, [(2, 1), (3, 1), (-1, 3)]),
+        (1, [(2, 3), (5, 3), (99, 3)]),
+        (100, [(6, 9), (7, 2), (12, -1)]),
+    ],
+    ids=str,
+)
+def test_several_resumptions_equal_one_run(
+    parts: list[tuple[int, int]], every: int, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Stopped by numbers of steps and epochs, within an epoch or at its end; checkpoints are written after a step or
+    when training ends."""
+    whole = make_stage(tiny_model_folder, lora=DROPOUT)
+    _fit(whole, tiny_model_folder, tmp_path / "whole", -1, epochs=3)  # 4 steps an epoch
+    for number, (steps, epochs) in enumerate(parts):
+        stage = make_stage(tiny_model_folder, lora=DROPOUT, seed=number)
+        last = "last" if number else None
+        _fit(stage, tiny_model_folder, tmp_path / "parts", steps, last, epochs, every)
+    assert (stage.global_step, stage.trainer.current_epoch) == (12, 3)
+    for name, weight in trained(whole).items():
+        assert torch.equal(weight, trained(stage)[name]), name
+    states = [one.trainer.optimizers[0].state_dict()["state"] for one in (whole, stage)]
+    for index, moments in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in moments.items())
+
+
 def test_a_checkpoint_holds_what_trains_and_nothing_else(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage = make_stage(tiny_model_folder)
     _fit(stage, tiny_model_folder, tmp_path, 2)
@@ -56,6 +91,30 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(tiny_model_folder: Path
     assert set(checkpoint["state_dict"]) == set(trained(stage))
     assert checkpoint["global_step"] == 2
     assert checkpoint["optimizer_states"][0]["state"] and checkpoint["lr_schedulers"]
+
+
+def test_layers_trained_in_full_are_saved_and_restored(tiny_model_folder: Path, tmp_path: Path) -> None:
+    lora = LoraSettings(4, 8, 0.2, use_dora=True, use_rslora=True, modules_to_save=["lm_head"])
+    whole = make_stage(tiny_model_folder, lora=lora)
+    before = {name: weight.clone() for name, weight in _configured(whole).items()}
+    _fit(whole, tiny_model_folder, tmp_path / "whole", 4)
+    for steps, seed in ((2, 0), (4, 9)):
+        stage = make_stage(tiny_model_folder, lora=lora, seed=seed)
+        _fit(stage, tiny_model_folder, tmp_path / "parts", steps, "last" if seed else None)
+    head = next(name for name in before if "lm_head" in name)
+    assert any("magnitude" in name for name in before)
+    for name, weight in trained(whole).items():
+        assert torch.equal(weight, trained(stage)[name]), name
+    assert not torch.equal(trained(whole)[head], before[head])
+    for source in ("checkpoints/last.ckpt", "adapter"):  # another stage starts from it
+        start = str(tmp_path / "parts" / source)
+        started = make_stage(tiny_model_folder, lora=lora, policy={"start_from": start})
+        assert all(torch.equal(weight, trained(stage)[name]) for name, weight in _configured(started).items())
+
+
+def _configured(stage: Any) -> dict[str, torch.Tensor]:
+    stage.configure_model()
+    return trained(stage)
 
 
 def test_another_model_refuses_the_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:

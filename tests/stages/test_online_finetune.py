@@ -1,5 +1,6 @@
 """Online fine-tuning on the corridor: frozen skills stay frozen, the rest trains, and a run can be resumed."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,20 @@ def stored(tmp_path: Path) -> str:
     episodes = [make_episode(seed, 4) for seed in range(3)]
     write_episodes(tmp_path / "stored.jsonl", episodes)
     return str(tmp_path / "stored.jsonl")
+
+
+def test_low_level_skills_hold_layers_trained_in_full(tiny_model_folder: Path, tmp_path: Path) -> None:
+    lora = dataclasses.replace(ADAPTERS, modules_to_save=["lm_head"])
+    sft = make_stage(tiny_model_folder, lora=lora)
+    fit(sft, make_loader(tiny_model_folder), 2).save_checkpoint(tmp_path / "sft.ckpt")
+    head = trained(sft)["policy.base_model.model.lm_head.modules_to_save.default.weight"]
+    stage = make_online(tiny_model_folder, lora=lora, policy={"start_from": str(tmp_path / "sft.ckpt")})
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
+    found = dict(stage.policy.named_parameters())
+    assert torch.equal(found["base_model.model.lm_head.modules_to_save.low.weight"], head)
+    assert not torch.equal(found["base_model.model.lm_head.modules_to_save.default.weight"], head)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["policy.base_model.model.lm_head.modules_to_save.low.weight"], head)
 
 
 def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder: Path, tmp_path: Path) -> None:

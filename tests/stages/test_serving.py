@@ -8,12 +8,16 @@ import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
+from tiny import make_model
 from tiny_stage import fit, trained
 from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
+from lit_rft.models import LoraSettings
+from lit_rft.models.lora import add_lora
 from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings
+from lit_rft.stages.serving import ServedPolicy
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
 from .test_online_finetune import make_data, make_online
@@ -159,3 +163,12 @@ def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> Non
 
 def test_the_plain_way_is_the_default() -> None:
     assert AnsweringSettings().server is None and ObjectiveSettings().importance_cap is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 2}}], ids=str
+)
+def test_adapters_that_a_server_would_take_for_others_are_refused(settings: dict[str, Any]) -> None:
+    policy = add_lora(make_model(), LoraSettings(4, 8, 0.0, **settings))
+    with pytest.raises(ValueError, match=f"cannot sample with an adapter that has {next(iter(settings))}"):
+        ServedPolicy(ServerSettings("http://127.0.0.1:9")).name(policy, 0)

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, make_stage
+from tiny_stage import ADAPTERS, PROMPTS, make_stage
 
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
@@ -36,7 +36,7 @@ def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
 
 def _data(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
     settings = {"protocol": CorridorProtocol(), "data_dir": str(folder / "data"), "batch_size": 2, **options}
-    return TrajectoryDataModule(str(model), **settings)
+    return TrajectoryDataModule(str(model), prompts=PROMPTS, **settings)
 
 
 def _events(folder: Path) -> EventAccumulator:

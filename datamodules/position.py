@@ -1,0 +1,50 @@
+"""The position in the training data as part of every checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import lightning as L
+
+from lit_rft.datamodules.loaders import TrainingLoader
+
+Loader = TypeVar("Loader", bound=TrainingLoader[Any])
+
+
+class ResumableDataModule(L.LightningDataModule):
+    """Saves the position of its training loader, and restores it wherever a checkpoint was written.
+
+    Lightning restores the state of loaders only if an epoch was under way; a data module's state is restored always.
+    Subclasses give their training loaders to `in_position`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer: Any = None  # of the token ids in its batches, once they are made
+        self._resumed: dict[str, Any] | None = None  # a checkpoint's position, until a loader takes it
+        self._training: tuple[Any, TrainingLoader[Any]] | None = None  # the trainer and its loader
+
+    def in_position(self, loader: Loader) -> Loader:
+        """A new training loader at the position where training is: the checkpoint's, or that of the loader before.
+
+        Raises: ValueError if a checkpoint's position is one in other data.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return loader
+        if overfits := getattr(trainer, "overfit_batches", 0):
+            loader.overfit(overfits)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+        elif self._training is not None and self._training[0] is trainer:
+            loader.follow(self._training[1])
+        self._resumed, self._training = None, (trainer, loader)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._training is not None and self._training[0] is self.trainer:
+            return {"training": self._training[1].state_dict()}
+        return {"training": self._resumed} if self._resumed is not None else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed = state_dict["training"]

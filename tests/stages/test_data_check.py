@@ -1,0 +1,149 @@
+"""A stage refuses data that are not of its kind, hierarchy or tokenizer before it has learnt from them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_model, make_tokenizer
+from tiny_env import CorridorProtocol
+from tiny_stage import PROMPTS, fit, make_loader, make_offline, make_stage
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
+
+from lit_rft.datamodules import (
+    EpisodeGroupDataModule,
+    MathPromptDataModule,
+    OnlineDataModule,
+    PromptLoader,
+    TrajectoryDataModule,
+)
+from lit_rft.transcripts import HierarchyPrompts
+from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
+
+from .test_mixed_policy_episodes import make as make_groups
+from .test_mixed_policy_grpo import make_grpo, make_prompts
+from .test_online_finetune import make_data, make_online
+
+
+def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
+    if kind is MathPromptDataModule:
+        return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4})
+    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder), "prompts": PROMPTS, "train_variations": 2}
+    return kind(model=str(model), **{**settings, **options})
+
+
+def make(stage: str, model: Path, folder: Path, **options: Any) -> Any:
+    if stage == "groups":
+        return make_groups(model, folder, **options)[0]
+    makers = {"sft": make_stage, "offline": make_offline, "online": make_online, "grpo": make_grpo}
+    return makers[stage](model, **options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "needed"),
+    [
+        ("sft", OnlineDataModule, "StepBatch, as TrajectoryDataModule"),
+        ("offline", EpisodeGroupDataModule, "StepBatch, as TrajectoryDataModule"),
+        ("sft", MathPromptDataModule, "EpisodeJobs, as TrajectoryDataModule"),
+        ("online", TrajectoryDataModule, "OnlineBatch, as OnlineDataModule"),
+        ("groups", TrajectoryDataModule, "EpisodeGroupBatch, as EpisodeGroupDataModule"),
+        ("grpo", TrajectoryDataModule, "PromptBatch, as MathPromptDataModule"),
+    ],
+)
+def test_data_modules_of_another_kind(
+    stage: str, kind: type, needed: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    data = data_module(kind, tiny_model_folder, tmp_path)
+    with pytest.raises(ValueError, match=f"needs a data module that gives {needed} does: got {kind.__name__}, which"):
+        fit(make(stage, tiny_model_folder, tmp_path), data, 1)
+
+
+@pytest.mark.parametrize("stage", ["sft", "online", "groups", "grpo"])
+def test_batches_of_another_kind(stage: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    prompts = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
+    loader = make_loader(tiny_model_folder) if stage == "grpo" else prompts
+    with pytest.raises(ValueError, match=r"needs batches with \w+.*DataModule gives them\), got (StepB|PromptB)atch"):
+        fit(make(stage, tiny_model_folder, tmp_path), loader, 1)
+
+
+@pytest.mark.parametrize("hierarchy", [True, False])
+@pytest.mark.parametrize("stage", ["sft", "offline"])
+def test_another_hierarchy(stage: str, hierarchy: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, hierarchy=not hierarchy)
+    with pytest.raises(ValueError, match=f"hierarchy must be the same .* has {hierarchy}, .* has {not hierarchy}"):
+        fit(make(stage, tiny_model_folder, tmp_path, hierarchy=hierarchy), data, 1)
+    loader = make_loader(tiny_model_folder, hierarchy=not hierarchy, outcomes=stage == "offline")
+    kind = "hierarchical" if hierarchy else "flat"
+    with pytest.raises(ValueError, match=f"is {kind}, but the transcript of find-plant/. is of the"):
+        fit(make(stage, tiny_model_folder, tmp_path, hierarchy=hierarchy), loader, 1)
+
+
+def test_other_prompts(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, prompts=HierarchyPrompts(high="Other."))
+    with pytest.raises(ValueError, match="prompts must be the same for stage and data module"):
+        fit(make_stage(tiny_model_folder), data, 1)
+
+
+def other_model(folder: Path, change: str) -> Path:
+    """A model with a tokenizer that differs in one respect."""
+    tokenizer = make_tokenizer()
+    if change == "template":
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|> ")
+    elif change == "ids":  # the same tokens under other numbers, no more and no less
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        vocabulary = state["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    elif change == "more":
+        tokenizer.add_tokens(["corridor", "room"])
+    make_model(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [("sft", "template"), ("sft", "ids"), ("sft", "more"), ("online", "ids"), ("groups", "ids"), ("grpo", "ids")],
+)
+def test_token_ids_of_another_tokenizer(stage: str, change: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = other_model(tmp_path / "other", change)
+    kinds = {"sft": TrajectoryDataModule, "grpo": MathPromptDataModule, "groups": EpisodeGroupDataModule}
+    data = make_data(model, tmp_path) if stage == "online" else data_module(kinds[stage], model, tmp_path)
+    with pytest.raises(ValueError, match=r"token ids are of the tokenizer of .*other.*give the data module the policy"):
+        fit(make(stage, tiny_model_folder, tmp_path), data, 1)
+
+
+def test_a_copy_of_the_tokenizer_will_do(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = other_model(tmp_path / "copy", "nothing")
+    fit(make_stage(tiny_model_folder), data_module(TrajectoryDataModule, model, tmp_path), 1)
+    a, b = make_tokenizer(), make_tokenizer()
+    b.padding_side = "left"  # of no matter
+    assert tokenizer_fingerprint(a) == tokenizer_fingerprint(b)
+
+
+def test_token_ids_out_of_range_and_other_ends_of_turns(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = other_model(tmp_path / "other", "nothing")
+    loader = make_loader(model)
+    for episode in loader.episodes:
+        episode[0].input_ids[1] = 999
+    with pytest.raises(ValueError, match=r"the data hold token 999, but the policy .* has \d+ tokens"):
+        fit(make_stage(tiny_model_folder), loader, 1)
+    prompts = [dataclasses.replace(p, traces=[[5, 999]]) for p in make_prompts(tiny_model_folder)]
+    with pytest.raises(ValueError, match="the data hold token 999"):
+        fit(make_grpo(tiny_model_folder), PromptLoader(prompts, batch_size=2), 1)
+    loader = make_loader(model)
+    for episode in loader.episodes:
+        for transcript in episode:
+            transcript.end_of_turn_id = 0
+    with pytest.raises(ValueError, match=r"end with token 0, those of the policy .* with 2: they are of another"):
+        fit(make_stage(tiny_model_folder), loader, 1)
+
+
+def test_data_loaders_of_ones_own_will_do(tiny_model_folder: Path) -> None:
+    """torch's, over step batches that were made beforehand."""
+    batches = list(make_loader(tiny_model_folder))
+    stage = make_stage(tiny_model_folder)
+    fit(stage, DataLoader(batches, batch_size=None), 2)  # type: ignore[arg-type]
+    assert stage.global_step == 2
