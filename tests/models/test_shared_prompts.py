@@ -172,7 +172,7 @@ def test_rows_of_one_completion_are_padded() -> None:
     for max_tokens, layouts_expected in ((1, {False}), (60, {False, True})):
         batches = shared_step_batch(groups, numbers, micro_batch_tokens=max_tokens, pad_id=0).micro_batches
         assert {batch.segments is not None for batch in batches} == layouts_expected
-        assert all(batch.segments is not None or batch.input_ids.shape[0] == len(batch.transcripts) for batch in batches)
+        assert all(batch.segments is not None or len(batch.input_ids) == len(batch.transcripts) for batch in batches)
         rows: dict[str, torch.Tensor] = {}
         for batch in batches:
             rows |= _rows(model, batch)
