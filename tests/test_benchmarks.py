@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, with_adapters
+from tiny import make_groups, make_model, with_adapters
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_rft.models import layouts
+from lit_rft.models.backbone import output_logits
 from lit_rft.rollout import ConversationGenerator, SamplingSettings
+from lit_rft.transcripts import collate_shared
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -29,15 +33,25 @@ def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
     for step, figures in found.items():
         assert figures["items"] and figures["versions"]["torch"] == torch.__version__, step
         assert not any("failed" in item for item in figures["items"].values()), figures["items"]
+        assert figures["complete"] and figures["cudnn_attention"] == (step in ("check", "train")), step
     check = found["check"]["items"]
     assert check["rollout"]["same_completions"] == 1 and check["rollout"]["log_prob_difference"] == 0
     for step in ("sft step", "grpo step"):  # here both sides are the CPU
         assert check[step]["float32_relative_difference"] == 0 < check[step]["bf16_relative_difference"] < 0.1
+        assert check[step]["fraction_with_gradient"] == 1
+    assert "ATTENTION" in check["attention"]["causal"]
     train = found["train"]["items"]
     ours, plain = (train[f"{side}, tiny, LoRA, 32 tokens a row"] for side in ("SFT", "SFT by transformers, sdpa"))
     assert ours["tokens"] == plain["tokens"] == 64 and 0 < ours["mfu"] < 1
-    assert train["GRPO update, tiny, all weights, 32 tokens a row"]["tokens_per_second"] > 0
-    assert found["rollout"]["items"]["one step, 8 rows"]["milliseconds_of_reading"] > 0
+    update = train["GRPO update, tiny, all weights, 32 tokens a row"]
+    assert update["shares_prompts"] and update["tflop_per_second"] > 0
+    assert update["tokens"] < 8 * 32 + 32  # the template's tokens are read once, as the prompt is
+    rollout = found["rollout"]["items"]
+    assert rollout["one step, 8 rows"]["milliseconds_of_reading"] > 0
+    assert rollout["lit-rft, 8 rows"]["decoder"] == "Decoder" and rollout["generate, 8 rows"]["peak_gb"] > 0
+    assert sum(rollout["profile of a step, 8 rows"]["shares"].values()) == pytest.approx(1)
+    first_profile = list(rollout).index("profile of a step, 8 rows")  # it slows what follows it
+    assert all("generate, " not in name and "lit-rft" not in name for name in list(rollout)[first_profile:])
     assert found["grpo"]["items"]["lit-rft"]["completion_tokens"] == 2 * 8 * 8
     assert found["learn"]["items"]["LUFFY, seed 0"]["finished"]
 
@@ -51,18 +65,135 @@ def test_a_step_of_the_gpu_benchmark_keeps_what_it_has(monkeypatch: pytest.Monke
     def out_of_memory() -> None:
         raise torch.OutOfMemoryError("no room")
 
-    kit = Kit("some", "tiny", 100.0, tmp_path)
+    kit, file = Kit("some", "tiny", 100.0, tmp_path), tmp_path / "some.json"
     assert kit.measure("good", lambda: {"value": 1}) == {"value": 1} | {"took": kit.figures["items"]["good"]["took"]}
+
+    def on_disk() -> dict[str, int]:
+        return {name: item["value"] for name, item in json.loads(file.read_text())["items"].items()}
+
+    assert kit.measure("seen", on_disk) is not None  # what a step has that is cut now
     assert kit.measure("large", out_of_memory) is None
     kit.finish()  # no error so far
     assert kit.measure("wrong", lambda: 1 / 0) is None
     kit.seconds = 0.0
     assert kit.measure("late", lambda: {"value": 2}, at_least=1) is None
-    items = json.loads((tmp_path / "some.json").read_text())["items"]
-    assert items["good"]["value"] == 1 and "no room" in items["large"]["failed"]
+    items = json.loads(file.read_text())["items"]
+    assert items["good"]["value"] == items["seen"]["good"] == 1 and "no room" in items["large"]["failed"]
     assert "ZeroDivisionError" in items["wrong"]["failed"] and "skipped" in items["late"]
     with pytest.raises(SystemExit, match="wrong"):
         kit.finish()
+
+
+STUB = """#!/usr/bin/env bash
+# Python's place in run.sh: tells what it is called with, and exits as the test says.
+case $1 in
+    -c) exit "$(cat "$CODES/import" 2>/dev/null || echo 0)" ;;
+    -m) exit 3 ;;
+esac
+step=$(basename "$1" .py)
+echo "$step ${*:2} cudnn: ${TORCH_CUDNN_SDPA_DEPRIORITIZED:-first}"
+exit "$(cat "$CODES/$step" 2>/dev/null || echo 0)"
+"""
+
+
+def run_steps(
+    folder: Path, steps: str, codes: dict[str, int] | None = None, **environment: str
+) -> tuple[int, str, dict[str, list[str]]]:
+    """Run run.sh with a stub in Python's place, in a folder of its own.
+
+    Returns: exit code, all output, and the words that each step was called with.
+    """
+    script = folder / "benchmarks" / "gpu" / "run.sh"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(BENCHMARKS / "gpu" / "run.sh", script)
+    stub = folder / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    for name, code in (codes or {}).items():
+        (folder / name).write_text(str(code))
+    settings = {"PYTHON": str(stub), "CODES": str(folder), "SITE": str(folder / "site"), **environment}
+    command = [str(script), str(folder / "output"), *steps.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | settings)
+    calls = [line.split() for line in done.stdout.splitlines() if "--seconds" in line]
+    return done.returncode, done.stdout + done.stderr, {words[0]: words[1:] for words in calls}
+
+
+def seconds_given(call: list[str]) -> int:
+    return int(call[call.index("--seconds") + 1])
+
+
+def test_steps_of_the_gpu_benchmark_share_the_time_that_there_is(tmp_path: Path) -> None:
+    code, _, calls = run_steps(tmp_path / "all", "check train")
+    assert code == 0 and [seconds_given(calls[step]) for step in ("check", "train")] == [80, 170]
+    code, output, calls = run_steps(tmp_path / "some", "check train", WITHIN="120")
+    assert code == 0 and seconds_given(calls["check"]) == 80
+    assert 90 < seconds_given(calls["train"]) <= 110  # all but what has passed
+    code, output, calls = run_steps(tmp_path / "none", "check", WITHIN="39")
+    assert code == 0 and not calls and "check: skipped" in output
+
+
+def test_what_the_gpu_benchmark_calls_a_failure(tmp_path: Path) -> None:
+    code, output, calls = run_steps(tmp_path / "cut", "check train", {"check": 124})
+    assert code == 0 and "check: cut at its limit of 90 s" in output and "train" in calls
+    code, output, calls = run_steps(tmp_path / "failed", "check train", {"check": 3})
+    assert code == 1 and "failed: check" in output and "train" in calls
+    assert "check --size" in (tmp_path / "failed" / "output" / "log.txt").read_text()
+    code, output, _ = run_steps(tmp_path / "killed", "check", {"check": 137})  # by whom, long before its limit?
+    assert code == 1 and "failed: check" in output
+    code, output, calls = run_steps(tmp_path / "imports", "check", {"import": 1})
+    assert code == 1 and "a library is missing" in output and not calls
+    (tmp_path / "wheels" / "benchmarks" / "gpu" / "carry" / "wheels").mkdir(parents=True)
+    code, output, calls = run_steps(tmp_path / "wheels", "check", {"import": 1})
+    assert code == 1 and "wheels could not be installed" in output and not calls
+
+
+def test_attention_of_all_sides_is_the_same(tmp_path: Path) -> None:
+    """Steps whose shapes change all the time leave cuDNN's attention out."""
+    _, _, calls = run_steps(tmp_path, "check rollout train grpo learn", TORCH_CUDNN_SDPA_DEPRIORITIZED="0")
+    assert {step: call[-1] for step, call in calls.items()} == {
+        "check": "first", "train": "first", "rollout": "1", "grpo": "1", "learn": "1"
+    }  # fmt: skip
+
+
+def test_a_run_of_the_learning_benchmark_that_is_stopped_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    import learn
+    from kit import Kit
+
+    (tmp_path / "log").write_text("the log's end")
+    started = [subprocess.Popen(["sh", "-c", command]) for command in ("exec sleep 60", "exit 3")]
+    running, wrong = (learn.Run("SFT", n, tmp_path, process, 0.0) for n, process in enumerate(started))
+    started[1].wait()
+    kit = Kit("learn", "tiny", 100.0, tmp_path)
+    learn.write_running(kit, [running])
+    on_disk = json.loads((tmp_path / "learn.json").read_text())["running"]["SFT, seed 0"]
+    assert not on_disk["finished"] and "failed" not in on_disk
+    learn.stop([running, wrong])
+    found = [learn.figures(run) for run in (running, wrong)]
+    assert [run["failed"] for run in found] == ["the log's end"] * 2
+    assert [run["error"] for run in found] == [False, True]
+
+
+def test_items_of_the_training_benchmark_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    import train
+
+    found = train.cases(train.FULL)
+    assert len({case.name for case in found}) == len(found) == 22
+    assert [(case.side, case.shape, case.lora, case.row) for case in found[:4]] == [
+        (side, shape, True, 16384) for shape in ("qwen2.5-0.5b", "qwen2.5-1.5b") for side in ("sft", "sdpa")
+    ]
+    assert [case.row == 16384 and case.side == "grpo" for case in found] == [False] * 18 + [True] * 4
+    large = {case.name for case in found if case.is_too_large}
+    assert large == {
+        "SFT by transformers, sdpa, qwen2.5-1.5b, LoRA, 16384 tokens a row",
+        "SFT, qwen2.5-1.5b, all weights, 16384 tokens a row",
+        "GRPO update, qwen2.5-1.5b, all weights, 16384 tokens a row",
+    }
 
 
 def test_what_every_token_is_multiplied_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +219,26 @@ def test_what_a_training_pass_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
     attention = 6 * 20**2 * 2 * 4 * 8  # layers, heads, their size; eager attention multiplies what is masked, too
     assert counter.get_total_flops() == causal + attention
     assert training_flop(model, [20, 20], 40) == 2 * causal
+
+
+def test_what_completions_that_share_a_prompt_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt counts once: against torch's count and, as that one has no causal attention, against what tokens see."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from limits import training_flop
+
+    model = with_adapters(make_model(attn_implementation="eager")).train()
+    model.enable_input_require_grads()
+    (group,) = make_groups((3,))
+    batch = collate_shared([group], 0)
+    prompt, lengths, width = group[0].utterance_starts[0], [len(t) for t in group], batch.input_ids.shape[1]
+    with FlopCounterMode(display=False) as counter:
+        output_logits(model, layouts.batch_hidden_states(model, batch)).sum().backward()
+    visible = layouts._shared_masks(model, batch) == 0
+    heads = 2 * 4 * 8  # layers, heads, their size
+    seen = 2 * int(visible.sum()) - width  # of causal attention half of a square, without its diagonal
+    everything = counter.get_total_flops() - 12 * heads * width**2 + 6 * heads * seen
+    assert training_flop(model, lengths, width, [prompt] * 2) == everything
+    assert training_flop(model, lengths, width) > everything
 
 
 def test_both_sides_of_the_episodes_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
