@@ -177,6 +177,24 @@ def test_a_run_of_the_learning_benchmark_that_is_stopped_is_no_error(
     assert [run["error"] for run in found] == [False, True]
 
 
+def test_time_that_is_up_loses_no_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    import check
+    import grpo
+    from kit import Kit
+
+    def takes_too_long(*_: Any, **__: Any) -> None:
+        raise subprocess.TimeoutExpired("python", 5.0, output=b"test_a PASSED\ntest_b")
+
+    monkeypatch.setattr(subprocess, "run", takes_too_long)
+    kit = Kit("some", "tiny", 0.0, tmp_path)
+    assert kit.measure("trl", lambda: grpo.in_process(kit, "trl", tmp_path), at_least=-1e9) is None
+    assert kit.figures["items"]["trl"]["failed"] == "stopped when time was up"
+    kit.finish()  # no error
+    assert check.run_tests(kit)["failed"] == "stopped after 5 s: test_a PASSED\ntest_b"
+
+
 def test_items_of_the_training_benchmark_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))

@@ -49,8 +49,9 @@ install_carried() {
 }
 
 if [ -d "$carry/wheels" ] && ! "$python" -c 'import lit_rft.datamodules' 2>/dev/null; then install_carried; fi
-# read large libraries from a fresh machine's disk once, at no step's cost
-"$python" -c 'import torch, lightning, transformers, peft' || { echo "a library is missing" >&2; exit 1; }
+if [ "$size" != tiny ]; then  # read large libraries from a fresh machine's disk once, at no step's cost
+    "$python" -c 'import torch, lightning, transformers, peft' || { echo "a library is missing" >&2; exit 1; }
+fi
 
 # Run one step: 0 if it ended well, was cut at its limit or found no time.
 run_step() {
