@@ -83,6 +83,15 @@ SETTINGS_OF_TRL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def settings_of_trl(problems: Sequence[Any], new_tokens: int, steps: int, checkpointing: bool) -> Any:
+    import torch
+    from trl import GRPOConfig
+
+    return GRPOConfig(**SETTINGS_OF_TRL, output_dir=tempfile.mkdtemp(), max_steps=steps,
+                      gradient_accumulation_steps=len(problems), max_completion_length=new_tokens,
+                      use_cpu=not torch.cuda.is_available(), gradient_checkpointing=checkpointing)  # fmt: skip
+
+
 def theirs(
     model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False,
     rewards: Rewards = by_length,
@@ -92,7 +101,7 @@ def theirs(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     from lit_rft.models.backbone import resolve_model
 
@@ -115,13 +124,10 @@ def theirs(
             seconds = time.perf_counter() - self.started
             found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
-    config = GRPOConfig(**SETTINGS_OF_TRL, output_dir=tempfile.mkdtemp(), max_steps=steps,
-                        gradient_accumulation_steps=len(problems), max_completion_length=new_tokens,
-                        use_cpu=device.type == "cpu", gradient_checkpointing=checkpointing)  # fmt: skip
     trainer = GRPOTrainer(
         model=resolve_model(model),
         reward_funcs=[reward],
-        args=config,
+        args=settings_of_trl(problems, new_tokens, steps, checkpointing),
         train_dataset=Dataset.from_list([{"prompt": list(problem.prompt)} for problem in problems]),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[Clock()],
