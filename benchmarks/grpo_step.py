@@ -15,20 +15,21 @@ import argparse
 import functools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from limits import synchronize
 from peers import in_turns, machine, medians, peak_memory, say, show, versions, write
 
 PROMPTS, GROUP, NEW_TOKENS, RANK, MICRO_BATCH_TOKENS = 8, 8, 128, 16, 1200
+Rewards = Callable[[Sequence[str]], list[float]]
 MODEL = "smollm2-135m-instruct"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def reward_of(text: str) -> float:
-    """Of no meaning, but hardly ever the same in a whole group."""
-    return float(len(text) % 7)
+def by_length(texts: Sequence[str]) -> list[float]:
+    """Rewards without meaning that are hardly ever equal in a whole group."""
+    return [float(len(text) % 7) for text in texts]
 
 
 def make_problems(number: int = PROMPTS) -> list[Any]:
@@ -43,8 +44,9 @@ def ours(
     new_tokens: int = NEW_TOKENS,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     steps: int = 1,
+    rewards: Rewards = by_length,
 ) -> dict[str, float]:
-    """The last of some steps on all problems."""
+    """Figures of the last of some steps on all problems."""
     from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
 
     from lit_rft.datamodules import Prompt, PromptLoader
@@ -54,7 +56,7 @@ def ours(
     from lit_rft.transcripts import PromptFormat
 
     def reward(completions: Sequence[str], rows: Any) -> list[float]:
-        return [reward_of(text) for text in completions]
+        return rewards(completions)
 
     clock = Clock()
     trainer = quiet_trainer(clock, max_steps=steps)
@@ -65,6 +67,7 @@ def ours(
         SamplingSettings(new_tokens, 1.0),
         reward,
         micro_batch_tokens=micro_batch_tokens,
+        rollout_slots=len(problems) * GROUP,  # all at once, as TRL does
     )
     form = PromptFormat(load_tokenizer(model))
     prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
@@ -80,15 +83,25 @@ SETTINGS_OF_TRL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def settings_of_trl(problems: Sequence[Any], new_tokens: int, steps: int, checkpointing: bool) -> Any:
+    import torch
+    from trl import GRPOConfig
+
+    return GRPOConfig(**SETTINGS_OF_TRL, output_dir=tempfile.mkdtemp(), max_steps=steps,
+                      gradient_accumulation_steps=len(problems), max_completion_length=new_tokens,
+                      use_cpu=not torch.cuda.is_available(), gradient_checkpointing=checkpointing)  # fmt: skip
+
+
 def theirs(
-    model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False
-) -> dict[str, float]:
+    model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False,
+    rewards: Rewards = by_length,
+) -> dict[str, float]:  # fmt: skip
     """The same by TRL."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     from lit_rft.models.backbone import resolve_model
 
@@ -98,7 +111,7 @@ def theirs(
 
     def reward(completions: Sequence[Any], completion_ids: Sequence[Any], **_: Any) -> list[float]:
         tokens.extend(len(ids) for ids in completion_ids)
-        return [reward_of(one[0]["content"]) for one in completions]
+        return rewards([one[0]["content"] for one in completions])
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -111,13 +124,10 @@ def theirs(
             seconds = time.perf_counter() - self.started
             found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
-    config = GRPOConfig(**SETTINGS_OF_TRL, output_dir=tempfile.mkdtemp(), max_steps=steps,
-                        gradient_accumulation_steps=len(problems), max_completion_length=new_tokens,
-                        use_cpu=device.type == "cpu", gradient_checkpointing=checkpointing)  # fmt: skip
     trainer = GRPOTrainer(
         model=resolve_model(model),
         reward_funcs=[reward],
-        args=config,
+        args=settings_of_trl(problems, new_tokens, steps, checkpointing),
         train_dataset=Dataset.from_list([{"prompt": list(problem.prompt)} for problem in problems]),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[Clock()],

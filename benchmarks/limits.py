@@ -73,19 +73,25 @@ def _head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def training_flop(model: Any, lengths: Sequence[int], chosen: int) -> float:
-    """Of the products of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is
-    causal): a weight that trains is used three times, a frozen one twice; of so many chosen tokens there are logits."""
+def training_flop(model: Any, lengths: Sequence[int], chosen: int, reused: Sequence[int] = ()) -> float:
+    """FLOP of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is causal): a
+    weight that trains is used three times, a frozen one twice.
+
+    Args:
+        lengths: tokens of each sequence.
+        chosen: tokens that need logits.
+        reused: lengths of prompts that need not be computed again: 7 times the same where 8 sequences share one.
+    """
     config = model.config.get_text_config()
     apart = _embeddings(model) | {id(model.get_output_embeddings().weight)}
     weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in apart]
     uses = sum(p.numel() * (6 if p.requires_grad else 4) for p in weights)
     heads = config.num_attention_heads * _head_size(config) * config.num_hidden_layers
     # two products forth and four back, half of their squares, two FLOP each
-    attention = sum(6 * heads * length**2 for length in lengths)
+    attention = 6 * heads * (sum(length**2 for length in lengths) - sum(length**2 for length in reused))
     head = model.get_output_embeddings().weight
     logits = (6 if head.requires_grad else 4) * head.numel() * chosen
-    return uses * sum(lengths) + attention + logits
+    return uses * (sum(lengths) - sum(reused)) + attention + logits
 
 
 @contextlib.contextmanager
@@ -153,28 +159,49 @@ def _part(name: str, parent: Any) -> str:
 
 
 @torch.no_grad()
-def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
-    """Which part of a decoding step the operations of a kind take."""
-    with decoding(model, rows, context) as step, shares() as found:
-        for _ in range(4):
+def decode_profile(model: Any, rows: int, context: int, steps: int = 4) -> dict[str, Any]:
+    """Kernel launches of a decoding step (None without a GPU), and the shares of its operations."""
+    with decoding(model, rows, context) as step, _profiler() as profile:
+        for _ in range(steps):
             step()
-    return found
+        synchronize(next(model.parameters()).device)
+    launches = sum(event.count for event in _kernels(profile) if not event.key.startswith(("Memcpy", "Memset")))
+    return {"launches": launches / steps if torch.cuda.is_available() else None, "shares": _shares(profile)}
+
+
+def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
+    """Share of each kind of operation in the time of a decoding step."""
+    shares: dict[str, float] = decode_profile(model, rows, context)["shares"]
+    return shares
 
 
 @contextlib.contextmanager
 def shares() -> Iterator[dict[str, float]]:
-    """Fills in which part of the time the operations of a kind take, of the time of all operations: on the GPU of its
-    kernels, where there is one."""
+    """Fills in the share of each kind of operation in the time of all of them: of kernels, where there is a GPU."""
     found: dict[str, float] = {}
-    cuda = torch.cuda.is_available()
-    kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if cuda else [kinds.CPU]) as profile:
+    with _profiler() as profile:
         yield found
+    found.update(_shares(profile))
+
+
+def _profiler() -> Any:
+    kinds = torch.profiler.ProfilerActivity
+    return torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if torch.cuda.is_available() else [])])
+
+
+def _kernels(profile: Any) -> list[Any]:
+    """What ran on the GPU, averaged by name: kernels, copies and fills."""
+    on_gpu = (e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA)
+    return [event for event in on_gpu if not getattr(event, "is_user_annotation", False)]
+
+
+def _shares(profile: Any) -> dict[str, float]:
     total = dict.fromkeys([*PARTS, "other"], 0.0)
-    for event in profile.key_averages() if cuda else profile.events():
-        if cuda and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
-            continue  # an operation would count beside its kernels
-        took = event.self_device_time_total if cuda else event.self_cpu_time_total
-        total[_part(event.key.lower(), None if cuda else event.cpu_parent)] += took
-    whole = sum(total.values())
-    found.update({part: took / whole for part, took in total.items()})
+    if torch.cuda.is_available():  # operations would count beside their kernels
+        for event in _kernels(profile):
+            total[_part(event.key.lower(), None)] += event.self_device_time_total
+    else:
+        for event in profile.events():
+            total[_part(event.key.lower(), event.cpu_parent)] += event.self_cpu_time_total
+    whole = sum(total.values()) or 1.0  # a profiler that saw nothing is no reason to fail
+    return {part: took / whole for part, took in total.items()}

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, with_adapters
+from tiny import make_groups, make_model, with_adapters
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_rft.models import layouts
+from lit_rft.models.backbone import output_logits
 from lit_rft.rollout import ConversationGenerator, SamplingSettings
+from lit_rft.transcripts import collate_shared
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -29,15 +32,25 @@ def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
     for step, figures in found.items():
         assert figures["items"] and figures["versions"]["torch"] == torch.__version__, step
         assert not any("failed" in item for item in figures["items"].values()), figures["items"]
+        assert figures["complete"] and figures["cudnn_attention"] == (step in ("check", "train")), step
     check = found["check"]["items"]
     assert check["rollout"]["same_completions"] == 1 and check["rollout"]["log_prob_difference"] == 0
     for step in ("sft step", "grpo step"):  # here both sides are the CPU
         assert check[step]["float32_relative_difference"] == 0 < check[step]["bf16_relative_difference"] < 0.1
+        assert check[step]["fraction_with_gradient"] == 1
+    assert "ATTENTION" in check["attention"]["causal"]
     train = found["train"]["items"]
     ours, plain = (train[f"{side}, tiny, LoRA, 32 tokens a row"] for side in ("SFT", "SFT by transformers, sdpa"))
     assert ours["tokens"] == plain["tokens"] == 64 and 0 < ours["mfu"] < 1
-    assert train["GRPO update, tiny, all weights, 32 tokens a row"]["tokens_per_second"] > 0
-    assert found["rollout"]["items"]["one step, 8 rows"]["milliseconds_of_reading"] > 0
+    update = train["GRPO update, tiny, all weights, 32 tokens a row"]
+    assert update["shares_prompts"] and update["tflop_per_second"] > 0
+    assert update["tokens"] < 8 * 32 + 32  # the template's tokens are read once, as the prompt is
+    rollout = found["rollout"]["items"]
+    assert rollout["one step, 8 rows"]["milliseconds_of_reading"] > 0
+    assert rollout["lit-rft, 8 rows"]["decoder"] == "Decoder" and rollout["generate, 8 rows"]["peak_gb"] > 0
+    assert sum(rollout["profile of a step, 8 rows"]["shares"].values()) == pytest.approx(1)
+    first_profile = list(rollout).index("profile of a step, 8 rows")  # it slows what follows it
+    assert all("generate, " not in name and "lit-rft" not in name for name in list(rollout)[first_profile:])
     assert found["grpo"]["items"]["lit-rft"]["completion_tokens"] == 2 * 8 * 8
     assert found["learn"]["items"]["LUFFY, seed 0"]["finished"]
 
@@ -51,15 +64,20 @@ def test_a_step_of_the_gpu_benchmark_keeps_what_it_has(monkeypatch: pytest.Monke
     def out_of_memory() -> None:
         raise torch.OutOfMemoryError("no room")
 
-    kit = Kit("some", "tiny", 100.0, tmp_path)
+    kit, file = Kit("some", "tiny", 100.0, tmp_path), tmp_path / "some.json"
     assert kit.measure("good", lambda: {"value": 1}) == {"value": 1} | {"took": kit.figures["items"]["good"]["took"]}
+
+    def on_disk() -> dict[str, int]:
+        return {name: item["value"] for name, item in json.loads(file.read_text())["items"].items()}
+
+    assert kit.measure("seen", on_disk) is not None  # what a step has that is cut now
     assert kit.measure("large", out_of_memory) is None
     kit.finish()  # no error so far
     assert kit.measure("wrong", lambda: 1 / 0) is None
     kit.seconds = 0.0
     assert kit.measure("late", lambda: {"value": 2}, at_least=1) is None
-    items = json.loads((tmp_path / "some.json").read_text())["items"]
-    assert items["good"]["value"] == 1 and "no room" in items["large"]["failed"]
+    items = json.loads(file.read_text())["items"]
+    assert items["good"]["value"] == items["seen"]["good"] == 1 and "no room" in items["large"]["failed"]
     assert "ZeroDivisionError" in items["wrong"]["failed"] and "skipped" in items["late"]
     with pytest.raises(SystemExit, match="wrong"):
         kit.finish()
@@ -88,6 +106,26 @@ def test_what_a_training_pass_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
     attention = 6 * 20**2 * 2 * 4 * 8  # layers, heads, their size; eager attention multiplies what is masked, too
     assert counter.get_total_flops() == causal + attention
     assert training_flop(model, [20, 20], 40) == 2 * causal
+
+
+def test_what_completions_that_share_a_prompt_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt counts once: against torch's count and, as that one has no causal attention, against what tokens see."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from limits import training_flop
+
+    model = with_adapters(make_model(attn_implementation="eager")).train()
+    model.enable_input_require_grads()
+    (group,) = make_groups((3,))
+    batch = collate_shared([group], 0)
+    prompt, lengths, width = group[0].utterance_starts[0], [len(t) for t in group], batch.input_ids.shape[1]
+    with FlopCounterMode(display=False) as counter:
+        output_logits(model, layouts.batch_hidden_states(model, batch)).sum().backward()
+    visible = layouts._shared_masks(model, batch) == 0
+    heads = 2 * 4 * 8  # layers, heads, their size
+    seen = 2 * int(visible.sum()) - width  # of causal attention half of a square, without its diagonal
+    everything = counter.get_total_flops() - 12 * heads * width**2 + 6 * heads * seen
+    assert training_flop(model, lengths, width, [prompt] * 2) == everything
+    assert training_flop(model, lengths, width) > everything
 
 
 def test_both_sides_of_the_episodes_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

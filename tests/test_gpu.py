@@ -147,6 +147,15 @@ def test_shared_prompts_and_separate_ones_have_the_same_states(device: str) -> N
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_fast_layouts_are_taken_in_bf16(architecture: str, device: str) -> None:
+    """No fallback in the precision that training has."""
+    model = with_adapters(make_model(architecture).to(torch.bfloat16)).to(device)
+    with torch.autocast(device, torch.bfloat16):
+        assert can_pack(model) and can_share_prompts(model)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("merged", [False, True])
 def test_cached_decoding_is_recomputation(merged: bool, device: str) -> None:
     model = with_adapters(make_model()).to(device)
@@ -194,8 +203,9 @@ def test_resuming_goes_on_as_if_uninterrupted(kind: str, device: str, tiny_model
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     _, resumed = run(3, tmp_path / "one.ckpt")
     for name, expected in uninterrupted.items():
-        # sums on a GPU may be in another order each time
-        torch.testing.assert_close(resumed[name].cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
+        # sums on a GPU may be in another order each time, which Adam makes large where a gradient is next to nothing
+        difference = (resumed[name].cpu() - expected.cpu()).norm()
+        assert difference <= 1e-3 * expected.cpu().norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -8,6 +8,7 @@ float32, compared; the same in bf16 on the device alone. Then the tests marked `
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -20,14 +21,25 @@ from kit import BENCHMARKS, DEVICE, Kit, begin, environment, has_flash_attention
 import lightning as L  # isort: skip
 import torch
 from made_up import END, make_model, make_problems
+from torch.nn.attention import SDPBackend
 from train import SFT, GivenCompletions, make_transcripts
 
 
 class Gradients(L.Callback):
-    """Keeps the gradients of the last optimiser step. (Adam's first step is little but their signs.)"""
+    """Keeps the gradients of the last optimiser step. (Adam's first step is little but their signs.)
+
+    Training starts from the same weights on all devices: fresh adapters are drawn on the device itself, and half of
+    them are zero, so that the other half would get no gradient.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        randoms = torch.Generator().manual_seed(0)
+        for _, parameter in sorted(module.named_parameters()):
+            if parameter.requires_grad:
+                parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=randoms))
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
@@ -72,7 +84,10 @@ def compare_steps(kind: str, model: Path) -> dict[str, float]:
         error = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
         return (error / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
 
-    return {"float32_relative_difference": difference("32-true"), "bf16_relative_difference": difference("bf16-mixed")}
+    return {
+        "float32_relative_difference": difference("32-true"), "bf16_relative_difference": difference("bf16-mixed"),
+        "fraction_with_gradient": sum(bool(gradient.any()) for gradient in expected.values()) / len(expected),
+    }  # fmt: skip
 
 
 def compare_rollouts(model: Path) -> dict[str, float]:
@@ -88,24 +103,35 @@ def compare_rollouts(model: Path) -> dict[str, float]:
     cpu, there = ([one for group in found[str(d)] for one in group] for d in (torch.device("cpu"), DEVICE))
     same = sum(a.ids == b.ids for a, b in zip(cpu, there, strict=True)) / len(cpu)
     pairs = [(a, b) for a, b in zip(cpu, there, strict=True) if a.ids == b.ids]
-    gap = max(abs(x - y) for a, b in pairs for x, y in zip(a.log_probs, b.log_probs, strict=True))
+    gaps = (abs(x - y) for a, b in pairs for x, y in zip(a.log_probs, b.log_probs, strict=True))
+    gap = max(gaps, default=math.nan)
     return {"same_completions": same, "log_prob_difference": gap}
 
 
 def attention(model: Path) -> dict[str, Any]:
-    """Which attention the model takes by default, and which kernels PyTorch may take for it."""
+    """Which attention the model takes by default, and which kernels PyTorch takes for 12 heads that share 2 of keys."""
     from lit_rft.models import load_backbone
 
     net: Any = load_backbone(str(model))
-    names = ("flash", "mem_efficient", "cudnn")
-    kernels = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in names}
-    return {"implementation": net.config._attn_implementation, "flash_attn_installed": has_flash_attention()} | kernels
+    shape = (64, 128)
+    query, key = (torch.zeros(1, heads, *shape, device=DEVICE, dtype=torch.bfloat16) for heads in (12, 2))
+    mask = torch.zeros(1, 1, 64, 64, device=DEVICE, dtype=torch.bfloat16)
+
+    def kernel(*arguments: Any, **more: Any) -> str:
+        return SDPBackend(torch._fused_sdp_choice(*arguments, **more)).name
+
+    return {
+        "implementation": net.config._attn_implementation, "flash_attn_installed": has_flash_attention(),
+        "causal": kernel(query, key, key, None, 0.0, True, enable_gqa=True),
+        "masked": kernel(query, query, query, mask, 0.0, False),
+        "masked, grouped": kernel(query, key, key, mask, 0.0, False, enable_gqa=True),
+    }  # fmt: skip
 
 
 def run_tests(kit: Kit) -> dict[str, Any]:
     """The tests marked `gpu`; what failed is in the log."""
     # not from the repository's root, where `import lit_rft` finds the folder without what installs inside it
-    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", "test_gpu.py", "-q"]
+    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", "test_gpu.py", "-v"]
     seconds = max(5.0, kit.seconds_left())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -113,7 +139,9 @@ def run_tests(kit: Kit) -> dict[str, Any]:
             command, cwd=BENCHMARKS.parent / "tests", capture_output=True, text=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired as error:
-        return {"failed": f"stopped after {seconds:.0f} s: {str(error.stdout)[-1500:]}", "error": True}
+        output = (error.stdout or b"").decode(errors="replace")  # bytes, whatever was asked for
+        print(output[-12000:])
+        return {"failed": f"stopped after {seconds:.0f} s: {output[-1500:]}", "error": True}
     print(done.stdout[-12000:], done.stderr[-2000:])
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     summary = done.stdout.strip().splitlines()[-1:] or [done.stderr[-500:]]

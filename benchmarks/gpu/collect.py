@@ -29,9 +29,10 @@ def collect(folders: list[Path]) -> dict[str, Any]:
 
 def report(results: dict[str, Any], console: Console) -> None:
     for step, figures in results.items():
-        items = figures.get("items", {})
+        items = figures.get("items", {}) | figures.get("running", {})  # of a step that was cut
         columns = list(dict.fromkeys(key for item in items.values() for key, value in item.items() if _is_plain(value)))
-        table = Table(title=f"{step}: {figures['device']['name']}, torch {figures['versions']['torch']}")
+        cut = "" if figures["complete"] else ", cut at its limit"
+        table = Table(title=f"{step}: {figures['device']['name']}, torch {figures['versions']['torch']}{cut}")
         table.add_column("")
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")

@@ -83,7 +83,10 @@ class Kit:
         return None if "failed" in items[name] else items[name]
 
     def finish(self) -> None:
-        """Exit with 1 if an item ended in an error (memory that ran out is a figure)."""
+        """Note that the step came to its end; exit with 1 if an item failed with an error (memory that ran out is a
+        figure)."""
+        self.figures["complete"] = True
+        self.write()
         failed = [name for name, item in self.figures.get("items", {}).items() if item.get("error")]
         if failed:
             raise SystemExit(f"{self.step}: failed items: {', '.join(failed)}")
@@ -113,7 +116,10 @@ def environment() -> dict[str, Any]:
     import importlib.util
 
     names = [name for name in ("lightning", "trl", "accelerate", "flash_attn") if importlib.util.find_spec(name)]
-    facts: dict[str, Any] = {"machine": machine(), "versions": versions(*names)}
+    facts: dict[str, Any] = {
+        "machine": machine(), "versions": versions(*names), "complete": False,
+        "cudnn_attention": os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1",  # first, where PyTorch prefers it
+    }  # fmt: skip
     if DEVICE.type == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts["device"] = {

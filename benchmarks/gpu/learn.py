@@ -5,7 +5,8 @@
 
 SmolLM2-135M-Instruct, the same settings, 100 optimiser steps of 16 prompts; held-out problems are answered every 20
 steps and at the end. Runs go side by side on one GPU, each in a process of its own. Problems come out of files, so that
-reasoning-gym is not needed where this runs. What is unfinished when time is up counts with its last validation.
+reasoning-gym is not needed where this runs. What is unfinished when time is up counts with its last validation; every
+15 seconds the figures so far are written, under `running`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from experiment import curve, read_results  # isort: skip
 from luffy_arithmetic import HELD_OUT, METHODS, PROMPTS, TASKS
 from made_up import make_model
 
-LEGS, SEEDS, COMPARED = TASKS["legs"], (0, 1, 2), ("LUFFY", "SFT", "GRPO")
+LEGS, SEEDS = TASKS["legs"], (0, 1, 2)
+COMPARED = ("LUFFY", "GRPO", "SFT")  # SFT, which samples nothing, fits into what time is left
+PLACES, MICRO_BATCH_TOKENS, WRITE_EVERY = 4, 16384, 15.0  # processes only take turns on one GPU: few of them
 CARRIED = Path(__file__).parent / "carry" / "problems"
 VALIDATED = "val/average"
 
@@ -39,6 +43,7 @@ class Run:
     folder: Path
     process: Any
     started: float
+    stopped: bool = False  # by us, as time was up
 
 
 def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | None = None) -> None:
@@ -64,7 +69,7 @@ def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path 
     found |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
     found |= {
         "trainer.default_root_dir": folder, "trainer.limit_val_batches": 1.0,
-        "model.init_args.answering.slots": 128,
+        "model.init_args.answering.slots": HELD_OUT, "model.init_args.micro_batch_tokens": MICRO_BATCH_TOKENS,
         f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null", f"{data}.eval_batch_size": HELD_OUT,
         f"{data}.train_files": f"[{problems / f'train-{seed}.jsonl'}]",
         f"{data}.eval_files": f"[{problems / 'held-out.jsonl'}]",
@@ -113,10 +118,25 @@ def figures(run: Run) -> dict[str, Any]:
         found |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
     elif validated:
         found["average"] = validated[-1][1]
-    else:
+    elif run.process.poll() is not None:
         found["failed"] = (run.folder / "log").read_text(errors="replace")[-2000:]
-        found["error"] = run.process.returncode not in (None, 0, -15)
+        found["error"] = not run.stopped and run.process.returncode not in (0, -15)
     return found
+
+
+def write_running(kit: Kit, running: Sequence[Run]) -> None:
+    """Write the figures of unfinished runs: a step that is cut at its limit keeps them."""
+    kit.figures["running"] = {f"{run.method}, seed {run.seed}": figures(run) for run in running}
+    kit.write()
+
+
+def stop(running: Sequence[Run]) -> None:
+    """End runs, which is no fault of theirs."""
+    for run in running:
+        if run.process.poll() is None:
+            run.stopped = True
+            run.process.kill()
+            run.process.wait()
 
 
 def side_by_side(
@@ -124,12 +144,12 @@ def side_by_side(
 ) -> None:
     """Start runs as there is room, until all have ended or time is up."""
     running: list[Run] = []
+    written = time.monotonic()
     while waiting or running:
         while waiting and len(running) < places and kit.seconds_left() > 20:
             running.append(start(*waiting.pop(0), folder, problems, tiny_model))
         if kit.seconds_left() <= 8:
-            for run in running:
-                run.process.kill()
+            stop(running)
         ended = [run for run in running if run.process.poll() is not None]
         for run in ended:
             running.remove(run)
@@ -137,7 +157,12 @@ def side_by_side(
         if waiting and not running and kit.seconds_left() <= 20:
             kit.figures["not_started"] = waiting
             break
+        if time.monotonic() - written > WRITE_EVERY:
+            write_running(kit, running)
+            written = time.monotonic()
         time.sleep(0.2)
+    kit.figures.pop("running", None)
+    kit.write()
 
 
 def main() -> None:
@@ -152,9 +177,11 @@ def main() -> None:
     if options.write_problems:
         write_problems(options.write_problems)
         return
-    places = options.side_by_side or (min(9, max(1, (os.cpu_count() or 2) // 2)) if DEVICE.type == "cuda" else 1)
+    cores = os.cpu_count() or 2
+    places = options.side_by_side or (min(PLACES, max(1, cores // 2)) if DEVICE.type == "cuda" else 1)
     kit.figures |= environment() | {"settings": {"steps": LEGS.steps, "prompts": PROMPTS, "held_out": HELD_OUT,
                                                  "side_by_side": places}}  # fmt: skip
+    kit.write()
     with tempfile.TemporaryDirectory() as name:
         folder, problems, tiny_model = Path(name), CARRIED, None
         waiting = [(method, seed) for seed in SEEDS for method in COMPARED]

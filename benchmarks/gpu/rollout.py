@@ -4,8 +4,8 @@
 
 A random model in the shape of Qwen2.5-1.5B in bf16, prompts of 200 tokens in groups of 8, completions of 256 tokens at
 temperature 1. `generate` with its dynamic cache and with its static one (which it compiles: warmed up, not counted).
-One step: milliseconds, beside the time that reading the weights and the cache takes at the bandwidth of a copy, and
-kernel launches as the profiler counts them.
+One step: milliseconds, beside the time that reading the weights and the cache takes at the bandwidth of a copy. What a
+step is made of comes after all speeds, as the profiler slows what follows it down: kernel launches and shares.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import DEVICE, begin, environment  # first: it finds the shared modules
+from kit import DEVICE, Kit, begin, environment  # first: it finds the shared modules
 
 import torch  # isort: skip
-from limits import copy_bandwidth, decode_shares, decode_speed, decoding, synchronize
+from limits import copy_bandwidth, decode_profile, decode_speed, synchronize
 from made_up import make_model, make_problems
 from peers import peak_memory
 from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file itself is __main__
 
 from lit_rft.models import load_backbone, load_tokenizer
+from lit_rft.rollout.rereading import make_decoder
 from lit_rft.transcripts import PromptFormat
 
 FULL: dict[str, Any] = {"shape": "qwen2.5-1.5b", "rows": (8, 64, 256), "prompt": 200, "new": 256}
@@ -48,49 +49,53 @@ def by_generate(model: Any, prompts: Sequence[list[int]], new: int, cache: str) 
         assert out.shape[1] == ids.shape[1] + length
         return time.perf_counter() - started
 
-    warm = sample(new if cache == "static" else 4)  # a static cache is compiled for its length
-    seconds = sample(new)
-    return {"seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": len(rows) * new / seconds}
+    static = cache == "static"
+    warm = sample(new if static else 4)  # a static cache is compiled for its length
+    seconds = min(sample(new) for _ in range(2 if static else 1))  # the first run may still compile or capture
+    speed = len(rows) * new / seconds
+    return {"seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": speed, "peak_gb": peak_memory()}
 
 
-def by_us(model: Any, prompts: list[list[int]], new: int) -> dict[str, float]:
-    never = model.config.vocab_size - 1  # a token that a random model hardly ever says
-    ours(model, prompts[:1], 4, [never])  # warm
+def by_us(model: Any, prompts: list[list[int]], new: int) -> dict[str, Any]:
+    """Tokens per second of the library, with the decoder that it took."""
+    never = model.config.vocab_size - 1  # a token that a random model hardly ever samples
+    warm, _ = ours(model, prompts, 4, [never])
     seconds, tokens = ours(model, prompts, new, [never])
-    return {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_gb": peak_memory()}
+    return {
+        "seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": tokens / seconds, "peak_gb": peak_memory(),
+        "decoder": type(make_decoder(model, 1, never)).__name__,  # another one than Decoder is a fallback
+    }  # fmt: skip
 
 
-def one_step(model: Any, rows: int, context: int, bandwidth: float) -> dict[str, Any]:
-    """Milliseconds of one decoding step, those that reading its weights and cache takes, and launches."""
+def one_step(model: Any, rows: int, context: int, bandwidth: float) -> dict[str, float]:
+    """Milliseconds of one decoding step, and those that reading its weights and cache takes."""
     speed = decode_speed(model, rows, context)
     read = speed["bytes_per_second"] * speed["seconds"]
-    figures = {
-        "milliseconds": 1e3 * speed["seconds"], "milliseconds_of_reading": 1e3 * read / bandwidth,
-        "launches": launches(model, rows, context), "shares": decode_shares(model, rows, context),
-    }  # fmt: skip
-    return figures
+    return {"milliseconds": 1e3 * speed["seconds"], "milliseconds_of_reading": 1e3 * read / bandwidth}
 
 
-@torch.no_grad()
-def launches(model: Any, rows: int, context: int) -> float | None:
-    """Kernel launches of a step, and how much of the step the GPU is busy; None without a GPU."""
-    if DEVICE.type != "cuda":
-        return None
-    kinds = torch.profiler.ProfilerActivity
-    steps = 4
-    profiler = torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA])
-    with decoding(model, rows, context) as step, profiler as profile:
-        for _ in range(steps):
-            step()
-        synchronize(DEVICE)
-    return sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key) / steps
+def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any], bandwidth: float) -> None:
+    """All items, the most telling first."""
+    new, context = work["new"], work["prompt"]
+    given = {rows: prompts[: rows // GROUP] for rows in work["rows"]}
+    for rows, some in given.items():
+        kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new), 10)
+        kit.measure(f"one step, {rows} rows", lambda rows=rows: one_step(model, rows, context, bandwidth), 5)
+    for rows, some in given.items():
+        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 10)
+    for rows in given:
+        kit.measure(f"profile of a step, {rows} rows", lambda rows=rows: decode_profile(model, rows, context), 5)
+    at_least = 0 if kit.tiny else 60
+    for rows, some in given.items():
+        name = f"generate with a static cache, {rows} rows"
+        kit.measure(name, lambda some=some: by_generate(model, some, new, "static"), at_least)
 
 
 def main() -> None:
     kit, _ = begin("rollout", __doc__)
     work = TINY if kit.tiny else FULL
     kit.figures |= environment() | {"settings": {**work, "group": GROUP, "precision": "bf16"}}
-    new = work["new"]
+    kit.write()
     with tempfile.TemporaryDirectory() as folder:
         path = make_model(work["shape"], Path(folder))
         model: Any = load_backbone(str(path), dtype=torch.bfloat16).eval().to(DEVICE)
@@ -99,14 +104,7 @@ def main() -> None:
         prompts = [form.prompt_ids(problem.prompt) for problem in problems]
         bandwidth = copy_bandwidth(DEVICE, 2.0 if DEVICE.type == "cuda" else 0.1)
         kit.figures["copy_gb_per_second"] = bandwidth / 1e9
-        for rows in work["rows"]:
-            given = prompts[: rows // GROUP]
-            kit.measure(f"lit-rft, {rows} rows", lambda given=given: by_us(model, given, new), 10)
-            kit.measure(f"one step, {rows} rows", lambda n=rows: one_step(model, n, work["prompt"], bandwidth), 5)
-            kit.measure(f"generate, {rows} rows", lambda given=given: by_generate(model, given, new, "dynamic"), 10)
-        for rows in work["rows"]:
-            given, name = prompts[: rows // GROUP], f"generate with a static cache, {rows} rows"
-            kit.measure(name, lambda given=given: by_generate(model, given, new, "static"), 20)
+        measure(kit, model, prompts, work, bandwidth)
     kit.finish()
 
 

@@ -2,10 +2,11 @@
 # Run the GPU benchmarks, each step under its own time limit; figures are written as soon as they exist.
 #
 #     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check train rollout grpo learn
+#     WITHIN=400 benchmarks/gpu/run.sh OUTPUT_FOLDER        # seconds for everything; without it the steps' limits count
 #     SIZE=tiny benchmarks/gpu/run.sh /tmp/gpu              # a try on any machine
 #
 # Where the library cannot be imported, what prepare.sh put into benchmarks/gpu/carry/ is installed first, outside the
-# repository.
+# repository. The exit code is 1 if a step failed; a step that was cut at its limit keeps its figures and has not failed.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -17,13 +18,18 @@ site=${SITE:-/tmp/lit-rft-site}
 carry=$here/carry
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+declare -A limit=([check]=90 [train]=180 [rollout]=180 [grpo]=180 [learn]=240)
+for step in $steps; do
+    [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, train, rollout, grpo or learn" >&2; exit 1; }
+done
 mkdir -p "$output"
 
 install_carried() {
     mkdir -p "$site"
     if [ ! -e "$site/.installed" ]; then
         "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" \
-            "$carry"/wheels/*.whl && touch "$site/.installed"
+            "$carry"/wheels/*.whl || { echo "the carried wheels could not be installed" >&2; exit 1; }
+        touch "$site/.installed"
     fi
     # the library where it installs: the folders beside lit_rft/ inside it
     mkdir -p "$site/lit_rft"
@@ -43,19 +49,40 @@ install_carried() {
 }
 
 if [ -d "$carry/wheels" ] && ! "$python" -c 'import lit_rft.datamodules' 2>/dev/null; then install_carried; fi
+if [ "$size" != tiny ]; then  # read large libraries from a fresh machine's disk once, at no step's cost
+    "$python" -c 'import torch, lightning, transformers, peft' || { echo "a library is missing" >&2; exit 1; }
+fi
 
-declare -A limit=([check]=90 [train]=180 [rollout]=180 [grpo]=180 [learn]=240)
-failed=""
-for step in $steps; do
-    seconds=${limit[$step]:?unknown step $step: check, train, rollout, grpo or learn}
-    started=$SECONDS
+# Run one step: 0 if it ended well, was cut at its limit or found no time.
+run_step() {
+    local step=$1 seconds=${limit[$1]} left=$((${WITHIN:-100000} - SECONDS)) started=$SECONDS code
+    if [ "$left" -lt 40 ]; then
+        echo "== $step: skipped, fewer than 40 s are left"
+        return 0
+    fi
+    [ "$left" -ge "$seconds" ] || seconds=$left
+    # cuDNN's attention makes a plan for each new shape, which is slow where shapes change with each token or step
+    case $step in
+        rollout | grpo | learn) export TORCH_CUDNN_SDPA_DEPRIORITIZED=1 ;;
+        *) unset TORCH_CUDNN_SDPA_DEPRIORITIZED ;;
+    esac
     # the step stops itself 10 seconds earlier, with what it has
     timeout --signal=TERM --kill-after=10 "$seconds" "$python" "$here/$step.py" --size "$size" \
         --seconds $((seconds - 10)) --output "$output" 2>&1 | tee "$output/$step.log"
     code=${PIPESTATUS[0]}
+    # 124 by TERM; 137 if it had to be killed
+    if [ "$code" -eq 124 ] || { [ "$code" -eq 137 ] && [ $((SECONDS - started)) -ge "$seconds" ]; }; then
+        echo "== $step: cut at its limit of $seconds s"
+        return 0
+    fi
     echo "== $step: exit code $code after $((SECONDS - started)) s"
-    [ "$code" -eq 0 ] || failed="$failed $step"
-done
+    return "$code"
+}
+
+failed=""
+for step in $steps; do run_step "$step" || failed="$failed $step"; done
 # few files come back: one log of everything, one file of figures a step
-(cd "$output" && for step in $steps; do echo "== $step"; cat "$step.log"; rm "$step.log"; done >>log.txt)
+for step in $steps; do
+    [ ! -e "$output/$step.log" ] || { echo "== $step"; cat "$output/$step.log"; rm "$output/$step.log"; }
+done >>"$output/log.txt"
 [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

@@ -2,11 +2,14 @@
 
     python benchmarks/gpu/train.py --output runs/gpu
 
-LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens, 32,768 tokens an optimiser step
-(GRPO: groups of 8 completions, one group a micro-batch of 16k tokens, or eight of 16k each). Beside SFT, the same by
-transformers and PEFT as they come, with sdpa and, where installed, flash attention. The first step compiles and
-allocates; the last of three counts. An item that runs out of memory is repeated with gradient checkpointing. MFU is
-the FLOP that the tokens need (`limits.training_flop`) per second over the best bf16 matrix product measured here.
+LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens. SFT takes 32,768 tokens an
+optimiser step; GRPO takes groups of 8 completions, as many as fit into that many tokens, but at least one, so that its
+step has about 120,000 tokens at 16,384 tokens a row. Beside SFT, the same by transformers and PEFT as they come, with
+sdpa and, where installed, flash attention. The first step compiles and allocates; the second one counts. An item that
+runs out of memory is repeated with gradient checkpointing; where 80 GB are known not to suffice, there is no first try.
+
+FLOP are those that the tokens need (`limits.training_flop`), a prompt once for all its completions. `mfu` is against
+the best bf16 matrix product measured here, `mfu_of_989` against the data sheet's 989 TFLOP/s of an H100.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,16 @@ from lit_rft.rollout import Sampled
 from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import PromptFormat, Transcript, collate_padded
 
-SFT, GRPO, GROUP, STEPS = "sft", "grpo", 8, 3
+SFT, PLAIN, GRPO, GROUP, STEPS = "sft", "transformers", "grpo", 8, 2
+SHORT, LONG = 0, -1  # of a size's rows
+ORDER: tuple[tuple[tuple[str, ...], bool, int], ...] = (  # sides, LoRA, row: most telling first, a cut loses the rest
+    ((SFT, PLAIN), True, LONG),
+    ((SFT, PLAIN, GRPO), True, SHORT),
+    ((SFT, PLAIN, GRPO), False, SHORT),
+    ((SFT,), False, LONG),
+    ((GRPO,), True, LONG),
+    ((GRPO,), False, LONG),
+)
 FULL: dict[str, Any] = {"shapes": ("qwen2.5-0.5b", "qwen2.5-1.5b"), "rows": (2048, 16384), "step_tokens": 32768}
 TINY: dict[str, Any] = {"shapes": ("tiny",), "rows": (32,), "step_tokens": 64}
 
@@ -95,31 +108,31 @@ def settings(model: Path, lora: bool, checkpointing: bool) -> PolicySettings:
 
 
 def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool) -> dict[str, Any]:
-    """The last of three optimiser steps of a stage."""
-    clock, vocabulary = Clock(), _vocabulary(model)
+    """Figures of the last optimiser step of a stage."""
+    clock, number, vocabulary = Clock(), max(1, step_tokens // row), _vocabulary(model)
     optimizer, policy = OptimizerSettings(1e-5), settings(model, lora, checkpointing)
+    micro_batch_tokens, prompt = max(row, step_tokens // 2), row // 8
+    lengths, reused, facts = [row] * number, [], {}
     stage: Any
     loader: Iterable[Any]
     if kind == SFT:
-        number = step_tokens // row
-        lengths, chosen = [row] * number, number * (row - row // 8)
         loader = StepLoader(
             [[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number,
-            micro_batch_tokens=max(row, step_tokens // 2), pad_id=0, packing=has_flash_attention(),
+            micro_batch_tokens=micro_batch_tokens, pad_id=0, packing=has_flash_attention(),
         )  # fmt: skip
         stage = HierarchicalSFT(policy, optimizer)
     else:
-        prompt = row // 8
-        stage = GivenCompletions(policy, optimizer, prompts=max(1, step_tokens // (GROUP * row)),
-                                 completion=row - prompt, vocabulary=vocabulary,
-                                 micro_batch_tokens=max(row, step_tokens // 2))  # fmt: skip
+        stage = GivenCompletions(policy, optimizer, prompts=max(1, number // GROUP), completion=row - prompt,
+                                 vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
         loader = stage.loader(model, prompt)
         (batch,) = list(loader)
-        lengths = [len(one.ids) + row - prompt for one in batch.prompts for _ in range(GROUP)]
-        chosen = len(lengths) * (row - prompt)
-    trainer = quiet_trainer(clock, max_steps=STEPS, max_epochs=-1)
-    trainer.fit(stage, loader)
-    return figures(stage.policy, clock.seconds, lengths, chosen)
+        prompts = [len(one.ids) for one in batch.prompts]
+        lengths = [length + row - prompt for length in prompts for _ in range(GROUP)]
+        reused = [length for length in prompts for _ in range(GROUP - 1)]
+    quiet_trainer(clock, max_steps=STEPS, max_epochs=-1).fit(stage, loader)
+    if kind == GRPO:  # False: the model fell back to a prompt for each completion
+        facts = {"shares_prompts": stage.share_prompts}
+    return figures(stage.policy, clock.seconds, lengths, len(lengths) * (row - prompt), reused) | facts
 
 
 def plain(model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool, attention: str) -> dict[str, Any]:
@@ -157,14 +170,23 @@ def plain(model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bo
 _peak: list[float] = []
 
 
-def figures(net: Any, seconds: Sequence[float], lengths: Sequence[int], chosen: int) -> dict[str, Any]:
+def figures(
+    net: Any, seconds: Sequence[float], lengths: Sequence[int], chosen: int, reused: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Speeds of the last step.
+
+    Args:
+        chosen, reused: as `limits.training_flop` takes them.
+    """
     memory = peak_memory()
     if not _peak:
         _peak.append(matrix_peak(DEVICE))
-    step, tokens = seconds[-1], sum(lengths)
+    step, tokens = seconds[-1], sum(lengths) - sum(reused)
+    rate = training_flop(net, lengths, chosen, reused) / step
     return {
         "step_seconds": step, "first_step_seconds": seconds[0], "tokens": tokens, "tokens_per_second": tokens / step,
-        "mfu": training_flop(net, lengths, chosen) / step / _peak[0], "peak_gb": memory, "peak_tflops": _peak[0] / 1e12,
+        "tflop_per_second": rate / 1e12, "mfu": rate / _peak[0], "mfu_of_989": rate / 989e12, "peak_gb": memory,
+        "peak_tflops": _peak[0] / 1e12,
     }  # fmt: skip
 
 
@@ -174,20 +196,52 @@ def _vocabulary(model: Path) -> int:
     return SHAPES[model.name]["vocab_size"]
 
 
-def measure(kit: Kit, name: str, work: Any) -> None:
+@dataclass(frozen=True)
+class Case:
+    """One item: a side, or the attention that transformers' side takes, and its work."""
+
+    side: str
+    shape: str
+    lora: bool
+    row: int
+
+    @property
+    def name(self) -> str:
+        side = {SFT: "SFT", GRPO: "GRPO update"}.get(self.side, f"SFT by transformers, {self.side}")
+        return f"{side}, {self.shape}, {'LoRA' if self.lora else 'all weights'}, {self.row} tokens a row"
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether 80 GB are known not to suffice without gradient checkpointing."""
+        largest = self.shape == "qwen2.5-1.5b" and self.row == 16384
+        return largest and (not self.lora or self.side not in (SFT, GRPO))
+
+    def run(self, folder: Path, step_tokens: int, checkpointing: bool) -> dict[str, Any]:
+        work = (folder / self.shape, self.lora, self.row, step_tokens, checkpointing)
+        return ours(self.side, *work) if self.side in (SFT, GRPO) else plain(*work, self.side)
+
+
+def cases(work: dict[str, Any]) -> list[Case]:
+    """All items, in order."""
+    kernels = ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",)
+    found = [
+        Case(side, shape, lora, work["rows"][row])
+        for sides, lora, row in ORDER
+        for shape in work["shapes"]
+        for name in sides
+        for side in (kernels if name == PLAIN else (name,))
+    ]
+    return list(dict.fromkeys(found))  # a tiny size's rows are both the same
+
+
+def measure(kit: Kit, case: Case, folder: Path, step_tokens: int) -> None:
     """Measure an item; with gradient checkpointing if memory does not suffice without."""
-    figures = kit.measure(name, lambda: work(False), at_least=6)
-    if figures is None and "out of memory" in kit.figures["items"][name].get("failed", ""):
-        kit.measure(f"{name}, gradient checkpointing", lambda: work(True), at_least=6)
-
-
-def measure_case(kit: Kit, title: str, case: tuple[Any, ...]) -> None:
-    """Measure all sides of one shape, kind of training and length."""
-    measure(kit, f"SFT, {title}", lambda checkpointing: ours(SFT, *case, checkpointing))
-    for name in ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",):
-        title_of_plain = f"SFT by transformers, {name}, {title}"
-        measure(kit, title_of_plain, lambda checkpointing, name=name: plain(*case, checkpointing, name))
-    measure(kit, f"GRPO update, {title}", lambda checkpointing: ours(GRPO, *case, checkpointing))
+    at_least = 0 if kit.tiny else 30 if case.side == GRPO and case.row == 16384 else 10
+    for checkpointing in (True,) if case.is_too_large else (False, True):
+        name = case.name + (", gradient checkpointing" if checkpointing else "")
+        kit.measure(name, lambda checkpointing=checkpointing: case.run(folder, step_tokens, checkpointing), at_least)
+        if "out of memory" not in kit.figures["items"][name].get("failed", ""):
+            return
 
 
 def main() -> None:
@@ -197,11 +251,9 @@ def main() -> None:
     kit.write()
     with tempfile.TemporaryDirectory() as folder:
         for shape in work["shapes"]:
-            model = make_model(shape, Path(folder))
-            for row in reversed(work["rows"]):
-                for lora in (True, False):
-                    title = f"{shape}, {'LoRA' if lora else 'all weights'}, {row} tokens a row"
-                    measure_case(kit, title, (model, lora, row, work["step_tokens"]))
+            make_model(shape, Path(folder))
+        for case in cases(work):
+            measure(kit, case, Path(folder), work["step_tokens"])
     kit.finish()
 
 

@@ -28,6 +28,8 @@ class SharedPromptPlan:
     prompt_lengths: Tensor  # [C]
     queries: Tensor  # [C, L], 0 in padding
     real: Tensor  # [C, L] bool
+    real_places: Tensor  # [N] indices of real queries into the flattened [C * L] ones
+    real_positions: Tensor  # [N] their positions
     keys: Tensor  # [C, P + L], 0 in padding
     hidden: Tensor | None  # [C, P] keys that are no prompt, if any
     windows: list[int | None] = field(default_factory=list)  # what attention has been told, layer by layer
@@ -35,7 +37,10 @@ class SharedPromptPlan:
 
     def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """Additive [C, 1, groups * L, P + L], for queries of so many heads one after the other: one for all layers of a
-        kind, made when one of them asks for it. (A bool mask would be made anew, and kept, by each layer.)"""
+        kind, made when one of them asks for it. (A bool mask would be made anew, and kept, by each layer.)
+
+        Rows are a multiple of 8 elements apart: GPU kernels would otherwise copy the mask in each layer.
+        """
         key = (window, groups, dtype)
         if key not in self._masks:
             steps = torch.arange(self.real.shape[1], device=self.real.device)
@@ -48,8 +53,10 @@ class SharedPromptPlan:
                 here = self.prompt_lengths[:, None] + steps
                 there = torch.cat([places.expand(len(here), -1), here], dim=1)
                 seen &= there[:, None, :] > here[:, :, None] - window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[key] = mask.masked_fill_(~seen, -torch.inf).repeat(1, groups, 1)[:, None]
+            count, length, width = seen.shape
+            mask = torch.zeros((count, 1, groups * length, -(-width // 8) * 8), dtype=dtype, device=seen.device)
+            mask = mask[..., :width]
+            self._masks[key] = mask.masked_fill_(~seen.repeat(1, groups, 1)[:, None], -torch.inf)
         return self._masks[key]
 
 
@@ -64,7 +71,10 @@ def shared_prompt_plan(batch: TranscriptBatch) -> SharedPromptPlan:
     in_prompt = places < lengths[:, None]
     keys = torch.cat([(rows[:, None] * width + places) * in_prompt, batch.utterance_tokens], dim=1)
     hidden = None if bool(in_prompt.all()) else ~in_prompt
-    return SharedPromptPlan(prompt_width, lengths, batch.utterance_tokens, batch.utterance_mask, keys, hidden)
+    queries, real = batch.utterance_tokens, batch.utterance_mask
+    real_places = real.flatten().nonzero().flatten()  # here, for all layers: on a GPU this waits for the device
+    real_positions = queries.flatten().index_select(0, real_places)
+    return SharedPromptPlan(prompt_width, lengths, queries, real, real_places, real_positions, keys, hidden)
 
 
 def shared_prompt_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -109,7 +119,8 @@ def attend(
         told = blockwise_attention(asked, keys, values, scaling, plan.hidden)
     else:
         told = _completions(asked, keys, values, dropout, scaling, sliding_window, plan)
-    flat = out.flatten(0, 1).index_copy(0, plan.queries[plan.real], told.transpose(1, 2)[plan.real].to(out.dtype))
+    completions = told.transpose(1, 2).flatten(0, 1).index_select(0, plan.real_places)
+    flat = out.flatten(0, 1).index_copy(0, plan.real_positions, completions.to(out.dtype))
     return flat.view_as(out), None
 
 
@@ -117,6 +128,12 @@ def _gathered(part: Tensor, places: Tensor) -> Tensor:
     """[B, H, T, D] at places [C, L] of the flattened tokens: [C, H, L, D]. (Indexing has a slow backward pass.)"""
     rows = part.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten())
     return rows.unflatten(0, places.shape).transpose(1, 2)
+
+
+def _attention_dtype(query: Tensor) -> torch.dtype:
+    """Data type that fused attention computes in: autocast would convert a mask of another one in each layer."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _completions(
@@ -131,7 +148,7 @@ def _completions(
     """[C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D]: the heads that share keys come one after the other as
     queries, so that keys are not repeated."""
     groups = query.shape[1] // key.shape[1]
-    mask = plan.mask(sliding_window, groups, query.dtype)
+    mask = plan.mask(sliding_window, groups, _attention_dtype(query))
     asked = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
     told = scaled_dot_product_attention(asked, key, value, mask, dropout, scale=scale)
     return told.unflatten(2, (groups, -1)).flatten(1, 2)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, with_decisions
+from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, collate_padded, with_decisions
 from lit_rft.transcripts.transcript import LEVELS, Transcript
 
 
@@ -99,6 +99,15 @@ def shared_step_batch(
     pad_id: int,
     row_tokens: int | None = None,
 ) -> StepBatch:
-    """Groups of completions as the micro-batches of one process; see `step_batch` and `split_shared`."""
+    """Groups of completions as the micro-batches of one process; see `step_batch` and `split_shared`.
+
+    Rows of one completion each share nothing: they are padded, for plain causal attention, which needs no mask.
+    """
     parts = split_shared(groups, micro_batch_tokens, row_tokens)
-    return StepBatch([collate_shared(part, pad_id) for part in parts], num_utterances)
+    return StepBatch([_collate_part(part, pad_id) for part in parts], num_utterances)
+
+
+def _collate_part(part: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
+    if all(len(row) == 1 for row in part):
+        return collate_padded([transcript for row in part for transcript in row], pad_id)
+    return collate_shared(part, pad_id)

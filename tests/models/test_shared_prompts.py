@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_groups, make_model, with_adapters
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rft.models import attention, layouts, utterance_log_probs
+from lit_rft.models import attention, layouts, shared_attention, utterance_log_probs
 from lit_rft.models.backbone import load_backbone
 from lit_rft.models.layouts import can_share_prompts
 from lit_rft.transcripts import (
@@ -160,3 +161,64 @@ def test_layers_that_are_computed_again_have_the_same_attention(tmp_path: Path) 
 
     for one, other in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_one_completion_are_padded() -> None:
+    """They share nothing, and plain causal attention needs no mask."""
+    groups = make_groups((1, 4, 1))
+    numbers = count_utterances([t for group in groups for t in group])
+    model = make_model()
+    shared = _rows(model, collate_shared(groups, 0))
+    for max_tokens, layouts_expected in ((1, {False}), (60, {False, True})):
+        batches = shared_step_batch(groups, numbers, micro_batch_tokens=max_tokens, pad_id=0).micro_batches
+        assert {batch.segments is not None for batch in batches} == layouts_expected
+        assert all(batch.segments is not None or len(batch.input_ids) == len(batch.transcripts) for batch in batches)
+        rows: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            rows |= _rows(model, batch)
+        assert rows.keys() == shared.keys()
+        for name, row in rows.items():
+            torch.testing.assert_close(row, shared[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_kernels_take_the_mask_as_it_is(autocast: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the data type that they compute in, with aligned rows: none is converted or copied in each layer."""
+    masks = []
+
+    def attention_of_completions(query: Any, key: Any, value: Any, mask: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        masks.append(mask)
+        assert mask.shape[-1] == key.shape[2]
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, *rest, **more)
+
+    monkeypatch.setattr(shared_attention, "scaled_dot_product_attention", attention_of_completions)
+    monkeypatch.setattr(shared_attention, "is_served", lambda *_: False)
+    model = make_model()
+    batch = collate_shared(make_groups(), 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        _rows(model, batch)
+    assert len(masks) == 2 and masks[0] is masks[1]  # one for all layers
+    assert masks[0].dtype == dtype and masks[0].shape[-1] % 8
+    assert all(stride % 8 == 0 for stride in masks[0].stride()[:-1])
+
+
+def test_no_layer_waits_for_the_device() -> None:
+    """Sizes that depend on data, for which a GPU has to be waited for, are found once a batch."""
+
+    class DataDependent(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            aten = torch.ops.aten
+            indices = args[1] if func in (aten.index.Tensor, aten.index_put.default) else []
+            by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+            self.number += by_mask or func in (aten.nonzero.default, aten._local_scalar_dense.default)
+            return func(*args, **(kwargs or {}))
+
+    def waits(layers: int) -> int:
+        model, batch = make_model(num_hidden_layers=layers), collate_shared(make_groups(), 0)
+        with DataDependent() as counter:
+            layouts.batch_hidden_states(model, batch)
+        return counter.number
+
+    assert 0 < waits(1) == waits(3)
