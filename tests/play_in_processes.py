@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, make_stage, make_strategy
+from tiny_stage import PROMPTS, make_stage, make_strategy
 
 from lit_rft.callbacks import CompletionFiles, EpisodeFiles
 from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
@@ -27,9 +27,11 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     """Three episodes, or five problems: the processes get unequal shares."""
     if kind == "episodes":
         acting = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
-        data: Any = TrajectoryDataModule(model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"])
+        data: Any = TrajectoryDataModule(
+            model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"], prompts=PROMPTS
+        )
         data.eval_split = data.predict_split = "test"
-        return make_stage(Path(model), acting=acting, policy={"start_from": adapter}), data, EpisodeFiles()
+        return make_stage(Path(model), lora=None, acting=acting, policy={"start_from": adapter}), data, EpisodeFiles()
     problems = [
         Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n)},), "1", ("answer",), source="ab"[n % 2])
         for n in range(5)
@@ -39,7 +41,7 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     file = [str(folder / "problems.jsonl")]
     sampling = SamplingSettings(8, 1.0)
     stage = MixedPolicyGRPO(
-        PolicySettings(model=model, lora=ADAPTERS, start_from=adapter), sampling=sampling, reward=vowels,
+        PolicySettings(model=model, lora=None, start_from=adapter), sampling=sampling, reward=vowels,
         answering=AnsweringSettings(sampling=sampling, answers=3),
     )  # fmt: skip
     return stage, MathPromptDataModule(model, file, eval_files=file, eval_batch_size=2), CompletionFiles()
