@@ -61,13 +61,15 @@ def constructor_arguments(module: Any) -> dict[str, Any]:
 
 
 def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments as plain data, the defaults that the module chose in place of None."""
+    """Return the arguments as plain data, what the module chose in place of None: defaults, and the run's seed."""
     plain = {}
     for name, value in arguments.items():
+        chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
-            chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
-            value = chosen if dataclasses.is_dataclass(chosen) else None
+            value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
         plain[name] = to_plain(value)
+        if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
+            plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
 
 
