@@ -42,6 +42,8 @@ class AdapterExport(L.Callback):
                 self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if getattr(trainer, "fast_dev_run", False):  # a run's adapter is not replaced by a trial's
+            return
         policy: Any = pl_module.policy
         weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
         if trainer.is_global_zero:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path} is not a whole checkpoint of tensors and plain values: {error}") from error
+            reason = str(error).strip().partition("\n")[0]
+            if isinstance(error, pickle.UnpicklingError):  # whose message is advice to developers
+                reason = "it is damaged, or holds Python objects"
+            raise ValueError(f"{path} is not a whole checkpoint of tensors and plain values: {reason}") from error
+        if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+            raise ValueError(
+                f"{path} is no checkpoint of a training run: expected one written by a stage of lit-rft; weights of "
+                "other libraries are named by policy.model, adapters by policy.start_from"
+            )
         return checkpoint

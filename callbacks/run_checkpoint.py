@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,17 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def remove_run(self, trainer: L.Trainer) -> None:
-        """Remove a run's checkpoints and TensorBoard files from the folder, to start another one there."""
+        """Remove a run's checkpoints, TensorBoard files, texts and figures from the folder, to start another one
+        there. A dry run (`fast_dev_run`) removes nothing."""
+        if self._is_dry(trainer):
+            return
         self._choose_folder(trainer)
-        logs = Path(trainer.default_root_dir, "tensorboard")
+        folder = Path(trainer.default_root_dir)
+        logs = folder / "tensorboard"
         for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
+        for name in ("texts", "figures"):  # those that a logger has not taken
+            shutil.rmtree(folder / name, ignore_errors=True)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """Where `--ckpt_path last` looks. Training may begin without one; playing untrained by mistake must not be.

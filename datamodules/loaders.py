@@ -145,7 +145,11 @@ def check_position(state: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
                 "use its files, tokenizer and prompts, or start anew from its weights (policy.start_from)"
             )
         if state[name] != value:
-            raise ValueError(f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}")
+            where = " (data.init_args.seed, or else seed_everything)" if name == "seed" else ""
+            raise ValueError(
+                f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}{where}; set it "
+                "back, or start anew from its weights (policy.start_from)"
+            )
 
 
 def digest_of(parts: Iterable[Sequence[int] | str]) -> str:

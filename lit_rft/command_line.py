@@ -75,12 +75,13 @@ class StageCLI(LightningCLI):
         """Raises: FileExistsError if the folder holds another run, before anything is loaded or lost."""
         config = self.config_init[self.subcommand]
         ckpt_path = config.get("ckpt_path")
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunCheckpoint):
-                if config["overwrite"] and ckpt_path is None and self.trainer.is_global_zero:
-                    callback.remove_run(self.trainer)
-                if self.trainer.is_global_zero:
-                    callback.check_folder(self.trainer, ckpt_path)
+        if not self.trainer.is_global_zero:
+            return
+        own = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
+        for callback in own or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
+            if config["overwrite"] and ckpt_path is None:
+                callback.remove_run(self.trainer)
+            callback.check_folder(self.trainer, ckpt_path)
 
     def before_validate(self) -> None:
         """Our own table of scores takes the place of Lightning's list of metrics."""

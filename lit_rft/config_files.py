@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lit_rft.cli import config_folder
 from lit_rft.error_messages import UsageError, did_you_mean
 
 _FOLDER = "trainer.default_root_dir"
+_OF_THE_STAGE = {"model": "policy.model", "hierarchy": "hierarchy", "prompts": "prompts"}  # key of the data: its source
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -54,6 +56,8 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     files = list(read_configs(arguments))
     for file in files:
         check_places(file)
+    check_classes(files, arguments)
+    check_links(files, arguments)
     add_import_folders(file.path for file in files)
     return name_run_folder(arguments, files)
 
@@ -97,6 +101,37 @@ def check_places(file: ConfigFile) -> None:
     for key, value in _walk(file.content, ""):
         if isinstance(value, dict) and "class_path" in value:
             _check_class(value, key, file.path or "-c")
+
+
+def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
+    """Raises: UsageError for overlays without a recipe, which would be taken for arguments of a base class."""
+    for name in ("model", "data"):
+        parts = [file.content[name] for file in files if file.content.get(name)]
+        named = any(not isinstance(part, dict) or "class_path" in part for part in parts)
+        named |= any(a == f"--{name}" or a.startswith((f"--{name}=", f"--{name}.class_path")) for a in arguments)
+        places = [str(file.path or "-c") for file in files if file.content.get(name)]
+        places += [a.partition("=")[0] for a in arguments if a.startswith(f"--{name}.init_args")]
+        if places and not named:
+            raise UsageError(
+                f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: name a "
+                "recipe first (-c; the first lines of an overlay say which)"
+            )
+
+
+def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
+    """Raises: UsageError for what the data take from the stage: it would not be read."""
+    given = [found for a in arguments if (found := re.match(r"--data\.(?:init_args\.)?(\w+)", a))]
+    names = [found.group(1) for found in given]
+    for file in files:
+        data = file.content.get("data")
+        settings = data.get("init_args") if isinstance(data, dict) else None
+        names += settings if isinstance(settings, dict) else []
+    for name in names:
+        if name in _OF_THE_STAGE:
+            raise UsageError(
+                f"data.init_args.{name}: the data follow model.init_args.{_OF_THE_STAGE[name]}: set that, and leave "
+                "this out"
+            )
 
 
 def _check_class(value: Any, key: str, name: object) -> None:

@@ -24,9 +24,15 @@ class ExplainingParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():
             super().error(message, ex)
-        explained = explain(message, [action.dest for action in self._actions])
+        explained = explain(message, [action.dest for action in self._parser_of(message)._actions])
         # the parsers of classes, which stand within this one, do not know where they stand
         raise UsageError(re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", explained)) from ex
+
+    def _parser_of(self, message: str) -> Any:
+        """The parser of the verb that a message is about, whose keys are those of its configurations."""
+        found = re.search(r"Subcommand '(\w+)'", message)
+        verbs = getattr(self._subcommands_action, "choices", None) or {}
+        return verbs.get(found.group(1), self) if found else self
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Validate, after loggers without a folder have got the run's."""

@@ -26,7 +26,8 @@ _CONFIG = "glider/scienceworld/sft.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the demo; returns what `summary.json` holds."""
-    parser = argparse.ArgumentParser(prog="python -m lit_rft.demo", description=(__doc__ or "").split("\n\n")[1])
+    description = (__doc__ or "").split("\n\n")[1]
+    parser = argparse.ArgumentParser(prog="python -m lit_rft.demo", description=description, allow_abbrev=False)
     parser.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
     options, overrides = parser.parse_known_args(arguments)
     folder = Path(options.folder)
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, RunCheckpoint):
-            callback.remove_run(trainer)  # of an earlier demo
+            if (folder / "episodes" / "before.jsonl").exists():  # of an earlier demo
+                callback.remove_run(trainer)
+            callback.check_folder(trainer, None)
 
     console.rule("1. expert episodes from the simulator")
     expert = data.collect()
@@ -143,5 +146,8 @@ def _report(console: Any, summary: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from lit_rft.error_messages import one_line_errors
+
+    with one_line_errors():
+        main()
     sys.exit(0)

@@ -119,6 +119,23 @@ def test_a_verb_with_a_wrong_key_and_a_missing_checkpoint(capsys: pytest.Capture
         assert stopped.value.code == 2 and error.count("\n") == 1 and expected in error
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("max_epochs: 3", "no key 'max_epochs'; write --trainer.max_epochs"),
+        ("trainer: {max_epoch: 3}", "did you mean 'trainer.max_epochs'?"),
+        ("ckpt: last", "did you mean 'ckpt_path'?"),
+    ],
+)
+def test_wrong_keys_of_a_verbs_config_are_looked_up_among_the_verbs(
+    content: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", SFT, "-c", str(tmp_path / "mine.yaml")])
+    assert expected in capsys.readouterr().err
+
+
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RFT_DEBUG", "0")  # given back afterwards
     with pytest.raises(UsageError, match="must be > 0"):

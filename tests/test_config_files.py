@@ -1,6 +1,7 @@
 """Configuration files: a folder for each combination, functions beside them, keys where they belong."""
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from test_cli import OVERLAYS
 
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
-from lit_rft.config_files import name_run_folder, prepare_arguments, read_configs
+from lit_rft.config_files import check_places, name_run_folder, prepare_arguments, read_configs
+from lit_rft.error_messages import UsageError
 
 LUFFY, OFFLINE = "luffy/arithmetic.yaml", "glider/scienceworld/offline_rl.yaml"
 
@@ -100,9 +102,31 @@ def test_functions_beside_the_config_and_in_the_working_directory(
     assert str(config_folder()) not in sys.path
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-c", "luffy/on_policy.yaml"], r"^model.class_path is not set, and \S+on_policy.yaml would change"),
+        (["--model", "MixedPolicyGRPO", "-c", "luffy/gsm_symbolic.yaml"], "^data.class_path is not set"),
+        (["--model.init_args.policy.model", "x"], r"^model.class_path is not set, and --model.init_args.policy.model"),
+    ],
+)
+def test_overlays_need_a_recipe(arguments: list[str], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        prepare_arguments(resolve_configs(arguments))
+
+
+@pytest.mark.parametrize("key", ["model", "hierarchy", "prompts.high"])
+def test_what_the_data_take_from_the_stage_is_not_set_twice(key: str) -> None:
+    value = {"data": {"init_args": {key.partition(".")[0]: "false"}}}
+    for more in (["-c", json.dumps(value)], [f"--data.init_args.{key}", "false"], [f"--data.{key}=false"]):
+        with pytest.raises(UsageError, match=r"^data.init_args.\w+: the data follow model.init_args"):
+            prepare_arguments(resolve_configs(["-c", OFFLINE, *more]))
+
+
 def test_shipped_configs_have_their_keys_in_place() -> None:
     for name in shipped_configs():
-        prepare_arguments(["-c", str(config_folder() / name)])
+        for file in read_configs(["-c", str(config_folder() / name)]):
+            check_places(file)
         assert isinstance(yaml.safe_load((config_folder() / name).read_text()), dict)
 
 

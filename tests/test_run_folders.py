@@ -10,7 +10,7 @@ import torch
 import yaml
 from tiny import make_episode
 
-from lit_rft import cli
+from lit_rft import cli, demo
 from lit_rft.episodes import write_episodes
 
 
@@ -98,4 +98,44 @@ def test_a_refused_resume_leaves_the_config(arguments: list[str], tmp_path: Path
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"lora\.alpha: 32 -> 8"):
         main(["fit", *arguments, "--ckpt_path", "last", "--model.init_args.policy.lora.alpha", "8"])
+    with pytest.raises(ValueError, match=r"seed=0, now it is 9 \(data.init_args.seed, or else seed_everything\)"):
+        main(["fit", *arguments, "--ckpt_path", "last", "--seed_everything", "9"])
     assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("more", [["enable_checkpointing", "false"], ["barebones", "true"], ["callbacks", "[]"]])
+def test_a_run_without_checkpoints_does_not_get_into_another(
+    more: list[str], arguments: list[str], tmp_path: Path
+) -> None:
+    main(["fit", *arguments])
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="would be overwritten"):
+        main(["fit", *arguments, f"--trainer.{more[0]}", more[1]])
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_replaces_nothing(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["fit", *arguments])
+    kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
+    limits = ["--data.init_args.eval_variations", "1", "--data.init_args.tasks", "[find-plant]"]
+    main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_overwriting_removes_texts(arguments: list[str], tmp_path: Path) -> None:
+    main(["fit", *arguments])
+    text = tmp_path / "run" / "texts" / "val" / "episode.md"
+    text.parent.mkdir(parents=True)
+    text.write_text("of the earlier run")
+    main(["fit", *arguments, "--overwrite", "true"])
+    assert not text.exists()
+
+
+def test_the_demo_does_not_remove_another_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("weights")
+    with pytest.raises(FileExistsError, match="holds the checkpoints of a run"):
+        demo.main(["--folder", str(tmp_path), "--trainer.accelerator", "cpu"])
+    assert checkpoint.read_text() == "weights"

@@ -150,7 +150,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
         "  - class_path: lit_rft.callbacks.AdapterExport\n"
     )
     more = ["-c", callbacks, "--trainer.max_epochs", "20", "--model.init_args.policy.lora.dropout", "0.2"]
-    more += ["--data.init_args.seed", "0"]  # a resume with another order of the data is refused
+    more += ["--data.init_args.seed", "0"]  # the order of the data would follow seed_everything, and be refused
     whole = _command(tiny_model_folder, episodes, tmp_path / "whole", *more)
     parts = _command(tiny_model_folder, episodes, tmp_path / "parts", *more)
     _run(whole)

@@ -22,6 +22,7 @@ from lit_rft.stages import (
     MixedPolicyGRPO,
     OnlineHighLevelFinetune,
     OnlineSettings,
+    PolicySettings,
 )
 
 KEYS = {
@@ -97,6 +98,23 @@ def test_an_explicit_seed_wins_in_every_part() -> None:
     assert OnlineHighLevelFinetune(OnlineSettings(seed=1)).online.seed == 1
     assert MathPromptDataModule(seed=0).seed == TrajectoryDataModule(seed=0).seed == 0
     L.seed_everything(0, verbose=False)
+
+
+def test_checkpoints_know_the_seeds_of_the_run(tiny_model_folder: Path) -> None:
+    L.seed_everything(5, verbose=False)
+    policy = PolicySettings(str(tiny_model_folder))
+    stages: list[Any] = [
+        MixedPolicyGRPO(policy, answering=AnsweringSettings()),
+        MixedPolicyGRPO(policy, answering=AnsweringSettings(seed=1), seed=2),
+        OnlineHighLevelFinetune(OnlineSettings(), policy=policy),
+    ]
+    for stage in stages:
+        stage.configure_model()
+    L.seed_everything(0, verbose=False)
+    first, second, online = (stage.hparams for stage in stages)
+    assert (first["seed"], first["answering"]["seed"]) == (5, 5)
+    assert (second["seed"], second["answering"]["seed"]) == (2, 1)
+    assert online["online"]["seed"] == 5
 
 
 def test_without_a_seed_of_the_run_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,29 +45,36 @@ def to_plain(value: Any) -> Any:
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:
-    """Return the arguments that the constructor of `module`'s own class was called with; to be called in a
-    constructor of a base class."""
-    frame, outermost = inspect.currentframe(), None
+    """Return the arguments that the constructor of `module`'s own class was called with, those that it hands on to its
+    base classes with their defaults; to be called in a constructor of a base class."""
+    frame, constructors = inspect.currentframe(), []
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__init__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is module:
-            outermost = frame
+            constructors.append(frame)
         frame = frame.f_back
-    if outermost is None:
+    if not constructors:
         raise RuntimeError("constructor_arguments must be called while the module is constructed")
-    names, _, keywords, values = inspect.getargvalues(outermost)
-    arguments = {name: values[name] for name in names[1:]}
-    return arguments | (values[keywords] if keywords else {})
+    arguments: dict[str, Any] = {}
+    for constructor in reversed(constructors):
+        names, _, keywords, values = inspect.getargvalues(constructor)
+        own = {name: values[name] for name in names[1:]} | (values[keywords] if keywords else {})
+        arguments = own | arguments
+        if not keywords:
+            break
+    return arguments
 
 
 def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments as plain data, the defaults that the module chose in place of None."""
+    """Return the arguments as plain data, what the module chose in place of None: defaults, and the run's seed."""
     plain = {}
     for name, value in arguments.items():
+        chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
-            chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
-            value = chosen if dataclasses.is_dataclass(chosen) else None
+            value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
         plain[name] = to_plain(value)
+        if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
+            plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
 
 

@@ -1,6 +1,7 @@
 """A module around one language-model policy: made from its name, started from anything, saved small."""
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,15 @@ class PolicyModule(DataCheckedModule):
 
     def _load_weights(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(f"start_from must be a PEFT adapter folder or a checkpoint file: got {path}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            found = "which holds no adapter" if path.exists() else "which is not there"
+            raise ValueError(
+                f"policy.start_from must be a PEFT adapter folder or a checkpoint file, got {path}, {found}: run the "
+                "stage before this one first, or name its checkpoint (null: from scratch)"
+            )
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"policy.start_from: {path} is no checkpoint of tensors and plain values") from error
         self._check_policy(checkpoint, str(path))
         self.check_source(checkpoint, str(path))
         weights = self.starting_weights(checkpoint["state_dict"], str(path))
@@ -226,7 +234,7 @@ class PolicyModule(DataCheckedModule):
 
     def _check_policy(self, checkpoint: Mapping[str, Any], source: str) -> None:
         """Raises: ValueError if the weights are of another base model, adapter or chat format."""
-        if _POLICY_RECORD not in checkpoint or "hyper_parameters" not in checkpoint:
+        if not isinstance(checkpoint, Mapping) or not {_POLICY_RECORD, "hyper_parameters"} <= checkpoint.keys():
             raise ValueError(f"{source} does not say what policy it is of: expected one written by a stage of lit-rft")
         found = identity_differences(checkpoint[_POLICY_RECORD], self._identity)
         if found:

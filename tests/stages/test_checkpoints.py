@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     """A file-size limit makes the write fail in the middle, as a full device does."""
     target = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
-    io.save_checkpoint({"step": 1, "weights": torch.ones(10)}, target)
+    io.save_checkpoint({"step": 1, "weights": torch.ones(10), "pytorch-lightning_version": "2"}, target)
     script = f"""
 import resource, signal, torch
 from lit_rft.callbacks import AtomicCheckpointIO
@@ -185,6 +185,12 @@ except OSError as error:
     assert "refused:" in result.stdout and "previous one is intact" in result.stdout, result
     assert io.load_checkpoint(target)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_of_another_library_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="is no checkpoint of a training run"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
 def test_a_torn_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -258,3 +258,14 @@ def test_an_adapter_folder_brings_its_own_settings(
     path = save(stage, tmp_path / "b.ckpt")  # its LoRA settings are the folder's, which may be gone
     loaded = HierarchicalSFT.load_from_checkpoint(path)
     assert loaded.policy_settings.lora is not None and loaded.policy_settings.lora.rank == 4
+
+
+def test_arguments_that_a_stage_hands_on_are_recorded_with_their_defaults(tiny_model_folder: Path) -> None:
+    """A run of the command line, which sets everything, is resumed by a program, which sets little."""
+    policy = PolicySettings(str(tiny_model_folder))
+    own, base = OnlineHighLevelFinetune(policy=policy), OfflineHierarchicalRL(policy)
+    assert set(own.hparams) == {"online", *base.hparams}
+    everything = OnlineHighLevelFinetune(policy=policy, hierarchy=True, prompts=HierarchyPrompts())
+    for stage in (own, everything):
+        stage.configure_model()
+    assert own.hparams == everything.hparams

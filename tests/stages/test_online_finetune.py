@@ -178,7 +178,9 @@ def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path:
 
     def go(folder: Path, steps: int, seed: int = 0, **options: Any) -> Any:
         stage = make_online(tiny_model_folder, seed=seed, lora=dropout)
-        run(stage, make_data(tiny_model_folder, tmp_path, train_files=[stored]), folder, steps, **options)
+        stage.online.seed = stage.acting.seed = 0  # they, and the data's, would follow seed_everything
+        data = make_data(tiny_model_folder, tmp_path, train_files=[stored], seed=0)
+        run(stage, data, folder, steps, **options)
         return stage
 
     whole = go(tmp_path / "whole", 8)
