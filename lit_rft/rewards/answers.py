@@ -30,7 +30,8 @@ _MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*\n]+)\*\*|`([^`\n]+)`", re.DOTALL
 )
 _REASON = re.compile(
-    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by)\b"
+    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by"
+    r"|(?:and |but )?not|rather than|instead of)\b"
     r"|\s+\(|\s+=(?=\s*\$)|;",
     re.IGNORECASE,
 )
@@ -125,11 +126,17 @@ def _strip_box(content: str) -> str:
 
 def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
     """Readings of what follows the last anchor that asserts an answer."""
-    anchors = [match for match in pattern.finditer(text) if not _is_hedged(text, match.start())]
+    anchors = [match for match in pattern.finditer(text) if _asserts(text, match)]
     if not anchors:
         return None
     rest = text[anchors[-1].end() :].lstrip()[: 10 * MAX_LINE]
     return _readings(rest) if rest else None
+
+
+def _asserts(text: str, anchor: re.Match[str]) -> bool:
+    """Whether an anchor says what the answer is: neither under a condition nor as a question."""
+    end = _SENTENCE_END.search(text[anchor.end() : anchor.end() + MAX_LINE].split("\n")[0])
+    return not (_is_hedged(text, anchor.start()) or (end and end.group() == "?"))
 
 
 def _is_hedged(text: str, start: int) -> bool:
