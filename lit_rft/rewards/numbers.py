@@ -59,10 +59,15 @@ _REPEATING = re.compile(
 _SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?![\d/])")
 
 
+def join_thousands(text: str) -> str:
+    """Write `32 348` as one number."""
+    return _SPACED.sub(lambda match: match.group().replace(" ", ""), text)
+
+
 def as_number(text: str) -> Number | None:
     """Read one rational number exactly, with a unit, a percent sign or a base behind it; None for anything else."""
     text = re.sub(r"^(?:-?)\{(.*)\}$", r"\1", text) if text.startswith("{") else text
-    text = _SPACED.sub(lambda match: match.group().replace(" ", ""), text)
+    text = join_thousands(text)
     text = re.sub(r"^\((.*)\)$", r"\1", text) if re.fullmatch(r"\([^(),]*\)", text) else text
     if repeating := _REPEATING.fullmatch(text):
         return Number(_repeating_value(repeating), None, True, False, "")

@@ -15,7 +15,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, Eq, Expr, FiniteSet, Float, Interval, MatrixBase, Rational, Tuple
 
 from lit_rft.rewards.answers import find_answer
-from lit_rft.rewards.numbers import as_number, same_number
+from lit_rft.rewards.numbers import as_number, join_thousands, same_number
 from lit_rft.rewards.reading import (
     as_choice,
     as_words,
@@ -42,6 +42,7 @@ _NAME = re.compile(
 )
 _VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
 _LETTER = re.compile(r"[^\W\d_]")  # n is not N
+_NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # read as a sum, and as a product
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -167,6 +168,9 @@ def _same_mathematics(expected: str, given: str) -> bool:
 def _parse(text: str) -> list[Any]:
     text = re.sub(r"(?<=\d)[eE]([+-]?\d+)(?!\w)", r" \\times 10^{\1}", text)
     text = re.sub(r"(?<![\d.^/{])(\d+) (\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}", text)  # 3 1/2
+    text = join_thousands(re.sub(r"\\frac\s*(\d) (\d)", r"\\frac{\1}{\2}", text))
+    if _NO_MATHEMATICS.search(text):
+        return []
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)  # 2^10, which LaTeX reads as 2^1 0
     text = re.sub(r"(?<![\\\w])pi(?!\w)", r"\\pi ", text)
     text = re.sub(r"(?<![a-zA-Z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
