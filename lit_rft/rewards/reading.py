@@ -39,7 +39,7 @@ FUNCTIONS = _set_of(
 )
 _CONNECTING = _set_of(
     "or and to not minus plus times over is are was were be by if than then but no nor neither either between with "
-    "without wrong incorrect too because since"
+    "without wrong incorrect too because since divided multiplied"
 )
 _ABBREVIATIONS = _set_of(
     "cm mm km ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs ms Hz eV keV MeV kJ kW mph kmh kph pm am cc "
