@@ -24,7 +24,8 @@ _WEAK_ANCHOR = re.compile(
 )
 # "if the answer is 5", "I doubt that the answer is 5": nothing is answered there
 _HEDGE = re.compile(
-    r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know|cannot|can't)\b"
+    r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know|cannot"
+    r"|can't)\b"
 )
 _MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*\n]+)\*\*|`([^`\n]+)`", re.DOTALL
