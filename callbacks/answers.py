@@ -118,8 +118,8 @@ def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers that `predict` gives, with their rewards, as JSON lines.
 
-    Resumable: problems that the file has already are not answered again. A file of another policy or sampling, or of
-    other problems, is refused.
+    Resumable: problems that the file has already are not answered again. A file of another policy (its weights count),
+    reward or sampling, or of other problems, is refused.
 
     Args:
         path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own, `-rank<n>`
@@ -174,8 +174,8 @@ def _check_head(path: Path, found: Any, head: dict[str, Any]) -> None:
     advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
     if found.get("source") != head["source"]:
         raise ValueError(
-            f"{path} holds answers of another policy or sampling ({found.get('source')}, now {head['source']}): "
-            f"{advice}"
+            f"{path} holds answers of another policy, reward or sampling ({found.get('source')}, now "
+            f"{head['source']}): {advice}"
         )
     if found.get("data") != head["data"]:
         raise ValueError(

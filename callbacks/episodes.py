@@ -151,6 +151,7 @@ class EpisodeFiles(BasePredictionWriter):
         path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
         stage = _stage(pl_module)
+        source = stage.source()
         limits = {job.id: job.step_limit for job in getattr(trainer.predict_dataloaders, "jobs", ())}
         for episode in self._writer.episodes:
             limit = limits.get(episode.id, episode.step_limit)
@@ -161,10 +162,10 @@ class EpisodeFiles(BasePredictionWriter):
                     "name another file, or move this one away"
                 )
             made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
-            if made_by != stage.source():
+            if made_by != source:
                 self._close()
                 raise ValueError(
-                    f"{path} holds episodes of another policy or sampling ({made_by}, now {stage.source()}): name "
+                    f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): name "
                     "another file, or move this one away"
                 )
         stage.already_played = set(self._writer.ids)

@@ -135,6 +135,13 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         places = [(job, (job.options["task"], job.options["variation"])) for job in jobs]
         self.groups = [EpisodeGroup(job, experts.get(place, [])) for job, place in places]
         without = sum(not group.experts for group in self.groups)
+        needed = self.trainer is not None and getattr(self.trainer.lightning_module, "needs_traces", False)
+        if needed and without == len(jobs):
+            raise ValueError(
+                f"the objective needs expert episodes, and none of {len(self.episodes)} is of one of the {len(jobs)} "
+                "tasks and variations to play: choose them alike (data.init_args.train_files, train_variations), or "
+                "train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
+            )
         if without:
             logger.warning("%d of %d tasks have no expert episode: their groups are on-policy", without, len(jobs))
 

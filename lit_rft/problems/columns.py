@@ -54,6 +54,7 @@ class Columns:
                 raise ValueError(f"columns has {name!r}, expected {', '.join(FIELDS)}{did_you_mean(name, FIELDS)}")
         self._names: dict[str, None] = {}  # columns of all rows, in order
         self._found: dict[str, dict[str, None]] = {name: {} for name in FIELDS}
+        self._present: set[str] = set()  # mapped fields whose column is in some row, with or without a value
 
     def see(self, row: Mapping[str, Any]) -> None:
         """Count a row's columns for `check`."""
@@ -71,6 +72,7 @@ class Columns:
             present, value = lookup(row, column)
             if not present:
                 continue
+            self._present.add(name)
             if not is_empty(value):
                 self._found[name][column] = None
                 return column, value
@@ -110,7 +112,7 @@ class Columns:
         """
         names = list(self._names)
         for name, column in self.mapping.items():
-            if column is not None and column not in self._names and column.partition(".")[0] not in self._names:
+            if column is not None and name not in self._present:
                 raise ValueError(
                     f"{path}: columns.{name} is {column!r}, expected one of the file's columns: {', '.join(names)}"
                     f"{did_you_mean(column, names)}"

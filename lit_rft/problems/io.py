@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from lit_rft.problems.record import Problem, ProblemError, check_text
 from lit_rft.problems.repeats import merge_repeats
 from lit_rft.problems.rows import find_files, read_rows
 
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:\{|(?P<token>-?[\w.]+))")
 _LONGEST_ANSWER = 100  # characters of a `solution` that is taken for the answer itself
 
 
@@ -78,7 +80,7 @@ def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") 
     columns.see(row)
     prompt, answered = _prompt(row, columns)
     source = columns.find(row, "source")[1]
-    source = "" if is_empty(source) else str(source)
+    source = "" if is_empty(source) else check_text(str(source), "source")
     index = _index(row, columns)
     traces = _traces(*columns.find(row, "traces")) or (() if "traces" in columns.mapping else answered)
     identity = columns.find(row, "id")[1]
@@ -88,7 +90,7 @@ def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") 
     else:
         has_id = True
     problem = Problem(
-        id=str(identity),
+        id=check_text(str(identity), "id"),
         prompt=prompt,
         ground_truth=_ground_truth(*columns.require(row, "ground_truth")),
         traces=traces,
@@ -134,7 +136,8 @@ def _ground_truth(column: str, value: Any) -> str:
     text = check_text(value, column)
     if column.lower() in ("ground_truth", "reward_model.ground_truth"):
         return text
-    answer = text.rpartition("####")[2].strip() if "####" in text else last_box(text)
+    marked = text.rpartition("####")[2].strip() if "####" in text else ""  # GSM8K; elsewhere it begins a heading
+    answer = marked if marked and "\n" not in marked and not last_box(marked) else last_box(text)
     if answer:
         return answer
     if column.lower() == "solution" and ("\n" in text.strip() or len(text) > _LONGEST_ANSWER):
@@ -147,13 +150,21 @@ def _ground_truth(column: str, value: Any) -> str:
 
 
 def last_box(text: str) -> str:
-    r"""Content of the last \boxed{...}; an empty text if there is none."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for place in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    r"""Content of the last \boxed{...}, \fbox{...} or \boxed 5; an empty text if there is none."""
+    for box in reversed(list(_BOX.finditer(text))):
+        content = box["token"] or _braced(text, box.end())
+        if content.strip():
+            return content.strip()
+    return ""
+
+
+def _braced(text: str, start: int) -> str:
+    """What stands before the brace that closes one opened just before `start`; an empty text if none does."""
+    depth = 1
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : place].strip()
+            return text[start : brace.start()]
     return ""
 
 
@@ -162,7 +173,11 @@ def _traces(column: str, value: Any) -> tuple[str, ...]:
     value = messages_from_text(value, column)
     if isinstance(value, str) and value.lstrip().startswith(("['", '["', "[[", "[ ")):
         parsed = parse_literal(value)  # a list in a cell of CSV
-        value = parsed if isinstance(parsed, list) and all(isinstance(part, (str, list)) for part in parsed) else value
+        if isinstance(parsed, list) and all(isinstance(part, (str, list)) for part in parsed):
+            value = parsed
+        elif parsed is None and value.lstrip().startswith(("['", '["')) and value.rstrip().endswith("]"):
+            expected = "expected a list of texts, as JSON or with commas between them"  # numpy writes none
+            raise ProblemError(f"{expected}, got {show_value(value)}", column)
     if is_empty(value):
         return ()
     if isinstance(value, str):
@@ -202,6 +217,7 @@ def _repeats(value: Any) -> int:
     if is_empty(value):
         return 1
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    number = int(number) if isinstance(number, float) and number.is_integer() else number  # beside empty cells
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ProblemError(f"expected a number of at least 1, got {show_value(value)}", "repeats")
     return number

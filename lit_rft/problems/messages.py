@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import json
 import re
+import tokenize
 import warnings
 from typing import Any
 
@@ -150,6 +153,14 @@ def parse_literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # backslashes of LaTeX
-            return ast.literal_eval(text.strip())
+            value = ast.literal_eval(text.strip())
     except _LITERAL_ERRORS:
         return None
+    return None if _joins_texts(text.strip()) else value
+
+
+def _joins_texts(literal: str) -> bool:
+    """Whether texts stand side by side without a comma, as numpy writes a list: Python would make one of them."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(literal).readline)]
+    kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
+    return any(one == other == tokenize.STRING for one, other in itertools.pairwise(kinds))

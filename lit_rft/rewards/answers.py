@@ -24,13 +24,15 @@ _WEAK_ANCHOR = re.compile(
 )
 # "if the answer is 5", "I doubt that the answer is 5": nothing is answered there
 _HEDGE = re.compile(
-    r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know)\b"
+    r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know|cannot"
+    r"|can't)\b"
 )
 _MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*([^*\n]+)\*\*|`([^`\n]+)`", re.DOTALL
 )
 _REASON = re.compile(
-    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by)\b"
+    r"\s*(?:,|;|\(|--|\u2014)?\s*\b(?:because|since|as|which|so|where|i\.e|that is|when|given|due|after|by"
+    r"|(?:and |but )?not|rather than|instead of)\b"
     r"|\s+\(|\s+=(?=\s*\$)|;",
     re.IGNORECASE,
 )
@@ -125,11 +127,17 @@ def _strip_box(content: str) -> str:
 
 def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
     """Readings of what follows the last anchor that asserts an answer."""
-    anchors = [match for match in pattern.finditer(text) if not _is_hedged(text, match.start())]
+    anchors = [match for match in pattern.finditer(text) if _asserts(text, match)]
     if not anchors:
         return None
     rest = text[anchors[-1].end() :].lstrip()[: 10 * MAX_LINE]
     return _readings(rest) if rest else None
+
+
+def _asserts(text: str, anchor: re.Match[str]) -> bool:
+    """Whether an anchor says what the answer is: neither under a condition nor as a question."""
+    end = _SENTENCE_END.search(text[anchor.end() : anchor.end() + MAX_LINE].split("\n")[0])
+    return not (_is_hedged(text, anchor.start()) or (end and end.group() == "?"))
 
 
 def _is_hedged(text: str, start: int) -> bool:

@@ -64,10 +64,21 @@ class RewardSum:
                 counts[name] = counts.get(name, 0.0) + value
         return counts
 
+    def reward_settings(self) -> list[Any]:
+        """Its parts, each with its weight."""
+        parts = zip(self.functions, self.weights, strict=True)
+        return [[describe_reward(function), float(weight)] for function, weight in parts]
+
     def close(self) -> None:
         """End what the functions keep running."""
         for function in self.functions:
             getattr(function, "close", lambda: None)()
+
+
+def describe_reward(function: RewardFunction) -> dict[str, Any]:
+    """Name a reward function, with its settings where it tells them (`reward_settings`)."""
+    settings = getattr(function, "reward_settings", None)
+    return {"name": reward_name(function), "settings": settings() if settings is not None else None}
 
 
 def reward_metrics(function: RewardFunction) -> dict[str, float]:

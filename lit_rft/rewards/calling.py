@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ class RewardError(ValueError):
 
 def reward_name(function: Any) -> str:
     """Name a reward function in messages."""
+    function = function.func if isinstance(function, functools.partial) else function
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
@@ -66,7 +68,7 @@ def compute_rewards(
     available: dict[str, Any] = {name: list(value) for name, value in extra.items() if value is not None}
     if _is_by_rows(parameters):
         named = {name: value for name, value in available.items() if name in parameters}
-        return _checked(function, function(completions, rows, **named), rows, allow_none)
+        return _checked(function, function(list(completions), rows, **named), rows, allow_none)
     columns = dict.fromkeys(name for row in rows for name in row)
     available = {**{name: [row.get(name) for row in rows] for name in columns}, **available}
     available["completions"] = list(completions)
@@ -95,7 +97,8 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def _is_by_rows(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return list(parameters)[:2] == ["completions", "rows"]
+    by_name = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return list(parameters)[:2] == ["completions", "rows"] and not {"completions", "rows"} & set(by_name)
 
 
 def _arguments(
@@ -142,7 +145,7 @@ def _number(name: str, value: Any, index: int, row: Mapping[str, Any], allow_non
         raise RewardError(f"the reward function {name} returned {_show(value)} {where}: expected a number")
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(f"the reward function {name} returned {_show(value)} {where}: expected a number") from error
     if not math.isfinite(number):
         raise RewardError(f"the reward function {name} returned {number} {where}: expected a finite number")

@@ -66,6 +66,10 @@ class MathReward:
         wanted = (Verdict.UNREADABLE, Verdict.KILLED)
         return {verdict.value: float(self.verdicts.count(verdict)) for verdict in wanted}
 
+    def reward_settings(self) -> dict[str, Any]:
+        """The settings that decide what is right; limits only say when to give up."""
+        return {"after_thinking": self.after_thinking, "lenient": self.lenient}
+
     def close(self) -> None:
         """End the processes."""
         if self._pool is not None:

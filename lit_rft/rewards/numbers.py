@@ -53,14 +53,24 @@ _TAIL = re.compile(
 )
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(rf"\s*({TEXT}\{{)?\s*({'|'.join(_SCALES)})\b\s*(\}}?)", re.I)
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,50})\.(?P<once>\d{0,50})\\overline\s*\{\s*(?P<cycle>\d{1,50})\s*\}"
+)
 _SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?![\d/])")
+
+
+def join_thousands(text: str) -> str:
+    """Write `32 348` as one number."""
+    return _SPACED.sub(lambda match: match.group().replace(" ", ""), text)
 
 
 def as_number(text: str) -> Number | None:
     """Read one rational number exactly, with a unit, a percent sign or a base behind it; None for anything else."""
     text = re.sub(r"^(?:-?)\{(.*)\}$", r"\1", text) if text.startswith("{") else text
-    text = _SPACED.sub(lambda match: match.group().replace(" ", ""), text)
+    text = join_thousands(text)
     text = re.sub(r"^\((.*)\)$", r"\1", text) if re.fullmatch(r"\([^(),]*\)", text) else text
+    if repeating := _REPEATING.fullmatch(text):
+        return Number(_repeating_value(repeating), None, True, False, "")
     for pattern in (_MIXED, _FRAC, _RATIO, _ONE):
         match = pattern.match(text)
         if match is None:
@@ -78,6 +88,13 @@ def as_number(text: str) -> Number | None:
             return number
         return number._replace(value=number.value * _SCALES[scale[2].lower()], decimals=None)
     return None
+
+
+def _repeating_value(match: re.Match[str]) -> Fraction:
+    r"""The value of a repeating decimal: `0.1\overline{6}` is 1/6."""
+    once, cycle = match["once"], match["cycle"]
+    value = Fraction(int(match["whole"] + once or 0) + Fraction(int(cycle), 10 ** len(cycle) - 1), 10 ** len(once))
+    return -value if match["sign"] == "-" else value
 
 
 def _number(parts: dict[str, str | None], plain: bool, tail: re.Match[str] | None) -> Number | None:

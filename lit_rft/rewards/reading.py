@@ -39,7 +39,7 @@ FUNCTIONS = _set_of(
 )
 _CONNECTING = _set_of(
     "or and to not minus plus times over is are was were be by if than then but no nor neither either between with "
-    "without wrong incorrect too because since"
+    "without wrong incorrect too because since divided multiplied"
 )
 _ABBREVIATIONS = _set_of(
     "cm mm km ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs ms Hz eV keV MeV kJ kW mph kmh kph pm am cc "
@@ -103,7 +103,17 @@ def as_choice(text: str, lenient: bool = False) -> str | None:
     match = re.fullmatch(rf"\(([A-Ja-j])\)|([{letters}])[).:]?", plain)
     if match is None:
         match = re.match(rf"\(([A-J])\)\s*\S|([{letters}])(?:[):]|\.(?=\s)|\s+-(?=\s))\s*\S", plain)
+        if match and _names_options(plain[match.end() - 1 :]):
+            return None
     return next(group for group in match.groups() if group).upper() if match else None
+
+
+def _names_options(text: str) -> bool:
+    """Whether another letter or more options stand behind an option's letter: `(A)/(B)`, `A) 1, B) 2`."""
+    if re.search(r"\b(?:all|both|none|neither|either|only)\b", text, re.I):  # `D) both (A) and (B)`
+        return False
+    is_letter = re.fullmatch(r"\W*\(?[A-J]\)?\W*", text) is not None
+    return is_letter or re.search(r"(?:(?<=\s)|\()[A-J][):]", text) is not None
 
 
 def option_text(text: str) -> str | None:

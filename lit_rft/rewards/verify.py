@@ -15,7 +15,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, Eq, Expr, FiniteSet, Float, Interval, MatrixBase, Rational, Tuple
 
 from lit_rft.rewards.answers import find_answer
-from lit_rft.rewards.numbers import as_number, same_number
+from lit_rft.rewards.numbers import as_number, join_thousands, same_number
 from lit_rft.rewards.reading import (
     as_choice,
     as_words,
@@ -41,7 +41,8 @@ _NAME = re.compile(
     r"(?:\s*\(\s*\\?[a-z](?:\s*,\s*\\?[a-z])*\s*\))?'*"
 )
 _VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
-_LETTER = re.compile(r"[A-Za-z]")  # n is not N
+_LETTER = re.compile(r"[^\W\d_]")  # n is not N
+_NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # read as a sum, and as a product
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -99,8 +100,8 @@ def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
 
 
 def _bare(text: str) -> str:
-    """A text without spaces and marks of text."""
-    return re.sub(r"\s", "", flatten(text))
+    """A text without marks of text and spaces, but for those between digits: 3 1/2 is not 31/2."""
+    return re.sub(r"(?<!\d)\s|\s(?!\d)", "", re.sub(r"\s+", " ", flatten(text)))
 
 
 def _unboxed(text: str) -> str:
@@ -167,8 +168,12 @@ def _same_mathematics(expected: str, given: str) -> bool:
 def _parse(text: str) -> list[Any]:
     text = re.sub(r"(?<=\d)[eE]([+-]?\d+)(?!\w)", r" \\times 10^{\1}", text)
     text = re.sub(r"(?<![\d.^/{])(\d+) (\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}", text)  # 3 1/2
+    text = join_thousands(re.sub(r"\\frac\s*(\d) (\d)", r"\\frac{\1}{\2}", text))
+    if _NO_MATHEMATICS.search(text):
+        return []
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)  # 2^10, which LaTeX reads as 2^1 0
     text = re.sub(r"(?<![\\\w])pi(?!\w)", r"\\pi ", text)
+    text = re.sub(r"(?<![a-zA-Z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\\w])sqrt\s*(?=[({\d])", r"\\sqrt ", text)
     text = re.sub(r"\*\*", "^", text).replace("$", "")
     result: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)

@@ -1,6 +1,6 @@
 """Fresh utterances in the states of stored transcripts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -13,14 +13,18 @@ def sample_decisions(
     model: nn.Module,
     transcripts: Sequence[Transcript],
     sampling: SamplingSettings,
+    end_ids: int | Sequence[int],
     *,
     num_slots: int = 16,
     seed: int = 0,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> list[Transcript]:
     """One new utterance of the model in every state of the transcripts, `num_slots` states at a time.
 
     Each state is read from its start: this costs about as many passes over the transcripts as they have decisions.
 
+    Args:
+        end_ids, decode: what ends an utterance, as in acting; see `ConversationGenerator`.
     Returns: a transcript of one decision for each decision given, in order: the state's ids and the new utterance.
     """
     states, names = [], []
@@ -36,16 +40,16 @@ def sample_decisions(
     try:
         for begin in range(0, len(states), num_slots):
             part = slice(begin, begin + num_slots)
-            _answer(model, states[part], names[part], sampling, seed)
+            generator = ConversationGenerator(
+                model, end_ids, sampling, num_slots=len(states[part]), seed=seed, decode=decode
+            )
+            _answer(generator, states[part], names[part])
     finally:
         model.train(training)
     return states
 
 
-def _answer(
-    model: nn.Module, states: list[Transcript], names: list[str], sampling: SamplingSettings, seed: int
-) -> None:
-    generator = ConversationGenerator(model, states[0].end_of_turn_id, sampling, num_slots=len(states), seed=seed)
+def _answer(generator: ConversationGenerator, states: list[Transcript], names: list[str]) -> None:
     slots = [generator.open(name) for name in names]
     sampled = generator.sample({slot: state.input_ids for slot, state in zip(slots, states, strict=True)})
     for slot, state in zip(slots, states, strict=True):

@@ -1,5 +1,6 @@
 """What GLIDER's second and third stage share: an actor by weighted likelihood, utterance-level critics."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +28,6 @@ from lit_rft.objectives import (
     weighted_likelihood_loss,
 )
 from lit_rft.rollout.resample import sample_decisions
-from lit_rft.rollout.sampling import SamplingSettings
 from lit_rft.stages.base import PolicyStage
 from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
 from lit_rft.stages.judges import LevelDecisions, PaperJudge, ReleaseJudge, decisions_at
@@ -218,10 +218,12 @@ class ActorCriticStage(PolicyStage):
 
     def _proposals(self, micro: TranscriptBatch) -> Tensor:
         """Features [U, D] of one utterance of the present policy in each state."""
-        assert self.policy is not None
-        sampling = SamplingSettings(self.acting.sampling.max_new_tokens, temperature=1.0)
+        assert self.policy is not None and self.chat is not None
+        sampling = replace(self.acting.sampling, temperature=1.0, top_k=0, top_p=1.0)
         seed = derive_seed(resolve_seed(self.acting.seed), "proposals", self.global_step)
-        sampled = sample_decisions(self.policy, micro.transcripts, sampling, seed=seed)
+        sampled = sample_decisions(
+            self.policy, micro.transcripts, sampling, self.chat.end_ids, seed=seed, decode=self.chat.tokenizer.decode
+        )
         groups = [sampled[start : start + _TOGETHER] for start in range(0, len(sampled), _TOGETHER)]
         return torch.cat([self._utterance_features(group) for group in groups])
 

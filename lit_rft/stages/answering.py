@@ -13,11 +13,12 @@ from lit_rft._seeds import resolve_seed
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.merging import ActingWeights
 from lit_rft.models.sharding import sharded_parts, whole_weights
-from lit_rft.rewards.base import reward_metrics
+from lit_rft.rewards.base import describe_reward, reward_metrics
 from lit_rft.rewards.calling import RewardFunction, check_reward, compute_rewards
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.data_check import PROMPTS
+from lit_rft.stages.identity import current_fingerprint
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.serving import ServedPolicy
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
@@ -98,12 +99,15 @@ class AnsweringStage(PolicyModule):
         self._served = ServedPolicy(self.answering.server) if self.answering.server is not None else None
 
     def source(self) -> dict[str, Any]:
-        """Who answers: what makes two runs of `predict` differ."""
+        """Who answers, and who grades: what makes two runs of `predict` differ. All processes must call this."""
+        assert self.policy is not None
         settings = self.answering
         return {
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
+            "weights": current_fingerprint(self.policy),
+            "reward": describe_reward(self.reward),
             "sampling": as_json(settings.sampling),
             "answers": settings.answers,
             "answers_by_source": settings.answers_by_source,

@@ -8,6 +8,7 @@ from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.data_check import EPISODES
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
+from lit_rft.stages.identity import current_fingerprint
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
 from lit_rft.transcripts import HierarchyPrompts
@@ -78,13 +79,15 @@ class PolicyStage(PolicyModule):
         return ActingPolicy(self.policy, agent, end, source, sampling, seed, decode=decode)
 
     def source(self) -> dict[str, Any]:
-        """Who plays, for the episodes' records: what makes two runs of `predict` differ."""
+        """Who plays, for the records: what makes two runs of `predict` differ. All processes must call this."""
+        assert self.policy is not None
         acting = self.acting
         return {
             "kind": "policy",
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
+            "weights": current_fingerprint(self.policy),
             "hierarchy": self.hierarchy,
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,

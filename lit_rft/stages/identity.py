@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lit_rft.models.backbone import causal_lm
+from lit_rft.models.sharding import whole_weights
 from lit_rft.stages.hyper_parameters import to_plain
 from lit_rft.transcripts import ChatFormat
 
@@ -60,6 +61,20 @@ def weights_fingerprint(policy: nn.Module) -> str:
         values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.bfloat16).view(torch.int16)
         digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def current_fingerprint(policy: nn.Module) -> str:
+    """Hash some values of each weight as it is now, adapters included: what tells two checkpoints apart.
+
+    Of a split model all processes must ask.
+    """
+    digests = []
+    with whole_weights(policy):
+        for parameter in policy.parameters():
+            flat = parameter.detach().flatten()
+            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32)
+            digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
 
 
 def adapter_identity(policy: nn.Module) -> dict[str, Any] | None:

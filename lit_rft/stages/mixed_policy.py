@@ -62,6 +62,12 @@ class MixedPolicyUpdates(PolicyModule):
         self.steps_per_batch = objective.mini_batches * objective.epochs
         self.samples: list[GroupMember] = []  # of the last rollout
 
+    @property
+    def needs_traces(self) -> bool:
+        """Whether training without any off-policy trace would be another method; data modules check it."""
+        objective = self.objective
+        return objective.traces_per_group > 0 or objective.sft_coef > 0 or objective.sft_steps > 0
+
     def improve(self, members: list[GroupMember], num_groups: int) -> dict[str, Tensor]:
         """`mini_batches` times `epochs` optimiser steps on a rollout; returns what there is to log.
 

@@ -78,12 +78,6 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         self._warned_of_traces = False
         self._can_share: bool | None = None
 
-    @property
-    def needs_traces(self) -> bool:
-        """Whether training without any off-policy trace would be another method; data modules check it."""
-        objective = self.objective
-        return objective.traces_per_group > 0 or objective.sft_coef > 0 or objective.sft_steps > 0
-
     def on_fit_start(self) -> None:
         super().on_fit_start()
         assert self.policy is not None

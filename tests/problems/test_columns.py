@@ -49,6 +49,12 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         read_problems(path, {"ground_truth": None})
 
 
+def test_a_dotted_name_must_lead_somewhere(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [ROW])
+    with pytest.raises(ValueError, match=r"columns\.traces is 'meta\.trace', expected one of the file's columns: "):
+        read_problems(path, {"traces": "meta.trace"})
+
+
 def test_a_mapped_column_may_be_missing_in_some_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [ROW, {**ROW, "question": "b?", "worked": "18"}])
     assert [len(p.traces) for p in read_problems(path, {"traces": "worked"})] == [0, 1]

@@ -47,6 +47,9 @@ ROWS: dict[str, tuple[dict[str, Any], bool]] = {
                  "messages": [USER, ASSISTANT], "generations": [WORKED]}, True),
     "AIME, capitals": ({"ID": "2024-I-1", "Problem": QUESTION, "Solution": "Long.\nLonger.", "Answer": 18}, False),
     "nested braces": ({"problem": QUESTION, "solution": "\\boxed{1}, no: \\boxed{\\text{18}}"}, False),
+    "a box without braces": ({"problem": QUESTION, "solution": "\\boxed{1} was wrong: \\boxed 18."}, False),
+    "an fbox": ({"problem": QUESTION, "solution": "$\\fbox{18}$"}, False),
+    "a heading behind four signs": ({"problem": QUESTION, "solution": "#### Step 1\nIt is\n\\boxed{18}"}, False),
     "ShareGPT": ({"conversations": SHAREGPT, "ground_truth": ANSWER}, True),
     "ShareGPT without an answer": ({"conversations": SHAREGPT[:1], "ground_truth": ANSWER}, False),
     "messages": (CHAT, True),
@@ -74,8 +77,13 @@ def test_rows_of_public_data_sets(name: str, tmp_path: Path) -> None:
     row, has_trace = ROWS[name]
     (problem,) = read_problems(write(tmp_path / "p.jsonl", [row]))
     assert problem.prompt == (USER,)
-    assert problem.ground_truth == ("\\text{18}" if name == "nested braces" else ANSWER)
+    assert problem.ground_truth.rstrip(".") == ("\\text{18}" if name == "nested braces" else ANSWER)
     assert problem.traces == ((WORKED,) if has_trace else ())
+
+
+def test_braces_that_are_content_end_no_box(tmp_path: Path) -> None:
+    row = {"problem": QUESTION, "solution": r"$\boxed{\left\{1,2\right.}$"}
+    assert read_problems(write(tmp_path / "p.jsonl", [row]))[0].ground_truth == r"\left\{1,2\right."
 
 
 def test_a_text_of_several_answers_is_one_answer(tmp_path: Path) -> None:
@@ -113,6 +121,9 @@ def test_words_in_brackets_stay_words(words: str, tmp_path: Path) -> None:
         ({"text": QUESTION, "ground_truth": ANSWER}, "prompt", r"the row has text, ground_truth; .*\{prompt: NAME\}"),
         ({"prompt": QUESTION, "anwser": ANSWER}, "ground_truth", "did you mean 'anwser'"),
         ({**PLAIN, "repeats": 0}, "repeats", "at least 1"),
+        ({**PLAIN, "traces": "['one trace'\n 'another']"}, "traces", "with commas"),  # numpy's text of an array
+        ({**PLAIN, "id": "\ud800"}, "id", "UTF-8"),
+        ({**PLAIN, "source": "\ud800"}, "source", "UTF-8"),
     ],
 )  # fmt: skip
 def test_rows_that_mean_nothing_are_refused(row: dict[str, Any], field: str, message: str, tmp_path: Path) -> None:

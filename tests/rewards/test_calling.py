@@ -73,6 +73,10 @@ def rows_elsewhere(prompts: Any, completions: Any, rows: Any) -> list[float]:
     return [0.0]
 
 
+def rows_by_name(completions: Any, *, rows: Any) -> list[float]:
+    return [0.0]
+
+
 def by_position(completions: Any, rows: Any, /) -> list[float]:
     return [0.0]
 
@@ -83,6 +87,7 @@ def by_position(completions: Any, rows: Any, /) -> list[float]:
         (asynchronous, "asynchronous is async: expected a plain function"),
         (other_names, r"other_names\(texts: .*cannot be called: expected \(completions, rows\), or the names"),
         (rows_elsewhere, "rows in another place"),
+        (rows_by_name, "rows in another place"),
         (lambda: [0.0], "cannot be called"),
         (7, "int is not callable"),
         (dict, "cannot be called|no signature"),
@@ -132,6 +137,7 @@ def coroutine() -> Any:
         (lambda: [[1.0], [0.0]], r"returned \[1.0\] \(list\) for completion 0 of problem p1"),
         (lambda: [float("nan"), 1.0], "returned nan for completion 0 of problem p1: expected a finite number"),
         (lambda: [1.0, float("inf")], "returned inf for completion 1 of problem p2"),
+        (lambda: [1.0, 10**400], r"returned 1000.*\.\.\. \(int\) for completion 1"),
         (lambda: [1.0, 1j], r"returned 1j \(complex\) for completion 1"),
     ],
 )

@@ -9,13 +9,14 @@ import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_stage import ADAPTERS
 
 from lit_rft.callbacks import AnswerTable, CompletionFiles, CompletionText
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
-from lit_rft.rewards import MathReward, RewardError
+from lit_rft.rewards import MathReward, RewardError, RewardSum
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 
@@ -118,7 +119,7 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     for number in (1, 2, 8, len(whole) - 1):  # killed between two answers, perhaps to the same problem
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
         assert sorted(map(str, predict(tmp_path / "parts"))) == sorted(map(str, whole))
-    with pytest.raises(ValueError, match="another policy or sampling"):
+    with pytest.raises(ValueError, match="another policy, reward or sampling"):
         predict(tmp_path / "parts", seed=9)
     path.write_text("{torn\n" + path.read_text())
     with pytest.raises(ValueError, match=r"completions\.jsonl is damaged in more than its last line"):
@@ -126,6 +127,32 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     path.write_text('{"id": "someone\'s"}\n')
     with pytest.raises(ValueError, match=r"completions\.jsonl is no file of completions"):
         predict(tmp_path / "parts")
+
+
+def test_completions_of_other_weights_or_rewards_are_not_mixed(
+    tiny_model_folder: Path, tmp_path: Path, files: str
+) -> None:
+    def predict(reward: Any, shift: float = 0.0) -> None:
+        stage = make(tiny_model_folder, reward)
+        stage.configure_model()
+        with torch.no_grad():
+            for name, weight in stage.named_parameters():
+                if "lora_B" in name:
+                    weight += shift
+        trainer(tmp_path, callbacks=[CompletionFiles()], limit_predict_batches=1).predict(
+            stage, datamodule=make_data(tiny_model_folder, files), return_predictions=False
+        )
+
+    strict, lenient = MathReward(num_workers=1), MathReward(num_workers=1, lenient=True)
+    predict(RewardSum([vowels, strict]))
+    before = (tmp_path / "completions.jsonl").read_text()
+    predict(RewardSum([vowels, MathReward(num_workers=2)]))  # nothing that decides about an answer
+    others: list[tuple[Any, float]] = [(RewardSum([vowels, lenient]), 0.0), (RewardSum([vowels, strict], [1, 2]), 0.0),
+                                       (vowels, 0.0), (RewardSum([vowels, strict]), 0.01)]  # fmt: skip
+    for reward, shift in others:
+        with pytest.raises(ValueError, match=r"answers of another policy, reward or sampling"):
+            predict(reward, shift)
+    assert (tmp_path / "completions.jsonl").read_text() == before
 
 
 def write_rows(path: Path, letter: str, number: int, **more: Any) -> str:
@@ -174,7 +201,7 @@ def test_predict_leaves_no_problem_out_of_two_files(tiny_model_folder: Path, tmp
     for others in (files[0], files[1], [*files, write_rows(tmp_path / "c.jsonl", "c", 1)]):
         with pytest.raises(ValueError, match=r"jsonl holds answers to other problems .*: name another file"):
             predict(others)
-    with pytest.raises(ValueError, match=r"answers of another policy or sampling .*: name another file"):
+    with pytest.raises(ValueError, match=r"answers of another policy, reward or sampling .*: name another file"):
         predict(files, answers=2)
     assert path.read_text() == before
     assert sorted(predict(files[::-1])) == sorted(restarted)  # the same problems in another order

@@ -1,5 +1,6 @@
 """Mixed-policy GRPO over episodes of the corridor; on ScienceWorld in tests/test_scienceworld_run.py."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,19 @@ def test_tasks_without_an_expert_are_counted(
     fit(stage, data, 1)
     assert "4 of 8 tasks have no expert episode" in caplog.text
     assert sum(len(group.experts) for group in data.groups) == 4
+
+
+def test_no_expert_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    after(tiny_model_folder, tmp_path, steps=1)
+    (files,) = tmp_path.glob("expert-*.jsonl")
+    rows = [json.loads(line) for line in files.read_text().splitlines()]
+    files.write_text("".join(json.dumps({**row, "variation": 99}) + "\n" for row in rows))
+
+    def train(**objective: Any) -> None:
+        stage, data = make(tiny_model_folder, tmp_path, objective=objective, data={"train_files": [str(files)]})
+        fit(stage, data, 1)
+
+    for objective in ({}, {"traces_per_group": 0, "sft_coef": 0.1}):
+        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 tasks"):
+            train(**objective)
+    train(traces_per_group=0)

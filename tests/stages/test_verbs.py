@@ -185,14 +185,19 @@ def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folde
 
 
 def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def predict(acting: ActingSettings) -> None:
+    def predict(acting: ActingSettings, shift: float = 0.0) -> None:
         stage = make_stage(tiny_model_folder, acting=acting)
+        stage.configure_model()
+        for name, parameter in stage.named_parameters():
+            parameter.data += shift * ("lora_B" in name)
         trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=1)
         trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
 
     predict(ACTING)
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(ActingSettings(SamplingSettings(6, 0.5), max_length=900, subgoal_steps=2, parallel_episodes=2))
+    with pytest.raises(ValueError, match="another policy or sampling"):
+        predict(ACTING, 0.01)
     with pytest.raises(ValueError, match="must end in"):
         EpisodeFiles("episodes.parquet")
 

@@ -1,0 +1,26 @@
+"""Fresh utterances in stored states end as they do in acting."""
+
+from tiny import make_model
+
+from lit_rft.rollout import SamplingSettings
+from lit_rft.rollout.resample import sample_decisions
+from lit_rft.transcripts import Transcript
+
+END = 2
+
+
+def test_every_end_ends_a_fresh_utterance() -> None:
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    transcript = Transcript("flat", END, "episode")
+    transcript.append_prompt([5, 9, 17])
+    transcript.append_utterance([40, END])
+    (free,) = sample_decisions(model, [transcript], SamplingSettings(12, 1.0), END)
+    said = free.utterance_ids(0)
+    assert len(said) > 3
+    until = said[: said.index(said[2]) + 1]
+    settings = SamplingSettings(12, 1.0, stop_strings=(f"<{said[2]}>",))
+    decoded = {"decode": lambda ids: "".join(f"<{token}>" for token in ids)}
+    (by_token,) = sample_decisions(model, [transcript], SamplingSettings(12, 1.0), [END, said[2]])
+    (by_text,) = sample_decisions(model, [transcript], settings, END, **decoded)
+    assert by_token.utterance_ids(0) == by_text.utterance_ids(0) == until
