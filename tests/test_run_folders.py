@@ -1,27 +1,16 @@
 """A run's folder: one config file a verb, nothing overwritten by accident."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from command import main
 from tiny import make_episode
 
-from lit_rft import cli, demo
+from lit_rft import demo
 from lit_rft.episodes import write_episodes
-
-
-def main(arguments: list[str]) -> None:
-    """Run the command line; an error of the user's is raised with the line that is printed."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            cli.main(arguments)
-    except SystemExit as exit_:
-        raise ValueError(printed.getvalue()) from exit_
 
 
 @pytest.fixture

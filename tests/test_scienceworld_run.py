@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from command import main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_rft.cli import main
 from lit_rft.episodes import read_episodes
 
 
@@ -82,5 +82,5 @@ def test_an_unknown_task_is_refused_before_any_work(arguments: list[str], tmp_pa
 
 
 def test_last_without_a_checkpoint_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="no last checkpoint"):
+    with pytest.raises(ValueError, match="no last checkpoint"):
         main(["test", *arguments, "--ckpt_path", "last"])

@@ -1,0 +1,19 @@
+"""The command line in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+from lit_rft import cli
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `lit-rft`; an error of the user's is raised as ValueError with the line that is printed."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            cli.main(arguments)
+    except SystemExit as error:
+        raise ValueError(printed.getvalue()) from error
