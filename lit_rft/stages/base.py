@@ -1,6 +1,8 @@
 """What the stages share that act in environments."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from lit_rft._seeds import resolve_seed
@@ -89,6 +91,9 @@ class PolicyStage(PolicyModule):
             "checkpoint_step": self._checkpoint_step,
             "weights": current_fingerprint(self.policy),
             "hierarchy": self.hierarchy,
+            "prompts": hashlib.sha256(json.dumps(as_json(self.prompts)).encode()).hexdigest()[:16],
+            "max_length": acting.max_length,
+            "subgoal_steps": acting.subgoal_steps,
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,

@@ -1,5 +1,6 @@
 """validate, test and predict on a small environment, with what they leave behind."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes.io import read_episodes
 from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import ActingSettings
+from lit_rft.transcripts import HierarchyPrompts
 
 ACTING = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
 
@@ -185,8 +187,9 @@ def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folde
 
 
 def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def predict(acting: ActingSettings, shift: float = 0.0) -> None:
+    def predict(acting: ActingSettings, shift: float = 0.0, prompts: HierarchyPrompts = PROMPTS) -> None:
         stage = make_stage(tiny_model_folder, acting=acting)
+        stage.prompts = prompts
         stage.configure_model()
         for name, parameter in stage.named_parameters():
             parameter.data += shift * ("lora_B" in name)
@@ -196,6 +199,11 @@ def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_p
     predict(ACTING)
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(ActingSettings(SamplingSettings(6, 0.5), max_length=900, subgoal_steps=2, parallel_episodes=2))
+    for other in (replace(ACTING, max_length=800), replace(ACTING, subgoal_steps=3)):
+        with pytest.raises(ValueError, match="another policy or sampling"):
+            predict(other)
+    with pytest.raises(ValueError, match="another policy or sampling"):
+        predict(ACTING, prompts=HierarchyPrompts(high="Think.", low="Act.", flat="Act."))
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(ACTING, 0.01)
     with pytest.raises(ValueError, match="must end in"):
