@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from lit_rft.datamodules.loaders import JobLoader as JobLoader
     from lit_rft.datamodules.loaders import StepLoader as StepLoader
     from lit_rft.datamodules.math_prompts import MathPromptDataModule as MathPromptDataModule
-    from lit_rft.datamodules.math_prompts import Prompt as Prompt
-    from lit_rft.datamodules.math_prompts import PromptBatch as PromptBatch
-    from lit_rft.datamodules.math_prompts import PromptLoader as PromptLoader
     from lit_rft.datamodules.online import OnlineBatch as OnlineBatch
     from lit_rft.datamodules.online import OnlineDataModule as OnlineDataModule
     from lit_rft.datamodules.online import OnlineLoader as OnlineLoader
+    from lit_rft.datamodules.prompts import Prompt as Prompt
+    from lit_rft.datamodules.prompts import PromptBatch as PromptBatch
+    from lit_rft.datamodules.prompts import PromptLoader as PromptLoader
     from lit_rft.datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
 
 # public name -> the module that defines it; loaded on first use
@@ -39,9 +39,9 @@ _EXPORTS: dict[str, str] = {
     "OnlineBatch": "lit_rft.datamodules.online",
     "OnlineDataModule": "lit_rft.datamodules.online",
     "OnlineLoader": "lit_rft.datamodules.online",
-    "Prompt": "lit_rft.datamodules.math_prompts",
-    "PromptBatch": "lit_rft.datamodules.math_prompts",
-    "PromptLoader": "lit_rft.datamodules.math_prompts",
+    "Prompt": "lit_rft.datamodules.prompts",
+    "PromptBatch": "lit_rft.datamodules.prompts",
+    "PromptLoader": "lit_rft.datamodules.prompts",
     "StepLoader": "lit_rft.datamodules.loaders",
     "TrajectoryDataModule": "lit_rft.datamodules.trajectories",
 }

@@ -1,0 +1,107 @@
+"""Prompts of problems in batches, for rollouts and for evaluation."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
+from lit_rft.problems import Problem
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as token ids.
+
+    Args:
+        problem: the record.
+        ids: of the prompt.
+        traces: ids of the off-policy completions, each with its end.
+        trace_texts: what they say.
+        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
+    """
+
+    problem: Problem
+    ids: list[int]
+    traces: list[list[int]]
+    trace_texts: list[str]
+    trace_log_probs: list[list[float]]
+
+
+class PromptBatch:
+    """The prompts of one rollout, this process's share. (No dataclass: Lightning would look into it for tensors.)
+
+    Args:
+        prompts: in order.
+        sources: benchmarks of all batches.
+    """
+
+    def __init__(self, prompts: list[Prompt], sources: Sequence[str] = ()) -> None:
+        self.prompts, self.sources = prompts, list(sources)
+
+    def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
+        """Nothing here lives on a device; Lightning asks every batch."""
+        return self
+
+
+class PromptLoader(EpochLoader[Prompt, PromptBatch]):
+    """Prompts in batches, shared among processes.
+
+    For training each epoch has an order of its own. For evaluation (`shuffle=False`) every pass begins with the first
+    prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
+    always the same problems, of all benchmarks.
+
+    Args:
+        prompts: all of them.
+        batch_size: prompts per batch, over all processes.
+        shuffle: for training; else for evaluation.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(len(prompts), batch_size, seed, rank, world_size)
+        self.prompts = list(prompts) if shuffle else round_robin(prompts, lambda prompt: prompt.problem.source)
+        self.shuffle = shuffle
+        self.sources = sorted({prompt.problem.source for prompt in self.prompts})
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
+
+    def order(self) -> list[Prompt]:
+        return self.shuffled(self.prompts) if self.shuffle else self.prompts
+
+    def make_batch(self, items: list[Prompt]) -> PromptBatch:
+        if self.shuffle:
+            return PromptBatch(items[self.rank :: self.world_size], self.sources)
+        start, end = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return PromptBatch(items[start:end], self.sources)  # a benchmark's problems are shared evenly
+
+    def shape(self) -> dict[str, int | str]:
+        sizes = {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
+        return {**sizes, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        parts: list[Sequence[int] | str] = []
+        for prompt in self.prompts:
+            parts += [prompt.problem.id, str(prompt.problem.ground_truth), prompt.ids, *prompt.traces]
+        return digest_of(parts)
+
+    def fingerprint(self) -> str:
+        """Digest of all prompts, whatever their order: ids, content, tokens and repeats."""
+        parts = sorted(
+            f"{prompt.problem.id} {prompt.problem.fingerprint()} {prompt.problem.repeats} {prompt.ids}"
+            for prompt in self.prompts
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
