@@ -58,7 +58,7 @@ def weights_fingerprint(policy: nn.Module) -> str:
         if any(part in name for part in skipped):
             continue
         flat = parameter.detach().flatten()
-        values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.bfloat16).view(torch.int16)
+        values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.bfloat16, copy=True).view(torch.int16)
         digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
@@ -72,7 +72,7 @@ def current_fingerprint(policy: nn.Module) -> str:
     with whole_weights(policy):
         for parameter in policy.parameters():
             flat = parameter.detach().flatten()
-            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32)
+            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32, copy=True)  # numpy would pin the storage
             digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
 
