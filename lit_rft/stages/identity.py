@@ -72,7 +72,8 @@ def current_fingerprint(policy: nn.Module) -> str:
     with whole_weights(policy):
         for parameter in policy.parameters():
             flat = parameter.detach().flatten()
-            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32, copy=True)  # numpy would pin the storage
+            # a copy: numpy's view would keep the storage of a gathered weight from being freed
+            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32, copy=True)
             digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
 
