@@ -48,12 +48,14 @@ def test_levels_without_known_returns_are_skipped(
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_any_number_of_known_returns_can_be_reported(number: int) -> None:
+def test_any_number_of_known_returns_can_be_reported(number: int, tmp_path: Path) -> None:
     """None at all, one alone, and several that are equal."""
     module = SimpleNamespace(judged=[("low", torch.ones(number), torch.zeros(number))])
     logged: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics), experiment=None)
-    trainer = SimpleNamespace(is_global_zero=True, logger=logger, global_step=3)
+    trainer = SimpleNamespace(
+        is_global_zero=True, logger=logger, loggers=[logger], global_step=3, default_root_dir=str(tmp_path)
+    )
     CriticCalibration().on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
     assert logged == ([{"train/low/q_bias": 1.0}] if number else [])
     CriticCalibration().on_train_epoch_end(trainer, SimpleNamespace(judged=[]))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def run(stage: Any, model: Path, folder: Path, *callbacks: Any, ckpt_path: str |
     loader = make_loader(model, batch_size=2, episodes=7)  # 4 steps an epoch
     trainer.fit(stage, loader, torch.utils.data.DataLoader([0]), ckpt_path=ckpt_path)
     return stage
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Ctrl-C arrives, also where the tests themselves run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
