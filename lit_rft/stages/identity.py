@@ -57,9 +57,7 @@ def weights_fingerprint(policy: nn.Module) -> str:
     for name, parameter in causal_lm(policy).named_parameters():
         if any(part in name for part in skipped):
             continue
-        flat = parameter.detach().flatten()
-        values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.bfloat16, copy=True).view(torch.int16)
-        digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
+        digests.append(_digest(parameter, torch.bfloat16))
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
@@ -71,11 +69,16 @@ def current_fingerprint(policy: nn.Module) -> str:
     digests = []
     with whole_weights(policy):
         for parameter in policy.parameters():
-            flat = parameter.detach().flatten()
-            # a copy: numpy's view would keep the storage of a gathered weight from being freed
-            values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float32, copy=True)
-            digests.append(hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest())
+            digests.append(_digest(parameter, torch.float32))
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def _digest(parameter: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """Hash a weight's shape and some of its values, rounded to a data type."""
+    flat = parameter.detach().flatten()
+    # a copy, as a view of numpy's would keep the storage of a gathered weight; as bytes, as numpy has no bfloat16
+    values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", dtype, copy=True).view(torch.uint8)
+    return hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest()
 
 
 def adapter_identity(policy: nn.Module) -> dict[str, Any] | None:
