@@ -34,9 +34,9 @@ from lit_rft.agents import EpisodePlayer, HierarchicalAgent
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob
 from lit_rft.envs.scienceworld import ScienceWorldEnv
+from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
+from lit_rft.generation.slots import Slots
 from lit_rft.models import load_backbone, load_tokenizer
-from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
-from lit_rft.rollout.slots import Slots
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
 
 NEW_TOKENS = 24
@@ -86,7 +86,7 @@ class RereadingGenerator:
         self._history[slot] = []
 
     @torch.no_grad()
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         for slot, ids in prompts.items():
             self._history[slot] += ids
         rows = [self._history[slot] for slot in prompts]
@@ -100,12 +100,12 @@ class RereadingGenerator:
             slot: self._taken(slot, new.tolist()) for slot, new in zip(prompts, out[:, ids.shape[1] :], strict=True)
         }
 
-    def _taken(self, slot: int, new: list[int]) -> Sampled:
+    def _taken(self, slot: int, new: list[int]) -> Completion:
         finished = self.end in new
         new = new[: new.index(self.end) + 1] if finished else new
         self._history[slot] += new
         self.tokens_sampled += len(new)
-        return Sampled(new, [0.0] * len(new), finished)
+        return Completion(new, [0.0] * len(new), finished)
 
 
 def clocked(generator: Any) -> list[float]:

@@ -83,8 +83,8 @@ def fit(stage: Any, loader: Any) -> float:
 
 def grpo_step(size: int) -> dict[str, float]:
     from lit_rft.datamodules import MathPromptDataModule
+    from lit_rft.generation import SamplingSettings
     from lit_rft.models import LoraSettings
-    from lit_rft.rollout import SamplingSettings
     from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 
     stage = MixedPolicyGRPO(

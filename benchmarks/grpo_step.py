@@ -50,8 +50,8 @@ def ours(
     from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
 
     from lit_rft.datamodules import Prompt, PromptLoader
+    from lit_rft.generation import SamplingSettings
     from lit_rft.models import LoraSettings, load_tokenizer
-    from lit_rft.rollout import SamplingSettings
     from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
     from lit_rft.transcripts import PromptFormat
 

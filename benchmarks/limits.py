@@ -97,7 +97,7 @@ def training_flop(model: Any, lengths: Sequence[int], chosen: int, reused: Seque
 @contextlib.contextmanager
 def decoding(model: Any, rows: int, context: int) -> Iterator[Callable[[], Any]]:
     """A decoding step of `rows` sequences that have read `context` tokens, made once to warm up."""
-    from lit_rft.rollout.decoder import Decoder
+    from lit_rft.generation.decoder import Decoder
 
     decoder, slots = Decoder(model, rows, 0), list(range(rows))
     with decoder.ready():

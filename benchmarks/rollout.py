@@ -29,7 +29,7 @@ NEVER = 5  # <gh_stars>, a token that the model does not say
 
 def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
     """Seconds and tokens."""
-    from lit_rft.rollout import SamplingSettings, sample_groups
+    from lit_rft.generation import SamplingSettings, sample_groups
 
     named = [(str(p), ids) for p, ids in enumerate(prompts)]
     sampling = SamplingSettings(length, 1.0, stop_token_ids=tuple(ends[1:]))

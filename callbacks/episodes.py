@@ -20,7 +20,7 @@ from lit_rft.metrics import COLUMNS
 
 
 class PlaysEpisodes(Protocol):
-    """What these callbacks need of a module; `PolicyStage` is one.
+    """What these callbacks need of a module; `EpisodeStage` is one.
 
     `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch.
     `already_played`: ids that `predict` may skip. `source()`: who plays, as the records say it.
@@ -211,5 +211,5 @@ def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
 
 def _stage(module: L.LightningModule) -> PlaysEpisodes:
     if not hasattr(module, "played"):
-        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a PolicyStage")
+        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a EpisodeStage")
     return cast(PlaysEpisodes, module)

@@ -182,9 +182,7 @@ class TrajectoryDataModule(ResumableDataModule):
         env: Any = self.protocol.make_env()
         chosen, by_seed = tasks or self.tasks, self.seed if seed is None else seed
         try:
-            return episode_jobs(
-                self.protocol, env, split, chosen, max_variations=variations, half=half, seed=by_seed
-            )
+            return episode_jobs(self.protocol, env, split, chosen, max_variations=variations, half=half, seed=by_seed)
         finally:
             env.close()
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from lit_rft import datamodules as datamodules
     from lit_rft import envs as envs
     from lit_rft import episodes as episodes
+    from lit_rft import generation as generation
     from lit_rft import models as models
     from lit_rft import objectives as objectives
-    from lit_rft import rollout as rollout
     from lit_rft import stages as stages
     from lit_rft import transcripts as transcripts
 
@@ -31,7 +31,7 @@ _SUBPACKAGES = (
     "episodes",
     "models",
     "objectives",
-    "rollout",
+    "generation",
     "stages",
     "transcripts",
 )

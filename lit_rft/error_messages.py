@@ -206,5 +206,3 @@ def with_full_key(message: str, config: Mapping[str, Any]) -> str:
         return message
     full = [key for key, value in config.items() if f".{key}".endswith(f".{name}") and str(value) in message]
     return full[0] + message[len(name) :] if len(full) == 1 else message
-
-

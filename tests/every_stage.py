@@ -10,9 +10,9 @@ from tiny_env import CorridorProtocol
 from tiny_stage import ADAPTERS, PROMPTS, make_loader, make_offline, make_stage
 
 from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
     CriticSettings,

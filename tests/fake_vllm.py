@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lit_rft.rollout import SamplingSettings, sample_groups
+from lit_rft.generation import SamplingSettings, sample_groups
 
 
 class FakeVllm:

@@ -11,10 +11,10 @@ from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
+from lit_rft.generation import SamplingSettings, ServerSettings
 from lit_rft.models import LoraSettings
 from lit_rft.models.sharding import full_state
 from lit_rft.problems import Problem, write_problems
-from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,

@@ -10,8 +10,8 @@ from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
+from lit_rft.generation import SamplingSettings
 from lit_rft.models.sharding import full_state
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
     CriticSettings,

@@ -14,8 +14,8 @@ from tiny_stage import PROMPTS, make_stage, make_strategy
 
 from lit_rft.callbacks import CompletionFiles, EpisodeFiles
 from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
+from lit_rft.generation import SamplingSettings
 from lit_rft.problems import Problem, write_problems
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, PolicySettings
 
 

@@ -12,9 +12,9 @@ import pytest
 from lit_rft import callbacks, datamodules
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
+from lit_rft.generation import SamplingSettings, ServerSettings
 from lit_rft.models import LoraSettings
 from lit_rft.rewards import MathReward
-from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,

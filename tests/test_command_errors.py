@@ -110,8 +110,10 @@ def test_commands_without_a_verb_are_one_line(capsys: pytest.CaptureFixture[str]
 def test_a_verb_with_a_wrong_key_and_a_missing_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["fit", "-c", SFT, "--trainer.val", "7"], "no key 'trainer.val'"),
-        (["predict", "-c", SFT, "--ckpt_path", "nowhere/x.ckpt", "--trainer.limit_predict_batches", "0"],
-         "ckpt_path: there is no file nowhere/x.ckpt"),
+        (
+            ["predict", "-c", SFT, "--ckpt_path", "nowhere/x.ckpt", "--trainer.limit_predict_batches", "0"],
+            "ckpt_path: there is no file nowhere/x.ckpt",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -12,13 +12,15 @@ from tiny import let_adapters_act, make_groups, make_model, with_adapters
 from tiny_stage import fit, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
+from lit_rft.generation import ConversationGenerator, SamplingSettings, sample_groups
 from lit_rft.models.backbone import final_hidden_states, output_logits
 from lit_rft.models.layouts import batch_hidden_states, can_pack, can_share_prompts
-from lit_rft.models.merging import ActingWeights
-from lit_rft.rollout import ConversationGenerator, SamplingSettings, sample_groups
+from lit_rft.models.merging import MergedWeights
 from lit_rft.transcripts import collate_packed, collate_padded, collate_shared
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
 def on(device: str, **options: Any) -> dict[str, Any]:
     return {"accelerator": "gpu" if device == "cuda" else "cpu", "devices": 1, **options}
 
@@ -102,7 +104,7 @@ def test_fast_layouts_are_taken_in_bf16(architecture: str, device: str) -> None:
 def test_cached_decoding_is_recomputation(merged: bool, device: str) -> None:
     model = with_adapters(make_model()).to(device)
     prompts = [("a", list(range(3, 12))), ("b", list(range(20, 43)))]
-    acting = {"acting": ActingWeights(model).active} if merged else {}
+    acting = {"acting": MergedWeights(model).active} if merged else {}
     with torch.no_grad():
         groups = sample_groups(model, prompts, [3, 2], SamplingSettings(12, 1.0), 2, seed=0, num_slots=4, **acting)
         for (_, prompt), group in zip(prompts, groups, strict=True):

@@ -21,12 +21,14 @@ MAY_KNOW: dict[str, set[str]] = {
     "envs": {"episodes"},
     "rewards": set(),
     "problems": set(),
-    "rollout": {"models", "transcripts"},
-    "agents": {"rollout", "envs", "transcripts", "episodes"},
+    "generation": {"models", "transcripts"},
+    "agents": {"generation", "envs", "transcripts", "episodes"},
     # of models: a tokenizer by its model's name; of rewards: which ground truths can be earned
     "datamodules": {"transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
-_BELOW_STAGES = {"agents", "rollout", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics"}
+_BELOW_STAGES = {
+    "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
+}  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
 MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs"}
@@ -122,10 +124,10 @@ def test_layers_have_no_cycle() -> None:
         ("objectives", "import transformers"),
         ("models", "import lightning as L"),
         ("stages", "def fit():\n    from lit_rft.datamodules import x"),
-        ("datamodules", "import lit_rft.rollout.cache"),
+        ("datamodules", "import lit_rft.generation.cache"),
         ("episodes", "import numpy"),
-        ("cli", "from lit_rft.rollout import Sampled"),
-        ("rollout", "from lit_rft.command_line import run"),
+        ("cli", "from lit_rft.generation import Completion"),
+        ("generation", "from lit_rft.command_line import run"),
     ],
 )
 def test_a_violation_is_found(part: str, source: str) -> None:

@@ -11,12 +11,12 @@ from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.stages import (
     CriticSettings,
+    EpisodeStage,
+    FSDP2Strategy,
     HierarchicalSFT,
     OfflineHierarchicalRL,
     OptimizerSettings,
     PolicySettings,
-    PolicyStage,
-    SplitWeightsStrategy,
 )
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
 
@@ -67,7 +67,7 @@ def make_loader(
     return StepLoader(transcripts, **{**settings, **options})
 
 
-def fit(stage: PolicyStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
+def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
     settings = {
         "max_steps": steps,
         "max_epochs": -1,
@@ -83,7 +83,7 @@ def fit(stage: PolicyStage, loader: Any, steps: int = 2, **options: Any) -> L.Tr
     return trainer
 
 
-def speak_out(stage: PolicyStage) -> None:
+def speak_out(stage: EpisodeStage) -> None:
     """Let fresh adapters, which do nothing, change what the policy says."""
     L.seed_everything(3, verbose=False)
     stage.configure_model()
@@ -91,7 +91,7 @@ def speak_out(stage: PolicyStage) -> None:
     let_adapters_act(stage.policy)
 
 
-def trained(stage: PolicyStage) -> dict[str, torch.Tensor]:
+def trained(stage: EpisodeStage) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in stage.named_parameters() if p.requires_grad}
 
 
@@ -102,7 +102,7 @@ def gradient_norms(trainer: L.Trainer) -> dict[str, torch.Tensor]:
     return norms
 
 
-def updated(stage: PolicyStage) -> dict[str, torch.Tensor]:
+def updated(stage: EpisodeStage) -> dict[str, torch.Tensor]:
     """The trained weights, and the norms of the last step's gradients."""
     return trained(stage) | gradient_norms(stage.trainer)
 
@@ -114,4 +114,4 @@ def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float 
 
 def make_strategy(name: str) -> Any:
     """`auto`, `ddp`, or `fsdp`: weights split over processes."""
-    return SplitWeightsStrategy() if name == "fsdp" else name
+    return FSDP2Strategy() if name == "fsdp" else name

@@ -91,9 +91,9 @@ def compare_steps(kind: str, model: Path) -> dict[str, float]:
 
 
 def compare_rollouts(model: Path) -> dict[str, float]:
-    """Sampled tokens and their log-probabilities on both devices: the random numbers are drawn on the CPU."""
+    """Completion tokens and their log-probabilities on both devices: the random numbers are drawn on the CPU."""
+    from lit_rft.generation import SamplingSettings, sample_groups
     from lit_rft.models import load_backbone
-    from lit_rft.rollout import SamplingSettings, sample_groups
 
     prompts = [(problem.id, list(range(3, 20 + n))) for n, problem in enumerate(make_problems(3, 10))]
     found = {}

@@ -1,6 +1,6 @@
 """Put the figures of the steps together: `benchmarks/results/gpu.json`, and tables for the console.
 
-    python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders that run.sh wrote; a later one wins
+python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders that run.sh wrote; a later one wins
 """
 
 from __future__ import annotations

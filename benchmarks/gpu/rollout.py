@@ -24,8 +24,8 @@ from made_up import make_model, make_problems
 from peers import peak_memory
 from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file itself is __main__
 
+from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
-from lit_rft.rollout.rereading import make_decoder
 from lit_rft.transcripts import PromptFormat
 
 FULL: dict[str, Any] = {"shape": "qwen2.5-1.5b", "rows": (8, 64, 256), "prompt": 200, "new": 256}

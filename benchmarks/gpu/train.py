@@ -31,8 +31,8 @@ from peers import peak_memory
 from timed import Clock, quiet_trainer
 
 from lit_rft.datamodules import Prompt, PromptLoader, StepLoader
+from lit_rft.generation import Completion
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
-from lit_rft.rollout import Sampled
 from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import PromptFormat, Transcript, collate_padded
 
@@ -83,7 +83,7 @@ class GivenCompletions(MixedPolicyGRPO):
         self._number = prompts
         randoms = torch.Generator().manual_seed(0)
         ids = torch.randint(3, vocabulary, (GROUP * prompts, completion - 1), generator=randoms)
-        self._completions = [Sampled([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
+        self._completions = [Completion([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
 
     def loader(self, model: Path, prompt: int) -> PromptLoader:
         """Prompts of this many characters, all of them in each batch."""
@@ -92,7 +92,7 @@ class GivenCompletions(MixedPolicyGRPO):
         prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
         return PromptLoader(prompts, batch_size=self._number)
 
-    def sample(self, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Sampled]]:
+    def sample(self, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Completion]]:
         completions = iter(self._completions)
         return [[next(completions) for _ in range(size)] for size in sizes]
 

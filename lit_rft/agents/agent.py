@@ -10,7 +10,7 @@ from typing import Protocol
 
 from lit_rft.agents.conversation import Conversation
 from lit_rft.episodes import Subgoal
-from lit_rft.rollout import Conversations, Sampled
+from lit_rft.generation import Completion, Conversations
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,
@@ -28,7 +28,7 @@ class Session(Protocol):
 
     def start(self, task_description: str, observation: str) -> None: ...
     def unread(self) -> tuple[int, list[int]]: ...
-    def receive(self, sampled: Sampled) -> str | None: ...
+    def receive(self, sampled: Completion) -> str | None: ...
     def observe(self, observation: str) -> None: ...
     def finish(self) -> None: ...
     def subgoals(self, num_steps: int) -> list[Subgoal]: ...
@@ -112,7 +112,7 @@ class HierarchicalSession:
     def unread(self) -> tuple[int, list[int]]:
         return self._deciding.slot, self._deciding.unread()
 
-    def receive(self, sampled: Sampled) -> str | None:
+    def receive(self, sampled: Completion) -> str | None:
         self._deciding.write(sampled)
         text = self.agent.chat.text(sampled.ids)
         if self._deciding is self.low:
@@ -206,7 +206,7 @@ class FlatSession:
     def unread(self) -> tuple[int, list[int]]:
         return self.conversation.slot, self.conversation.unread()
 
-    def receive(self, sampled: Sampled) -> str:
+    def receive(self, sampled: Completion) -> str:
         self.conversation.write(sampled)
         action, malformed = parse_single_line(self.agent.chat.text(sampled.ids))
         self.malformed += malformed

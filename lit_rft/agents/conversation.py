@@ -1,6 +1,6 @@
 """One conversation of an agent: its transcript and its place in the generator."""
 
-from lit_rft.rollout import Conversations, Sampled
+from lit_rft.generation import Completion, Conversations
 from lit_rft.transcripts import Transcript
 
 
@@ -41,7 +41,7 @@ class Conversation:
         """Ids that the model has not read yet."""
         return self._unread
 
-    def write(self, sampled: Sampled) -> None:
+    def write(self, sampled: Completion) -> None:
         """Take the sampled utterance into the transcript."""
         self.transcript.append_utterance(sampled.ids)
         self.log_probs.append(sampled.log_probs)

@@ -10,7 +10,7 @@ from lit_rft.agents.conversation import ContextFullError
 from lit_rft.envs.pool import EnvPool, PoolEvent
 from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.episodes import Episode, Outcome, Step
-from lit_rft.rollout import Conversations
+from lit_rft.generation import Conversations
 from lit_rft.transcripts import Transcript
 
 _PATIENCE = 0.1  # of a round's time, for episodes that are not ready

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lit_rft.models.log_probs import chosen_log_probs as chosen_log_probs
     from lit_rft.models.log_probs import utterance_log_probs as utterance_log_probs
     from lit_rft.models.lora import LoraSettings as LoraSettings
-    from lit_rft.models.merging import ActingWeights as ActingWeights
-    from lit_rft.models.merging import acting_adapter as acting_adapter
+    from lit_rft.models.merging import MergedWeights as MergedWeights
+    from lit_rft.models.merging import use_adapter as use_adapter
     from lit_rft.models.smollm2 import smollm2_135m_instruct as smollm2_135m_instruct
 
 # public name -> the module that defines it; loaded on first use
@@ -33,10 +33,10 @@ _EXPORTS: dict[str, str] = {
     "CriticHeads": "lit_rft.models.critic",
     "DecisionFeatures": "lit_rft.models.features",
     "FeatureCache": "lit_rft.models.feature_cache",
-    "ActingWeights": "lit_rft.models.merging",
+    "MergedWeights": "lit_rft.models.merging",
     "LoraSettings": "lit_rft.models.lora",
     "UtteranceLogProbs": "lit_rft.models.log_probs",
-    "acting_adapter": "lit_rft.models.merging",
+    "use_adapter": "lit_rft.models.merging",
     "backbone_fingerprint": "lit_rft.models.features",
     "causal_lm": "lit_rft.models.backbone",
     "chosen_log_probs": "lit_rft.models.log_probs",

@@ -10,7 +10,7 @@ from torch import nn
 _Place = tuple[nn.Module, str]  # a layer, and the name of one of its parameters
 
 
-class ActingWeights:
+class MergedWeights:
     """An adapter added to the weights it adapts, and float32 weights as autocast multiplies with them, to be put in the
     place of the backbone's while a policy acts.
 
@@ -52,7 +52,7 @@ class ActingWeights:
         exchanged = self._folded | self._as_autocast_has_them()
         before = {(layer, name): getattr(layer, name) for layer, name in exchanged}
         # layers that are trained in full (modules_to_save) are exchanged with the adapter, not merged
-        with acting_adapter(self._model, self._adapter) if self._trains_layers else contextlib.nullcontext():
+        with use_adapter(self._model, self._adapter) if self._trains_layers else contextlib.nullcontext():
             try:
                 _put(exchanged)
                 for layer in self._adapted:
@@ -97,7 +97,7 @@ def _put(weights: dict[_Place, nn.Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def acting_adapter(model: nn.Module, adapter: str) -> Iterator[None]:
+def use_adapter(model: nn.Module, adapter: str) -> Iterator[None]:
     """The model with another of its adapters; which weights train stays as it was."""
     peft_model: Any = model
     if not hasattr(model, "peft_config") or peft_model.active_adapter == adapter:

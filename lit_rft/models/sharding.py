@@ -1,6 +1,6 @@
 """Weights, gradients and optimiser states split over devices (PyTorch's FSDP2).
 
-Weights are gathered once for an optimiser step or a rollout, not in each pass: between `whole_weights` and its end no
+Weights are gathered once for an optimiser step or a rollout, not in each pass: between `unsharded` and its end no
 pass needs another process, so that processes may make different numbers of them. Beside its share of float32 weights,
 gradients and optimiser states a device needs room for all weights (in the half precision, where one is used) and, while
 it trains, for all gradients of what trains.
@@ -56,7 +56,7 @@ def sharded_parts(model: nn.Module) -> list[FSDPModule]:
 
 
 @contextlib.contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """All weights on every device; all processes enter and leave together. Nothing happens to a model that is whole.
 
     Within, gradients add up on each device; `reduce_gradients` ends that.

@@ -7,9 +7,9 @@ from lit_rft._lazy import lazy_exports
 if TYPE_CHECKING:
     from lit_rft.stages.actor_critic import ActorCriticStage as ActorCriticStage
     from lit_rft.stages.answering import AnsweringStage as AnsweringStage
-    from lit_rft.stages.base import PolicyStage as PolicyStage
+    from lit_rft.stages.base import EpisodeStage as EpisodeStage
     from lit_rft.stages.exploration import ExploringStage as ExploringStage
-    from lit_rft.stages.group_members import GroupMember as GroupMember
+    from lit_rft.stages.fsdp import FSDP2Strategy as FSDP2Strategy
     from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
     from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
     from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lit_rft.stages.online_finetune import OnlineHighLevelFinetune as OnlineHighLevelFinetune
     from lit_rft.stages.optimization import NonFiniteLossError as NonFiniteLossError
     from lit_rft.stages.policy import PolicyModule as PolicyModule
+    from lit_rft.stages.rollouts import Rollout as Rollout
     from lit_rft.stages.settings import ActingSettings as ActingSettings
     from lit_rft.stages.settings import AnsweringSettings as AnsweringSettings
     from lit_rft.stages.settings import CriticSettings as CriticSettings
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lit_rft.stages.settings import OnlineSettings as OnlineSettings
     from lit_rft.stages.settings import OptimizerSettings as OptimizerSettings
     from lit_rft.stages.settings import PolicySettings as PolicySettings
-    from lit_rft.stages.split_weights import SplitWeightsStrategy as SplitWeightsStrategy
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
@@ -35,7 +35,7 @@ _EXPORTS: dict[str, str] = {
     "CriticSettings": "lit_rft.stages.settings",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
     "ExploringStage": "lit_rft.stages.exploration",
-    "GroupMember": "lit_rft.stages.group_members",
+    "Rollout": "lit_rft.stages.rollouts",
     "MixedPolicyEpisodes": "lit_rft.stages.mixed_policy_episodes",
     "MixedPolicyGRPO": "lit_rft.stages.mixed_policy_grpo",
     "NonFiniteLossError": "lit_rft.stages.optimization",
@@ -46,8 +46,8 @@ _EXPORTS: dict[str, str] = {
     "OptimizerSettings": "lit_rft.stages.settings",
     "PolicyModule": "lit_rft.stages.policy",
     "PolicySettings": "lit_rft.stages.settings",
-    "PolicyStage": "lit_rft.stages.base",
-    "SplitWeightsStrategy": "lit_rft.stages.split_weights",
+    "EpisodeStage": "lit_rft.stages.base",
+    "FSDP2Strategy": "lit_rft.stages.fsdp",
 }
 
 __all__ = sorted(_EXPORTS)

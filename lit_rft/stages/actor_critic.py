@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed, resolve_seed
+from lit_rft.generation.resample import sample_decisions
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
 from lit_rft.models.feature_cache import FeatureCache
@@ -27,10 +28,9 @@ from lit_rft.objectives import (
     utterance_log_likelihood,
     weighted_likelihood_loss,
 )
-from lit_rft.rollout.resample import sample_decisions
-from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.base import EpisodeStage
+from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, SarsaUpdate, decisions_at
 from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
-from lit_rft.stages.judges import LevelDecisions, PaperJudge, ReleaseJudge, decisions_at
 from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
@@ -39,7 +39,7 @@ _TOGETHER = 16  # sampled utterances that are read in one pass
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
 
 
-class ActorCriticStage(PolicyStage):
+class ActorCriticStage(EpisodeStage):
     r"""A policy that learns from stored decisions by how good critics find them.
 
         L_Q  = E[ ( Q(s,u) - r - gamma^k (1 - terminated) V_target(s') )^2 ]               `td_target`, `q_loss`
@@ -90,14 +90,14 @@ class ActorCriticStage(PolicyStage):
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, hierarchy, prompts)
         self.critic_settings = critic or CriticSettings()
         _check_settings(advantage_temperature, max_weight, value_actions, preset, high_weight, low_weight)
-        self.judge: PaperJudge | ReleaseJudge = ReleaseJudge(self.critic_settings)
+        self.critic_update: IQLUpdate | SarsaUpdate = SarsaUpdate(self.critic_settings)
         if preset == "paper":
-            self.judge = PaperJudge(self.critic_settings, advantage_temperature, max_weight)
+            self.critic_update = IQLUpdate(self.critic_settings, advantage_temperature, max_weight)
         self.value_actions = value_actions
         self.average_tokens, self.chunk_tokens = average_tokens, chunk_tokens
         self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
         self.critic: Critic | None = None
-        self.judged: list[tuple[str, Tensor, Tensor]] = []  # level, Q, return: of this epoch, where it is known
+        self.q_and_returns: list[tuple[str, Tensor, Tensor]] = []  # level, Q, return: of this epoch, where it is known
         self._features: FeatureCache | None = None
 
     # --- the model ---------------------------------------------------------------------------------------------------
@@ -182,15 +182,15 @@ class ActorCriticStage(PolicyStage):
             if not rows.any():
                 continue
             decisions = decisions_at(code, micro, features, proposals)
-            judged = self.judge(self.critic, decisions, num_decisions[level])
-            policy_loss = weighted_likelihood_loss(likelihood[rows], judged.weights, normalizer=num_decisions[level])
-            parts = (policy_loss, judged.q_loss, judged.value_loss)
+            terms = self.critic_update(self.critic, decisions, num_decisions[level])
+            policy_loss = weighted_likelihood_loss(likelihood[rows], terms.weights, normalizer=num_decisions[level])
+            parts = (policy_loss, terms.q_loss, terms.value_loss)
             loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
             add_to(sums, {f"{level}/{name}": part.detach() for name, part in zip(_LOSSES, parts, strict=True)})
             add_to(sums, decision_sums(
-                level, q=judged.q, value=judged.value, weights=judged.weights, clamped=judged.clamped
+                level, q=terms.q, value=terms.value, weights=terms.weights, clamped=terms.clamped
             ))  # fmt: skip
-            self._remember_returns(level, decisions, judged.q)
+            self._remember_returns(level, decisions, terms.q)
         add_to(sums, {"loss": loss.detach()})
         return loss, micro.episode_ids
 
@@ -237,7 +237,7 @@ class ActorCriticStage(PolicyStage):
         return gather_features(hidden, batch).utterance
 
     def on_train_epoch_start(self) -> None:
-        self.judged = []
+        self.q_and_returns = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -261,7 +261,7 @@ class ActorCriticStage(PolicyStage):
         returns, known = discounted_returns(
             decisions.rewards, decisions.terminated, last, discount=settings.discount, steps=steps
         )
-        self.judged.append((level, q[known].cpu(), returns[known].cpu()))
+        self.q_and_returns.append((level, q[known].cpu(), returns[known].cpu()))
 
     def _metrics(self, sums: dict[str, Tensor], levels: list[str]) -> dict[str, Tensor]:
         """What this step's micro-batches add up to, over all processes."""

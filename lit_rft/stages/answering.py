@@ -10,17 +10,17 @@ from typing import Any, Protocol
 import torch
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.generation import Completion, SamplingSettings, sample_groups
 from lit_rft.metrics import AnswerMetrics
-from lit_rft.models.merging import ActingWeights
-from lit_rft.models.sharding import sharded_parts, whole_weights
+from lit_rft.models.merging import MergedWeights
+from lit_rft.models.sharding import sharded_parts, unsharded
 from lit_rft.rewards.base import describe_reward, reward_metrics
 from lit_rft.rewards.calling import RewardFunction, check_reward, compute_rewards
 from lit_rft.rewards.math import MathReward
-from lit_rft.rollout import Sampled, SamplingSettings, sample_groups
 from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.identity import current_fingerprint
 from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.serving import ServedPolicy
+from lit_rft.stages.serving import AdapterSync
 from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class AnsweringStage(PolicyModule):
         self.answer_table: dict[str, dict[str, float]] = {}
         self._metrics: AnswerMetrics | None = None
         self._graded: dict[str, float] = {}  # what the reward function counted since the epoch's start
-        self._served = ServedPolicy(self.answering.server) if self.answering.server is not None else None
+        self._served = AdapterSync(self.answering.server) if self.answering.server is not None else None
 
     def source(self) -> dict[str, Any]:
         """Who answers, and who grades: what makes two runs of `predict` differ. All processes must call this."""
@@ -150,19 +150,19 @@ class AnsweringStage(PolicyModule):
         sampling: SamplingSettings,
         seed: int,
         num_slots: int,
-    ) -> list[list[Sampled]]:
+    ) -> list[list[Completion]]:
         """`rollout.sample_groups` by the policy as it is, or by a server that has it; all processes must call this.
 
-        Raises: see there, `VllmServer.sample_groups` and `ServedPolicy.name`.
+        Raises: see there, `VllmServer.sample_groups` and `AdapterSync.name`.
         """
         assert self.policy is not None and self.chat is not None
         if self._served is not None:
             adapter = self._served.name(self.policy, self.global_step)
             end = self.chat.end_ids
             return self._served.server.sample_groups(adapter, prompts, sizes, sampling, end, seed=seed)
-        with whole_weights(self.policy):
+        with unsharded(self.policy):
             folds = self.answering.merge_adapters and not sharded_parts(self.policy)
-            acting = ActingWeights(self.policy).active if folds else contextlib.nullcontext
+            acting = MergedWeights(self.policy).active if folds else contextlib.nullcontext
             return sample_groups(
                 self.policy, prompts, sizes, sampling, self.chat.end_ids, seed=seed, num_slots=num_slots,
                 decode=self.chat.tokenizer.decode, acting=acting,

@@ -16,7 +16,7 @@ from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySet
 from lit_rft.transcripts import HierarchyPrompts
 
 
-class PolicyStage(PolicyModule):
+class EpisodeStage(PolicyModule):
     """A language-model policy that acts in text environments.
 
     Subclasses write `training_step`. `validate`, `test` and `predict` play episodes: their data loaders give

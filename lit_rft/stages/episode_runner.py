@@ -11,11 +11,11 @@ from torch import nn
 from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.envs.pool import EnvPool
+from lit_rft.generation import ConversationGenerator, Conversations, SamplingSettings, ServedConversations
 from lit_rft.metrics import EpisodeMetrics
-from lit_rft.models.merging import ActingWeights, acting_adapter
-from lit_rft.models.sharding import sharded_parts, whole_weights
-from lit_rft.rollout import ConversationGenerator, Conversations, SamplingSettings, ServedConversations
-from lit_rft.stages.serving import ServedPolicy
+from lit_rft.models.merging import MergedWeights, use_adapter
+from lit_rft.models.sharding import sharded_parts, unsharded
+from lit_rft.stages.serving import AdapterSync
 from lit_rft.stages.settings import ActingSettings
 
 
@@ -60,7 +60,7 @@ class EpisodeRunner:
         self._pool: EnvPool | None = None
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
-        self._served: dict[str, ServedPolicy] = {}  # adapters that a server has
+        self._served: dict[str, AdapterSync] = {}  # adapters that a server has
         self._whole = contextlib.ExitStack()  # weights that are split over devices are whole while an epoch lasts
 
     @property
@@ -80,7 +80,7 @@ class EpisodeRunner:
                     reset_timeout=settings.reset_timeout,
                 )
             if self.settings.server is None:
-                self._whole.enter_context(whole_weights(policy.model))
+                self._whole.enter_context(unsharded(policy.model))
             generator = self._generator(policy, policy.adapter)
             low = self._generator(policy, policy.low_adapter) if policy.low_adapter is not None else None
             self._player = EpisodePlayer(policy.agent, generator, self._pool, policy.source, low)
@@ -93,7 +93,7 @@ class EpisodeRunner:
         # with an adapter for each level, each generator has one conversation an episode
         slots = self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations)
         if self.settings.server is not None:
-            served = self._served.setdefault(adapter, ServedPolicy(self.settings.server, adapter))
+            served = self._served.setdefault(adapter, AdapterSync(self.settings.server, adapter))
             served.changed()  # since the epoch before
             return ServedConversations(
                 served.server, served.name(policy.model, 0), policy.end_ids, policy.sampling, num_slots=slots,
@@ -101,7 +101,7 @@ class EpisodeRunner:
             )  # fmt: skip
         folded = None
         if self.settings.merge_adapters and not sharded_parts(policy.model):
-            folded = ActingWeights(policy.model, adapter)
+            folded = MergedWeights(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
             policy.end_ids,
@@ -109,7 +109,7 @@ class EpisodeRunner:
             num_slots=slots,
             seed=policy.seed,
             decode=policy.decode,
-            acting=folded.active if folded is not None else partial(acting_adapter, policy.model, adapter),
+            acting=folded.active if folded is not None else partial(use_adapter, policy.model, adapter),
         )
 
     def play(self, jobs: EpisodeJobs, max_unfinished: int) -> list[PlayedEpisode]:

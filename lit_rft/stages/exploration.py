@@ -9,11 +9,11 @@ import torch
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
-from lit_rft.rollout import SamplingSettings
-from lit_rft.stages.base import PolicyStage
+from lit_rft.generation import SamplingSettings
+from lit_rft.stages.base import EpisodeStage
 
 
-class ExploringStage(PolicyStage):
+class ExploringStage(EpisodeStage):
     """Plays rounds of episodes in training, and counts environment steps."""
 
     env_steps = 0  # taken so far, over all processes

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import utterance_likelihood_loss
-from lit_rft.stages.base import PolicyStage
+from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.data_check import STEPS
 from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
 
 
-class HierarchicalSFT(PolicyStage):
+class HierarchicalSFT(EpisodeStage):
     r"""Likelihood of expert subgoals and actions under one policy with two prompts (GLIDER, ICML 2025, L_SFT).
 
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.sharding import whole_weights
+from lit_rft.models.sharding import unsharded
 from lit_rft.stages.hyper_parameters import to_plain
 from lit_rft.transcripts import ChatFormat
 
@@ -67,7 +67,7 @@ def current_fingerprint(policy: nn.Module) -> str:
     Of a split model all processes must ask.
     """
     digests = []
-    with whole_weights(policy):
+    with unsharded(policy):
         for parameter in policy.parameters():
             digests.append(_digest(parameter, torch.float32))
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rft.generation import SamplingSettings
 from lit_rft.models.features import frozen_backbone
 from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
-from lit_rft.models.sharding import whole_weights
+from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import (
     MixedPolicyLoss,
     group_advantages,
@@ -19,10 +20,9 @@ from lit_rft.objectives import (
     mixed_policy_loss,
     truncated_importance_weights,
 )
-from lit_rft.rollout import SamplingSettings
-from lit_rft.stages.group_members import GroupMember, MemberBatch, group_statistics, summarize_groups
 from lit_rft.stages.optimization import add_to, mean_over_steps
 from lit_rft.stages.policy import PolicyModule
+from lit_rft.stages.rollouts import Rollout, RolloutBatch, group_statistics, summarize_groups
 from lit_rft.stages.settings import ObjectiveSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances, step_batch
 
@@ -60,7 +60,7 @@ class MixedPolicyUpdates(PolicyModule):
         self.objective, self.sampling, self.max_tokens = objective, sampling, max_tokens
         self.micro_batch_tokens, self.chunk_tokens, self.packing = micro_batch_tokens, chunk_tokens, packing
         self.steps_per_batch = objective.mini_batches * objective.epochs
-        self.samples: list[GroupMember] = []  # of the last rollout
+        self.samples: list[Rollout] = []  # of the last rollout
 
     @property
     def needs_traces(self) -> bool:
@@ -68,7 +68,7 @@ class MixedPolicyUpdates(PolicyModule):
         objective = self.objective
         return objective.traces_per_group > 0 or objective.sft_coef > 0 or objective.sft_steps > 0
 
-    def improve(self, members: list[GroupMember], num_groups: int) -> dict[str, Tensor]:
+    def update_policy(self, members: list[Rollout], num_groups: int) -> dict[str, Tensor]:
         """`mini_batches` times `epochs` optimiser steps on a rollout; returns what there is to log.
 
         Args:
@@ -82,14 +82,14 @@ class MixedPolicyUpdates(PolicyModule):
         sums = {k: torch.tensor(v, device=self.device) for k, v in group_statistics(members).items()}
         return mean_over_steps(metrics) | summarize_groups(self.sum_over_processes(sums))
 
-    def _mini_batches(self, members: list[GroupMember], num_groups: int) -> list[list[GroupMember]]:
+    def _mini_batches(self, members: list[Rollout], num_groups: int) -> list[list[Rollout]]:
         """Whole groups, one stretch of the batch after the other: the same however many processes share it.
 
         Returns: as many parts in every process, some of them perhaps empty.
         """
         mine = torch.tensor(float(num_groups), device=self.device)
         total = int(self.sum_over_processes({"groups": mine})["groups"])
-        parts: list[list[GroupMember]] = [[] for _ in range(self.objective.mini_batches)]
+        parts: list[list[Rollout]] = [[] for _ in range(self.objective.mini_batches)]
         for one in members:
             place = one.group * self.trainer.world_size + self.global_rank
             parts[place * len(parts) // total].append(one)
@@ -115,7 +115,7 @@ class MixedPolicyUpdates(PolicyModule):
         super().on_load_checkpoint(checkpoint)
         self.rollouts = checkpoint.get("rollouts", 0)
 
-    def compare(self, members: Sequence[GroupMember]) -> None:
+    def assign_advantages(self, members: Sequence[Rollout]) -> None:
         """Give members, which have their rewards, their advantages.
 
         Raises: NonFiniteLossError in all processes if a reward is not finite.
@@ -135,24 +135,24 @@ class MixedPolicyUpdates(PolicyModule):
             one.advantage = advantage
 
     @torch.no_grad()
-    def _remember_log_probs(self, members: Sequence[GroupMember]) -> None:
+    def _remember_log_probs(self, members: Sequence[Rollout]) -> None:
         """pi_old of the on-policy members, for updates after the first."""
         assert self.policy is not None
         own = [one for one in members if not one.off_policy]
         training = self.policy.training
         self.policy.eval()  # as they were sampled: without dropout
-        with whole_weights(self.policy):
+        with unsharded(self.policy):
             for micro in self._split(own).micro_batches:
-                MemberBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
+                RolloutBatch(micro, own).keep("old_log_probs", self._forward(micro).tokens)
         self.policy.train(training)
 
     # --- one optimiser step ------------------------------------------------------------------------------------------
 
-    def _policy_step(self, members: list[GroupMember]) -> dict[str, Tensor]:
+    def _policy_step(self, members: list[Rollout]) -> dict[str, Tensor]:
         settings = self.objective
         counted = [one for one in members if one.finished or one.off_policy or not settings.mask_truncated]
         numbers = {
-            "all": sum(one.length for one in counted if one.in_group),
+            "all": sum(one.length for one in counted if one.counts_in_baseline),
             "off": sum(one.length for one in counted if one.off_policy),
         }
         total = self.sum_over_processes({k: torch.tensor(float(n), device=self.device) for k, n in numbers.items()})
@@ -164,7 +164,7 @@ class MixedPolicyUpdates(PolicyModule):
         self.accumulate_and_step([partial(self._loss, micro, needed, total, sums) for micro in micro_batches])
         return self._means(sums)
 
-    def _split(self, members: Sequence[GroupMember]) -> StepBatch:
+    def _split(self, members: Sequence[Rollout]) -> StepBatch:
         transcripts = [transcript for one in members for transcript in one.transcripts]
         return step_batch(
             transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
@@ -179,13 +179,13 @@ class MixedPolicyUpdates(PolicyModule):
         )  # fmt: skip
 
     def _loss(
-        self, micro: TranscriptBatch, members: list[GroupMember], total: dict[str, Tensor], sums: dict[str, Tensor]
+        self, micro: TranscriptBatch, members: list[Rollout], total: dict[str, Tensor], sums: dict[str, Tensor]
     ) -> tuple[Tensor, list[str]]:
         """One micro-batch's share of the loss."""
-        settings, rows = self.objective, MemberBatch(micro, members)
+        settings, rows = self.objective, RolloutBatch(micro, members)
         found = self._forward(micro, entropy=settings.entropy_coef > 0)
         off = rows.each("off_policy", torch.bool)
-        compared = micro.utterance_mask & rows.each("in_group", torch.bool)[:, None]
+        compared = micro.utterance_mask & rows.each("counts_in_baseline", torch.bool)[:, None]
         terms = self._policy_loss(found.tokens, rows, off, compared, total["all"])
         parts = _sums_of(terms, compared, off) | self._other_terms(micro, found, compared, off, total)
         weights = {"entropy": -settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
@@ -194,7 +194,7 @@ class MixedPolicyUpdates(PolicyModule):
         return loss, micro.episode_ids
 
     def _policy_loss(
-        self, log_probs: Tensor, rows: MemberBatch, off: Tensor, compared: Tensor, tokens: Tensor
+        self, log_probs: Tensor, rows: RolloutBatch, off: Tensor, compared: Tensor, tokens: Tensor
     ) -> MixedPolicyLoss:
         settings = self.objective
         old = log_probs.detach()
@@ -245,7 +245,7 @@ class MixedPolicyUpdates(PolicyModule):
         with frozen_backbone(self.policy):
             return self._forward(micro).tokens
 
-    def likelihood_step(self, members: Sequence[GroupMember]) -> dict[str, Tensor]:
+    def sft_step(self, members: Sequence[Rollout]) -> dict[str, Tensor]:
         """One optimiser step of plain supervised fine-tuning."""
         number = torch.tensor(float(sum(one.length for one in members)), device=self.device)
         total = self.sum_over_processes({"off": number})["off"]

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.rollout import SamplingSettings
+from lit_rft.generation import SamplingSettings
 from lit_rft.stages.data_check import GROUPS
 from lit_rft.stages.exploration import ExploringStage
-from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
+from lit_rft.stages.rollouts import Rollout
 from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import HierarchyPrompts
@@ -76,11 +76,11 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
         if self.global_step < self.objective.sft_steps:
-            self.log_step(self.likelihood_step(self._experts(batch.groups, None)))
+            self.log_step(self.sft_step(self._experts(batch.groups, None)))
             return
-        self.log_step(self.improve(self.rollout(batch), len(batch.groups)))
+        self.log_step(self.update_policy(self.rollout(batch), len(batch.groups)))
 
-    def rollout(self, batch: EpisodeGroupRound) -> list[GroupMember]:
+    def rollout(self, batch: EpisodeGroupRound) -> list[Rollout]:
         """Episodes of each task, its experts' among them, with rewards and advantages."""
         experts = self._experts(batch.groups, self.objective.traces_per_group)
         jobs, group_of = [], {}
@@ -95,18 +95,18 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         members = [self._member(one, group_of[one.episode.id]) for one in played]
         members = [one for one in members if one.transcripts] + experts
         members.sort(key=lambda one: one.group)
-        self.compare(members)
+        self.assign_advantages(members)
         self.samples = members
         if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
-            members = members + self._experts(batch.groups, 1, in_group=False)
+            members = members + self._experts(batch.groups, 1, counts_in_baseline=False)
         return members
 
-    def _member(self, played: PlayedEpisode, group: int) -> GroupMember:
+    def _member(self, played: PlayedEpisode, group: int) -> Rollout:
         """An episode as it was played; without transcripts if its environment failed."""
         episode = played.episode
         pairs = [] if episode.outcome.reason == "env_error" else zip(played.transcripts, played.log_probs, strict=True)
         kept = [(t.without_last_prompt(), log_probs) for t, log_probs in pairs if t.num_decisions]
-        return GroupMember(
+        return Rollout(
             [transcript for transcript, _ in kept],
             "\n".join(step.action for step in episode.steps),
             group,
@@ -116,15 +116,21 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
             sampled_log_probs=[[value for decision in log_probs for value in decision] for _, log_probs in kept],
         )
 
-    def _experts(self, groups: Sequence[Any], number: int | None, in_group: bool = True) -> list[GroupMember]:
+    def _experts(self, groups: Sequence[Any], number: int | None, counts_in_baseline: bool = True) -> list[Rollout]:
         """So many expert episodes of each task, or all; of more than are wanted, others each time."""
         found = []
         for place, group in enumerate(groups):
             for turn in range(len(group.experts) if number is None else min(number, len(group.experts))):
                 expert = group.experts[(self.rollouts + turn) % len(group.experts)]
                 found.append(
-                    GroupMember(
-                        list(expert.transcripts), expert.text, place, True, True, reward=expert.score, in_group=in_group
+                    Rollout(
+                        list(expert.transcripts),
+                        expert.text,
+                        place,
+                        True,
+                        True,
+                        reward=expert.score,
+                        counts_in_baseline=counts_in_baseline,
                     )
                 )
         return found

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.generation import SamplingSettings
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.layouts import can_share_prompts, longest_shared_row
-from lit_rft.models.sharding import whole_weights
+from lit_rft.models.sharding import unsharded
 from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.data_check import PROMPTS
-from lit_rft.stages.group_members import GroupMember
 from lit_rft.stages.mixed_policy import MixedPolicyUpdates
+from lit_rft.stages.rollouts import Rollout
 from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
@@ -90,11 +90,11 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         """Tried once, in a training step: there is the precision that training has."""
         if self._can_share is None:
             assert self.policy is not None
-            with whole_weights(self.policy):
+            with unsharded(self.policy):
                 self._can_share = can_share_prompts(self.policy)
         return self._can_share
 
-    def _split(self, members: Sequence[GroupMember]) -> StepBatch:
+    def _split(self, members: Sequence[Rollout]) -> StepBatch:
         if not self.share_prompts:
             return super()._split(members)
         assert self.policy is not None
@@ -111,14 +111,14 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         self.check_batch(batch, self.training_batch)
         self.share_prompts = self.share_prompts and self._shares_prompts()
         if self.global_step < self.objective.sft_steps:
-            self.log_step(self.likelihood_step(self._traces(batch.prompts, None)))
+            self.log_step(self.sft_step(self._traces(batch.prompts, None)))
             return
-        self.log_step(self.improve(self.rollout(batch.prompts), len(batch.prompts)))
+        self.log_step(self.update_policy(self.rollout(batch.prompts), len(batch.prompts)))
 
     # --- the rollout -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def rollout(self, prompts: Sequence[Any]) -> list[GroupMember]:
+    def rollout(self, prompts: Sequence[Any]) -> list[Rollout]:
         """Completions of each prompt, its traces among them, with rewards and advantages."""
         assert self.policy is not None and self.chat is not None
         traces = self._traces(prompts, self.objective.traces_per_group)
@@ -133,18 +133,16 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
                 transcript = self._transcript(prompt, sampled.ids)
                 text = self.chat.text(sampled.ids)
                 members.append(
-                    GroupMember(
-                        [transcript], text, number, False, sampled.finished, sampled_log_probs=[sampled.log_probs]
-                    )
+                    Rollout([transcript], text, number, False, sampled.finished, sampled_log_probs=[sampled.log_probs])
                 )
             members += [trace for trace in traces if trace.group == number]
         self._give_rewards(members, prompts)
         self.samples = members
         if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
-            members = members + self._traces(prompts, 1, in_group=False)
+            members = members + self._traces(prompts, 1, counts_in_baseline=False)
         return members
 
-    def _traces(self, prompts: Sequence[Any], number: int | None, in_group: bool = True) -> list[GroupMember]:
+    def _traces(self, prompts: Sequence[Any], number: int | None, counts_in_baseline: bool = True) -> list[Rollout]:
         """So many off-policy completions of each prompt, or all; of more than are wanted, others each time."""
         assert self.chat is not None
         found = []
@@ -152,9 +150,9 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             for turn in range(len(prompt.traces) if number is None else min(number, len(prompt.traces))):
                 index = (self.rollouts + turn) % len(prompt.traces)
                 ids, known = prompt.traces[index], prompt.trace_log_probs[index]
-                trace = GroupMember(
+                trace = Rollout(
                     [self._transcript(prompt, ids)], prompt.trace_texts[index], group, True,
-                    finished=ids[-1] == self.chat.end_of_turn_id, in_group=in_group,
+                    finished=ids[-1] == self.chat.end_of_turn_id, counts_in_baseline=counts_in_baseline,
                     behaviour_log_probs=[known] if known else [],
                 )  # fmt: skip
                 found.append(trace)
@@ -171,7 +169,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         assert self.chat is not None
         return completion_transcript(prompt.problem.id, prompt.ids, ids, self.chat.end_of_turn_id)
 
-    def _give_rewards(self, members: list[GroupMember], prompts: Sequence[Any]) -> None:
+    def _give_rewards(self, members: list[Rollout], prompts: Sequence[Any]) -> None:
         rows = [prompts[one.group].problem.row() for one in members]
         started = time.perf_counter()
         rewards, message = [], ""
@@ -183,14 +181,14 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             )  # fmt: skip
         except RewardError as error:
             message = str(error)
-        messages = [text for text in self.from_all_processes(message) if text]
+        messages = [text for text in self.all_gather_objects(message) if text]
         if messages:  # in every process: one that went on would wait for the others for ever
             raise RewardError(messages[0])
         seconds = time.perf_counter() - started
         for one, reward in zip(members, rewards, strict=True):
             one.reward = float(reward)
         self._log_rewarding(seconds, len(members))
-        self.compare(members)
+        self.assign_advantages(members)
 
     def _log_rewarding(self, seconds: float, number: int) -> None:
         """Seconds a completion, and what the reward function counted, over all processes."""

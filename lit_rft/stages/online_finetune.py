@@ -139,7 +139,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         """Play a round's episodes into the buffer, in all processes those of all; returns how many there were."""
         seed = derive_seed(resolve_seed(self.online.seed), "exploration", self.global_step)
         played = self.explore(jobs, self.online.exploration, seed)
-        shares = self.from_all_processes([self._learnable(one) for one in played])
+        shares = self.all_gather_objects([self._learnable(one) for one in played])
         for turn in itertools.zip_longest(*shares, fillvalue=[]):  # as the round's episodes were dealt out
             for episode in turn:
                 self.replay.add(episode)

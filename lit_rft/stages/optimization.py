@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, whole_weights
+from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, unsharded
 from lit_rft.stages.data_position import count_epochs, restore_position
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
@@ -114,7 +114,7 @@ class OptimizedModule(L.LightningModule):
         passes = 0
         # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
         # another process does not have.
-        with whole_weights(self), getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
+        with unsharded(self), getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
             for make_loss in losses:
                 loss, episode_ids = make_loss()
                 if not torch.isfinite(loss):
@@ -142,12 +142,12 @@ class OptimizedModule(L.LightningModule):
         if not sharded_parts(self):
             return
         reduce_in_next_backward(self)
-        self.manual_backward(self.idle_loss())
+        self.manual_backward(self.zero_loss())
         count = self.sum_over_processes({"passes": torch.tensor(float(passes), device=self.device)})
         if count["passes"] == 0:  # zeros would still make the optimiser decay weights
             self.zero_grad()
 
-    def idle_loss(self) -> Tensor:
+    def zero_loss(self) -> Tensor:
         """A loss of 0 that reaches all weights."""
         raise NotImplementedError
 
@@ -162,14 +162,14 @@ class OptimizedModule(L.LightningModule):
         """
         if self.sum_over_processes({"failed": torch.tensor(float(failed), device=self.device)})["failed"] == 0:
             return
-        names = [name for part in self.from_all_processes(episode_ids) for name in part]
+        names = [name for part in self.all_gather_objects(episode_ids) for name in part]
         where = f"with the episodes {', '.join(names)}" if names else "in a gradient"
         raise NonFiniteLossError(
             f"{what} is not finite at step {self.global_step}, {where}; the weights and the last checkpoint are "
             "those of the step before: look at these episodes, or lower the learning rate"
         )
 
-    def from_all_processes(self, own: Value) -> list[Value]:
+    def all_gather_objects(self, own: Value) -> list[Value]:
         """What each process brings, by rank; all must call this. It travels pickled: nothing large, no tensors."""
         if self.trainer.world_size == 1:
             return [own]

@@ -23,10 +23,10 @@ from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
 from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
 from lit_rft.stages.data_check import DataCheckedModule
+from lit_rft.stages.fsdp import FSDP2Strategy
 from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
 from lit_rft.stages.identity import identity_differences, policy_identity
 from lit_rft.stages.settings import OptimizerSettings, PolicySettings
-from lit_rft.stages.split_weights import SplitWeightsStrategy
 from lit_rft.transcripts import ChatFormat
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ class PolicyModule(DataCheckedModule):
     def _shard(self, half: torch.dtype | None) -> None:
         """Raises: ValueError for another strategy of this kind: what is split here is the list of layers, and
         checkpoints have to be checked."""
-        if not isinstance(self.trainer.strategy, SplitWeightsStrategy):
-            raise ValueError("use lit_rft.stages.SplitWeightsStrategy (fsdp.yaml) in place of ModelParallelStrategy")
+        if not isinstance(self.trainer.strategy, FSDP2Strategy):
+            raise ValueError("use lit_rft.stages.FSDP2Strategy (fsdp.yaml) in place of ModelParallelStrategy")
         mesh: Any = self.device_mesh
         assert self.policy is not None
         shard(self.policy, mesh["data_parallel"], half=half)
 
-    def idle_loss(self) -> Tensor:
+    def zero_loss(self) -> Tensor:
         """A loss of 0 that reaches all weights of the policy."""
         assert self.policy is not None
         ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import distributed, nn
 
+from lit_rft.generation import SamplingSettings, ServerSettings, VllmServer
 from lit_rft.models.sharding import adapter_state
-from lit_rft.rollout import SamplingSettings, ServerSettings, VllmServer
 
 
-class ServedPolicy:
+class AdapterSync:
     """The first process gives the server an adapter of the policy, all processes sample by it.
 
     Args:

@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lit_rft.generation.sampling import SamplingSettings
+from lit_rft.generation.vllm import ServerSettings
 from lit_rft.models.backbone import SMOLLM2
 from lit_rft.models.lora import LoraSettings
-from lit_rft.rollout.sampling import SamplingSettings
-from lit_rft.rollout.vllm import ServerSettings
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tiny_env import CorridorEnv, CorridorProtocol
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import EpisodeJob, episode_jobs
-from lit_rft.rollout import ConversationGenerator, SamplingSettings
+from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts
 
 

@@ -12,7 +12,7 @@ from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEp
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import episode_jobs
 from lit_rft.episodes import read_episodes, write_episodes
-from lit_rft.rollout import Sampled, SamplingSettings
+from lit_rft.generation import Completion, SamplingSettings
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
 
 PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
@@ -36,16 +36,16 @@ class Scripted:
     def close(self, slot: int) -> None: ...
     def forget(self, slot: int) -> None: ...
 
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         return {slot: self._answer(slot) for slot in prompts}
 
-    def _answer(self, slot: int) -> Sampled:
+    def _answer(self, slot: int) -> Completion:
         self.turns[slot] += 1
         turn, level = self.turns[slot], self.names[slot].rpartition("/")[2]
         flag = "done" if turn % 2 == 0 else "continue"
         action = f"go {self.direction}"
         ids = self.chat.utterance({"high": f"go to room {turn}", "low": f"{action}\n{flag}", "flat": action}[level])
-        return Sampled(ids, [-0.5] * len(ids), True)
+        return Completion(ids, [-0.5] * len(ids), True)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import ContextFullError, FlatAgent, HierarchicalAgent
-from lit_rft.rollout import Sampled, SamplingSettings
+from lit_rft.generation import Completion, SamplingSettings
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,
@@ -48,7 +48,7 @@ def chat() -> ChatFormat:
 
 def _say(chat: ChatFormat, session: Any, text: str) -> str | None:
     ids = chat.utterance(text)
-    action: str | None = session.receive(Sampled(ids, [-0.5] * len(ids), True))
+    action: str | None = session.receive(Completion(ids, [-0.5] * len(ids), True))
     return action
 
 
@@ -177,7 +177,7 @@ def test_an_answer_that_ends_with_another_end_token_is_read_without_it(chat: Cha
     session.start("t", "o")
     chat.add_end_ids([0])
     ids = [*chat.utterance("go")[:-1], 0]
-    assert session.receive(Sampled(ids, [0.0] * len(ids), True)) == "go"
+    assert session.receive(Completion(ids, [0.0] * len(ids), True)) == "go"
     session.observe("o")
     transcript = session.conversations()[0].transcript
     assert transcript.utterance_ids(0) == ids

@@ -23,7 +23,7 @@ def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_p
         assert len(events.Scalars(f"train/{level}/q_bias")) == 2  # epochs
     assert -1 <= events.Scalars("train/low/q_return_correlation")[-1].value <= 1
     # every other episode was cut: its high-level returns are not known; each episode counts once an epoch
-    known = sum(len(q) for level, q, _ in stage.judged if level == "high")
+    known = sum(len(q) for level, q, _ in stage.q_and_returns if level == "high")
     loader = make_loader(tiny_model_folder, outcomes=True)
     assert known == sum(
         t.num_decisions for e in loader.episodes for t in e if t.level == "high" and t.outcomes[-1].terminated
@@ -50,7 +50,7 @@ def test_levels_without_known_returns_are_skipped(
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_any_number_of_known_returns_can_be_reported(number: int, tmp_path: Path) -> None:
     """None at all, one alone, and several that are equal."""
-    module = SimpleNamespace(judged=[("low", torch.ones(number), torch.zeros(number))])
+    module = SimpleNamespace(q_and_returns=[("low", torch.ones(number), torch.zeros(number))])
     logged: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics), experiment=None)
     trainer = SimpleNamespace(
@@ -58,7 +58,7 @@ def test_any_number_of_known_returns_can_be_reported(number: int, tmp_path: Path
     )
     CriticCalibration().on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
     assert logged == ([{"train/low/q_bias": 1.0}] if number else [])
-    CriticCalibration().on_train_epoch_end(trainer, SimpleNamespace(judged=[]))  # type: ignore[arg-type]
+    CriticCalibration().on_train_epoch_end(trainer, SimpleNamespace(q_and_returns=[]))  # type: ignore[arg-type]
 
 
 def test_the_line_follows_the_bins() -> None:

@@ -22,7 +22,7 @@ class NothingToReport(BoringModel):
         self.samples: list[Any] = []
         self.answers: list[Any] = []
         self.answer_table: dict[str, Any] = {}
-        self.judged: list[Any] = []
+        self.q_and_returns: list[Any] = []
         self.num_tokens = 0
 
 

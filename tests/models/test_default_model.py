@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
+from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.models.layouts import can_go_by_blocks, can_pack, can_share_prompts
-from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.rereading import make_decoder
 from lit_rft.transcripts import ChatFormat
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
-from lit_rft.models import ActingWeights, LoraSettings, fused, utterance_log_probs
+from lit_rft.models import LoraSettings, MergedWeights, fused, utterance_log_probs
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
 from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import collate_padded
@@ -158,7 +158,7 @@ def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.M
         model(input_ids=ids)
     with model.disable_adapter():
         model(input_ids=ids)
-    with ActingWeights(model).active():
+    with MergedWeights(model).active():
         model(input_ids=ids)
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])

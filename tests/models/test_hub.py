@@ -24,8 +24,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     backbone._hub_answers.cache_clear()
 
 
-def test_the_hub_is_not_asked_for_a_folder(
-    monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Any
-) -> None:
+def test_the_hub_is_not_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Any) -> None:
     monkeypatch.setattr(backbone, "_hub_answers", lambda: pytest.fail("asked the hub for a folder"))
     assert load_tokenizer(str(tiny_model_folder)).pad_token_id is not None

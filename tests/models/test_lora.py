@@ -9,7 +9,7 @@ import torch
 from tiny import let_adapters_act, make_groups, make_model
 from torch import nn
 
-from lit_rft.models import ActingWeights, LoraSettings, acting_adapter, fused, load_backbone, utterance_log_probs
+from lit_rft.models import LoraSettings, MergedWeights, fused, load_backbone, use_adapter, utterance_log_probs
 from lit_rft.models.backbone import leave_casting_to_autocast
 from lit_rft.models.features import backbone_fingerprint
 from lit_rft.models.lora import add_lora
@@ -195,9 +195,9 @@ def test_merged_adapters_equal_computed_ones(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(backbone, logits(make_model()), rtol=1e-5, atol=1e-5)
     found = {}
     for name in ("default", "low"):
-        with acting_adapter(model, name):
+        with use_adapter(model, name):
             found[name] = logits(model)
-        with ActingWeights(model, name).active():
+        with MergedWeights(model, name).active():
             torch.testing.assert_close(logits(model), found[name], rtol=1e-4, atol=1e-4)
         assert torch.equal(logits(model), found["default"])
     assert not torch.allclose(found["low"], found["default"], atol=1e-2)
@@ -239,7 +239,7 @@ def test_what_trains_is_float32_under_autocast() -> None:
         found = log_probs_and_gradients(model)
         model.eval()
         before = logits(model)
-        with ActingWeights(model).active():
+        with MergedWeights(model).active():
             merged = logits(model)
     assert found.keys() == expected.keys()
     similar = [torch.cosine_similarity(found[k].flatten(), v.flatten(), dim=0) for k, v in expected.items()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import SHAPES, let_adapters_act, make_model
 
-from lit_rft.models import ActingWeights, LoraSettings, acting_adapter
+from lit_rft.models import LoraSettings, MergedWeights, use_adapter
 from lit_rft.models.backbone import add_lora
 
 IDS = torch.arange(5, 40)[None]
@@ -37,7 +37,7 @@ def state(model: Any) -> dict[str, torch.Tensor]:
 def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
     model = make_adapted(architecture=architecture)
     before, adapted = state(model), logits(model)
-    folded = ActingWeights(model)
+    folded = MergedWeights(model)
     q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
     assert torch.equal(logits(model), adapted)
     with pytest.raises(RuntimeError), folded.active():
@@ -57,7 +57,7 @@ def test_of_tied_weights_only_the_adapted_ones_change(target: str) -> None:
         if "lora_" in name:  # an embedding's adapter begins with other zeros
             torch.nn.init.normal_(parameter, std=0.3)
     before, adapted = state(model), logits(model)
-    with ActingWeights(model).active():
+    with MergedWeights(model).active():
         torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(model), adapted)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -69,7 +69,7 @@ def test_of_tied_weights_only_the_adapted_ones_change(target: str) -> None:
 def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
     model: Any = make_adapted() if adapts else make_model()
     linear = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
-    weights = ActingWeights(model)
+    weights = MergedWeights(model)
     with weights.active():
         assert all(layer.weight.dtype == torch.float32 for layer in linear)
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,19 +95,19 @@ def test_one_of_two_adapters_acts() -> None:
     model = make_adapted("low")
     default = logits(model)
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
-    with acting_adapter(model, "low"):
+    with use_adapter(model, "low"):
         low = logits(model)
     assert not torch.allclose(low, default, atol=1e-2)
     assert trains == {name: p.requires_grad for name, p in model.named_parameters()}
     assert torch.equal(logits(model), default)
-    with ActingWeights(model, "low").active():
+    with MergedWeights(model, "low").active():
         torch.testing.assert_close(logits(model), low, rtol=1e-4, atol=1e-4)
-    with ActingWeights(model, "default").active():
+    with MergedWeights(model, "default").active():
         torch.testing.assert_close(logits(model), default, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_adapters_is_left_alone() -> None:
     model = make_model()
     before = state(model)
-    with ActingWeights(model).active(), acting_adapter(model, "low"):
+    with MergedWeights(model).active(), use_adapter(model, "low"):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -8,10 +8,10 @@ import torch
 from tiny import SHAPES, make_model, with_adapters
 from torch import Tensor, nn
 
-from lit_rft.models import ActingWeights
+from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.recompute import make_decoder
+from lit_rft.models import MergedWeights
 from lit_rft.models.packed import Exchanged, PackedProducts
-from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.rereading import make_decoder
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -45,7 +45,7 @@ def test_logits_are_the_same(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
     model = with_adapters(make_model(architecture).bfloat16())
-    acting = ActingWeights(model).active
+    acting = MergedWeights(model).active
     folded = steps(model, True, acting=acting)
     for packed, plain in zip(folded, steps(model, False, acting=acting), strict=True):
         torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)
@@ -56,7 +56,7 @@ def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> Non
 def test_float32_weights_are_packed_as_autocast_has_them() -> None:
     """All weights train, under bf16-mixed."""
     model = make_model()
-    acting = ActingWeights(model).active
+    acting = MergedWeights(model).active
     with torch.autocast("cpu", torch.bfloat16):
         plain, packed = steps(model, False), steps(model, True, acting=acting)
     for one, other in zip(packed, plain, strict=True):
@@ -74,7 +74,7 @@ def test_in_inference_mode_nothing_else_happens(adapts: bool, caplog: pytest.Log
     found = []
     for mode in (torch.no_grad, torch.inference_mode):
         with torch.autocast("cpu", torch.bfloat16, enabled=not adapts), mode():
-            acting = ActingWeights(model).active
+            acting = MergedWeights(model).active
             found.append(torch.stack(steps(model, True, acting=acting)[1:]))
             assert type(make_decoder(model, 2, 2, acting=acting)) is Decoder
     assert torch.equal(*found) and not [record for record in caplog.records if record.levelno >= logging.WARNING]

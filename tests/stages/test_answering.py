@@ -16,8 +16,8 @@ from tiny_stage import ADAPTERS
 
 from lit_rft.callbacks import AnswerTable, CompletionFiles, CompletionText
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
+from lit_rft.generation import SamplingSettings
 from lit_rft.rewards import MathReward, RewardError, RewardSum
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 
 

@@ -9,9 +9,9 @@ import torch
 from tiny_stage import ADAPTERS, fit
 
 from lit_rft.datamodules import Prompt, PromptLoader
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import PromptFormat
 

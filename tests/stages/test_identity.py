@@ -12,8 +12,8 @@ from tiny import CHATML, make_model, make_tokenizer
 from tiny_stage import ADAPTERS, PROMPTS, fit, make_loader, make_offline, make_stage, trained
 
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_backbone
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     CriticSettings,
     HierarchicalSFT,

@@ -11,7 +11,7 @@ from tiny_env import CorridorProtocol
 from tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
-from lit_rft.rollout import SamplingSettings
+from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
 
 ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)

@@ -12,10 +12,10 @@ from tiny import make_model, make_tokenizer
 from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import MathPromptDataModule, Prompt, PromptLoader
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rewards import RewardError, RewardSum
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     AnsweringSettings,
     MixedPolicyGRPO,

@@ -15,8 +15,8 @@ from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage,
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
 from lit_rft.episodes import write_episodes
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings
-from lit_rft.rollout import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
     CriticSettings,

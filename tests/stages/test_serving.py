@@ -13,11 +13,11 @@ from tiny_stage import fit, trained
 from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
+from lit_rft.generation import SamplingSettings, ServerSettings
 from lit_rft.models import LoraSettings
 from lit_rft.models.lora import add_lora
-from lit_rft.rollout import SamplingSettings, ServerSettings
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings
-from lit_rft.stages.serving import ServedPolicy
+from lit_rft.stages.serving import AdapterSync
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
 from .test_online_finetune import make_data, make_online
@@ -171,4 +171,4 @@ def test_the_plain_way_is_the_default() -> None:
 def test_adapters_that_a_server_would_take_for_others_are_refused(settings: dict[str, Any]) -> None:
     policy = add_lora(make_model(), LoraSettings(4, 8, 0.0, **settings))
     with pytest.raises(ValueError, match=f"cannot sample with an adapter that has {next(iter(settings))}"):
-        ServedPolicy(ServerSettings("http://127.0.0.1:9")).name(policy, 0)
+        AdapterSync(ServerSettings("http://127.0.0.1:9")).name(policy, 0)

@@ -14,7 +14,7 @@ from tiny_stage import ADAPTERS, PROMPTS, make_stage
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes.io import read_episodes
-from lit_rft.rollout import SamplingSettings
+from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
 from lit_rft.transcripts import HierarchyPrompts
 

@@ -1,4 +1,4 @@
-"""How critics judge the decisions of one level: GLIDER's equations, and what its public release does instead."""
+"""Critic losses and actor weights of one level: the equations of GLIDER, and those of its public release."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def decisions_at(
     )
 
 
-class Judged(NamedTuple):
+class CriticTerms(NamedTuple):
     """The critics' losses, and how much each decision counts in the actor's."""
 
     q_loss: Tensor
@@ -54,7 +54,7 @@ class Judged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PaperJudge:
+class IQLUpdate:
     """L_Q, L_V and the weights of L_pi as in the paper.
 
     Args:
@@ -67,7 +67,7 @@ class PaperJudge:
     advantage_temperature: float
     max_weight: float
 
-    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> Judged:
+    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
         features, code = decisions.features, decisions.level
         with torch.no_grad():
             next_values = critic.target.v(features.next_state, code)
@@ -79,7 +79,7 @@ class PaperJudge:
             q, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
         )
         expectile = self.settings.expectile
-        return Judged(
+        return CriticTerms(
             q_loss(q, targets, normalizer=normalizer).loss,
             expectile_value_loss(value, target_q, expectile=expectile, normalizer=normalizer).loss,
             q.detach(),
@@ -89,7 +89,7 @@ class PaperJudge:
 
 
 @dataclass(frozen=True)
-class ReleaseJudge:
+class SarsaUpdate:
     """The public release: no V, Q towards r + gamma Q_target(s', u'), Q_target as the weight, the low level by
     likelihood alone.
 
@@ -99,10 +99,10 @@ class ReleaseJudge:
 
     settings: CriticSettings
 
-    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> Judged:
+    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
         if LEVELS[decisions.level] == "low":
-            return Judged(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
+            return CriticTerms(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
         utterance, code, owner = decisions.features.utterance, decisions.level, decisions.owner
         with torch.no_grad():
             target_q = critic.target.q(utterance, code)
@@ -111,7 +111,7 @@ class ReleaseJudge:
         q = critic.online.q(utterance, code)
         known = has_next | decisions.terminated  # a last decision that was cut off has no u' in the data
         loss = q_loss(q, _targets(decisions, next_q, self.settings), mask=known, normalizer=normalizer).loss
-        return Judged(loss, zeros.sum(), q.detach(), zeros, target_q, none)
+        return CriticTerms(loss, zeros.sum(), q.detach(), zeros, target_q, none)
 
 
 def _targets(decisions: LevelDecisions, next_values: Tensor, settings: CriticSettings) -> Tensor:

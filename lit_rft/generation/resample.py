@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from lit_rft.rollout.generator import ConversationGenerator
-from lit_rft.rollout.sampling import SamplingSettings
+from lit_rft.generation.generator import ConversationGenerator
+from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.transcripts import Transcript
 
 

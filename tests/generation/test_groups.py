@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import SHAPES, make_model, with_adapters
 
-from lit_rft.models import ActingWeights, model_end_ids
-from lit_rft.rollout import SamplingSettings, sample_groups
-from lit_rft.rollout import groups as module
-from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.generator import ConversationGenerator
+from lit_rft.generation import SamplingSettings, sample_groups
+from lit_rft.generation import groups as module
+from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.generator import ConversationGenerator
+from lit_rft.models import MergedWeights, model_end_ids
 
 END = 2
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def test_in_bf16_they_are_no_further_off_than_separate_passes(architecture: str,
         exact, half = with_adapters(exact), with_adapters(half)
     half.load_state_dict(exact.state_dict())
     prompts, sampling = make_prompts(), SamplingSettings(24, 1.0)
-    groups = sample_groups(half, prompts, [4] * 5, sampling, END, acting=ActingWeights(half).active)
+    groups = sample_groups(half, prompts, [4] * 5, sampling, END, acting=MergedWeights(half).active)
     off: list[list[float]] = [[], []]
     for (_, ids), group in zip(prompts, groups, strict=True):
         for one in group:
@@ -108,7 +108,7 @@ def test_a_folded_adapter_says_the_same(architecture: str) -> None:
     model = with_adapters(model)
     prompts, sampling = make_prompts(), SamplingSettings(9, 1.0)
     plain = sample_groups(model, prompts, [2] * 5, sampling, END)
-    folded = sample_groups(model, prompts, [2] * 5, sampling, END, acting=ActingWeights(model).active)
+    folded = sample_groups(model, prompts, [2] * 5, sampling, END, acting=MergedWeights(model).active)
     with model.disable_adapter():
         other = sample_groups(model, prompts, [2] * 5, sampling, END)
     ids = [[[one.ids for one in group] for group in found] for found in (plain, folded, other)]

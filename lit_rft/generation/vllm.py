@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rft.rollout.sampling import Sampled, SamplingSettings, as_ids
+from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class VllmServer:
         end_ids: int | Sequence[int],
         *,
         seed: int = 0,
-    ) -> list[list[Sampled]]:
+    ) -> list[list[Completion]]:
         """As `rollout.sample_groups`, but with vLLM's random numbers: the same seed gives other samples there.
 
         Args:
@@ -139,7 +139,7 @@ class VllmServer:
             raise ValueError(f"expected {len(prompts)} sizes, got {len(sizes)}")
         ends = as_ids(end_ids)
 
-        def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Sampled]:
+        def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Completion]:
             if size == 0:
                 return []
             wanted = 1 if sampling.temperature == 0 else size  # vLLM refuses to say the most likely one more than once
@@ -218,7 +218,7 @@ def _seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1
 
 
-def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, ends: set[int]) -> list[Sampled]:
+def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, ends: set[int]) -> list[Completion]:
     """A server's answer, checked: what is trained on must be what was sampled."""
     choices = sorted(answer.get("choices", []), key=lambda choice: choice["index"])
     if len(choices) != size:
@@ -239,5 +239,5 @@ def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, e
                 f"a completion was cut after {len(ids)} tokens, not {sampling.max_new_tokens} "
                 f"({choice['finish_reason']}): is the server's --max-model-len too short?"
             )
-        found.append(Sampled([int(i) for i in ids], [float(p) for p in log_probs], finished))
+        found.append(Completion([int(i) for i in ids], [float(p) for p in log_probs], finished))
     return found

@@ -8,10 +8,18 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from lit_rft.generation.recompute import make_decoder
+from lit_rft.generation.sampling import (
+    Completion,
+    SamplingSettings,
+    StopCriteria,
+    as_ids,
+    named_generator,
+    sample_tokens,
+    swap_remove,
+)
+from lit_rft.generation.slots import Slots, check_new_ids
 from lit_rft.models.backbone import model_end_ids
-from lit_rft.rollout.rereading import make_decoder
-from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, as_ids, draw, drop, named_generator
-from lit_rft.rollout.slots import Slots, check_new_ids
 
 
 class Conversations(Protocol):
@@ -25,7 +33,7 @@ class Conversations(Protocol):
     def open(self, name: str) -> int: ...
     def close(self, slot: int) -> None: ...
     def forget(self, slot: int) -> None: ...
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]: ...
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]: ...
 
 
 @dataclass
@@ -68,7 +76,7 @@ class ConversationGenerator:
     ) -> None:
         self.sampling, self.seed = sampling, seed
         end_ids = as_ids(end_ids)
-        self._ending = Ending([*end_ids, *model_end_ids(model)], sampling, decode)
+        self._ending = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
         self._decoder = make_decoder(model, num_slots, end_ids[0], max_prefill_tokens=max_prefill_tokens, acting=acting)
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
@@ -96,7 +104,7 @@ class ConversationGenerator:
         self._decoder.cache.clear(slot)
 
     @torch.no_grad()
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
@@ -106,20 +114,20 @@ class ConversationGenerator:
         with self._decoder.ready():
             return self._sample(prompts)
 
-    def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+    def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         told = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
         first = self._decoder.read(told)
-        sampled: dict[int, Sampled] = {slot: Sampled([], [], False) for slot in prompts}
+        sampled: dict[int, Completion] = {slot: Completion([], [], False) for slot in prompts}
         active = list(first)
         logits = torch.stack(list(first.values()))
         while active:
             randoms = [self._conversations[slot].random for slot in active]
-            tokens, log_probs = draw(logits, self.sampling, randoms)
+            tokens, log_probs = sample_tokens(logits, self.sampling, randoms)
             self.tokens_sampled += len(active)
             for slot, token, log_prob in zip(list(active), tokens, log_probs, strict=True):
                 self._conversations[slot].pending = [token]
                 if self._ending.append(sampled, slot, token, log_prob):
-                    drop(active, slot)
+                    swap_remove(active, slot)
             if active:
                 logits = self._decoder.step(active, [self._conversations[slot].pending[0] for slot in active])
         return sampled

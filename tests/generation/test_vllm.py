@@ -9,9 +9,7 @@ import torch
 from fake_vllm import FakeVllm, folders, serving
 from tiny import let_adapters_act, make_model
 
-from lit_rft.models import LoraSettings
-from lit_rft.models.backbone import add_lora
-from lit_rft.rollout import (
+from lit_rft.generation import (
     ConversationGenerator,
     Conversations,
     SamplingSettings,
@@ -20,6 +18,8 @@ from lit_rft.rollout import (
     VllmServer,
     sample_groups,
 )
+from lit_rft.models import LoraSettings
+from lit_rft.models.backbone import add_lora
 
 END = 2
 PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]

@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.recompute import make_decoder
+from lit_rft.generation.sampling import (
+    Completion,
+    SamplingSettings,
+    StopCriteria,
+    as_ids,
+    named_generator,
+    sample_tokens,
+    swap_remove,
+)
 from lit_rft.models.backbone import model_end_ids
-from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.rereading import make_decoder
-from lit_rft.rollout.sampling import Ending, Sampled, SamplingSettings, as_ids, draw, drop, named_generator
 
 # New prompts are read together: not before so large a part of the slots is free.
 _FREE_SHARE = 1 / 8
@@ -29,7 +37,7 @@ def sample_groups(
     num_slots: int = 64,
     decode: Callable[[list[int]], str] | None = None,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-) -> list[list[Sampled]]:
+) -> list[list[Completion]]:
     """Completions of every prompt, `num_slots` at a time: when one ends, the next begins. A prompt is read once for all
     of its completions that are sampled together.
 
@@ -52,7 +60,7 @@ def sample_groups(
     try:
         number = max(1, min(num_slots, sum(sizes)))
         decoder = make_decoder(model, number, end_ids[0], acting=acting)
-        ending = Ending([*end_ids, *model_end_ids(model)], sampling, decode)
+        ending = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
         return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()
     finally:
         model.train(training)
@@ -75,7 +83,7 @@ class _GroupSampler:
         prompts: Sequence[tuple[str, list[int]]],
         sizes: Sequence[int],
         sampling: SamplingSettings,
-        ending: Ending,
+        ending: StopCriteria,
         seed: int,
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
@@ -89,10 +97,10 @@ class _GroupSampler:
         self.place: dict[int, tuple[int, int]] = {}  # slot -> prompt, number
         self.randoms: dict[int, torch.Generator] = {}
         self.begun: dict[int, _Prompt] = {}
-        self.sampled: dict[int, Sampled] = {}  # slot -> what is being said
-        self.groups: list[list[Sampled]] = [[Sampled([], [], False)] * size for size in sizes]
+        self.sampled: dict[int, Completion] = {}  # slot -> what is being said
+        self.groups: list[list[Completion]] = [[Completion([], [], False)] * size for size in sizes]
 
-    def run(self) -> list[list[Sampled]]:
+    def run(self) -> list[list[Completion]]:
         with self.decoder.ready():
             while self.waiting or self.active:
                 if not self.active or len(self.free) >= self.num_slots * _FREE_SHARE:
@@ -116,7 +124,7 @@ class _GroupSampler:
             else:
                 fresh[slot] = self.prompts[p][1]
                 prompt.slots.add(slot)
-            self.place[slot], self.sampled[slot] = (p, n), Sampled([], [], False)
+            self.place[slot], self.sampled[slot] = (p, n), Completion([], [], False)
             self.randoms[slot] = named_generator(self.seed, f"{self.prompts[p][0]}/{n}")
             new.append(slot)
         if fresh:
@@ -133,7 +141,7 @@ class _GroupSampler:
 
     def _say(self, slots: Sequence[int], logits: Tensor) -> None:
         """Draw a token for each slot; those that have come to their end make room."""
-        tokens, log_probs = draw(logits, self.sampling, [self.randoms[slot] for slot in slots])
+        tokens, log_probs = sample_tokens(logits, self.sampling, [self.randoms[slot] for slot in slots])
         for slot, token, log_prob in zip(list(slots), tokens, log_probs, strict=True):
             if self.ending.append(self.sampled, slot, token, log_prob):
                 self._end(slot)
@@ -141,7 +149,7 @@ class _GroupSampler:
     def _end(self, slot: int) -> None:
         p, n = self.place.pop(slot)
         self.groups[p][n] = self.sampled.pop(slot)
-        drop(self.active, slot)
+        swap_remove(self.active, slot)
         self.decoder.cache.clear(slot)
         self.begun[p].slots.discard(slot)
         if not self.begun[p].slots:

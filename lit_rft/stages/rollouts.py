@@ -11,7 +11,7 @@ from lit_rft.transcripts import Transcript, TranscriptBatch
 
 
 @dataclass
-class GroupMember:
+class Rollout:
     """A completion, or an episode. What is kept token by token is a list for each transcript, over all its utterances.
 
     Args:
@@ -25,7 +25,7 @@ class GroupMember:
         behaviour_log_probs: log pi_phi of an off-policy member's tokens, where it is known.
         advantage: by comparison with its group.
         old_log_probs: before the first update; none while that is still to come.
-        in_group: whether it is compared with the others of its group; else a trace that is only imitated.
+        counts_in_baseline: whether it is compared with the others of its group; else a trace that is only imitated.
     """
 
     transcripts: list[Transcript]
@@ -38,7 +38,7 @@ class GroupMember:
     behaviour_log_probs: list[list[float]] = field(default_factory=list)
     advantage: float = 0.0
     old_log_probs: list[Tensor] = field(default_factory=list)
-    in_group: bool = True
+    counts_in_baseline: bool = True
 
     @property
     def length(self) -> int:
@@ -50,10 +50,10 @@ class GroupMember:
         )
 
 
-class MemberBatch:
+class RolloutBatch:
     """A micro-batch with the members that its transcripts belong to."""
 
-    def __init__(self, batch: TranscriptBatch, members: Iterable[GroupMember]) -> None:
+    def __init__(self, batch: TranscriptBatch, members: Iterable[Rollout]) -> None:
         self.batch = batch
         places = {id(t): (one, k) for one in members for k, t in enumerate(one.transcripts)}
         self._places = [places[id(transcript)] for transcript in batch.transcripts]
@@ -89,9 +89,9 @@ class MemberBatch:
         return counts.tolist()
 
 
-def group_statistics(members: Sequence[GroupMember]) -> dict[str, float]:
+def group_statistics(members: Sequence[Rollout]) -> dict[str, float]:
     """Sums over the members and groups of this process, to be added up over processes."""
-    members = [one for one in members if one.in_group]
+    members = [one for one in members if one.counts_in_baseline]
     own = [one for one in members if not one.off_policy]
     groups: dict[int, list[float]] = {}
     for one in members:
@@ -107,7 +107,7 @@ def group_statistics(members: Sequence[GroupMember]) -> dict[str, float]:
         "without_signal": float(sum(len(set(values)) == 1 for values in groups.values())),
         "length": float(sum(one.length for one in own)),
         "truncated": float(sum(not one.finished for one in own)),
-        "surprise": -sum(value for one in own for row in one.sampled_log_probs for value in row),
+        "nll": -sum(value for one in own for row in one.sampled_log_probs for value in row),
     }
 
 
@@ -123,7 +123,7 @@ def summarize_groups(sums: dict[str, Any]) -> dict[str, Tensor]:
             "completion_length": sums["length"] / n,
             "truncated_fraction": sums["truncated"] / n,
             # what was sampled estimates the entropy without bias, and costs nothing
-            "sampled_entropy": sums["surprise"] / sums["length"].clamp_min(1),
+            "sampled_entropy": sums["nll"] / sums["length"].clamp_min(1),
         }
     if sums["groups"] > 0:
         report["no_signal_fraction"] = sums["without_signal"] / sums["groups"]

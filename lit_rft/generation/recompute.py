@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rft.generation.decoder import Decoder
 from lit_rft.models.backbone import output_logits
 from lit_rft.models.layouts import common_ids, difference, plain_hidden_states, tried_once
-from lit_rft.rollout.decoder import Decoder
 
 _serves: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()  # model -> what was found
 
@@ -34,7 +34,7 @@ class Histories:
         self.ids[slot] = []
 
 
-class RereadingDecoder(Decoder):
+class RecomputeDecoder(Decoder):
     """A decoder that reads everything anew for each token, as the model itself does it: right, and slow."""
 
     cache: Histories  # type: ignore[assignment]
@@ -77,7 +77,7 @@ def make_decoder(
     served = tried_once(
         _serves, model, lambda: _cache_difference(Decoder(model, 2, end_of_turn_id, acting=acting)), warning
     )
-    make = Decoder if served else RereadingDecoder
+    make = Decoder if served else RecomputeDecoder
     return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
 
 

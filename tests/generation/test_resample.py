@@ -2,8 +2,8 @@
 
 from tiny import make_model
 
-from lit_rft.rollout import SamplingSettings
-from lit_rft.rollout.resample import sample_decisions
+from lit_rft.generation import SamplingSettings
+from lit_rft.generation.resample import sample_decisions
 from lit_rft.transcripts import Transcript
 
 END = 2

@@ -44,7 +44,7 @@ class SamplingSettings:
             raise ValueError(f"stop_strings must not be empty, got {self.stop_strings!r}")
 
 
-class Sampled(NamedTuple):
+class Completion(NamedTuple):
     """One sampled utterance."""
 
     ids: list[int]  # with the end-of-turn token or what else ended it, if that came in time
@@ -58,7 +58,7 @@ def named_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def draw(
+def sample_tokens(
     logits: Tensor, settings: SamplingSettings, randoms: Sequence[torch.Generator]
 ) -> tuple[list[int], list[float]]:
     """A token for each row [B, V], with random numbers of its own, and its log-probability."""
@@ -88,7 +88,7 @@ def as_ids(end_ids: int | Iterable[int]) -> list[int]:
     return ids
 
 
-class Ending:
+class StopCriteria:
     """Knows when an utterance is over.
 
     Args:
@@ -109,13 +109,13 @@ class Ending:
         self._window = max((len(text.encode()) for text in settings.stop_strings), default=0) + 4
         self._max_new_tokens = settings.max_new_tokens
 
-    def append(self, sampled: dict[int, Sampled], slot: int, token: int, log_prob: float) -> bool:
+    def append(self, sampled: dict[int, Completion], slot: int, token: int, log_prob: float) -> bool:
         """Add a token to what a slot has said; returns whether that was the last one."""
         ids, log_probs, _ = sampled[slot]
         ids.append(token)
         log_probs.append(log_prob)
         if token in self._ids or self._says_stop(ids):
-            sampled[slot] = Sampled(ids, log_probs, True)
+            sampled[slot] = Completion(ids, log_probs, True)
             return True
         return len(ids) >= self._max_new_tokens
 
@@ -126,7 +126,7 @@ class Ending:
         return any(stop in text for stop in self._strings)
 
 
-def drop(active: list[int], slot: int) -> None:
+def swap_remove(active: list[int], slot: int) -> None:
     """Take a slot out; the last one takes its place: no other row of the cache has to move."""
     place, last = active.index(slot), active.pop()
     if last != slot:

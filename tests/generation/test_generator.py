@@ -11,10 +11,10 @@ import torch
 from tiny import make_model, with_adapters
 from transformers import AttentionInterface
 
-from lit_rft.rollout import ConversationGenerator, Sampled, SamplingSettings
-from lit_rft.rollout.decoder import Decoder
-from lit_rft.rollout.rereading import RereadingDecoder, make_decoder
-from lit_rft.rollout.sampling import inverse_cdf, truncate_distribution
+from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
+from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.recompute import RecomputeDecoder, make_decoder
+from lit_rft.generation.sampling import inverse_cdf, truncate_distribution
 
 GPT_NEO = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 16}
 ARCHITECTURES = {
@@ -38,11 +38,11 @@ def _tags(ids: list[int]) -> str:
     return "".join(f"<{token}>" for token in ids)
 
 
-def _talk(generator: ConversationGenerator, names: Iterable[str], rounds: int) -> dict[str, list[Sampled]]:
+def _talk(generator: ConversationGenerator, names: Iterable[str], rounds: int) -> dict[str, list[Completion]]:
     """Several rounds in which each conversation reads its own prompts, whoever else is there."""
     slots = {name: generator.open(name) for name in names}
     randoms = {name: random.Random(name) for name in slots}
-    said: dict[str, list[Sampled]] = {name: [] for name in slots}
+    said: dict[str, list[Completion]] = {name: [] for name in slots}
     for _ in range(rounds):
         sampled = generator.sample({slot: _prompt(randoms[name]) for name, slot in slots.items()})
         for name, slot in slots.items():
@@ -93,7 +93,7 @@ def test_what_cannot_use_the_cache_does_without_and_says_so_once(
     with caplog.at_level(logging.WARNING, "lit_rft"):
         decoders = [make_decoder(model, 2, END) for _ in range(2)]
     without = architecture in WITHOUT_CACHE
-    assert [isinstance(decoder, RereadingDecoder) for decoder in decoders] == [without] * 2
+    assert [isinstance(decoder, RecomputeDecoder) for decoder in decoders] == [without] * 2
     said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
     assert len(said) == without and all("reads everything anew for each token" in line for line in said)
 
@@ -101,7 +101,7 @@ def test_what_cannot_use_the_cache_does_without_and_says_so_once(
 def test_reading_anew_equals_the_cache() -> None:
     """The same answers, slots shared, freed and used again, in passes of any size."""
     model, rng = make_model().double(), random.Random(0)
-    decoders = [Decoder(model, 4, END), RereadingDecoder(model, 4, END), RereadingDecoder(model, 4, END)]
+    decoders = [Decoder(model, 4, END), RecomputeDecoder(model, 4, END), RecomputeDecoder(model, 4, END)]
     decoders[2].max_prefill_tokens = 1
     prompts = {0: _prompt(rng), 3: _prompt(rng), 2: _prompt(rng)}
     found = []
@@ -122,7 +122,7 @@ def test_reading_anew_equals_the_cache() -> None:
 def test_a_conversation_does_not_depend_on_its_company(truncation: dict[str, Any]) -> None:
     model, sampling = make_model(), SamplingSettings(8, 1.0, **truncation)
 
-    def talk(names: str) -> dict[str, list[Sampled]]:
+    def talk(names: str) -> dict[str, list[Completion]]:
         slots = len(names)
         return _talk(ConversationGenerator(model, END, sampling, num_slots=slots, decode=_tags), names, 3)
 

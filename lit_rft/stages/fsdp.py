@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 
-class SplitWeightsStrategy(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's `ModelParallelStrategy` (FSDP2) over all devices, with checkpoints in one file.
 
     A checkpoint that does not fit is refused before it is loaded, with a word about why.

@@ -2,7 +2,7 @@
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 64 \\
         --logprobs-mode processed_logprobs
-    LIT_RFT_VLLM_URL=http://127.0.0.1:8000 LIT_RFT_VLLM_MODEL=MODEL pytest tests/rollout/test_vllm_server.py
+    LIT_RFT_VLLM_URL=http://127.0.0.1:8000 LIT_RFT_VLLM_MODEL=MODEL pytest tests/generation/test_vllm_server.py
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import pytest
 import torch
 from tiny import let_adapters_act
 
+from lit_rft.generation import SamplingSettings, ServerSettings, VllmServer
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
-from lit_rft.rollout import SamplingSettings, ServerSettings, VllmServer
 
 URL, MODEL = os.environ.get("LIT_RFT_VLLM_URL"), os.environ.get("LIT_RFT_VLLM_MODEL")
 pytestmark = pytest.mark.skipif(not (URL and MODEL), reason="no server: see the top of this file")

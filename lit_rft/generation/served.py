@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lit_rft.rollout.sampling import Sampled, SamplingSettings, as_ids
-from lit_rft.rollout.slots import Slots, check_new_ids
-from lit_rft.rollout.vllm import VllmServer
+from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
+from lit_rft.generation.slots import Slots, check_new_ids
+from lit_rft.generation.vllm import VllmServer
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ServedConversations:
         """Drop what a conversation has read; its random numbers go on."""
         self._conversations[slot].history = []
 
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Sampled]:
+    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
