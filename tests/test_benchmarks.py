@@ -14,8 +14,9 @@ from tiny import make_groups, make_model, with_adapters
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_rft.generation import ConversationGenerator, SamplingSettings
-from lit_rft.models import layouts
+from lit_rft.models.accel.shared_prompts import shared_prompt_masks
 from lit_rft.models.backbone import output_logits
+from lit_rft.models.forward import hidden_states
 from lit_rft.transcripts import collate_shared
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -119,8 +120,8 @@ def test_what_completions_that_share_a_prompt_multiply(monkeypatch: pytest.Monke
     batch = collate_shared([group], 0)
     prompt, lengths, width = group[0].utterance_starts[0], [len(t) for t in group], batch.input_ids.shape[1]
     with FlopCounterMode(display=False) as counter:
-        output_logits(model, layouts.batch_hidden_states(model, batch)).sum().backward()
-    visible = layouts._shared_masks(model, batch) == 0
+        output_logits(model, hidden_states(model, batch)).sum().backward()
+    visible = shared_prompt_masks(model, batch) == 0
     heads = 2 * 4 * 8  # layers, heads, their size
     seen = 2 * int(visible.sum()) - width  # of causal attention half of a square, without its diagonal
     everything = counter.get_total_flops() - 12 * heads * width**2 + 6 * heads * seen

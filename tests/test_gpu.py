@@ -13,8 +13,9 @@ from tiny_stage import fit, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
 from lit_rft.generation import ConversationGenerator, SamplingSettings, sample_groups
+from lit_rft.models.accel import can_pack, can_share_prompts
 from lit_rft.models.backbone import final_hidden_states, output_logits
-from lit_rft.models.layouts import batch_hidden_states, can_pack, can_share_prompts
+from lit_rft.models.forward import hidden_states
 from lit_rft.models.merging import MergedWeights
 from lit_rft.transcripts import collate_packed, collate_padded, collate_shared
 
@@ -56,7 +57,7 @@ def test_steps_in_bf16(kind: str, device: str, tiny_model_folder: Path, tmp_path
 def utterance_states(model: Any, batch: Any, device: str) -> dict[str, torch.Tensor]:
     """Hidden states [n, D] before each token of a transcript's utterance, by the transcript's id."""
     batch = batch.to(device)
-    hidden = batch_hidden_states(model, batch).flatten(0, 1)
+    hidden = hidden_states(model, batch).flatten(0, 1)
     rows = zip(batch.transcripts, batch.preceding, batch.utterance_mask, strict=True)
     return {transcript.episode_id: hidden[preceding[mask]] for transcript, preceding, mask in rows}
 

@@ -124,7 +124,7 @@ def test_layers_have_no_cycle() -> None:
         ("objectives", "import transformers"),
         ("models", "import lightning as L"),
         ("stages", "def fit():\n    from lit_rft.datamodules import x"),
-        ("datamodules", "import lit_rft.generation.cache"),
+        ("datamodules", "import lit_rft.generation.kv_cache"),
         ("episodes", "import numpy"),
         ("cli", "from lit_rft.generation import Completion"),
         ("generation", "from lit_rft.command_line import run"),

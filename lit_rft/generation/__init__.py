@@ -1,8 +1,8 @@
 """Generation: conversations with kept caches, sampled together."""
 
-from lit_rft.generation.cache import SlotCache
 from lit_rft.generation.generator import ConversationGenerator, Conversations
 from lit_rft.generation.groups import sample_groups
+from lit_rft.generation.kv_cache import SlotCache
 from lit_rft.generation.sampling import Completion, SamplingSettings
 from lit_rft.generation.served import ServedConversations
 from lit_rft.generation.vllm import ServerSettings, VllmServer

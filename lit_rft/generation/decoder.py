@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lit_rft.generation.cache import SlotCache
-from lit_rft.models.attention import attention_masks, decoding_attention
+from lit_rft.generation.kv_cache import SlotCache
+from lit_rft.models.accel.decoding_attention import decoding_attention
+from lit_rft.models.accel.packed_weights import PackedProducts
+from lit_rft.models.attention_masks import attention_masks
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
-from lit_rft.models.layouts import similar_lengths
-from lit_rft.models.packed import PackedProducts
+from lit_rft.models.forward import similar_lengths
 
 
 class Decoder:

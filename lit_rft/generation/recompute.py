@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder
+from lit_rft.models.accel import is_on
+from lit_rft.models.accel.probing import common_ids, difference, tried_once
 from lit_rft.models.backbone import output_logits
-from lit_rft.models.layouts import common_ids, difference, plain_hidden_states, tried_once
+from lit_rft.models.forward import separate_hidden_states
 
 _serves: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()  # model -> what was found
 
@@ -59,7 +61,7 @@ class RecomputeDecoder(Decoder):
 def plain_logits(model: nn.Module, histories: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
     """Logits after the last token of each history, [B, V], by the model as it is."""
     device = next(model.parameters()).device
-    hidden = plain_hidden_states(model, [torch.tensor(ids, device=device) for ids in histories], max_tokens)
+    hidden = separate_hidden_states(model, [torch.tensor(ids, device=device) for ids in histories], max_tokens)
     return output_logits(model, torch.stack([states[-1] for states in hidden]))
 
 
@@ -74,7 +76,7 @@ def make_decoder(
     """The decoder that serves a model; the arguments are those of `Decoder`. Tried once a model, with a warning if it
     is the slow one."""
     warning = "%s reads everything anew for each token that it samples, which is slow: %s"
-    served = tried_once(
+    served = is_on(model, "kv_cache") and tried_once(
         _serves, model, lambda: _cache_difference(Decoder(model, 2, end_of_turn_id, acting=acting)), warning
     )
     make = Decoder if served else RecomputeDecoder

@@ -1,10 +1,15 @@
-"""Backbones, adapters and log-probabilities. Names load on first use: transformers takes seconds to import."""
+"""Backbones, adapters, forward passes and log-probabilities.
+
+Names load on first use: transformers takes seconds to import.
+"""
 
 from typing import TYPE_CHECKING
 
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from lit_rft.models.accel import FAST_PATHS as FAST_PATHS
+    from lit_rft.models.accel import accelerate as accelerate
     from lit_rft.models.backbone import causal_lm as causal_lm
     from lit_rft.models.backbone import final_hidden_states as final_hidden_states
     from lit_rft.models.backbone import load_backbone as load_backbone
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from lit_rft.models.features import frozen_backbone as frozen_backbone
     from lit_rft.models.features import frozen_features as frozen_features
     from lit_rft.models.features import gather_features as gather_features
+    from lit_rft.models.forward import hidden_states as hidden_states
     from lit_rft.models.log_probs import UtteranceLogProbs as UtteranceLogProbs
     from lit_rft.models.log_probs import chosen_log_probs as chosen_log_probs
     from lit_rft.models.log_probs import utterance_log_probs as utterance_log_probs
@@ -29,6 +35,9 @@ if TYPE_CHECKING:
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
+    "FAST_PATHS": "lit_rft.models.accel.switch",
+    "accelerate": "lit_rft.models.accel.paths",
+    "hidden_states": "lit_rft.models.forward",
     "Critic": "lit_rft.models.critic",
     "CriticHeads": "lit_rft.models.critic",
     "DecisionFeatures": "lit_rft.models.features",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.layouts import batch_hidden_states
+from lit_rft.models.forward import hidden_states
 from lit_rft.transcripts import Transcript, TranscriptBatch
 
 _NO_MATTER = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures")
@@ -50,7 +50,7 @@ def frozen_backbone(model: nn.Module) -> Iterator[None]:
 def frozen_features(model: nn.Module, batch: TranscriptBatch) -> DecisionFeatures:
     """Features by the pretrained model: they stay the same however long the adapters train."""
     with frozen_backbone(model):
-        return gather_features(batch_hidden_states(model, batch), batch)
+        return gather_features(hidden_states(model, batch), batch)
 
 
 def split_features(features: DecisionFeatures, transcripts: Sequence[Transcript]) -> list[Tensor]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_rft.models.cache import build_once, cache_dir
+from lit_rft.models.file_cache import build_once, cache_dir
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ _BYTES = 600_000_000  # 538 MB of weights, 3 MB of tokenizer, and some air
 def smollm2_135m_instruct() -> Path:
     """The folder of SmolLM2-135M-Instruct; the first call on a machine makes it (about 10 s, 0.54 GB).
 
-    It lies in the user's cache (:func:`lit_rft.models.cache.cache_dir`).
+    It lies in the user's cache (:func:`lit_rft.models.file_cache.cache_dir`).
 
     Raises:
         ModuleNotFoundError: the wheel, or gguf that reads it, is not installed; the message has the command.

@@ -20,7 +20,7 @@ from lit_rft.models.features import (
     join_features,
     split_features,
 )
-from lit_rft.models.layouts import batch_hidden_states
+from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import (
     discounted_returns,
@@ -166,7 +166,7 @@ class ActorCriticStage(EpisodeStage):
         """One micro-batch's share of the losses."""
         assert self.policy is not None and self.chat is not None and self.critic is not None
         _check_outcomes(micro)
-        hidden = batch_hidden_states(self.policy, micro)
+        hidden = hidden_states(self.policy, micro)
         log_probs = utterance_log_probs(
             self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, hidden=hidden,
             ends=False,
@@ -233,7 +233,7 @@ class ActorCriticStage(EpisodeStage):
         if self.critic_settings.features == "frozen":
             return frozen_features(self.policy, batch).utterance
         with torch.no_grad():
-            hidden = batch_hidden_states(self.policy, batch)
+            hidden = hidden_states(self.policy, batch)
         return gather_features(hidden, batch).utterance
 
     def on_train_epoch_start(self) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.generation import SamplingSettings
+from lit_rft.models.accel import can_share_prompts, longest_shared_row
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.layouts import can_share_prompts, longest_shared_row
 from lit_rft.models.sharding import unsharded
 from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards

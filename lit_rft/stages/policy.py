@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lit_rft._files import write_json
+from lit_rft.models.accel import accelerate
 from lit_rft.models.backbone import (
     final_hidden_states,
     leave_casting_to_autocast,
@@ -19,7 +20,6 @@ from lit_rft.models.backbone import (
     model_end_ids,
     output_logits,
 )
-from lit_rft.models.fused import fuse
 from lit_rft.models.sharding import shard
 from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
 from lit_rft.stages.data_check import DataCheckedModule
@@ -93,10 +93,16 @@ class PolicyModule(DataCheckedModule):
         self.add_parts()
         if settings.start_from is not None and not is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
-        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+        sharded = self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if sharded:
             self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
-        else:
-            fuse(self.policy)  # split weights have no place for packed copies
+        accelerate(
+            self.policy,
+            settings.accelerate,
+            device=self.trainer.strategy.root_device if self._trainer is not None else None,
+            dtype=torch.bfloat16 if precision.startswith("bf16") else None,
+            sharded=sharded,
+        )
 
     def _shard(self, half: torch.dtype | None) -> None:
         """Raises: ValueError for another strategy of this kind: what is split here is the list of layers, and

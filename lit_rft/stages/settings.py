@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.generation.vllm import ServerSettings
+from lit_rft.models.accel import chosen_paths
 from lit_rft.models.backbone import SMOLLM2
 from lit_rft.models.lora import LoraSettings
 
@@ -21,6 +22,8 @@ class PolicySettings:
         attention: transformers' attention implementation (sdpa, eager, flash_attention_2, ...); null lets it choose.
             Sampling always uses sdpa or eager.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        accelerate: fast paths: auto for all that can serve, off for none, or a list of names
+            (docs/performance.md has them).
     """
 
     model: str = SMOLLM2
@@ -28,6 +31,10 @@ class PolicySettings:
     start_from: str | None = None
     attention: str | None = None
     gradient_checkpointing: bool = False
+    accelerate: bool | list[str] | str = "auto"
+
+    def __post_init__(self) -> None:
+        chosen_paths(self.accelerate)  # refuses an unknown name
 
 
 @dataclass

@@ -8,9 +8,10 @@ from tiny import make_groups, make_model, with_adapters
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lit_rft.models import blockwise_attention, layouts, shared_attention, utterance_log_probs
+from lit_rft.models import utterance_log_probs
+from lit_rft.models.accel import blockwise_attention, layouts, shared_prompts
+from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 MIXED = ["sliding_attention", "full_attention"]
@@ -115,8 +116,8 @@ def test_models_say_the_same(case: str, lora: bool, layout: str, monkeypatch: py
         return calls[-1]
 
     plain = log_probs_and_gradients(architecture, settings, lora, batch)
-    for module in (blockwise_attention, shared_attention):
-        monkeypatch.setattr(module, "is_served", serves)
+    for module in (blockwise_attention, shared_prompts):
+        monkeypatch.setattr(module, "is_supported", serves)
     blocks = log_probs_and_gradients(architecture, settings, lora, batch)
     assert any(calls) == (layout in served)
     for one, other in zip(blocks, plain, strict=True):
@@ -138,7 +139,7 @@ def test_sequences_in_a_row_equal_separate_ones(starts: tuple[int, ...], window:
         for a, b in zip(starts, ends, strict=True)
     ]  # fmt: skip
     expected = torch.cat(apart, dim=1)
-    masked, _ = blockwise_attention.attend_in_a_row(
+    masked, _ = blockwise_attention.attend_packed(
         module, query, key, value, None, sliding_window=window, sequence_starts=starts
     )
     found = [masked]
@@ -154,23 +155,23 @@ def test_sequences_in_a_row_equal_separate_ones(starts: tuple[int, ...], window:
 
 def test_an_architecture_that_loses_the_starts_is_told() -> None:
     with pytest.raises(TypeError, match="leave packing off"):
-        blockwise_attention.attend_in_a_row(None, *make_parts(4, 0), None)
+        blockwise_attention.attend_packed(None, *make_parts(4, 0), None)
 
 
 def test_it_serves_bf16_on_a_cpu_without_dropout_and_short_windows() -> None:
     query = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
-    assert blockwise_attention.is_served(query, 0.0, None, 9) == multiplies_bf16()
-    assert blockwise_attention.is_served(query, 0.0, 9, 9) == multiplies_bf16()
-    assert not blockwise_attention.is_served(query, 0.0, 8, 9)
-    assert not blockwise_attention.is_served(query, 0.1, None, 9)
-    assert not blockwise_attention.is_served(query.float(), 0.0, None, 9)
-    assert not blockwise_attention.is_served(query.to("meta"), 0.0, None, 9)
+    assert blockwise_attention.is_supported(query, 0.0, None, 9) == multiplies_bf16()
+    assert blockwise_attention.is_supported(query, 0.0, 9, 9) == multiplies_bf16()
+    assert not blockwise_attention.is_supported(query, 0.0, 8, 9)
+    assert not blockwise_attention.is_supported(query, 0.1, None, 9)
+    assert not blockwise_attention.is_supported(query.float(), 0.0, None, 9)
+    assert not blockwise_attention.is_supported(query.to("meta"), 0.0, None, 9)
 
 
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("doge", "it says something else"),  # it adds to masks of its own, which are not causal without one of theirs
+        ("doge", "its outputs differ"),  # it adds to masks of its own, which are not causal without one of theirs
         ("llama", "it cannot take another"),
     ],
 )
@@ -195,16 +196,16 @@ def test_an_architecture_with_an_attention_of_its_own_keeps_it(
     ("name", "attention"),
     [
         (blockwise_attention._BLOCKWISE, blockwise_attention.attend),
-        (blockwise_attention._IN_A_ROW, blockwise_attention.attend_in_a_row),
+        (blockwise_attention._PACKED, blockwise_attention.attend_packed),
     ],
 )
 def test_what_blocks_say_is_compared_with_what_the_model_says(name: str, attention: Any) -> None:
     def sees_everything(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
         return scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2), None
 
-    assert layouts.can_go_by_blocks(make_model())
+    assert layouts.can_attend_blockwise(make_model())
     AttentionInterface.register(name, sees_everything)
     try:
-        assert not layouts.can_go_by_blocks(make_model())
+        assert not layouts.can_attend_blockwise(make_model())
     finally:
         AttentionInterface.register(name, attention)

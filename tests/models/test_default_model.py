@@ -8,7 +8,7 @@ import torch
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
-from lit_rft.models.layouts import can_go_by_blocks, can_pack, can_share_prompts
+from lit_rft.models.accel import can_attend_blockwise, can_pack, can_share_prompts
 from lit_rft.transcripts import ChatFormat
 
 
@@ -16,7 +16,7 @@ def test_smollm2_takes_the_fast_paths_in_bf16(caplog: pytest.LogCaptureFixture) 
     """What it is tried on must not be beyond what it knows: there bf16 and float32 are worlds apart."""
     model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
     assert type(make_decoder(model, 2, 2)) is Decoder
-    assert can_share_prompts(model) and can_pack(model) and can_go_by_blocks(model)
+    assert can_share_prompts(model) and can_pack(model) and can_attend_blockwise(model)
     assert not [record for record in caplog.records if record.name.startswith("lit_rft")]
 
 

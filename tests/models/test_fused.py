@@ -12,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
-from lit_rft.models import LoraSettings, MergedWeights, fused, utterance_log_probs
+from lit_rft.models import LoraSettings, MergedWeights, utterance_log_probs
+from lit_rft.models.accel import fused_layers
+from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
-from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import collate_padded
 
 NORMS = {"llama": True, "qwen2": True, "gemma": False, "mistral": True}  # Gemma adds 1 to its weight
@@ -34,8 +35,8 @@ def test_a_frozen_linear_layer(bias: bool, adapts: bool, drops: bool) -> None:
     expected = x @ weight.T + (shift if shift is not None else 0)
     if adapts:
         expected = expected + 0.7 * ((seen if drops else x) @ a.T @ b.T)
-    adapter = fused.Adapter(a, b, 0.7, seen if drops else None) if adapts else None
-    found = fused.frozen_linear(x, weight, shift, adapter)
+    adapter = fused_layers.Adapter(a, b, 0.7, seen if drops else None) if adapts else None
+    found = fused_layers.frozen_linear(x, weight, shift, adapter)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     slope = torch.randn_like(expected)
     asked = (x, a, b, seen) if adapts and drops else (x, a, b) if adapts else (x,)
@@ -49,8 +50,8 @@ def test_a_norm() -> None:
     torch.manual_seed(0)
     x, weight = randoms(2, 3, 8), torch.randn(8, dtype=torch.float64)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * weight
-    torch.testing.assert_close(fused.rms_norm(x, weight, 1e-2), expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: fused.rms_norm(x, weight, 1e-2), x)
+    torch.testing.assert_close(fused_layers.rms_norm(x, weight, 1e-2), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: fused_layers.rms_norm(x, weight, 1e-2), x)
 
 
 def make_adapted(architecture: str, targets: Any = "all-linear", dropout: float = 0.0) -> Any:
@@ -66,14 +67,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often which way is gone."""
     found: Counter[str] = Counter()
     for name in ("frozen_linear", "rms_norm"):
-        function = getattr(fused, name)
+        function = getattr(fused_layers, name)
 
         def counted(*args: Any, name: str = name, function: Any = function, **named: Any) -> Tensor:
             found[name] += 1
             out: Tensor = function(*args, **named)
             return out
 
-        monkeypatch.setattr(fused, name, counted)
+        monkeypatch.setattr(fused_layers, name, counted)
     return found
 
 
@@ -100,7 +101,7 @@ def test_models_say_the_same(
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
         model.enable_input_require_grads()
     plain = log_probs_and_gradients(model)
-    fused.fuse(model)
+    fused_layers.fuse(model)
     found = calls(monkeypatch)
     one_piece = log_probs_and_gradients(model)
     passes = 2 if checkpointing else 1
@@ -122,7 +123,7 @@ def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.Mon
     off = []
     for fuses in (False, True):
         if fuses:
-            fused.fuse(model)
+            fused_layers.fuse(model)
             found = calls(monkeypatch)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = log_probs_and_gradients(model)
@@ -152,7 +153,7 @@ def test_casting_is_left_to_autocast_only_where_there_is_autocast() -> None:
 
 def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_adapted("llama")
-    fused.fuse(model)
+    fused_layers.fuse(model)
     found, ids = calls(monkeypatch), torch.arange(5)[None]
     with torch.no_grad():
         model(input_ids=ids)
@@ -177,13 +178,13 @@ def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.M
 def test_layers_of_other_kinds_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     gpt2 = make_model("gpt2", n_embd=32, n_layer=2, n_head=4)
     with caplog.at_level(logging.WARNING, "lit_rft"):
-        fused.fuse(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
+        fused_layers.fuse(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
         dora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], use_dora=True, task_type="CAUSAL_LM")
-        fused.fuse(get_peft_model(make_model("llama"), dora))
-        fused.fuse(make_adapted("llama"))
-        fused.fuse(make_adapted("llama", ["q_proj", "lm_head"]))
+        fused_layers.fuse(get_peft_model(make_model("llama"), dora))
+        fused_layers.fuse(make_adapted("llama"))
+        fused_layers.fuse(make_adapted("llama", ["q_proj", "lm_head"]))
     said = [record.message for record in caplog.records]
-    what = "computes some adapted layers in several pieces, which is slower on a CPU"
+    what = "has adapted layers that cannot be fused, which is slower on a CPU"
     named = [
         f"GPT2LMHeadModel {what}: Linear of Conv1D",
         f"LlamaForCausalLM {what}: DoraLinearVariant Linear of Linear",
@@ -194,7 +195,7 @@ def test_layers_of_other_kinds_are_named_once(caplog: pytest.LogCaptureFixture) 
 def test_a_model_that_trains_has_nothing_to_fuse() -> None:
     model = make_model("llama").train()
     expected = log_probs_and_gradients(model)
-    fused.fuse(model)
+    fused_layers.fuse(model)
     for one, other in zip(log_probs_and_gradients(model), expected, strict=True):
         assert torch.equal(one, other)
 
@@ -202,7 +203,7 @@ def test_a_model_that_trains_has_nothing_to_fuse() -> None:
 @pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
 def test_packed_weights_follow_their_weights_and_a_copy_has_its_own() -> None:
     model = make_adapted("llama").bfloat16()
-    fused.fuse(model)
+    fused_layers.fuse(model)
     before = log_probs_and_gradients(model)
     other = copy.deepcopy(model)
     with torch.no_grad():

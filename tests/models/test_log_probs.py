@@ -136,7 +136,7 @@ def test_a_model_that_cannot_pack_says_so_once(
     for _ in range(2):
         utterance_log_probs(model, collate_packed(transcripts[:3], 0, 10_000), end_of_turn_id=2)
     said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
-    assert len(said) == (not packs) and all("reads packed sequences one a row" in line for line in said)
+    assert len(said) == (not packs) and all("unpacks packed sequences to one per row" in line for line in said)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,7 +9,7 @@ import torch
 from tiny import let_adapters_act, make_groups, make_model
 from torch import nn
 
-from lit_rft.models import LoraSettings, MergedWeights, fused, load_backbone, use_adapter, utterance_log_probs
+from lit_rft.models import LoraSettings, MergedWeights, accelerate, load_backbone, use_adapter, utterance_log_probs
 from lit_rft.models.backbone import leave_casting_to_autocast
 from lit_rft.models.features import backbone_fingerprint
 from lit_rft.models.lora import add_lora
@@ -218,9 +218,10 @@ def log_probs_and_gradients(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("settings", KINDS, ids=str)
 def test_fused_layers_equal_unfused_ones(settings: dict[str, Any]) -> None:
     model = make_adapted(settings).train()
+    accelerate(model, "off")
     expected = log_probs_and_gradients(model)
     assert set(expected) - {""} == {name for name, p in model.named_parameters() if p.requires_grad}
-    fused.fuse(model)
+    accelerate(model, ["fused_layers"])
     found = log_probs_and_gradients(model)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -234,7 +235,7 @@ def test_what_trains_is_float32_under_autocast() -> None:
         parameter.data = parameter.data.bfloat16()
     leave_casting_to_autocast(model)
     assert all((p.dtype == torch.float32) == p.requires_grad for p in model.parameters())
-    fused.fuse(model)
+    accelerate(model)
     with torch.autocast("cpu", torch.bfloat16):
         found = log_probs_and_gradients(model)
         model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import MergedWeights
-from lit_rft.models.packed import Exchanged, PackedProducts
+from lit_rft.models.accel.packed_weights import Exchanged, PackedProducts
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),

@@ -11,9 +11,11 @@ import torch
 from tiny import make_groups, make_model, with_adapters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rft.models import attention, layouts, shared_attention, utterance_log_probs
+from lit_rft.models import utterance_log_probs
+from lit_rft.models.accel import can_share_prompts, layouts, shared_prompts
+from lit_rft.models.attention_masks import attention_masks
 from lit_rft.models.backbone import load_backbone
-from lit_rft.models.layouts import can_share_prompts
+from lit_rft.models.forward import hidden_states
 from lit_rft.transcripts import (
     TranscriptBatch,
     collate_padded,
@@ -126,27 +128,27 @@ def test_others_cannot_and_say_so_once(
     with caplog.at_level(logging.WARNING, "lit_rft"):
         assert not can_share_prompts(model)
     (said,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
-    assert "reads each completion's prompt anew" in said.message
+    assert "recomputes the prompt for each completion" in said.message
 
 
 def test_masks_know_windows_and_chunks() -> None:
     seen, places = torch.ones(1, 6, 6, dtype=torch.bool).tril(), torch.arange(6)
     kinds = ["full_attention", "sliding_attention", "chunked_attention"]
     config = SimpleNamespace(layer_types=kinds, sliding_window=2, attention_chunk_size=4)
-    masks = attention.attention_masks(seen, places[None], places, config, torch.float32)
+    masks = attention_masks(seen, places[None], places, config, torch.float32)
     first = {kind: (mask[0, 0] == 0).int().argmax(-1).tolist() for kind, mask in masks.items()}  # key of each query
     assert first == {
         "full_attention": [0] * 6, "sliding_attention": [0, 0, 1, 2, 3, 4], "chunked_attention": [0, 0, 0, 0, 4, 4]
     }  # fmt: skip
     config.layer_types = ["linear_attention"]
     with pytest.raises(ValueError, match="linear_attention"):
-        attention.attention_masks(seen, places[None], places, config, torch.float32)
+        attention_masks(seen, places[None], places, config, torch.float32)
 
 
 def test_a_model_whose_own_pass_says_something_else_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared is what the model says with its own attention, not with ours."""
     model = make_model()
-    monkeypatch.setattr(layouts, "shared_prompt_attention", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(shared_prompts, "shared_prompt_attention", lambda model: contextlib.nullcontext())
     monkeypatch.setattr(layouts, "_windowed_layers", lambda lm: 0)
     assert not can_share_prompts(model)
 
@@ -191,8 +193,8 @@ def test_kernels_take_the_mask_as_it_is(autocast: bool, dtype: torch.dtype, monk
         assert mask.shape[-1] == key.shape[2]
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, *rest, **more)
 
-    monkeypatch.setattr(shared_attention, "scaled_dot_product_attention", attention_of_completions)
-    monkeypatch.setattr(shared_attention, "is_served", lambda *_: False)
+    monkeypatch.setattr(shared_prompts, "scaled_dot_product_attention", attention_of_completions)
+    monkeypatch.setattr(shared_prompts, "is_supported", lambda *_: False)
     model = make_model()
     batch = collate_shared(make_groups(), 0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -218,7 +220,7 @@ def test_no_layer_waits_for_the_device() -> None:
     def waits(layers: int) -> int:
         model, batch = make_model(num_hidden_layers=layers), collate_shared(make_groups(), 0)
         with DataDependent() as counter:
-            layouts.batch_hidden_states(model, batch)
+            hidden_states(model, batch)
         return counter.number
 
     assert 0 < waits(1) == waits(3)

@@ -9,9 +9,10 @@ import torch
 from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
-from lit_rft.models import LoraSettings, blockwise_attention, fused, shared_attention, utterance_log_probs
+from lit_rft.models import LoraSettings, accelerate, utterance_log_probs
+from lit_rft.models.accel import blockwise_attention, fused_layers, shared_prompts
+from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import add_lora, leave_casting_to_autocast
-from lit_rft.models.packed import multiplies_bf16
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 pytestmark = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
@@ -59,12 +60,11 @@ def test_no_further_off_than_plain_passes(architecture: str, layout: str, monkey
             parameter.data = parameter.data.bfloat16()
     leave_casting_to_autocast(model)
     with torch.autocast("cpu", torch.bfloat16):
-        monkeypatch.setattr(blockwise_attention, "is_served", lambda *_: False)
+        accelerate(model, "off")
         plain = log_probs_and_gradients(model, alone, 1000)
-        monkeypatch.undo()
-        fused.fuse(model)
-        in_one_piece = watched(monkeypatch, fused, "frozen_linear")
-        where = {"shared prompts": shared_attention, "several in a row": blockwise_attention}[layout]
+        accelerate(model)
+        in_one_piece = watched(monkeypatch, fused_layers, "frozen_linear")
+        where = {"shared prompts": shared_prompts, "several in a row": blockwise_attention}[layout]
         by_blocks = watched(monkeypatch, where, "blockwise_attention")
         fast = log_probs_and_gradients(model, [LAYOUTS[layout]], 5)
     assert in_one_piece.call_count == 2 * 7 and by_blocks.call_count == 2

@@ -125,7 +125,7 @@ def test_prompts_are_shared_in_half_precision_too(tiny_model_folder: Path, caplo
     """Float32 adapters on a bf16 backbone can be tried only as they train, under autocast."""
     stage = make_grpo(tiny_model_folder)
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, precision="bf16-mixed")
-    assert stage.share_prompts and "reads each completion's prompt anew" not in caplog.text
+    assert stage.share_prompts and "recomputes the prompt for each completion" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_no_fast_path_serves_trains_too_and_says_so_once(
     with caplog.at_level(logging.WARNING, "lit_rft"):
         whole = after(tmp_path, steps=3, lora=lora)
     said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
-    for line in ("reads everything anew for each token", "reads each completion's prompt anew"):
+    for line in ("reads everything anew for each token", "recomputes the prompt for each completion"):
         assert sum(line in message for message in said) == 1, said
     assert any(weight.abs().max() > 1e-3 for name, weight in whole.items() if "lora_B" in name)  # it did train
     split = after(tmp_path, steps=3, lora=lora, micro_batch_tokens=1)

@@ -1,5 +1,7 @@
-"""Layers of a frozen backbone in one piece, for training on a CPU: products with packed weights, the adapter's part
-added within them, and no passes over activations in between."""
+"""Fused layers of a frozen backbone, for training on a CPU.
+
+Products with packed weights, the adapter's part added within them, and no passes over activations in between.
+"""
 
 import logging
 from typing import Any, NamedTuple
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
+from lit_rft.models.accel.operators import multiplies_bf16
+from lit_rft.models.accel.packed_weights import Exchanged, PackedWeight, can_pack_weights
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.packed import Exchanged, PackedWeight, multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -18,31 +21,34 @@ _ROWS = 1024  # of most products
 
 
 class Adapter(NamedTuple):
-    """What LoRA adds to a linear layer: scale B A x."""
+    """LoRA's part of a linear layer: scale B A x."""
 
     a: Tensor  # [rank, in]
     b: Tensor  # [out, rank]
     scale: float
-    dropped: Tensor | None = None  # [..., in], what it sees in place of x (dropout)
+    dropped: Tensor | None = None  # [..., in], its input in place of x (after dropout)
 
 
 class Packs(NamedTuple):
     """A frozen weight, packed for the forward and for the backward pass."""
 
-    forth: PackedWeight
-    back: PackedWeight
+    forward: PackedWeight
+    backward: PackedWeight
 
 
 def frozen_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None = None, packs: Packs | None = None
 ) -> Tensor:
-    """W x + bias + scale B A x (LoRA, Hu et al. 2022, equation 3), all of one type.
+    """Compute W x + bias + scale B A x (LoRA, Hu et al. 2022, equation 3), all of one type.
 
     Args:
         x: [..., in].
         weight, bias: [out, in] and [out]; they get no gradient.
+        adapter: LoRA's part, if any.
         packs: of this weight, where all is bf16.
-    Returns: [..., out].
+
+    Returns:
+        [..., out].
     """
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = _FrozenLinear.apply(x, weight, bias, packs, *(adapter or (None, None, 0.0, None)))
@@ -54,41 +60,41 @@ class _FrozenLinear(torch.autograd.Function):
     @custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packs: Packs | None, *adapter: Any) -> Tensor:
         a, b, scale, dropped = adapter
-        ctx.packs, ctx.scale, ctx.apart = packs, scale, dropped is not None
-        seen: Any = None
+        ctx.packs, ctx.scale, ctx.separate_input = packs, scale, dropped is not None
+        adapter_in: Any = None
         low: Any = None
         if a is not None:  # first, while x is still in the CPU's cache
-            seen = (x if dropped is None else dropped).flatten(0, -2)
-            low = seen @ a.t()
-        out = packs.forth.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
+            adapter_in = (x if dropped is None else dropped).flatten(0, -2)
+            low = adapter_in @ a.t()
+        out = packs.forward.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
         if a is not None:
             out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(weight, a, b, seen, low)
+        ctx.save_for_backward(weight, a, b, adapter_in, low)
         return out
 
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, a, b, seen, low = ctx.saved_tensors
+        weight, a, b, adapter_in, low = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         d_x = d_a = d_b = d_dropped = None
         if a is not None:
-            told, d_b = (rows @ b).mul_(ctx.scale), (low.t() @ rows).mul_(ctx.scale).t()
+            grad_low, d_b = (rows @ b).mul_(ctx.scale), (low.t() @ rows).mul_(ctx.scale).t()
         if ctx.needs_input_grad[0]:
-            d_x = ctx.packs.back.multiply(rows, weight) if ctx.packs else rows @ weight
+            d_x = ctx.packs.backward.multiply(rows, weight) if ctx.packs else rows @ weight
         if a is not None:
-            d_a = told.t() @ seen
-            if ctx.apart:
-                d_dropped = (told @ a).view(*grad.shape[:-1], a.shape[1])
+            d_a = grad_low.t() @ adapter_in
+            if ctx.separate_input:
+                d_dropped = (grad_low @ a).view(*grad.shape[:-1], a.shape[1])
             elif d_x is not None:
-                d_x.addmm_(told, a)
+                d_x.addmm_(grad_low, a)
         d_x = d_x if d_x is None else d_x.view(*grad.shape[:-1], weight.shape[1])
         return d_x, None, None, None, d_a, d_b, None, d_dropped
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension [..., D], in float32 or wider; the weight gets no gradient."""
+    """Compute x / rms(x) * weight over the last dimension [..., D], in float32 or wider; weight gets no gradient."""
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
@@ -112,14 +118,29 @@ class _RMSNorm(torch.autograd.Function):
         return (weighted * inverse).addcmul_(wide, along, value=-1).to(x.dtype), None, None
 
 
-def fuse(model: nn.Module) -> None:
-    """Let a model's frozen linear layers, adapted or not, and its RMS norms be computed in one piece, where gradients
-    are wanted on a CPU; in all other cases they are what they were. Packed weights take memory twice more, once they
-    are used. A warning names layers with other kinds of LoRA."""
+def obstacle(model: nn.Module, device: str, sharded: bool) -> str | None:
+    """Return why a model's layers cannot be fused for training on a device, or None."""
+    if device != "cpu":
+        return f"serves CPUs only, not {device}"
+    if sharded:
+        return "weights are sharded"  # packed copies would have no place
+    return None if any(not p.requires_grad for p in model.parameters()) else "all weights train"
+
+
+def fuse(model: nn.Module, *, pack: bool = True) -> None:
+    """Fuse a model's frozen linear layers, adapted or not, and its RMS norms, where gradients are wanted on a CPU.
+
+    In all other cases they are unchanged. A warning names layers with other kinds of LoRA.
+
+    Args:
+        model: with or without adapters.
+        pack: multiply with packed weights, which take the memory of these weights twice more, once they are used.
+    """
     layer: Any
     head = causal_lm(model).get_output_embeddings()  # so wide that packing it gains nothing
+    pack = pack and can_pack_weights()
     packs = {
-        layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if multiplies_bf16() else None
+        layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if pack else None
         for layer in model.modules()
         if type(layer) is nn.Linear and not layer.weight.requires_grad and layer is not head
     }
@@ -133,12 +154,23 @@ def fuse(model: nn.Module) -> None:
     _warn_of_others(model)
 
 
+def unfuse(model: nn.Module) -> None:
+    """Undo `fuse`."""
+    for layer in model.modules():
+        fused = vars(layer).get("forward")
+        if isinstance(fused, Exchanged):
+            _, default, *_ = fused.bound
+            del layer.forward
+            if getattr(default, "__func__", None) is not type(layer).forward:  # others had put it there
+                layer.forward = default
+
+
 def _warn_of_others(model: nn.Module) -> None:
     adapted = [layer for layer in model.modules() if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
     kinds = {_kind(layer) for layer in adapted if not _is_plain_lora(layer)}
     if kinds and multiplies_bf16() and next(model.parameters()).device.type == "cpu":
         name, which = type(causal_lm(model)).__name__, ", ".join(sorted(kinds))
-        logger.warning("%s computes some adapted layers in several pieces, which is slower on a CPU: %s", name, which)
+        logger.warning("%s has adapted layers that cannot be fused, which is slower on a CPU: %s", name, which)
 
 
 def _is_plain_lora(layer: Any) -> bool:
@@ -152,39 +184,39 @@ def _kind(layer: Any) -> str:
     return " ".join([*sorted({type(layer).__name__, *variants}), "of", type(layer.base_layer).__name__])
 
 
-def _frozen(layer: Any, plain: Any, packs: Packs | None, x: Tensor) -> Tensor:
-    if packs and x.dtype == torch.bfloat16 and _is_served(x, layer):
+def _frozen(layer: Any, default: Any, packs: Packs | None, x: Tensor) -> Tensor:
+    if packs and x.dtype == torch.bfloat16 and _is_supported(x, layer):
         return frozen_linear(x, layer.weight, layer.bias, packs=packs)
-    found: Tensor = plain(x)
-    return found
+    out: Tensor = default(x)
+    return out
 
 
-def _adapted(layer: Any, plain: Any, packs: Packs | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    base, plainly = layer.base_layer, args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
-    if plainly or not _is_served(x, base):
-        return plain(x, *args, **kwargs)
+def _adapted(layer: Any, default: Any, packs: Packs | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    base, unfused = layer.base_layer, args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
+    if unfused or not _is_supported(x, base):
+        return default(x, *args, **kwargs)
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1:
-        return plain(x)
+        return default(x)
     (name,) = names
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if a.bias is not None or b.bias is not None:
-        return plain(x)
+        return default(x)
     dropped = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.training else None
     adapter = Adapter(a.weight.to(x.dtype), b.weight.to(x.dtype), layer.scaling[name], dropped)
     return frozen_linear(x, base.weight, base.bias, adapter, packs if x.dtype == torch.bfloat16 else None)
 
 
-def _normalized(layer: Any, plain: Any, x: Tensor) -> Tensor:
-    if _is_served(x, layer):
+def _normalized(layer: Any, default: Any, x: Tensor) -> Tensor:
+    if _is_supported(x, layer):
         return rms_norm(x, layer.weight, layer.variance_epsilon)
-    found: Tensor = plain(x)
-    return found
+    out: Tensor = default(x)
+    return out
 
 
-def _is_served(x: Tensor, layer: Any) -> bool:
+def _is_supported(x: Tensor, layer: Any) -> bool:
     """Whether gradients are wanted of a layer that does not train, on a CPU, and its product needs no casting."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled():  # first, as on a GPU it is all that is asked
+    if x.device.type != "cpu" or not torch.is_grad_enabled():  # first: on a GPU nothing else is evaluated
         return False
     weights = [weight for weight in (layer.weight, getattr(layer, "bias", None)) if weight is not None]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -193,7 +225,7 @@ def _is_served(x: Tensor, layer: Any) -> bool:
 
 @torch.no_grad()
 def _is_plain_norm(layer: Any) -> bool:
-    """Not one that adds 1 to its weight (Gemma), for example: found out by trying it."""
+    """Whether a norm is the usual one, and does not add 1 to its weight (Gemma), for example: found by trying it."""
     weight, eps = getattr(layer, "weight", None), getattr(layer, "variance_epsilon", None)
     if weight is None or eps is None or weight.device.type != "cpu":
         return False

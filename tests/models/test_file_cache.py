@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rft.models.cache import build_once, cache_dir
+from lit_rft.models.file_cache import build_once, cache_dir
 
 FILES = ("a", "b")
 

@@ -1,4 +1,4 @@
-"""Causal attention as products of blocks, for CPUs: there the fused kernel's backward pass is slower than they are."""
+"""Causal attention as products of blocks, for CPUs, where the fused kernel's backward pass is slower."""
 
 import contextlib
 import functools
@@ -12,18 +12,20 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lit_rft.models.accel.operators import SOFTMAX_BACKWARD, bf16_obstacle, missing_operator
 from lit_rft.models.backbone import (
     attention_implementation,
     caps_scores,
     causal_lm,
+    final_hidden_states,
     sequence_spans,
     sequence_starts,
     shortest_window,
 )
-from lit_rft.models.packed import multiplies_bf16
+from lit_rft.transcripts import TranscriptBatch
 
-_BLOCKWISE, _IN_A_ROW = "lit_rft_blockwise", "lit_rft_blockwise_in_a_row"
-_SIZE = 128  # queries a block; 32 to 256 have been tried
+_BLOCKWISE, _PACKED = "lit_rft_blockwise", "lit_rft_blockwise_packed"
+_SIZE = 128  # queries per block; 32 to 256 have been tried
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of attention, the same within windows
 
 
@@ -35,15 +37,20 @@ def blockwise_attention(
     hidden: Tensor | None = None,
     starts: Sequence[int] = (0,),
 ) -> Tensor:
-    """Attention in which query t sees the P + t + 1 first keys. Memory grows with the length, not with its square.
+    """Compute attention in which query t sees the P + t + 1 first keys.
+
+    Memory grows with the length, not with its square.
+
 
     Args:
         query: [B, H, T, D].
         key, value: [B, H_kv, P + T, D].
         scale: of the scores; 1 / sqrt(D) if not given.
-        hidden: bool [B, P], which of the first P keys no query sees.
-        starts: where sequences begin that do not see each other; several only if P is 0.
-    Returns: [B, H, T, D].
+        hidden: bool [B, P], true for those of the first P keys that no query sees.
+        starts: first positions of sequences that do not see each other; several only if P is 0.
+
+    Returns:
+        [B, H, T, D].
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
@@ -57,9 +64,9 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, *which: Any) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, *rest: Any) -> Tensor:
         query = query * scale
-        ctx.scale, (ctx.hidden, ctx.starts) = scale, which
+        ctx.scale, (ctx.hidden, ctx.starts) = scale, rest
         ctx.save_for_backward(query, key, value)
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         for block, seen in _blocks(query, key, ctx.starts):
@@ -77,10 +84,10 @@ class _Blockwise(torch.autograd.Function):
         d_key, d_value = (torch.zeros_like(part, dtype=sums) for part in (key, value))
         for block, seen in _blocks(query, key, ctx.starts):
             q, k, v = query[:, :, :, block], key[:, :, seen], value[:, :, seen]
-            told = grad[:, :, :, block].flatten(2, 3)
-            weights = _weights(q, k, ctx.hidden)  # anew: kept, they would take memory in the square of the length
-            d_value[:, :, seen].add_(weights.transpose(-1, -2) @ told)
-            d_weights = told @ v.transpose(-1, -2)
+            grad_out = grad[:, :, :, block].flatten(2, 3)
+            weights = _weights(q, k, ctx.hidden)  # recomputed: kept, they would take memory in the square of the length
+            d_value[:, :, seen].add_(weights.transpose(-1, -2) @ grad_out)
+            d_weights = grad_out @ v.transpose(-1, -2)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[:, :, :, block] = (d_scores @ k).view(q.shape)
             d_key[:, :, seen].add_(d_scores.transpose(-1, -2) @ q.flatten(2, 3))
@@ -88,7 +95,7 @@ class _Blockwise(torch.autograd.Function):
 
 
 def _blocks(query: Tensor, key: Tensor, starts: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Queries, and the keys that the last of them sees."""
+    """Yield blocks of queries, each with the keys that its last query sees."""
     length, prefix = query.shape[3], key.shape[2] - query.shape[3]
     for first, last in sequence_spans(starts, length):
         for start in range(first, last, _SIZE):
@@ -97,19 +104,19 @@ def _blocks(query: Tensor, key: Tensor, starts: Sequence[int]) -> Iterator[tuple
 
 
 def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
-    """What a sequence's last queries [B, H_kv, G, t, D] see of its keys [B, H_kv, S, D]: [B, H_kv, G * t, S]."""
+    """Compute attention weights [B, H_kv, G * t, S] of a sequence's last queries [B, H_kv, G, t, D] over its keys."""
     scores = query.flatten(2, 3) @ key.transpose(-1, -2)
     length = query.shape[3]
-    apart = scores.view(*query.shape[:4], key.shape[2])
-    apart[..., -length:].add_(_future(length, scores.dtype, query.device))
+    by_head = scores.view(*query.shape[:4], key.shape[2])
+    by_head[..., -length:].add_(_future(length, scores.dtype, query.device))
     if hidden is not None:
-        apart[..., : hidden.shape[1]].masked_fill_(hidden[:, None, None, None], -torch.inf)
+        by_head[..., : hidden.shape[1]].masked_fill_(hidden[:, None, None, None], -torch.inf)
     return scores.softmax(-1)
 
 
 @functools.lru_cache(8)
 def _future(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """-inf where a key of a block comes after the query: to add is faster than to fill in."""
+    """Make a mask of -inf where a key of a block comes after the query: adding it is faster than filling in."""
     return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
@@ -123,15 +130,18 @@ def attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     sequence_starts: Sequence[int] = (0,),
+    blocks: bool = True,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention, as transformers calls it; by sdpa where blocks do not serve. [B, H, T, D] -> [B, T, H, D].
+    """Compute causal attention, as transformers calls it; sdpa is the fallback. [B, H, T, D] -> [B, T, H, D].
 
     Args:
-        sequence_starts: where sequences begin that stand in one row.
+        sequence_starts: first positions of packed sequences.
+        blocks: use blocks where they are supported.
     """
     length = query.shape[2]
-    if attention_mask is None and is_served(query, dropout, sliding_window, _longest(sequence_starts, length)):
+    blocks = blocks and attention_mask is None
+    if blocks and is_supported(query, dropout, sliding_window, _longest(sequence_starts, length)):
         out = blockwise_attention(query, key, value, scaling, starts=sequence_starts)
         return out.transpose(1, 2), None
     if attention_mask is None and (sliding_window is not None or len(sequence_starts) > 1):
@@ -141,38 +151,44 @@ def attend(
 
 @functools.lru_cache(2)  # of the layers with a window, and of those without
 def _mask(length: int, starts: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
-    """What queries see of their row, bool [1, 1, T, T]."""
+    """Make the mask of a row of packed sequences, bool [1, 1, T, T]."""
     places = torch.arange(length, device=device)
     sequence = torch.bucketize(places, torch.tensor(starts, device=device), right=True)
     behind = places[:, None] - places
     return ((behind >= 0) & (behind < (window or length)) & (sequence[:, None] == sequence))[None, None]
 
 
-def attend_in_a_row(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """The same for several sequences in a row.
+def attend_packed(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Compute `attend` for packed sequences.
 
-    Raises: TypeError if the architecture does not hand their starts through.
+    Raises:
+        TypeError: the architecture does not pass `sequence_starts` on to attention.
     """
     if kwargs.get("sequence_starts") is None:
-        raise TypeError("where sequences begin did not reach attention: leave packing off for this architecture")
+        raise TypeError("sequence_starts did not reach attention: leave packing off for this architecture")
     return attend(*args, **kwargs)
 
 
 AttentionInterface.register(_BLOCKWISE, attend)
-AttentionInterface.register(_IN_A_ROW, attend_in_a_row)
+AttentionInterface.register(_PACKED, attend_packed)
 
 
-def is_served(query: Tensor, dropout: float, sliding_window: int | None, length: int) -> bool:
-    """Whether blocks are the faster way for sequences of at most so many keys, and one that can be gone."""
-    fast = query.device.type == "cpu" and query.dtype == torch.bfloat16 and multiplies_bf16()
-    return fast and not dropout and (sliding_window is None or sliding_window >= length)
+def obstacle(device: str, dtype: torch.dtype) -> str | None:
+    """Return why blocks are not applicable, or not faster, on a device in a data type, or None."""
+    return bf16_obstacle(device, dtype) or missing_operator([SOFTMAX_BACKWARD])
+
+
+def is_supported(query: Tensor, dropout: float, sliding_window: int | None, length: int) -> bool:
+    """Whether blockwise attention is faster and applicable to sequences of at most `length` keys."""
+    within_window = sliding_window is None or sliding_window >= length
+    return within_window and not dropout and obstacle(query.device.type, query.dtype) is None
 
 
 def block_starts(model: nn.Module, position_ids: Tensor) -> list[int]:
-    """Where sequences begin that can be attended to by blocks: on a CPU, within all windows, in rows of one sequence
-    each or one row of several; none for others.
+    """Return the first positions of sequences that blockwise attention supports, or none.
 
-    Not every architecture tells attention of its windows: some only put them into their masks.
+    Those on a CPU, within all windows, in rows of one sequence each or one row of several. (Not every architecture
+    passes its windows to attention: some only put them into their masks.)
     """
     lm = causal_lm(model)
     if position_ids.device.type != "cpu" or lm.config._attn_implementation != "sdpa":
@@ -184,15 +200,31 @@ def block_starts(model: nn.Module, position_ids: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def causal_attention(model: nn.Module, starts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The model with this attention for sequences that begin there (`block_starts`, not none). What it gives has to be
-    handed to each pass within."""
+    """Switch a model to blockwise attention; yields keyword arguments for each pass within.
+
+    Args:
+        model: with or without adapters.
+        starts: `block_starts`, not empty.
+    """
     several = len(starts) > 1
-    with attention_implementation(model, _IN_A_ROW if several else _BLOCKWISE):
+    with attention_implementation(model, _PACKED if several else _BLOCKWISE):
         yield {"sequence_starts": starts} if several else {}
 
 
+def blockwise_hidden_states(model: nn.Module, batch: TranscriptBatch, starts: Sequence[int]) -> Tensor:
+    """Compute the final hidden states [B, T, D] of a batch with blockwise attention.
+
+    Args:
+        model: with or without adapters.
+        batch: padded or packed.
+        starts: `block_starts` of it, not empty.
+    """
+    with causal_attention(model, starts) as arguments:
+        return final_hidden_states(model, batch.input_ids, batch.position_ids, **arguments)
+
+
 def _starts(position_ids: Tensor) -> list[int]:
-    """Where the sequences of one row begin, 0 alone for rows of one each; none for several rows of several."""
+    """Return the first positions of the sequences of one row, [0] for rows of one each, [] for several packed rows."""
     starts, (rows, width) = sequence_starts(position_ids), position_ids.shape
     if rows == 1:
         return starts
@@ -200,12 +232,12 @@ def _starts(position_ids: Tensor) -> list[int]:
 
 
 def _longest(starts: Sequence[int], length: int) -> int:
-    """Of the sequences that begin there in a row of so many tokens."""
+    """Return the length of the longest sequence in a row of `length` tokens."""
     return max(end - start for start, end in sequence_spans(starts, length))
 
 
 def takes_blocks(model: nn.Module) -> bool:
-    """Whether an architecture says that its attention can be exchanged, and by this one."""
+    """Whether an architecture declares that its attention can be exchanged, and blocks can replace it."""
     lm = causal_lm(model)
     config = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

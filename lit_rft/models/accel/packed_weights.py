@@ -1,25 +1,39 @@
-"""Weights in the order in which the CPU multiplies them: a product puts them into it anew each time."""
+"""Packed weights: in the order in which the CPU multiplies them, which an ordinary product brings about every time."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_rft.models.accel.operators import PACK_WEIGHT, PACKED_PRODUCT, bf16_obstacle, missing_operator
+from lit_rft.models.accel.switch import is_on
 
-@functools.cache
-def multiplies_bf16() -> bool:
-    """Whether this CPU has products of bf16, and this torch the library for them."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+def obstacle(device: str, dtype: torch.dtype) -> str | None:
+    """Return why weights cannot be packed for products on a device in a data type, or None."""
+    reason = bf16_obstacle(device, dtype) or missing_operator([PACK_WEIGHT, PACKED_PRODUCT])
+    if reason:
+        return reason
+    weight = torch.ones(16, 16, dtype=torch.bfloat16)
+    try:
+        PackedWeight(16).multiply(weight, weight)
+    except (RuntimeError, TypeError) as error:  # private operators: their arguments may change
+        return f"torch {torch.__version__} refuses: {error}"
+    return None
+
+
+def can_pack_weights() -> bool:
+    """Whether packed bf16 weights can be multiplied on this CPU."""
+    return obstacle("cpu", torch.bfloat16) is None
 
 
 class PackedWeight:
-    """A bf16 weight that is packed when it is first asked for, and anew if it has changed.
+    """A bf16 weight that is packed on first use, and again if it has changed.
 
     Args:
-        rows: how many rows most products have.
+        rows: number of rows of most products.
         transposed: for products with the transposed weight.
     """
 
@@ -29,7 +43,7 @@ class PackedWeight:
         self._packed: Tensor | None = None
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W^T + bias, or x W if transposed; no gradients."""
+        """Compute x W^T + bias, or x W if transposed, without gradients."""
         state = (weight.data_ptr(), weight._version)
         if state != self._state:
             ordered = weight.detach().t().contiguous() if self.transposed else weight.detach()
@@ -42,8 +56,10 @@ class PackedWeight:
 
 
 class Exchanged:
-    """A forward of ours in place of a layer's own. (A class, so that it is known: where a layer has one of someone
-    else, it is left alone.)"""
+    """A forward method that a fast path has put in place of a layer's own.
+
+    A class, so that it is recognised: a forward method that others have put there is left alone.
+    """
 
     def __init__(self, function: Callable[..., Tensor], *bound: Any) -> None:
         self.function, self.bound = function, bound
@@ -55,29 +71,30 @@ class Exchanged:
 class PackedProducts:
     """Linear layers that multiply with packed copies of their weights while a model decodes; products stay the same.
 
-    Serves plain linear layers whose weights are bf16, on a CPU that multiplies bf16 (oneDNN); the others stay as they
-    are. Takes memory for those weights once more.
+    Supports plain linear layers with bf16 weights on a CPU that multiplies bf16 (oneDNN); other layers are unchanged.
+    Takes the memory of those weights once more.
 
     Args:
-        model: with the weights as they are when it is to be `active`; a weight that has changed is packed anew.
-        rows: how many rows most products have.
+        model: with the weights it has when this is `active`; a weight that has changed is packed again.
+        rows: number of rows of most products.
     """
 
     def __init__(self, model: nn.Module, rows: int) -> None:
         # a subclass may multiply in its own way
         linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
-        self._layers = {layer: PackedWeight(rows) for layer in linear} if multiplies_bf16() else {}
+        packs = is_on(model, "packed_weights") and can_pack_weights()
+        self._layers = {layer: PackedWeight(rows) for layer in linear} if packs else {}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The model with packed weights; no gradients within."""
-        served = {layer: vars(layer).get("forward") for layer in self._layers if _is_served(layer)}
+        """Let the model multiply with packed weights; no gradients within."""
+        supported = {layer: vars(layer).get("forward") for layer in self._layers if _is_supported(layer)}
         try:
-            for layer in served:
+            for layer in supported:
                 layer.forward = Exchanged(_product, layer, self._layers[layer])  # type: ignore[method-assign]
             yield
         finally:
-            for layer, before in served.items():
+            for layer, before in supported.items():
                 layer.__dict__.pop("forward", None)
                 if before is not None:
                     layer.forward = before  # type: ignore[method-assign]
@@ -91,8 +108,8 @@ def _product(layer: nn.Linear, packed: PackedWeight, x: Tensor) -> Tensor:
     return packed.multiply(x, layer.weight, layer.bias)
 
 
-def _is_served(layer: nn.Linear) -> bool:
+def _is_supported(layer: nn.Linear) -> bool:
     weight = layer.weight.data
-    plain = type(weight) is Tensor and (layer.bias is None or layer.bias.dtype == torch.bfloat16)
+    ordinary = type(weight) is Tensor and (layer.bias is None or layer.bias.dtype == torch.bfloat16)
     ours = isinstance(vars(layer).get("forward"), Exchanged | None)
-    return ours and plain and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return ours and ordinary and weight.device.type == "cpu" and weight.dtype == torch.bfloat16

@@ -1,0 +1,67 @@
+"""Attention of decoding: one query per sequence against its KV cache."""
+
+import contextlib
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lit_rft.models.accel.switch import is_on
+from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm, is_eager
+
+_DECODING = "lit_rft_decoding"
+
+
+def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Switch a model to attention that takes additive masks and is fast for single queries.
+
+    The attention of training comes back afterwards. Flash attention, which takes no masks, is replaced as well. A model
+    in eager mode stays in it, and one that caps its scores is put into it. With the path off this is sdpa.
+    """
+    lm = causal_lm(model)
+    if obstacle(lm):
+        return attention_implementation(lm, "eager")
+    return attention_implementation(lm, _DECODING if is_on(lm, "decoding_attention") else "sdpa")
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Return why a model decodes with eager attention, or None."""
+    if is_eager(model):
+        return "attention is eager"
+    if caps_scores(causal_lm(model).config.get_text_config()):
+        return "attention caps its scores"
+    return None
+
+
+def grouped_query_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute attention of one query per sequence as two batched products.
+
+    Keys and values are neither copied nor repeated for the heads that share them. Several queries go through sdpa.
+
+    Args:
+        query: [B, H, T, D].
+        key, value: [B, H_kv, S, D].
+        attention_mask: additive, [B, 1, T, S].
+
+    Returns:
+        [B, T, H, D], and no weights.
+    """
+    if query.shape[2] > 1 or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    batch, heads, _, size = query.shape
+    grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    scores = (grouped @ key.transpose(-1, -2)).float() * (size**-0.5 if scaling is None else scaling)
+    weights = (scores + attention_mask).softmax(-1).to(value.dtype)
+    return (weights @ value).view(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(_DECODING, grouped_query_attention)
