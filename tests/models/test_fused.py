@@ -1,4 +1,4 @@
-"""Frozen layers in one piece say what they said, with the same gradients, and only where they serve."""
+"""Fused frozen layers have the outputs and gradients of separate ones, and are used only where they are supported."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
-from lit_rft.models import LoraSettings, MergedWeights, utterance_log_probs
+from lit_rft.models import LoraSettings, MergedWeights, accelerate, utterance_log_probs
 from lit_rft.models.accel import fused_layers
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
@@ -36,14 +36,13 @@ def test_a_frozen_linear_layer(bias: bool, adapts: bool, drops: bool) -> None:
     if adapts:
         expected = expected + 0.7 * ((seen if drops else x) @ a.T @ b.T)
     adapter = fused_layers.Adapter(a, b, 0.7, seen if drops else None) if adapts else None
-    found = fused_layers.frozen_linear(x, weight, shift, adapter)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    actual = fused_layers.frozen_linear(x, weight, shift, adapter)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     slope = torch.randn_like(expected)
-    asked = (x, a, b, seen) if adapts and drops else (x, a, b) if adapts else (x,)
-    for one, other in zip(
-        *(torch.autograd.grad(out, asked, slope) for out in (found, expected)), strict=True
-    ):  # fmt: skip
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    inputs = (x, a, b, seen) if adapts and drops else (x, a, b) if adapts else (x,)
+    gradients = (torch.autograd.grad(out, inputs, slope) for out in (actual, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_a_norm() -> None:
@@ -64,22 +63,22 @@ def make_adapted(architecture: str, targets: Any = "all-linear", dropout: float 
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often which way is gone."""
-    found: Counter[str] = Counter()
+    """Count the calls of the fused functions."""
+    counts: Counter[str] = Counter()
     for name in ("frozen_linear", "rms_norm"):
         function = getattr(fused_layers, name)
 
         def counted(*args: Any, name: str = name, function: Any = function, **named: Any) -> Tensor:
-            found[name] += 1
+            counts[name] += 1
             out: Tensor = function(*args, **named)
             return out
 
         monkeypatch.setattr(fused_layers, name, counted)
-    return found
+    return counts
 
 
 def log_probs_and_gradients(model: Any) -> list[Tensor]:
-    batch = collate_padded([one for group in make_groups() for one in group], 0)
+    batch = collate_padded([transcript for group in make_groups() for transcript in group], 0)
     model.zero_grad()
     torch.manual_seed(5)  # of dropout
     tokens = utterance_log_probs(model, batch, end_of_turn_id=2).tokens
@@ -92,7 +91,7 @@ def log_probs_and_gradients(model: Any) -> list[Tensor]:
     ("targets", "dropout"), [("all-linear", 0.0), ("all-linear", 0.3), (["q_proj", "v_proj"], 0.0)]
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_models_say_the_same(
+def test_outputs_of_models_match(
     architecture: str, targets: Any, dropout: float, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_adapted(architecture, targets, dropout)
@@ -100,37 +99,38 @@ def test_models_say_the_same(
         again = functools.partial(_as_in_forward_pass, causal_lm(model))
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
         model.enable_input_require_grads()
-    plain = log_probs_and_gradients(model)
-    fused_layers.fuse(model)
-    found = calls(monkeypatch)
-    one_piece = log_probs_and_gradients(model)
+    counts = calls(monkeypatch)
+    accelerate(model, "off")
+    default = log_probs_and_gradients(model)
+    assert not counts
+    accelerate(model, ["fused_layers"])
+    fused = log_probs_and_gradients(model)
     passes = 2 if checkpointing else 1
-    assert found["frozen_linear"] == passes * 2 * (7 if targets == "all-linear" else 2)
-    assert found["rms_norm"] == (passes * 4 + 1 if NORMS[architecture] else 0)
-    for one, other in zip(one_piece, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+    assert counts["frozen_linear"] == passes * 2 * (7 if targets == "all-linear" else 2)
+    assert counts["rms_norm"] == (passes * 4 + 1 if NORMS[architecture] else 0)
+    for actual, expected in zip(fused, default, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_in_bf16_it_is_no_further_off(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_bf16_are_no_larger(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_adapted(architecture, ["q_proj", "v_proj", "up_proj"])
     true = log_probs_and_gradients(model)
     for name, parameter in model.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.bfloat16()
     leave_casting_to_autocast(model)
-    off = []
-    for fuses in (False, True):
-        if fuses:
-            fused_layers.fuse(model)
-            found = calls(monkeypatch)
+    off, counts = [], calls(monkeypatch)
+    for choice in ("off", "auto"):
+        accelerate(model, choice)
+        assert not counts
         with torch.autocast("cpu", torch.bfloat16):
             rounded = log_probs_and_gradients(model)
         off.append([float((a - b).norm() / b.norm()) for a, b in zip(rounded, true, strict=True)])
-    assert found["frozen_linear"] == 2 * 7  # layers without an adapter, too
-    plain, ours = (torch.tensor(errors) for errors in off)
-    assert ours.mean() < 1.2 * plain.mean() and (ours < 2 * plain).float().mean() > 0.9, (ours, plain)
+    assert counts["frozen_linear"] == 2 * 7  # layers without an adapter, too
+    default, ours = (torch.tensor(errors) for errors in off)
+    assert ours.mean() < 1.2 * default.mean() and (ours < 2 * default).float().mean() > 0.9, (ours, default)
 
 
 def test_casting_is_left_to_autocast_only_where_there_is_autocast() -> None:
@@ -151,10 +151,10 @@ def test_casting_is_left_to_autocast_only_where_there_is_autocast() -> None:
     assert seen == [torch.bfloat16, torch.float32]
 
 
-def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_they_are_not_supported_layers_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_adapted("llama")
-    fused_layers.fuse(model)
-    found, ids = calls(monkeypatch), torch.arange(5)[None]
+    accelerate(model, ["fused_layers"])
+    counts, ids = calls(monkeypatch), torch.arange(5)[None]
     with torch.no_grad():
         model(input_ids=ids)
     with model.disable_adapter():
@@ -164,46 +164,46 @@ def test_where_it_does_not_serve_layers_are_what_they_were(monkeypatch: pytest.M
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])
     model(input_ids=ids)
-    assert not found["frozen_linear"]
+    assert not counts["frozen_linear"]
     model.set_adapter("other")
     model(input_ids=ids)
-    assert found["frozen_linear"] == 14
+    assert counts["frozen_linear"] == 14
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    found.clear()
+    counts.clear()
     model(input_ids=ids)
-    assert not found
+    assert not counts
 
 
 def test_layers_of_other_kinds_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     gpt2 = make_model("gpt2", n_embd=32, n_layer=2, n_head=4)
     with caplog.at_level(logging.WARNING, "lit_rft"):
-        fused_layers.fuse(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
+        accelerate(add_lora(gpt2, LoraSettings(4, 8, 0.0, ["c_attn", "c_proj"])))
         dora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], use_dora=True, task_type="CAUSAL_LM")
-        fused_layers.fuse(get_peft_model(make_model("llama"), dora))
-        fused_layers.fuse(make_adapted("llama"))
-        fused_layers.fuse(make_adapted("llama", ["q_proj", "lm_head"]))
-    said = [record.message for record in caplog.records]
+        accelerate(get_peft_model(make_model("llama"), dora))
+        accelerate(make_adapted("llama"))
+        accelerate(make_adapted("llama", ["q_proj", "lm_head"]))
+    messages = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     what = "has adapted layers that cannot be fused, which is slower on a CPU"
     named = [
         f"GPT2LMHeadModel {what}: Linear of Conv1D",
         f"LlamaForCausalLM {what}: DoraLinearVariant Linear of Linear",
     ]
-    assert said == (named if multiplies_bf16() else [])
+    assert messages == (named if multiplies_bf16() else [])
 
 
 def test_a_model_that_trains_has_nothing_to_fuse() -> None:
     model = make_model("llama").train()
     expected = log_probs_and_gradients(model)
-    fused_layers.fuse(model)
-    for one, other in zip(log_probs_and_gradients(model), expected, strict=True):
-        assert torch.equal(one, other)
+    accelerate(model)
+    for actual, before in zip(log_probs_and_gradients(model), expected, strict=True):
+        assert torch.equal(actual, before)
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
 def test_packed_weights_follow_their_weights_and_a_copy_has_its_own() -> None:
     model = make_adapted("llama").bfloat16()
-    fused_layers.fuse(model)
+    accelerate(model)
     before = log_probs_and_gradients(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -212,9 +212,9 @@ def test_packed_weights_follow_their_weights_and_a_copy_has_its_own() -> None:
                 layer.weight.mul_(0.5)
     changed = log_probs_and_gradients(other)
     assert not torch.equal(changed[0], before[0])
-    for one, same in zip(log_probs_and_gradients(model), before, strict=True):
-        assert torch.equal(one, same)
+    for actual, expected in zip(log_probs_and_gradients(model), before, strict=True):
+        assert torch.equal(actual, expected)
     fresh = make_adapted("llama").bfloat16()
     fresh.load_state_dict(other.state_dict())
-    for one, same in zip(changed, log_probs_and_gradients(fresh), strict=True):
-        torch.testing.assert_close(one, same, rtol=0.05, atol=0.05 * float(same.abs().max()))
+    for actual, expected in zip(changed, log_probs_and_gradients(fresh), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))

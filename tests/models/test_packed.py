@@ -1,4 +1,4 @@
-"""Packed weights multiply the same, and follow the weights they were made of."""
+"""Packed weights give the same products, and follow the weights they were made of."""
 
 import logging
 from typing import Any
@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
-from lit_rft.models import MergedWeights
+from lit_rft.models import MergedWeights, accelerate
+from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.accel.packed_weights import Exchanged, PackedProducts
 
 pytestmark = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason="this CPU does not multiply bf16",
+    not multiplies_bf16(), reason="this CPU does not multiply bf16"
 )
 PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
 
 
 @torch.no_grad()
 def steps(model: Any, packed: bool, **settings: Any) -> list[Tensor]:
+    accelerate(model, "auto" if packed else ["kv_cache", "decoding_attention"])
     decoder = Decoder(model, 3, 2, **settings)
-    if not packed:
-        decoder._products._layers = {}
     with decoder.ready():
         read = decoder.read(PROMPTS)
         return [torch.stack([read[slot] for slot in PROMPTS]), *(decoder.step([0, 1, 2], [9, 10, n]) for n in range(4))]
@@ -36,21 +35,21 @@ def test_logits_are_the_same(architecture: str) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and layer.bias is not None:
             nn.init.normal_(layer.bias)
-    asked = set(map(id, PackedProducts(model, 3)._layers))
-    assert len(asked) == 2 * 7 + (type(model.get_output_embeddings()) is nn.Linear)
-    for packed, plain in zip(steps(model, True), steps(model, False), strict=True):
-        torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)  # to the bit where this was written
+    packed_layers = PackedProducts(model, 3)._layers
+    assert len(packed_layers) == 2 * 7 + (type(model.get_output_embeddings()) is nn.Linear)
+    for packed, default in zip(steps(model, True), steps(model, False), strict=True):
+        torch.testing.assert_close(packed, default, rtol=2**-7, atol=2**-7)  # to the bit where this was written
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_folded_adapters_are_packed_with_their_weights(architecture: str) -> None:
+def test_merged_adapters_are_packed_with_their_weights(architecture: str) -> None:
     model = with_adapters(make_model(architecture).bfloat16())
     acting = MergedWeights(model).active
-    folded = steps(model, True, acting=acting)
-    for packed, plain in zip(folded, steps(model, False, acting=acting), strict=True):
-        torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)
+    merged = steps(model, True, acting=acting)
+    for packed, default in zip(merged, steps(model, False, acting=acting), strict=True):
+        torch.testing.assert_close(packed, default, rtol=2**-7, atol=2**-7)
     with model.disable_adapter():
-        assert (torch.stack(folded[1:]) - torch.stack(steps(model, True)[1:])).abs().max() > 0.1
+        assert (torch.stack(merged[1:]) - torch.stack(steps(model, True)[1:])).abs().max() > 0.1
 
 
 def test_float32_weights_are_packed_as_autocast_has_them() -> None:
@@ -58,9 +57,9 @@ def test_float32_weights_are_packed_as_autocast_has_them() -> None:
     model = make_model()
     acting = MergedWeights(model).active
     with torch.autocast("cpu", torch.bfloat16):
-        plain, packed = steps(model, False), steps(model, True, acting=acting)
-    for one, other in zip(packed, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)
+        default, packed = steps(model, False), steps(model, True, acting=acting)
+    for actual, expected in zip(packed, default, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
     decoder = Decoder(model, 3, 2, acting=acting)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), decoder.ready():
         decoder.read(PROMPTS)
@@ -68,20 +67,20 @@ def test_float32_weights_are_packed_as_autocast_has_them() -> None:
 
 
 @pytest.mark.parametrize("adapts", [True, False])
-def test_in_inference_mode_nothing_else_happens(adapts: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_inference_mode_changes_nothing(adapts: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Lightning evaluates in it. Adapters on bf16 weights, or float32 weights under autocast."""
     model = with_adapters(make_model().bfloat16()) if adapts else make_model()
-    found = []
+    logits = []
     for mode in (torch.no_grad, torch.inference_mode):
         with torch.autocast("cpu", torch.bfloat16, enabled=not adapts), mode():
             acting = MergedWeights(model).active
-            found.append(torch.stack(steps(model, True, acting=acting)[1:]))
+            logits.append(torch.stack(steps(model, True, acting=acting)[1:]))
             assert type(make_decoder(model, 2, 2, acting=acting)) is Decoder
-    assert torch.equal(*found) and not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert torch.equal(*logits) and not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @torch.no_grad()
-def test_a_weight_that_has_changed_is_packed_anew_and_others_are_not() -> None:
+def test_a_weight_that_has_changed_is_packed_again_and_others_are_not() -> None:
     layers: Any = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).bfloat16()
     products, x = PackedProducts(layers, 4), torch.randn(4, 32).bfloat16()
     with products.active():
@@ -89,7 +88,7 @@ def test_a_weight_that_has_changed_is_packed_anew_and_others_are_not() -> None:
     kept = products._layers[layers[1]]._packed
     for change in (
         lambda: layers[0].weight.mul_(2),  # as an optimiser does
-        lambda: setattr(layers[0].weight, "data", torch.randn(32, 32).bfloat16()),  # as a folded adapter does
+        lambda: setattr(layers[0].weight, "data", torch.randn(32, 32).bfloat16()),  # as a merged adapter does
     ):
         change()
         with products.active():

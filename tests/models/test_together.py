@@ -1,5 +1,5 @@
-"""All that makes a training pass fast, at once: frozen layers in one piece, prompts read once or several transcripts in
-a row, attention by blocks, log-probabilities in chunks, LoRA, bf16. Against one plain pass a transcript."""
+"""All fast paths of training at once (fused layers, shared prompts or packed sequences, blockwise attention, chunked
+log-probabilities, LoRA, bf16), against one default pass per transcript."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +18,7 @@ from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, col
 pytestmark = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
 GROUPS = make_groups((3, 1, 4))
 ALL: list[Transcript] = [transcript for group in GROUPS for transcript in group]
-LAYOUTS = {"shared prompts": collate_shared(GROUPS, 0), "several in a row": collate_packed(ALL, 0, 400)}
+LAYOUTS = {"shared prompts": collate_shared(GROUPS, 0), "packed": collate_packed(ALL, 0, 400)}
 
 
 def make_adapted(architecture: str) -> Any:
@@ -30,21 +30,21 @@ def make_adapted(architecture: str) -> Any:
 
 def log_probs_and_gradients(model: Any, batches: list[TranscriptBatch], chunk_tokens: int) -> dict[str, Tensor]:
     """Log-probabilities by transcript, gradients by weight."""
-    found: dict[str, Tensor] = {}
+    log_probs: dict[str, Tensor] = {}
     for batch in batches:
         tokens = utterance_log_probs(
             model, batch, end_of_turn_id=2, chunk_tokens=chunk_tokens, ends=False
         ).tokens  # fmt: skip
         for owner, row, mask in zip(batch.transcript_index.tolist(), tokens, batch.utterance_mask, strict=True):
-            found[batch.transcripts[owner].episode_id] = row[mask]
-    sum((k + 1) * found[name].sum() for k, name in enumerate(sorted(found))).backward()  # type: ignore[union-attr]
+            log_probs[batch.transcripts[owner].episode_id] = row[mask]
+    sum((k + 1) * log_probs[name].sum() for k, name in enumerate(sorted(log_probs))).backward()  # type: ignore[union-attr]
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return {name: row.detach() for name, row in found.items()} | gradients
+    return {name: row.detach() for name, row in log_probs.items()} | gradients
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Mock:
-    """The function as it is, and how often it is called."""
+    """Wrap a function, to count its calls."""
     mock = Mock(wraps=getattr(module, name))
     monkeypatch.setattr(module, name, mock)
     return mock
@@ -52,28 +52,28 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Mock:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_no_further_off_than_plain_passes(architecture: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, model = [collate_padded([one], 0) for one in ALL], make_adapted(architecture)
-    true = log_probs_and_gradients(model, alone, 1000)
+def test_errors_are_no_larger_than_by_default(architecture: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    separate, model = [collate_padded([transcript], 0) for transcript in ALL], make_adapted(architecture)
+    true = log_probs_and_gradients(model, separate, 1000)
     for name, parameter in model.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.bfloat16()
     leave_casting_to_autocast(model)
     with torch.autocast("cpu", torch.bfloat16):
         accelerate(model, "off")
-        plain = log_probs_and_gradients(model, alone, 1000)
+        default = log_probs_and_gradients(model, separate, 1000)
         accelerate(model)
-        in_one_piece = watched(monkeypatch, fused_layers, "frozen_linear")
-        where = {"shared prompts": shared_prompts, "several in a row": blockwise_attention}[layout]
-        by_blocks = watched(monkeypatch, where, "blockwise_attention")
+        fused = watched(monkeypatch, fused_layers, "frozen_linear")
+        where = {"shared prompts": shared_prompts, "packed": blockwise_attention}[layout]
+        blockwise = watched(monkeypatch, where, "blockwise_attention")
         fast = log_probs_and_gradients(model, [LAYOUTS[layout]], 5)
-    assert in_one_piece.call_count == 2 * 7 and by_blocks.call_count == 2
-    assert plain.keys() == true.keys() == fast.keys() and len(true) == len(ALL) + 2 * 2 * 7
-    errors = [torch.stack([(found[n] - true[n]).norm() / true[n].norm() for n in true]) for found in (plain, fast)]
+    assert fused.call_count == 2 * 7 and blockwise.call_count == 2
+    assert default.keys() == true.keys() == fast.keys() and len(true) == len(ALL) + 2 * 2 * 7
+    errors = [torch.stack([(result[n] - true[n]).norm() / true[n].norm() for n in true]) for result in (default, fast)]
     assert 0 < errors[1].mean() < 1.3 * errors[0].mean(), errors
     assert (errors[1] < 2.5 * errors[0]).float().mean() > 0.9, errors
-    assert nn.functional.cosine_similarity(*(_flat(found) for found in (fast, true)), dim=0) > 0.99
+    assert nn.functional.cosine_similarity(*(_flat(result) for result in (fast, true)), dim=0) > 0.99
 
 
-def _flat(found: dict[str, Tensor]) -> Tensor:
-    return torch.cat([value.float().flatten() for name, value in sorted(found.items()) if "lora" in name])
+def _flat(results: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.float().flatten() for name, value in sorted(results.items()) if "lora" in name])
