@@ -23,6 +23,7 @@ from lit_rft.models.features import (
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import (
+    Sums,
     discounted_returns,
     polyak_update,
     utterance_log_likelihood,
@@ -30,8 +31,7 @@ from lit_rft.objectives import (
 )
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, SarsaUpdate, decisions_at
-from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
-from lit_rft.stages.optimization import add_to
+from lit_rft.stages.diagnostics import decision_sums, summarize
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
 
@@ -149,21 +149,18 @@ class ActorCriticStage(EpisodeStage):
     # --- one optimiser step ------------------------------------------------------------------------------------------
 
     def update(self, batch: StepBatch) -> dict[str, Tensor]:
-        """One step of actor and critics, then of the targets; returns what there is to log."""
+        """Make one step of actor and critics, then of the targets; returns diagnostics to log."""
         assert self.critic is not None
-        sums: dict[str, Tensor] = {}
-        losses = [partial(self._loss, m, batch.num_utterances, sums) for m in batch.micro_batches]
-        self.accumulate_and_step(losses)
+        sums = self.optimize(batch.micro_batches, partial(self._loss, num_decisions=batch.num_utterances))
         polyak_update(
             self.critic.target.parameters(), self.critic.online.parameters(), rate=self.critic_settings.polyak_rate
         )
         levels = [level for level in LEVELS if batch.num_utterances.get(level)]
-        return self._metrics(sums, levels)
+        losses = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
+        return {name: sums[name] for name in losses} | summarize(sums, levels)
 
-    def _loss(
-        self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor]
-    ) -> tuple[Tensor, list[str]]:
-        """One micro-batch's share of the losses."""
+    def _loss(self, micro: TranscriptBatch, num_decisions: dict[str, int]) -> tuple[Tensor, Sums]:
+        """Compute the share of the losses of a micro-batch, and its diagnostics."""
         assert self.policy is not None and self.chat is not None and self.critic is not None
         _check_outcomes(micro)
         hidden = hidden_states(self.policy, micro)
@@ -176,7 +173,7 @@ class ActorCriticStage(EpisodeStage):
         )
         features = gather_features(hidden, micro) if self.critic_settings.features == "adapted" else self._frozen(micro)
         proposals = self._proposals(micro) if self.value_actions == "policy" else None
-        loss = likelihood.new_zeros(())
+        loss, sums = likelihood.new_zeros(()), Sums()
         for code, level in enumerate(LEVELS):
             rows = micro.level == code
             if not rows.any():
@@ -186,13 +183,10 @@ class ActorCriticStage(EpisodeStage):
             policy_loss = weighted_likelihood_loss(likelihood[rows], terms.weights, normalizer=num_decisions[level])
             parts = (policy_loss, terms.q_loss, terms.value_loss)
             loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
-            add_to(sums, {f"{level}/{name}": part.detach() for name, part in zip(_LOSSES, parts, strict=True)})
-            add_to(sums, decision_sums(
-                level, q=terms.q, value=terms.value, weights=terms.weights, clamped=terms.clamped
-            ))  # fmt: skip
+            sums |= {f"{level}/{name}": part for name, part in zip(_LOSSES, parts, strict=True)}
+            sums |= decision_sums(level, q=terms.q, value=terms.value, weights=terms.weights, clamped=terms.clamped)
             self._remember_returns(level, decisions, terms.q)
-        add_to(sums, {"loss": loss.detach()})
-        return loss, micro.episode_ids
+        return loss, sums
 
     # --- features ----------------------------------------------------------------------------------------------------
 
@@ -263,17 +257,10 @@ class ActorCriticStage(EpisodeStage):
         )
         self.q_and_returns.append((level, q[known].cpu(), returns[known].cpu()))
 
-    def _metrics(self, sums: dict[str, Tensor], levels: list[str]) -> dict[str, Tensor]:
-        """What this step's micro-batches add up to, over all processes."""
-        names = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
-        total = self.total(sums, [*names, *sum_names(levels)])
-        metrics = {name: total[name] for name in names} | summarize(total, levels)
-        return {f"train/{name}": value for name, value in metrics.items()}
-
-    def log_metrics(self, metrics: dict[str, Tensor]) -> None:
+    def log_terms(self, terms: dict[str, Tensor]) -> None:
         """Log what `update` returned."""
-        self.log("train/loss", metrics["train/loss"], prog_bar=True)
-        self.log_dict({name: value for name, value in metrics.items() if name != "train/loss"})
+        for name, value in terms.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
 
 
 def _check_settings(

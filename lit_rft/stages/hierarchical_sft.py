@@ -5,10 +5,9 @@ from functools import partial
 from torch import Tensor
 
 from lit_rft.models.log_probs import utterance_log_probs
-from lit_rft.objectives import utterance_likelihood_loss
+from lit_rft.objectives import Sums, utterance_likelihood_loss
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.data_check import STEPS
-from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
 
@@ -64,21 +63,18 @@ class HierarchicalSFT(EpisodeStage):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        sums: dict[str, Tensor] = {}
-        losses = [partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches]
-        self.accumulate_and_step(losses)
-        self._log_sums(sums, batch.num_utterances)
+        sums = self.optimize(batch.micro_batches, partial(self._loss, num_utterances=batch.num_utterances))
+        self.log("train/loss", sums.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in sums.items()})
 
-    def _loss(
-        self, micro: TranscriptBatch, num_utterances: dict[str, int], sums: dict[str, Tensor]
-    ) -> tuple[Tensor, list[str]]:
-        """One micro-batch's share of L; adds its parts to `sums`."""
+    def _loss(self, micro: TranscriptBatch, num_utterances: dict[str, int]) -> tuple[Tensor, Sums]:
+        """Compute the share of L of a micro-batch, and its parts."""
         assert self.policy is not None and self.chat is not None
         log_probs = utterance_log_probs(
             self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens,
             ends=self.length_coef > 0,
         )  # fmt: skip
-        loss = log_probs.tokens.new_zeros(())
+        loss, sums = log_probs.tokens.new_zeros(()), Sums()
         for code, level in enumerate(LEVELS):
             rows = micro.level == code
             if not rows.any():
@@ -96,16 +92,5 @@ class HierarchicalSFT(EpisodeStage):
             parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:
                 parts["expected_length"] = term.expected_length_mean * share
-            add_to(sums, {f"{level}/{name}": part for name, part in parts.items()})
-        add_to(sums, {"loss": loss.detach()})
-        return loss, micro.episode_ids
-
-    def _log_sums(self, sums: dict[str, Tensor], num_utterances: dict[str, int]) -> None:
-        """Log what this step's micro-batches add up to, over all processes."""
-        names = ["loss"]
-        for level in (level for level in LEVELS if num_utterances.get(level)):
-            names += [f"{level}/loss", f"{level}/log_likelihood"]
-            names += [f"{level}/expected_length"] if self.length_coef > 0 else []
-        values = self.total(sums, names)
-        self.log("train/loss", values.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
+            sums |= {f"{level}/{name}": part for name, part in parts.items()}
+        return loss, sums

@@ -21,4 +21,4 @@ class OfflineHierarchicalRL(ActorCriticStage):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        self.log_metrics(self.update(batch))
+        self.log_terms(self.update(batch))

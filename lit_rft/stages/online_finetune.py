@@ -129,7 +129,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         if self._features is not None:
             kept = [*self.replay.episodes, *batch.offline]
             self._features.retain(transcript for episode in kept for transcript in episode)
-        self.log_metrics(mean_over_steps(metrics))
+        self.log_terms(mean_over_steps(metrics))
         self.log("step", float(self.global_step))  # where TensorBoard puts them: a round is several optimiser steps
 
     def _keep_features(self) -> None:
