@@ -65,7 +65,7 @@ def training_step(length: int, rank: int = 16) -> dict[str, float]:
     from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
 
     lora = LoraSettings(rank, 2 * rank, 0.0, "all-linear") if rank else None
-    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4), hierarchy=False)
+    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4), agent=FlatAgent())
     episodes = [[transcript(length, random.Random(seed))] for seed in range(2)]
     seconds = fit(stage, StepLoader(episodes, batch_size=1, micro_batch_tokens=length, pad_id=0))
     weights = sum(p.numel() for p in stage.parameters() if p.requires_grad)

@@ -15,7 +15,7 @@ from lit_rft.cli import config_folder
 from lit_rft.error_messages import UsageError, did_you_mean
 
 _FOLDER = "trainer.default_root_dir"
-_OF_THE_STAGE = {"model": "policy.model", "hierarchy": "hierarchy", "prompts": "prompts"}  # key of the data: its source
+_OF_THE_STAGE = {"model": "policy.model", "agent": "agent"}  # key of the data: its source
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 

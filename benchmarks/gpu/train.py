@@ -120,7 +120,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
             [[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number,
             micro_batch_tokens=micro_batch_tokens, pad_id=0, packing=has_flash_attention(),
         )  # fmt: skip
-        stage = HierarchicalSFT(policy, optimizer, hierarchy=False)
+        stage = HierarchicalSFT(policy, optimizer, agent=FlatAgent())
     else:
         stage = GivenCompletions(policy, optimizer, prompts=max(1, number // GROUP), completion=row - prompt,
                                  vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip

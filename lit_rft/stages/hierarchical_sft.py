@@ -4,12 +4,13 @@ from functools import partial
 
 from torch import Tensor
 
+from lit_rft.agents import Agent
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, utterance_likelihood_loss
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.data_check import STEPS
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
+from lit_rft.transcripts import StepBatch, TranscriptBatch
 
 
 class HierarchicalSFT(EpisodeStage):
@@ -18,20 +19,19 @@ class HierarchicalSFT(EpisodeStage):
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
 
     Each expectation is a mean over the utterances of its level in the whole optimiser step, see
-    `utterance_likelihood_loss`. `hierarchy=False` is flat SFT: the same likelihood on one transcript of actions.
+    `utterance_likelihood_loss`. `FlatAgent` is flat SFT: the same likelihood on one transcript of actions.
 
     Deviations: the length term counts the policy's expected length n~, because the data's length n has no gradient; by
-    default the low level reads the task as well as the subgoal (`prompts.low_level_sees_task`), and it reads the
-    whole episode so far, not only the last observation.
+    default the low level reads the task as well as the subgoal (`HierarchyPrompts.low_level_sees_task`), and it reads
+    the whole episode so far, not only the last observation.
 
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
         acting: how episodes are played.
-        hierarchy: two levels, or (False) a flat agent without subgoals.
-        prompts: what each level is told.
+        agent: the agent that acts; null for `HierarchicalAgent`.
         high_weight: w_h, >= 0.
-        low_weight: w_l, >= 0; of the flat transcript too.
+        low_weight: w_l, >= 0; of a flat agent's transcript, too. Other levels weigh 1.
         length_coef: lambda, >= 0.
         average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
         chunk_tokens: logits are made for so many action tokens at a time.
@@ -44,19 +44,18 @@ class HierarchicalSFT(EpisodeStage):
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
         high_weight: float = 1.0,
         low_weight: float = 1.0,
         length_coef: float = 0.0,
         average_tokens: bool = True,
         chunk_tokens: int = 256,
     ) -> None:
-        super().__init__(policy, optimizer, acting, hierarchy, prompts)
+        super().__init__(policy, optimizer, acting, agent)
         for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
-        self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        self.level_weights: dict[str, float] = {"high": high_weight, "low": low_weight, "flat": low_weight}
         self.length_coef = length_coef
         self.average_tokens = average_tokens
         self.chunk_tokens = chunk_tokens
@@ -75,8 +74,8 @@ class HierarchicalSFT(EpisodeStage):
             ends=self.length_coef > 0,
         )  # fmt: skip
         loss, sums = log_probs.tokens.new_zeros(()), Sums()
-        for code, level in enumerate(LEVELS):
-            rows = micro.level == code
+        for level in self.agent.levels:
+            rows = micro.at_level(level)
             if not rows.any():
                 continue
             term = utterance_likelihood_loss(
@@ -87,7 +86,7 @@ class HierarchicalSFT(EpisodeStage):
                 average_tokens=self.average_tokens,
                 normalizer=num_utterances[level],
             )
-            loss = loss + self.level_weights[level] * term.loss
+            loss = loss + self.level_weights.get(level, 1.0) * term.loss
             share = rows.sum() / num_utterances[level]
             parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, collate_padded, with_decisions
-from lit_rft.transcripts.transcript import LEVELS, Transcript
+from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, collate_padded, level_names, with_decisions
+from lit_rft.transcripts.transcript import Transcript
 
 
 def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
@@ -24,6 +24,7 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
     decisions: list[tuple[int, ...]] = []
     prompt_ends: list[int] = []
     transcripts: list[Transcript] = []
+    levels = level_names([transcript for row in rows for transcript in row])
     for r, row in enumerate(rows):
         prompt = _prompt(row)
         input_ids[r, : len(prompt)] = torch.tensor(prompt)
@@ -37,7 +38,7 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
             position_ids[r, column:end] = torch.arange(len(prompt), len(prompt) + len(completion))
             segments[r, column:end] = number
             first, last = r * width + column, r * width + end - 1
-            decisions.append((first, last, last, LEVELS.index(transcript.level), 0, 0, len(transcripts)))
+            decisions.append((first, last, last, levels.index(transcript.level), 0, 0, len(transcripts)))
             prompt_ends.append(r * width + len(prompt) - 1)
             transcripts.append(transcript)
             column = end
