@@ -13,7 +13,9 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
 
     Args:
         rows: transcripts of one decision each, those of a row with the same prompt.
-    Raises: ValueError for anything else.
+
+    Raises:
+        ValueError: For anything else.
     """
     if not rows:
         raise ValueError("a batch needs at least one transcript, got none")
