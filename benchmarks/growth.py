@@ -60,6 +60,7 @@ def transcript(length: int, randoms: Any) -> Any:
 def training_step(length: int, rank: int = 16) -> dict[str, float]:
     import random
 
+    from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
     from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings

@@ -58,6 +58,7 @@ def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, 
 
 
 def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
+    from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
     from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings

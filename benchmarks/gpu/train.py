@@ -30,6 +30,7 @@ from made_up import END, make_model, make_problems
 from peers import peak_memory
 from timed import Clock, quiet_trainer
 
+from lit_rft.agents import FlatAgent
 from lit_rft.datamodules import Prompt, PromptLoader, StepLoader
 from lit_rft.generation import Completion
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer

@@ -63,7 +63,8 @@ class Session(Protocol):
 class Agent(Protocol):
     """Settings of an agent: a frozen dataclass, given by `class_path` and `init_args` in a config.
 
-    An agent holds neither model nor tokenizer; the chat format comes in where token ids are made.
+    An agent holds neither model nor tokenizer; the chat format comes in where token ids are made. The command line
+    accepts a class whose methods have the same annotations.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lit_rft.agents.base import Act, Ask, check_positive
+from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.records import replay, step_outcomes
 from lit_rft.episodes import Episode, Subgoal
@@ -28,7 +28,7 @@ class FlatAgent:
     def levels(self) -> tuple[str, ...]:
         return ("flat",)
 
-    def session(self, episode_id: str, chat: ChatFormat) -> "FlatSession":
+    def session(self, episode_id: str, chat: ChatFormat) -> Session:
         return FlatSession(self, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:

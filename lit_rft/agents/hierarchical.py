@@ -5,7 +5,7 @@ The same session plays episodes and renders stored ones: a policy is trained on 
 
 from dataclasses import dataclass, field, replace
 
-from lit_rft.agents.base import Act, Ask, check_positive
+from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.lines import lines_of, parse_single_line, read_line, write_single_line
 from lit_rft.agents.records import replay
 from lit_rft.episodes import Episode, Subgoal, intrinsic_rewards
@@ -93,7 +93,7 @@ class HierarchicalAgent:
     def levels(self) -> tuple[str, ...]:
         return ("high", "low")
 
-    def session(self, episode_id: str, chat: ChatFormat) -> "HierarchicalSession":
+    def session(self, episode_id: str, chat: ChatFormat) -> Session:
         return HierarchicalSession(self, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lit_rft.agents.base import Act, Stop
+from lit_rft.agents.base import Act, Session, Stop
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
@@ -25,7 +25,7 @@ class ScriptedAgent:
     def levels(self) -> tuple[str, ...]:
         return ()
 
-    def session(self, episode_id: str, chat: ChatFormat | None = None) -> "ScriptedSession":
+    def session(self, episode_id: str, chat: ChatFormat) -> Session:
         return ScriptedSession(self.script(episode_id))
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:

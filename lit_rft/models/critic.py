@@ -24,11 +24,11 @@ class CriticHeads(nn.Module):
         self.v_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
 
     def q(self, features: Tensor, level: int) -> Tensor:
-        """Q(s, u) at features of utterance ends, [N, D], all of one level (its index in the agent's): [N] in float32."""
+        """Q(s, u) at features of utterance ends, [N, D], all of one level, given by its index: [N] in float32."""
         return self._read_out(self.q_heads, features, level)
 
     def v(self, features: Tensor, level: int) -> Tensor:
-        """V(s) at features of state ends, [N, D], all of one level (its index in the agent's): [N] in float32."""
+        """V(s) at features of state ends, [N, D], all of one level, given by its index: [N] in float32."""
         return self._read_out(self.v_heads, features, level)
 
     def _read_out(self, heads: nn.ModuleList, features: Tensor, level: int) -> Tensor:

@@ -127,8 +127,8 @@ class DataCheckedModule(OptimizedModule):
         for transcript in transcripts:
             if agent is not None and transcript.level not in agent.levels:
                 raise ValueError(
-                    f"the agent of {type(self).__name__} has the levels {', '.join(agent.levels)}, but the transcript of "
-                    f"{transcript.episode_id} is of the {transcript.level} level: give stage and data the same agent"
+                    f"the agent of {type(self).__name__} has the levels {', '.join(agent.levels)}, but the transcript "
+                    f"of {transcript.episode_id} is of the {transcript.level} level: give stage and data the same agent"
                 )
             if transcript.end_of_turn_id != self.chat.end_of_turn_id:
                 raise ValueError(
