@@ -37,7 +37,7 @@ from lit_rft.envs.scienceworld import ScienceWorldEnv
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
 from lit_rft.generation.slots import Slots
 from lit_rft.models import load_backbone, load_tokenizer
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts
+from lit_rft.transcripts import ChatFormat
 
 NEW_TOKENS = 24
 SEEN_TASKS = PROTOCOLS["short-tasks"].tasks
@@ -128,7 +128,6 @@ def play(side: str, episodes: int, steps: int) -> None:
     chat = ChatFormat(tokenizer)
     model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
     make = {"lit-rft": ConversationGenerator, "rereading": RereadingGenerator}[side]
-    agent = HierarchicalAgent(chat, HierarchyPrompts())
     generator: Any = make(model, chat.end_of_turn_id, SamplingSettings(NEW_TOKENS), num_slots=2 * episodes)
     generator.sample({generator.open("warm"): tokenizer("Hello")["input_ids"]})
     generator.close(0)
@@ -137,7 +136,7 @@ def play(side: str, episodes: int, steps: int) -> None:
         make_env = functools.partial(TimedEnv, times, steps)
         with EnvPool(make_env, episodes, reset_timeout=600) as pool:
             start_seconds = start(pool, jobs(episodes, steps), Path(times))
-            player = EpisodePlayer(agent, generator, pool)
+            player = EpisodePlayer(HierarchicalAgent(), pool, chat, generator)
             player.submit(jobs(episodes, steps))
             started = time.perf_counter()
             turns = sum(len(played.episode.steps) for played in player.run())

@@ -44,7 +44,8 @@ def listed(items: Sequence[Any]) -> str:
 def run(step: Step, runs: Path, console: Console) -> None:
     """Run a step unless it is done; logs and times are kept in the folder `runs`.
 
-    Raises: RuntimeError with the log's name if the command fails.
+    Raises:
+        RuntimeError: With the log's name if the command fails.
     """
     if step.result.exists():
         return

@@ -60,12 +60,13 @@ def transcript(length: int, randoms: Any) -> Any:
 def training_step(length: int, rank: int = 16) -> dict[str, float]:
     import random
 
+    from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
     from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
 
     lora = LoraSettings(rank, 2 * rank, 0.0, "all-linear") if rank else None
-    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4), hierarchy=False)
+    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4), agent=FlatAgent())
     episodes = [[transcript(length, random.Random(seed))] for seed in range(2)]
     seconds = fit(stage, StepLoader(episodes, batch_size=1, micro_batch_tokens=length, pad_id=0))
     weights = sum(p.numel() for p in stage.parameters() if p.requires_grad)

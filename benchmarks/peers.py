@@ -60,7 +60,8 @@ def say(**figures: Any) -> None:
 def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
     """Run the sides of a script in turns; "{round}" in an argument is the number of the round.
 
-    Raises: RuntimeError with what a side said last if it fails.
+    Raises:
+        RuntimeError: With what a side said last if it fails.
     """
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(rounds):
@@ -75,7 +76,8 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
 def in_process(script: str, *arguments: str) -> dict[str, Any]:
     """The figures that a script says, run in a process of its own.
 
-    Raises: RuntimeError with what it said last if it fails.
+    Raises:
+        RuntimeError: With what it said last if it fails.
     """
     result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if result.returncode:

@@ -190,7 +190,9 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
 
     Args:
         head: what the first line has to be.
-    Raises: ValueError if the file is damaged elsewhere, or belongs to another run; it stays as it is.
+
+    Raises:
+        ValueError: If the file is damaged elsewhere, or belongs to another run; it stays as it is.
     """
     if not path.exists():
         return []

@@ -21,7 +21,9 @@ class CriticCalibration(L.Callback):
 
     Args:
         bins: points are averaged in so many bins of Q for the line through them, >= 1.
-    Raises: ImportError without matplotlib (`pip install lit-rft[plots]`).
+
+    Raises:
+        ImportError: Without matplotlib (`pip install lit-rft[plots]`).
     """
 
     def __init__(self, bins: int = 10) -> None:

@@ -19,7 +19,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
-        Raises: OSError saying that the previous one is intact, if there is no space or no right to write.
+        Raises:
+            OSError: Saying that the previous one is intact, if there is no space or no right to write.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint; tensors and plain Python values only.
 
-        Raises: FileNotFoundError, or ValueError if the file is no whole checkpoint.
+        Raises:
+            FileNotFoundError: Or ValueError if the file is no whole checkpoint.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {path}")

@@ -64,7 +64,9 @@ class RunCheckpoint(ModelCheckpoint):
 
         Args:
             ckpt_path: what the run resumes from: None, a file, or "last" and the like.
-        Raises: FileExistsError if the folder holds checkpoints, and the run does not go on from one of them.
+
+        Raises:
+            FileExistsError: If the folder holds checkpoints, and the run does not go on from one of them.
         """
         self._choose_folder(trainer)
         folder = Path(self.dirpath or "")
@@ -96,7 +98,8 @@ class RunCheckpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """Where `--ckpt_path last` looks. Training may begin without one; playing untrained by mistake must not be.
 
-        Raises: FileNotFoundError.
+        Raises:
+            FileNotFoundError: .
         """
         self._choose_folder(trainer)
         found: set[str] = super()._find_last_checkpoints(trainer)

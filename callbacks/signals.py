@@ -62,7 +62,8 @@ class StopSignals:
     def release(self) -> None:
         """Stop holding signals back.
 
-        Raises: StoppedBySignal if one has come meanwhile.
+        Raises:
+            StoppedBySignal: If one has come meanwhile.
         """
         self.held = False
         self.check()

@@ -70,7 +70,8 @@ class TrainingLoader(Generic[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a saved position.
 
-        Raises: ValueError if it is a position in other data.
+        Raises:
+            ValueError: If it is a position in other data.
         """
         check_position(state, self.shape())
         self.epoch, self._position = state["epoch"], state["position"]
@@ -246,7 +247,8 @@ class JobLoader:
 
     The order goes round the tasks, so that a part of the episodes is a part of every task.
 
-    Raises: ValueError if there are fewer episodes than processes.
+    Raises:
+        ValueError: If there are fewer episodes than processes.
     """
 
     def __init__(

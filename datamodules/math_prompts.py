@@ -42,7 +42,10 @@ class MathPromptDataModule(ResumableDataModule):
         seed: of the order and of generated training problems; null for the run's `seed_everything`.
         eval_seed: of generated evaluation problems, which `seed_everything` does not change: runs of different seeds
             are compared on the same ones.
-    Raises: ValueError for a value out of range; ProblemError for a bad row.
+
+    Raises:
+        ValueError: For a value out of range.
+        ProblemError: For a bad row.
     """
 
     training_batch = evaluation_batch = "PromptBatch"
@@ -111,7 +114,8 @@ class MathPromptDataModule(ResumableDataModule):
     ) -> list[Problem]:
         """Problems of files, or else of tasks: configs name tasks, and sums must not get among a user's problems.
 
-        Raises: ValueError if there are neither; see also `read_problems` and `generate_problems`.
+        Raises:
+            ValueError: If there are neither; see also `read_problems` and `generate_problems`.
         """
         generated = f"{sum(tasks.values())} generated problems of {', '.join(tasks)}"
         if files:
@@ -135,7 +139,8 @@ class MathPromptDataModule(ResumableDataModule):
     def _check_traces(self, prompts: list[Prompt]) -> None:
         """Refuse to train without traces what needs them: LUFFY would be GRPO.
 
-        Raises: ValueError if the stage needs traces and no problem has one.
+        Raises:
+            ValueError: If the stage needs traces and no problem has one.
         """
         stage = self.trainer.lightning_module if self.trainer is not None else None
         if not getattr(stage, "needs_traces", False) or any(prompt.traces for prompt in prompts):

@@ -26,7 +26,8 @@ class ResumableDataModule(L.LightningDataModule):
     def in_position(self, loader: Loader) -> Loader:
         """A new training loader at the position where training is: the checkpoint's, or that of the loader before.
 
-        Raises: ValueError if a checkpoint's position is one in other data.
+        Raises:
+            ValueError: If a checkpoint's position is one in other data.
         """
         trainer = self.trainer
         if trainer is None:

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.agents import Agent, HierarchicalAgent, add_outcomes
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
-from lit_rft.transcripts import (
-    ChatFormat,
-    HierarchyPrompts,
-    Transcript,
-    add_outcomes,
-    flat_transcripts,
-    hierarchy_transcripts,
-)
+from lit_rft.transcripts import ChatFormat, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +27,8 @@ class TrajectoryDataModule(ResumableDataModule):
 
     Args:
         model: whose tokenizer to use; must be the stage's (the command line links the two).
-        hierarchy: two transcripts an episode, or (False) one flat one; must be the stage's.
-        prompts: what each level is told; must be the stage's.
+        agent: the agent that episodes are rendered for, with its context length: longer transcripts lose their earliest
+            turns. Null for the stage's (without a trainer, `HierarchicalAgent`).
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
             protocol's training split into `data_dir`.
         medium_files: files or folders of mediocre episodes (played by a policy, say) to mix in; null for none.
@@ -55,7 +49,6 @@ class TrajectoryDataModule(ResumableDataModule):
         predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes an optimiser step, over all processes.
         micro_batch_tokens: at most so many tokens go through the model at once.
-        max_length: longer transcripts lose their earliest turns.
         packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2; on a CPU
             in bf16 the one that is used by itself); else one a row, with others of similar length.
         collect_workers: simulators that collect at the same time.
@@ -71,8 +64,7 @@ class TrajectoryDataModule(ResumableDataModule):
     def __init__(
         self,
         model: str = SMOLLM2,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
         train_files: list[str] | None = None,
         medium_files: list[str] | None = None,
         medium_per_expert: float = 2.0,
@@ -91,7 +83,6 @@ class TrajectoryDataModule(ResumableDataModule):
         predict_repeats: int = 1,
         batch_size: int = 8,
         micro_batch_tokens: int = 4096,
-        max_length: int = 2048,
         packing: bool = False,
         collect_workers: int = 2,
         seed: int | None = None,
@@ -100,13 +91,13 @@ class TrajectoryDataModule(ResumableDataModule):
         super().__init__()
         if isinstance(protocol, str) and protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol")
-        positive = {"batch_size": batch_size, "max_length": max_length, "predict_repeats": predict_repeats}
+        positive = {"batch_size": batch_size, "predict_repeats": predict_repeats}
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if not medium_per_expert > 0:
             raise ValueError(f"medium_per_expert must be > 0, got {medium_per_expert}")
-        self.model, self.hierarchy, self.prompts = model, hierarchy, prompts or HierarchyPrompts()
+        self.model, self.agent = model, agent
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
@@ -115,7 +106,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.eval_split, self.eval_variations = eval_split, eval_variations
         self.predict_split, self.predict_variations = predict_split, predict_variations
         self.predict_repeats = predict_repeats
-        self.batch_size, self.micro_batch_tokens, self.max_length = batch_size, micro_batch_tokens, max_length
+        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.packing, self.collect_workers = packing, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # to train on; the medium ones come last
@@ -124,6 +115,13 @@ class TrajectoryDataModule(ResumableDataModule):
         self._jobs: dict[str, list[EpisodeJob]] = {}
         self._pad_id = 0
         self._without_decisions = 0  # transcripts that truncation left nothing of
+
+    @property
+    def acting_agent(self) -> Agent:
+        """The data module's own agent, or the stage's."""
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        agent: Agent = self.agent or getattr(stage, "agent", None) or HierarchicalAgent()
+        return agent
 
     @property
     def expert_file(self) -> Path:
@@ -214,13 +212,12 @@ class TrajectoryDataModule(ResumableDataModule):
         self, episodes: list[Episode], chat: ChatFormat, files: Sequence[str | Path]
     ) -> list[list[Transcript]]:
         """The transcripts of each episode that has any."""
-        found = []
+        found, agent = [], self.acting_agent
         for episode in episodes:
-            make = hierarchy_transcripts if self.hierarchy else flat_transcripts
-            transcripts = make(episode, chat, self.prompts)
+            transcripts = agent.transcripts(episode, chat)
             if self.outcomes:
-                transcripts = add_outcomes(transcripts, episode, chat, self.prompts)
-            whole = [t.truncated(self.max_length) for t in transcripts]
+                transcripts = add_outcomes(transcripts, episode, chat, agent)
+            whole = [t.truncated(agent.max_length) for t in transcripts]
             # where the state after the last decision fills the context, no decision is left
             kept = [t for t in whole if t.num_decisions]
             self._without_decisions += len(whole) - len(kept)
@@ -237,7 +234,7 @@ class TrajectoryDataModule(ResumableDataModule):
         if self._without_decisions:
             logger.warning(
                 "%d transcripts are left out: what is read after the last decision fills max_length=%d",
-                self._without_decisions, self.max_length,
+                self._without_decisions, self.acting_agent.max_length,
             )  # fmt: skip
         flat = [t for ts in episodes for t in ts]
         tokens = sum(map(len, flat))
@@ -249,7 +246,7 @@ class TrajectoryDataModule(ResumableDataModule):
             turns, dropped = sum(t.dropped_turns for t in cut), sum(t.dropped_tokens for t in cut)
             logger.warning(
                 "%d of %d transcripts were longer than max_length=%d and lost their first turns: %d turns, %d tokens",
-                len(cut), len(flat), self.max_length, turns, dropped,
+                len(cut), len(flat), self.acting_agent.max_length, turns, dropped,
             )  # fmt: skip
 
     def train_dataloader(self) -> StepLoader:

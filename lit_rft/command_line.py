@@ -93,8 +93,6 @@ class StageCLI(LightningCLI):
         help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
         parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)
-        parser.link_arguments("model.init_args.hierarchy", "data.init_args.hierarchy")
-        parser.link_arguments("model.init_args.prompts", "data.init_args.prompts")
 
 
 _OF_BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary", "enable_checkpointing",

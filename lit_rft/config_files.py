@@ -15,7 +15,7 @@ from lit_rft.cli import config_folder
 from lit_rft.error_messages import UsageError, did_you_mean
 
 _FOLDER = "trainer.default_root_dir"
-_OF_THE_STAGE = {"model": "policy.model", "hierarchy": "hierarchy", "prompts": "prompts"}  # key of the data: its source
+_OF_THE_STAGE = {"model": "policy.model", "agent": "agent"}  # key of the data: its source
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -51,7 +51,8 @@ class ConfigFile:
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     """Check the configuration files of a command, make functions beside them importable, and name the run's folder.
 
-    Raises: UsageError for a file that is no configuration, or has a key in the wrong place.
+    Raises:
+        UsageError: For a file that is no configuration, or has a key in the wrong place.
     """
     files = list(read_configs(arguments))
     for file in files:
@@ -65,7 +66,8 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
     """Read the configurations of `-c` and `--config`, in order.
 
-    Raises: UsageError for one that is no YAML mapping.
+    Raises:
+        UsageError: For one that is no YAML mapping.
     """
     for position, argument in enumerate(arguments):
         if argument in ("-c", "--config") and position + 1 < len(arguments):
@@ -170,7 +172,8 @@ def name_run_folder(arguments: Sequence[str], files: Sequence[ConfigFile]) -> li
     that change the model or the data and name none: `arithmetic.yaml` with `on_policy.yaml` runs in
     `runs/luffy/arithmetic-on_policy`.
 
-    Returns: the arguments, with the folder right after the last configuration.
+    Returns:
+        The arguments, with the folder right after the last configuration.
     """
     if not files or any(a == f"--{_FOLDER}" or a.startswith(f"--{_FOLDER}=") for a in arguments):
         return list(arguments)

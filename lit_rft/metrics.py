@@ -38,7 +38,8 @@ class EpisodeMetrics(Metric):
     def update(self, episode: Episode) -> None:
         """Count one episode.
 
-        Raises: ValueError if its task was not announced.
+        Raises:
+            ValueError: If its task was not announced.
         """
         if episode.task not in self.tasks:
             raise ValueError(f"unknown task {episode.task!r}: expected one of {', '.join(self.tasks)}")
@@ -81,8 +82,12 @@ def pass_at_k(right: Tensor, answers: Tensor, k: int) -> Tensor:
         right: c, right answers of each problem, [P].
         answers: n, answers of each problem, [P]; each >= k.
         k: >= 1.
-    Returns: [P], in [0, 1].
-    Raises: ValueError if a problem has fewer than k answers.
+
+    Returns:
+        [P], in [0, 1].
+
+    Raises:
+        ValueError: If a problem has fewer than k answers.
     """
     if k < 1 or (answers < k).any():
         raise ValueError(f"pass@{k} needs at least {max(k, 1)} answers of each problem, got {int(answers.min())}")
@@ -117,7 +122,8 @@ class AnswerMetrics(Metric):
     def update(self, source: str, right: int, answers: int) -> None:
         """Count one problem.
 
-        Raises: ValueError if its benchmark was not announced.
+        Raises:
+            ValueError: If its benchmark was not announced.
         """
         if source not in self.sources:
             raise ValueError(f"benchmark {source!r} was not announced; expected one of {', '.join(self.sources)}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, make_loader, make_offline, make_stage
+from tiny_stage import ADAPTERS, AGENT, make_loader, make_offline, make_stage
 
 from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
@@ -28,7 +29,8 @@ from lit_rft.transcripts import PromptFormat
 
 STAGES = ["sft", "offline_rl", "online", "grpo", "episodes"]
 OPTIMIZER = OptimizerSettings(learning_rate=5e-3)
-ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
+PLAYER = replace(AGENT, max_length=900, subgoal_steps=2)
 
 
 def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
@@ -39,8 +41,8 @@ def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
         return make_offline(model), make_loader(model, outcomes=True, packing=True)
     L.seed_everything(0, verbose=False)
     policy = PolicySettings(str(model), ADAPTERS)
-    acting: dict[str, Any] = {"optimizer": OPTIMIZER, "prompts": PROMPTS, "acting": ACTING}
-    data: dict[str, Any] = {"model": str(model), "prompts": PROMPTS, "data_dir": str(folder)}
+    acting: dict[str, Any] = {"optimizer": OPTIMIZER, "agent": PLAYER, "acting": ACTING}
+    data: dict[str, Any] = {"model": str(model), "data_dir": str(folder)}
     data["protocol"] = CorridorProtocol()
     if kind == "online":
         online = OnlineSettings(SamplingSettings(6, 1.0), 4, 1.0, 2)

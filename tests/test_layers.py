@@ -23,8 +23,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
-    # of models: a tokenizer by its model's name; of rewards: which ground truths can be earned
-    "datamodules": {"transcripts", "envs", "episodes", "problems", "models", "rewards"},
+    # of agents: an episode's transcripts; of models: a tokenizer by its model's name; of rewards: which ground truths can
+    # be earned
+    "datamodules": {"agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
     "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",

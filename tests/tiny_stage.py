@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from tiny import let_adapters_act, make_episode
 
+from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.stages import (
@@ -18,9 +19,10 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
+from lit_rft.transcripts import ChatFormat
 
-PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+AGENT = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
+FLAT = FlatAgent("Act.")
 # of one optimiser step over micro-batches: the same update
 SPLITS: list[dict[str, Any]] = [
     {"micro_batch_tokens": 1},
@@ -35,7 +37,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
     optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
     policy = PolicySettings(model=str(model), lora=lora, **options.pop("policy", {}))
     L.seed_everything(seed, verbose=False)
-    return HierarchicalSFT(policy, optimizer, prompts=PROMPTS, **options)
+    return HierarchicalSFT(policy, optimizer, **{"agent": AGENT, **options})
 
 
 def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
@@ -44,25 +46,24 @@ def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierar
     settings = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "critic": CriticSettings(learning_rate=1e-2),
-        "prompts": PROMPTS,
+        "agent": AGENT,
     }
     L.seed_everything(seed, verbose=False)
     return OfflineHierarchicalRL(PolicySettings(model=str(model), lora=lora, **policy), **{**settings, **options})
 
 
 def make_loader(
-    model: Path, *, hierarchy: bool = True, episodes: int = 6, outcomes: bool = False, **options: Any
+    model: Path, *, agent: Any = AGENT, episodes: int = 6, outcomes: bool = False, **options: Any
 ) -> StepLoader:
     chat = ChatFormat(load_tokenizer(str(model)))
-    make = hierarchy_transcripts if hierarchy else flat_transcripts
     transcripts = []
     for seed in range(episodes):
         episode = make_episode(seed, 2 + seed % 3)
         if outcomes and seed % 2:  # every other one is cut by a time limit, in the middle of a subgoal
             episode.outcome.terminated, episode.outcome.truncated = False, True
             episode.subgoals[-1].completed = False
-        made = make(episode, chat, PROMPTS)
-        transcripts.append(add_outcomes(made, episode, chat, PROMPTS) if outcomes else made)
+        made = agent.transcripts(episode, chat)
+        transcripts.append(add_outcomes(made, episode, chat, agent) if outcomes else made)
     settings = {"batch_size": 3, "micro_batch_tokens": 2000, "pad_id": 0}
     return StepLoader(transcripts, **{**settings, **options})
 

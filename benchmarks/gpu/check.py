@@ -58,6 +58,7 @@ def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, 
 
 
 def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
+    from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
     from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
@@ -69,7 +70,7 @@ def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[s
         loader = StepLoader(
             [[t] for t in make_transcripts(4, 40, 512)], batch_size=4, micro_batch_tokens=80, pad_id=0, packing=True
         )
-        return fit(HierarchicalSFT(policy, optimizer, hierarchy=False), loader, accelerator, precision)
+        return fit(HierarchicalSFT(policy, optimizer, agent=FlatAgent()), loader, accelerator, precision)
     stage = GivenCompletions(policy, optimizer, prompts=2, completion=12, vocabulary=512)
     return fit(stage, stage.loader(model, 8), accelerator, precision)
 

@@ -62,7 +62,9 @@ class Kit:
 
         Args:
             at_least: skip the item where fewer seconds than this are left.
-        Returns: the item's figures, or None where it failed or was skipped.
+
+        Returns:
+            The item's figures, or None where it failed or was skipped.
         """
         items, started = self.figures.setdefault("items", {}), time.monotonic()
         if self.seconds_left() < at_least:

@@ -30,6 +30,7 @@ from made_up import END, make_model, make_problems
 from peers import peak_memory
 from timed import Clock, quiet_trainer
 
+from lit_rft.agents import FlatAgent
 from lit_rft.datamodules import Prompt, PromptLoader, StepLoader
 from lit_rft.generation import Completion
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
@@ -120,7 +121,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
             [[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number,
             micro_batch_tokens=micro_batch_tokens, pad_id=0, packing=has_flash_attention(),
         )  # fmt: skip
-        stage = HierarchicalSFT(policy, optimizer, hierarchy=False)
+        stage = HierarchicalSFT(policy, optimizer, agent=FlatAgent())
     else:
         stage = GivenCompletions(policy, optimizer, prompts=max(1, number // GROUP), completion=row - prompt,
                                  vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip

@@ -1,17 +1,17 @@
 """Playing many episodes at once: sessions on one side, simulators on the other."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from lit_rft.agents.agent import Agent, Session
-from lit_rft.agents.conversation import ContextFullError
+from lit_rft.agents.base import Agent, Ask, Session, Stop, Turn
+from lit_rft.agents.conversation import ContextFullError, Conversation
 from lit_rft.envs.pool import EnvPool, PoolEvent
 from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.generation import Conversations
-from lit_rft.transcripts import Transcript
+from lit_rft.transcripts import ChatFormat, Transcript
 
 _PATIENCE = 0.1  # of a round's time, for episodes that are not ready
 
@@ -34,9 +34,11 @@ class _Live:
 
     job: EpisodeJob
     session: Session
+    conversations: dict[str, Conversation]  # of each of the agent's levels
     info: dict[str, Any]
     observation: str
     action: str = ""
+    asked: Conversation | None = None  # that the next utterance is sampled for
     steps: list[Step] = field(default_factory=list)
 
 
@@ -50,22 +52,25 @@ class EpisodePlayer:
 
     Args:
         agent: makes a session for each episode.
-        generator: with at least `agent.conversations` slots for each worker of the pool.
         pool: of environments.
+        chat: chat format of the model's tokenizer; not needed for an agent without levels.
+        generators: samples the utterances of all levels, or a generator for each level (with other weights, say). Each
+            needs one slot per level that it serves, for each worker of the pool.
         source: `source` of the records, who played them.
-        low_generator: samples for the low level in its place.
     """
 
     def __init__(
         self,
         agent: Agent,
-        generator: Conversations,
         pool: EnvPool,
+        chat: ChatFormat | None = None,
+        generators: Conversations | Mapping[str, Conversations] | None = None,
         source: dict[str, Any] | None = None,
-        low_generator: Conversations | None = None,
     ) -> None:
         self.agent, self.pool = agent, pool
-        self._generators = (generator, low_generator)
+        self._chat: Any = chat
+        shared = not isinstance(generators, Mapping)
+        self._generators: Any = dict.fromkeys(agent.levels, generators) if shared else generators
         self.source = source or {"kind": "policy"}
         self._live: dict[int, _Live] = {}
         self._deciding: set[int] = set()  # workers whose episode waits for an utterance
@@ -83,13 +88,13 @@ class EpisodePlayer:
         An episode whose environment failed for good comes with outcome reason `env_error`.
         """
         while self.pool.outstanding > max_unfinished:
-            yield from self._handle_events()
+            yield from self._handle_events(max_unfinished)
             yield from self._decide()
 
-    def _handle_events(self) -> Iterator[PlayedEpisode]:
+    def _handle_events(self, max_unfinished: int = 0) -> Iterator[PlayedEpisode]:
         """Take what the simulators have answered until enough episodes are ready to decide."""
         begin: float | None = None  # of the round, at the latest
-        while self.pool.outstanding:
+        while self.pool.outstanding > max_unfinished:
             ready, live = len(self._deciding), len(self._live)
             timeout = None
             if ready and 2 * ready >= live:
@@ -107,18 +112,25 @@ class EpisodePlayer:
     def _handle(self, event: PoolEvent) -> PlayedEpisode | None:
         if event.kind == "reset":
             observation, info = event.payload
-            session = self.agent.session(event.job.id, *self._generators)
+            session = self.agent.session(event.job.id, self._chat)
             job = cast(EpisodeJob, event.job)  # what was submitted
-            live = self._live[event.worker] = _Live(job, session, info, observation)
-            return self._continue(event.worker, live, lambda: session.start(info["task_description"], observation))
+            live = self._live[event.worker] = _Live(job, session, self._open(event.job.id), info, observation)
+            return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
         # the environment is gone: "lost" episodes begin anew in another worker, "error" ones are over
         live_or_none = self._live.pop(event.worker, None)
         self._deciding.discard(event.worker)
         if live_or_none is not None:
-            live_or_none.session.finish()
+            _close(live_or_none)
         return self._env_error(event, live_or_none) if event.kind == "error" else None
+
+    def _open(self, episode_id: str) -> dict[str, Conversation]:
+        conversations = {}
+        for level in self.agent.levels:
+            transcript = Transcript(level, self._chat.end_of_turn_id, episode_id)
+            conversations[level] = Conversation(self._generators[level], transcript, self.agent.max_length)
+        return conversations
 
     def _step(self, worker: int, payload: tuple[str, float, bool, bool, dict[str, Any]]) -> PlayedEpisode | None:
         observation, reward, terminated, truncated, info = payload
@@ -126,46 +138,54 @@ class EpisodePlayer:
         live.steps.append(Step(live.action, observation, reward, info["score"], info["valid"], info["achieved"]))
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"])
-        return self._continue(worker, live, lambda: live.session.observe(observation))
+        return self._continue(worker, live, live.session.observe(observation))
 
-    def _continue(self, worker: int, live: _Live, read: Any) -> PlayedEpisode | None:
-        try:
-            read()
-        except ContextFullError:
-            return self._end(worker, live, False, "context_full")
-        self._deciding.add(worker)
+    def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
+        """Do what the agent's turn asks for: queue an utterance, act, or end the episode."""
+        if isinstance(turn, Ask):
+            live.asked = live.conversations[turn.level]
+            try:
+                live.asked.read(turn.ids)
+            except ContextFullError:
+                return self._end(worker, live, False, "context_full")
+            self._deciding.add(worker)
+            return None
+        if isinstance(turn, Stop):
+            return self._end(worker, live, False, turn.reason)
+        live.action = turn.text
+        self._deciding.discard(worker)
+        self.pool.step(worker, turn.text)
         return None
 
     def _decide(self) -> Iterator[PlayedEpisode]:
         """One utterance for each waiting episode; those that got an action go on to their simulators."""
         groups: dict[int, list[int]] = {}  # workers by the generator that has to sample for them
         for worker in sorted(self._deciding):
-            groups.setdefault(id(self._live[worker].session.generator), []).append(worker)
+            groups.setdefault(id(self._asked(worker).generator), []).append(worker)
         self._round_seconds = 0.0
         for workers in groups.values():
             yield from self._decide_for(workers)
 
     def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
-        prompts = dict(self._live[worker].session.unread() for worker in workers)
+        asked = {worker: self._asked(worker) for worker in workers}
         started = time.monotonic()
-        sampled = self._live[workers[0]].session.generator.sample(prompts)
+        completions = asked[workers[0]].generator.sample({c.slot: c.unread() for c in asked.values()})
         self._round_seconds += time.monotonic() - started
-        for worker in workers:
-            live = self._live[worker]
-            slot, _ = live.session.unread()
-            try:
-                action = live.session.receive(sampled[slot])
-            except ContextFullError:
-                yield self._end(worker, live, False, "context_full")
-                continue
-            if action is not None:
-                live.action = action
-                self._deciding.discard(worker)
-                self.pool.step(worker, action)
+        for worker, conversation in asked.items():
+            live, completion = self._live[worker], completions[conversation.slot]
+            conversation.write(completion)
+            played = self._continue(worker, live, live.session.receive(self._chat.text(completion.ids)))
+            if played is not None:
+                yield played
+
+    def _asked(self, worker: int) -> Conversation:
+        conversation = self._live[worker].asked
+        assert conversation is not None
+        return conversation
 
     def _end(self, worker: int, live: _Live, terminated: bool, reason: str) -> PlayedEpisode:
         played = self._played(live, terminated, reason)
-        live.session.finish()
+        _close(live)
         del self._live[worker]
         self._deciding.discard(worker)
         self.pool.finish(worker)
@@ -184,7 +204,7 @@ class EpisodePlayer:
         episode = self._record(live.job, live.info, live.observation, live.steps, reason, terminated)
         episode.subgoals = live.session.subgoals(len(live.steps))
         episode.source["malformed"] = live.session.malformed
-        conversations = live.session.conversations()
+        conversations = live.conversations.values()
         return PlayedEpisode(episode, [c.transcript for c in conversations], [c.log_probs for c in conversations])
 
     def _record(
@@ -213,3 +233,9 @@ class EpisodePlayer:
             outcome=Outcome(score, reason == "goal", terminated, not terminated, reason),
             step_limit=job.step_limit,
         )
+
+
+def _close(live: _Live) -> None:
+    """Free the generators' slots."""
+    for conversation in live.conversations.values():
+        conversation.close()

@@ -18,7 +18,7 @@ def intrinsic_rewards(episode: Episode) -> list[float]:
     Raises: ValueError if the episode has steps but no subgoals.
     """
     if episode.steps and not episode.subgoals:
-        raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train with hierarchy=False")
+        raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train a flat agent")
     rewards = [0.0] * len(episode.steps)
     for subgoal in episode.subgoals:
         step = completing_step(episode, subgoal)

@@ -5,31 +5,30 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lit_rft.transcripts import LEVELS
-
 
 class CriticHeads(nn.Module):
     """Q(s, u) and V(s) of every level: three linear layers with ReLU each, as wide as the features.
 
     Args:
         feature_size: of the backbone's hidden states.
+        num_levels: of the agent.
         per_level: heads of its own for each level; else (GLIDER) all levels share them, and only the features say
             which level is asked.
     """
 
-    def __init__(self, feature_size: int, *, per_level: bool = True) -> None:
+    def __init__(self, feature_size: int, *, num_levels: int = 3, per_level: bool = True) -> None:
         super().__init__()
         self.per_level = per_level
-        sets = len(LEVELS) if per_level else 1
+        sets = num_levels if per_level else 1
         self.q_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
         self.v_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
 
     def q(self, features: Tensor, level: int) -> Tensor:
-        """Q(s, u) at features of utterance ends, [N, D], all of one level (its index in LEVELS): [N] in float32."""
+        """Q(s, u) at features of utterance ends, [N, D], all of one level, given by its index: [N] in float32."""
         return self._read_out(self.q_heads, features, level)
 
     def v(self, features: Tensor, level: int) -> Tensor:
-        """V(s) at features of state ends, [N, D], all of one level (its index in LEVELS): [N] in float32."""
+        """V(s) at features of state ends, [N, D], all of one level, given by its index: [N] in float32."""
         return self._read_out(self.v_heads, features, level)
 
     def _read_out(self, heads: nn.ModuleList, features: Tensor, level: int) -> Tensor:
@@ -46,9 +45,9 @@ class Critic(nn.Module):
     Args: see `CriticHeads`.
     """
 
-    def __init__(self, feature_size: int, *, per_level: bool = True) -> None:
+    def __init__(self, feature_size: int, *, num_levels: int = 3, per_level: bool = True) -> None:
         super().__init__()
-        self.online = CriticHeads(feature_size, per_level=per_level)
+        self.online = CriticHeads(feature_size, num_levels=num_levels, per_level=per_level)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ from lit_rft.objectives.critic import (
     q_loss,
     td_target,
 )
+from lit_rft.objectives.diagnostics import Sums, mean_parts
 from lit_rft.objectives.group import group_advantages
 from lit_rft.objectives.likelihood import (
     LikelihoodLoss,
@@ -40,6 +41,7 @@ __all__ = [
     "MixedPolicyLoss",
     "OnPolicyTerms",
     "QLoss",
+    "Sums",
     "advantage_weights",
     "clipped_surrogate",
     "discounted_returns",
@@ -48,6 +50,7 @@ __all__ = [
     "group_advantages",
     "kl_estimate",
     "masked_token_mean",
+    "mean_parts",
     "mixed_policy_loss",
     "off_policy_losses",
     "polyak_update",

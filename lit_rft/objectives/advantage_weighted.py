@@ -26,8 +26,12 @@ def advantage_weights(
         values: V(s), [N].
         advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
         max_weight: the largest weight, > 0.
-    Returns: the weights, without a gradient.
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Returns:
+        The weights, without a gradient.
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     if not advantage_temperature > 0 or not max_weight > 0:
         raise ValueError(
@@ -51,8 +55,12 @@ def weighted_likelihood_loss(
         log_likelihood: log pi(u_k | s_k), [N], see `utterance_log_likelihood`; gradients flow here only.
         weights: w_k, of `advantage_weights` or any other, [N].
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
-    Returns: scalar.
-    Raises: ValueError naming the argument whose shape is wrong.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: The message names the argument whose shape is wrong.
     """
     check_dims(1, log_likelihood=log_likelihood)
     check_same_shape(log_likelihood=log_likelihood, weights=weights)

@@ -33,8 +33,12 @@ def td_target(
             have come after it has a value.
         discount: in [0, 1].
         steps: k, environment steps that the decision lasted, [N]; None for k = 1 (one decision, one step).
-    Returns: y, detached, [N].
-    Raises: ValueError naming the argument that is wrong.
+
+    Returns:
+        Y, detached, [N].
+
+    Raises:
+        ValueError: The message names the argument that is wrong.
     """
     check_fraction(discount=discount)
     check_dims(1, rewards=rewards)
@@ -64,7 +68,9 @@ def q_loss(
         targets: y_k of `td_target`, [N].
         mask: 1 on decisions that have a target, [N]; None for all.
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
-    Raises: ValueError naming the argument whose shape is wrong.
+
+    Raises:
+        ValueError: The message names the argument whose shape is wrong.
     """
     check_dims(1, q_values=q_values)
     check_same_shape(q_values=q_values, targets=targets)
@@ -98,7 +104,9 @@ def expectile_value_loss(
         target_q_values: the slow copy's Q(s_k, u_k), of the data's utterances or of the policy's own, [N].
         expectile: in (0, 1).
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be in (0, 1), got {expectile}")
@@ -117,7 +125,9 @@ def polyak_update(targets: Iterable[Tensor], sources: Iterable[Tensor], *, rate:
 
     Args:
         rate: in [0, 1]; 1 copies.
-    Raises: ValueError if the rate is out of range or the two lists differ in length or shapes.
+
+    Raises:
+        ValueError: If the rate is out of range or the two lists differ in length or shapes.
     """
     check_fraction(rate=rate)
     for target, source in zip(targets, sources, strict=True):
@@ -138,8 +148,12 @@ def discounted_returns(
         last: 1 on the last decision of each trajectory, [N].
         discount: in [0, 1].
         steps: as in `td_target`.
-    Returns: the returns [N], and whether each is known: False where a trajectory was cut by a time limit, [N].
-    Raises: ValueError naming the argument that is wrong.
+
+    Returns:
+        The returns [N], and whether each is known: False where a trajectory was cut by a time limit, [N].
+
+    Raises:
+        ValueError: The message names the argument that is wrong.
     """
     check_fraction(discount=discount)
     check_same_shape(rewards=rewards, terminated=terminated, last=last)

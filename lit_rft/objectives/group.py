@@ -32,8 +32,12 @@ def group_advantages(
         on_policy_statistics: leave the off-policy members out of mean and standard deviation.
         scale_by_std: divide by the standard deviation.
         std_epsilon: >= 0.
-    Returns: [N], detached.
-    Raises: ValueError naming the argument that is wrong or missing.
+
+    Returns:
+        [N], detached.
+
+    Raises:
+        ValueError: The message names the argument that is wrong or missing.
     """
     check_dims(1, rewards=rewards)
     check_same_shape(rewards=rewards, group=group)

@@ -21,8 +21,12 @@ def utterance_log_likelihood(token_log_probs: Tensor, utterance_mask: Tensor, *,
     Args:
         token_log_probs: log pi(w_i | s, w_<i), [U, L]; what stands in padding is ignored, NaN included.
         utterance_mask: 1 on the utterance's tokens, [U, L].
-    Returns: [U]; 0 for an utterance without tokens.
-    Raises: ValueError naming the argument whose shape is wrong.
+
+    Returns:
+        [U]; 0 for an utterance without tokens.
+
+    Raises:
+        ValueError: The message names the argument whose shape is wrong.
     """
     check_dims(2, token_log_probs=token_log_probs)
     check_same_shape(token_log_probs=token_log_probs, utterance_mask=utterance_mask)
@@ -42,8 +46,12 @@ def expected_utterance_length(end_log_probs: Tensor, utterance_mask: Tensor) -> 
     Args:
         end_log_probs: log e_i, the log-probability of the end-of-turn token at each position, <= 0, [U, L].
         utterance_mask: 1 on the utterance's tokens, [U, L].
-    Returns: n~ in [0, L], [U].
-    Raises: ValueError naming the argument whose shape is wrong.
+
+    Returns:
+        n~ in [0, L], [U].
+
+    Raises:
+        ValueError: The message names the argument whose shape is wrong.
     """
     check_dims(2, end_log_probs=end_log_probs)
     check_same_shape(end_log_probs=end_log_probs, utterance_mask=utterance_mask)
@@ -81,7 +89,9 @@ def utterance_likelihood_loss(
         length_coef: GLIDER's lambda, >= 0; 0 switches the term off.
         average_tokens: see `utterance_log_likelihood`.
         normalizer: N, the number of utterances over all micro-batches and devices; default U.
-    Raises: ValueError naming the argument that is wrong or missing.
+
+    Raises:
+        ValueError: The message names the argument that is wrong or missing.
     """
     check_non_negative(length_coef=length_coef)
     likelihood = utterance_log_likelihood(token_log_probs, utterance_mask, average_tokens=average_tokens)

@@ -19,7 +19,9 @@ def shape_policy(importance_ratio: Tensor, *, policy_shaping: float) -> Tensor:
     Args:
         importance_ratio: x = pi_theta / pi_phi >= 0, any shape.
         policy_shaping: gamma > 0 (LUFFY: 0.1).
-    Raises: ValueError for a gamma that is not positive.
+
+    Raises:
+        ValueError: For a gamma that is not positive.
     """
     if not policy_shaping > 0:
         raise ValueError(f"policy_shaping must be > 0, got {policy_shaping}")
@@ -48,7 +50,9 @@ def clipped_surrogate(
         old_log_probs: log pi_old, of the policy that sampled, [B, T].
         advantages: A, [B, T].
         clip_low, clip_high: >= 0; None leaves that side open (both None: LUFFY's release).
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     check_dims(2, log_probs=log_probs)
     check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
@@ -78,8 +82,12 @@ def off_policy_losses(
         advantages: A, [B, T].
         behaviour_log_probs: log pi_phi, [B, T]; NaN in a token where it is not known; None: in none.
         policy_shaping: gamma of `shape_policy`; None: f is the identity (plain mixed-policy GRPO).
-    Returns: [B, T].
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Returns:
+        [B, T].
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     check_dims(2, log_probs=log_probs)
     check_same_shape(log_probs=log_probs, advantages=advantages)
@@ -132,7 +140,9 @@ def mixed_policy_loss(
         token_weights: factors of single tokens, [B, T]: `truncated_importance_weights`, say.
         normalizer: Z, over all micro-batches and devices: the number of their tokens (the paper), or the maximum length
             of a completion (the release); default the number of tokens given.
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     check_dims(2, log_probs=log_probs)
     check_same_shape(log_probs=log_probs, completion_mask=completion_mask)
@@ -176,8 +186,12 @@ def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *
         log_probs: of the sampled tokens under the training policy at the time of sampling, [B, T].
         sampler_log_probs: as the sampler reported them, [B, T].
         max_weight: > 0.
-    Returns: [B, T], detached.
-    Raises: ValueError naming the argument whose shape or range is wrong.
+
+    Returns:
+        [B, T], detached.
+
+    Raises:
+        ValueError: The message names the argument whose shape or range is wrong.
     """
     if not max_weight > 0:
         raise ValueError(f"max_weight must be > 0, got {max_weight}")
@@ -193,7 +207,9 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     Args:
         log_probs: log pi_theta, any shape; gradients flow here only.
         ref_log_probs: log pi_ref, the same shape.
-    Raises: ValueError if the shapes differ.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
     check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
     log_ratio = ref_log_probs.detach() - log_probs
@@ -207,8 +223,12 @@ def masked_token_mean(values: Tensor, mask: Tensor, *, normalizer: Tensor | floa
         values: [B, T].
         mask: 1 on the tokens that count, [B, T].
         normalizer: their number over all micro-batches and devices; default that of the tokens given.
-    Returns: scalar.
-    Raises: ValueError if the shapes differ.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
     check_same_shape(values=values, mask=mask)
     total = values.masked_fill(~mask.bool(), 0.0).sum()

@@ -44,7 +44,9 @@ class Columns:
     Args:
         mapping: field -> column, in place of the usual names; a dotted name reaches into an object
             (``reward_model.ground_truth``), null means that no column holds the field.
-    Raises: ValueError for an unknown field.
+
+    Raises:
+        ValueError: For an unknown field.
     """
 
     def __init__(self, mapping: Mapping[str, str | None] | None = None) -> None:
@@ -63,8 +65,11 @@ class Columns:
     def find(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """The column that holds a field in this row, and its value.
 
-        Returns: ("", None) where there is no such column.
-        Raises: ProblemError if an object that is to be reached into is none.
+        Returns:
+            ("", None) where there is no such column.
+
+        Raises:
+            ProblemError: If an object that is to be reached into is none.
         """
         first: tuple[str, Any] = ("", None)
         for candidate in self._candidates(name):
@@ -88,7 +93,8 @@ class Columns:
     def require(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """`find` for a field that every problem has.
 
-        Raises: ProblemError naming the row's columns if there is none.
+        Raises:
+            ProblemError: The message names the row's columns if there is none.
         """
         column, value = self.find(row, name)
         if column:
@@ -108,7 +114,8 @@ class Columns:
     def check(self, path: str) -> None:
         """Check the columns of a file whose rows have all been read, and log which were used.
 
-        Raises: ValueError if a mapped column is in no row, or no column holds the traces and one is nearly called so.
+        Raises:
+            ValueError: If a mapped column is in no row, or no column holds the traces and one is nearly called so.
         """
         names = list(self._names)
         for name, column in self.mapping.items():
@@ -157,8 +164,11 @@ def is_empty(value: Any) -> bool:
 def lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
     """A cell by its column's name, or a part of one by a dotted name.
 
-    Returns: whether it is there, and its value.
-    Raises: ProblemError if the cell is neither an object nor the text of one.
+    Returns:
+        Whether it is there, and its value.
+
+    Raises:
+        ProblemError: If the cell is neither an object nor the text of one.
     """
     if column in row:
         return True, row[column]
@@ -171,7 +181,8 @@ def lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
 def as_object(value: Any, name: str) -> dict[str, Any]:
     """An object, or the JSON text of one.
 
-    Raises: ProblemError if it is neither.
+    Raises:
+        ProblemError: If it is neither.
     """
     parsed = parse_literal(value) if isinstance(value, str) else value
     if not isinstance(parsed, dict):

@@ -21,7 +21,10 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
         number: how many, >= 1.
         seed: of the generator.
         settings: of the task, as reasoning-gym names them.
-    Raises: ValueError for an unknown task or a number below 1; ImportError without reasoning-gym (lit-rft[math]).
+
+    Raises:
+        ValueError: For an unknown task or a number below 1.
+        ImportError: Without reasoning-gym (lit-rft[math]).
     """
     try:
         import reasoning_gym

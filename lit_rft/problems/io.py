@@ -29,6 +29,7 @@ def read_problems(
     Args:
         sources: files, folders, patterns, or data sets of the Hugging Face hub; see `find_files`.
         columns: field of a problem -> column that holds it, in place of the usual names; see `Columns`.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a file is of an unknown kind, damaged or empty, or `columns` does not fit it.
@@ -72,8 +73,12 @@ def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") 
         number: of the row, for its id where it has none.
         columns: where the fields of a problem are.
         origin: file and row.
-    Returns: the problem, and whether the row itself gives the id.
-    Raises: ProblemError naming the field.
+
+    Returns:
+        The problem, and whether the row itself gives the id.
+
+    Raises:
+        ProblemError: The message names the field.
     """
     if not isinstance(row, dict):
         raise ProblemError(f"expected an object, got {type(row).__name__}")

@@ -27,8 +27,12 @@ def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ..
         value: a list of messages, its JSON text, or a plain text.
         name: field to name in errors.
         last: role of the last message.
-    Returns: messages with ``role`` and ``content``; system messages without text are left out.
-    Raises: ProblemError naming the part that is wrong.
+
+    Returns:
+        Messages with ``role`` and ``content``; system messages without text are left out.
+
+    Raises:
+        ProblemError: The message names the part that is wrong.
     """
     messages = read_messages(value, name, last)
     if messages[-1]["role"] != last:
@@ -39,8 +43,11 @@ def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ..
 def split_conversation(value: Any, name: str) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
     """Split a conversation into the prompt and the assistant's last answer, where it ends with one.
 
-    Returns: prompt, and no trace or one.
-    Raises: ProblemError naming the part that is wrong.
+    Returns:
+        Prompt, and no trace or one.
+
+    Raises:
+        ProblemError: The message names the part that is wrong.
     """
     messages = read_messages(value, name, "user", empty_end=True)
     if messages[-1]["role"] != "assistant":
@@ -58,7 +65,9 @@ def read_messages(value: Any, name: str, role: str, *, empty_end: bool = False) 
         value, name: see `check_messages`.
         role: role of a plain text.
         empty_end: the assistant's last message may be without text.
-    Raises: ProblemError naming the part that is wrong.
+
+    Raises:
+        ProblemError: The message names the part that is wrong.
     """
     value = messages_from_text(value, name)
     if isinstance(value, str):
@@ -98,7 +107,8 @@ def _message(message: Any, where: str, may_be_empty: bool) -> dict[str, str] | N
 def join_parts(content: Any, where: str) -> Any:
     """Join content parts (``[{"type": "text", "text": ...}]``) to one text; anything else is returned as it is.
 
-    Raises: ProblemError for a part that is not text, an image for example.
+    Raises:
+        ProblemError: For a part that is not text, an image for example.
     """
     if not isinstance(content, list):
         return content
@@ -116,8 +126,11 @@ def join_parts(content: Any, where: str) -> Any:
 def messages_from_text(value: Any, name: str) -> Any:
     """Parse a text that is a list of messages: JSON, or Python's notation, which pandas writes into CSV.
 
-    Returns: the list; any other value as it is.
-    Raises: ProblemError for a text that begins as messages do and cannot be parsed.
+    Returns:
+        The list; any other value as it is.
+
+    Raises:
+        ProblemError: For a text that begins as messages do and cannot be parsed.
     """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
@@ -143,7 +156,8 @@ def _like_message(item: Any) -> bool:
 def parse_literal(text: str) -> Any:
     """Parse JSON or a Python literal; nothing is executed.
 
-    Returns: the value; None if it is neither.
+    Returns:
+        The value; None if it is neither.
     """
     try:
         return json.loads(text)

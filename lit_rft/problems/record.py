@@ -58,7 +58,8 @@ class Problem:
 def check_text(value: Any, name: str) -> str:
     """A text that is not empty; numbers are written out.
 
-    Raises: ProblemError, also for NaN and infinity.
+    Raises:
+        ProblemError: Also for NaN and infinity.
     """
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         if not math.isfinite(value):

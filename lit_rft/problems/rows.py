@@ -27,6 +27,7 @@ def find_files(source: str) -> list[str]:
     Args:
         source: a file, a folder (its files by name, not recursively; or a data set saved by `datasets`), a pattern
             (``data/*.jsonl``), or a data set of the hub (``hf:...``).
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file's kind is unknown.

@@ -16,7 +16,8 @@ class RewardSum:
             adds nothing; at least one must apply.
         weights: one per function; null for all 1.
 
-    Raises: ValueError if the numbers of functions and weights differ, or a function has neither form.
+    Raises:
+        ValueError: If the numbers of functions and weights differ, or a function has neither form.
     """
 
     def __init__(self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None) -> None:
@@ -36,8 +37,9 @@ class RewardSum:
     ) -> list[float]:
         """Compute the weighted sum of each completion's rewards.
 
-        Raises: RewardError for a function that returned something else than a number per completion; see
-            `compute_rewards`.
+        Raises:
+            RewardError: For a function that returned something else than a number per completion; see
+                `compute_rewards`.
         """
         total = [0.0] * len(completions)
         applies = [False] * len(completions)

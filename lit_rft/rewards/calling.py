@@ -29,7 +29,8 @@ def reward_name(function: Any) -> str:
 def check_reward(function: Any) -> None:
     """Check that a reward function can be called.
 
-    Raises: RewardError if it has neither form of `compute_rewards`.
+    Raises:
+        RewardError: If it has neither form of `compute_rewards`.
     """
     _parameters(function)
 
@@ -56,8 +57,11 @@ def compute_rewards(
         completion_ids: token ids of each completion.
         allow_none: whether None ("does not apply") may come back.
 
-    Returns: A finite number for each completion, or None where that may be.
-    Raises: RewardError naming the function, and the row where one is at fault.
+    Returns:
+        A finite number for each completion, or None where that may be.
+
+    Raises:
+        RewardError: The message names the function, and the row where one is at fault.
     """
     if len(completions) != len(rows):
         raise RewardError(f"each completion needs a row of data: got {len(completions)} and {len(rows)}")

@@ -53,7 +53,8 @@ def unearnable(problems: Sequence[WithGroundTruth], reward: Any) -> list[Unearna
         problems: of a data set; repeats of a ground truth are verified once.
         reward: a `MathReward`, or a `RewardSum` with one; others set their own rules, and nothing is verified.
 
-    Returns: One entry per problem, in order.
+    Returns:
+        One entry per problem, in order.
     """
     grader = _math_reward(reward)
     if grader is None:

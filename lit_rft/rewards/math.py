@@ -40,7 +40,8 @@ class MathReward:
     def __call__(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Compute a reward in {0, 1} for each completion.
 
-        Raises: ValueError if a row has no `ground_truth`.
+        Raises:
+            ValueError: If a row has no `ground_truth`.
         """
         golds = [_ground_truth(row) for row in rows]
         texts = [text_after_thinking(text) if self.after_thinking else text for text in completions]

@@ -39,7 +39,8 @@ class VerifierPool:
         max_characters: characters of a completion's end that are read; the final answer stands last.
         lenient: see `answers.find_answer`.
 
-    Raises: ValueError for a limit that is not positive.
+    Raises:
+        ValueError: For a limit that is not positive.
     """
 
     def __init__(
@@ -71,8 +72,11 @@ class VerifierPool:
             golds: ground truths.
             answers: completions, one for each.
 
-        Returns: A verdict for each pair, in order.
-        Raises: ValueError if there are not as many ground truths as answers.
+        Returns:
+            A verdict for each pair, in order.
+
+        Raises:
+            ValueError: If there are not as many ground truths as answers.
         """
         if len(golds) != len(answers):
             raise ValueError(f"each answer needs a ground truth: got {len(answers)} and {len(golds)}")

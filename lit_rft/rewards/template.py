@@ -62,7 +62,8 @@ class Template:
     def fork(self) -> Worker:
         """Start a worker.
 
-        Raises: TemplateError if the template has died.
+        Raises:
+            TemplateError: If the template has died.
         """
         connection, far_end = Pipe()
         try:
@@ -116,7 +117,9 @@ class Worker:
     def receive(self) -> Any:
         """Receive the answer, and be idle again.
 
-        Raises: EOFError or OSError if the process is dead.
+        Raises:
+            EOFError: If the process is dead.
+            OSError: If the process is dead.
         """
         answer = json.loads(self.connection.recv_bytes())
         self.index, self.deadline = None, float("inf")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed, resolve_seed
+from lit_rft.agents import Agent
 from lit_rft.generation.resample import sample_decisions
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
@@ -23,6 +24,7 @@ from lit_rft.models.features import (
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import (
+    Sums,
     discounted_returns,
     polyak_update,
     utterance_log_likelihood,
@@ -30,10 +32,9 @@ from lit_rft.objectives import (
 )
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, SarsaUpdate, decisions_at
-from lit_rft.stages.diagnostics import decision_sums, sum_names, summarize
-from lit_rft.stages.optimization import add_to
+from lit_rft.stages.diagnostics import decision_sums, summarize
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
+from lit_rft.transcripts import StepBatch, Transcript, TranscriptBatch, collate_padded
 
 _TOGETHER = 16  # sampled utterances that are read in one pass
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
@@ -55,8 +56,7 @@ class ActorCriticStage(EpisodeStage):
             scratch). A checkpoint with critics starts them too.
         optimizer: AdamW of the actor; schedule, decay and clipping hold for the critics too.
         acting: how episodes are played.
-        hierarchy: two levels, or (False) a flat agent without subgoals (AWAC).
-        prompts: what each level is told.
+        agent: the agent that acts; null for `HierarchicalAgent`.
         critic: the critics.
         advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
         max_weight: the largest weight of a decision, > 0.
@@ -66,7 +66,7 @@ class ActorCriticStage(EpisodeStage):
             Q_target(s', u'), the actor weighted by Q_target itself, the low level by likelihood alone.
         average_tokens: log pi(u|s) per token, or (the equation) its sum.
         high_weight: of the high level's losses, >= 0.
-        low_weight: of the low level's, and of a flat agent's, >= 0.
+        low_weight: of the low level's, and of a flat agent's, >= 0. Other levels weigh 1.
         chunk_tokens: logits are made for so many action tokens at a time.
     """
 
@@ -75,8 +75,7 @@ class ActorCriticStage(EpisodeStage):
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
         critic: CriticSettings | None = None,
         advantage_temperature: float = 0.1,
         max_weight: float = 20.0,
@@ -87,7 +86,7 @@ class ActorCriticStage(EpisodeStage):
         low_weight: float = 1.0,
         chunk_tokens: int = 256,
     ) -> None:
-        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, hierarchy, prompts)
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent)
         self.critic_settings = critic or CriticSettings()
         _check_settings(advantage_temperature, max_weight, value_actions, preset, high_weight, low_weight)
         self.critic_update: IQLUpdate | SarsaUpdate = SarsaUpdate(self.critic_settings)
@@ -95,7 +94,7 @@ class ActorCriticStage(EpisodeStage):
             self.critic_update = IQLUpdate(self.critic_settings, advantage_temperature, max_weight)
         self.value_actions = value_actions
         self.average_tokens, self.chunk_tokens = average_tokens, chunk_tokens
-        self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        self.level_weights: dict[str, float] = {"high": high_weight, "low": low_weight, "flat": low_weight}
         self.critic: Critic | None = None
         self.q_and_returns: list[tuple[str, Tensor, Tensor]] = []  # level, Q, return: of this epoch, where it is known
         self._features: FeatureCache | None = None
@@ -113,7 +112,9 @@ class ActorCriticStage(EpisodeStage):
                 "critic.features=adapted"
             )
         size = causal_lm(self.policy).config.get_text_config().hidden_size
-        self.critic = Critic(size, per_level=self.critic_settings.per_level)
+        # three at least: initial weights must not depend on whether GLIDER's two levels leave one unused
+        num_levels = max(3, len(self.agent.levels))
+        self.critic = Critic(size, num_levels=num_levels, per_level=self.critic_settings.per_level)
 
     def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
         critic = {name: value for name, value in weights.items() if name.startswith("critic.")}
@@ -149,21 +150,18 @@ class ActorCriticStage(EpisodeStage):
     # --- one optimiser step ------------------------------------------------------------------------------------------
 
     def update(self, batch: StepBatch) -> dict[str, Tensor]:
-        """One step of actor and critics, then of the targets; returns what there is to log."""
+        """Make one step of actor and critics, then of the targets; returns diagnostics to log."""
         assert self.critic is not None
-        sums: dict[str, Tensor] = {}
-        losses = [partial(self._loss, m, batch.num_utterances, sums) for m in batch.micro_batches]
-        self.accumulate_and_step(losses)
+        sums = self.optimize(batch.micro_batches, partial(self._loss, num_decisions=batch.num_utterances))
         polyak_update(
             self.critic.target.parameters(), self.critic.online.parameters(), rate=self.critic_settings.polyak_rate
         )
-        levels = [level for level in LEVELS if batch.num_utterances.get(level)]
-        return self._metrics(sums, levels)
+        levels = [level for level in self.agent.levels if batch.num_utterances.get(level)]
+        losses = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
+        return {name: sums[name] for name in losses} | summarize(sums, levels)
 
-    def _loss(
-        self, micro: TranscriptBatch, num_decisions: dict[str, int], sums: dict[str, Tensor]
-    ) -> tuple[Tensor, list[str]]:
-        """One micro-batch's share of the losses."""
+    def _loss(self, micro: TranscriptBatch, num_decisions: dict[str, int]) -> tuple[Tensor, Sums]:
+        """Compute the share of the losses of a micro-batch, and its diagnostics."""
         assert self.policy is not None and self.chat is not None and self.critic is not None
         _check_outcomes(micro)
         hidden = hidden_states(self.policy, micro)
@@ -176,23 +174,20 @@ class ActorCriticStage(EpisodeStage):
         )
         features = gather_features(hidden, micro) if self.critic_settings.features == "adapted" else self._frozen(micro)
         proposals = self._proposals(micro) if self.value_actions == "policy" else None
-        loss = likelihood.new_zeros(())
-        for code, level in enumerate(LEVELS):
-            rows = micro.level == code
+        loss, sums = likelihood.new_zeros(()), Sums()
+        for code, level in enumerate(self.agent.levels):
+            rows = micro.at_level(level)
             if not rows.any():
                 continue
-            decisions = decisions_at(code, micro, features, proposals)
+            decisions = decisions_at(level, code, micro, features, proposals)
             terms = self.critic_update(self.critic, decisions, num_decisions[level])
             policy_loss = weighted_likelihood_loss(likelihood[rows], terms.weights, normalizer=num_decisions[level])
             parts = (policy_loss, terms.q_loss, terms.value_loss)
-            loss = loss + self.level_weights[level] * sum(parts, torch.zeros_like(loss))
-            add_to(sums, {f"{level}/{name}": part.detach() for name, part in zip(_LOSSES, parts, strict=True)})
-            add_to(sums, decision_sums(
-                level, q=terms.q, value=terms.value, weights=terms.weights, clamped=terms.clamped
-            ))  # fmt: skip
+            loss = loss + self.level_weights.get(level, 1.0) * sum(parts, torch.zeros_like(loss))
+            sums |= {f"{level}/{name}": part for name, part in zip(_LOSSES, parts, strict=True)}
+            sums |= decision_sums(level, q=terms.q, value=terms.value, weights=terms.weights, clamped=terms.clamped)
             self._remember_returns(level, decisions, terms.q)
-        add_to(sums, {"loss": loss.detach()})
-        return loss, micro.episode_ids
+        return loss, sums
 
     # --- features ----------------------------------------------------------------------------------------------------
 
@@ -263,17 +258,10 @@ class ActorCriticStage(EpisodeStage):
         )
         self.q_and_returns.append((level, q[known].cpu(), returns[known].cpu()))
 
-    def _metrics(self, sums: dict[str, Tensor], levels: list[str]) -> dict[str, Tensor]:
-        """What this step's micro-batches add up to, over all processes."""
-        names = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
-        total = self.total(sums, [*names, *sum_names(levels)])
-        metrics = {name: total[name] for name in names} | summarize(total, levels)
-        return {f"train/{name}": value for name, value in metrics.items()}
-
-    def log_metrics(self, metrics: dict[str, Tensor]) -> None:
+    def log_terms(self, terms: dict[str, Tensor]) -> None:
         """Log what `update` returned."""
-        self.log("train/loss", metrics["train/loss"], prog_bar=True)
-        self.log_dict({name: value for name, value in metrics.items() if name != "train/loss"})
+        for name, value in terms.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
 
 
 def _check_settings(

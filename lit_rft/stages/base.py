@@ -1,19 +1,17 @@
 """What the stages share that act in environments."""
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 from lit_rft._seeds import resolve_seed
-from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.agents import Agent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.data_check import EPISODES
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
-from lit_rft.stages.identity import current_fingerprint
+from lit_rft.stages.hyper_parameters import to_plain, with_class
+from lit_rft.stages.identity import current_fingerprint, digest
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
-from lit_rft.transcripts import HierarchyPrompts
 
 
 class EpisodeStage(PolicyModule):
@@ -26,8 +24,8 @@ class EpisodeStage(PolicyModule):
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
         acting: how episodes are played.
-        hierarchy: two levels, or (False) a flat agent without subgoals.
-        prompts: what each level is told.
+        agent: the agent that acts: what its levels read, and how they take turns; null for `HierarchicalAgent`.
+    Raises: ValueError for an agent whose context has no room for an utterance.
     """
 
     evaluation_batch = EPISODES
@@ -37,14 +35,13 @@ class EpisodeStage(PolicyModule):
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
     ) -> None:
         super().__init__(policy, optimizer)
         acting = acting or ActingSettings()
         self.acting = dataclasses.replace(acting, seed=resolve_seed(acting.seed))
-        self.hierarchy = hierarchy
-        self.prompts = prompts or HierarchyPrompts()
+        self.agent: Agent = agent or HierarchicalAgent()
+        check_agent(self.agent, self.acting)
         self.played: list[PlayedEpisode] = []
         self.already_played: set[str] = set()  # ids of episodes that `predict` need not play again
         self.score_table: dict[str, dict[str, float]] = {}
@@ -52,33 +49,24 @@ class EpisodeStage(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hierarchy"] = self.hierarchy
+        checkpoint["agent"] = with_class(self.agent)
 
     def check_source(self, checkpoint: dict[str, Any], source: str) -> None:
-        """Raises: ValueError for a flat policy where this one is hierarchical, or the other way round."""
-        if checkpoint.get("hierarchy", self.hierarchy) != self.hierarchy:
-            kinds = {True: "a hierarchical", False: "a flat"}
+        """Raises: ValueError for a policy of another agent."""
+        theirs, own = checkpoint.get("agent"), with_class(self.agent)
+        if theirs is not None and theirs["class_path"] != own["class_path"]:
             raise ValueError(
-                f"{source} is of {kinds[not self.hierarchy]} policy, and this is {kinds[self.hierarchy]} one: start "
-                "from another checkpoint, or set hierarchy accordingly"
+                f"{source} is of the agent {theirs['class_path']}, and this is {own['class_path']}: start from another "
+                "checkpoint, or set agent accordingly"
             )
 
     # --- acting ------------------------------------------------------------------------------------------------------
-
-    def make_agent(self) -> Agent:
-        assert self.chat is not None
-        settings = self.acting
-        if self.hierarchy:
-            return HierarchicalAgent(self.chat, self.prompts, settings.max_length, settings.subgoal_steps)
-        return FlatAgent(self.chat, self.prompts, settings.max_length)
 
     def acting_policy(self) -> ActingPolicy:
         """Who plays in evaluation."""
         assert self.policy is not None and self.chat is not None
         sampling, seed = self.acting.sampling, resolve_seed(self.acting.seed)
-        agent, source = self.make_agent(), self.source()
-        end, decode = self.chat.end_ids, self.chat.tokenizer.decode
-        return ActingPolicy(self.policy, agent, end, source, sampling, seed, decode=decode)
+        return ActingPolicy(self.policy, self.agent, self.chat, self.source(), sampling, seed)
 
     def source(self) -> dict[str, Any]:
         """Who plays, for the records: what makes two runs of `predict` differ. All processes must call this."""
@@ -90,10 +78,8 @@ class EpisodeStage(PolicyModule):
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
             "weights": current_fingerprint(self.policy),
-            "hierarchy": self.hierarchy,
-            "prompts": hashlib.sha256(json.dumps(as_json(self.prompts)).encode()).hexdigest()[:16],
-            "max_length": acting.max_length,
-            "subgoal_steps": acting.subgoal_steps,
+            "agent": with_class(self.agent)["class_path"],
+            "agent_settings": digest(to_plain(self.agent)),
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,
@@ -138,3 +124,14 @@ class EpisodeStage(PolicyModule):
     def teardown(self, stage: str) -> None:
         """End the simulators."""
         self._runner.close()
+
+
+def check_agent(agent: Agent, acting: ActingSettings) -> None:
+    """Raises: ValueError for settings that checkpoints cannot keep, and for a context without room for an utterance."""
+    if not dataclasses.is_dataclass(agent):
+        raise ValueError(f"agent must be a frozen dataclass, whose fields checkpoints keep; got {type(agent).__name__}")
+    if agent.levels and agent.max_length <= acting.sampling.max_new_tokens:
+        raise ValueError(
+            f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and "
+            f"{acting.sampling.max_new_tokens}"
+        )

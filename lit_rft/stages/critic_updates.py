@@ -10,7 +10,7 @@ from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
 from lit_rft.objectives import advantage_weights, expectile_value_loss, q_loss, td_target
 from lit_rft.stages.settings import CriticSettings
-from lit_rft.transcripts import LEVELS, TranscriptBatch
+from lit_rft.transcripts import TranscriptBatch
 
 
 class LevelDecisions(NamedTuple):
@@ -18,7 +18,8 @@ class LevelDecisions(NamedTuple):
 
     features: DecisionFeatures  # [N, D] each
     proposals: Tensor | None  # [N, D], features of other utterances in the same states, for L_V
-    level: int  # its index in LEVELS
+    level: str
+    code: int  # the level's index among the agent's
     rewards: Tensor  # [N]
     steps: Tensor  # [N]
     terminated: Tensor  # [N] bool
@@ -26,15 +27,16 @@ class LevelDecisions(NamedTuple):
 
 
 def decisions_at(
-    level: int, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
+    level: str, code: int, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
 ) -> LevelDecisions:
     """The decisions of a micro-batch that are of one level."""
-    rows = micro.level == level
+    rows = micro.at_level(level)
     selected = DecisionFeatures(*(feature[rows] for feature in features))
     return LevelDecisions(
         selected,
         None if proposals is None else proposals[rows],
         level,
+        code,
         micro.rewards[rows],
         micro.steps[rows],
         micro.terminated[rows],
@@ -68,7 +70,7 @@ class IQLUpdate:
     max_weight: float
 
     def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
-        features, code = decisions.features, decisions.level
+        features, code = decisions.features, decisions.code
         with torch.no_grad():
             next_values = critic.target.v(features.next_state, code)
             seen = features.utterance if decisions.proposals is None else decisions.proposals
@@ -101,9 +103,9 @@ class SarsaUpdate:
 
     def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
-        if LEVELS[decisions.level] == "low":
+        if decisions.level == "low":
             return CriticTerms(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
-        utterance, code, owner = decisions.features.utterance, decisions.level, decisions.owner
+        utterance, code, owner = decisions.features.utterance, decisions.code, decisions.owner
         with torch.no_grad():
             target_q = critic.target.q(utterance, code)
         next_q = torch.cat([target_q[1:], zeros[:1]])

@@ -33,10 +33,10 @@ EPISODES = BatchKind("EpisodeJobs", ("jobs", "make_env", "tasks"), "TrajectoryDa
 
 
 class DataCheckedModule(OptimizedModule):
-    """Refuses batches and data modules of another kind, hierarchy or tokenizer than the stage's.
+    """Refuses batches and data modules of another kind, agent or tokenizer than the stage's.
 
     Data modules are checked as a whole before training begins, as far as they describe themselves (`training_batch`,
-    `evaluation_batch`, `hierarchy`, `prompts`, `tokenizer`); the batches of any data loader as they come.
+    `evaluation_batch`, `agent`, `tokenizer`); the batches of any data loader as they come.
     """
 
     training_batch: BatchKind | None = None
@@ -49,7 +49,7 @@ class DataCheckedModule(OptimizedModule):
     # --- data modules ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Raises: ValueError for a data module that gives other batches than this stage needs, or other prompts."""
+        """Raises: ValueError for a data module that gives other batches than this stage needs, or another agent."""
         data = getattr(self.trainer, "datamodule", None)
         kinds = {"evaluation_batch": self.evaluation_batch}
         if stage == "fit":
@@ -62,13 +62,12 @@ class DataCheckedModule(OptimizedModule):
                     f"got {type(data).__name__}, which gives {given}"
                 )
         if stage == "fit":
-            for name in ("hierarchy", "prompts"):
-                given, own = getattr(data, name, None), getattr(self, name, None)
-                if given is not None and own is not None and given != own:
-                    raise ValueError(
-                        f"{name} must be the same for stage and data module: {type(self).__name__} has {own}, "
-                        f"{type(data).__name__} has {given}"
-                    )
+            given, own = getattr(data, "agent", None), getattr(self, "agent", None)
+            if given is not None and own is not None and given != own:
+                raise ValueError(
+                    f"the agent must be the same for stage and data module: {type(self).__name__} has {own}, "
+                    f"{type(data).__name__} has {given}; leave out the data module's, and it takes the stage's"
+                )
 
     def check_tokenizer(self) -> None:
         """Raises: ValueError if the data module's token ids are of another tokenizer or chat template."""
@@ -97,7 +96,7 @@ class DataCheckedModule(OptimizedModule):
     def check_batch(self, batch: Any, kind: BatchKind | None) -> None:
         """Steps call this first.
 
-        Raises: ValueError for a batch of another kind, hierarchy or tokenizer.
+        Raises: ValueError for a batch of another kind, agent or tokenizer.
         """
         if kind is None:
             return
@@ -123,14 +122,13 @@ class DataCheckedModule(OptimizedModule):
             )
 
     def _check_levels(self, transcripts: Iterable[Transcript]) -> None:
-        """Raises: ValueError for transcripts of another hierarchy, or with other ends of turns."""
-        hierarchy = getattr(self, "hierarchy", None)
+        """Raises: ValueError for transcripts of another agent, or with other ends of turns."""
+        agent = getattr(self, "agent", None)
         for transcript in transcripts:
-            if hierarchy is not None and (transcript.level == "flat") == hierarchy:
-                kind = "hierarchical" if hierarchy else "flat"
+            if agent is not None and transcript.level not in agent.levels:
                 raise ValueError(
-                    f"{type(self).__name__} is {kind}, but the transcript of {transcript.episode_id} is of the "
-                    f"{transcript.level} level: set hierarchy to the same value for stage and data"
+                    f"the agent of {type(self).__name__} has the levels {', '.join(agent.levels)}, but the transcript "
+                    f"of {transcript.episode_id} is of the {transcript.level} level: give stage and data the same agent"
                 )
             if transcript.end_of_turn_id != self.chat.end_of_turn_id:
                 raise ValueError(

@@ -19,11 +19,6 @@ def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clam
     return {f"{level}/{name}": column.sum() for name, column in zip(_SUMS, columns, strict=True)}
 
 
-def sum_names(levels: Sequence[str]) -> list[str]:
-    """What `decision_sums` names for these levels."""
-    return [f"{level}/{name}" for level in levels for name in _SUMS]
-
-
 def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tensor]:
     """Means, spreads and shares out of `decision_sums`, added up, for levels that had decisions.
 

@@ -1,7 +1,8 @@
 """A stage's way to play episodes: simulators, generators and metrics, made and ended together."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from lit_rft.models.merging import MergedWeights, use_adapter
 from lit_rft.models.sharding import sharded_parts, unsharded
 from lit_rft.stages.serving import AdapterSync
 from lit_rft.stages.settings import ActingSettings
+from lit_rft.transcripts import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,22 @@ class ActingPolicy:
     Args:
         model: the policy.
         agent: how it is asked.
-        end_ids: the tokens that end its utterances.
+        chat: how its tokenizer writes conversations.
         source: of the episodes' records.
         sampling: how it samples.
         seed: of the sampling.
         adapter: which of the model's adapters acts.
-        low_adapter: another one for the low level; None for the same.
-        decode: ids to text, for stop strings.
+        level_adapters: other ones for some of the agent's levels.
     """
 
     model: nn.Module
     agent: Agent
-    end_ids: Sequence[int]
+    chat: ChatFormat
     source: dict[str, Any] = field(default_factory=dict)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     adapter: str = "default"
-    low_adapter: str | None = None
-    decode: Callable[[list[int]], str] | None = None
+    level_adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class EpisodeRunner:
@@ -81,22 +81,27 @@ class EpisodeRunner:
                 )
             if self.settings.server is None:
                 self._whole.enter_context(unsharded(policy.model))
-            generator = self._generator(policy, policy.adapter)
-            low = self._generator(policy, policy.low_adapter) if policy.low_adapter is not None else None
-            self._player = EpisodePlayer(policy.agent, generator, self._pool, policy.source, low)
+            generators = self._generators(policy)
+            self._player = EpisodePlayer(policy.agent, self._pool, policy.chat, generators, policy.source)
             self._metrics = EpisodeMetrics(jobs.tasks).to(next(policy.model.parameters()).device)
         except BaseException:
             self.close()
             raise
 
-    def _generator(self, policy: ActingPolicy, adapter: str) -> Conversations:
-        # with an adapter for each level, each generator has one conversation an episode
-        slots = self.settings.parallel_episodes * (1 if policy.low_adapter else policy.agent.conversations)
+    def _generators(self, policy: ActingPolicy) -> dict[str, Conversations]:
+        """A generator for each level; levels that act with the same adapter share one."""
+        adapters = {level: policy.level_adapters.get(level, policy.adapter) for level in policy.agent.levels}
+        count = Counter(adapters.values())
+        made = {adapter: self._generator(policy, adapter, levels) for adapter, levels in count.items()}
+        return {level: made[adapter] for level, adapter in adapters.items()}
+
+    def _generator(self, policy: ActingPolicy, adapter: str, levels: int) -> Conversations:
+        slots = self.settings.parallel_episodes * levels
         if self.settings.server is not None:
             served = self._served.setdefault(adapter, AdapterSync(self.settings.server, adapter))
             served.changed()  # since the epoch before
             return ServedConversations(
-                served.server, served.name(policy.model, 0), policy.end_ids, policy.sampling, num_slots=slots,
+                served.server, served.name(policy.model, 0), policy.chat.end_ids, policy.sampling, num_slots=slots,
                 seed=policy.seed,
             )  # fmt: skip
         folded = None
@@ -104,11 +109,11 @@ class EpisodeRunner:
             folded = MergedWeights(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
-            policy.end_ids,
+            policy.chat.end_ids,
             policy.sampling,
             num_slots=slots,
             seed=policy.seed,
-            decode=policy.decode,
+            decode=policy.chat.tokenizer.decode,
             acting=folded.active if folded is not None else partial(use_adapter, policy.model, adapter),
         )
 

@@ -4,13 +4,13 @@ from functools import partial
 
 from torch import Tensor
 
+from lit_rft.agents import Agent
 from lit_rft.models.log_probs import utterance_log_probs
-from lit_rft.objectives import utterance_likelihood_loss
+from lit_rft.objectives import Sums, utterance_likelihood_loss
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.data_check import STEPS
-from lit_rft.stages.optimization import add_to
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, TranscriptBatch
+from lit_rft.transcripts import StepBatch, TranscriptBatch
 
 
 class HierarchicalSFT(EpisodeStage):
@@ -19,20 +19,19 @@ class HierarchicalSFT(EpisodeStage):
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
 
     Each expectation is a mean over the utterances of its level in the whole optimiser step, see
-    `utterance_likelihood_loss`. `hierarchy=False` is flat SFT: the same likelihood on one transcript of actions.
+    `utterance_likelihood_loss`. `FlatAgent` is flat SFT: the same likelihood on one transcript of actions.
 
     Deviations: the length term counts the policy's expected length n~, because the data's length n has no gradient; by
-    default the low level reads the task as well as the subgoal (`prompts.low_level_sees_task`), and it reads the
-    whole episode so far, not only the last observation.
+    default the low level reads the task as well as the subgoal (`HierarchyPrompts.low_level_sees_task`), and it reads
+    the whole episode so far, not only the last observation.
 
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
         acting: how episodes are played.
-        hierarchy: two levels, or (False) a flat agent without subgoals.
-        prompts: what each level is told.
+        agent: the agent that acts; null for `HierarchicalAgent`.
         high_weight: w_h, >= 0.
-        low_weight: w_l, >= 0; of the flat transcript too.
+        low_weight: w_l, >= 0; of a flat agent's transcript, too. Other levels weigh 1.
         length_coef: lambda, >= 0.
         average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
         chunk_tokens: logits are made for so many action tokens at a time.
@@ -45,42 +44,38 @@ class HierarchicalSFT(EpisodeStage):
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
         high_weight: float = 1.0,
         low_weight: float = 1.0,
         length_coef: float = 0.0,
         average_tokens: bool = True,
         chunk_tokens: int = 256,
     ) -> None:
-        super().__init__(policy, optimizer, acting, hierarchy, prompts)
+        super().__init__(policy, optimizer, acting, agent)
         for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
-        self.level_weights = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        self.level_weights: dict[str, float] = {"high": high_weight, "low": low_weight, "flat": low_weight}
         self.length_coef = length_coef
         self.average_tokens = average_tokens
         self.chunk_tokens = chunk_tokens
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        sums: dict[str, Tensor] = {}
-        losses = [partial(self._loss, micro, batch.num_utterances, sums) for micro in batch.micro_batches]
-        self.accumulate_and_step(losses)
-        self._log_sums(sums, batch.num_utterances)
+        sums = self.optimize(batch.micro_batches, partial(self._loss, num_utterances=batch.num_utterances))
+        self.log("train/loss", sums.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in sums.items()})
 
-    def _loss(
-        self, micro: TranscriptBatch, num_utterances: dict[str, int], sums: dict[str, Tensor]
-    ) -> tuple[Tensor, list[str]]:
-        """One micro-batch's share of L; adds its parts to `sums`."""
+    def _loss(self, micro: TranscriptBatch, num_utterances: dict[str, int]) -> tuple[Tensor, Sums]:
+        """Compute the share of L of a micro-batch, and its parts."""
         assert self.policy is not None and self.chat is not None
         log_probs = utterance_log_probs(
             self.policy, micro, end_of_turn_id=self.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens,
             ends=self.length_coef > 0,
         )  # fmt: skip
-        loss = log_probs.tokens.new_zeros(())
-        for code, level in enumerate(LEVELS):
-            rows = micro.level == code
+        loss, sums = log_probs.tokens.new_zeros(()), Sums()
+        for level in self.agent.levels:
+            rows = micro.at_level(level)
             if not rows.any():
                 continue
             term = utterance_likelihood_loss(
@@ -91,21 +86,10 @@ class HierarchicalSFT(EpisodeStage):
                 average_tokens=self.average_tokens,
                 normalizer=num_utterances[level],
             )
-            loss = loss + self.level_weights[level] * term.loss
+            loss = loss + self.level_weights.get(level, 1.0) * term.loss
             share = rows.sum() / num_utterances[level]
             parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:
                 parts["expected_length"] = term.expected_length_mean * share
-            add_to(sums, {f"{level}/{name}": part for name, part in parts.items()})
-        add_to(sums, {"loss": loss.detach()})
-        return loss, micro.episode_ids
-
-    def _log_sums(self, sums: dict[str, Tensor], num_utterances: dict[str, int]) -> None:
-        """Log what this step's micro-batches add up to, over all processes."""
-        names = ["loss"]
-        for level in (level for level in LEVELS if num_utterances.get(level)):
-            names += [f"{level}/loss", f"{level}/log_likelihood"]
-            names += [f"{level}/expected_length"] if self.length_coef > 0 else []
-        values = self.total(sums, names)
-        self.log("train/loss", values.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
+            sums |= {f"{level}/{name}": part for name, part in parts.items()}
+        return loss, sums

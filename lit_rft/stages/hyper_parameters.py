@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import inspect
 import logging
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ _MISSING = "(not set)"
 
 # Where a stage keeps the effective value of an argument that may be None, if not under the argument's own name.
 _ATTRIBUTES = {"policy": "policy_settings", "optimizer": "optimizer_settings", "critic": "critic_settings"}
+
+# Arguments that hold their class beside its settings.
+_WITH_CLASS = ("agent",)
 
 
 def to_plain(value: Any) -> Any:
@@ -42,6 +46,11 @@ def to_plain(value: Any) -> Any:
         return str(value)
     named = value if isinstance(value, (type, types.FunctionType)) else type(value)
     return {_OBJECT: f"{named.__module__}.{named.__qualname__}"}
+
+
+def with_class(settings: Any) -> dict[str, Any]:
+    """Convert settings whose class is a setting, too: `class_path` and `init_args`, as in a config."""
+    return {"class_path": f"{type(settings).__module__}.{type(settings).__qualname__}", "init_args": to_plain(settings)}
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
-        plain[name] = to_plain(value)
+        plain[name] = with_class(value) if name in _WITH_CLASS and value is not None else to_plain(value)
         if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
             plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
@@ -102,12 +111,26 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rebuild(annotation: Any, value: Any) -> Any:
     """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
+    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+        return _rebuild(_settings_class(value["class_path"]), value["init_args"])
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     settings = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
         return value
     hints = typing.get_type_hints(settings[0])
     return settings[0](**{name: _rebuild(hints.get(name, Any), item) for name, item in value.items()})
+
+
+def _settings_class(path: str) -> type:
+    """Find a class by its path among the modules that are imported: a checkpoint must not import others.
+
+    Raises: ValueError if it is not there.
+    """
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise ValueError(f"the checkpoint is of {path}, which is not imported here: import {module} first")
+    return found
 
 
 def _is_union(annotation: Any) -> bool:

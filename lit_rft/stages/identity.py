@@ -81,6 +81,11 @@ def _digest(parameter: torch.Tensor, dtype: torch.dtype) -> bytes:
     return hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest()
 
 
+def digest(plain: Any) -> str:
+    """Hash JSON-like data."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def adapter_identity(policy: nn.Module) -> dict[str, Any] | None:
     """Describe the adapter that trains: its PEFT configuration and the modules it is on; None without one."""
     configs: Any = getattr(policy, "peft_config", None)

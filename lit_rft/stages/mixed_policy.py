@@ -14,19 +14,19 @@ from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import (
     MixedPolicyLoss,
+    Sums,
     group_advantages,
     kl_estimate,
     masked_token_mean,
+    mean_parts,
     mixed_policy_loss,
     truncated_importance_weights,
 )
-from lit_rft.stages.optimization import add_to, mean_over_steps
+from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.rollouts import Rollout, RolloutBatch, group_statistics, summarize_groups
 from lit_rft.stages.settings import ObjectiveSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances, step_batch
-
-_SUMS = ("loss", "policy_loss", "on_policy_loss", "off_policy_loss", "trace_prob", "clipped", "on_tokens", "off_tokens")
 
 
 class MixedPolicyUpdates(PolicyModule):
@@ -159,10 +159,7 @@ class MixedPolicyUpdates(PolicyModule):
         # where a term has no gradient there is no pass: equal rewards say nothing
         everything = settings.entropy_coef > 0 or settings.kl_coef > 0
         needed = [one for one in counted if everything or one.advantage or (settings.sft_coef > 0 and one.off_policy)]
-        sums: dict[str, Tensor] = {}
-        micro_batches = self._split(needed).micro_batches
-        self.accumulate_and_step([partial(self._loss, micro, needed, total, sums) for micro in micro_batches])
-        return self._means(sums)
+        return self.optimize(self._split(needed).micro_batches, partial(self._loss, members=needed, total=total))
 
     def _split(self, members: Sequence[Rollout]) -> StepBatch:
         transcripts = [transcript for one in members for transcript in one.transcripts]
@@ -178,10 +175,8 @@ class MixedPolicyUpdates(PolicyModule):
             chunk_tokens=self.chunk_tokens, ends=False, entropy=entropy,
         )  # fmt: skip
 
-    def _loss(
-        self, micro: TranscriptBatch, members: list[Rollout], total: dict[str, Tensor], sums: dict[str, Tensor]
-    ) -> tuple[Tensor, list[str]]:
-        """One micro-batch's share of the loss."""
+    def _loss(self, micro: TranscriptBatch, members: list[Rollout], total: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        """Compute the share of the loss of a micro-batch, and its diagnostics."""
         settings, rows = self.objective, RolloutBatch(micro, members)
         found = self._forward(micro, entropy=settings.entropy_coef > 0)
         off = rows.each("off_policy", torch.bool)
@@ -190,8 +185,7 @@ class MixedPolicyUpdates(PolicyModule):
         parts = _sums_of(terms, compared, off) | self._other_terms(micro, found, compared, off, total)
         weights = {"entropy": -settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
         loss = terms.loss + sum(weights[name] * parts[name] for name in weights if name in parts)
-        add_to(sums, {name: value.detach() for name, value in parts.items()} | {"loss": loss.detach()})
-        return loss, micro.episode_ids
+        return loss, parts
 
     def _policy_loss(
         self, log_probs: Tensor, rows: RolloutBatch, off: Tensor, compared: Tensor, tokens: Tensor
@@ -251,40 +245,20 @@ class MixedPolicyUpdates(PolicyModule):
         total = self.sum_over_processes({"off": number})["off"]
         if total == 0:
             raise ValueError("objective.sft_steps needs off-policy traces, and this batch has none: check the data")
-        sums: dict[str, Tensor] = {}
 
-        def loss(micro: TranscriptBatch) -> tuple[Tensor, list[str]]:
-            value = -masked_token_mean(self._forward(micro).tokens, micro.utterance_mask, normalizer=total)
-            add_to(sums, {"loss": value.detach()})
-            return value, micro.episode_ids
+        def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
+            return -masked_token_mean(self._forward(micro).tokens, micro.utterance_mask, normalizer=total), {}
 
-        self.accumulate_and_step([partial(loss, micro) for micro in self._split(members).micro_batches])
-        return self.total(sums, ["loss"])
-
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the step's micro-batches add up to, over all processes."""
-        settings = self.objective
-        optional = {"entropy": settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
-        whole = self.total(sums, [*_SUMS, *(name for name, coefficient in optional.items() if coefficient > 0)])
-        on, off = whole.pop("on_tokens"), whole.pop("off_tokens")
-        clipped, prob, off_loss = whole.pop("clipped"), whole.pop("trace_prob"), whole.pop("off_policy_loss")
-        whole["on_policy_loss"] = whole["on_policy_loss"] / on.clamp_min(1)
-        if on > 0:
-            whole["clip_fraction"] = clipped / on
-        if off > 0:
-            whole |= {"off_policy_loss": off_loss / off, "trace_prob_mean": prob / off}
-        return whole
+        return self.optimize(self._split(members).micro_batches, loss)
 
 
-def _sums_of(terms: MixedPolicyLoss, compared: Tensor, off: Tensor) -> dict[str, Tensor]:
-    """Means of a micro-batch as sums, which add up."""
+def _sums_of(terms: MixedPolicyLoss, compared: Tensor, off: Tensor) -> Sums:
+    """Return diagnostics of a micro-batch that add up."""
     on_tokens, off_tokens = (compared & ~off[:, None]).sum(), (compared & off[:, None]).sum()
     return {
         "policy_loss": terms.loss,
-        "on_policy_loss": terms.on_policy_loss * on_tokens,
-        "off_policy_loss": terms.off_policy_loss * off_tokens,
-        "trace_prob": terms.trace_prob_mean * off_tokens,
-        "clipped": terms.clip_fraction * on_tokens,
-        "on_tokens": on_tokens,
-        "off_tokens": off_tokens,
+        "on_policy_loss": mean_parts(terms.on_policy_loss * on_tokens, on_tokens),
+        "off_policy_loss": mean_parts(terms.off_policy_loss * off_tokens, off_tokens),
+        "trace_prob_mean": mean_parts(terms.trace_prob_mean * off_tokens, off_tokens),
+        "clip_fraction": mean_parts(terms.clip_fraction * on_tokens, on_tokens),
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lit_rft._seeds import resolve_seed
-from lit_rft.agents import PlayedEpisode
+from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages.data_check import GROUPS
@@ -14,7 +14,6 @@ from lit_rft.stages.mixed_policy import MixedPolicyUpdates
 from lit_rft.stages.rollouts import Rollout
 from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import HierarchyPrompts
 
 
 class EpisodeGroupRound(Protocol):
@@ -40,8 +39,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         objective: groups, advantages and loss.
         exploration: how the policy samples in training.
         acting: how episodes are played, and sampled in validation, test and predict.
-        hierarchy: two levels, or (False) a flat agent without subgoals.
-        prompts: what each level is told.
+        agent: the agent that acts; null for `HierarchicalAgent`.
         micro_batch_tokens: at most so many tokens go through the model at once.
         chunk_tokens: logits are made for so many tokens at a time.
         packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, padded to the longest.
@@ -57,17 +55,16 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         objective: ObjectiveSettings | None = None,
         exploration: SamplingSettings | None = None,
         acting: ActingSettings | None = None,
-        hierarchy: bool = True,
-        prompts: HierarchyPrompts | None = None,
+        agent: Agent | None = None,
         micro_batch_tokens: int = 4096,
         chunk_tokens: int = 256,
         packing: bool = False,
         seed: int | None = None,
     ) -> None:
-        ExploringStage.__init__(self, policy, optimizer, acting, hierarchy, prompts)
+        ExploringStage.__init__(self, policy, optimizer, acting, agent)
         self.set_objective(
             objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
-            max_tokens=self.acting.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
+            max_tokens=self.agent.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
             packing=packing,
         )  # fmt: skip
         check_served(self.acting.server, self.sampling, self.objective.importance_cap)

@@ -9,7 +9,7 @@ class OfflineHierarchicalRL(ActorCriticStage):
     r"""Actor and critics on stored episodes, expert ones and mediocre ones (GLIDER, ICML 2025, L_Q, L_V, L_pi).
 
     The high level earns the environment's reward over each subgoal, the low level an intrinsic one for completing it:
-    equations and arguments in `ActorCriticStage`, rewards in `lit_rft.transcripts.outcomes`. `hierarchy=False` is the
+    equations and arguments in `ActorCriticStage`, rewards in the agent's `outcomes`. `FlatAgent` is the
     flat counterpart, advantage-weighted actor-critic (AWAC) on one transcript of actions.
 
     Deviations from the paper: L_V by default looks at the data's utterances and not at freshly sampled ones
@@ -21,4 +21,4 @@ class OfflineHierarchicalRL(ActorCriticStage):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        self.log_metrics(self.update(batch))
+        self.log_terms(self.update(batch))

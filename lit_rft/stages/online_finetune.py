@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed, resolve_seed
-from lit_rft.agents import PlayedEpisode
+from lit_rft.agents import PlayedEpisode, add_outcomes
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.data_check import ROUNDS
@@ -21,9 +21,9 @@ from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.replay import EpisodeReplay
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
-from lit_rft.transcripts import StepBatch, Transcript, add_outcomes, count_utterances, step_batch
+from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
 
-LOW = "low"  # the adapter that holds the frozen low-level skills
+LOW = "low"  # the level whose skills are frozen, and the adapter that holds them
 
 
 class OnlineRound(Protocol):
@@ -46,7 +46,8 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     The low-level skills are frozen: a snapshot of the adapter that the stage starts with acts at the low level and gets
     no gradient. High level and critics train with the losses of `ActorCriticStage`, on high-level decisions alone. With
-    `hierarchy=False` the whole flat policy trains: the paper's non-hierarchical counterpart (AWAC).
+    an agent without a `low` level, such as `FlatAgent`, the whole policy trains: the paper's non-hierarchical
+    counterpart (AWAC).
 
     One training step is a round: its episodes are played to their end by the policy as it is, then come
     `online.updates_per_episode` optimiser steps for each. Scores are logged against optimiser steps and, as
@@ -76,16 +77,20 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         self.online = dataclasses.replace(online, seed=resolve_seed(online.seed))
         self.replay = EpisodeReplay(self.online.buffer_episodes)
 
+    @property
+    def freezes_low_level(self) -> bool:
+        return LOW in self.agent.levels
+
     # --- the model ---------------------------------------------------------------------------------------------------
 
     def add_parts(self) -> None:
         """Besides the critics: a second adapter, which holds the low-level skills and does not train."""
         super().add_parts()
-        if not self.hierarchy:
+        if not self.freezes_low_level:
             return
         policy: Any = self.policy
         if not hasattr(policy, "peft_config"):
-            raise ValueError("freezing the low level needs LoRA: set policy.lora, or hierarchy=False")
+            raise ValueError("freezing the low level needs LoRA: set policy.lora, or a flat agent")
         skills = Path(self.policy_settings.start_from or "") / LOW
         if (skills / "adapter_config.json").is_file():  # the adapter folder of an online run
             policy.load_adapter(str(skills), LOW, is_trainable=False)
@@ -109,14 +114,14 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     def starting_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         """The low level's skills are those of the stage before; an online stage's own go on."""
-        if not self.hierarchy or self._skill_names(weights):
+        if not self.freezes_low_level or self._skill_names(weights):
             return weights
         skills = {k.replace(".default.", f".{LOW}."): v for k, v in weights.items() if ".default." in k}
         return {**weights, **skills}
 
     def acting_policy(self) -> ActingPolicy:
         policy = super().acting_policy()
-        return dataclasses.replace(policy, low_adapter=LOW) if self.hierarchy else policy
+        return dataclasses.replace(policy, level_adapters={LOW: LOW}) if self.freezes_low_level else policy
 
     # --- a round -----------------------------------------------------------------------------------------------------
 
@@ -129,7 +134,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         if self._features is not None:
             kept = [*self.replay.episodes, *batch.offline]
             self._features.retain(transcript for episode in kept for transcript in episode)
-        self.log_metrics(mean_over_steps(metrics))
+        self.log_terms(mean_over_steps(metrics))
         self.log("step", float(self.global_step))  # where TensorBoard puts them: a round is several optimiser steps
 
     def _keep_features(self) -> None:
@@ -151,11 +156,11 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         assert self.chat is not None
         if played.episode.outcome.reason == "env_error":
             return []
-        wanted = [transcript for transcript in played.transcripts if transcript.level != "low"]
+        wanted = [transcript for transcript in played.transcripts if transcript.level != LOW]
         found = []
-        for transcript in add_outcomes(wanted, played.episode, self.chat, self.prompts):
+        for transcript in add_outcomes(wanted, played.episode, self.chat, self.agent):
             with contextlib.suppress(ValueError):  # what was read last is longer than the context
-                found.append(transcript.truncated(self.acting.max_length))
+                found.append(transcript.truncated(self.agent.max_length))
         return [transcript for transcript in found if transcript.num_decisions]
 
     def _draw(self, batch: OnlineRound, name: str) -> StepBatch:
@@ -165,10 +170,9 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         chosen = self.replay.sample(self.online.batch_episodes - stored, rng)
         chosen += [list(episode) for episode in rng.sample(list(batch.offline), min(stored, len(batch.offline)))]
         chosen = chosen[self.global_rank :: self.trainer.world_size]
-        transcripts = [t for episode in chosen for t in episode if t.level != "low"]
-        numbers = {
-            level: torch.tensor(float(n), device=self.device) for level, n in count_utterances(transcripts).items()
-        }
+        transcripts = [t for episode in chosen for t in episode if t.level != LOW]
+        counts = count_utterances(transcripts, self.agent.levels)
+        numbers = {level: torch.tensor(float(n), device=self.device) for level, n in counts.items()}
         total = {level: int(n) for level, n in self.sum_over_processes(numbers).items()}
         step = step_batch(
             transcripts, total, micro_batch_tokens=batch.micro_batch_tokens, pad_id=batch.pad_id, packing=batch.packing

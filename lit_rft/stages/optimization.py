@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import lightning as L
 import torch
@@ -10,11 +10,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_rft.models.sharding import reduce_in_next_backward, sharded_parts, total_norm, unsharded
+from lit_rft.objectives import Sums
 from lit_rft.stages.data_position import count_epochs, restore_position
 from lit_rft.stages.schedule import learning_rate_factor
 from lit_rft.stages.settings import OptimizerSettings
 
 Value = TypeVar("Value")
+
+
+class HasEpisodeIds(Protocol):
+    """A micro-batch that can say which episodes it holds, for errors."""
+
+    @property
+    def episode_ids(self) -> list[str]: ...
+
+
+Batch = TypeVar("Batch", bound=HasEpisodeIds)
+LossFunction = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -25,7 +37,7 @@ class OptimizedModule(L.LightningModule):
     """AdamW in exact steps.
 
     Optimisation is manual, so that one optimiser step is exactly what a stage says, however many micro-batches it is
-    split into and however many processes share it: see `accumulate_and_step`.
+    split into and however many processes share it: see `optimize`.
 
     Args:
         optimizer: AdamW and its schedule.
@@ -97,32 +109,42 @@ class OptimizedModule(L.LightningModule):
             total = min(total, self.trainer.max_steps) if self.trainer.max_steps > 0 else total
         return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
 
-    def accumulate_and_step(self, losses: Iterable[Callable[[], tuple[Tensor, list[str]]]]) -> None:
-        """One optimiser step on the sum of the losses of all micro-batches of all processes.
+    def optimize(self, batches: Iterable[Batch], loss: LossFunction[Batch]) -> Sums:
+        """Make one optimiser step on the sum of the losses of all micro-batches of all processes.
 
         Gradients are summed, not averaged, over processes: each loss must be divided by counts over all of them. A
         process may have fewer micro-batches than another, or none.
 
         Args:
-            losses: functions that return one micro-batch's loss and the ids of its episodes.
+            batches: micro-batches of this process.
+            loss: returns the loss of a micro-batch and its diagnostics, which must add up over micro-batches (see
+                `lit_rft.objectives.Sums`).
+        Returns: sums of the diagnostics over all micro-batches of all processes, and of the loss as `loss`.
         Raises: NonFiniteLossError in every process, before the weights change, if a loss or a gradient of any of them
             is not finite.
         """
-        optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        optimizer = cast(Any, self.optimizers())
         optimizer.zero_grad()
+        sums: Sums = {"loss": torch.zeros((), device=self.device)}
         bad_ids: list[str] = []
         passes = 0
         # Processes reduce their gradients once, below: reducing in each backward pass would wait for a micro-batch that
         # another process does not have.
         with unsharded(self), getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
-            for make_loss in losses:
-                loss, episode_ids = make_loss()
-                if not torch.isfinite(loss):
-                    bad_ids = episode_ids
+            for batch in batches:
+                value, diagnostics = loss(batch)
+                if not torch.isfinite(value):
+                    bad_ids = batch.episode_ids
                     break
-                self.manual_backward(loss)
+                self.manual_backward(value)
+                add_to(sums, {name: part.detach() for name, part in diagnostics.items()} | {"loss": value.detach()})
                 passes += 1
             self._reduce_sharded(passes)
+        self._step(optimizer, bad_ids)
+        return self.sum_over_processes(self._with_all_names(sums))
+
+    def _step(self, optimizer: Any, bad_ids: list[str]) -> None:
+        """Sum the gradients over processes, clip them, and let the optimiser and its schedule make a step."""
         groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         if self.trainer.world_size > 1:
             _sum_gradients([parameter for parameters in groups.values() for parameter in parameters])
@@ -131,11 +153,19 @@ class OptimizedModule(L.LightningModule):
         self._check_finite(bad_ids, torch.stack(list(norms.values())))
         optimizer.step()
         optimizer.zero_grad()  # room for the rollout that may follow
+        schedule = cast(Any, self.lr_schedulers())
         schedule.step()
         rates = dict(zip(norms, schedule.get_last_lr(), strict=True))
         for name, norm in norms.items():
             prefix = "train" if name == "policy" else f"train/{name}"
             self.log_dict({f"{prefix}/grad_norm": norm, f"{prefix}/learning_rate": rates[name]})
+
+    def _with_all_names(self, sums: Sums) -> Sums:
+        """Add zeros for diagnostics that only other processes have, in the same order in all processes."""
+        shapes = {name: tuple(value.shape) for name, value in sums.items()}
+        everywhere = {name: shape for part in self.all_gather_objects(shapes) for name, shape in part.items()}
+        zeros = {name: torch.zeros(shape, device=self.device) for name, shape in everywhere.items()}
+        return {name: sums.get(name, zero) for name, zero in zeros.items()}
 
     def _reduce_sharded(self, passes: int) -> None:
         """Add up the gradients of weights that are split over devices, by a pass that all processes make."""
@@ -169,38 +199,45 @@ class OptimizedModule(L.LightningModule):
             "those of the step before: look at these episodes, or lower the learning rate"
         )
 
-    def all_gather_objects(self, own: Value) -> list[Value]:
-        """What each process brings, by rank; all must call this. It travels pickled: nothing large, no tensors."""
+    def all_gather_objects(self, value: Value) -> list[Value]:
+        """Gather one value of each process, by rank; all must call this. It travels pickled: nothing large."""
         if self.trainer.world_size == 1:
-            return [own]
+            return [value]
         everywhere: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(everywhere, own)
+        torch.distributed.all_gather_object(everywhere, value)
         return everywhere
-
-    def total(self, sums: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """What micro-batches have added up with `add_to`, over all processes; 0 where this one had nothing."""
-        zero = torch.zeros((), device=self.device)
-        return self.sum_over_processes({name: sums.get(name, zero) for name in names})
 
     def sum_over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add up each value over all processes, in one message; every process must bring the same names."""
         if self.trainer.world_size == 1 or not values:
             return values
-        total = torch.stack([value.float() for value in values.values()])
-        torch.distributed.all_reduce(total)
-        return dict(zip(values, total.unbind(), strict=True))
+        flat = torch.cat([value.float().flatten() for value in values.values()])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([value.numel() for value in values.values()])
+        return {name: part.view_as(values[name]) for name, part in zip(values, parts, strict=True)}
 
 
-def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Add a micro-batch's values to a step's."""
+def add_to(sums: Sums, values: Mapping[str, Tensor]) -> None:
+    """Add a micro-batch's values to those of a step."""
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value
 
 
-def mean_over_steps(metrics: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each metric over the optimiser steps that have it."""
-    names = sorted({name for one in metrics for name in one})
-    return {name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in names}
+def mean_over_steps(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average diagnostics over optimiser steps.
+
+    Args:
+        steps: what `optimize` returned. A sum that a step lacks is 0 there; a mean (a sum and its count, [2]) is
+            averaged over the steps that have it, and left out where none has.
+    """
+    values: dict[str, list[Tensor]] = {}
+    for name in sorted({name for step in steps for name in step}):
+        present = [step[name] for step in steps if name in step]
+        if present[0].dim() == 0:
+            values[name] = present + [torch.zeros_like(present[0])] * (len(steps) - len(present))
+        else:
+            values[name] = [total / count for total, count in present if count > 0]
+    return {name: torch.stack(parts).mean() for name, parts in values.items() if parts}
 
 
 def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Settings that say what saved weights mean: a run cannot go on with others. All else may be changed on resume.
-_FIXED = ("hierarchy", "prompts", "critic.features", "critic.per_level")
+_FIXED = ("agent", "critic.features", "critic.per_level")
+_FREE = ("agent.init_args.max_length",)
 _POLICY_RECORD = "policy"  # key of the policy's identity in a checkpoint
 
 
@@ -231,7 +232,7 @@ class PolicyModule(DataCheckedModule):
         self._check_policy(checkpoint, source)
         self.check_source(dict(checkpoint), source)
         changed = differences(checkpoint["hyper_parameters"], self.hparams)
-        fixed = {key: values for key, values in changed.items() if key.startswith(_FIXED)}
+        fixed = {key: values for key, values in changed.items() if key.startswith(_FIXED) and key not in _FREE}
         if fixed:
             raise ValueError(
                 f"{source} is of other settings, which a run cannot change: {_listed(fixed)}; set them back, or start "

@@ -104,8 +104,6 @@ class ActingSettings:
 
     Args:
         sampling: of the utterances; greedy by default.
-        max_length: context length in tokens; earlier turns are dropped when it is full.
-        subgoal_steps: actions after which a subgoal ends by itself.
         parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.5 GB.
         merge_adapters: fold the adapters into the backbone while acting, and cast float32 weights once, not at each
             token: faster, and takes the memory of these weights once more.
@@ -116,8 +114,6 @@ class ActingSettings:
     """
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_length: int = 2048
-    subgoal_steps: int = 16
     parallel_episodes: int = 4
     merge_adapters: bool = True
     server: ServerSettings | None = None
@@ -126,14 +122,9 @@ class ActingSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "subgoal_steps", "parallel_episodes", "call_timeout", "reset_timeout"):
+        for name in ("parallel_episodes", "call_timeout", "reset_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if self.max_length <= self.sampling.max_new_tokens:
-            raise ValueError(
-                f"max_length must be larger than sampling.max_new_tokens, got {self.max_length} and "
-                f"{self.sampling.max_new_tokens}"
-            )
 
 
 @dataclass

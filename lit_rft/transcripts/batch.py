@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lit_rft.transcripts.transcript import LEVELS, DecisionOutcome, Transcript
+from lit_rft.transcripts.transcript import DecisionOutcome, Transcript
 
 
 @dataclass
@@ -22,7 +22,7 @@ class TranscriptBatch:
     utterance_tokens: Tensor  # [U, L] position of each utterance's tokens, 0 in padding
     utterance_mask: Tensor  # [U, L] bool
     preceding: Tensor  # [U, L] position of the token that each of them follows in its transcript
-    level: Tensor  # [U] index into LEVELS
+    level: Tensor  # [U] index into levels
     state_ends: Tensor  # [U] position where V(s) is read
     utterance_ends: Tensor  # [U] position where Q(s, u) is read
     next_state_ends: Tensor  # [U] position where V(s') is read
@@ -32,6 +32,16 @@ class TranscriptBatch:
     transcript_index: Tensor  # [U] index into transcripts
     transcripts: list[Transcript]
     segments: Tensor | None = None  # [B, T] where transcripts share a prompt (0): which of them a token is of
+
+    @property
+    def levels(self) -> list[str]:
+        """Names of the levels in this batch, in the order of their codes."""
+        return level_names(self.transcripts)
+
+    def at_level(self, level: str) -> Tensor:
+        """Which decisions are of a level, [U] bool."""
+        names = self.levels
+        return self.level == (names.index(level) if level in names else -1)
 
     @property
     def num_tokens(self) -> int:
@@ -87,6 +97,11 @@ def split_by_tokens(transcripts: Sequence[Transcript], max_tokens: int) -> list[
     return groups
 
 
+def level_names(transcripts: Sequence[Transcript]) -> list[str]:
+    """Levels of transcripts, in order of appearance: a level's index is its code in their batch."""
+    return list(dict.fromkeys(transcript.level for transcript in transcripts))
+
+
 def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
     if not rows:
         raise ValueError("a batch needs at least one transcript, got none")
@@ -96,13 +111,15 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
     decisions: list[tuple[int, ...]] = []
     rewards: list[float] = []
     transcripts: list[Transcript] = []
+    levels = level_names([transcript for row in rows for transcript in row])
     for r, row in enumerate(rows):
         column = 0
         for transcript in row:
             end = column + len(transcript)
             input_ids[r, column:end] = torch.tensor(transcript.input_ids)
             position_ids[r, column:end] = torch.arange(len(transcript))
-            decisions += _decisions(transcript, r * width + column, len(transcripts))
+            level = levels.index(transcript.level)
+            decisions += _decisions(transcript, level, r * width + column, len(transcripts))
             rewards += [o.reward for o in transcript.outcomes] or [0.0] * transcript.num_decisions
             transcripts.append(transcript)
             column = end
@@ -135,9 +152,8 @@ def with_decisions(
     )  # fmt: skip
 
 
-def _decisions(transcript: Transcript, offset: int, owner: int) -> list[tuple[int, ...]]:
+def _decisions(transcript: Transcript, level: int, offset: int, owner: int) -> list[tuple[int, ...]]:
     """The whole numbers of each decision, positions counted from the batch's first token."""
-    level = LEVELS.index(transcript.level)
     outcomes = transcript.outcomes or [DecisionOutcome(0.0, 0, False)] * transcript.num_decisions
     places = zip(transcript.utterance_starts, transcript.utterance_ends, transcript.next_state_ends, strict=True)
     return [
@@ -190,9 +206,14 @@ def step_batch(
     return StepBatch([collate_padded(group, pad_id) for group in groups], num_utterances)
 
 
-def count_utterances(transcripts: Sequence[Transcript]) -> dict[str, int]:
-    """Decisions of each level; every level is named."""
-    counts = dict.fromkeys(LEVELS, 0)
+def count_utterances(transcripts: Sequence[Transcript], levels: Sequence[str] = ()) -> dict[str, int]:
+    """Count the decisions of each level.
+
+    Args:
+        transcripts: of any levels.
+        levels: that are named in any case, also without a decision.
+    """
+    counts = dict.fromkeys(levels, 0)
     for transcript in transcripts:
-        counts[transcript.level] += transcript.num_decisions
+        counts[transcript.level] = counts.get(transcript.level, 0) + transcript.num_decisions
     return counts

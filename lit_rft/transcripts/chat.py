@@ -33,7 +33,9 @@ class ChatFormat:
 
     Args:
         tokenizer: a Hugging Face tokenizer with an eos token.
-    Raises: ValueError if the tokenizer has no eos token.
+
+    Raises:
+        ValueError: If the tokenizer has no eos token.
     """
 
     def __init__(self, tokenizer: Any) -> None:

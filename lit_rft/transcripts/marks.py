@@ -64,7 +64,9 @@ class Markup:
             contents: what comes from elsewhere (data, environments, other models).
             whole: indices of contents from which a template may take no marks of thinking: some make `<>` of
                 `</think>` in an instruction.
-        Raises: ValueError for content with such characters if the tokenizer is not a fast one.
+
+        Raises:
+            ValueError: For content with such characters if the tokenizer is not a fast one.
         """
         pattern = self._pattern
         if pattern is None or not any(map(pattern.search, contents)):

@@ -21,7 +21,9 @@ class PromptFormat:
     Args:
         tokenizer: a Hugging Face tokenizer with an eos token.
         template: `chat`, `think`, or a Jinja template.
-    Raises: ValueError for a template that is neither a name nor Jinja.
+
+    Raises:
+        ValueError: For a template that is neither a name nor Jinja.
     """
 
     def __init__(self, tokenizer: Any, template: str = "chat") -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, collate_padded, with_decisions
-from lit_rft.transcripts.transcript import LEVELS, Transcript
+from lit_rft.transcripts.batch import StepBatch, TranscriptBatch, collate_padded, level_names, with_decisions
+from lit_rft.transcripts.transcript import Transcript
 
 
 def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
@@ -13,7 +13,9 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
 
     Args:
         rows: transcripts of one decision each, those of a row with the same prompt.
-    Raises: ValueError for anything else.
+
+    Raises:
+        ValueError: For anything else.
     """
     if not rows:
         raise ValueError("a batch needs at least one transcript, got none")
@@ -24,6 +26,7 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
     decisions: list[tuple[int, ...]] = []
     prompt_ends: list[int] = []
     transcripts: list[Transcript] = []
+    levels = level_names([transcript for row in rows for transcript in row])
     for r, row in enumerate(rows):
         prompt = _prompt(row)
         input_ids[r, : len(prompt)] = torch.tensor(prompt)
@@ -37,7 +40,7 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
             position_ids[r, column:end] = torch.arange(len(prompt), len(prompt) + len(completion))
             segments[r, column:end] = number
             first, last = r * width + column, r * width + end - 1
-            decisions.append((first, last, last, LEVELS.index(transcript.level), 0, 0, len(transcripts)))
+            decisions.append((first, last, last, levels.index(transcript.level), 0, 0, len(transcripts)))
             prompt_ends.append(r * width + len(prompt) - 1)
             transcripts.append(transcript)
             column = end

@@ -71,7 +71,8 @@ class ChatTemplate:
     def turn_form(self, markup: Markup) -> TurnForm:
         """Learn how the template ends an utterance, and how it goes on from there.
 
-        Raises: ValueError for a template that renders none of the probe conversations.
+        Raises:
+            ValueError: For a template that renders none of the probe conversations.
         """
         eos: str = self._tokenizer.eos_token
         following = self._continued.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._continued else ""

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-LEVELS = ("high", "low", "flat")  # a level's index is its code in batches
-
 
 class DecisionOutcome(NamedTuple):
     """What a decision led to, as its level sees it."""
@@ -26,7 +24,7 @@ class Transcript:
     `dropped_turns`, `dropped_tokens`: what truncation has cut from the left so far.
     """
 
-    level: str
+    level: str  # any name: of one of the agent's levels
     end_of_turn_id: int
     episode_id: str = ""
     input_ids: list[int] = field(default_factory=list)

@@ -75,4 +75,4 @@ def test_a_cut_trace_counts_where_cut_rollouts_do_not(tiny_model_folder: Path) -
     same_advantage = len({round(one.advantage, 6) for one in traces}) == 1
     assert logged["train/trace_prob_mean"] > 0 and logged["train/off_policy_loss"] != 0
     assert not same_advantage or logged["train/policy_loss"] == pytest.approx(float(expected), rel=1e-3)
-    assert logged["train/on_policy_loss"] == 0 and "train/clip_fraction" not in logged
+    assert not {"train/on_policy_loss", "train/clip_fraction"} & logged.keys()  # no on-policy token counts

@@ -1,0 +1,210 @@
+"""The hierarchical agent (GLIDER): the high level writes subgoals, the low level acts until its subgoal is done.
+
+The same session plays episodes and renders stored ones: a policy is trained on exactly what it will read.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from lit_rft.agents.base import Act, Ask, Session, check_positive
+from lit_rft.agents.lines import lines_of, parse_single_line, read_line, write_single_line
+from lit_rft.agents.records import replay
+from lit_rft.episodes import Episode, Subgoal, intrinsic_rewards
+from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
+
+DONE, CONTINUE = "done", "continue"
+
+
+@dataclass(frozen=True)
+class HierarchyPrompts:
+    """System texts (GLIDER's hierarchy prompts, which name the level) and what the low level may read. Leading and
+    trailing whitespace of what a level reads in a turn is removed.
+
+    Args:
+        high: system text of the high level, which writes subgoals.
+        low: system text of the low level, which acts and reports whether its subgoal is done.
+        low_level_sees_task: if False, the low level reads subgoals and observations only, pi(a | g, o) to the letter.
+    """
+
+    high: str = "You plan. Read the task and what was observed, and answer with the next subgoal."
+    low: str = (
+        f"You act. Reach the current subgoal: answer with one action, then {DONE!r} on a new line if it completes "
+        f"the subgoal, else {CONTINUE!r}."
+    )
+    low_level_sees_task: bool = True
+
+    def high_opening(self, task_description: str, observation: str) -> str:
+        return f"Task: {task_description}\n\n{observation}".strip()
+
+    def high_update(self, observation: str) -> str:
+        """What the high level reads when a subgoal has ended: the observation it ended with (o_{t+c})."""
+        return observation.strip()
+
+    def low_opening(self, task_description: str, observation: str, goal: str) -> str:
+        task = f"Task: {task_description}\n\n" if self.low_level_sees_task else ""
+        return f"{task}{observation}\n\nSubgoal: {goal}".strip()
+
+    def low_update(self, observation: str, goal: str | None = None) -> str:
+        """What the low level reads after its action; `goal` when a new subgoal begins with it."""
+        return (observation if goal is None else f"{observation}\n\nSubgoal: {goal}").strip()
+
+
+@dataclass(frozen=True)
+class LowLevelAnswer:
+    """A low-level utterance taken apart: the action, the completion flag, and whether its form was wrong."""
+
+    action: str
+    subgoal_done: bool
+    malformed: bool
+
+
+def write_low_level_answer(action: str, subgoal_done: bool) -> str:
+    """Write an action, as `write_single_line` does, and a flag; `parse_low_level_answer` gives both back."""
+    return f"{write_single_line(action)}\n{DONE if subgoal_done else CONTINUE}"
+
+
+def parse_low_level_answer(text: str) -> LowLevelAnswer:
+    """Read an action and a flag from any text. Without a proper flag the first line is the action, the subgoal goes on,
+    and the answer is `malformed`. Never raises."""
+    lines = lines_of(text)
+    if len(lines) == 2 and lines[1] in (DONE, CONTINUE):
+        return LowLevelAnswer(read_line(lines[0]), lines[1] == DONE, malformed=False)
+    return LowLevelAnswer(read_line(lines[0]) if lines else "", False, malformed=True)
+
+
+@dataclass(frozen=True)
+class HierarchicalAgent:
+    """Two levels: the high level writes subgoals, the low level acts until its flag ends the subgoal, or until
+    `subgoal_steps` are spent.
+
+    Args:
+        prompts: what each level reads.
+        max_length: context length of each level in tokens, > 0; earlier turns are dropped when it is full.
+        subgoal_steps: actions after which a subgoal ends by itself, > 0.
+    """
+
+    prompts: HierarchyPrompts = field(default_factory=HierarchyPrompts)
+    max_length: int = 2048
+    subgoal_steps: int = 16
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_length", "subgoal_steps")
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return ("high", "low")
+
+    def session(self, episode_id: str, chat: ChatFormat) -> Session:
+        return HierarchicalSession(self, chat)
+
+    def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
+        """A high-level and a low-level transcript; subgoals end where they end in the record.
+
+        Raises: ValueError if the episode has steps but no subgoals.
+        """
+        if episode.steps and not episode.subgoals:
+            raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train a flat agent")
+        completed = {subgoal.end - 1 for subgoal in episode.subgoals if subgoal.completed}
+        session = HierarchicalSession(self, chat, frozenset(subgoal.end for subgoal in episode.subgoals))
+        return replay(session, episode, chat, {
+            "high": [write_single_line(subgoal.goal) for subgoal in episode.subgoals],
+            "low": [write_low_level_answer(step.action, n in completed) for n, step in enumerate(episode.steps)],
+        })  # fmt: skip
+
+    def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
+        """High level: the environment's reward over the steps of the subgoal (GLIDER's D^h). Low level: the intrinsic
+        reward (D^l).
+
+        Raises: ValueError if the episode has steps but no subgoals.
+        """
+        return _high_outcomes(episode) if level == "high" else _low_outcomes(episode)
+
+    def update(self, level: str, observation: str) -> str:
+        return self.prompts.high_update(observation) if level == "high" else self.prompts.low_update(observation)
+
+
+class HierarchicalSession:
+    """One episode of a `HierarchicalAgent`: each level has one conversation over the whole episode.
+
+    Args:
+        agent: its settings.
+        chat: writes the prompts as token ids.
+        subgoal_ends: numbers of steps after which a subgoal ends, from a record; None: by its flag or its budget.
+    """
+
+    def __init__(self, agent: HierarchicalAgent, chat: ChatFormat, subgoal_ends: frozenset[int] | None = None) -> None:
+        self.agent, self.chat = agent, chat
+        self.malformed = 0
+        self._subgoal_ends = subgoal_ends
+        self._steps = 0
+        self._spans: list[Subgoal] = []
+        self._asked = "high"
+        self._subgoal_over = False
+
+    def start(self, task_description: str, observation: str) -> Ask:
+        prompts = self.agent.prompts
+        self._task, self._observation = task_description, observation
+        return self._ask("high", self.chat.head(prompts.high, prompts.high_opening(task_description, observation)))
+
+    def receive(self, text: str) -> Ask | Act:
+        return self._begin_subgoal(text) if self._asked == "high" else self._act(text)
+
+    def observe(self, observation: str) -> Ask:
+        """Take the environment's answer to the last action; the level that must decide next reads it."""
+        self._observation = observation
+        level = "high" if self._subgoal_over else "low"
+        return self._ask(level, self.chat.turn(self.agent.update(level, observation)))
+
+    def subgoals(self, num_steps: int) -> list[Subgoal]:
+        """Return the subgoals over the first `num_steps` steps; one without a step is left out."""
+        spans = [replace(span, end=min(span.end, num_steps)) for span in self._spans]
+        return [span for span in spans if span.end > span.start]
+
+    def _ask(self, level: str, ids: list[int]) -> Ask:
+        self._asked = level
+        return Ask(level, ids)
+
+    def _begin_subgoal(self, text: str) -> Ask:
+        goal, malformed = parse_single_line(text)
+        self.malformed += malformed
+        chat, prompts = self.chat, self.agent.prompts
+        if self._spans:
+            ids = chat.turn(prompts.low_update(self._observation, goal))
+        else:
+            ids = chat.head(prompts.low, prompts.low_opening(self._task, self._observation, goal))
+        self._spans.append(Subgoal(self._steps, self._steps, goal or "(none)", completed=False, annotator="policy"))
+        self._subgoal_over = False
+        return self._ask("low", ids)
+
+    def _act(self, text: str) -> Act:
+        answer = parse_low_level_answer(text)
+        self.malformed += answer.malformed
+        self._steps += 1
+        span = self._spans[-1]
+        span.end, span.completed = self._steps, answer.subgoal_done
+        if self._subgoal_ends is None:
+            self._subgoal_over = answer.subgoal_done or span.end - span.start >= self.agent.subgoal_steps
+        else:
+            self._subgoal_over = self._steps in self._subgoal_ends
+        return Act(answer.action)
+
+
+def _high_outcomes(episode: Episode) -> list[DecisionOutcome]:
+    outcomes = []
+    for subgoal in episode.subgoals:
+        reward = sum(step.reward for step in episode.steps[subgoal.start : subgoal.end])
+        terminated = episode.outcome.terminated and subgoal.end == len(episode.steps)
+        outcomes.append(DecisionOutcome(reward, subgoal.end - subgoal.start, terminated))
+    return outcomes
+
+
+def _low_outcomes(episode: Episode) -> list[DecisionOutcome]:
+    """The low level's task ends when its subgoal is completed, and at the latest with the subgoal, by its own flag or
+    its step budget, after which another subgoal takes its place. Only where the episode was cut in the middle of a
+    subgoal does the value of the next state stand for what would have come. (A record does not tell whether a budget
+    ran out in the very step at which the episode was cut: that counts as cut.)"""
+    rewards = intrinsic_rewards(episode)
+    ends = {subgoal.end - 1 for subgoal in episode.subgoals}
+    completed = {index for index, reward in enumerate(rewards) if reward}
+    if not episode.outcome.terminated and episode.subgoals and not episode.subgoals[-1].completed:
+        ends.discard(len(episode.steps) - 1)  # cut in the middle of the last subgoal
+    return [DecisionOutcome(reward, 1, index in ends | completed) for index, reward in enumerate(rewards)]
