@@ -13,6 +13,9 @@ from lit_rft.models.layouts import batch_hidden_states
 from lit_rft.transcripts import TranscriptBatch
 
 
+_CUDA_TOKENS = 2048  # fewest at a time on a GPU, where the output layer trains: 1.2 GB of logits for 150,000 tokens
+
+
 class UtteranceLogProbs(NamedTuple):
     """What a policy says of the utterances of a batch; padding holds 0."""
 
@@ -32,7 +35,8 @@ def utterance_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
-    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time, and are not kept
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time (on a GPU at
+    least 2,048 where the output layer trains), and are not kept
     for the backward pass: memory does not grow with vocabulary times sequence length. An output layer that trains makes
     them again there; of a frozen one the gradients of single tokens are kept instead.
 
@@ -87,6 +91,8 @@ def chosen_log_probs(
 
     frozen = not any(p.requires_grad for p in causal_lm(model).get_output_embeddings().parameters())
     by_row = frozen and hidden.requires_grad and torch.is_grad_enabled()
+    if hidden.is_cuda and not frozen:  # each chunk casts the output layer's weight and adds up its whole gradient
+        chunk_tokens = max(chunk_tokens, _CUDA_TOKENS)
     parts = []
     for start in range(0, max(len(targets), 1), chunk_tokens):
         window = slice(start, start + chunk_tokens)
