@@ -12,7 +12,6 @@ from lit_rft.models.backbone import causal_lm, output_logits
 from lit_rft.models.layouts import batch_hidden_states
 from lit_rft.transcripts import TranscriptBatch
 
-
 _CUDA_TOKENS = 2048  # fewest at a time on a GPU, where the output layer trains: 1.2 GB of logits for 150,000 tokens
 
 
@@ -35,10 +34,10 @@ def utterance_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
-    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time (on a GPU at
-    least 2,048 where the output layer trains), and are not kept
-    for the backward pass: memory does not grow with vocabulary times sequence length. An output layer that trains makes
-    them again there; of a frozen one the gradients of single tokens are kept instead.
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time (on a GPU at least
+    2,048 where the output layer trains), and are not kept for the backward pass: memory does not grow with vocabulary
+    times sequence length. An output layer that trains makes them again there; of a frozen one the gradients of single
+    tokens are kept instead.
 
     Args:
         temperature: of the distribution, > 0.
