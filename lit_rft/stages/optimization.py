@@ -59,7 +59,7 @@ class OptimizedModule(L.LightningModule):
         count_epochs(checkpoint)
 
     def configure_optimizers(self) -> Any:
-        kind: dict[str, bool] = {}
+        kind: dict[str, Any] = {}
         if sharded_parts(self):
             kind = {"foreach": False}  # split and whole weights do not go into one kernel
         elif all(p.is_cuda for p in self.parameters() if p.requires_grad):
