@@ -34,8 +34,8 @@ def utterance_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
-    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time (on a GPU, at
-    least 2,048 where the output layer trains), and are not kept for the backward pass: memory does not grow with vocabulary
+    """One forward pass over a batch; logits are made for action tokens only, `chunk_tokens` at a time (2,048 or more on
+    a GPU, where the output layer trains), and are not kept for the backward pass: memory does not grow with vocabulary
     times sequence length. An output layer that trains makes them again there; of a frozen one the gradients of single
     tokens are kept instead.
 
