@@ -49,8 +49,8 @@ def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
     rollout = found["rollout"]["items"]
     assert rollout["one step, 8 rows"]["milliseconds_of_reading"] > 0
     assert rollout["lit-rft, 8 rows"]["decoder"] == "Decoder" and rollout["generate, 8 rows"]["peak_gb"] > 0
-    assert sum(rollout["profile of a step, 8 rows"]["shares"].values()) == pytest.approx(1)
-    first_profile = list(rollout).index("profile of a step, 8 rows")  # it slows what follows it
+    assert sum(rollout["profile of an eager step, 8 rows"]["shares"].values()) == pytest.approx(1)
+    first_profile = list(rollout).index("profile of an eager step, 8 rows")  # it slows what follows it
     assert all("generate, " not in name and "lit-rft" not in name for name in list(rollout)[first_profile:])
     assert found["grpo"]["items"]["lit-rft"]["completion_tokens"] == 2 * 8 * 8
     assert found["learn"]["items"]["LUFFY, seed 0"]["finished"]

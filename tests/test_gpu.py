@@ -12,7 +12,7 @@ from tiny import let_adapters_act, make_groups, make_model, with_adapters
 from tiny_stage import fit, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
-from lit_rft.generation import ConversationGenerator, SamplingSettings, sample_groups
+from lit_rft.generation import ConversationGenerator, SamplingSettings, graphs, sample_groups
 from lit_rft.models.accel import can_pack, can_share_prompts
 from lit_rft.models.backbone import final_hidden_states, output_logits
 from lit_rft.models.forward import hidden_states
@@ -115,6 +115,64 @@ def test_cached_decoding_is_recomputation(merged: bool, device: str) -> None:
                 log_probs = output_logits(model, hidden)[0].log_softmax(-1)[len(prompt) - 1 : -1]
                 expected = log_probs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)
                 torch.testing.assert_close(torch.tensor(completion.log_probs), expected.cpu(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("merged", [False, True])
+def test_captured_steps_say_what_eager_ones_do(
+    merged: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More tokens than the cache begins with room for, and fewer and fewer rows."""
+    replays: list[int] = []
+    step = graphs.StaticStep.__call__
+
+    def counted(self: Any, *given: Any) -> torch.Tensor:
+        replays.append(1)
+        return step(self, *given)
+
+    monkeypatch.setattr(graphs.StaticStep, "__call__", counted)
+    model = with_adapters(make_model("qwen2").to(dtype)).cuda()
+    prompts = [("a", list(range(3, 12))), ("b", list(range(20, 43)))]
+    acting = {"acting": MergedWeights(model).active} if merged else {}
+    said = {}
+    for switch in ("0", "1"):
+        monkeypatch.setenv(graphs.SWITCH, switch)
+        found = sample_groups(model, prompts, [9, 8], SamplingSettings(100, 1.0), 2, seed=0, num_slots=17, **acting)
+        said[switch] = [one for group in found for one in group]
+        assert bool(replays) == (switch == "1")
+    assert "without CUDA graphs" not in caplog.text
+    tolerance, common = (1e-3 if dtype == torch.float32 else 0.1), 0
+    for eager, graph in zip(said["0"], said["1"], strict=True):
+        if dtype == torch.float32:
+            assert graph.ids == eager.ids
+        # in bf16 rounding decides between near-ties: up to the first one of them
+        same = next((n for n, (a, b) in enumerate(zip(eager.ids, graph.ids, strict=False)) if a != b), len(eager.ids))
+        assert graph.log_probs[:same] == pytest.approx(eager.log_probs[:same], abs=tolerance)
+        common += same
+    assert common > 5 * len(said["0"])
+
+
+@pytest.mark.gpu
+def test_captured_steps_follow_weights_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, as an optimiser changes them, and others in their place."""
+    said: dict[str, list[list[int]]] = {}
+    for switch in ("0", "1"):
+        monkeypatch.setenv(graphs.SWITCH, switch)
+        model = make_model().cuda()
+        generator = ConversationGenerator(model, 2, SamplingSettings(12), num_slots=2)
+        slot = generator.open("a")
+        found = [generator.sample({slot: [5, 6, 7]})[slot].ids]
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)
+        found.append(generator.sample({slot: [8]})[slot].ids)
+        for name, weight in list(model.named_parameters()):
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, torch.nn.Parameter(weight.detach() * 0.8))
+        found.append(generator.sample({slot: [9]})[slot].ids)
+        said[switch] = found
+    assert said["0"] == said["1"]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,7 +3,8 @@
     python benchmarks/gpu/check.py --output runs/gpu
 
 A tiny model with random weights: one step of supervised fine-tuning, one of GRPO, one rollout, on both devices in
-float32, compared; the same in bf16 on the device alone. Then the tests marked `gpu`.
+float32, compared; the same in bf16 on the device alone. Then the tests marked `gpu`: those that match the pytest
+expression in the environment's TESTS, or all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from made_up import END, make_model, make_problems
 from torch.nn.attention import SDPBackend
 from train import SFT, GivenCompletions, make_transcripts
+
+TESTS = ("test_gpu.py", "generation/test_graphs.py")
 
 
 class Gradients(L.Callback):
@@ -132,7 +135,9 @@ def attention(model: Path) -> dict[str, Any]:
 def run_tests(kit: Kit) -> dict[str, Any]:
     """The tests marked `gpu`; what failed is in the log."""
     # not from the repository's root, where `import lit_rft` finds the folder without what installs inside it
-    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", "test_gpu.py", "-v"]
+    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", *TESTS, "-v"]
+    if chosen := os.environ.get("TESTS"):
+        command += ["-k", chosen]
     seconds = max(5.0, kit.seconds_left())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:

@@ -4,12 +4,15 @@
 
 A random model in the shape of Qwen2.5-1.5B in bf16, prompts of 200 tokens in groups of 8, completions of 256 tokens at
 temperature 1. `generate` with its dynamic cache and with its static one (which it compiles: warmed up, not counted).
-One step: milliseconds, beside the time that reading the weights and the cache takes at the bandwidth of a copy. What a
-step is made of comes after all speeds, as the profiler slows what follows it down: kernel launches and shares.
+Ours with CUDA graphs, and without them (eager). One step: milliseconds, beside the time that reading the weights and
+the cache takes at the bandwidth of a copy. Kernel launches and shares of an eager step come after all speeds, as the
+profiler slows what follows it down; they and the static cache only where a minute is left.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from made_up import make_model, make_problems
 from peers import peak_memory
 from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file itself is __main__
 
+from lit_rft.generation.graphs import SWITCH
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.transcripts import PromptFormat
@@ -56,19 +60,22 @@ def by_generate(model: Any, prompts: Sequence[list[int]], new: int, cache: str) 
     return {"seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": speed, "peak_gb": peak_memory()}
 
 
-def by_us(model: Any, prompts: list[list[int]], new: int) -> dict[str, Any]:
+def by_us(model: Any, prompts: list[list[int]], new: int, graphs: bool) -> dict[str, Any]:
     """Tokens per second of the library, with the decoder that it took."""
+    os.environ[SWITCH] = str(int(graphs))
     never = model.config.vocab_size - 1  # a token that a random model hardly ever samples
-    warm, _ = ours(model, prompts, 4, [never])
+    warm, _ = ours(model, prompts, 4 if not graphs else min(new, 8), [never])
     seconds, tokens = ours(model, prompts, new, [never])
+    decoder = make_decoder(model, 1, never)  # another one than Decoder is a fallback
     return {
         "seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": tokens / seconds, "peak_gb": peak_memory(),
-        "decoder": type(make_decoder(model, 1, never)).__name__,  # another one than Decoder is a fallback
+        "decoder": type(decoder).__name__, "graphs": decoder.graphs is not None,  # False where they were refused
     }  # fmt: skip
 
 
-def one_step(model: Any, rows: int, context: int, bandwidth: float) -> dict[str, float]:
+def one_step(model: Any, rows: int, context: int, bandwidth: float, graphs: bool) -> dict[str, float]:
     """Milliseconds of one decoding step, and those that reading its weights and cache takes."""
+    os.environ[SWITCH] = str(int(graphs))
     speed = decode_speed(model, rows, context)
     read = speed["bytes_per_second"] * speed["seconds"]
     return {"milliseconds": 1e3 * speed["seconds"], "milliseconds_of_reading": 1e3 * read / bandwidth}
@@ -79,13 +86,19 @@ def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any]
     new, context = work["new"], work["prompt"]
     given = {rows: prompts[: rows // GROUP] for rows in work["rows"]}
     for rows, some in given.items():
-        kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new), 10)
-        kit.measure(f"one step, {rows} rows", lambda rows=rows: one_step(model, rows, context, bandwidth), 5)
+        kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new, True), 5)
     for rows, some in given.items():
-        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 10)
-    for rows in given:
-        kit.measure(f"profile of a step, {rows} rows", lambda rows=rows: decode_profile(model, rows, context), 5)
+        kit.measure(f"lit-rft eager, {rows} rows", lambda some=some: by_us(model, some, new, False), 12)
+    for graphs, kind in ((True, "one step"), (False, "one eager step")):
+        for rows in given:
+            step = functools.partial(one_step, model, rows, context, bandwidth, graphs)
+            kit.measure(f"{kind}, {rows} rows", step, 3)
+    for rows, some in given.items():
+        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 8)
     at_least = 0 if kit.tiny else 60
+    for rows in given:
+        profile = functools.partial(decode_profile, model, rows, context)  # without graphs, whose launch is one
+        kit.measure(f"profile of an eager step, {rows} rows", profile, at_least)
     for rows, some in given.items():
         name = f"generate with a static cache, {rows} rows"
         kit.measure(name, lambda some=some: by_generate(model, some, new, "static"), at_least)

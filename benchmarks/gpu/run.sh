@@ -18,7 +18,7 @@ site=${SITE:-/tmp/lit-rft-site}
 carry=$here/carry
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-declare -A limit=([check]=90 [train]=180 [rollout]=180 [grpo]=180 [learn]=240)
+declare -A limit=([check]=90 [train]=180 [rollout]=90 [grpo]=180 [learn]=240)
 for step in $steps; do
     [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, train, rollout, grpo or learn" >&2; exit 1; }
 done

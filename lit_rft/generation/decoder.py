@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_rft.generation.graphs import StepGraphs, can_capture, rows_of_graph
 from lit_rft.generation.kv_cache import SlotCache
 from lit_rft.models.accel.decoding_attention import decoding_attention
 from lit_rft.models.accel.packed_weights import PackedProducts
@@ -40,11 +42,16 @@ class Decoder:
         self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
         self._products = PackedProducts(model, num_slots)
         self.tokens_read = 0  # so far, without padding
+        self.graphs = StepGraphs(model, end_of_turn_id) if can_capture(model) else None
+        self._state: tuple[Any, ...] = ()  # where weights are, and what multiplies with them
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """The model as it decodes: every `read` and `step` is made within."""
         with decoding_attention(self.model), self.acting(), self._products.active():
+            if self.graphs is not None:  # acting may have put others in their place
+                casts = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+                self._state = *casts, *(weight.data_ptr() for weight in self.model.parameters())
             yield
 
     def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:
@@ -62,7 +69,23 @@ class Decoder:
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one token of each slot; returns logits [B, V]."""
         self.cache.arrange(slots)
-        return self._forward(slots, [[token] for token in tokens])
+        logits = None if self.graphs is None else self._step_by_graph(self.graphs, slots, tokens)
+        return self._forward(slots, [[token] for token in tokens]) if logits is None else logits
+
+    def _step_by_graph(self, graphs: StepGraphs, slots: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
+        """The same as a pass of fixed shape; None where there is none (yet)."""
+        columns = self.cache.next_columns(rows_of_graph(len(slots), self.num_slots))
+        graphs.keep_only_for((self.cache.place, self._state))
+        logits = graphs.step(self._static_step, tokens, columns)
+        if logits is not None:
+            self.cache.commit(slots, [1] * len(slots))
+            self.tokens_read += len(slots)
+        return logits
+
+    def _static_step(self, input_ids: Tensor, columns: Tensor) -> Tensor:
+        """Logits [R, V] of one token [R, 1] of each of the cache's first rows, at positions [R, 1]."""
+        hidden = self._hidden(input_ids, columns, self.cache.prepare_rows(columns))
+        return output_logits(self.model, hidden[:, -1])
 
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         """One pass over the slots' new tokens; logits after the last real one of each, [B, V]."""
@@ -71,12 +94,16 @@ class Decoder:
         width = max(counts)
         input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
         position_ids, visible = self.cache.prepare(slots, width, device)
-        keys = torch.arange(visible.shape[-1], device=device)
-        masks = attention_masks(visible, position_ids, keys, self._config, causal_lm(self.model).dtype)
-        hidden = final_hidden_states(
-            self.model, input_ids, position_ids, attention_mask=masks, cache=self.cache  # type: ignore[arg-type]
-        )  # fmt: skip
+        hidden = self._hidden(input_ids, position_ids, visible)
         self.cache.commit(slots, counts)
         self.tokens_read += sum(counts)
         last = torch.tensor(counts, device=device) - 1
         return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
+
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor, visible: Tensor) -> Tensor:
+        """Last hidden states [B, T, D] of a pass that the cache is prepared for."""
+        keys = torch.arange(visible.shape[-1], device=visible.device)
+        masks = attention_masks(visible, position_ids, keys, self._config, causal_lm(self.model).dtype)
+        return final_hidden_states(
+            self.model, input_ids, position_ids, attention_mask=masks, cache=self.cache  # type: ignore[arg-type]
+        )  # fmt: skip

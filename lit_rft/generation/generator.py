@@ -11,10 +11,10 @@ from torch import nn
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
     Completion,
+    RandomStream,
     SamplingSettings,
     StopCriteria,
     as_ids,
-    named_generator,
     sample_tokens,
     swap_remove,
 )
@@ -40,7 +40,7 @@ class Conversations(Protocol):
 class _Conversation:
     """One slot's state between turns."""
 
-    random: torch.Generator
+    random: RandomStream
     pending: list[int] = field(default_factory=list)  # sampled but not yet read by the model
 
 
@@ -91,7 +91,7 @@ class ConversationGenerator:
 
         Raises: RuntimeError if all slots are taken.
         """
-        return self._conversations.open(_Conversation(named_generator(self.seed, name)))
+        return self._conversations.open(_Conversation(RandomStream(self.seed, name)))
 
     def close(self, slot: int) -> None:
         """End a conversation and free its slot."""

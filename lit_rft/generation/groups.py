@@ -12,10 +12,10 @@ from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
     Completion,
+    RandomStream,
     SamplingSettings,
     StopCriteria,
     as_ids,
-    named_generator,
     sample_tokens,
     swap_remove,
 )
@@ -95,7 +95,7 @@ class _GroupSampler:
         self.free = list(range(self.num_slots))
         self.active: list[int] = []  # slots, in the order of the cache's rows
         self.place: dict[int, tuple[int, int]] = {}  # slot -> prompt, number
-        self.randoms: dict[int, torch.Generator] = {}
+        self.randoms: dict[int, RandomStream] = {}
         self.begun: dict[int, _Prompt] = {}
         self.sampled: dict[int, Completion] = {}  # slot -> what is being said
         self.groups: list[list[Completion]] = [[Completion([], [], False)] * size for size in sizes]
@@ -125,7 +125,7 @@ class _GroupSampler:
                 fresh[slot] = self.prompts[p][1]
                 prompt.slots.add(slot)
             self.place[slot], self.sampled[slot] = (p, n), Completion([], [], False)
-            self.randoms[slot] = named_generator(self.seed, f"{self.prompts[p][0]}/{n}")
+            self.randoms[slot] = RandomStream(self.seed, f"{self.prompts[p][0]}/{n}")
             new.append(slot)
         if fresh:
             for slot, logits in self.decoder.read(fresh).items():

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _STEP = 64  # tokens; a full store grows by as many, or by an eighth
+_WIDE_STEP = 256  # the same where each capacity costs a captured graph
 _FULL = 0.5  # from here on a store is read as a whole: the copy of a part costs as much as its product
 
 
@@ -135,17 +136,49 @@ class SlotCache(Cache):
         plan.first = rows[0] if rows == list(range(rows[0], rows[0] + len(rows))) else None
         plan.columns = starts[:, None] + torch.arange(new_tokens, device=device)
         plan.width = max(self.lengths[slot] for slot in slots) + new_tokens
-        if plan.width > plan.capacity:  # in small steps: twice the room would be gigabytes for long completions
-            plan.capacity = -(-max(plan.width, plan.capacity + max(_STEP, plan.capacity // 8)) // _STEP) * _STEP
+        self._make_room(plan.width, _STEP)
+        if device.type == "cuda":  # products of odd sizes are slower there, and each new size asks for a kernel anew
+            plan.width = min(-(-plan.width // _STEP) * _STEP, plan.capacity)
         if new_tokens == 1 and plan.width >= _FULL * plan.capacity:
             plan.width = plan.capacity  # products of a part of a store would copy it first, at every step
         visible = torch.arange(plan.width, device=device) <= plan.columns[:, :, None]
         return plan.columns, visible
 
+    def _make_room(self, width: int, step: int) -> None:
+        """Let stores grow, when they are next written to, if they have fewer columns than this."""
+        plan = self._plan
+        if width > plan.capacity:  # in small steps: twice the room would be gigabytes for long completions
+            plan.capacity = -(-max(width, plan.capacity + max(step, plan.capacity // 8)) // step) * step
+
+    def next_columns(self, rows: int) -> list[int]:
+        """Where the next token of each of the first rows is written, whatever slots are in them; makes room for it."""
+        columns = [self.lengths[self._slot_in[row]] for row in range(rows)]
+        self._make_room(max(columns) + 1, _WIDE_STEP)
+        return columns
+
+    def prepare_rows(self, columns: Tensor) -> Tensor:
+        """Plan a pass that appends one token to each of the first rows and reads the whole stores: its shapes do not
+        change with lengths. A row that is only padding is written behind its own tokens.
+
+        Args:
+            columns: [R, 1], as `next_columns` has them.
+        Returns: which keys each query sees, bool [R, 1, S].
+        """
+        plan = self._plan
+        plan.rows, plan.first = torch.arange(len(columns), device=columns.device), 0
+        plan.columns, plan.width = columns, plan.capacity
+        return torch.arange(plan.width, device=columns.device) <= columns[:, :, None]
+
     def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
         """Count the real tokens of the pass that has just been made."""
         for slot, count in zip(slots, counts, strict=True):
             self.lengths[slot] += count
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Says where the stores are: another one when they have moved, or will when they are next written to."""
+        keys = [store.keys for store in self._stores]
+        return self._plan.capacity, *(0 if key is None else key.data_ptr() for key in keys)
 
     def clear(self, slot: int) -> None:
         """Forget a slot; its memory is used again."""

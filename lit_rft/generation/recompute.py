@@ -43,7 +43,7 @@ class RecomputeDecoder(Decoder):
 
     def __init__(self, model: nn.Module, num_slots: int, end_of_turn_id: int, **settings: Any) -> None:
         super().__init__(model, num_slots, end_of_turn_id, **settings)
-        self.cache = Histories(num_slots)
+        self.cache, self.graphs = Histories(num_slots), None
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:

@@ -44,6 +44,9 @@ class SamplingSettings:
             raise ValueError(f"stop_strings must not be empty, got {self.stop_strings!r}")
 
 
+_AT_ONCE = 64  # random numbers of a sequence
+
+
 class Completion(NamedTuple):
     """One sampled utterance."""
 
@@ -52,14 +55,29 @@ class Completion(NamedTuple):
     finished: bool  # whether it came to its end
 
 
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """Random numbers of one conversation, whoever else draws beside it."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+class RandomStream:
+    """Random numbers of one sequence, whoever else draws beside it.
+
+    Args:
+        seed: of all sequences.
+        name: of this one.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        self._generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        self._drawn: list[float] = []  # the next ones, last first
+
+    def uniform(self) -> float:
+        """The next number, in [0, 1). They are drawn on the CPU, the same for all devices, and some at once: a call of
+        a generator for each token of each sequence adds up."""
+        if not self._drawn:
+            self._drawn = torch.rand(_AT_ONCE, generator=self._generator, dtype=torch.float64).tolist()[::-1]
+        return self._drawn.pop()
 
 
 def sample_tokens(
-    logits: Tensor, settings: SamplingSettings, randoms: Sequence[torch.Generator]
+    logits: Tensor, settings: SamplingSettings, randoms: Sequence[RandomStream]
 ) -> tuple[list[int], list[float]]:
     """A token for each row [B, V], with random numbers of its own, and its log-probability."""
     scaled = logits if settings.temperature in (0.0, 1.0) else logits / settings.temperature
@@ -71,10 +89,11 @@ def sample_tokens(
     else:
         if settings.top_k or settings.top_p < 1:
             mass = truncate_distribution(mass.div_(total), settings.top_k, settings.top_p)
-        uniform = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
-        tokens = inverse_cdf(mass, uniform.to(mass.device))
-    chosen = scaled.gather(-1, tokens[:, None])
-    return tokens.tolist(), (chosen - highest - total.log()).squeeze(-1).tolist()
+        uniform = torch.tensor([stream.uniform() for stream in randoms], dtype=torch.float64, device=mass.device)
+        tokens = inverse_cdf(mass, uniform)
+    log_probs = (scaled.gather(-1, tokens[:, None]) - highest - total.log()).squeeze(-1)
+    ids, values = torch.stack([tokens.double(), log_probs.double()]).tolist()  # both exact, and one wait for the device
+    return list(map(int, ids)), values
 
 
 def as_ids(end_ids: int | Iterable[int]) -> list[int]:

@@ -13,6 +13,8 @@ from lit_rft.models.backbone import output_logits
 from lit_rft.models.forward import hidden_states
 from lit_rft.transcripts import TranscriptBatch
 
+_CUDA_TOKENS = 2048  # fewest at a time on a GPU, where the output layer trains: 1.2 GB of logits for 150,000 tokens
+
 
 class UtteranceLogProbs(NamedTuple):
     """A policy's log-probabilities of the utterances of a batch; padding holds 0."""
@@ -44,7 +46,8 @@ def utterance_log_probs(
         batch: in any layout.
         end_of_turn_id: the token that ends an utterance.
         temperature: of the distribution, > 0.
-        chunk_tokens: logits are computed in chunks of this many tokens.
+        chunk_tokens: logits are computed in chunks of this many tokens; on a GPU of at least 2,048 where the output
+            layer trains.
         hidden: final hidden states [B, T, D] of this batch, if known: then there is no forward pass.
         ends: compute the log-probabilities of the end of turn.
         entropy: compute the entropy.
@@ -91,7 +94,10 @@ def chosen_log_probs(
         raise ValueError(f"temperature must be > 0 and chunk_tokens >= 1, got {temperature} and {chunk_tokens}")
     fast = is_on(model, "log_prob_gradients")
     chunk = _chunk_function(model, end_of_turn_id, temperature, ends, entropy, fast)
-    rowwise = fast and hidden.requires_grad and torch.is_grad_enabled() and not obstacle(model)
+    frozen = obstacle(model) is None
+    rowwise = fast and hidden.requires_grad and torch.is_grad_enabled() and frozen
+    if hidden.is_cuda and not frozen:  # each chunk casts the output layer's weight and adds up its whole gradient
+        chunk_tokens = max(chunk_tokens, _CUDA_TOKENS)
     parts = []
     for start in range(0, max(len(targets), 1), chunk_tokens):
         window = slice(start, start + chunk_tokens)

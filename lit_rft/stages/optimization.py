@@ -71,10 +71,13 @@ class OptimizedModule(L.LightningModule):
         count_epochs(checkpoint)
 
     def configure_optimizers(self) -> Any:
+        kind: dict[str, Any] = {}
+        if sharded_parts(self):
+            kind = {"foreach": False}  # split and whole weights do not go into one kernel
+        elif all(p.is_cuda for p in self.parameters() if p.requires_grad):
+            kind = {"fused": True}  # one pass over weights, gradients and moments
         optimizer = torch.optim.AdamW(
-            self.parameter_groups(),
-            weight_decay=self.optimizer_settings.weight_decay,
-            foreach=False if sharded_parts(self) else None,  # split and whole weights do not go into one kernel
+            self.parameter_groups(), weight_decay=self.optimizer_settings.weight_decay, **kind
         )
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)}
 
