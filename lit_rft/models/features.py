@@ -1,4 +1,4 @@
-"""What critics see of a decision: hidden states at the ends of its state, its utterance and the state after it."""
+"""Features of decisions for critics: hidden states at the ends of state, utterance and next state."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ class DecisionFeatures(NamedTuple):
 
     state: Tensor  # [U, D]
     utterance: Tensor  # [U, D]
-    next_state: Tensor  # [U, D]; of no meaning where a decision terminated
+    next_state: Tensor  # [U, D]; undefined where a decision terminated
 
 
 def gather_features(hidden: Tensor, batch: TranscriptBatch) -> DecisionFeatures:
@@ -54,7 +54,7 @@ def frozen_features(model: nn.Module, batch: TranscriptBatch) -> DecisionFeature
 
 
 def split_features(features: DecisionFeatures, transcripts: Sequence[Transcript]) -> list[Tensor]:
-    """A batch's features as one tensor [3, K, D] a transcript, in their order."""
+    """Split a batch's features into one tensor [3, K, D] per transcript, in their order."""
     stacked = torch.stack(features)
     return list(stacked.split([t.num_decisions for t in transcripts], dim=1))
 
@@ -75,7 +75,7 @@ def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
         if "lora_" in name or ".modules_to_save." in name:
             continue
         flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32, copy=True)
+        samples_of_weight = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32, copy=True)
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(some.numpy().tobytes())
+        digest.update(samples_of_weight.numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Folders that are made once and kept: published whole or not at all, by one process while the others wait."""
+"""A cache of downloaded and converted files: folders built once, published atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import filelock
 
 
 def cache_dir() -> Path:
-    """The folder for what the library makes once: ``$LIT_RFT_CACHE``, else ``lit_rft`` in the user's cache folder."""
-    if own := os.environ.get("LIT_RFT_CACHE"):
-        return Path(own).expanduser().absolute()
+    """Return the folder for converted files: ``$LIT_RFT_CACHE``, else ``lit_rft`` in the user's cache folder."""
+    if folder := os.environ.get("LIT_RFT_CACHE"):
+        return Path(folder).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "lit_rft"
 
@@ -46,7 +46,7 @@ def build_once(folder: Path, files: tuple[str, ...], build: Callable[[Path], Non
 
 @contextmanager
 def _naming_the_cache(folder: Path) -> Iterator[None]:
-    """Let errors of the file system say where the cache is and how to choose another place."""
+    """Add the cache's place, and how to choose another one, to errors of the file system."""
     try:
         yield
     except OSError as error:

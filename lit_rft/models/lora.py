@@ -28,7 +28,7 @@ class LoraSettings:
         target_modules: "attention" for all projections of the attention layers, whatever an architecture calls them;
             "all-linear" for all linear layers but the output layer; a list of names; or a regular expression that
             matches full names.
-        exclude_modules: of these leave some out: a list of names, or a regular expression.
+        exclude_modules: layers to leave out: a list of names, or a regular expression.
         layers_to_transform: adapt only layers with these indices; null for all.
         rank_pattern: other ranks for some layers, by name or regular expression.
         alpha_pattern: other values of alpha for some layers.
@@ -174,12 +174,12 @@ def is_attention(name: str) -> bool:
 def _short_names(wanted: Sequence[str], others: Iterable[str]) -> list[str]:
     """The shortest last parts of names that match none of the others (`c_proj` is in GPT-2's attention and MLP)."""
     rest = [f".{name}" for name in others]
-    found: dict[str, None] = {}
+    short: dict[str, None] = {}
     for name in wanted:
         parts = name.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts)))
-        found[next((end for end in ends if not any(other.endswith(f".{end}") for other in rest)), name)] = None
-    return list(found)
+        short[next((end for end in ends if not any(other.endswith(f".{end}") for other in rest)), name)] = None
+    return list(short)
 
 
 def _leaves(names: Iterable[str]) -> list[str]:

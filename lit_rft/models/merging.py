@@ -1,4 +1,4 @@
-"""Which adapter acts, and weights as a policy acts with them: decoding is bound by the number of small products."""
+"""Merged adapters for sampling, which saves the many small products of decoding, and the choice of the adapter."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class MergedWeights:
     much as bf16 differs from float32.
 
     Args:
-        model: with the weights as they are while this is used.
+        model: with the weights that it has while this is used.
         adapter: which one of its PEFT adapters, if it has any.
     """
 
@@ -64,7 +64,7 @@ class MergedWeights:
                     layer.merged_adapters.clear()
 
     def _as_autocast_has_them(self) -> dict[_Place, nn.Parameter]:
-        """Weights of linear layers in autocast's type: it would cast all of them anew for each token."""
+        """Weights of linear layers in autocast's type: it would cast all of them again for each token."""
         device = next(self._model.parameters()).device.type
         if not torch.is_autocast_enabled(device):
             return {}
@@ -81,8 +81,7 @@ class MergedWeights:
 
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
-    """Whoever asks: those made in inference mode (Lightning evaluates in it) do not know when they change, and what
-    packs weights has to know."""
+    """Leave inference mode (Lightning evaluates in it): its tensors lack the version counter that packing needs."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimiser states split over devices (PyTorch's FSDP2).
+"""Weights, gradients and optimiser states sharded over devices (PyTorch's FSDP2).
 
 Weights are gathered once for an optimiser step or a rollout, not in each pass: between `unsharded` and its end no
 pass needs another process, so that processes may make different numbers of them. Beside its share of float32 weights,
@@ -19,12 +19,13 @@ from lit_rft.models.backbone import causal_lm
 
 
 def shard(model: nn.Module, mesh: Any, *, half: torch.dtype | None = None) -> None:
-    """Split a causal language model, with or without adapters, over the devices of a mesh, layer by layer. Gradients
-    come out as sums over devices. An output layer that shares its weights with the embedding stays whole, as do they.
+    """Shard a causal language model, with or without adapters, over the devices of a mesh, layer by layer.
+
+    Gradients are sums over devices. Output layers tied to the embedding stay unsharded, as do their weights.
 
     Args:
         mesh: of one dimension.
-        half: in which weights are gathered; None: in their own precision.
+        half: data type of gathered weights; None for that of the weights.
     """
     lm = causal_lm(model)
     decoder, head = lm.get_decoder(), lm.get_output_embeddings()
@@ -46,18 +47,18 @@ def _layers(decoder: nn.Module) -> nn.ModuleList:
     """The list of a decoder's blocks, whatever an architecture calls it."""
     lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
     if not lists:
-        raise ValueError(f"{type(decoder).__name__} has no list of layers to split over devices: use another strategy")
+        raise ValueError(f"{type(decoder).__name__} has no list of layers to shard over devices: use another strategy")
     return max(lists, key=len)
 
 
 def sharded_parts(model: nn.Module) -> list[FSDPModule]:
-    """What has been split; empty for a model that is whole."""
+    """Return the sharded parts of a model; none if it is unsharded."""
     return [part for part in model.modules() if isinstance(part, FSDPModule)]
 
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """All weights on every device; all processes enter and leave together. Nothing happens to a model that is whole.
+    """Gather all weights on every device; all processes enter and leave together. No effect on an unsharded model.
 
     Within, gradients add up on each device; `reduce_gradients` ends that.
     """
@@ -81,7 +82,7 @@ def reduce_in_next_backward(model: nn.Module) -> None:
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of gradients that are split over devices or whole."""
+    """Compute the 2-norm of gradients, sharded or not."""
     split = [g for g in gradients if isinstance(g, DTensor)]
     norms = [nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])]
     if split:
@@ -90,15 +91,15 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a split model, on the CPU of the first process; all processes must ask."""
+    """Gather all weights of a sharded model on the CPU of the first process; a collective call."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    found: dict[str, Any] = get_model_state_dict(model, options=options)
-    return found
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    return state
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model's adapters alone, whole; of a split model all processes must ask."""
+    """Return the unsharded weights of a model's adapters alone; a collective call if it is sharded."""
     adapters = {name: p.detach() for name, p in model.named_parameters() if "lora_" in name}
     return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in adapters.items()}

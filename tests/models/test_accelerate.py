@@ -79,10 +79,10 @@ def test_off_takes_the_default_implementation_in_training(layout: str, monkeypat
             mock.reset_mock()
         head_rows.clear()
         log_probs_and_gradients(model, LAYOUTS[layout])
-        found = {name: any(mock.called for mock in group) for name, group in mocks.items()}
+        called = {name: any(mock.called for mock in group) for name, group in mocks.items()}
         actions = int(LAYOUTS[layout].utterance_mask.sum())
         assert sum(head_rows) in (actions, 2 * actions)
-        return found | {"log_prob_gradients": sum(head_rows) == actions, "separate": separate.called}
+        return called | {"log_prob_gradients": sum(head_rows) == actions, "separate": separate.called}
 
     off = dict.fromkeys(["blockwise_attention", "fused_layers", "shared_prompts", "log_prob_gradients"], False)
     assert calls("off") == off | {"separate": layout != "padded"}
@@ -120,16 +120,16 @@ def test_weights_are_packed_only_if_that_is_on(monkeypatch: pytest.MonkeyPatch) 
     multiply = PackedWeight.multiply
     monkeypatch.setattr(PackedWeight, "multiply", lambda self, *args: products.append(1) or multiply(self, *args))
     model = make_adapted().bfloat16()
-    found = {}
+    results = {}
     for choice in (["fused_layers", "kv_cache"], ["fused_layers", "kv_cache", "packed_weights"]):
         accelerate(model, choice)
         products.clear()
         decoded = logits(model)
         sampled = len(products)
-        results = [decoded, *log_probs_and_gradients(model, LAYOUTS["padded"])]
-        found[len(choice)] = (sampled > 0, len(products) > sampled, results)
-    assert found[2][:2] == (False, False) and found[3][:2] == (True, True)
-    for packed, default in zip(found[3][2], found[2][2], strict=True):
+        outputs = [decoded, *log_probs_and_gradients(model, LAYOUTS["padded"])]
+        results[len(choice)] = (sampled > 0, len(products) > sampled, outputs)
+    assert results[2][:2] == (False, False) and results[3][:2] == (True, True)
+    for packed, default in zip(results[3][2], results[2][2], strict=True):
         assert (packed - default).norm() <= 0.02 * default.norm()
 
 

@@ -35,5 +35,5 @@ def test_smollm2_turn_by_turn_equals_all_at_once() -> None:
         if index < len(answers):
             messages.append({"role": "assistant", "content": answers[index]})
             ids += chat.utterance(answers[index]) + chat.turn(users[index + 1])
-    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""Features of decisions: the frozen model's, gathered in one go; and the cache that keeps them."""
+"""Features of decisions: the frozen model's, gathered at once, and their cache."""
 
 from pathlib import Path
 from typing import Any
@@ -7,25 +7,23 @@ import pytest
 import torch
 from tiny import SHAPES, let_adapters_act, make_episode, make_model, make_tokenizer
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
 from lit_rft.models.backbone import add_lora, final_hidden_states
 from lit_rft.models.feature_cache import transcript_key
 from lit_rft.models.features import join_features, split_features
 from lit_rft.transcripts import (
     ChatFormat,
-    HierarchyPrompts,
     Transcript,
-    add_outcomes,
     collate_packed,
     collate_padded,
-    hierarchy_transcripts,
 )
 
 
 def make_transcripts(number: int = 3) -> list[Transcript]:
-    chat, prompts = ChatFormat(make_tokenizer()), HierarchyPrompts("Plan.", "Act.", "Act.")
+    chat, agent = ChatFormat(make_tokenizer()), HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
     episodes = [make_episode(seed, 2 + seed) for seed in range(number)]
-    return [t for e in episodes for t in add_outcomes(hierarchy_transcripts(e, chat, prompts), e, chat, prompts)]
+    return [t for e in episodes for t in add_outcomes(agent.transcripts(e, chat), e, chat, agent)]
 
 
 EACH_SHAPE = pytest.mark.parametrize("architecture", SHAPES)
@@ -41,7 +39,7 @@ def make_adapted(architecture: str = "llama") -> Any:
 def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
     model, transcripts = make_model(architecture), make_transcripts()
     for batch in (collate_padded(transcripts, 0), collate_packed(transcripts, 0, 2000)):
-        found = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
+        features = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
         expected: list[list[torch.Tensor]] = [[], [], []]
         for transcript in batch.transcripts:
             ids = torch.tensor(transcript.input_ids)[None]
@@ -49,7 +47,7 @@ def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
             places = (transcript.state_ends, transcript.utterance_ends, transcript.next_state_ends)
             for column, where in zip(expected, places, strict=True):
                 column += [hidden[i] for i in where]
-        for values, column in zip(found, expected, strict=True):
+        for values, column in zip(features, expected, strict=True):
             torch.testing.assert_close(values, torch.stack(column).detach(), rtol=1e-4, atol=1e-4)
             assert not values.requires_grad
 
@@ -58,12 +56,12 @@ def test_gathering_equals_a_loop_over_transcripts(architecture: str) -> None:
 def test_frozen_features_see_neither_adapters_nor_dropout_and_leave_the_model_as_it_was(architecture: str) -> None:
     model, batch = make_adapted(architecture), collate_padded(make_transcripts(), 0)
     plain = make_model(architecture)
-    found = frozen_features(model, batch)
+    features = frozen_features(model, batch)
     expected = gather_features(final_hidden_states(plain, batch.input_ids, batch.position_ids), batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
     assert model.training
     adapted = gather_features(final_hidden_states(model, batch.input_ids, batch.position_ids), batch)
-    assert not torch.allclose(adapted.state, found.state, atol=1e-2)
+    assert not torch.allclose(adapted.state, features.state, atol=1e-2)
     with pytest.raises(ValueError, match="need LoRA"):
         frozen_features(plain, batch)
 
@@ -105,8 +103,8 @@ def test_what_was_flushed_is_there_for_the_next_run(tmp_path: Path) -> None:
     cache.put(transcripts[4:], values[4:])  # not flushed: lost with the process
     again = FeatureCache(tmp_path, "model")
     for index, transcript in enumerate(transcripts):
-        found, expected = again.get(transcript), values[index] if index < 4 else None
-        assert (found is None) if expected is None else torch.equal(found, expected)  # type: ignore[arg-type]
+        cached, expected = again.get(transcript), values[index] if index < 4 else None
+        assert (cached is None) if expected is None else torch.equal(cached, expected)  # type: ignore[arg-type]
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -1,4 +1,4 @@
-"""What is made once: whole or not at all, also when its maker is killed or its result damaged."""
+"""Folders are built once and atomically, also when the builder is killed or the result damaged."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ FILES = ("a", "b")
 
 
 def write_both(folder: Path) -> None:
-    (folder / "a").write_text("whole")
-    (folder / "b").write_text("whole")
+    (folder / "a").write_text("complete")
+    (folder / "b").write_text("complete")
 
 
 def write_one_and_hang(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_damaged_result_is_built_again(tmp_path: Path) -> None:
     (folder / "b").unlink()
     (folder / "a").write_text("old")
     build_once(folder, FILES, write_both)
-    assert (folder / "a").read_text() == (folder / "b").read_text() == "whole"
+    assert (folder / "a").read_text() == (folder / "b").read_text() == "complete"
 
 
 def test_what_a_killed_builder_left_is_swept_up(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_a_killed_builder_left_is_swept_up(tmp_path: Path) -> None:
 
     assert not folder.exists()
     build_once(folder, FILES, write_both)
-    assert (folder / "a").read_text() == "whole"
+    assert (folder / "a").read_text() == "complete"
     assert list(tmp_path.glob(".result.tmp-*")) == []
 
 

@@ -9,10 +9,10 @@ from lit_rft.models import backbone, load_tokenizer
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requests = []
 
     def refuse(request: Any, timeout: float) -> None:
-        asked.append(timeout)
+        requests.append(timeout)
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
@@ -20,7 +20,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         with pytest.raises(ValueError, match="the hub cannot be reached, and its local cache does not"):
             load_tokenizer("nobody/nothing")
-    assert len(asked) <= 1  # none where HF_HUB_OFFLINE is set
+    assert len(requests) <= 1  # none where HF_HUB_OFFLINE is set
     backbone._hub_answers.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""One packed pass with chunked logits equals one plain pass a transcript, over several architectures."""
+"""One packed pass with chunked logits equals one default pass per transcript, over several architectures."""
 
 from typing import Any
 
@@ -6,18 +6,16 @@ import pytest
 import torch
 from tiny import make_episode, make_model, make_tokenizer, with_adapters
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.backbone import add_lora, output_logits
 from lit_rft.models.log_probs import chosen_log_probs
 from lit_rft.transcripts import (
-    LEVELS,
     ChatFormat,
-    HierarchyPrompts,
     Transcript,
     TranscriptBatch,
     collate_packed,
     collate_padded,
-    hierarchy_transcripts,
     split_by_tokens,
 )
 
@@ -37,13 +35,13 @@ def chat() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def transcripts(chat: ChatFormat) -> list[Transcript]:
-    prompts = HierarchyPrompts(high="Plan.", low="Act.")
+    agent = HierarchicalAgent(HierarchyPrompts(high="Plan.", low="Act."))
     episodes = [make_episode(seed, num_steps) for seed, num_steps in enumerate((1, 3, 2, 5))]
-    return [t for e in episodes for t in hierarchy_transcripts(e, chat, prompts)]
+    return [t for e in episodes for t in agent.transcripts(e, chat)]
 
 
 def _plain(model: Any, transcript: Transcript, temperature: float = 1.0) -> list[list[tuple[float, float]]]:
-    """(log pi(token), log pi(end of turn)) of every utterance, out of the whole logits of one transcript."""
+    """(log pi(token), log pi(end of turn)) of every utterance, from the full logits of one transcript."""
     logits = model(input_ids=torch.tensor([transcript.input_ids])).logits[0].float() / temperature
     log_probs = logits.log_softmax(-1)
     spans = zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
@@ -57,10 +55,10 @@ def _compare(model: Any, transcripts: list[Transcript], batch: TranscriptBatch, 
     with torch.no_grad():
         got = utterance_log_probs(model, batch, end_of_turn_id=2, **options)
         temperature = options.get("temperature", 1.0)
-        by_id = {(t.episode_id, LEVELS.index(t.level)): _plain(model, t, temperature) for t in transcripts}
+        by_id = {(t.episode_id, t.level): _plain(model, t, temperature) for t in transcripts}
     seen: dict[tuple[str, int], int] = {}
     for u in range(len(batch.level)):
-        key = (batch.episode_ids[int(batch.transcript_index[u])], int(batch.level[u]))
+        key = (batch.episode_ids[int(batch.transcript_index[u])], batch.levels[int(batch.level[u])])
         expected = by_id[key][seen.get(key, 0)]
         seen[key] = seen.get(key, 0) + 1
         for i, (token, end) in enumerate(expected):
@@ -95,7 +93,7 @@ def test_temperature(transcripts: list[Transcript]) -> None:
 def test_gradients_of_all_layouts_are_those_of_the_models_own_logits(
     architecture: str, lora: bool, transcripts: list[Transcript]
 ) -> None:
-    """What a plain use of transformers gives, one transcript after the other."""
+    """The reference is transformers alone, one transcript after the other."""
     if lora and architecture not in ARCHITECTURES:
         pytest.skip("adapters are tried on the others")
 
@@ -112,13 +110,13 @@ def test_gradients_of_all_layouts_are_those_of_the_models_own_logits(
             (tokens.sum() + 0.3 * end.sum()).backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    some = transcripts[:4]
-    plain = gradients([collate_padded([transcript], 0) for transcript in some], None)
-    padded = gradients([collate_padded(some, 0)], 10_000)
-    packed = gradients([collate_packed(some, 0, 400)], 11)
-    for one, other, third in zip(plain, padded, packed, strict=True):
-        for found in (other, third):  # norms and rotations are float32 inside
-            assert (found - one).abs().max() <= 1e-4 * one.abs().max() + 1e-6
+    first = transcripts[:4]
+    plain = gradients([collate_padded([transcript], 0) for transcript in first], None)
+    padded = gradients([collate_padded(first, 0)], 10_000)
+    packed = gradients([collate_packed(first, 0, 400)], 11)
+    for expected, *layouts in zip(plain, padded, packed, strict=True):
+        for actual in layouts:  # norms and rotations are float32 inside
+            assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6
 
 
 def _plain_utterances(model: Any, batch: TranscriptBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,14 +127,14 @@ def _plain_utterances(model: Any, batch: TranscriptBatch) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize(("architecture", "packs"), [("llama", True), ("mamba", False), ("bloom", False)])
-def test_a_model_that_cannot_pack_says_so_once(
+def test_a_model_that_cannot_pack_warns_once(
     architecture: str, packs: bool, transcripts: list[Transcript], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model(architecture, **({"state_size": 4} if architecture == "mamba" else {}))
     for _ in range(2):
         utterance_log_probs(model, collate_packed(transcripts[:3], 0, 10_000), end_of_turn_id=2)
-    said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
-    assert len(said) == (not packs) and all("unpacks packed sequences to one per row" in line for line in said)
+    messages = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
+    assert len(messages) == (not packs) and all("unpacks packed sequences to one per row" in line for line in messages)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -185,7 +183,7 @@ def test_no_more_logits_than_a_chunk_are_ever_made(transcripts: list[Transcript]
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("trained", ["adapters", "adapters and head", "all"])
 @pytest.mark.parametrize(("ends", "entropy"), [(False, False), (True, False), (False, True), (True, True)])
-def test_gradients_equal_those_of_whole_logits(architecture: str, trained: str, ends: bool, entropy: bool) -> None:
+def test_gradients_equal_those_of_full_logits(architecture: str, trained: str, ends: bool, entropy: bool) -> None:
     """Whatever the output layer does, chunk by chunk, in float64."""
     model = make_model(architecture, **ARCHITECTURES[architecture]).double()
     if trained != "all":
@@ -209,9 +207,9 @@ def test_gradients_equal_those_of_whole_logits(architecture: str, trained: str, 
         )
 
     wanted = [hidden, *(p for p in head.parameters() if p.requires_grad)]
-    expected, found = torch.stack(plain()), torch.stack(ours())
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad((weights * values).sum(), wanted) for values in (expected, found)]
+    expected, actual = torch.stack(plain()), torch.stack(ours())
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad((weights * values).sum(), wanted) for values in (expected, actual)]
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
@@ -222,13 +220,13 @@ def test_gradients_in_half_precision_keep_the_weights_of_tokens() -> None:
     targets, weights = torch.randint(0, 272, (200,)), 1 + torch.rand(200) / 256  # nearly 1: equal in bf16
     with torch.autocast("cpu", torch.bfloat16):
         log_probs, *_ = chosen_log_probs(model, hidden, targets, end_of_turn_id=2, ends=False)
-    (found,) = torch.autograd.grad((weights * log_probs).sum(), hidden)
+    (actual,) = torch.autograd.grad((weights * log_probs).sum(), hidden)
     wide = hidden.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         plain = output_logits(model, wide).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     (expected,) = torch.autograd.grad((weights * plain).sum(), wide)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
     with pytest.raises(RuntimeError, match=r"does not require grad|differentiate twice"):
         (again,) = torch.autograd.grad(
             chosen_log_probs(model, wide, targets, end_of_turn_id=2)[0].sum(), wide, create_graph=True

@@ -193,15 +193,15 @@ def test_merged_adapters_equal_computed_ones(settings: dict[str, Any]) -> None:
     with model.disable_adapter():
         backbone = logits(model)
     torch.testing.assert_close(backbone, logits(make_model()), rtol=1e-5, atol=1e-5)
-    found = {}
+    outputs = {}
     for name in ("default", "low"):
         with use_adapter(model, name):
-            found[name] = logits(model)
+            outputs[name] = logits(model)
         with MergedWeights(model, name).active():
-            torch.testing.assert_close(logits(model), found[name], rtol=1e-4, atol=1e-4)
-        assert torch.equal(logits(model), found["default"])
-    assert not torch.allclose(found["low"], found["default"], atol=1e-2)
-    assert not torch.allclose(found["default"], backbone, atol=1e-2)
+            torch.testing.assert_close(logits(model), outputs[name], rtol=1e-4, atol=1e-4)
+        assert torch.equal(logits(model), outputs["default"])
+    assert not torch.allclose(outputs["low"], outputs["default"], atol=1e-2)
+    assert not torch.allclose(outputs["default"], backbone, atol=1e-2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert trains == {name: p.requires_grad for name, p in model.named_parameters()}
 
@@ -222,10 +222,10 @@ def test_fused_layers_equal_unfused_ones(settings: dict[str, Any]) -> None:
     expected = log_probs_and_gradients(model)
     assert set(expected) - {""} == {name for name, p in model.named_parameters() if p.requires_grad}
     accelerate(model, ["fused_layers"])
-    found = log_probs_and_gradients(model)
-    assert found.keys() == expected.keys()
+    actual = log_probs_and_gradients(model)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()), msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()), msg=name)
 
 
 def test_what_trains_is_float32_under_autocast() -> None:
@@ -237,13 +237,13 @@ def test_what_trains_is_float32_under_autocast() -> None:
     assert all((p.dtype == torch.float32) == p.requires_grad for p in model.parameters())
     accelerate(model)
     with torch.autocast("cpu", torch.bfloat16):
-        found = log_probs_and_gradients(model)
+        actual = log_probs_and_gradients(model)
         model.eval()
         before = logits(model)
         with MergedWeights(model).active():
             merged = logits(model)
-    assert found.keys() == expected.keys()
-    similar = [torch.cosine_similarity(found[k].flatten(), v.flatten(), dim=0) for k, v in expected.items()]
+    assert actual.keys() == expected.keys()
+    similar = [torch.cosine_similarity(actual[k].flatten(), v.flatten(), dim=0) for k, v in expected.items()]
     assert min(map(float, similar)) > 0.97
     assert (merged - before).norm() < 0.05 * before.norm()
 

@@ -76,7 +76,7 @@ def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
         expected = logits(model)
         with weights.active():
             cast = [layer for layer in linear if layer.weight.dtype == torch.bfloat16]
-            found = logits(model)
+            cast_logits = logits(model)
             first = cast[0].weight
         with weights.active():
             assert cast[0].weight is first
@@ -84,7 +84,7 @@ def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
     assert len(cast) == 2 * 7 + 1  # adapters are not needed while they are folded
     assert all(layer.weight.dtype == torch.float32 for layer in linear)
     if not adapts:
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(cast_logits, expected, rtol=0, atol=0)
         return
     deltas = {layer.base_layer: layer.get_delta_weight("default") for layer in model.modules() if is_adapted(layer)}
     for layer, weight in zip(cast, rounded, strict=True):  # folded before it is rounded

@@ -1,4 +1,4 @@
-"""Completions that share a prompt: one row, a mask and positions of their own equal one plain pass each."""
+"""Completions that share a prompt: one row with positions and attention of its own equals a separate pass each."""
 
 import contextlib
 import logging
@@ -38,8 +38,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def _rows(model: Any, batch: TranscriptBatch, chunk_tokens: int = 256) -> dict[str, torch.Tensor]:
     """Log-probabilities and entropies by name."""
-    found = utterance_log_probs(model, batch, end_of_turn_id=2, entropy=True, chunk_tokens=chunk_tokens)
-    rows = zip(batch.transcript_index.tolist(), batch.utterance_mask, found.tokens, found.entropy, strict=True)
+    log_probs = utterance_log_probs(model, batch, end_of_turn_id=2, entropy=True, chunk_tokens=chunk_tokens)
+    rows = zip(batch.transcript_index.tolist(), batch.utterance_mask, log_probs.tokens, log_probs.entropy, strict=True)
     return {
         batch.transcripts[owner].episode_id: torch.stack([tokens[mask], entropy[mask]])
         for owner, mask, tokens, entropy in rows
@@ -88,10 +88,10 @@ def test_long_groups_are_split_and_nothing_is_lost() -> None:
     assert all(len(micro) == 1 and len(micro[0]) == 1 for micro in singles)
     model = make_model()
     numbers = count_utterances([t for group in groups for t in group])
-    whole = _rows(model, collate_shared(groups, 0))
+    expected = _rows(model, collate_shared(groups, 0))
     for micro in shared_step_batch(groups, numbers, micro_batch_tokens=60, pad_id=0).micro_batches:
         for name, row in _rows(model, micro).items():
-            torch.testing.assert_close(row, whole[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(row, expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_of_several_prompts_is_refused() -> None:
@@ -121,14 +121,14 @@ def test_these_can_share(architecture: str, caplog: pytest.LogCaptureFixture) ->
         ),  # in a way of its own
     ],
 )
-def test_others_cannot_and_say_so_once(
+def test_others_cannot_and_one_warning_says_why(
     architecture: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model(architecture, **settings)
     with caplog.at_level(logging.WARNING, "lit_rft"):
         assert not can_share_prompts(model)
-    (said,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
-    assert "recomputes the prompt for each completion" in said.message
+    (warning,) = [record for record in caplog.records if record.name.startswith("lit_rft")]
+    assert "recomputes the prompt for each completion" in warning.message
 
 
 def test_masks_know_windows_and_chunks() -> None:
@@ -145,8 +145,8 @@ def test_masks_know_windows_and_chunks() -> None:
         attention_masks(seen, places[None], places, config, torch.float32)
 
 
-def test_a_model_whose_own_pass_says_something_else_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compared is what the model says with its own attention, not with ours."""
+def test_a_model_whose_outputs_differ_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is the model's own attention, not ours."""
     model = make_model()
     monkeypatch.setattr(shared_prompts, "shared_prompt_attention", lambda model: contextlib.nullcontext())
     monkeypatch.setattr(layouts, "_windowed_layers", lambda lm: 0)
@@ -161,8 +161,8 @@ def test_layers_that_are_computed_again_have_the_same_attention(tmp_path: Path) 
         sum(row.sum() for row in _rows(model, collate_shared(make_groups(), 0)).values()).backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    for one, other in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for recomputed, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(recomputed, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_rows_of_one_completion_are_padded() -> None:
@@ -205,7 +205,7 @@ def test_kernels_take_the_mask_as_it_is(autocast: bool, dtype: torch.dtype, monk
 
 
 def test_no_layer_waits_for_the_device() -> None:
-    """Sizes that depend on data, for which a GPU has to be waited for, are found once a batch."""
+    """Sizes that depend on data, for which the host waits for the GPU, are computed once per batch."""
 
     class DataDependent(TorchDispatchMode):
         number = 0

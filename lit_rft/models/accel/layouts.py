@@ -22,7 +22,7 @@ _attends_blockwise = Verdicts()
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether a model keeps packed sequences apart, whose positions begin anew.
+    """Whether a model keeps packed sequences apart, whose positions begin again at 0.
 
     Compared on first use; a warning names a model that does not. False if `packed_sequences` is off.
     """

@@ -157,17 +157,30 @@ def attend(
     q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
     prompts, _ = attend_causally(module, q, k, v, None, scaling, dropout, sliding_window, blocks=plan.blockwise)
     out[:, first] = prompts.to(out.dtype)
+    completions = _attend_completions(query, key, value, dropout, scaling, sliding_window, plan)
+    flat = out.flatten(0, 1).index_copy(0, plan.real_positions, completions.to(out.dtype))
+    return flat.view_as(out), None
+
+
+def _attend_completions(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scale: float | None,
+    sliding_window: int | None,
+    plan: SharedPromptPlan,
+) -> Tensor:
+    """Attend each completion over its prompt and itself: [B, heads, T, D] -> [N, H, D] at the plan's positions."""
     queries, keys, values = (
         _gathered(part, places)  # [C, heads, L or P + L, D]
         for part, places in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
     )
     if plan.blockwise and is_supported(query, dropout, sliding_window, plan.keys.shape[1]):
-        completion_out = blockwise_attention(queries, keys, values, scaling, plan.hidden)
+        out = blockwise_attention(queries, keys, values, scale, plan.hidden)
     else:
-        completion_out = _attend_masked(queries, keys, values, dropout, scaling, sliding_window, plan)
-    completions = completion_out.transpose(1, 2).flatten(0, 1).index_select(0, plan.real_places)
-    flat = out.flatten(0, 1).index_copy(0, plan.real_positions, completions.to(out.dtype))
-    return flat.view_as(out), None
+        out = _attend_masked(queries, keys, values, dropout, scale, sliding_window, plan)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.real_places)
 
 
 def _gathered(part: Tensor, places: Tensor) -> Tensor:
