@@ -23,8 +23,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
-    # of agents: an episode's transcripts; of models: a tokenizer by its model's name; of rewards: which ground truths can
-    # be earned
+    # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
+    # of rewards: which ground truths can be earned
     "datamodules": {"agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {

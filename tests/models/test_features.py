@@ -7,25 +7,23 @@ import pytest
 import torch
 from tiny import SHAPES, let_adapters_act, make_episode, make_model, make_tokenizer
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
 from lit_rft.models.backbone import add_lora, final_hidden_states
 from lit_rft.models.feature_cache import transcript_key
 from lit_rft.models.features import join_features, split_features
 from lit_rft.transcripts import (
     ChatFormat,
-    HierarchyPrompts,
     Transcript,
-    add_outcomes,
     collate_packed,
     collate_padded,
-    hierarchy_transcripts,
 )
 
 
 def make_transcripts(number: int = 3) -> list[Transcript]:
-    chat, prompts = ChatFormat(make_tokenizer()), HierarchyPrompts("Plan.", "Act.", "Act.")
+    chat, agent = ChatFormat(make_tokenizer()), HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
     episodes = [make_episode(seed, 2 + seed) for seed in range(number)]
-    return [t for e in episodes for t in add_outcomes(hierarchy_transcripts(e, chat, prompts), e, chat, prompts)]
+    return [t for e in episodes for t in add_outcomes(agent.transcripts(e, chat), e, chat, agent)]
 
 
 EACH_SHAPE = pytest.mark.parametrize("architecture", SHAPES)

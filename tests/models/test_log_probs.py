@@ -6,18 +6,16 @@ import pytest
 import torch
 from tiny import make_episode, make_model, make_tokenizer, with_adapters
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.backbone import add_lora, output_logits
 from lit_rft.models.log_probs import chosen_log_probs
 from lit_rft.transcripts import (
-    LEVELS,
     ChatFormat,
-    HierarchyPrompts,
     Transcript,
     TranscriptBatch,
     collate_packed,
     collate_padded,
-    hierarchy_transcripts,
     split_by_tokens,
 )
 
@@ -37,9 +35,9 @@ def chat() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def transcripts(chat: ChatFormat) -> list[Transcript]:
-    prompts = HierarchyPrompts(high="Plan.", low="Act.")
+    agent = HierarchicalAgent(HierarchyPrompts(high="Plan.", low="Act."))
     episodes = [make_episode(seed, num_steps) for seed, num_steps in enumerate((1, 3, 2, 5))]
-    return [t for e in episodes for t in hierarchy_transcripts(e, chat, prompts)]
+    return [t for e in episodes for t in agent.transcripts(e, chat)]
 
 
 def _plain(model: Any, transcript: Transcript, temperature: float = 1.0) -> list[list[tuple[float, float]]]:
@@ -57,10 +55,10 @@ def _compare(model: Any, transcripts: list[Transcript], batch: TranscriptBatch, 
     with torch.no_grad():
         got = utterance_log_probs(model, batch, end_of_turn_id=2, **options)
         temperature = options.get("temperature", 1.0)
-        by_id = {(t.episode_id, LEVELS.index(t.level)): _plain(model, t, temperature) for t in transcripts}
+        by_id = {(t.episode_id, t.level): _plain(model, t, temperature) for t in transcripts}
     seen: dict[tuple[str, int], int] = {}
     for u in range(len(batch.level)):
-        key = (batch.episode_ids[int(batch.transcript_index[u])], int(batch.level[u]))
+        key = (batch.episode_ids[int(batch.transcript_index[u])], batch.levels[int(batch.level[u])])
         expected = by_id[key][seen.get(key, 0)]
         seen[key] = seen.get(key, 0) + 1
         for i, (token, end) in enumerate(expected):
