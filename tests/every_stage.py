@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, AGENT, make_loader, make_offline, make_stage
+from tiny_stage import ADAPTERS, PLAYER, make_loader, make_offline, make_stage
 
 from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
@@ -30,7 +29,6 @@ from lit_rft.transcripts import PromptFormat
 STAGES = ["sft", "offline_rl", "online", "grpo", "episodes"]
 OPTIMIZER = OptimizerSettings(learning_rate=5e-3)
 ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
-PLAYER = replace(AGENT, max_length=900, subgoal_steps=2)
 
 
 def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:

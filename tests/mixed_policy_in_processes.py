@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
+from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
@@ -52,11 +52,10 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
         answering = AnsweringSettings(server=server)
         stage: Any = MixedPolicyGRPO(sampling=SamplingSettings(8, 1.0), reward=vowels, answering=answering, **common)
         return stage, MathPromptDataModule(model, [str(folder / "problems.jsonl")], batch_size=3)
-    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2, server=server)
-    stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, prompts=PROMPTS, **common)
+    acting = ActingSettings(SamplingSettings(6), parallel_episodes=2, server=server)
+    stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, agent=PLAYER, **common)
     return stage, EpisodeGroupDataModule(
         model=model,
-        prompts=PROMPTS,
         protocol=CorridorProtocol(),
         data_dir=str(folder),
         train_variations=3,

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, gradient_norms, make_strategy
+from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -24,17 +24,17 @@ from lit_rft.stages import (
 
 def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
     L.seed_everything(0, verbose=False)
-    acting = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=1)
+    acting = ActingSettings(SamplingSettings(6), parallel_episodes=1)
     stage = OnlineHighLevelFinetune(
         OnlineSettings(SamplingSettings(6, 1.0), buffer_episodes=5, updates_per_episode=1.0, batch_episodes=2),
         policy=PolicySettings(model=model, lora=ADAPTERS),
         optimizer=OptimizerSettings(learning_rate=5e-3),
         critic=CriticSettings(learning_rate=1e-2),
-        prompts=PROMPTS,
+        agent=PLAYER,
         acting=acting,
     )
     data = OnlineDataModule(
-        model=model, prompts=PROMPTS, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
+        model=model, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
         train_files=[f"{folder}/stored.jsonl"],
         rounds=3, episodes_per_round=3, micro_batch_tokens=700,
     )  # fmt: skip

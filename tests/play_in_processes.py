@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from tiny_env import CorridorProtocol
-from tiny_stage import PROMPTS, make_stage, make_strategy
+from tiny_stage import PLAYER, make_stage, make_strategy
 
 from lit_rft.callbacks import CompletionFiles, EpisodeFiles
 from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
@@ -26,12 +26,11 @@ def vowels(completions: Any, rows: Any) -> list[float]:
 def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L.Callback]:
     """Three episodes, or five problems: the processes get unequal shares."""
     if kind == "episodes":
-        acting = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
-        data: Any = TrajectoryDataModule(
-            model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"], prompts=PROMPTS
-        )
+        acting = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2)
+        data: Any = TrajectoryDataModule(model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"])
+        settings: dict[str, Any] = {"lora": None, "acting": acting, "agent": PLAYER, "policy": {"start_from": adapter}}
         data.eval_split = data.predict_split = "test"
-        return make_stage(Path(model), lora=None, acting=acting, policy={"start_from": adapter}), data, EpisodeFiles()
+        return make_stage(Path(model), **settings), data, EpisodeFiles()
     problems = [
         Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n)},), "1", ("answer",), source="ab"[n % 2])
         for n in range(5)

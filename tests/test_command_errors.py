@@ -9,6 +9,7 @@ from lit_rft.cli import main, resolve_configs
 from lit_rft.command_line import build
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, one_line_errors
 
+AGENT = "model.init_args.agent.init_args"
 SFT, LUFFY = "glider/scienceworld/sft.yaml", "luffy/arithmetic.yaml"
 
 
@@ -30,7 +31,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, 
         (["--model.init_args.optimizer.learning_rate", "-1"], "optimizer.learning_rate must be > 0, got -1"),
         (["--model.init_args.optimizer.learning_rate", "fast"], "optimizer.learning_rate: expected float, got fast"),
         (["--model.init_args.optimizer.schedule", "square"], "one of 'constant', 'linear', 'cosine', got square"),
-        (["--model.init_args.acting.max_length", "0"], "model.init_args.acting.max_length must be > 0, got 0"),
+        ([f"--{AGENT}.max_length", "0"], f"{AGENT}.max_length must be > 0, got 0"),
         (["--model.init_args.acting.sampling.temperature", "-1"], "temperature"),
         (["--data.init_args.batch_size", "0"], "data.init_args.batch_size must be >= 1, got 0"),
         (["--data.init_args.batch_size", "1.5"], "data.init_args.batch_size: expected int, got 1.5"),

@@ -115,7 +115,7 @@ def test_overlays_need_a_recipe(arguments: list[str], expected: str) -> None:
         prepare_arguments(resolve_configs(arguments))
 
 
-@pytest.mark.parametrize("key", ["model", "hierarchy", "prompts.high"])
+@pytest.mark.parametrize("key", ["model", "agent", "agent.class_path"])
 def test_what_the_data_take_from_the_stage_is_not_set_twice(key: str) -> None:
     value = {"data": {"init_args": {key.partition(".")[0]: "false"}}}
     for more in (["-c", json.dumps(value)], [f"--data.init_args.{key}", "false"], [f"--data.{key}=false"]):

@@ -80,7 +80,8 @@ def _norms(folder: Path) -> dict[str, list[float]]:
     return {tag: [scalar.value for scalar in events.Scalars(tag)] for tag in tags}
 
 
-FLAT_ONE = ["--model.init_args.hierarchy", "false", "--data.init_args.batch_size", "1"]  # one process has nothing to do
+# one process has nothing to do
+FLAT_ONE = ["--model.init_args.agent", "lit_rft.agents.FlatAgent", "--data.init_args.batch_size", "1"]
 
 
 ALL_WEIGHTS = ["--model.init_args.policy.lora", "null"]

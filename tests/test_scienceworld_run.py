@@ -16,8 +16,7 @@ def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
         "trainer.precision": "32-true",
         "model.init_args.policy.model": tiny_model_folder,
         "model.init_args.acting.sampling.max_new_tokens": 4,
-        "model.init_args.acting.max_length": 4000,  # a byte-level tokenizer writes long texts
-        "data.init_args.max_length": 20000,
+        "model.init_args.agent.init_args.max_length": 4000,  # a byte-level tokenizer writes long texts
         "data.init_args.data_dir": tmp_path / "data",
         "data.init_args.train_variations": 1,
         "data.init_args.predict_split": "train",

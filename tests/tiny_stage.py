@@ -1,5 +1,6 @@
 """A stage on a tiny model, and how to fit it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from lit_rft.transcripts import ChatFormat
 
 AGENT = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
 FLAT = FlatAgent("Act.")
+PLAYER = dataclasses.replace(AGENT, max_length=900, subgoal_steps=2)  # for a small context
+FLAT_PLAYER = dataclasses.replace(FLAT, max_length=900)
 # of one optimiser step over micro-batches: the same update
 SPLITS: list[dict[str, Any]] = [
     {"micro_batch_tokens": 1},

@@ -11,11 +11,11 @@ import torch
 from tiny import make_model, make_tokenizer
 from tiny_env import CorridorEnv, CorridorProtocol
 
-from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import EpisodeJob, episode_jobs
 from lit_rft.generation import ConversationGenerator, SamplingSettings
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts
+from lit_rft.transcripts import ChatFormat
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,10 @@ def _jobs(protocol: CorridorProtocol) -> list[EpisodeJob]:
 def _play(
     model: Any, chat: ChatFormat, protocol: CorridorProtocol, *, hierarchy: bool = True, workers: int = 3
 ) -> Iterator[PlayedEpisode]:
-    prompts = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
-    agent = HierarchicalAgent(chat, prompts, 700, 3) if hierarchy else FlatAgent(chat, prompts, 700)
+    agent = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."), 700, 3) if hierarchy else FlatAgent("Act.", 700)
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(6, 1.0), num_slots=2 * workers)
     with EnvPool(protocol.make_env, workers) as pool:
-        player = EpisodePlayer(agent, generator, pool)
+        player = EpisodePlayer(agent, pool, chat, generator)
         player.submit(_jobs(protocol))
         yield from player.run()
     assert not generator._conversations  # every slot was given back
@@ -112,7 +111,7 @@ class ScriptedPool:
 @pytest.mark.parametrize("last_round", [0.0, 50.0])
 def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: pytest.MonkeyPatch) -> None:
     pool: Any = ScriptedPool([0], [1], [2], [])
-    player: Any = EpisodePlayer(None, None, pool)  # type: ignore[arg-type]
+    player: Any = EpisodePlayer(FlatAgent(), pool)
     player._live, player._round_seconds = dict.fromkeys(range(4)), last_round
     monkeypatch.setattr(player, "_handle", lambda worker: player._deciding.add(worker))
     seconds = itertools.count(1.0)  # one each time it is asked
@@ -127,10 +126,10 @@ def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: p
 
 
 def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
-    agent = FlatAgent(chat, HierarchyPrompts(), 2048)
+    agent = FlatAgent()
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(4), num_slots=2)
     with EnvPool(CorridorProtocol().make_env, 2) as pool:
-        player = EpisodePlayer(agent, generator, pool)
+        player = EpisodePlayer(agent, pool, chat, generator)
         player.submit(_jobs(CorridorProtocol()))
         early = list(player.run(max_unfinished=5))
         assert len(early) >= 3 and pool.outstanding <= 5

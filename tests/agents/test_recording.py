@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plugins.thinking_agent import ThinkingAgent
 from tiny import make_tokenizer
 from tiny_env import LENGTH, CorridorEnv, CorridorProtocol
 
-from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
+from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import episode_jobs
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.generation import Completion, SamplingSettings
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
+from lit_rft.transcripts import ChatFormat
 
-PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+AGENTS: list[Any] = [HierarchicalAgent(HierarchyPrompts("Plan.", "Act."), 2000, 4), FlatAgent("Act."), ThinkingAgent()]
 
 
 class Scripted:
@@ -44,7 +45,9 @@ class Scripted:
         turn, level = self.turns[slot], self.names[slot].rpartition("/")[2]
         flag = "done" if turn % 2 == 0 else "continue"
         action = f"go {self.direction}"
-        ids = self.chat.utterance({"high": f"go to room {turn}", "low": f"{action}\n{flag}", "flat": action}[level])
+        texts = {"high": f"go to room {turn}", "low": f"{action}\n{flag}", "flat": action}
+        texts["thinking"] = f"{turn}?\n{action}"
+        ids = self.chat.utterance(texts[level])
         return Completion(ids, [-0.5] * len(ids), True)
 
 
@@ -53,27 +56,26 @@ def chat() -> ChatFormat:
     return ChatFormat(make_tokenizer())
 
 
-def play(chat: ChatFormat, hierarchy: bool, direction: str) -> list[PlayedEpisode]:
+def play(chat: ChatFormat, agent: Any, direction: str) -> list[PlayedEpisode]:
     protocol, env = CorridorProtocol(), CorridorEnv()
-    agent: Any = HierarchicalAgent(chat, PROMPTS, 2000, 4) if hierarchy else FlatAgent(chat, PROMPTS, 2000)
     generator: Any = Scripted(chat, direction)
     with EnvPool(protocol.make_env, 2) as pool:
-        player = EpisodePlayer(agent, generator, pool)
+        player = EpisodePlayer(agent, pool, chat, generator)
         player.submit(episode_jobs(protocol, env, "train")[:3])  # type: ignore[arg-type]
         return list(player.run())
 
 
 @pytest.mark.parametrize("direction", ["right", "left"])
-@pytest.mark.parametrize("hierarchy", [True, False])
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: type(agent).__name__)
 def test_recorded_episodes_have_the_played_tokens(
-    hierarchy: bool, direction: str, chat: ChatFormat, tmp_path: Path
+    agent: Any, direction: str, chat: ChatFormat, tmp_path: Path
 ) -> None:
-    played = {one.episode.id: one for one in play(chat, hierarchy, direction)}
+    played = {one.episode.id: one for one in play(chat, agent, direction)}
     write_episodes(tmp_path / "played.jsonl", [one.episode for one in played.values()])
     assert len(played) == 3
     for episode in read_episodes(tmp_path / "played.jsonl"):
-        make = hierarchy_transcripts if hierarchy else flat_transcripts
-        recorded, original = make(episode, chat, PROMPTS), played[episode.id].transcripts
+        recorded, original = agent.transcripts(episode, chat), played[episode.id].transcripts
+        assert [transcript.level for transcript in original] == list(agent.levels)
         assert len({step.observation for step in episode.steps}) > 1 or direction == "left"
         for again, transcript in zip(recorded, original, strict=True):
             assert again.level == transcript.level and again.num_decisions == transcript.num_decisions > 1
@@ -82,12 +84,12 @@ def test_recorded_episodes_have_the_played_tokens(
 
 
 def test_the_goal_terminates_and_the_step_limit_truncates(chat: ChatFormat) -> None:
-    for one in play(chat, True, "right"):
+    for one in play(chat, AGENTS[0], "right"):
         outcome = one.episode.outcome
         assert len(one.episode.steps) == LENGTH
         assert (outcome.reason, outcome.success, outcome.score) == ("goal", True, 1.0)
         assert outcome.terminated and not outcome.truncated
-    for one in play(chat, True, "left"):
+    for one in play(chat, AGENTS[0], "left"):
         outcome = one.episode.outcome
         assert len(one.episode.steps) == one.episode.step_limit == 6
         assert (outcome.reason, outcome.success, outcome.score) == ("step_limit", False, 0.0)

@@ -7,15 +7,17 @@ import pytest
 from tiny import make_episode, make_tokenizer
 from tiny_env import CorridorEnv, CorridorProtocol
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.datamodules import JobLoader, StepLoader
 from lit_rft.envs.protocols import episode_jobs
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, StepBatch, Transcript, hierarchy_transcripts
+from lit_rft.transcripts import ChatFormat, StepBatch, Transcript
 
 
 @pytest.fixture(scope="module")
 def episodes() -> list[list[Transcript]]:
     chat = ChatFormat(make_tokenizer())
-    return [hierarchy_transcripts(make_episode(s, 1 + s % 4), chat, HierarchyPrompts("p", "a")) for s in range(7)]
+    agent = HierarchicalAgent(HierarchyPrompts("p", "a"))
+    return [agent.transcripts(make_episode(s, 1 + s % 4), chat) for s in range(7)]
 
 
 def _loader(episodes: list[list[Transcript]], **options: Any) -> StepLoader:

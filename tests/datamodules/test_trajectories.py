@@ -8,6 +8,7 @@ import pytest
 from tiny import make_episode
 from tiny_env import CorridorProtocol
 
+from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
@@ -34,7 +35,7 @@ def test_files_and_folders_of_episodes(tiny_model_folder: Path, tmp_path: Path) 
     write_episodes(tmp_path / "in" / "a.jsonl", [make_episode(0)])
     write_episodes(tmp_path / "b.parquet", [make_episode(1)])
     files = [str(tmp_path / "in"), str(tmp_path / "b.parquet")]
-    data = _module(tiny_model_folder, tmp_path, train_files=files, hierarchy=False)
+    data = _module(tiny_model_folder, tmp_path, train_files=files, agent=FlatAgent())
     data.setup("fit")
     assert [e.id for e in data.episodes] == ["find-plant/0", "find-plant/1"]
     assert {t.level for batch in data.train_dataloader().episodes for t in batch} == {"flat"}
@@ -42,7 +43,8 @@ def test_files_and_folders_of_episodes(tiny_model_folder: Path, tmp_path: Path) 
 
 def test_truncation_is_reported(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_episodes(tmp_path / "a.jsonl", [make_episode(0, 12)])
-    data = _module(tiny_model_folder, tmp_path, train_files=[str(tmp_path / "a.jsonl")], max_length=600)
+    agent = HierarchicalAgent(max_length=600)
+    data = _module(tiny_model_folder, tmp_path, train_files=[str(tmp_path / "a.jsonl")], agent=agent)
     with caplog.at_level(logging.WARNING):
         data.setup("fit")
     assert "lost their first turns" in caplog.text
@@ -77,12 +79,12 @@ def test_an_empty_data_set_is_refused(tiny_model_folder: Path, tmp_path: Path) -
         data.setup("fit")
 
 
-def test_an_episode_without_subgoals_is_refused_with_hierarchy(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_an_episode_without_subgoals_is_refused_for_a_hierarchy(tiny_model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_episodes(path, [make_episode(0, subgoals=False)])
     with pytest.raises(ValueError, match="annotate it first"):
         _module(tiny_model_folder, tmp_path, train_files=[str(path)]).setup("fit")
-    _module(tiny_model_folder, tmp_path, train_files=[str(path)], hierarchy=False).setup("fit")
+    _module(tiny_model_folder, tmp_path, train_files=[str(path)], agent=FlatAgent()).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,6 @@ def test_an_episode_without_subgoals_is_refused_with_hierarchy(tiny_model_folder
     [
         ({"protocol": "nobody's"}, "unknown protocol"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
-        ({"max_length": 0}, "max_length must be >= 1"),
         ({"predict_repeats": 0}, "predict_repeats must be >= 1"),
     ],
 )

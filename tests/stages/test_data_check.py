@@ -1,4 +1,4 @@
-"""A stage refuses data that are not of its kind, hierarchy or tokenizer before it has learnt from them."""
+"""A stage refuses data that are not of its kind, agent or tokenizer before it has learnt from them."""
 
 import dataclasses
 import json
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from tiny import make_model, make_tokenizer
 from tiny_env import CorridorProtocol
-from tiny_stage import PROMPTS, fit, make_loader, make_offline, make_stage
+from tiny_stage import FLAT_PLAYER, PLAYER, fit, make_loader, make_offline, make_stage
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
+from lit_rft.agents import HierarchyPrompts
 from lit_rft.datamodules import (
     EpisodeGroupDataModule,
     MathPromptDataModule,
@@ -19,7 +20,6 @@ from lit_rft.datamodules import (
     PromptLoader,
     TrajectoryDataModule,
 )
-from lit_rft.transcripts import HierarchyPrompts
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 
 from .test_mixed_policy_episodes import make as make_groups
@@ -30,7 +30,7 @@ from .test_online_finetune import make_data, make_online
 def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
     if kind is MathPromptDataModule:
         return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4})
-    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder), "prompts": PROMPTS, "train_variations": 2}
+    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder), "train_variations": 2}
     return kind(model=str(model), **{**settings, **options})
 
 
@@ -68,22 +68,25 @@ def test_batches_of_another_kind(stage: str, tiny_model_folder: Path, tmp_path: 
         fit(make(stage, tiny_model_folder, tmp_path), loader, 1)
 
 
-@pytest.mark.parametrize("hierarchy", [True, False])
+@pytest.mark.parametrize("agent", [PLAYER, FLAT_PLAYER])
 @pytest.mark.parametrize("stage", ["sft", "offline"])
-def test_another_hierarchy(stage: str, hierarchy: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, hierarchy=not hierarchy)
-    with pytest.raises(ValueError, match=f"hierarchy must be the same .* has {hierarchy}, .* has {not hierarchy}"):
-        fit(make(stage, tiny_model_folder, tmp_path, hierarchy=hierarchy), data, 1)
-    loader = make_loader(tiny_model_folder, hierarchy=not hierarchy, outcomes=stage == "offline")
-    kind = "hierarchical" if hierarchy else "flat"
-    with pytest.raises(ValueError, match=f"is {kind}, but the transcript of find-plant/. is of the"):
-        fit(make(stage, tiny_model_folder, tmp_path, hierarchy=hierarchy), loader, 1)
+def test_another_agent(stage: str, agent: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+    other = FLAT_PLAYER if agent is PLAYER else PLAYER
+    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, agent=other)
+    own, theirs = type(agent).__name__, type(other).__name__
+    message = f"agent must be the same .* has {own}.*, .* has {theirs}.*takes the stage's"
+    with pytest.raises(ValueError, match=message):
+        fit(make(stage, tiny_model_folder, tmp_path, agent=agent), data, 1)
+    loader = make_loader(tiny_model_folder, agent=other, outcomes=stage == "offline")
+    with pytest.raises(ValueError, match=f"levels {', '.join(agent.levels)}, but the transcript of find-plant/. is of"):
+        fit(make(stage, tiny_model_folder, tmp_path, agent=agent), loader, 1)
 
 
 def test_other_prompts(tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, prompts=HierarchyPrompts(high="Other."))
-    with pytest.raises(ValueError, match="prompts must be the same for stage and data module"):
-        fit(make_stage(tiny_model_folder), data, 1)
+    agent = dataclasses.replace(PLAYER, prompts=HierarchyPrompts(high="Other."))
+    data = data_module(TrajectoryDataModule, tiny_model_folder, tmp_path, agent=agent)
+    with pytest.raises(ValueError, match="agent must be the same for stage and data module"):
+        fit(make_stage(tiny_model_folder, agent=PLAYER), data, 1)
 
 
 def other_model(folder: Path, change: str) -> Path:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_stage import fit, make_loader, make_offline
+from tiny_stage import AGENT, fit, make_loader, make_offline
 
 from lit_rft.models.features import frozen_features
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.stages import CriticSettings
-from lit_rft.transcripts import LEVELS, collate_padded
+from lit_rft.transcripts import collate_padded
 
 EXPECTILE, DISCOUNT, TEMPERATURE, MAX_WEIGHT = 0.7, 0.9, 0.5, 3.0
 
@@ -34,7 +34,7 @@ def expected_losses(stage: Any, loader: Any) -> dict[str, float]:
     online, target = stage.critic.online.double(), stage.critic.target.double()
 
     def value(heads: Any, kind: str, features: torch.Tensor, level: str) -> float:
-        network = getattr(heads, f"{kind}_heads")[LEVELS.index(level)]
+        network = getattr(heads, f"{kind}_heads")[AGENT.levels.index(level)]
         return float(network(features.double()))
 
     terms: dict[str, list[tuple[float, float, float]]] = {}

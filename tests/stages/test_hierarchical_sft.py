@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_stage, trained, updated
+from tiny_stage import ADAPTERS, AGENT, FLAT, SPLITS, differs, fit, make_loader, make_stage, trained, updated
 
+from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.models import LoraSettings
 from lit_rft.stages import ActingSettings, HierarchicalSFT, NonFiniteLossError, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch
@@ -20,16 +21,16 @@ def after(model: Path, *, loader: dict[str, Any] | None = None, **options: Any) 
     return updated(stage)
 
 
-@pytest.mark.parametrize("hierarchy", [True, False])
-def test_the_loss_falls_on_one_batch(tiny_model_folder: Path, hierarchy: bool) -> None:
+@pytest.mark.parametrize("agent", [AGENT, FLAT])
+def test_the_loss_falls_on_one_batch(tiny_model_folder: Path, agent: Any) -> None:
     losses = []
 
     class Recorder(L.Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             losses.append(trainer.callback_metrics["train/loss"].item())
 
-    stage = make_stage(tiny_model_folder, lora=None, hierarchy=hierarchy)
-    fit(stage, make_loader(tiny_model_folder, hierarchy=hierarchy, episodes=2), 25, callbacks=[Recorder()])
+    stage = make_stage(tiny_model_folder, lora=None, agent=agent)
+    fit(stage, make_loader(tiny_model_folder, agent=agent, episodes=2), 25, callbacks=[Recorder()])
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -152,12 +153,21 @@ def test_bad_optimizer_settings_are_refused(bad: dict[str, Any]) -> None:
         OptimizerSettings(**bad)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"max_length": 10}, {"parallel_episodes": 0}, {"subgoal_steps": 0}, {"call_timeout": 0}]
-)
+@pytest.mark.parametrize("bad", [{"parallel_episodes": 0}, {"call_timeout": 0}])
 def test_bad_acting_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         ActingSettings(**bad)
+
+
+@pytest.mark.parametrize("agent", [HierarchicalAgent(max_length=10), FlatAgent(max_length=10)])
+def test_a_context_without_room_for_an_utterance_is_refused(agent: Any) -> None:
+    with pytest.raises(ValueError, match=r"agent\.max_length must be larger than .*max_new_tokens, got 10"):
+        HierarchicalSFT(agent=agent)
+
+
+def test_an_agent_whose_settings_no_checkpoint_could_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"agent must be a frozen dataclass, .*; got object"):
+        HierarchicalSFT(agent=object())  # type: ignore[arg-type]
 
 
 def test_an_unknown_model_says_what_a_name_may_be() -> None:

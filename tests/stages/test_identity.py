@@ -9,8 +9,9 @@ import lightning as L
 import pytest
 import torch
 from tiny import CHATML, make_model, make_tokenizer
-from tiny_stage import ADAPTERS, PROMPTS, fit, make_loader, make_offline, make_stage, trained
+from tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_backbone
@@ -26,7 +27,6 @@ from lit_rft.stages import (
 )
 from lit_rft.stages.hyper_parameters import to_plain
 from lit_rft.stages.identity import weights_fingerprint
-from lit_rft.transcripts import HierarchyPrompts
 
 UPPER = CHATML.replace("m['role'] }}", "m['role'] | upper }}").replace("<|im_start|>assistant", "<|im_start|>ASSISTANT")
 RATE = OptimizerSettings(learning_rate=5e-3)
@@ -63,7 +63,7 @@ def resume(stage: Any, model: Path, checkpoint: Path, steps: int = 2) -> Any:
 def stages(model: Path) -> dict[str, Any]:
     """One of each, with settings other than the defaults."""
     policy = PolicySettings(str(model), ADAPTERS)
-    acting = {"prompts": PROMPTS}
+    acting = {"agent": AGENT}
     return {
         "sft": HierarchicalSFT(policy, RATE, length_coef=0.25, **acting),
         "offline": OfflineHierarchicalRL(policy, critic=CriticSettings(per_level=False), **acting),
@@ -195,7 +195,8 @@ def test_a_checkpoint_of_another_stage_is_refused_by_name(tiny_model_folder: Pat
 
 def test_prompts_cannot_change_on_resume(tiny_model_folder: Path, tmp_path: Path) -> None:
     path = save(make_stage(tiny_model_folder), tmp_path / "a.ckpt")
-    other = HierarchicalSFT(PolicySettings(str(tiny_model_folder), ADAPTERS), RATE, prompts=HierarchyPrompts("Think."))
+    agent = HierarchicalAgent(HierarchyPrompts("Think."))
+    other = HierarchicalSFT(PolicySettings(str(tiny_model_folder), ADAPTERS), RATE, agent=agent)
     with pytest.raises(ValueError, match=r"prompts\.high: Plan\. -> Think\."):
         resume(other, tiny_model_folder, path)
 
@@ -265,7 +266,7 @@ def test_arguments_that_a_stage_hands_on_are_recorded_with_their_defaults(tiny_m
     policy = PolicySettings(str(tiny_model_folder))
     own, base = OnlineHighLevelFinetune(policy=policy), OfflineHierarchicalRL(policy)
     assert set(own.hparams) == {"online", *base.hparams}
-    everything = OnlineHighLevelFinetune(policy=policy, hierarchy=True, prompts=HierarchyPrompts())
+    everything = OnlineHighLevelFinetune(policy=policy, agent=HierarchicalAgent())
     for stage in (own, everything):
         stage.configure_model()
     assert own.hparams == everything.hparams

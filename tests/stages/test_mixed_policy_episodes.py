@@ -8,13 +8,13 @@ import lightning as L
 import pytest
 import torch
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
+from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
 
-ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
 
 
 def make(
@@ -26,12 +26,11 @@ def make(
     **options: Any,
 ) -> tuple[MixedPolicyEpisodes, EpisodeGroupDataModule]:
     L.seed_everything(0, verbose=False)
-    hierarchy = options.get("hierarchy", True)
     settings: dict[str, Any] = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "exploration": SamplingSettings(6, 1.0),
         "acting": ACTING,
-        "prompts": PROMPTS,
+        "agent": PLAYER,
     }
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(model), lora=ADAPTERS),
@@ -39,9 +38,7 @@ def make(
         **{**settings, **options},
     )
     wanted = {"train_variations": 2, "batch_size": 2, "protocol": CorridorProtocol(), **(data or {})}
-    return stage, EpisodeGroupDataModule(
-        model=str(model), hierarchy=hierarchy, prompts=PROMPTS, data_dir=str(folder), **wanted
-    )
+    return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), **wanted)
 
 
 def after(model: Path, folder: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Tensor]:
@@ -50,15 +47,15 @@ def after(model: Path, folder: Path, *, steps: int = 2, **options: Any) -> dict[
     return updated(stage)
 
 
-@pytest.mark.parametrize("hierarchy", [True, False])
-def test_groups_hold_played_episodes_and_an_experts(hierarchy: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage, data = make(tiny_model_folder, tmp_path, hierarchy=hierarchy)
+@pytest.mark.parametrize("agent", [PLAYER, FLAT_PLAYER])
+def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path, agent=agent)
     fit(stage, data, 1)
     assert [(one.group, one.off_policy) for one in stage.samples] == [(0, False), (0, False), (0, True)] + [
         (1, False), (1, False), (1, True)
     ]  # fmt: skip
     for one in stage.samples:
-        assert {t.level for t in one.transcripts} == ({"high", "low"} if hierarchy else {"flat"})
+        assert {t.level for t in one.transcripts} == set(agent.levels)
         assert sum(map(len, one.sampled_log_probs)) == (0 if one.off_policy else one.length)
     experts = [one for one in stage.samples if one.off_policy]
     assert all(one.reward == 1.0 and one.advantage > 0 for one in experts)
@@ -112,7 +109,7 @@ def test_what_has_no_place_in_groups_is_refused(bad: dict[str, Any]) -> None:
         {"objective": {"sft_coef": 0.5, "traces_per_group": 0}},
         {"objective": {"importance_cap": 0.5}},
         {"exploration": SamplingSettings(6, 0.5)},
-        {"hierarchy": False},
+        {"agent": FLAT_PLAYER},
         {"seed": 1},
         {"data": {"batch_size": 1}},
     ],

@@ -6,19 +6,30 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_offline, make_stage, trained, updated
+from tiny_stage import (
+    ADAPTERS,
+    AGENT,
+    FLAT,
+    SPLITS,
+    differs,
+    fit,
+    make_loader,
+    make_offline,
+    make_stage,
+    trained,
+    updated,
+)
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
 from lit_rft.stages import CriticSettings, NonFiniteLossError, OptimizerSettings
-from lit_rft.transcripts import LEVELS
 
 
 def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, **options: Any) -> dict[str, Any]:
     """The trained weights after two steps."""
     stage = make_offline(model, **options)
-    hierarchy = options.get("hierarchy", True)
-    fit(stage, make_loader(model, outcomes=True, hierarchy=hierarchy, **(loader or {})), steps)
+    agent = options.get("agent", AGENT)
+    fit(stage, make_loader(model, outcomes=True, agent=agent, **(loader or {})), steps)
     return updated(stage)
 
 
@@ -32,21 +43,21 @@ class Recorder(L.Callback):
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-@pytest.mark.parametrize("hierarchy", [True, False])
-def test_critics_and_actor_learn_one_batch(tiny_model_folder: Path, hierarchy: bool) -> None:
+@pytest.mark.parametrize("agent", [AGENT, FLAT])
+def test_critics_and_actor_learn_one_batch(tiny_model_folder: Path, agent: Any) -> None:
     recorder = Recorder()
     critic = CriticSettings(learning_rate=1e-2, discount=0.0)  # fixed targets
-    stage = make_offline(tiny_model_folder, hierarchy=hierarchy, advantage_temperature=10.0, critic=critic)
-    loader = make_loader(tiny_model_folder, hierarchy=hierarchy, episodes=2, outcomes=True)
+    stage = make_offline(tiny_model_folder, agent=agent, advantage_temperature=10.0, critic=critic)
+    loader = make_loader(tiny_model_folder, agent=agent, episodes=2, outcomes=True)
     fit(stage, loader, 40, callbacks=[recorder])
     first, last = recorder.logged[0], recorder.logged[-1]
-    for level in ("high", "low") if hierarchy else ("flat",):
+    for level in agent.levels:
         assert last[f"train/{level}/policy_loss"] < 0.8 * first[f"train/{level}/policy_loss"]
         assert last[f"train/{level}/q_loss"] < 0.3 * first[f"train/{level}/q_loss"]
         for name in ("q_mean", "value_mean", "advantage_mean", "advantage_std", "weight_mean", "clamped_fraction"):
             assert f"train/{level}/{name}" in last
         assert 0 < last[f"train/{level}/weight_entropy"] <= 1 + 1e-6
-    assert not any(f"train/{level}/q_loss" in last for level in LEVELS if (level == "flat") is hierarchy)
+    assert not any(f"train/{level}/q_loss" in last for level in {"high", "low", "flat"}.difference(agent.levels))
 
 
 def test_what_should_train_does_and_the_rest_does_not(tiny_model_folder: Path) -> None:
@@ -209,8 +220,8 @@ def test_it_starts_from_sft_from_an_adapter_or_from_offline_rl(tiny_model_folder
 
 def test_a_flat_policy_does_not_start_from_a_hierarchical_one(tiny_model_folder: Path, tmp_path: Path) -> None:
     fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 1).save_checkpoint(tmp_path / "sft.ckpt")
-    flat = make_offline(tiny_model_folder, hierarchy=False, policy={"start_from": str(tmp_path / "sft.ckpt")})
-    with pytest.raises(ValueError, match="is of a hierarchical policy, and this is a flat one"):
+    flat = make_offline(tiny_model_folder, agent=FLAT, policy={"start_from": str(tmp_path / "sft.ckpt")})
+    with pytest.raises(ValueError, match=r"is of the agent lit_rft.*HierarchicalAgent, and this is lit_rft.*FlatAgent"):
         flat.configure_model()
 
 

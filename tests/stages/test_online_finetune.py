@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_episode
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage, trained
+from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, make_loader, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -27,7 +27,7 @@ from lit_rft.stages import (
     PolicySettings,
 )
 
-ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
 ONLINE = {
     "exploration": SamplingSettings(6, 1.0),
     "buffer_episodes": 4,
@@ -41,7 +41,7 @@ def make_online(model: Path, *, seed: int = 0, online: dict[str, Any] | None = N
     settings: dict[str, Any] = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "critic": CriticSettings(learning_rate=1e-2),
-        "prompts": PROMPTS,
+        "agent": PLAYER,
         "acting": ACTING,
     }
     L.seed_everything(seed, verbose=False)
@@ -56,7 +56,6 @@ def make_data(model: Path, folder: Path, **options: Any) -> OnlineDataModule:
     settings = {
         "model": str(model),
         "protocol": CorridorProtocol(),
-        "prompts": PROMPTS,
         "data_dir": str(folder),
         "collect_tasks": ["walk"],
         "rounds": 2,
@@ -130,8 +129,8 @@ def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder:
 @pytest.mark.parametrize("merge", [True, False])
 def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path: Path, merge: bool) -> None:
     """Other low-level skills: other actions, but the first subgoal, which is written before any, stays the same."""
-    acting = ActingSettings(SamplingSettings(6), 900, subgoal_steps=9, parallel_episodes=1, merge_adapters=merge)
-    stage = make_online(tiny_model_folder, acting=acting)
+    acting = ActingSettings(SamplingSettings(6), parallel_episodes=1, merge_adapters=merge)
+    stage = make_online(tiny_model_folder, acting=acting, agent=dataclasses.replace(PLAYER, subgoal_steps=9))
     data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_variations=1)
 
     def play() -> list[Any]:
@@ -152,10 +151,10 @@ def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path:
 
 
 def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage = make_online(tiny_model_folder, hierarchy=False)
+    stage = make_online(tiny_model_folder, agent=FLAT_PLAYER)
     stage.configure_model()
     before = trained(stage)
-    run(stage, make_data(tiny_model_folder, tmp_path, hierarchy=False), tmp_path, 2)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
     assert not any(".low." in name for name, _ in stage.named_parameters())
     assert differs({n: p for n, p in before.items() if "lora" in n}, trained(stage))
     assert {t.level for episode in stage.replay.episodes for t in episode} == {"flat"}
@@ -216,8 +215,7 @@ def test_every_knob_counts(tiny_model_folder: Path, tmp_path: Path, stored: str,
 
 
 def test_what_does_not_fit_into_the_context_is_left_out(tiny_model_folder: Path, tmp_path: Path) -> None:
-    acting = ActingSettings(SamplingSettings(6), max_length=160, subgoal_steps=2, parallel_episodes=2)
-    stage = make_online(tiny_model_folder, acting=acting)
+    stage = make_online(tiny_model_folder, agent=dataclasses.replace(PLAYER, max_length=160))
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
     assert all(t.outcomes and len(t) <= 160 for episode in stage.replay.episodes for t in episode)
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from tiny import make_episode, make_tokenizer
 
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.stages.replay import EpisodeReplay
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, add_outcomes, hierarchy_transcripts
+from lit_rft.transcripts import ChatFormat, Transcript
 
 
 def transcripts(seed: int) -> list[Transcript]:
-    chat, prompts, episode = ChatFormat(make_tokenizer()), HierarchyPrompts("P.", "A.", "A."), make_episode(seed, 4)
-    return add_outcomes(hierarchy_transcripts(episode, chat, prompts), episode, chat, prompts)
+    chat, agent = ChatFormat(make_tokenizer()), HierarchicalAgent(HierarchyPrompts("P.", "A."))
+    episode = make_episode(seed, 4)
+    return add_outcomes(agent.transcripts(episode, chat), episode, chat, agent)
 
 
 def test_old_episodes_make_room() -> None:

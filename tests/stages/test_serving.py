@@ -133,7 +133,7 @@ def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder
     played: list[Any] = []
     with serving(fake) as url:
         for server in (None, ServerSettings(url, timeout=60)):
-            acting = ActingSettings(SamplingSettings(6), 900, subgoal_steps=2, parallel_episodes=2, server=server)
+            acting = ActingSettings(SamplingSettings(6), parallel_episodes=2, server=server)
             stage = make_online(tiny_model_folder, acting=acting)
             stage.configure_model()
             with torch.no_grad():

@@ -9,16 +9,16 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, make_stage
+from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
+from lit_rft.agents import HierarchyPrompts
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
-from lit_rft.transcripts import HierarchyPrompts
 
-ACTING = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2)
 
 
 def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -38,7 +38,7 @@ def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
 
 def _data(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
     settings = {"protocol": CorridorProtocol(), "data_dir": str(folder / "data"), "batch_size": 2, **options}
-    return TrajectoryDataModule(str(model), prompts=PROMPTS, **settings)
+    return TrajectoryDataModule(str(model), **settings)
 
 
 def _events(folder: Path) -> EventAccumulator:
@@ -47,30 +47,29 @@ def _events(folder: Path) -> EventAccumulator:
     return events
 
 
-@pytest.mark.parametrize("hierarchy", [True, False])
+@pytest.mark.parametrize("agent", [PLAYER, FLAT_PLAYER])
 def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
-    tiny_model_folder: Path, tmp_path: Path, hierarchy: bool, capsys: pytest.CaptureFixture[str]
+    tiny_model_folder: Path, tmp_path: Path, agent: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage = make_stage(tiny_model_folder, acting=ACTING, hierarchy=hierarchy)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=agent)
     trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
-    trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, hierarchy=hierarchy, train_variations=2))
+    trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, train_variations=2))
     assert stage._runner._pool is None and not stage._runner.playing  # the simulators are gone
     events = _events(tmp_path)
     scalars = set(events.Tags()["scalars"])
-    levels = ("high", "low") if hierarchy else ("flat",)
-    assert {f"train/{level}/log_likelihood" for level in levels} <= scalars
+    assert {f"train/{level}/log_likelihood" for level in agent.levels} <= scalars
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second"} <= scalars
     assert {"val/score", "val/success_rate", "val/score/walk", "val/score/run"} <= scalars
     assert len(events.Scalars("val/score")) == 2 and len(events.Scalars("train/loss")) == 4
     texts = [tag for tag in events.Tags()["tensors"] if tag.startswith("val/episode/")]
     assert len(texts) == 2
     text = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
-    assert "You are in room" in text and ("###" in text) == hierarchy
+    assert "You are in room" in text and ("###" in text) == (agent is PLAYER)
     assert "validation, step 4" in capsys.readouterr().out
 
 
 def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage = make_stage(tiny_model_folder, acting=ACTING)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
     results = _trainer(tmp_path, ScoreTable()).test(
         stage, datamodule=_data(tiny_model_folder, tmp_path, eval_split="train"), verbose=False
     )
@@ -83,7 +82,7 @@ def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_pat
 
 def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: Path) -> None:
     def predict(number: int | None) -> list[str]:
-        stage = make_stage(tiny_model_folder, acting=ACTING)
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=number)
         trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
         return [played.episode.id for played in stage.played]
@@ -98,7 +97,7 @@ def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: 
 
 def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder: Path, tmp_path: Path) -> None:
     def predict(protocol: CorridorProtocol) -> list[str]:
-        stage = make_stage(tiny_model_folder, acting=ACTING)
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         data = _data(tiny_model_folder, tmp_path, protocol=protocol)
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
         return [played.episode.outcome.reason for played in stage.played]
@@ -115,7 +114,7 @@ def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder:
 def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, tmp_path: Path) -> None:
     def predict(limit: int) -> None:
         data = _data(tiny_model_folder, tmp_path, protocol=CorridorProtocol(step_limit=limit))
-        stage = make_stage(tiny_model_folder, acting=ACTING)
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
 
     predict(3)
@@ -126,7 +125,7 @@ def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, t
 
 
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage = make_stage(tiny_model_folder, acting=ACTING)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
     _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=_data(tiny_model_folder, tmp_path))
     data = _data(tiny_model_folder, tmp_path, train_files=[str(tmp_path / "episodes" / "predicted.jsonl")])
     trainer = _trainer(tmp_path, max_epochs=1, limit_val_batches=0)
@@ -141,19 +140,20 @@ def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path:
         {"sampling": SamplingSettings(2, 1.0)},
         {"sampling": SamplingSettings(6, 1.0, top_k=2)},
         {"sampling": SamplingSettings(6, 1.0, top_p=0.3)},
-        {"subgoal_steps": 1},
         {"seed": 1},
     ],
     ids=str,
 )
 def test_every_acting_knob_counts(tiny_model_folder: Path, tmp_path: Path, knob: dict[str, Any]) -> None:
-    def play(settings: ActingSettings) -> list[Any]:
-        stage = make_stage(tiny_model_folder, acting=settings)
+    def play(settings: ActingSettings, agent: Any = PLAYER) -> list[Any]:
+        stage = make_stage(tiny_model_folder, acting=settings, agent=agent)
         _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
         return sorted((p.episode.id, [(g.start, g.goal) for g in p.episode.subgoals]) for p in stage.played)
 
-    base = {"sampling": ACTING.sampling, "max_length": 900, "subgoal_steps": 2, "parallel_episodes": 2}
-    assert play(ActingSettings(**base)) != play(ActingSettings(**{**base, **knob}))
+    base = {"sampling": ACTING.sampling, "parallel_episodes": 2}
+    played = play(ActingSettings(**base))
+    assert played != play(ActingSettings(**{**base, **knob}))
+    assert played != play(ACTING, replace(PLAYER, subgoal_steps=1))
 
 
 @pytest.mark.parametrize("lora", [ADAPTERS, None], ids=["adapters", "all weights"])
@@ -161,7 +161,7 @@ def test_evaluation_in_bf16_keeps_its_caches(
     lora: Any, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Lightning evaluates in inference mode, whose tensors know less than others: before training and after."""
-    stage = make_stage(tiny_model_folder, lora=lora, acting=ACTING)
+    stage = make_stage(tiny_model_folder, lora=lora, acting=ACTING, agent=PLAYER)
     data = _data(tiny_model_folder, tmp_path, train_variations=2)
     for verb in ("test", "fit", "test"):
         trainer = _trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
@@ -173,8 +173,8 @@ def test_evaluation_in_bf16_keeps_its_caches(
 def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folder: Path, tmp_path: Path) -> None:
     played = []
     for merge in (True, False):
-        settings = ActingSettings(SamplingSettings(6), 900, 2, 2, merge_adapters=merge)
-        stage = make_stage(tiny_model_folder, acting=settings)
+        settings = ActingSettings(SamplingSettings(6), 2, merge_adapters=merge)
+        stage = make_stage(tiny_model_folder, acting=settings, agent=PLAYER)
         stage.configure_model()
         for name, parameter in stage.named_parameters():
             if "lora_B" in name:
@@ -187,9 +187,8 @@ def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folde
 
 
 def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def predict(acting: ActingSettings, shift: float = 0.0, prompts: HierarchyPrompts = PROMPTS) -> None:
-        stage = make_stage(tiny_model_folder, acting=acting)
-        stage.prompts = prompts
+    def predict(acting: ActingSettings, shift: float = 0.0, agent: Any = PLAYER) -> None:
+        stage = make_stage(tiny_model_folder, acting=acting, agent=agent)
         stage.configure_model()
         for name, parameter in stage.named_parameters():
             parameter.data += shift * ("lora_B" in name)
@@ -198,12 +197,12 @@ def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_p
 
     predict(ACTING)
     with pytest.raises(ValueError, match="another policy or sampling"):
-        predict(ActingSettings(SamplingSettings(6, 0.5), max_length=900, subgoal_steps=2, parallel_episodes=2))
-    for other in (replace(ACTING, max_length=800), replace(ACTING, subgoal_steps=3)):
+        predict(ActingSettings(SamplingSettings(6, 0.5), parallel_episodes=2))
+    for other in ({"max_length": 800}, {"subgoal_steps": 3}, {"prompts": HierarchyPrompts("Think.", "Act.")}):
         with pytest.raises(ValueError, match="another policy or sampling"):
-            predict(other)
+            predict(ACTING, agent=replace(PLAYER, **other))
     with pytest.raises(ValueError, match="another policy or sampling"):
-        predict(ACTING, prompts=HierarchyPrompts(high="Think.", low="Act.", flat="Act."))
+        predict(ACTING, agent=FLAT_PLAYER)
     with pytest.raises(ValueError, match="another policy or sampling"):
         predict(ACTING, 0.01)
     with pytest.raises(ValueError, match="must end in"):
@@ -218,14 +217,14 @@ def test_episodes_are_written_as_they_end(tiny_model_folder: Path, tmp_path: Pat
             path = tmp_path / "episodes" / "predicted.jsonl"
             written.append(len(path.read_text().splitlines()) if path.exists() else 0)
 
-    stage = make_stage(tiny_model_folder, acting=ACTING)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
     trainer = _trainer(tmp_path, EpisodeFiles(), Count())
     trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
     assert len(written) == 8 and written[0] < written[4] < written[-1] == 8
 
 
 def test_an_error_while_playing_leaves_the_policy_as_it_was(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage = make_stage(tiny_model_folder, acting=ACTING)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
     stage.configure_model()
     for name, parameter in stage.named_parameters():
         if "lora_B" in name:

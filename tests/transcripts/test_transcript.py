@@ -1,9 +1,12 @@
 """Transcripts: masks, decisions, truncation at whole turns."""
 
+from typing import Any
+
 import pytest
 from tiny import make_episode, make_tokenizer
 
-from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, flat_transcripts, hierarchy_transcripts
+from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts
+from lit_rft.transcripts import ChatFormat, Transcript
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,8 @@ def test_empty_utterances_are_refused(chat: ChatFormat) -> None:
 
 def test_an_episode_as_its_transcripts(chat: ChatFormat) -> None:
     episode = make_episode(num_steps=5)
-    high, low = hierarchy_transcripts(episode, chat, HierarchyPrompts())
-    (flat,) = flat_transcripts(episode, chat, HierarchyPrompts())
+    high, low = HierarchicalAgent().transcripts(episode, chat)
+    (flat,) = FlatAgent().transcripts(episode, chat)
     assert [chat.text(high.utterance_ids(k)) for k in range(high.num_decisions)] == [s.goal for s in episode.subgoals]
     answers = [chat.text(low.utterance_ids(k)) for k in range(low.num_decisions)]
     flags = ["continue", "done", "continue", "continue", "done"]
@@ -103,22 +106,23 @@ def test_an_episode_as_its_transcripts(chat: ChatFormat) -> None:
 
 def test_the_low_level_can_be_kept_from_the_task(chat: ChatFormat) -> None:
     episode = make_episode()
-    _, low = hierarchy_transcripts(episode, chat, HierarchyPrompts(low_level_sees_task=False))
+    _, low = HierarchicalAgent(HierarchyPrompts(low_level_sees_task=False)).transcripts(episode, chat)
     assert episode.task_description not in chat.tokenizer.decode(low.input_ids)
 
 
 def test_prompts_change_the_ids(chat: ChatFormat) -> None:
-    episode, plain = make_episode(), HierarchyPrompts()
-    for name in ("high", "low", "flat"):
-        changed = HierarchyPrompts(**{name: "Other words."})
-        make = flat_transcripts if name == "flat" else hierarchy_transcripts
-        assert make(episode, chat, changed) != make(episode, chat, plain)
+    episode = make_episode()
+    pairs: list[tuple[Any, Any]] = [(FlatAgent("Other words."), FlatAgent())]
+    for name in ("high", "low"):
+        pairs.append((HierarchicalAgent(HierarchyPrompts(**{name: "Other words."})), HierarchicalAgent()))
+    for changed, plain in pairs:
+        assert changed.transcripts(episode, chat) != plain.transcripts(episode, chat)
 
 
 def test_episodes_without_subgoals_or_steps(chat: ChatFormat) -> None:
     with pytest.raises(ValueError, match="has no subgoals"):
-        hierarchy_transcripts(make_episode(subgoals=False), chat, HierarchyPrompts())
+        HierarchicalAgent().transcripts(make_episode(subgoals=False), chat)
     empty = make_episode(num_steps=1)
     empty.steps, empty.subgoals = [], []
-    assert hierarchy_transcripts(empty, chat, HierarchyPrompts()) == []
-    assert flat_transcripts(empty, chat, HierarchyPrompts()) == []
+    assert HierarchicalAgent().transcripts(empty, chat) == []
+    assert FlatAgent().transcripts(empty, chat) == []

@@ -6,20 +6,17 @@ import pytest
 import torch
 from tiny import make_episode, make_tokenizer
 
+from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.episodes import Episode, Outcome, Subgoal
 from lit_rft.episodes.subgoals import condition_text
 from lit_rft.transcripts import (
     ChatFormat,
-    HierarchyPrompts,
     Transcript,
-    add_outcomes,
     collate_packed,
     collate_padded,
-    flat_transcripts,
-    hierarchy_transcripts,
 )
 
-PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
+AGENT, FLAT = HierarchicalAgent(HierarchyPrompts(high="Plan.", low="Act.")), FlatAgent("Act.")
 
 
 def make_chat() -> ChatFormat:
@@ -35,7 +32,7 @@ def cut(episode: Episode, completed: bool = False) -> Episode:
 
 def both_levels(episode: Episode) -> list[Transcript]:
     chat = make_chat()
-    return add_outcomes(hierarchy_transcripts(episode, chat, PROMPTS), episode, chat, PROMPTS)
+    return add_outcomes(AGENT.transcripts(episode, chat), episode, chat, AGENT)
 
 
 def test_high_level_earns_the_environments_reward_low_level_the_intrinsic_one() -> None:
@@ -50,7 +47,7 @@ def test_high_level_earns_the_environments_reward_low_level_the_intrinsic_one() 
     assert [o.reward for o in low.outcomes] == [0, 1, 0, 0, 1]
     assert [o.terminated for o in low.outcomes] == [False, True, False, False, True]  # a subgoal's end is its own
     assert {o.steps for o in low.outcomes} == {1}
-    before = hierarchy_transcripts(episode, make_chat(), PROMPTS)
+    before = AGENT.transcripts(episode, make_chat())
     assert [t.input_ids for t in (high, low)] == [t.input_ids for t in before]
 
 
@@ -58,8 +55,8 @@ def test_high_level_earns_the_environments_reward_low_level_the_intrinsic_one() 
 def test_a_time_limit_is_not_an_end(completed: bool) -> None:
     """The state that the last decision led to stands at the end of the transcript."""
     chat, episode = make_chat(), cut(make_episode(num_steps=5), completed)
-    before = hierarchy_transcripts(episode, chat, PROMPTS)
-    high, low = add_outcomes(before, episode, chat, PROMPTS)
+    before = AGENT.transcripts(episode, chat)
+    high, low = add_outcomes(before, episode, chat, AGENT)
     assert [o.terminated for o in high.outcomes] == [False, False]
     assert high.input_ids == before[0].input_ids + chat.turn(episode.steps[-1].observation)
     assert high.next_state_ends == [high.state_ends[1], len(high) - 1]
@@ -78,10 +75,10 @@ def test_a_completed_subgoal_is_over_for_the_low_level_though_it_goes_on() -> No
 
 def test_flat_agents_earn_the_reward_of_each_step() -> None:
     chat, episode = make_chat(), make_episode(num_steps=3)
-    (whole,) = add_outcomes(flat_transcripts(episode, chat, PROMPTS), episode, chat, PROMPTS)
+    (whole,) = add_outcomes(FLAT.transcripts(episode, chat), episode, chat, FLAT)
     assert [o.reward for o in whole.outcomes] == pytest.approx([step.reward for step in episode.steps])
     assert [o.terminated for o in whole.outcomes] == [False, False, True]
-    (part,) = add_outcomes(flat_transcripts(cut(episode), chat, PROMPTS), cut(episode), chat, PROMPTS)
+    (part,) = add_outcomes(FLAT.transcripts(cut(episode), chat), cut(episode), chat, FLAT)
     assert not any(o.terminated for o in part.outcomes)
     assert len(part) > len(whole)
 
@@ -92,18 +89,18 @@ def test_truncation_keeps_outcomes_with_their_decisions() -> None:
     assert short.dropped_turns > 0
     assert short.outcomes == low.outcomes[short.dropped_turns :]
     chat, episode = make_chat(), cut(make_episode(num_steps=8))
-    early = [t.truncated(len(t) - 1) for t in hierarchy_transcripts(episode, chat, PROMPTS)]
-    late = add_outcomes(early, episode, chat, PROMPTS)[1]
+    early = [t.truncated(len(t) - 1) for t in AGENT.transcripts(episode, chat)]
+    late = add_outcomes(early, episode, chat, AGENT)[1]
     assert late.outcomes == low.outcomes[early[1].dropped_turns :]
 
 
 def test_a_subgoal_that_nothing_came_of_is_left_out() -> None:
     chat, episode = make_chat(), cut(make_episode(num_steps=4))
-    high = hierarchy_transcripts(episode, chat, PROMPTS)[0]
+    high = AGENT.transcripts(episode, chat)[0]
     longer = high.copy()
     longer.append_prompt(chat.turn(episode.steps[-1].observation))
     longer.append_utterance(chat.utterance("dance"))
-    (found,) = add_outcomes([longer], episode, chat, PROMPTS)
+    (found,) = add_outcomes([longer], episode, chat, AGENT)
     assert found.num_decisions == len(episode.subgoals) == len(found.outcomes)
     assert found.input_ids == high.input_ids + chat.turn(episode.steps[-1].observation)
     assert longer.num_decisions == high.num_decisions + 1  # what was given stays as it was
@@ -120,8 +117,8 @@ def test_an_episode_with_subgoals_of_one_step_only() -> None:
 def test_without_subgoals_or_steps() -> None:
     chat, episode = make_chat(), make_episode(num_steps=2, subgoals=False)
     with pytest.raises(ValueError, match="no subgoals"):
-        hierarchy_transcripts(episode, chat, PROMPTS)
-    assert add_outcomes([], make_episode(num_steps=0), chat, PROMPTS) == []
+        AGENT.transcripts(episode, chat)
+    assert add_outcomes([], make_episode(num_steps=0), chat, AGENT) == []
 
 
 def test_batches_hold_what_the_transcripts_say() -> None:
