@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import logging
 import types
@@ -12,6 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _OBJECT = "object"  # key of the description that stands in for an object which is no plain data
+_SETTINGS = "settings"  # key of the settings of a part of this library
 _MISSING = "(not set)"
 
 # Where a stage keeps the effective value of an argument that may be None, if not under the argument's own name.
@@ -40,8 +42,11 @@ def to_plain(value: Any) -> Any:
             return kind(value)
     if hasattr(value, "__fspath__"):
         return str(value)
-    named = value if isinstance(value, (type, types.FunctionType)) else type(value)
-    return {_OBJECT: f"{named.__module__}.{named.__qualname__}"}
+    return {_OBJECT: _name_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
+
+
+def _name_of(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:
@@ -67,12 +72,14 @@ def constructor_arguments(module: Any) -> dict[str, Any]:
 
 def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments as plain data, what the module chose in place of None: defaults, and the run's seed."""
-    plain = {}
+    plain, hints = {}, _constructor_hints(type(module))
     for name, value in arguments.items():
         chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
         plain[name] = to_plain(value)
+        if dataclasses.is_dataclass(value) and type(value) not in _options(hints.get(name, Any)):
+            plain[name] = {_OBJECT: _name_of(type(value)), _SETTINGS: plain[name]}  # a part given by class_path
         if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
             plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
@@ -81,15 +88,16 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     """Make constructor arguments of `cls` from plain data.
 
-    An object of which there is only a description is left to its default, with a warning.
+    A part of this library is made again with its settings; of any other object there is only a description: it is left
+    to its default, with a warning.
     """
-    hints: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__[:-1]):
-        if "__init__" in vars(owner):
-            hints |= typing.get_type_hints(vars(owner)["__init__"])
+    hints = _constructor_hints(cls)
     arguments: dict[str, Any] = {}
     for name, value in plain.items():
-        if isinstance(value, dict) and set(value) == {_OBJECT}:
+        part = _part_class(value)
+        if part is not None:
+            arguments[name] = part(**value[_SETTINGS])
+        elif isinstance(value, dict) and _OBJECT in value:
             logger.warning(
                 "%s was %s, which a checkpoint does not hold: the default takes its place; pass %s=... to "
                 "load_from_checkpoint for another", name, value[_OBJECT], name,
@@ -100,14 +108,37 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _constructor_hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of the constructor's arguments, those of base classes included."""
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        if "__init__" in vars(owner):
+            hints |= typing.get_type_hints(vars(owner)["__init__"])
+    return hints
+
+
+def _part_class(value: Any) -> type | None:
+    """Return the class of a described part, if it is a dataclass of this library: nothing else is imported by name."""
+    if not isinstance(value, dict) or set(value) != {_OBJECT, _SETTINGS}:
+        return None
+    module, _, name = value[_OBJECT].rpartition(".")
+    if not module.startswith(("lit_rft.rollouts.", "lit_rft.stages.")):
+        return None
+    part = getattr(importlib.import_module(module), name, None)
+    return part if isinstance(part, type) and dataclasses.is_dataclass(part) else None
+
+
 def _rebuild(annotation: Any, value: Any) -> Any:
     """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
-    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    settings = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    settings = [option for option in _options(annotation) if isinstance(option, type) and dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
         return value
     hints = typing.get_type_hints(settings[0])
     return settings[0](**{name: _rebuild(hints.get(name, Any), item) for name, item in value.items()})
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
 
 
 def _is_union(annotation: Any) -> bool:

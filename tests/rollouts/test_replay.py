@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import make_episode, make_tokenizer
 
-from lit_rft.stages.replay import EpisodeReplay
+from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, add_outcomes, hierarchy_transcripts
 
 
