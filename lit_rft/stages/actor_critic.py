@@ -31,12 +31,12 @@ from lit_rft.objectives import (
     weighted_likelihood_loss,
 )
 from lit_rft.stages.base import EpisodeStage
-from lit_rft.stages.critic_updates import CriticTerms, IQLUpdate, LevelDecisions, decisions_at
+from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, decisions_at
 from lit_rft.stages.diagnostics import decision_sums, summarize
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import LEVELS, HierarchyPrompts, StepBatch, Transcript, TranscriptBatch, collate_padded
 
-CriticUpdateFunction = Callable[..., CriticTerms]  # a `CriticUpdate`; the command line takes callables by class_path
+CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path
 _TOGETHER = 16  # sampled utterances that are read in one pass
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
 

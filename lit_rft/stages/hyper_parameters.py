@@ -130,7 +130,8 @@ def _part_class(value: Any) -> type | None:
 
 def _rebuild(annotation: Any, value: Any) -> Any:
     """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
-    settings = [option for option in _options(annotation) if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    classes = [option for option in _options(annotation) if isinstance(option, type)]
+    settings = [option for option in classes if dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
         return value
     hints = typing.get_type_hints(settings[0])

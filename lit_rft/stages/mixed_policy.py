@@ -23,8 +23,8 @@ from lit_rft.stages.settings import ObjectiveSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances, step_batch
 
 # a `PolicyLoss` and `Advantages`; the command line takes callables by class_path
-PolicyLossFunction = Callable[..., tuple[Tensor, Sums]]
-AdvantagesFunction = Callable[..., Tensor]
+PolicyLossFunction = Callable[..., Any]
+AdvantagesFunction = Callable[..., Any]
 
 
 class MixedPolicyUpdates(PolicyModule):
