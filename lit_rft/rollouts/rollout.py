@@ -75,9 +75,9 @@ class RolloutBatch:
             batch.utterance_mask & counted[:, None],
             per_utterance([rollout.off_policy for rollout, _ in places]),
             per_utterance([rollout.advantage for rollout, _ in places]),
-            _per_token(batch, [rollout.old_log_probs and rollout.old_log_probs[k] for rollout, k in places], 0.0),
-            _per_token(batch, [r.sampled_log_probs and r.sampled_log_probs[k] for r, k in places], 0.0),
-            _per_token(batch, [r.behaviour_log_probs and r.behaviour_log_probs[k] for r, k in places], math.nan),
+            _per_token(batch, [_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
+            _per_token(batch, [_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
+            _per_token(batch, [_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
         )
 
 
@@ -95,7 +95,12 @@ def _places(batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> list[tuple[R
     return [places[id(transcript)] for transcript in batch.transcripts]
 
 
-def _per_token(batch: TranscriptBatch, values: Sequence[Sequence[float] | Tensor], missing: float) -> Tensor | None:
+def _of_transcript(values: Sequence[list[float] | Tensor], index: int) -> list[float] | Tensor:
+    """Token-wise values of one transcript; empty where a rollout has none."""
+    return values[index] if values else []
+
+
+def _per_token(batch: TranscriptBatch, values: Sequence[list[float] | Tensor], missing: float) -> Tensor | None:
     """Values of each transcript's utterance tokens as [U, L]; None if no transcript has any."""
     if not any(len(row) for row in values):
         return None
