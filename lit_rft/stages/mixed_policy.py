@@ -1,4 +1,4 @@
-"""Updates on groups that hold on-policy members and off-policy ones: LUFFY's, wherever the groups come from."""
+"""Updates on groups of on-policy and off-policy rollouts: LUFFY's, wherever the groups come from."""
 
 import dataclasses
 import math
@@ -34,9 +34,9 @@ class MixedPolicyUpdates(PolicyModule):
     """
 
     objective: ObjectiveSettings
-    sampling: SamplingSettings  # of the on-policy members
+    sampling: SamplingSettings  # of the on-policy rollouts
     default_traces = 1  # of a group, where the objective does not set it
-    rollouts = 0  # so far: whose turn it is among a prompt's traces
+    rollouts = 0  # batches so far: they take turns with the traces of a prompt
 
     def set_objective(
         self,
@@ -82,31 +82,31 @@ class MixedPolicyUpdates(PolicyModule):
     def needs_reference(self) -> bool:  # type: ignore[override]
         return self.objective.kl_coef > 0
 
-    def update_policy(self, members: list[Rollout], num_groups: int) -> dict[str, Tensor]:
-        """`mini_batches` times `epochs` optimiser steps on a rollout; returns what there is to log.
+    def update_policy(self, rollouts: list[Rollout], num_groups: int) -> dict[str, Tensor]:
+        """Make `mini_batches` times `epochs` optimiser steps; returns diagnostics to log.
 
         Args:
-            num_groups: of this process, which has every so-many-th one of a batch.
+            num_groups: of this process, which has every world_size-th of a batch.
         """
         number = self.objective.mini_batches
-        parts = self._mini_batches(members, num_groups)
+        parts = self._mini_batches(rollouts, num_groups)
         if number * self.objective.epochs > 1:
-            self._remember_log_probs(members)
+            self._remember_log_probs(rollouts)
         metrics = [self._policy_step(part) for _ in range(self.objective.epochs) for part in parts]
-        sums = {k: torch.tensor(v, device=self.device) for k, v in group_statistics(members).items()}
+        sums = {k: torch.tensor(v, device=self.device) for k, v in group_statistics(rollouts).items()}
         return mean_over_steps(metrics) | summarize_groups(self.sum_over_processes(sums))
 
-    def _mini_batches(self, members: list[Rollout], num_groups: int) -> list[list[Rollout]]:
-        """Whole groups, one stretch of the batch after the other: the same however many processes share it.
+    def _mini_batches(self, rollouts: list[Rollout], num_groups: int) -> list[list[Rollout]]:
+        """Split into consecutive runs of complete groups: the same however many processes share a batch.
 
         Returns: as many parts in every process, some of them perhaps empty.
         """
         mine = torch.tensor(float(num_groups), device=self.device)
         total = int(self.sum_over_processes({"groups": mine})["groups"])
         parts: list[list[Rollout]] = [[] for _ in range(self.objective.mini_batches)]
-        for one in members:
-            place = one.group * self.trainer.world_size + self.global_rank
-            parts[place * len(parts) // total].append(one)
+        for rollout in rollouts:
+            place = rollout.group * self.trainer.world_size + self.global_rank
+            parts[place * len(parts) // total].append(rollout)
         return parts
 
     def log_step(self, metrics: dict[str, Tensor]) -> None:
@@ -119,7 +119,7 @@ class MixedPolicyUpdates(PolicyModule):
     @property
     def num_tokens(self) -> int:
         """Tokens of the last rollout of this process, prompts included."""
-        return sum(len(transcript) for one in self.samples for transcript in one.transcripts)
+        return sum(len(transcript) for rollout in self.samples for transcript in rollout.transcripts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -129,28 +129,28 @@ class MixedPolicyUpdates(PolicyModule):
         super().on_load_checkpoint(checkpoint)
         self.rollouts = checkpoint.get("rollouts", 0)
 
-    def assign_advantages(self, members: Sequence[Rollout]) -> None:
-        """Give members, which have their rewards, their advantages.
+    def assign_advantages(self, rollouts: Sequence[Rollout]) -> None:
+        """Set the advantages of rollouts that have their rewards.
 
         Raises: NonFiniteLossError in all processes if a reward is not finite.
         """
-        bad = [one.transcripts[0].episode_id for one in members if not math.isfinite(one.reward)]
+        bad = [r.transcripts[0].episode_id for r in rollouts if not math.isfinite(r.reward)]
         self.stop_together(bool(bad), bad, "a reward")
-        if not members:
+        if not rollouts:
             return
-        for rollout, advantage in zip(members, self.advantages(members).tolist(), strict=True):
+        for rollout, advantage in zip(rollouts, self.advantages(rollouts).tolist(), strict=True):
             rollout.advantage = advantage
 
     @torch.no_grad()
-    def _remember_log_probs(self, members: Sequence[Rollout]) -> None:
-        """pi_old of the on-policy members, for updates after the first."""
+    def _remember_log_probs(self, rollouts: Sequence[Rollout]) -> None:
+        """Set pi_old of the on-policy rollouts, for updates after the first."""
         assert self.policy is not None
-        own = [one for one in members if not one.off_policy]
+        on_policy = [rollout for rollout in rollouts if not rollout.off_policy]
         training = self.policy.training
         self.policy.eval()  # as they were sampled: without dropout
         with unsharded(self.policy):
-            for micro in self._split(own).micro_batches:
-                keep_old_log_probs(micro, own, self._forward(micro).tokens)
+            for micro in self._split(on_policy).micro_batches:
+                keep_old_log_probs(micro, on_policy, self._forward(micro).tokens)
         self.policy.train(training)
 
     # --- one optimiser step ------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ class MixedPolicyUpdates(PolicyModule):
         needed = [r for r in counted if everything or r.advantage or (settings.sft_coef > 0 and r.off_policy)]
         return self.optimize(self._split(needed).micro_batches, partial(self._loss, rollouts=needed, counts=counts))
 
-    def _split(self, members: Sequence[Rollout]) -> StepBatch:
-        transcripts = [transcript for one in members for transcript in one.transcripts]
+    def _split(self, rollouts: Sequence[Rollout]) -> StepBatch:
+        transcripts = [transcript for rollout in rollouts for transcript in rollout.transcripts]
         return step_batch(
             transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
             packing=self.packing,
@@ -216,9 +216,9 @@ class MixedPolicyUpdates(PolicyModule):
         with reference_policy(self.policy):
             return self._forward(micro).tokens
 
-    def sft_step(self, members: Sequence[Rollout]) -> dict[str, Tensor]:
-        """One optimiser step of plain supervised fine-tuning."""
-        number = torch.tensor(float(sum(one.length for one in members)), device=self.device)
+    def sft_step(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
+        """Make one optimiser step of plain supervised fine-tuning."""
+        number = torch.tensor(float(sum(rollout.length for rollout in rollouts)), device=self.device)
         total = self.sum_over_processes({"off": number})["off"]
         if total == 0:
             raise ValueError("objective.sft_steps needs off-policy traces, and this batch has none: check the data")
@@ -226,4 +226,4 @@ class MixedPolicyUpdates(PolicyModule):
         def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
             return -masked_token_mean(self._forward(micro).tokens, micro.utterance_mask, normalizer=total), {}
 
-        return self.optimize(self._split(members).micro_batches, loss)
+        return self.optimize(self._split(rollouts).micro_batches, loss)

@@ -99,13 +99,13 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
                 self._can_share = can_share_prompts(self.policy)
         return self._can_share
 
-    def _split(self, members: Sequence[Rollout]) -> StepBatch:
+    def _split(self, rollouts: Sequence[Rollout]) -> StepBatch:
         if not self.share_prompts:
-            return super()._split(members)
+            return super()._split(rollouts)
         assert self.policy is not None
         groups: dict[int, list[Transcript]] = {}
-        for one in members:
-            groups.setdefault(one.group, []).extend(one.transcripts)
+        for rollout in rollouts:
+            groups.setdefault(rollout.group, []).extend(rollout.transcripts)
         number = count_utterances([transcript for group in groups.values() for transcript in group])
         return shared_step_batch(
             list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
