@@ -53,7 +53,10 @@ PROMPTS, GROUP, HELD_OUT = 16, 4, 200
 METHODS: dict[str, dict[str, Any]] = {  # what each differs in from LUFFY
     "GRPO": {"objective.traces_per_group": 0},
     "LUFFY": {},
-    "LUFFY without shaping": {"objective.policy_shaping": "null"},
+    "LUFFY without shaping": {
+        "loss.class_path": "lit_rft.rollouts.MixedPolicyLoss",
+        "loss.init_args.policy_shaping": "null",
+    },
     "SFT": {"objective.sft_steps": 10**6},
 }
 
@@ -87,8 +90,9 @@ class Task:
             "model.init_args.optimizer.learning_rate": 2e-4,
             "model.init_args.optimizer.warmup_steps": 5,
             "model.init_args.objective.group_size": GROUP,
-            "model.init_args.objective.scale_by_std": False,
-            "model.init_args.objective.on_policy_statistics": True,
+            "model.init_args.advantages.class_path": "lit_rft.rollouts.GroupAdvantages",
+            "model.init_args.advantages.init_args.scale_by_std": False,
+            "model.init_args.advantages.init_args.on_policy_statistics": True,
             "model.init_args.objective.entropy_coef": 0.0,
             "model.init_args.micro_batch_tokens": 1200,
             "model.init_args.sampling.max_new_tokens": self.new_tokens,

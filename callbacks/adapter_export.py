@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_rft.callbacks.model_card import model_card, name_base_model
 from lit_rft.callbacks.signals import StoppedBySignal
+from lit_rft.models.reference import REFERENCE
 from lit_rft.models.sharding import full_state, sharded_parts
 
 
@@ -52,7 +53,10 @@ class AdapterExport(L.Callback):
 
 
 def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
-    stage.policy.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+    options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+    if hasattr(stage.policy, "peft_config"):  # the reference is what training started from, not a result
+        options["selected_adapters"] = [name for name in stage.policy.peft_config if name != REFERENCE]
+    stage.policy.save_pretrained(folder, **options)
     stage.chat.tokenizer.save_pretrained(folder)
     settings = getattr(stage, "policy_settings", None)
     if settings is None:  # a module of the user's own

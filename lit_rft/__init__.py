@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lit_rft import generation as generation
     from lit_rft import models as models
     from lit_rft import objectives as objectives
+    from lit_rft import rollouts as rollouts
     from lit_rft import stages as stages
     from lit_rft import transcripts as transcripts
 
@@ -32,6 +33,7 @@ _SUBPACKAGES = (
     "models",
     "objectives",
     "generation",
+    "rollouts",
     "stages",
     "transcripts",
 )

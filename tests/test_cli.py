@@ -28,7 +28,6 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
@@ -143,7 +142,7 @@ def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest
 
 
 def _public() -> list[Any]:
-    settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings, HierarchyPrompts]
+    settings = [LoraSettings, PolicySettings, OptimizerSettings, ActingSettings, SamplingSettings]
     settings += [CriticSettings, OnlineSettings, ObjectiveSettings, AnsweringSettings, ServerSettings]
     stages = [HierarchicalSFT, OfflineHierarchicalRL, OnlineHighLevelFinetune]
     stages += [MixedPolicyGRPO, MathReward]

@@ -23,12 +23,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
+    "rollouts": {"agents", "generation", "models", "transcripts", "objectives", "envs", "episodes", "rewards"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
     "datamodules": {"agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
-    "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
+    "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
@@ -125,6 +126,7 @@ def test_layers_have_no_cycle() -> None:
         ("objectives", "import transformers"),
         ("models", "import lightning as L"),
         ("stages", "def fit():\n    from lit_rft.datamodules import x"),
+        ("rollouts", "from lit_rft.stages import GRPO"),
         ("datamodules", "import lit_rft.generation.cache"),
         ("episodes", "import numpy"),
         ("cli", "from lit_rft.generation import Completion"),

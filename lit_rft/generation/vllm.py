@@ -5,7 +5,7 @@ The server is a process, and often a Python environment and a GPU, of its own. I
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 64 \
         --max-loras 2 --logprobs-mode processed_logprobs
 
-Its log-probabilities differ from those of the policy in training by rounding; `objective.importance_cap` corrects for
+Its log-probabilities differ from those of the policy in training by rounding; `loss.importance_cap` corrects for
 that. With vLLM's default `--logprobs-mode` they would be those at temperature 1, and no correction would be right at
 another one: such a server is refused. Those of top-k and top-p are taken after them, unlike `sample_groups`'.
 """

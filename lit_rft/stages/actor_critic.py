@@ -1,5 +1,6 @@
 """What GLIDER's second and third stage share: an actor by weighted likelihood, utterance-level critics."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -31,11 +32,12 @@ from lit_rft.objectives import (
     weighted_likelihood_loss,
 )
 from lit_rft.stages.base import EpisodeStage
-from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, SarsaUpdate, decisions_at
+from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, decisions_at
 from lit_rft.stages.diagnostics import decision_sums, summarize
 from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, TranscriptBatch, collate_padded
 
+CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path
 _TOGETHER = 16  # sampled utterances that are read in one pass
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
 
@@ -58,12 +60,11 @@ class ActorCriticStage(EpisodeStage):
         acting: how episodes are played.
         agent: the agent that acts; null for `HierarchicalAgent`.
         critic: the critics.
-        advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
-        max_weight: the largest weight of a decision, > 0.
+        critic_update: critic losses and weights of the actor's loss: `IQLUpdate` (the paper's equations, the default),
+            `SarsaUpdate` (its public release: no V, Q towards r + gamma Q_target(s', u'), the actor weighted by
+            Q_target itself, the low level by likelihood alone), or any `CriticUpdate`.
         value_actions: utterances that L_V looks at: the data's, or one sampled by the policy in each state (the paper;
             slow: see `sample_decisions`).
-        preset: the paper's equations, or what its public release does instead: no V, Q towards r + gamma
-            Q_target(s', u'), the actor weighted by Q_target itself, the low level by likelihood alone.
         average_tokens: log pi(u|s) per token, or (the equation) its sum.
         high_weight: of the high level's losses, >= 0.
         low_weight: of the low level's, and of a flat agent's, >= 0. Other levels weigh 1.
@@ -77,10 +78,8 @@ class ActorCriticStage(EpisodeStage):
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
         critic: CriticSettings | None = None,
-        advantage_temperature: float = 0.1,
-        max_weight: float = 20.0,
+        critic_update: CriticUpdateFunction | None = None,
         value_actions: Literal["dataset", "policy"] = "dataset",
-        preset: Literal["paper", "release"] = "paper",
         average_tokens: bool = False,
         high_weight: float = 1.0,
         low_weight: float = 1.0,
@@ -88,10 +87,8 @@ class ActorCriticStage(EpisodeStage):
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent)
         self.critic_settings = critic or CriticSettings()
-        _check_settings(advantage_temperature, max_weight, value_actions, preset, high_weight, low_weight)
-        self.critic_update: IQLUpdate | SarsaUpdate = SarsaUpdate(self.critic_settings)
-        if preset == "paper":
-            self.critic_update = IQLUpdate(self.critic_settings, advantage_temperature, max_weight)
+        self.critic_update = critic_update if critic_update is not None else IQLUpdate()
+        _check_settings(self.critic_update, value_actions, high_weight, low_weight)
         self.value_actions = value_actions
         self.average_tokens, self.chunk_tokens = average_tokens, chunk_tokens
         self.level_weights: dict[str, float] = {"high": high_weight, "low": low_weight, "flat": low_weight}
@@ -180,7 +177,7 @@ class ActorCriticStage(EpisodeStage):
             if not rows.any():
                 continue
             decisions = decisions_at(level, code, micro, features, proposals)
-            terms = self.critic_update(self.critic, decisions, num_decisions[level])
+            terms = self.critic_update(self.critic, decisions, self.critic_settings, num_decisions[level])
             policy_loss = weighted_likelihood_loss(likelihood[rows], terms.weights, normalizer=num_decisions[level])
             parts = (policy_loss, terms.q_loss, terms.value_loss)
             loss = loss + self.level_weights.get(level, 1.0) * sum(parts, torch.zeros_like(loss))
@@ -264,19 +261,14 @@ class ActorCriticStage(EpisodeStage):
             self.log(f"train/{name}", value, prog_bar=name == "loss")
 
 
-def _check_settings(
-    advantage_temperature: float, max_weight: float, value_actions: str, preset: str, high: float, low: float
-) -> None:
-    if not advantage_temperature > 0 or not max_weight > 0:
-        raise ValueError(f"advantage_temperature and max_weight must be > 0, got {advantage_temperature}, {max_weight}")
+def _check_settings(critic_update: CriticUpdateFunction, value_actions: str, high: float, low: float) -> None:
     if not high >= 0 or not low >= 0:
         raise ValueError(f"high_weight and low_weight must be >= 0, got {high} and {low}")
-    if value_actions not in ("dataset", "policy") or preset not in ("paper", "release"):
-        raise ValueError(
-            f"value_actions must be dataset or policy and preset paper or release, got {value_actions!r}, {preset!r}"
-        )
-    if preset == "release" and value_actions == "policy":
-        raise ValueError("value_actions=policy is of no use with preset=release, which has no V: set it to dataset")
+    if value_actions not in ("dataset", "policy"):
+        raise ValueError(f"value_actions must be dataset or policy, got {value_actions!r}")
+    if value_actions == "policy" and not getattr(critic_update, "reads_values", True):
+        name = type(critic_update).__name__
+        raise ValueError(f"value_actions=policy has no effect with {name}, which has no V: set it to dataset")
 
 
 def _check_outcomes(micro: TranscriptBatch) -> None:

@@ -1,7 +1,7 @@
 """Critic losses and actor weights of one level: the equations of GLIDER, and those of its public release."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,35 +55,63 @@ class CriticTerms(NamedTuple):
     clamped: Tensor  # [N] bool
 
 
+class CriticUpdate(Protocol):
+    """Critic losses and actor weights of one level. A stage takes any function or object of this form by `class_path`.
+
+    An object with an attribute `reads_values = False` has no use for V, nor for `value_actions`.
+    """
+
+    def __call__(
+        self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
+    ) -> CriticTerms:
+        """Compute losses that add up over micro-batches.
+
+        Args:
+            critic: online and target networks.
+            decisions: of one level, N of them.
+            settings: discount and other settings of the critics.
+            normalizer: number of decisions of this level over all micro-batches and processes.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class IQLUpdate:
     """L_Q, L_V and the weights of L_pi as in the paper.
 
     Args:
-        settings: of the critics.
-        advantage_temperature: GLIDER's lambda.
-        max_weight: the largest weight.
+        advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
+        max_weight: maximum weight of a decision, > 0.
+        expectile: of Q that V regresses to, in (0, 1); above 0.5 an optimistic value.
     """
 
-    settings: CriticSettings
-    advantage_temperature: float
-    max_weight: float
+    advantage_temperature: float = 0.1
+    max_weight: float = 20.0
+    expectile: float = 0.7
 
-    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
+    def __post_init__(self) -> None:
+        for name in ("advantage_temperature", "max_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"critic_update.{name} must be > 0, got {getattr(self, name)}")
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"critic_update.expectile must be in (0, 1), got {self.expectile}")
+
+    def __call__(
+        self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
+    ) -> CriticTerms:
         features, code = decisions.features, decisions.code
         with torch.no_grad():
             next_values = critic.target.v(features.next_state, code)
             seen = features.utterance if decisions.proposals is None else decisions.proposals
             target_q = critic.target.q(seen, code)
         q, value = critic.online.q(features.utterance, code), critic.online.v(features.state, code)
-        targets = _targets(decisions, next_values, self.settings)
+        targets = _targets(decisions, next_values, settings)
         weights = advantage_weights(
             q, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
         )
-        expectile = self.settings.expectile
         return CriticTerms(
             q_loss(q, targets, normalizer=normalizer).loss,
-            expectile_value_loss(value, target_q, expectile=expectile, normalizer=normalizer).loss,
+            expectile_value_loss(value, target_q, expectile=self.expectile, normalizer=normalizer).loss,
             q.detach(),
             value.detach(),
             *weights,
@@ -94,14 +122,13 @@ class IQLUpdate:
 class SarsaUpdate:
     """The public release: no V, Q towards r + gamma Q_target(s', u'), Q_target as the weight, the low level by
     likelihood alone.
-
-    Args:
-        settings: of the critics.
     """
 
-    settings: CriticSettings
+    reads_values = False
 
-    def __call__(self, critic: Critic, decisions: LevelDecisions, normalizer: float) -> CriticTerms:
+    def __call__(
+        self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
+    ) -> CriticTerms:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
         if decisions.level == "low":
             return CriticTerms(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
@@ -112,7 +139,7 @@ class SarsaUpdate:
         has_next = torch.cat([owner[1:] == owner[:-1], none[:1]])
         q = critic.online.q(utterance, code)
         known = has_next | decisions.terminated  # a last decision that was cut off has no u' in the data
-        loss = q_loss(q, _targets(decisions, next_q, self.settings), mask=known, normalizer=normalizer).loss
+        loss = q_loss(q, _targets(decisions, next_q, settings), mask=known, normalizer=normalizer).loss
         return CriticTerms(loss, zeros.sum(), q.detach(), zeros, target_q, none)
 
 

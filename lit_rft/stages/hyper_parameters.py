@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import logging
 import sys
@@ -17,9 +18,6 @@ _MISSING = "(not set)"
 
 # Where a stage keeps the effective value of an argument that may be None, if not under the argument's own name.
 _ATTRIBUTES = {"policy": "policy_settings", "optimizer": "optimizer_settings", "critic": "critic_settings"}
-
-# Arguments that hold their class beside its settings.
-_WITH_CLASS = ("agent",)
 
 
 def to_plain(value: Any) -> Any:
@@ -44,8 +42,11 @@ def to_plain(value: Any) -> Any:
             return kind(value)
     if hasattr(value, "__fspath__"):
         return str(value)
-    named = value if isinstance(value, (type, types.FunctionType)) else type(value)
-    return {_OBJECT: f"{named.__module__}.{named.__qualname__}"}
+    return {_OBJECT: _name_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
+
+
+def _name_of(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def with_class(settings: Any) -> dict[str, Any]:
@@ -76,12 +77,13 @@ def constructor_arguments(module: Any) -> dict[str, Any]:
 
 def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments as plain data, what the module chose in place of None: defaults, and the run's seed."""
-    plain = {}
+    plain, hints = {}, _constructor_hints(type(module))
     for name, value in arguments.items():
         chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
-        plain[name] = with_class(value) if name in _WITH_CLASS and value is not None else to_plain(value)
+        by_class = dataclasses.is_dataclass(value) and type(value) not in _options(hints.get(name, Any))
+        plain[name] = with_class(value) if by_class else to_plain(value)  # a part given by class_path, with its class
         if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
             plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
@@ -90,15 +92,13 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     """Make constructor arguments of `cls` from plain data.
 
-    An object of which there is only a description is left to its default, with a warning.
+    A part given by class path is made again with its settings; of any other object there is only a description: it is
+    left to its default, with a warning.
     """
-    hints: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__[:-1]):
-        if "__init__" in vars(owner):
-            hints |= typing.get_type_hints(vars(owner)["__init__"])
+    hints = _constructor_hints(cls)
     arguments: dict[str, Any] = {}
     for name, value in plain.items():
-        if isinstance(value, dict) and set(value) == {_OBJECT}:
+        if isinstance(value, dict) and _OBJECT in value:
             logger.warning(
                 "%s was %s, which a checkpoint does not hold: the default takes its place; pass %s=... to "
                 "load_from_checkpoint for another", name, value[_OBJECT], name,
@@ -109,12 +109,21 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _constructor_hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of the constructor's arguments, those of base classes included."""
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        if "__init__" in vars(owner):
+            hints |= typing.get_type_hints(vars(owner)["__init__"])
+    return hints
+
+
 def _rebuild(annotation: Any, value: Any) -> Any:
     """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
     if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
         return _rebuild(_settings_class(value["class_path"]), value["init_args"])
-    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    settings = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    classes = [option for option in _options(annotation) if isinstance(option, type)]
+    settings = [option for option in classes if dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
         return value
     hints = typing.get_type_hints(settings[0])
@@ -122,15 +131,20 @@ def _rebuild(annotation: Any, value: Any) -> Any:
 
 
 def _settings_class(path: str) -> type:
-    """Find a class by its path among the modules that are imported: a checkpoint must not import others.
+    """Find a dataclass by its path in this library or among the imported modules: a checkpoint must not import others.
 
     Raises: ValueError if it is not there.
     """
     module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        raise ValueError(f"the checkpoint is of {path}, which is not imported here: import {module} first")
-    return found
+    loaded = importlib.import_module(module) if module.startswith("lit_rft.") else sys.modules.get(module)
+    cls = getattr(loaded, name, None)
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise ValueError(f"the checkpoint names {path}, which is not imported here: import {module} first")
+    return cls
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
 
 
 def _is_union(annotation: Any) -> bool:

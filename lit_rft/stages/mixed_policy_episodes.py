@@ -8,10 +8,10 @@ from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.generation import SamplingSettings
+from lit_rft.rollouts import Rollout
 from lit_rft.stages.data_check import GROUPS
 from lit_rft.stages.exploration import ExploringStage
-from lit_rft.stages.mixed_policy import MixedPolicyUpdates
-from lit_rft.stages.rollouts import Rollout
+from lit_rft.stages.mixed_policy import AdvantagesFunction, MixedPolicyUpdates, PolicyLossFunction
 from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 
@@ -36,7 +36,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
-        objective: groups, advantages and loss.
+        objective: groups, coefficients and number of updates.
         exploration: how the policy samples in training.
         acting: how episodes are played, and sampled in validation, test and predict.
         agent: the agent that acts; null for `HierarchicalAgent`.
@@ -44,6 +44,8 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         chunk_tokens: logits are made for so many tokens at a time.
         packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, padded to the longest.
         seed: of the rollouts; null for the run's `seed_everything`.
+        loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`, LUFFY's.
+        advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
     """
 
     training_batch = GROUPS
@@ -60,14 +62,16 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         chunk_tokens: int = 256,
         packing: bool = False,
         seed: int | None = None,
+        loss: PolicyLossFunction | None = None,
+        advantages: AdvantagesFunction | None = None,
     ) -> None:
         ExploringStage.__init__(self, policy, optimizer, acting, agent)
         self.set_objective(
             objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
             max_tokens=self.agent.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
-            packing=packing,
+            packing=packing, loss=loss, advantages=advantages,
         )  # fmt: skip
-        check_served(self.acting.server, self.sampling, self.objective.importance_cap)
+        check_served(self.acting.server, self.sampling, self.loss)
         self.seed = resolve_seed(seed)
 
     def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
@@ -79,7 +83,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
 
     def rollout(self, batch: EpisodeGroupRound) -> list[Rollout]:
         """Episodes of each task, its experts' among them, with rewards and advantages."""
-        experts = self._experts(batch.groups, self.objective.traces_per_group)
+        experts = self._experts(batch.groups, self.traces_per_group)
         jobs, group_of = [], {}
         for number, group in enumerate(batch.groups):
             held = sum(one.group == number for one in experts)
@@ -94,7 +98,7 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         members.sort(key=lambda one: one.group)
         self.assign_advantages(members)
         self.samples = members
-        if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
+        if self.objective.sft_coef > 0 and self.traces_per_group == 0:
             members = members + self._experts(batch.groups, 1, counts_in_baseline=False)
         return members
 

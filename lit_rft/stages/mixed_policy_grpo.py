@@ -14,10 +14,10 @@ from lit_rft.models.backbone import causal_lm
 from lit_rft.models.sharding import unsharded
 from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
+from lit_rft.rollouts import Rollout
 from lit_rft.stages.answering import AnsweringStage, PromptRound
 from lit_rft.stages.data_check import PROMPTS
-from lit_rft.stages.mixed_policy import MixedPolicyUpdates
-from lit_rft.stages.rollouts import Rollout
+from lit_rft.stages.mixed_policy import AdvantagesFunction, MixedPolicyUpdates, PolicyLossFunction
 from lit_rft.stages.serving import check_served
 from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
@@ -39,7 +39,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
-        objective: groups, advantages and loss.
+        objective: groups, coefficients and number of updates.
         sampling: of the rollouts.
         reward: gives completions their rewards.
         answering: of problems in validation, test and predict.
@@ -48,6 +48,8 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         chunk_tokens: logits are made for so many tokens at a time.
         share_prompts: a prompt is read once for all completions of its group, where the model can do so.
         seed: of the rollouts; null for the run's `seed_everything`.
+        loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`, LUFFY's.
+        advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
     """
 
     training_batch = PROMPTS
@@ -65,14 +67,17 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         chunk_tokens: int = 256,
         share_prompts: bool = True,
         seed: int | None = None,
+        loss: PolicyLossFunction | None = None,
+        advantages: AdvantagesFunction | None = None,
     ) -> None:
         AnsweringStage.__init__(self, policy, optimizer or OptimizerSettings(learning_rate=1e-6), reward, answering)
         sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
         self.set_objective(
             objective or ObjectiveSettings(), sampling, max_tokens=sampling.max_new_tokens,
-            micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
+            micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens, loss=loss,
+            advantages=advantages,
         )  # fmt: skip
-        check_served(self.answering.server, self.sampling, self.objective.importance_cap)
+        check_served(self.answering.server, self.sampling, self.loss)
         self.rollout_slots, self.seed = rollout_slots, resolve_seed(seed)
         self.share_prompts = share_prompts
         self._warned_of_traces = False
@@ -94,13 +99,13 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
                 self._can_share = can_share_prompts(self.policy)
         return self._can_share
 
-    def _split(self, members: Sequence[Rollout]) -> StepBatch:
+    def _split(self, rollouts: Sequence[Rollout]) -> StepBatch:
         if not self.share_prompts:
-            return super()._split(members)
+            return super()._split(rollouts)
         assert self.policy is not None
         groups: dict[int, list[Transcript]] = {}
-        for one in members:
-            groups.setdefault(one.group, []).extend(one.transcripts)
+        for rollout in rollouts:
+            groups.setdefault(rollout.group, []).extend(rollout.transcripts)
         number = count_utterances([transcript for group in groups.values() for transcript in group])
         return shared_step_batch(
             list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
@@ -121,7 +126,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
     def rollout(self, prompts: Sequence[Any]) -> list[Rollout]:
         """Completions of each prompt, its traces among them, with rewards and advantages."""
         assert self.policy is not None and self.chat is not None
-        traces = self._traces(prompts, self.objective.traces_per_group)
+        traces = self._traces(prompts, self.traces_per_group)
         self._warn_without_traces(prompts)
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
@@ -138,7 +143,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             members += [trace for trace in traces if trace.group == number]
         self._give_rewards(members, prompts)
         self.samples = members
-        if self.objective.sft_coef > 0 and self.objective.traces_per_group == 0:
+        if self.objective.sft_coef > 0 and self.traces_per_group == 0:
             members = members + self._traces(prompts, 1, counts_in_baseline=False)
         return members
 
@@ -196,3 +201,12 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         whole = self.sum_over_processes({k: torch.tensor(v, device=self.device) for k, v in mine.items()})
         self.log("train/reward_seconds", whole.pop("seconds") / whole.pop("number").clamp_min(1))
         self.log_dict({f"train/reward_{name}": value for name, value in whole.items()})
+
+
+class GRPO(MixedPolicyGRPO):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300) on prompts with verifiable answers.
+
+    `MixedPolicyGRPO` without off-policy traces; arguments and parts are the same.
+    """
+
+    default_traces = 0

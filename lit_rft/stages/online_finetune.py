@@ -14,12 +14,12 @@ from torch import Tensor
 from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.agents import PlayedEpisode, add_outcomes
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.data_check import ROUNDS
 from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
-from lit_rft.stages.replay import EpisodeReplay
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
 

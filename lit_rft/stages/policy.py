@@ -20,6 +20,7 @@ from lit_rft.models.backbone import (
     model_end_ids,
     output_logits,
 )
+from lit_rft.models.reference import add_reference, is_reference
 from lit_rft.models.sharding import shard
 from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
 from lit_rft.stages.data_check import DataCheckedModule
@@ -48,6 +49,7 @@ class PolicyModule(DataCheckedModule):
         optimizer: AdamW and its schedule.
     """
 
+    needs_reference = False  # whether a frozen copy of the policy at the start of the stage is kept
     strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that it is all there
 
     def __init__(self, policy: PolicySettings | None = None, optimizer: OptimizerSettings | None = None) -> None:
@@ -94,6 +96,8 @@ class PolicyModule(DataCheckedModule):
         self.add_parts()
         if settings.start_from is not None and not is_adapter(settings.start_from):
             self._load_weights(Path(settings.start_from))
+        if self.needs_reference and settings.start_from is not None:
+            add_reference(self.policy)
         sharded = self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharded:
             self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
@@ -137,7 +141,8 @@ class PolicyModule(DataCheckedModule):
             raise ValueError(f"policy.start_from: {path} is no checkpoint of tensors and plain values") from error
         self._check_policy(checkpoint, str(path))
         self.check_source(checkpoint, str(path))
-        weights = self.starting_weights(checkpoint["state_dict"], str(path))
+        trained = {name: value for name, value in checkpoint["state_dict"].items() if not is_reference(name)}
+        weights = self.starting_weights(trained, str(path))
         policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
         self._check_complete(policy, [n for n in self._saved_names() if n.startswith("policy.")], str(path))
         self.load_state_dict(policy, strict=False)
@@ -190,7 +195,7 @@ class PolicyModule(DataCheckedModule):
 
     def _saved_names(self) -> list[str]:
         """Names of the weights that are not made again from the model's name."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return [name for name, p in self.named_parameters() if p.requires_grad or is_reference(name)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, and what it belongs to; the frozen backbone is made again from its name."""
@@ -206,9 +211,18 @@ class PolicyModule(DataCheckedModule):
         weights = checkpoint.get("state_dict")
         if weights is not None:  # else they are split over devices, checked and loaded by now
             self._check_complete(weights, self._saved_names(), "the checkpoint")
+            self._restore_reference(weights)
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
         if self._trainer is not None and self.trainer.state.fn == "fit" and self.global_rank == 0:
             self._report_changes(checkpoint["hyper_parameters"])
+
+    def _restore_reference(self, weights: Mapping[str, Tensor]) -> None:
+        """Make room for the reference of the checkpoint, where this stage was not started from it."""
+        assert self.policy is not None
+        saved = any(is_reference(name) for name in weights)
+        present = any(is_reference(name) for name, _ in self.policy.named_parameters())
+        if saved and self.needs_reference and not present:
+            add_reference(self.policy)
 
     def check_file(self, path: Path) -> None:
         """Look at a checkpoint before it is loaded.
@@ -285,7 +299,9 @@ class PolicyModule(DataCheckedModule):
         return stage if map_location is None else stage.to(map_location)
 
     def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
-        missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+        # the reference may come and go with kl_coef; without one in the checkpoint that of policy.start_from stays
+        names, needed = ({name for name in group if not is_reference(name)} for group in (weights, expected))
+        missing, extra = sorted(needed - names), sorted(names - needed)
         if missing or extra:
             raise ValueError(
                 f"{source} does not fit the model: {len(missing)} trained weights are missing (first: {missing[:1]}), "

@@ -81,10 +81,17 @@ def _check_adapter(policy: Any, adapter: str) -> None:
         )
 
 
-def check_served(server: ServerSettings | None, sampling: SamplingSettings, importance_cap: float | None) -> None:
-    """Raises: ValueError for importance weights that would be wrong."""
-    if server is not None and importance_cap is not None and (sampling.top_k or sampling.top_p < 1):
+def check_served(server: ServerSettings | None, sampling: SamplingSettings, loss: Any) -> None:
+    """Check that a loss can correct for the server's rounding.
+
+    Raises: ValueError for importance weights that would be wrong.
+    """
+    if (
+        server is not None
+        and getattr(loss, "importance_cap", None) is not None
+        and (sampling.top_k or sampling.top_p < 1)
+    ):
         raise ValueError(
-            "objective.importance_cap needs the probabilities before top-k and top-p, which a server does not tell: "
+            "loss.importance_cap needs the probabilities before top-k and top-p, which a server does not tell: "
             f"leave out one of them, got top_k={sampling.top_k} and top_p={sampling.top_p}"
         )

@@ -74,7 +74,6 @@ class CriticSettings:
         per_level: heads of their own for each level; else (GLIDER) shared ones.
         discount: of the next state's value, in [0, 1].
         discount_each: after every decision (the release), or after every environment step that it lasted.
-        expectile: of Q that V regresses to, in (0, 1); above 0.5 an optimistic value.
         polyak_rate: how far the target heads follow in each step, in [0, 1].
         cache_dir: where frozen features are kept for the next run; null for memory only.
     """
@@ -84,15 +83,12 @@ class CriticSettings:
     per_level: bool = True
     discount: float = 0.99
     discount_each: Literal["decision", "step"] = "decision"
-    expectile: float = 0.7
     polyak_rate: float = 0.2
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"critic.learning_rate must be > 0, got {self.learning_rate}")
-        if not 0 < self.expectile < 1:
-            raise ValueError(f"critic.expectile must be in (0, 1), got {self.expectile}")
         for name in ("discount", "polyak_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"critic.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -159,36 +155,23 @@ class OnlineSettings:
 
 @dataclass
 class ObjectiveSettings:
-    """LUFFY's objective; the defaults are the paper's.
+    """Groups and terms of GRPO; settings of the policy loss and of the advantages are their own.
 
     Args:
         group_size: completions of a prompt, the traces among them.
-        traces_per_group: of them that are off-policy traces, where the data has so many; 0 is plain GRPO.
-        scale_by_std: divide advantages by the standard deviation of the group's rewards.
-        on_policy_statistics: compare with the on-policy members of a group only.
-        policy_shaping: gamma of f(x) = x / (x + gamma) on the off-policy term, > 0; null for the plain ratio.
-        clip_low: of the on-policy ratio, downwards; null for none.
-        clip_high: upwards; null for none.
-        normalizer: divide the sum over tokens by their number (tokens), or by the number of tokens that a completion
-            may have (max_length, the release).
+        traces_per_group: off-policy traces among them, where the data has that many; null: 1 for LUFFY's stages, and 0
+            for `GRPO`.
         entropy_coef: of the entropy bonus, >= 0.
-        kl_coef: of the divergence from the policy without its adapter, >= 0.
+        kl_coef: of the divergence from the policy that the stage started from, >= 0.
         sft_coef: of the likelihood of the traces, beside the policy loss, >= 0.
         sft_steps: optimiser steps of likelihood on the traces alone, before anything else.
         mini_batches: optimiser steps that a rollout is split into.
-        epochs: how often each is gone through.
-        mask_truncated: leave completions that did not come to their end out of the loss.
-        importance_cap: correct for rollouts sampled in another precision or engine, by weights up to this; null: not.
+        epochs: passes over each of them.
+        mask_truncated: leave unfinished completions out of the loss.
     """
 
     group_size: int = 8
-    traces_per_group: int = 1
-    scale_by_std: bool = True
-    on_policy_statistics: bool = False
-    policy_shaping: float | None = 0.1
-    clip_low: float | None = 0.2
-    clip_high: float | None = 0.2
-    normalizer: Literal["tokens", "max_length"] = "tokens"
+    traces_per_group: int | None = None
     entropy_coef: float = 0.01
     kl_coef: float = 0.0
     sft_coef: float = 0.0
@@ -196,7 +179,6 @@ class ObjectiveSettings:
     mini_batches: int = 1
     epochs: int = 1
     mask_truncated: bool = False
-    importance_cap: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("group_size", "mini_batches", "epochs"):
@@ -205,14 +187,10 @@ class ObjectiveSettings:
         for name in ("entropy_coef", "kl_coef", "sft_coef", "sft_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name} must be >= 0, got {getattr(self, name)}")
-        if not 0 <= self.traces_per_group <= self.group_size:
+        if self.traces_per_group is not None and not 0 <= self.traces_per_group <= self.group_size:
             raise ValueError(
                 f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
             )
-        if self.policy_shaping is not None and not self.policy_shaping > 0:
-            raise ValueError(f"objective.policy_shaping must be > 0 or null, got {self.policy_shaping}")
-        if self.importance_cap is not None and not self.importance_cap > 0:
-            raise ValueError(f"objective.importance_cap must be > 0 or null, got {self.importance_cap}")
 
 
 @dataclass

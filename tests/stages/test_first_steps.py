@@ -9,7 +9,7 @@ from tiny_stage import AGENT, fit, make_loader, make_offline
 
 from lit_rft.models.features import frozen_features
 from lit_rft.models.log_probs import utterance_log_probs
-from lit_rft.stages import CriticSettings
+from lit_rft.stages import CriticSettings, IQLUpdate
 from lit_rft.transcripts import collate_padded
 
 EXPECTILE, DISCOUNT, TEMPERATURE, MAX_WEIGHT = 0.7, 0.9, 0.5, 3.0
@@ -17,8 +17,8 @@ EXPECTILE, DISCOUNT, TEMPERATURE, MAX_WEIGHT = 0.7, 0.9, 0.5, 3.0
 
 def offline_stage(model: Path) -> Any:
     """An offline stage whose target critics differ from the online ones, so that no mix-up goes unseen."""
-    critic = CriticSettings(learning_rate=1e-2, expectile=EXPECTILE, discount=DISCOUNT)
-    stage = make_offline(model, critic=critic, advantage_temperature=TEMPERATURE, max_weight=MAX_WEIGHT)
+    critic = CriticSettings(learning_rate=1e-2, discount=DISCOUNT)
+    stage = make_offline(model, critic=critic, critic_update=IQLUpdate(TEMPERATURE, MAX_WEIGHT, EXPECTILE))
     stage.configure_model()
     randoms = torch.Generator().manual_seed(7)
     for heads in (stage.critic.online, stage.critic.target):

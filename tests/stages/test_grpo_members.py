@@ -6,13 +6,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from grpo_parts import grpo_parts
 from tiny_stage import ADAPTERS, fit
 
 from lit_rft.datamodules import Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
-from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages import MixedPolicyGRPO, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import PromptFormat
 
 VARIED = SamplingSettings(12, 1.0, stop_token_ids=tuple(range(100, 160)))  # completions of different lengths
@@ -41,8 +42,8 @@ def first_step(
     L.seed_everything(0, verbose=False)
     settings: dict[str, Any] = {"group_size": 3, "entropy_coef": 0.0, "policy_shaping": None} | objective
     stage = MixedPolicyGRPO(
-        PolicySettings(str(model), ADAPTERS), OptimizerSettings(5e-3), ObjectiveSettings(**settings),
-        sampling, rewards,
+        PolicySettings(str(model), ADAPTERS), OptimizerSettings(5e-3), sampling=sampling, reward=rewards,
+        **grpo_parts(**settings),
     )  # fmt: skip
     trainer = fit(stage, PromptLoader(prompts, batch_size=2), 1)
     return stage, {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -7,12 +7,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from grpo_parts import grpo_parts
 from tiny_env import CorridorProtocol
 from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import SamplingSettings
-from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 
 ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
 
@@ -34,8 +35,7 @@ def make(
     }
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(model), lora=ADAPTERS),
-        objective=ObjectiveSettings(**{"group_size": 3, **(objective or {})}),
-        **{**settings, **options},
+        **{**settings, **grpo_parts(**{"group_size": 3, **(objective or {})}), **options},
     )
     wanted = {"train_variations": 2, "batch_size": 2, "protocol": CorridorProtocol(), **(data or {})}
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), **wanted)

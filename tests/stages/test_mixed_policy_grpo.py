@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from grpo_parts import grpo_parts
 from tiny import make_model, make_tokenizer
 from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
@@ -16,10 +17,10 @@ from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rewards import RewardError, RewardSum
+from lit_rft.rollouts import RolloutBatch
 from lit_rft.stages import (
     AnsweringSettings,
     MixedPolicyGRPO,
-    ObjectiveSettings,
     OptimizerSettings,
     PolicySettings,
 )
@@ -57,8 +58,7 @@ def make_grpo(
     L.seed_everything(seed, verbose=False)
     return MixedPolicyGRPO(
         PolicySettings(model=str(model), lora=lora),
-        objective=ObjectiveSettings(**{"group_size": 4, **(objective or {})}),
-        **{**settings, **options},
+        **{**settings, **grpo_parts(**{"group_size": 4, **(objective or {})}), **options},
     )
 
 
@@ -306,13 +306,14 @@ def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_t
     plain = after(tiny_model_folder, steps=2)
 
     class Remembers(MixedPolicyGRPO):
-        def _policy_loss(self, log_probs: Any, rows: Any, *rest: Any) -> Any:
-            assert not any(one.old_log_probs for one in self.samples)
+        def _loss(self, micro: Any, rollouts: Any, counts: Any) -> Any:
+            assert not any(rollout.old_log_probs for rollout in self.samples)
             self._remember_log_probs(self.samples)
-            old = rows.tokens("old_log_probs", log_probs, 0.0)
-            off = rows.each("off_policy", torch.bool)
-            torch.testing.assert_close(old[~off], log_probs.detach()[~off], rtol=1e-4, atol=1e-5)
-            return super()._policy_loss(log_probs, rows, *rest)
+            batch, log_probs = RolloutBatch.of(micro, rollouts), self._forward(micro).tokens
+            assert batch.old_log_probs is not None
+            off = batch.off_policy
+            torch.testing.assert_close(batch.old_log_probs[~off], log_probs.detach()[~off], rtol=1e-4, atol=1e-5)
+            return super()._loss(micro, rollouts, counts)
 
     L.seed_everything(0, verbose=False)
     stage = make_grpo(tiny_model_folder)
@@ -413,7 +414,7 @@ def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Pa
 )
 def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ObjectiveSettings(**bad)
+        grpo_parts(**bad)
 
 
 def test_greedy_groups_are_refused(tiny_model_folder: Path) -> None:

@@ -22,7 +22,7 @@ from tiny_stage import (
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
-from lit_rft.stages import CriticSettings, NonFiniteLossError, OptimizerSettings
+from lit_rft.stages import CriticSettings, IQLUpdate, NonFiniteLossError, OptimizerSettings, SarsaUpdate
 
 
 def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, **options: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Recorder(L.Callback):
 def test_critics_and_actor_learn_one_batch(tiny_model_folder: Path, agent: Any) -> None:
     recorder = Recorder()
     critic = CriticSettings(learning_rate=1e-2, discount=0.0)  # fixed targets
-    stage = make_offline(tiny_model_folder, agent=agent, advantage_temperature=10.0, critic=critic)
+    stage = make_offline(tiny_model_folder, agent=agent, critic_update=IQLUpdate(10.0), critic=critic)
     loader = make_loader(tiny_model_folder, agent=agent, episodes=2, outcomes=True)
     fit(stage, loader, 40, callbacks=[recorder])
     first, last = recorder.logged[0], recorder.logged[-1]
@@ -74,7 +74,7 @@ def test_what_should_train_does_and_the_rest_does_not(tiny_model_folder: Path) -
 
 def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_model_folder: Path) -> None:
     """A huge temperature makes all weights 1: with the sum over tokens the actor's step is that of SFT."""
-    offline = make_offline(tiny_model_folder, advantage_temperature=1e9)
+    offline = make_offline(tiny_model_folder, critic_update=IQLUpdate(1e9))
     fit(offline, make_loader(tiny_model_folder, outcomes=True), 2)
     sft = make_stage(tiny_model_folder, average_tokens=False)
     fit(sft, make_loader(tiny_model_folder, outcomes=True), 2)
@@ -86,7 +86,7 @@ def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_mode
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("settings", ["frozen", "adapted", "release", "policy"])
 def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, settings: str, split: dict) -> None:
-    options: dict[str, Any] = {"preset": "release"} if settings == "release" else {}
+    options: dict[str, Any] = {"critic_update": SarsaUpdate()} if settings == "release" else {}
     if settings == "policy":
         options["value_actions"] = "policy"
     if settings == "adapted":
@@ -100,19 +100,19 @@ def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, setti
 @pytest.mark.parametrize(
     "knob",
     [
-        {"advantage_temperature": 1.0},
-        {"max_weight": 1.01, "advantage_temperature": 0.01},
+        {"critic_update": IQLUpdate(1.0)},
+        {"critic_update": IQLUpdate(0.01, max_weight=1.01)},
+        {"critic_update": IQLUpdate(0.01, expectile=0.95)},
         {"average_tokens": True},
         {"high_weight": 0.3},
         {"low_weight": 0.3},
-        {"preset": "release"},
+        {"critic_update": SarsaUpdate()},
         {"value_actions": "policy"},
         {"critic": CriticSettings(learning_rate=2e-2)},
         {"critic": CriticSettings(learning_rate=1e-2, features="adapted")},
         {"critic": CriticSettings(learning_rate=1e-2, per_level=False)},
         {"critic": CriticSettings(learning_rate=1e-2, discount=0.5)},
         {"critic": CriticSettings(learning_rate=1e-2, discount_each="step")},
-        {"critic": CriticSettings(learning_rate=1e-2, expectile=0.95)},
         {"critic": CriticSettings(learning_rate=1e-2, polyak_rate=0.9)},
         {"optimizer": OptimizerSettings(learning_rate=1e-3)},
     ],
@@ -120,8 +120,8 @@ def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, setti
 )
 def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, Any]) -> None:
     # episodes enough that some last subgoals are longer than a step
-    base = after(tiny_model_folder, steps=3, critic=CriticSettings(learning_rate=1e-2), advantage_temperature=0.01)
-    defaults = {"critic": CriticSettings(learning_rate=1e-2), "advantage_temperature": 0.01}
+    base = after(tiny_model_folder, steps=3, critic=CriticSettings(learning_rate=1e-2), critic_update=IQLUpdate(0.01))
+    defaults = {"critic": CriticSettings(learning_rate=1e-2), "critic_update": IQLUpdate(0.01)}
     turned = after(tiny_model_folder, steps=3, **{**defaults, **knob})
     if "critic" in knob and not knob["critic"].per_level:
         assert len(turned) < len(base)
@@ -142,7 +142,7 @@ def test_actor_and_critics_have_learning_rates_of_their_own(tiny_model_folder: P
 
 def test_the_release_trains_its_low_level_by_likelihood_and_without_values(tiny_model_folder: Path) -> None:
     recorder = Recorder()
-    stage = make_offline(tiny_model_folder, preset="release")
+    stage = make_offline(tiny_model_folder, critic_update=SarsaUpdate())
     fit(stage, make_loader(tiny_model_folder, outcomes=True), 2, callbacks=[recorder])
     last = recorder.logged[-1]
     assert last["train/low/weight_mean"] == 1.0
@@ -256,12 +256,9 @@ def test_a_reward_that_is_not_finite_stops_before_the_step_and_names_the_episode
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"advantage_temperature": 0.0}, "advantage_temperature"),
-        ({"max_weight": 0.0}, "max_weight"),
         ({"high_weight": -1.0}, "high_weight"),
-        ({"preset": "papers"}, "preset paper or release"),
         ({"value_actions": "both"}, "value_actions must be"),
-        ({"preset": "release", "value_actions": "policy"}, "has no V"),
+        ({"critic_update": SarsaUpdate(), "value_actions": "policy"}, "SarsaUpdate, which has no V"),
     ],
 )
 def test_bad_settings_are_refused(tiny_model_folder: Path, bad: dict[str, Any], message: str) -> None:
@@ -269,9 +266,13 @@ def test_bad_settings_are_refused(tiny_model_folder: Path, bad: dict[str, Any], 
         make_offline(tiny_model_folder, **bad)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"learning_rate": 0}, {"expectile": 1.0}, {"discount": 1.2}, {"polyak_rate": -0.1}], ids=str
-)
+@pytest.mark.parametrize("bad", [{"learning_rate": 0}, {"discount": 1.2}, {"polyak_rate": -0.1}], ids=str)
 def test_bad_critic_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"critic.{next(iter(bad))}"):
         CriticSettings(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"advantage_temperature": 0.0}, {"max_weight": 0.0}, {"expectile": 1.0}], ids=str)
+def test_bad_settings_of_the_update_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"critic_update.{next(iter(bad))}"):
+        IQLUpdate(**bad)

@@ -16,7 +16,8 @@ from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings, ServerSettings
 from lit_rft.models import LoraSettings
 from lit_rft.models.lora import add_lora
-from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings
+from lit_rft.rollouts import MixedPolicyLoss
+from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO
 from lit_rft.stages.serving import AdapterSync
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
@@ -153,7 +154,7 @@ def test_importance_weights_need_whole_probabilities() -> None:
     for sampling in (SamplingSettings(8, 1.0, top_k=5), SamplingSettings(8, 1.0, top_p=0.9)):
         MixedPolicyGRPO(sampling=sampling, answering=server)
         with pytest.raises(ValueError, match="importance_cap needs the probabilities before top-k and top-p"):
-            MixedPolicyGRPO(None, None, ObjectiveSettings(importance_cap=2.0), sampling, answering=server)
+            MixedPolicyGRPO(None, None, None, sampling, answering=server, loss=MixedPolicyLoss(importance_cap=2.0))
 
 
 def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> None:
@@ -162,7 +163,7 @@ def test_all_weights_are_refused(fake: FakeVllm, tiny_model_folder: Path) -> Non
 
 
 def test_the_plain_way_is_the_default() -> None:
-    assert AnsweringSettings().server is None and ObjectiveSettings().importance_cap is None
+    assert AnsweringSettings().server is None and MixedPolicyLoss().importance_cap is None
 
 
 @pytest.mark.parametrize(

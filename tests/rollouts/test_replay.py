@@ -7,7 +7,7 @@ import torch
 from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
-from lit_rft.stages.replay import EpisodeReplay
+from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.transcripts import ChatFormat, Transcript
 
 

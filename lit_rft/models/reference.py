@@ -1,0 +1,58 @@
+"""The reference policy: what a stage started from, for divergences."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_rft.models.features import frozen_backbone
+from lit_rft.models.merging import use_adapter
+
+REFERENCE = "reference"  # name of the adapter
+
+
+def is_reference(name: str) -> bool:
+    """Whether a weight of this name is of the reference adapter."""
+    return f".{REFERENCE}." in name
+
+
+def add_reference(policy: nn.Module) -> None:
+    """Add a frozen copy of the adapter that trains, as it is now.
+
+    Raises: ValueError for a model without adapters.
+    """
+    if not hasattr(policy, "peft_config"):
+        raise ValueError("a divergence from the policy at the start needs LoRA: set policy.lora, or kl_coef 0")
+    peft_model: Any = policy
+    config = copy.deepcopy(peft_model.peft_config["default"])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        peft_model.add_adapter(REFERENCE, config)
+        weights = dict(policy.named_parameters())
+        for name, parameter in weights.items():
+            if is_reference(name):
+                parameter.copy_(weights[name.replace(f".{REFERENCE}.", ".default.")])
+                parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def reference_policy(policy: nn.Module) -> Iterator[None]:
+    """Switch to the reference: the frozen copy of the adapter, or the pretrained model where there is none.
+
+    Dropout is off, and no gradients are computed.
+
+    Raises: ValueError for a model without adapters.
+    """
+    if REFERENCE not in getattr(policy, "peft_config", ()):
+        with frozen_backbone(policy):
+            yield
+        return
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), use_adapter(policy, REFERENCE):
+            yield
+    finally:
+        policy.train(training)

@@ -1,0 +1,84 @@
+"""Advantages of rollouts. A stage takes any function or object of this form by `class_path`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_rft.objectives import group_advantages
+from lit_rft.rollouts.rollout import Rollout
+
+
+class Advantages(Protocol):
+    """Advantages of the rollouts of this process, which have their rewards; groups are complete."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """Return one advantage per rollout, [N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """Comparison within a group (see `lit_rft.objectives.group_advantages`).
+
+    Args:
+        scale_by_std: divide by the standard deviation of the group's rewards.
+        on_policy_statistics: compare with the on-policy rollouts of a group only.
+    """
+
+    scale_by_std: bool = True
+    on_policy_statistics: bool = False
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
+        return group_advantages(
+            torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
+            torch.tensor([rollout.group for rollout in rollouts]),
+            off_policy_mask=torch.tensor([rollout.off_policy for rollout in rollouts]),
+            on_policy_statistics=self.on_policy_statistics,
+            scale_by_std=self.scale_by_std,
+        )
+
+
+def group_statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return sums over the rollouts and groups of this process, to be added up over processes."""
+    compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
+    on_policy = [rollout for rollout in compared if not rollout.off_policy]
+    groups: dict[int, list[float]] = {}
+    for rollout in compared:
+        groups.setdefault(rollout.group, []).append(rollout.reward)
+    rewards = [rollout.reward for rollout in on_policy]
+    return {
+        "completions": float(len(on_policy)),
+        "reward": sum(rewards),
+        "reward_squared": sum(reward * reward for reward in rewards),
+        "trace_reward": sum(rollout.reward for rollout in compared if rollout.off_policy),
+        "traces": float(len(compared) - len(on_policy)),
+        "groups": float(len(groups)),
+        "without_signal": float(sum(len(set(values)) == 1 for values in groups.values())),
+        "length": float(sum(rollout.length for rollout in on_policy)),
+        "truncated": float(sum(not rollout.finished for rollout in on_policy)),
+        "nll": -sum(value for rollout in on_policy for row in rollout.sampled_log_probs for value in row),
+    }
+
+
+def summarize_groups(sums: dict[str, Any]) -> dict[str, Tensor]:
+    """Return means and shares from `group_statistics`, added up over processes."""
+    report: dict[str, Tensor] = {}
+    if sums["completions"] > 0:
+        n = sums["completions"]
+        mean = sums["reward"] / n
+        report = {
+            "reward": mean,
+            "reward_std": (sums["reward_squared"] / n - mean**2).clamp_min(0).sqrt(),
+            "completion_length": sums["length"] / n,
+            "truncated_fraction": sums["truncated"] / n,
+            # sampled tokens estimate the entropy without bias, and cost nothing
+            "sampled_entropy": sums["nll"] / sums["length"].clamp_min(1),
+        }
+    if sums["groups"] > 0:
+        report["no_signal_fraction"] = sums["without_signal"] / sums["groups"]
+    if sums["traces"] > 0:
+        report["trace_reward"] = sums["trace_reward"] / sums["traces"]
+    return report

@@ -1,0 +1,91 @@
+"""Policy losses over rollouts. A stage takes any function or object of this form by `class_path`."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_rft.objectives import Sums, mean_parts, mixed_policy_loss, truncated_importance_weights
+from lit_rft.rollouts.rollout import RolloutBatch
+
+
+class Normalizer(NamedTuple):
+    """What a loss may divide by: counts over all micro-batches and processes of an optimiser step."""
+
+    tokens: Tensor  # of the rollouts that count in the policy loss, >= 1
+    rollouts: Tensor  # their number, >= 1
+    max_length: int  # tokens that a rollout may have
+
+
+class PolicyLoss(Protocol):
+    """Loss of a micro-batch of rollouts. It must add up over micro-batches, and so must its diagnostics."""
+
+    def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
+        """Compute the share of the loss of a micro-batch.
+
+        Args:
+            log_probs: log pi_theta of the tokens, [U, L]; 0 in padding.
+            rollouts: advantages, masks and other log-probabilities of the same tokens.
+            normalizer: counts to divide by.
+        Returns: loss, scalar, and diagnostics (see `lit_rft.objectives.Sums`).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MixedPolicyLoss:
+    """LUFFY's loss (see `lit_rft.objectives.mixed_policy_loss`); without traces it is GRPO's.
+
+    Args:
+        policy_shaping: gamma of f(x) = x / (x + gamma) on the off-policy term, > 0; null for the plain ratio.
+        clip_low: of the on-policy ratio, downwards; null for none.
+        clip_high: upwards; null for none.
+        normalizer: divide the sum over tokens by their number (tokens), or by the maximum length of a rollout
+            (max_length, the release).
+        importance_cap: correct for rollouts sampled in another precision or engine, by weights up to this; null: not.
+    """
+
+    policy_shaping: float | None = 0.1
+    clip_low: float | None = 0.2
+    clip_high: float | None = 0.2
+    normalizer: Literal["tokens", "max_length"] = "tokens"
+    importance_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("policy_shaping", "importance_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"loss.{name} must be > 0 or null, got {value}")
+        if self.normalizer not in ("tokens", "max_length"):
+            raise ValueError(f"loss.normalizer must be tokens or max_length, got {self.normalizer!r}")
+
+    def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
+        old = log_probs.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs
+        terms = mixed_policy_loss(
+            log_probs,
+            rollouts.advantages,
+            rollouts.mask,
+            rollouts.off_policy,
+            old_log_probs=old,
+            behaviour_log_probs=rollouts.behaviour_log_probs,
+            policy_shaping=self.policy_shaping,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            token_weights=self._importance_weights(old, rollouts),
+            normalizer=normalizer.tokens if self.normalizer == "tokens" else normalizer.max_length,
+        )
+        on = (rollouts.mask & ~rollouts.off_policy[:, None]).sum()
+        off = (rollouts.mask & rollouts.off_policy[:, None]).sum()
+        return terms.loss, {
+            "on_policy_loss": mean_parts(terms.on_policy_loss * on, on),
+            "off_policy_loss": mean_parts(terms.off_policy_loss * off, off),
+            "trace_prob_mean": mean_parts(terms.trace_prob_mean * off, off),
+            "clip_fraction": mean_parts(terms.clip_fraction * on, on),
+        }
+
+    def _importance_weights(self, old: Tensor, rollouts: RolloutBatch) -> Tensor | None:
+        if self.importance_cap is None or rollouts.sampled_log_probs is None:
+            return None
+        weights = truncated_importance_weights(old, rollouts.sampled_log_probs, max_weight=self.importance_cap)
+        return torch.where(rollouts.off_policy[:, None], torch.ones_like(weights), weights)

@@ -1,0 +1,120 @@
+"""Rollouts: completions of a prompt, or episodes of a task, with what learning needs of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lit_rft.transcripts import Transcript, TranscriptBatch
+
+
+@dataclass
+class Rollout:
+    """A completion, or an episode. Token-wise values are a list for each transcript, over all its utterances.
+
+    Args:
+        transcripts: a prompt with its completion; the conversations of an episode.
+        text: its text.
+        group: number of its prompt or task.
+        off_policy: whether it is a trace, or an expert's episode.
+        finished: whether it finished (EOS or stop).
+        reward: its reward.
+        sampled_log_probs: as the sampler reported them; none for off-policy rollouts.
+        behaviour_log_probs: log pi_phi of the tokens of an off-policy rollout, where it is known.
+        advantage: of all its tokens.
+        old_log_probs: before the first update; none while that is still to come.
+        counts_in_baseline: whether it is compared with the others of its group; else a trace that is only imitated.
+    """
+
+    transcripts: list[Transcript]
+    text: str
+    group: int
+    off_policy: bool
+    finished: bool
+    reward: float = 0.0
+    sampled_log_probs: list[list[float]] = field(default_factory=list)
+    behaviour_log_probs: list[list[float]] = field(default_factory=list)
+    advantage: float = 0.0
+    old_log_probs: list[Tensor] = field(default_factory=list)
+    counts_in_baseline: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of its utterances."""
+        return sum(
+            end + 1 - start
+            for transcript in self.transcripts
+            for start, end in zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
+        )
+
+
+@dataclass
+class RolloutBatch:
+    """A micro-batch of rollouts: one row per utterance (U; a completion is one), one column per token (L)."""
+
+    mask: Tensor  # [U, L] bool, tokens that count in the policy loss
+    off_policy: Tensor  # [U] bool
+    advantages: Tensor  # [U]
+    old_log_probs: Tensor | None = None  # [U, L]; None before the first update: the policy is the one that sampled
+    sampled_log_probs: Tensor | None = None  # [U, L], as the sampler reported them; 0 where it did not
+    behaviour_log_probs: Tensor | None = None  # [U, L], log pi_phi of traces; NaN where it is not known
+
+    @classmethod
+    def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
+        """Gather the values of the rollouts that the transcripts of a micro-batch belong to."""
+        places = _places(batch, rollouts)
+        device, owner = batch.level.device, batch.transcript_index
+
+        def per_utterance(values: list[bool] | list[float]) -> Tensor:
+            return torch.tensor(values).to(device)[owner]
+
+        counted = per_utterance([rollout.counts_in_baseline for rollout, _ in places])
+        return cls(
+            batch.utterance_mask & counted[:, None],
+            per_utterance([rollout.off_policy for rollout, _ in places]),
+            per_utterance([rollout.advantage for rollout, _ in places]),
+            _per_token(batch, [_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
+            _per_token(batch, [_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
+            _per_token(batch, [_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
+        )
+
+
+def keep_old_log_probs(batch: TranscriptBatch, rollouts: Sequence[Rollout], log_probs: Tensor) -> None:
+    """Set `old_log_probs` of rollouts from those of a micro-batch, [U, L]."""
+    parts = log_probs[batch.utterance_mask].split(_token_counts(batch))
+    for (rollout, k), part in zip(_places(batch, rollouts), parts, strict=True):
+        rollout.old_log_probs = rollout.old_log_probs or [part[:0]] * len(rollout.transcripts)
+        rollout.old_log_probs[k] = part.clone()
+
+
+def _places(batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
+    """The rollout of each transcript of a batch, and the transcript's index in it."""
+    places = {id(t): (rollout, k) for rollout in rollouts for k, t in enumerate(rollout.transcripts)}
+    return [places[id(transcript)] for transcript in batch.transcripts]
+
+
+def _of_transcript(values: Sequence[list[float] | Tensor], index: int) -> list[float] | Tensor:
+    """Token-wise values of one transcript; empty where a rollout has none."""
+    return values[index] if values else []
+
+
+def _per_token(batch: TranscriptBatch, values: Sequence[list[float] | Tensor], missing: float) -> Tensor | None:
+    """Values of each transcript's utterance tokens as [U, L]; None if no transcript has any."""
+    if not any(len(row) for row in values):
+        return None
+    device = batch.level.device
+    flat = [
+        torch.as_tensor(row, dtype=torch.float32, device=device) if len(row) else torch.full((n,), missing).to(device)
+        for row, n in zip(values, _token_counts(batch), strict=True)
+    ]
+    grid = torch.full(batch.utterance_mask.shape, missing, device=device)
+    return grid.masked_scatter(batch.utterance_mask, torch.cat(flat))
+
+
+def _token_counts(batch: TranscriptBatch) -> list[int]:
+    """Utterance tokens of each transcript."""
+    counts = torch.zeros(len(batch.transcripts), dtype=torch.long, device=batch.level.device)
+    counts.index_add_(0, batch.transcript_index, batch.utterance_mask.sum(1))
+    return counts.tolist()
