@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import PROMPTS, make_stage, make_strategy
 
 from lit_rft.callbacks import CompletionFiles, EpisodeFiles
@@ -28,7 +28,7 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     if kind == "episodes":
         acting = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)
         data: Any = TrajectoryDataModule(
-            model, protocol=CorridorProtocol(), data_dir=str(folder), tasks=["walk"], prompts=PROMPTS
+            model, suite=CorridorSuite(), data_dir=str(folder), tasks=["walk"], prompts=PROMPTS
         )
         data.eval_split = data.predict_split = "test"
         return make_stage(Path(model), lora=None, acting=acting, policy={"start_from": adapter}), data, EpisodeFiles()

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
@@ -38,7 +38,7 @@ def make(
         objective=ObjectiveSettings(**{"group_size": 3, **(objective or {})}),
         **{**settings, **options},
     )
-    wanted = {"train_variations": 2, "batch_size": 2, "protocol": CorridorProtocol(), **(data or {})}
+    wanted = {"train_variations": 2, "batch_size": 2, "suite": CorridorSuite(), **(data or {})}
     return stage, EpisodeGroupDataModule(
         model=str(model), hierarchy=hierarchy, prompts=PROMPTS, data_dir=str(folder), **wanted
     )
@@ -128,7 +128,7 @@ def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: P
         tiny_model_folder,
         tmp_path,
         objective={"entropy_coef": 0.0},
-        data={"protocol": CorridorProtocol(die_always=True)},
+        data={"suite": CorridorSuite(die_always=True)},
     )
     stage.configure_model()
     before = trained(stage)
@@ -152,7 +152,7 @@ def test_no_expert_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) ->
     after(tiny_model_folder, tmp_path, steps=1)
     (files,) = tmp_path.glob("expert-*.jsonl")
     rows = [json.loads(line) for line in files.read_text().splitlines()]
-    files.write_text("".join(json.dumps({**row, "variation": 99}) + "\n" for row in rows))
+    files.write_text("".join(json.dumps({**row, "meta": {"variation": 99}}) + "\n" for row in rows))
 
     def train(**objective: Any) -> None:
         stage, data = make(tiny_model_folder, tmp_path, objective=objective, data={"train_files": [str(files)]})
