@@ -2,6 +2,7 @@
 
 from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.episode_env import EpisodeEnv
+from lit_rft.envs.gym import GymSuite
 from lit_rft.envs.pool import EnvPool, PoolEvent
 from lit_rft.envs.pools import EnvPools
 from lit_rft.envs.scienceworld import ScienceWorldEnv, ScienceWorldSuite, SimulatorError
@@ -12,6 +13,7 @@ __all__ = [
     "EpisodeEnv",
     "EpisodeSpec",
     "Expert",
+    "GymSuite",
     "PoolEvent",
     "ScienceWorldEnv",
     "ScienceWorldSuite",
