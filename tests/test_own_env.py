@@ -52,11 +52,15 @@ def test_an_own_environment_trains_without_demonstrations(
 
 
 def test_rows_of_a_file_are_tasks(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PLUGINS))
+    """With the environment of docs/environments.md."""
+    page = (PLUGINS.parents[1] / "docs" / "environments.md").read_text()
+    (tmp_path / "my_envs.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "rows.jsonl").write_text('{"task": "low", "number": 0}\n{"task": "high", "number": 3}\n')
     rows = ["--data.init_args.suite.init_args.rows", json.dumps({"test": str(tmp_path / "rows.jsonl")})]
+    own = ["--data.init_args.suite.init_args.env", "my_envs.Guess"]
     split = ["--data.init_args.eval_split", "test"]
-    main(["test", *arguments(tiny_model_folder, tmp_path, *rows, *split)])
+    main(["test", *arguments(tiny_model_folder, tmp_path, *own, *rows, *split)])
     assert set(json.loads((tmp_path / "scores.json").read_text())) == {"low", "high", "mean"}
 
 
