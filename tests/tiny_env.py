@@ -106,6 +106,9 @@ class CorridorSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
+        for task in tasks or ():
+            if task not in ("walk", "run"):
+                raise ValueError(f"unknown task {task!r}; expected walk or run")
         available = {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7, 8]}[split]
         return [
             self._spec(task, variation, split)

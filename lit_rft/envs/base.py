@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 import gymnasium as gym
 
 from lit_rft.episodes.record import Achieved, Episode
-from lit_rft.episodes.subgoals import Annotator
+from lit_rft.episodes.subgoals import Annotator, annotate_events
 
 Item = TypeVar("Item")
 Half = Literal["first", "second"]
@@ -169,7 +169,7 @@ class ScriptedExpert:
         annotator: see `Expert.annotate`; by default subgoals are cut at the conditions that were achieved.
     """
 
-    script: Any  # Callable[[EpisodeSpec], Sequence[str]]; a callable as a dataclass's field confuses type checkers
+    script: Callable[[EpisodeSpec], Sequence[str]]
     kind: str = "scripted"
     irreversible: tuple[str, ...] = ()
     annotator: Annotator | None = None
@@ -178,12 +178,9 @@ class ScriptedExpert:
         return spec
 
     def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
-        actions: Sequence[str] = self.script(spec)
-        return actions
+        return self.script(spec)
 
     def annotate(self, episode: Episode) -> Any:
-        from lit_rft.episodes.subgoals import annotate_events
-
         return (self.annotator or annotate_events)(episode)
 
 
