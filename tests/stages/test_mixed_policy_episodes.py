@@ -124,11 +124,12 @@ def test_every_knob_changes_the_result(knob: dict[str, Any], tiny_model_folder: 
 
 def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
     after(tiny_model_folder, tmp_path, steps=1)  # collects expert episodes
+    (files,) = tmp_path.glob("expert-*.jsonl")
     stage, data = make(
         tiny_model_folder,
         tmp_path,
         objective={"entropy_coef": 0.0},
-        data={"suite": CorridorSuite(die_always=True)},
+        data={"suite": CorridorSuite(die_always=True), "train_files": [str(files)]},
     )
     stage.configure_model()
     before = trained(stage)
@@ -159,6 +160,6 @@ def test_no_expert_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) ->
         fit(stage, data, 1)
 
     for objective in ({}, {"traces_per_group": 0, "sft_coef": 0.1}):
-        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 tasks"):
+        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 problems"):
             train(**objective)
     train(traces_per_group=0)
