@@ -24,8 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lit_rft.envs import EnvPool, Job, ScienceWorldEnv
-from lit_rft.envs.java import java_path
+from lit_rft.envs import EnvPool, EpisodeSpec, ScienceWorldEnv
+from lit_rft.envs.scienceworld.java import java_path
 
 PROBLEMS = [("boil", 0), ("find-animal", 0), ("find-plant", 3), ("lifespan-longest-lived", 1), ("use-thermometer", 2)]
 ROUNDS = 3
@@ -100,7 +100,7 @@ def play(pool: EnvPool, paths: Paths, episodes: int, name: str) -> int:
     problems = list(paths)
     for i in range(episodes):
         task, variation = problems[i % len(problems)]
-        pool.submit(Job(f"{name}-{i}", {"task": task, "variation": variation}))
+        pool.submit(EpisodeSpec(f"{name}-{i}", options={"task": task, "variation": variation}))
     remaining: dict[int, deque[str]] = {}
     steps = 0
     while pool.outstanding:

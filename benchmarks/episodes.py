@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import tempfile
 import time
@@ -31,16 +32,17 @@ from peers import in_turns, machine, medians, peak_memory, say, show, versions, 
 from rollout import left_padded
 
 from lit_rft.agents import EpisodePlayer, HierarchicalAgent
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
-from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob
 from lit_rft.envs.scienceworld import ScienceWorldEnv
+from lit_rft.envs.scienceworld.suite import SHORT_TASKS
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
 from lit_rft.generation.slots import Slots
 from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.transcripts import ChatFormat
 
 NEW_TOKENS = 24
-SEEN_TASKS = PROTOCOLS["short-tasks"].tasks
+SEEN_TASKS = SHORT_TASKS
 
 
 class TimedEnv(ScienceWorldEnv):
@@ -151,7 +153,7 @@ def play(side: str, episodes: int, steps: int) -> None:
     )  # fmt: skip
 
 
-def start(pool: EnvPool, first: Sequence[EpisodeJob], times: Path) -> float:
+def start(pool: EnvPool, first: Sequence[EpisodeSpec], times: Path) -> float:
     """Start all simulators, one for each of these jobs; seconds."""
     started = time.perf_counter()
     for job in first:
@@ -164,10 +166,10 @@ def start(pool: EnvPool, first: Sequence[EpisodeJob], times: Path) -> float:
     return time.perf_counter() - started
 
 
-def jobs(episodes: int, steps: int) -> list[EpisodeJob]:
+def jobs(episodes: int, steps: int) -> list[EpisodeSpec]:
     return [
-        EpisodeJob(f"{n}", {"task": SEEN_TASKS[n % len(SEEN_TASKS)], "variation": n}, step_limit=steps)
-        for n in range(episodes)
+        EpisodeSpec(f"{n}", task, options={"task": task, "variation": n}, step_limit=steps)
+        for n, task in zip(range(episodes), itertools.cycle(SEEN_TASKS), strict=False)
     ]
 
 

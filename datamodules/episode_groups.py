@@ -8,8 +8,8 @@ from typing import Any
 
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
+from lit_rft.envs.base import EpisodeSpec, problem_key
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class ExpertEpisode:
     Args:
         transcripts: its conversations.
         text: its actions, one a line.
-        score: final score, in [0, 1].
+        score: final score.
     """
 
     transcripts: list[Transcript]
@@ -32,9 +32,9 @@ class ExpertEpisode:
 
 @dataclass(frozen=True)
 class EpisodeGroup:
-    """A task and variation to play, and how experts played it."""
+    """An episode to play, and expert episodes of the same problem."""
 
-    job: EpisodeJob
+    job: EpisodeSpec
     experts: list[ExpertEpisode]
 
 
@@ -102,8 +102,9 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
     """Gives `MixedPolicyEpisodes` the tasks to play, each with the expert episodes that there are of it.
 
     Which ones, and how they are evaluated, the arguments of `TrajectoryDataModule` say: `train_files` or collected
-    expert episodes, `train_variations` of each task, of one half or both. `batch_size` is the number of tasks a
-    rollout. The stage says how a rollout is split (`micro_batch_tokens`, `packing`).
+    expert episodes (none where the stage's objective has no use for them), `train_variations` of each task, of one
+    half or both. `batch_size` is the number of tasks per rollout. The stage says how a rollout is split
+    (`micro_batch_tokens`, `packing`).
 
     Args:
         trajectories: arguments of `TrajectoryDataModule`.
@@ -124,33 +125,51 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         super().setup(stage)
         if stage != "fit":
             return
-        experts: dict[tuple[str, int], list[ExpertEpisode]] = {}
+        experts: dict[tuple[str, str], list[ExpertEpisode]] = {}
         by_id = {transcripts[0].episode_id: transcripts for transcripts in self._transcripts}
         for episode in self.episodes:
             if episode.id in by_id:
                 text = "\n".join(step.action for step in episode.steps)
                 found = ExpertEpisode(by_id[episode.id], text, episode.outcome.score)
-                experts.setdefault((episode.task, episode.variation), []).append(found)
+                experts.setdefault(problem_key(episode), []).append(found)
         jobs = self._make_jobs("train", self.train_variations, self.train_half)
-        places = [(job, (job.options["task"], job.options["variation"])) for job in jobs]
-        self.groups = [EpisodeGroup(job, experts.get(place, [])) for job, place in places]
+        self.groups = [EpisodeGroup(job, experts.get(problem_key(job), [])) for job in jobs]
         without = sum(not group.experts for group in self.groups)
-        needed = self.trainer is not None and getattr(self.trainer.lightning_module, "needs_traces", False)
-        if needed and without == len(jobs):
+        if self._stage_needs_experts() and without == len(jobs):
             raise ValueError(
                 f"the objective needs expert episodes, and none of {len(self.episodes)} is of one of the {len(jobs)} "
-                "tasks and variations to play: choose them alike (data.init_args.train_files, train_variations), or "
-                "train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
+                "problems to play (same task and meta): choose them alike (data.init_args.train_files, "
+                "train_variations), or train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
             )
-        if without:
+        if without and self.episodes:
             logger.warning("%d of %d tasks have no expert episode: their groups are on-policy", without, len(jobs))
+
+    def prepare_data(self) -> None:
+        """Collect expert episodes where the objective needs them, and there are no files."""
+        if self._wants_experts():
+            super().prepare_data()
+
+    def _load_training_data(self) -> None:
+        if self._wants_experts():
+            super()._load_training_data()
+        else:
+            self._read_tokenizer()
+
+    def _wants_experts(self) -> bool:
+        """Whether there are files of expert episodes, or the objective needs them; by itself it takes what there is."""
+        if self.train_files is not None or self._stage_needs_experts():
+            return True
+        return self.trainer is None and getattr(self.suite, "expert", None) is not None
+
+    def _stage_needs_experts(self) -> bool:
+        return self.trainer is not None and getattr(self.trainer.lightning_module, "needs_traces", False)
 
     def train_dataloader(self) -> EpisodeGroupLoader:  # type: ignore[override]
         rank, world_size = self._place()
-        tasks = sorted({group.job.options["task"] for group in self.groups})
+        tasks = sorted({group.job.task for group in self.groups})
         loader = EpisodeGroupLoader(
             self.groups,
-            EpisodeJobs([], self.protocol.make_env, tasks),
+            EpisodeJobs([], self.suite.make_env, tasks),
             batch_size=self.batch_size,
             seed=self.seed,
             rank=rank,

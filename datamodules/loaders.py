@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
 
 Item = TypeVar("Item")
@@ -252,13 +252,13 @@ class JobLoader:
     """
 
     def __init__(
-        self, jobs: Sequence[EpisodeJob], make_env: Callable[[], Any], *, rank: int = 0, world_size: int = 1
+        self, jobs: Sequence[EpisodeSpec], make_env: Callable[[], Any], *, rank: int = 0, world_size: int = 1
     ) -> None:
         if len(jobs) < world_size:
             raise ValueError(f"{len(jobs)} episodes are too few for {world_size} processes: each needs at least one")
-        self.jobs = round_robin(jobs, lambda job: job.options["task"])[rank::world_size]
+        self.jobs = round_robin(jobs, lambda job: job.task)[rank::world_size]
         self.make_env = make_env
-        self.tasks = sorted({job.options["task"] for job in jobs})
+        self.tasks = sorted({job.task for job in jobs})
 
     def __len__(self) -> int:
         return len(self.jobs)

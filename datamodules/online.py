@@ -6,8 +6,8 @@ from typing import Any
 
 from lit_rft.datamodules.loaders import TrainingLoader, digest_of, shuffled_indices
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.transcripts import Transcript
 
 
@@ -54,11 +54,11 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
 
     def __init__(
         self,
-        jobs: Sequence[EpisodeJob],
+        jobs: Sequence[EpisodeSpec],
         *,
         rounds: int,
         episodes_per_round: int,
-        make_batch: Callable[[list[EpisodeJob]], OnlineBatch],
+        make_batch: Callable[[list[EpisodeSpec]], OnlineBatch],
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -75,14 +75,14 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
     def batches_of_epoch(self, epoch: int) -> Callable[[int], OnlineBatch]:
         return lambda position: self._make_batch(self._episodes(epoch * self.rounds + position))
 
-    def _episodes(self, number: int) -> list[EpisodeJob]:
+    def _episodes(self, number: int) -> list[EpisodeSpec]:
         """This process's episodes of a round, each with a name of its own."""
         turns = range(number * self.episodes_per_round, (number + 1) * self.episodes_per_round)
         mine = list(turns)[self.rank :: self.world_size]
         chosen = [self._job(turn) for turn in mine]
         return [replace(job, id=f"{job.id}/online{turn}") for turn, job in zip(mine, chosen, strict=True)]
 
-    def _job(self, turn: int) -> EpisodeJob:
+    def _job(self, turn: int) -> EpisodeSpec:
         cycle, place = divmod(turn, len(self.jobs))
         return self.jobs[shuffled_indices(len(self.jobs), self.seed, cycle)[place]]
 
@@ -159,10 +159,10 @@ class OnlineDataModule(TrajectoryDataModule):
         )
         return self.in_position(loader)
 
-    def _make_batch(self, jobs: list[EpisodeJob]) -> OnlineBatch:
-        tasks = sorted({job.options["task"] for job in self._jobs["collect"]})
+    def _make_batch(self, jobs: list[EpisodeSpec]) -> OnlineBatch:
+        tasks = sorted({job.task for job in self._jobs["collect"]})
         return OnlineBatch(
-            EpisodeJobs(jobs, self.protocol.make_env, tasks),
+            EpisodeJobs(jobs, self.suite.make_env, tasks),
             [*self._transcripts, *self._medium],
             self._pad_id,
             self.micro_batch_tokens,

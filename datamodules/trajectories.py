@@ -5,14 +5,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, HierarchicalAgent, add_outcomes
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.datamodules.position import ResumableDataModule
+from lit_rft.envs.base import EpisodeSpec, Half, TaskSuite, describe, expert_of
 from lit_rft.envs.collect import collect_expert_episodes
-from lit_rft.envs.protocols import PROTOCOLS, EpisodeJob, Protocol, episode_jobs
+from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import SMOLLM2, load_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
@@ -30,21 +31,21 @@ class TrajectoryDataModule(ResumableDataModule):
         agent: the agent that episodes are rendered for, with its context length: longer transcripts lose their earliest
             turns. Null for the stage's (without a trainer, `HierarchicalAgent`).
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
-            protocol's training split into `data_dir`.
+            suite's training split into `data_dir`, by the suite's expert.
         medium_files: files or folders of mediocre episodes (played by a policy, say) to mix in; null for none.
         medium_per_expert: how many of them each epoch sees for one of `train_files`, others each time.
         outcomes: add what each decision earned and led to, which stages with critics learn from.
         annotate: a function of your own that gives an episode's subgoals, as (start, end, goal) over step indices
             (an import path in a config), in place of those in the files; null keeps theirs.
         data_dir: where collected episodes go.
-        protocol: name of the evaluation setting (tasks, step limit, simplification, splits), or one of your own.
-        tasks: some of the protocol's tasks; null for all.
-        train_variations: variations of each task to collect for training; null for all.
+        suite: the tasks and their environment (`lit_rft.envs.TaskSuite`); null for `scienceworld.short_tasks`.
+        tasks: some of the suite's tasks; null for all.
+        train_variations: episodes of each task to collect or play for training; null for all.
         train_half: collect from one half of the variations only; null for both.
-        eval_split: of `validate` and `test`, by the protocol's names.
-        eval_variations: variations of each task to play; null for the protocol's own number.
+        eval_split: of `validate` and `test`, by the suite's names.
+        eval_variations: episodes of each task to play; null for the suite's own number.
         predict_split: of `predict`.
-        predict_variations: variations of each task that `predict` plays; null for the protocol's own number.
+        predict_variations: episodes of each task that `predict` plays; null for the suite's own number.
         predict_half: play one half of the variations only, the one that was not trained on, say; null for both.
         predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes an optimiser step, over all processes.
@@ -56,7 +57,7 @@ class TrajectoryDataModule(ResumableDataModule):
             null for the run's `seed_everything`.
         eval_seed: of the choice of evaluation variations, which `seed_everything` does not change: runs of different
             seeds are compared on the same ones.
-    Raises: ValueError for a value out of range, an unknown protocol, task or split; EpisodeError for damaged files.
+    Raises: ValueError for a value out of range, an unknown task or split; EpisodeError for damaged files.
     """
 
     training_batch, evaluation_batch = "StepBatch", "EpisodeJobs"
@@ -71,15 +72,15 @@ class TrajectoryDataModule(ResumableDataModule):
         outcomes: bool = False,
         annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
         data_dir: str = "data/scienceworld",
-        protocol: str | Protocol = "short-tasks",
+        suite: TaskSuite | None = None,
         tasks: list[str] | None = None,
         train_variations: int | None = 14,
-        train_half: Literal["first", "second"] | None = None,
+        train_half: Half | None = None,
         eval_split: str = "dev",
         eval_variations: int | None = None,
         predict_split: str = "train",
         predict_variations: int | None = None,
-        predict_half: Literal["first", "second"] | None = None,
+        predict_half: Half | None = None,
         predict_repeats: int = 1,
         batch_size: int = 8,
         micro_batch_tokens: int = 4096,
@@ -89,8 +90,6 @@ class TrajectoryDataModule(ResumableDataModule):
         eval_seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(protocol, str) and protocol not in PROTOCOLS:
-            raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol")
         positive = {"batch_size": batch_size, "predict_repeats": predict_repeats}
         for name, value in positive.items():
             if value < 1:
@@ -99,7 +98,7 @@ class TrajectoryDataModule(ResumableDataModule):
             raise ValueError(f"medium_per_expert must be > 0, got {medium_per_expert}")
         self.model, self.agent = model, agent
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
-        self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+        self.suite: TaskSuite = short_tasks() if suite is None else suite
         self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
         self.tasks, self.train_variations = tasks, train_variations
         self.train_half, self.predict_half = train_half, predict_half
@@ -112,7 +111,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.episodes: list[Episode] = []  # to train on; the medium ones come last
         self._transcripts: list[list[Transcript]] = []
         self._medium: list[list[Transcript]] = []
-        self._jobs: dict[str, list[EpisodeJob]] = {}
+        self._jobs: dict[str, list[EpisodeSpec]] = {}
         self._pad_id = 0
         self._without_decisions = 0  # transcripts that truncation left nothing of
 
@@ -125,13 +124,11 @@ class TrajectoryDataModule(ResumableDataModule):
 
     @property
     def expert_file(self) -> Path:
-        """Where collected expert episodes are kept; its name says what they are, limits of single tasks included."""
-        protocol = self.protocol
-        setting = repr((protocol.simplification, protocol.step_limit, sorted(protocol.task_step_limits.items())))
-        digest = hashlib.sha256(setting.encode()).hexdigest()[:8]
+        """File of the collected expert episodes; its name depends on all that they depend on."""
+        digest = hashlib.sha256(describe(self.suite).encode()).hexdigest()[:8]
         number = "all" if self.train_variations is None else str(self.train_variations)
         half = f"-{self.train_half}" if self.train_half else ""
-        return self.data_dir / f"expert-{protocol.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
+        return self.data_dir / f"expert-{self.suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
 
     def prepare_data(self) -> None:
         """Collect expert episodes, if they are wanted and not there yet. Resumes where it was stopped."""
@@ -139,15 +136,19 @@ class TrajectoryDataModule(ResumableDataModule):
             self.collect()
 
     def collect(self) -> list[Episode]:
-        """The expert episodes of the training split, from the file or from the simulator."""
+        """The expert episodes of the training split, from the file or by the suite's expert.
+
+        Raises: ValueError if there is neither.
+        """
+        expert_of(self.suite)
         jobs = self._make_jobs("train", self.train_variations, self.train_half)
         if self.expert_file.exists():
-            wanted = {f"{job.id}/gold" for job in jobs}
+            wanted = {f"{job.id}/{expert_of(self.suite).kind}" for job in jobs}
             episodes = [e for e in read_episodes(self.expert_file) if e.id in wanted]
             if len(episodes) == len(wanted):
                 return episodes
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        return collect_expert_episodes(self.protocol.make_env, jobs, self.expert_file, num_workers=self.collect_workers)
+        return collect_expert_episodes(self.suite, jobs, self.expert_file, num_workers=self.collect_workers)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -172,17 +173,13 @@ class TrajectoryDataModule(ResumableDataModule):
         self,
         split: str,
         variations: int | None,
-        half: Literal["first", "second"] | None = None,
+        half: Half | None = None,
         tasks: list[str] | None = None,
         seed: int | None = None,
-    ) -> list[EpisodeJob]:
-        """The simulator knows the splits; ask it, then end it."""
-        env: Any = self.protocol.make_env()
-        chosen, by_seed = tasks or self.tasks, self.seed if seed is None else seed
-        try:
-            return episode_jobs(self.protocol, env, split, chosen, max_variations=variations, half=half, seed=by_seed)
-        finally:
-            env.close()
+    ) -> list[EpisodeSpec]:
+        return self.suite.episodes(
+            split, tasks=tasks or self.tasks, limit=variations, half=half, seed=self.seed if seed is None else seed
+        )
 
     def _load_training_data(self) -> None:
         if self.train_files is None and not self.expert_file.exists():
@@ -278,7 +275,7 @@ class TrajectoryDataModule(ResumableDataModule):
         if name not in self._jobs:
             return []
         rank, world_size = self._place()
-        return JobLoader(self._jobs[name], self.protocol.make_env, rank=rank, world_size=world_size)
+        return JobLoader(self._jobs[name], self.suite.make_env, rank=rank, world_size=world_size)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

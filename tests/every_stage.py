@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, PLAYER, make_loader, make_offline, make_stage
 
 from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
@@ -41,7 +41,7 @@ def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
     policy = PolicySettings(str(model), ADAPTERS)
     acting: dict[str, Any] = {"optimizer": OPTIMIZER, "agent": PLAYER, "acting": ACTING}
     data: dict[str, Any] = {"model": str(model), "data_dir": str(folder)}
-    data["protocol"] = CorridorProtocol()
+    data["suite"] = CorridorSuite()
     if kind == "online":
         online = OnlineSettings(SamplingSettings(6, 1.0), 4, 1.0, 2)
         stage = OnlineHighLevelFinetune(online, policy=policy, critic=CriticSettings(learning_rate=1e-2), **acting)

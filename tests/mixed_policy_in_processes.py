@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
@@ -56,7 +56,7 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
     stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, agent=PLAYER, **common)
     return stage, EpisodeGroupDataModule(
         model=model,
-        protocol=CorridorProtocol(),
+        suite=CorridorSuite(),
         data_dir=str(folder),
         train_variations=3,
         batch_size=3,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
@@ -34,7 +34,7 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
         acting=acting,
     )
     data = OnlineDataModule(
-        model=model, protocol=CorridorProtocol(), data_dir=folder, collect_tasks=["walk"],
+        model=model, suite=CorridorSuite(), data_dir=folder, collect_tasks=["walk"],
         train_files=[f"{folder}/stored.jsonl"],
         rounds=3, episodes_per_round=3, micro_batch_tokens=700,
     )  # fmt: skip

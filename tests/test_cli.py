@@ -111,7 +111,7 @@ def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
         (["--model.init_args.policy.modle", "x"], ["modle", "start_from", "did you mean 'model'"]),
         (["--model.init_args.high_weight", "much"], ["high_weight", "float"]),
         (["--model.init_args.optimizer.schedule", "square"], ["constant", "linear", "cosine"]),
-        (["--data.init_args.protocol", "nobody's"], ["nobody's", "glider", "short-tasks"]),
+        (["--data.init_args.suite.init_args.step_limt", "9"], ["step_limt", "did you mean 'step_limit'"]),
         (["--trainer.max_epochs", "many"], ["max_epochs"]),
         (["--trainer.max_epohs", "1"], ["trainer.max_steps", "did you mean 'trainer.max_epochs'"]),
         (["--nonsense", "1"], ["nonsense", "seed_everything", "trainer"]),

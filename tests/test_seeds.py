@@ -12,8 +12,8 @@ from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule, TrajectoryDataModule
-from lit_rft.envs import protocols
-from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.envs import EpisodeSpec, ScienceWorldSuite
+from lit_rft.envs.scienceworld.suite import SHORT_TASKS
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,
@@ -135,7 +135,7 @@ def test_training_problems_are_never_the_evaluation_ones() -> None:
 def test_evaluation_variations_are_those_of_eval_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Simulator:
         def tasks(self) -> list[str]:
-            return list(protocols.PROTOCOLS["short-tasks"].tasks)
+            return list(SHORT_TASKS)
 
         def variations(self, task: str, split: str) -> list[int]:
             return list(range(100))
@@ -143,9 +143,9 @@ def test_evaluation_variations_are_those_of_eval_seed(monkeypatch: pytest.Monkey
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(protocols.Protocol, "make_env", lambda self: Simulator())
+    monkeypatch.setattr(ScienceWorldSuite, "make_env", lambda self: Simulator())
 
-    def jobs(seed: int, eval_seed: int, verb: str) -> list[EpisodeJob]:
+    def jobs(seed: int, eval_seed: int, verb: str) -> list[EpisodeSpec]:
         data = TrajectoryDataModule(seed=seed, eval_seed=eval_seed, eval_variations=3, predict_variations=3)
         data.setup(verb)
         return data._jobs["eval" if verb == "test" else "predict"]

@@ -138,9 +138,7 @@ def make_episode(seed: int = 0, num_steps: int = 5, task: str = "find-plant", su
         env="scienceworld",
         env_version="1.2.3",
         task=task,
-        variation=seed,
         split="train",
-        simplification="easy",
         source={"kind": "gold"},
         task_description=f"Your task is to find a(n) plant in room {seed}.",
         initial_observation="This room is called the hallway.",
@@ -148,4 +146,5 @@ def make_episode(seed: int = 0, num_steps: int = 5, task: str = "find-plant", su
         subgoals=spans,
         outcome=Outcome(score, True, True, False, "goal"),
         step_limit=30,
+        meta={"variation": seed, "simplification": "easy"},
     )

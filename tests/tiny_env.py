@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.protocols import Protocol
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose
+from lit_rft.envs.scienceworld.expert import GoldPaths
 from lit_rft.episodes import Achieved
 
 LENGTH = 3
@@ -36,12 +38,6 @@ class CorridorEnv(gym.Env[str, str]):
         self.step_limit, self.die_once, self.die_always = step_limit, die_once, die_always
         self.wait_once, self.die_in = wait_once, die_in
 
-    def tasks(self) -> list[str]:
-        return ["walk", "run"]
-
-    def variations(self, task: str, split: str) -> list[int]:
-        return {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7, 8]}[split]
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.room, self.steps, self.best = 0, 0, 0
         options = options or {}
@@ -63,11 +59,11 @@ class CorridorEnv(gym.Env[str, str]):
         valid = action in ("go right", "go left")
         self.room = max(0, self.room + (action == "go right") - (action == "go left"))
         before, self.best = self.best, max(self.best, self.room)
-        achieved = [Achieved(f"room:{self.best}", f"go to room {self.best}")] if self.best > before else []
+        achieved = [Achieved(f"room:{self.best}", f"go to {self.best}")] if self.best > before else []
         done, over = self.best >= LENGTH, self.steps >= self.step_limit
         reason = "goal" if done else "step_limit" if over else None
         score = self.best / LENGTH
-        info = {"score": score, "valid": valid, "achieved": achieved, "reason": reason, "steps": self.steps}
+        info = {"score": score, "valid": valid, "achieved": achieved, "reason": reason, "success": done}
         text = f"You are in room {self.room}." if valid else "That is not possible."
         return text, score - before / LENGTH, done, over and not done, info
 
@@ -85,8 +81,8 @@ class CorridorEnv(gym.Env[str, str]):
 
 
 @dataclass(frozen=True)
-class CorridorProtocol(Protocol):
-    """The corridor as an evaluation setting."""
+class CorridorSuite:
+    """The corridor as a suite of two tasks."""
 
     name: str = "corridor"
     step_limit: int = 6
@@ -95,5 +91,33 @@ class CorridorProtocol(Protocol):
     wait_once: str = ""
     die_in: int | None = None
 
+    metric: ClassVar[Metric] = "score"
+    expert: ClassVar[Expert] = GoldPaths()
+
     def make_env(self) -> gym.Env[str, str]:
         return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once, self.die_in)
+
+    def episodes(
+        self,
+        split: str,
+        *,
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        half: Half | None = None,
+        seed: int = 0,
+    ) -> list[EpisodeSpec]:
+        for task in tasks or ():
+            if task not in ("walk", "run"):
+                raise ValueError(f"unknown task {task!r}; expected walk or run")
+        available = {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7, 8]}[split]
+        return [
+            self._spec(task, variation, split)
+            for task in tasks or ["walk", "run"]
+            for variation in choose(available, limit, half, f"{seed}/{task}/{split}")
+        ]
+
+    def _spec(self, task: str, variation: int, split: str) -> EpisodeSpec:
+        # recorded losses depend on the ids, which seed the sampling
+        name = f"scienceworld/{split}/{task}/{variation}"
+        options = {"task": task, "variation": variation}
+        return EpisodeSpec(name, task, split, None, options, self.step_limit, {"variation": variation})

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from lit_rft.agents.base import Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.conversation import ContextFullError, Conversation
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool, PoolEvent
-from lit_rft.envs.protocols import EpisodeJob
 from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.generation import Conversations
 from lit_rft.transcripts import ChatFormat, Transcript
@@ -32,7 +32,7 @@ class PlayedEpisode:
 class _Live:
     """One episode between its reset and its end."""
 
-    job: EpisodeJob
+    job: EpisodeSpec
     session: Session
     conversations: dict[str, Conversation]  # of each of the agent's levels
     info: dict[str, Any]
@@ -76,7 +76,7 @@ class EpisodePlayer:
         self._deciding: set[int] = set()  # workers whose episode waits for an utterance
         self._round_seconds = 0.0  # of sampling, in the last round
 
-    def submit(self, jobs: Sequence[EpisodeJob]) -> None:
+    def submit(self, jobs: Sequence[EpisodeSpec]) -> None:
         """Queue episodes."""
         for job in jobs:
             self.pool.submit(job)
@@ -113,8 +113,7 @@ class EpisodePlayer:
         if event.kind == "reset":
             observation, info = event.payload
             session = self.agent.session(event.job.id, self._chat)
-            job = cast(EpisodeJob, event.job)  # what was submitted
-            live = self._live[event.worker] = _Live(job, session, self._open(event.job.id), info, observation)
+            live = self._live[event.worker] = _Live(event.job, session, self._open(event.job.id), info, observation)
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
@@ -137,7 +136,7 @@ class EpisodePlayer:
         live = self._live[worker]
         live.steps.append(Step(live.action, observation, reward, info["score"], info["valid"], info["achieved"]))
         if terminated or truncated:
-            return self._end(worker, live, terminated, info["reason"])
+            return self._end(worker, live, terminated, info["reason"], info)
         return self._continue(worker, live, live.session.observe(observation))
 
     def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
@@ -183,8 +182,14 @@ class EpisodePlayer:
         assert conversation is not None
         return conversation
 
-    def _end(self, worker: int, live: _Live, terminated: bool, reason: str) -> PlayedEpisode:
+    def _end(
+        self, worker: int, live: _Live, terminated: bool, reason: str, info: dict[str, Any] | None = None
+    ) -> PlayedEpisode:
         played = self._played(live, terminated, reason)
+        if info is not None:  # the environment ended the episode
+            played.episode.outcome.success = info["success"]
+            if info["metrics"]:
+                played.episode.extra["metrics"] = info["metrics"]
         _close(live)
         del self._live[worker]
         self._deciding.discard(worker)
@@ -194,7 +199,7 @@ class EpisodePlayer:
     def _env_error(self, event: PoolEvent, live: _Live | None) -> PlayedEpisode:
         if live is None:  # it never came to a first observation
             info = {"env": "unknown", "env_version": "", "task_description": ""}
-            episode = self._record(cast(EpisodeJob, event.job), info, "", [], "env_error")
+            episode = self._record(event.job, info, "", [], "env_error")
         else:
             episode = self._record(live.job, live.info, live.observation, live.steps, "env_error")
         episode.extra["error"] = str(event.payload)
@@ -209,29 +214,28 @@ class EpisodePlayer:
 
     def _record(
         self,
-        job: EpisodeJob,
+        job: EpisodeSpec,
         info: dict[str, Any],
         observation: str,
         steps: list[Step],
         reason: str,
         terminated: bool = False,
     ) -> Episode:
-        score = steps[-1].score if steps else 0.0
+        score = steps[-1].score if steps else info.get("score", 0.0)
         return Episode(
             id=job.id,
             env=info.get("env", "unknown"),
             env_version=info.get("env_version", ""),
-            task=job.options["task"],
-            variation=job.options["variation"],
+            task=job.task,
             split=job.split,
-            simplification=job.simplification,
             source=dict(self.source),
             task_description=info["task_description"],
             initial_observation=observation,
             steps=steps,
             subgoals=[],
-            outcome=Outcome(score, reason == "goal", terminated, not terminated, reason),
+            outcome=Outcome(score, False, terminated, not terminated, reason),
             step_limit=job.step_limit,
+            meta=dict(job.meta),
         )
 
 

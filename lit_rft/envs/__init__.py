@@ -1,7 +1,24 @@
-"""Environments behind gymnasium's face, and a pool of worker processes that play many episodes at once."""
+"""Text environments: their contract, suites of tasks, and pools of worker processes that play many episodes at once."""
 
-from lit_rft.envs.java import SimulatorError
-from lit_rft.envs.pool import EnvPool, Job, PoolEvent
-from lit_rft.envs.scienceworld import ScienceWorldEnv
+from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
+from lit_rft.envs.episode_env import EpisodeEnv
+from lit_rft.envs.gym import GymSuite
+from lit_rft.envs.pool import EnvPool, PoolEvent
+from lit_rft.envs.pools import EnvPools
+from lit_rft.envs.scienceworld import ScienceWorldEnv, ScienceWorldSuite, SimulatorError
 
-__all__ = ["EnvPool", "Job", "PoolEvent", "ScienceWorldEnv", "SimulatorError"]
+__all__ = [
+    "EnvPool",
+    "EnvPools",
+    "EpisodeEnv",
+    "EpisodeSpec",
+    "Expert",
+    "GymSuite",
+    "PoolEvent",
+    "ScienceWorldEnv",
+    "ScienceWorldSuite",
+    "ScriptedExpert",
+    "SimulatorError",
+    "StepInfo",
+    "TaskSuite",
+]

@@ -1,15 +1,15 @@
-"""What is to be played, and in what."""
+"""Episode specifications and their environment, as data loaders give them to stages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.protocols import EpisodeJob
+from lit_rft.envs.base import EpisodeSpec
 
 
 class EpisodeJobs:
-    """Some episodes to play, as data loaders hand them to stages.
+    """Episodes to play.
 
     No dataclass: Lightning would look into it for tensors to move and to cast.
 
@@ -20,10 +20,10 @@ class EpisodeJobs:
     """
 
     def __init__(
-        self, jobs: Sequence[EpisodeJob], make_env: Callable[[], gym.Env[Any, Any]], tasks: Sequence[str]
+        self, jobs: Sequence[EpisodeSpec], make_env: Callable[[], gym.Env[Any, Any]], tasks: Sequence[str]
     ) -> None:
         self.jobs, self.make_env, self.tasks = jobs, make_env, tasks
 
     def to(self, *args: Any, **kwargs: Any) -> "EpisodeJobs":
-        """Nothing here lives on a device; Lightning asks every batch."""
+        """Return the batch itself: it has no tensors to move."""
         return self

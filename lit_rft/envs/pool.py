@@ -7,32 +7,19 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal
 
 import gymnasium as gym
 
-from lit_rft.envs import worker as protocol
-from lit_rft.envs.worker import WorkerProcess
+from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.worker import BAD_START, CLOSE, DONE, FAILED, RESET, STEP, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT = 5.0  # seconds that `EnvPool.close` gives the workers to close their environments
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One episode to be played.
-
-    Attributes:
-        id: unique among the pool's outstanding jobs.
-        options: for the environment's `reset`.
-    """
-
-    id: str
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +36,13 @@ class PoolEvent:
 
     kind: Literal["reset", "step", "lost", "error"]
     worker: int
-    job: Job
+    job: EpisodeSpec
     payload: Any
 
 
 @dataclass(slots=True)
 class _Queued:
-    job: Job
+    job: EpisodeSpec
     failures: int = 0
 
 
@@ -110,6 +97,9 @@ class EnvPool:
         reset_timeout: limit of one reset, in seconds; a fresh worker has it once more for making the environment.
         max_attempts: how often a job may be started, at least 1.
 
+    Attributes:
+        factory: `make_env`, pickled.
+
     Raises:
         ValueError: an argument is out of range, or `make_env` cannot be sent to another process.
     """
@@ -127,7 +117,7 @@ class EnvPool:
             raise ValueError(f"num_workers and max_attempts must be at least 1, got {num_workers} and {max_attempts}")
         if call_timeout <= 0 or reset_timeout <= 0:
             raise ValueError(f"time limits must be above 0 s, got call_timeout={call_timeout}, {reset_timeout=}")
-        self._make_env = _pickle(make_env)
+        self.factory = _pickle(make_env)
         self._call_timeout, self._reset_timeout, self._max_attempts = call_timeout, reset_timeout, max_attempts
         self._workers = [_Worker(index) for index in range(num_workers)]
         self._queue: deque[_Queued] = deque()
@@ -153,7 +143,7 @@ class EnvPool:
         process = self._workers[worker].process
         return None if process is None else process.pid
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: EpisodeSpec) -> None:
         """Queue a job. A free worker resets its environment for it at once.
 
         Raises:
@@ -173,7 +163,7 @@ class EnvPool:
         Raises:
             RuntimeError: the worker is not waiting for an action, or the pool is closed.
         """
-        self._check_waiting(worker).send(protocol.STEP, action, self._call_timeout)
+        self._check_waiting(worker).send(STEP, action, self._call_timeout)
 
     def finish(self, worker: int) -> None:
         """End the worker's job, whether the episode is over or not; the worker is free for the next one.
@@ -225,7 +215,7 @@ class EnvPool:
         # Those in mid-call may hang, and are killed as they are.
         closing = [w.process for w in self._workers if w.process is not None and w.call is None]
         for process in closing:
-            process.send(protocol.CLOSE)
+            process.send(CLOSE)
         for process in closing:
             process.connection.poll(max(0.0, end - time.monotonic()))  # until the pipe ends
         for worker in self._workers:
@@ -238,10 +228,10 @@ class EnvPool:
         for worker in free[: len(self._queue)]:
             timeout = self._reset_timeout
             if worker.process is None:
-                worker.process = WorkerProcess(self._make_env)
+                worker.process = WorkerProcess(self.factory)
                 timeout += self._reset_timeout
             worker.playing, worker.known = self._queue.popleft(), False
-            worker.send(protocol.RESET, worker.playing.job.options, timeout)
+            worker.send(RESET, worker.playing.job, timeout)
 
     def _receive(self, until: float) -> None:
         """Take in answers, ends of pipes and missed deadlines."""
@@ -262,18 +252,18 @@ class EnvPool:
         except (EOFError, OSError):
             self._fail(worker, "the worker's process died")
             return
-        if kind == protocol.DONE:
+        if kind == DONE:
             assert worker.playing is not None and worker.call is not None
             self._events.append(PoolEvent(worker.call, worker.index, worker.playing.job, payload))
             worker.call, worker.known, self._has_worked = None, True, True
-        elif kind == protocol.FAILED:
+        elif kind == FAILED:
             message, traceback = payload
             logger.debug("worker %d:\n%s", worker.index, traceback)
             self._fail(worker, message)
-        elif kind == protocol.BAD_START and self._has_worked:  # the machine's trouble, not the user's
+        elif kind == BAD_START and self._has_worked:  # the machine's trouble, not the user's
             self._fail(worker, f"a new environment could not be made: {payload}")
         else:
-            if kind == protocol.BAD_START:
+            if kind == BAD_START:
                 worker.kill()
             worker.playing = worker.call = None
             raise payload

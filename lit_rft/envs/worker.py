@@ -15,7 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-import gymnasium as gym
+from lit_rft.envs.episode_env import EpisodeEnv
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Answers: (kind, payload), kind one of those below.
 RESET: Final = "reset"
@@ -76,7 +76,7 @@ def main(fd: int) -> None:
     requests: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, requests), daemon=True, name="requests").start()
     try:
-        env: gym.Env[Any, Any] = pickle.loads(make_env)()
+        env = EpisodeEnv(pickle.loads(make_env)())
     except Exception as error:
         connection.send((BAD_START, _sendable(error)))
         return
@@ -98,9 +98,9 @@ def _read(connection: Connection, requests: queue.SimpleQueue[tuple[str, Any]]) 
         os.killpg(0, signal.SIGKILL)  # this process and whatever the environment has started
 
 
-def _serve(env: gym.Env[Any, Any], verb: str, argument: Any) -> tuple[str, Any]:
+def _serve(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
     try:
-        return DONE, env.reset(options=argument) if verb == RESET else env.step(argument)
+        return DONE, env.reset(argument) if verb == RESET else env.step(argument)
     except Exception as error:
         if verb == RESET and isinstance(error, ValueError):
             return BAD_OPTIONS, _sendable(error)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".parquet")
-_JSON_COLUMNS = ("source", "extra")  # free-form dictionaries: a column of JSON text in Parquet
+_JSON_COLUMNS = ("source", "meta", "extra")  # free-form dictionaries: a column of JSON text in Parquet
 
 
 def read_episodes(path: str | os.PathLike[str]) -> list[Episode]:
@@ -223,10 +223,10 @@ def _parquet_schema() -> pa.Schema:
     step = {"action": text, "observation": text, "reward": number, "score": number, "valid": flag, "achieved": achieved}
     subgoal = {"start": integer, "end": integer, "goal": text, "completed": flag, "annotator": text}
     outcome = {"score": number, "success": flag, "terminated": flag, "truncated": flag, "reason": text}
-    columns = {"schema": integer, "id": text, "env": text, "env_version": text, "task": text, "variation": integer}
-    columns |= dict.fromkeys(("split", "simplification", "source", "task_description", "initial_observation"), text)
+    columns = {"schema": integer, "id": text, "env": text, "env_version": text, "task": text}
+    columns |= dict.fromkeys(("split", "source", "task_description", "initial_observation"), text)
     columns |= {"steps": pa.list_(pa.struct(step)), "subgoals": pa.list_(pa.struct(subgoal))}
-    columns |= {"outcome": pa.struct(outcome), "step_limit": integer, "extra": text}
+    columns |= {"outcome": pa.struct(outcome), "step_limit": integer, "meta": text, "extra": text}
     return pa.schema(columns)
 
 

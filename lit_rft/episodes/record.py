@@ -1,7 +1,7 @@
 """The record of one episode, from which every view for training is derived.
 
-Plain dataclasses: no torch, no numpy, nothing that a JSON line could not hold. Scores and rewards are in units of the
-whole task: a solved task has score 1.0 (reports multiply by 100).
+Plain dataclasses: no torch, no numpy, nothing that a JSON line could not hold. Rewards and scores are the environment's
+own: any finite numbers. Where a solved task has score 1.0, reports, which multiply by 100, are in percent.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from lit_rft._records import RecordError, show_value
 
-SCHEMA = 1
-_TOLERANCE = 1e-6  # of differences of scores; scores are hundredths, so rounding cannot reach this
+SCHEMA = 2
+_TOLERANCE = 1e-6  # of differences of scores
 
 
 class EpisodeError(RecordError):
@@ -28,9 +28,8 @@ class Achieved:
     """A condition that the environment reported as met by a step.
 
     Attributes:
-        key: ``prog:<i>`` sequential, ``opt:<i>`` unordered, both reported once an episode; ``room:<name>`` a room
-            entered, each time; other environments use their own prefixes.
-        text: the condition in words, as the environment says it.
+        key: the environment's name for it. Reported again, it counts as the same condition.
+        text: the condition in words; a goal that asks for it consists of them.
     """
 
     key: str
@@ -44,8 +43,8 @@ class Step:
     Attributes:
         action: text given to the environment.
         observation: the observation that the action led to.
-        reward: the score's change by this step, in [-1, 1].
-        score: the score after this step, in [0, 1].
+        reward: the environment's reward.
+        score: the score after this step; the sum of the rewards where the environment has no other.
         valid: whether the environment understood the action.
         achieved: conditions newly met by this step.
     """
@@ -82,7 +81,7 @@ class Outcome:
     """How an episode ended.
 
     Attributes:
-        score: final score in [0, 1].
+        score: final score.
         success: whether the task was solved.
         terminated: the environment ended it (a value function must not bootstrap).
         truncated: it was cut from outside, by a step limit for instance (a value function bootstraps).
@@ -103,7 +102,7 @@ class Episode:
     Attributes:
         id: unique in its data set.
         env, env_version: ``scienceworld`` and the version of the simulator, for example.
-        task, variation, split, simplification: which problem of the environment was played.
+        task, split: name of the task, and split of the data that the problem is of.
         source: who played it; ``source["kind"]`` is ``gold``, ``planner``, ``perturbed`` or ``policy``.
         task_description: the task in words.
         initial_observation: what was seen before the first step.
@@ -112,6 +111,7 @@ class Episode:
         outcome: how it ended.
         schema: version of this record.
         step_limit: limit it was played under, in steps; 0 for none.
+        meta: identifies the problem within its task (`EpisodeSpec.meta`); JSON values only.
         extra: whatever else is worth keeping, JSON values only.
     """
 
@@ -119,9 +119,7 @@ class Episode:
     env: str
     env_version: str
     task: str
-    variation: int
     split: str
-    simplification: str
     source: dict[str, Any]
     task_description: str
     initial_observation: str
@@ -130,12 +128,13 @@ class Episode:
     outcome: Outcome
     schema: int = SCHEMA
     step_limit: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def initial_score(self) -> float:
-        """The score before the first step. Not always 0: some conditions of a task can hold from the start."""
-        return self.steps[0].score - self.steps[0].reward if self.steps else self.outcome.score
+    def total_reward(self) -> float:
+        """The undiscounted return. The score may be another one."""
+        return sum(step.reward for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values, ``schema`` first."""
@@ -164,9 +163,8 @@ class Episode:
         for name in ("id", "task"):
             if not getattr(self, name):
                 raise EpisodeError("expected some text, got an empty string", name)
-        for name in ("variation", "step_limit"):
-            if getattr(self, name) < 0:
-                raise EpisodeError(f"expected 0 or more, got {getattr(self, name)}", name)
+        if self.step_limit < 0:
+            raise EpisodeError(f"expected 0 or more, got {self.step_limit}", "step_limit")
         kind = self.source.get("kind")
         if not isinstance(kind, str) or not kind:
             raise EpisodeError(f"expected who played (gold, planner, ...), got {kind!r}", "source.kind")
@@ -175,26 +173,11 @@ class Episode:
 
 
 def _check_scores(steps: list[Step], outcome: Outcome) -> None:
-    for i, step in enumerate(steps):
-        _check_unit(step.score, f"steps[{i}].score")
-        before = steps[i - 1].score if i else step.score - step.reward
-        if not -_TOLERANCE <= before <= 1.0 + _TOLERANCE:
-            message = f"expected the score's change: {step.reward:g} up to {step.score:g} is a start outside 0..1"
-            raise EpisodeError(message, "steps[0].reward")
-        if abs(before + step.reward - step.score) > _TOLERANCE:
-            message = f"expected the score's change, {step.score - before:g}, got {step.reward:g}"
-            raise EpisodeError(message, f"steps[{i}].reward")
-    _check_unit(outcome.score, "outcome.score")
     if steps and abs(steps[-1].score - outcome.score) > _TOLERANCE:
         message = f"expected the score after the last step, {steps[-1].score:g}, got {outcome.score:g}"
         raise EpisodeError(message, "outcome.score")
     if outcome.terminated and outcome.truncated:
         raise EpisodeError("an episode cannot be both terminated and truncated", "outcome.truncated")
-
-
-def _check_unit(score: float, field: str) -> None:
-    if not 0.0 <= score <= 1.0:
-        raise EpisodeError(f"expected a score in 0..1, got {score:g}", field)
 
 
 def _check_subgoals(subgoals: list[Subgoal], num_steps: int) -> None:

@@ -17,20 +17,29 @@ UNFINISHED_GOAL = "continue with the task"  # of steps after which nothing more 
 MAX_DESCRIPTIONS = 2  # in one goal
 
 
-def annotate_events(episode: Episode) -> list[Segment]:
+def annotate_events(
+    episode: Episode,
+    rank: Callable[[Achieved], int] = lambda condition: 0,
+    select: Callable[[list[Achieved]], list[Achieved]] = list,
+) -> list[Segment]:
     """Cut the episode after each step by which the environment reported a condition that it had not reported before.
 
     A segment of a single step joins the one after it. The goal of a segment describes what it achieved, see
     `event_goal`. Steps after the last event make one more segment, with the goal `UNFINISHED_GOAL`.
+
+    Args:
+        episode: the episode.
+        rank: rank of a condition: goals name those of lower ranks first.
+        select: chooses, from the new conditions of one step, those that goals may name; at least one.
     """
     segments: list[Segment] = []
     start, achieved = 0, []
     news = _first_reports(episode)
     events = [i for i, conditions in enumerate(news) if conditions]
     for i in events:
-        achieved += _without_side_effects(news[i])
+        achieved += sorted(select(news[i]), key=rank)
         if i > start or i == events[-1]:
-            segments.append((start, i + 1, event_goal(achieved)))
+            segments.append((start, i + 1, event_goal(achieved, rank)))
             start, achieved = i + 1, []
     if start < len(episode.steps):
         segments.append((start, len(episode.steps), UNFINISHED_GOAL))
@@ -47,15 +56,15 @@ def _first_reports(episode: Episode) -> list[list[Achieved]]:
     return news
 
 
-def event_goal(achieved: list[Achieved]) -> str:
+def event_goal(achieved: list[Achieved], rank: Callable[[Achieved], int] = lambda condition: 0) -> str:
     """A goal in words that asks for these conditions, which must not be empty, in the order in which they stand.
 
-    Of more than `MAX_DESCRIPTIONS`, sequential conditions are chosen before rooms, and rooms before the others.
+    Of more than `MAX_DESCRIPTIONS` those of the lowest ranks are chosen.
     """
-    texts: dict[str, int] = {}  # description -> rank, none twice
+    texts: dict[str, int] = {}  # description -> rank, without duplicates
     for condition in achieved:
         text = condition_text(condition)
-        texts[text] = min(_rank(condition), texts.get(text, len(_RANKS)))
+        texts[text] = min(rank(condition), texts.get(text, rank(condition)))
     chosen = sorted(texts, key=lambda text: texts[text])[:MAX_DESCRIPTIONS]
     return " and ".join(text for text in texts if text in chosen)
 
@@ -90,24 +99,9 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
     return annotated
 
 
-_RANKS = ("prog:", "room:")
-
-
-def _rank(condition: Achieved) -> int:
-    return next((rank for rank, prefix in enumerate(_RANKS) if condition.key.startswith(prefix)), len(_RANKS))
-
-
-def _without_side_effects(achieved: list[Achieved]) -> list[Achieved]:
-    """Entering a room also meets conditions such as "be in same location as water": the room says it better."""
-    if not any(condition.key.startswith("room:") for condition in achieved):
-        return sorted(achieved, key=_rank)
-    return sorted((c for c in achieved if not c.key.startswith("opt:")), key=_rank)
-
-
 def condition_text(condition: Achieved) -> str:
-    """What a goal says to ask for a condition."""
-    room = condition.key.removeprefix("room:")
-    return f"go to {room}" if room != condition.key else condition.text.strip()
+    """The words by which a goal asks for a condition."""
+    return condition.text.strip() or condition.key
 
 
 def _last_is_completed(episode: Episode) -> bool:

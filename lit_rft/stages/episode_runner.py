@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pools import EnvPools
 from lit_rft.generation import ConversationGenerator, Conversations, SamplingSettings, ServedConversations
 from lit_rft.metrics import EpisodeMetrics
 from lit_rft.models.merging import MergedWeights, use_adapter
@@ -57,7 +57,9 @@ class EpisodeRunner:
 
     def __init__(self, settings: ActingSettings) -> None:
         self.settings = settings
-        self._pool: EnvPool | None = None
+        self._pools = EnvPools(
+            settings.parallel_episodes, call_timeout=settings.call_timeout, reset_timeout=settings.reset_timeout
+        )
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
         self._served: dict[str, AdapterSync] = {}  # adapters that a server has
@@ -70,19 +72,12 @@ class EpisodeRunner:
 
     def begin(self, policy: ActingPolicy, jobs: EpisodeJobs) -> None:
         """Begin an epoch: start what is not running."""
-        settings = self.settings
         try:
-            if self._pool is None:
-                self._pool = EnvPool(
-                    jobs.make_env,
-                    settings.parallel_episodes,
-                    call_timeout=settings.call_timeout,
-                    reset_timeout=settings.reset_timeout,
-                )
+            pool = self._pools.get(jobs.make_env)
             if self.settings.server is None:
                 self._whole.enter_context(unsharded(policy.model))
             generators = self._generators(policy)
-            self._player = EpisodePlayer(policy.agent, self._pool, policy.chat, generators, policy.source)
+            self._player = EpisodePlayer(policy.agent, pool, policy.chat, generators, policy.source)
             self._metrics = EpisodeMetrics(jobs.tasks).to(next(policy.model.parameters()).device)
         except BaseException:
             self.close()
@@ -141,8 +136,6 @@ class EpisodeRunner:
         """End the simulators, and an epoch that is under way."""
         self._metrics = None
         self.end()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        self._pools.close()
         for served in self._served.values():
             served.close()

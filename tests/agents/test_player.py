@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
-from tiny_env import CorridorEnv, CorridorProtocol
+from tiny_env import CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
-from lit_rft.envs.protocols import EpisodeJob, episode_jobs
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.transcripts import ChatFormat
 
@@ -28,27 +28,26 @@ def chat() -> ChatFormat:
     return ChatFormat(make_tokenizer())
 
 
-def _jobs(protocol: CorridorProtocol) -> list[EpisodeJob]:
-    env: Any = CorridorEnv()
-    return episode_jobs(protocol, env, "train")
+def _jobs(suite: CorridorSuite) -> list[EpisodeSpec]:
+    return suite.episodes("train")
 
 
 def _play(
-    model: Any, chat: ChatFormat, protocol: CorridorProtocol, *, hierarchy: bool = True, workers: int = 3
+    model: Any, chat: ChatFormat, suite: CorridorSuite, *, hierarchy: bool = True, workers: int = 3
 ) -> Iterator[PlayedEpisode]:
     agent = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."), 700, 3) if hierarchy else FlatAgent("Act.", 700)
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(6, 1.0), num_slots=2 * workers)
-    with EnvPool(protocol.make_env, workers) as pool:
+    with EnvPool(suite.make_env, workers) as pool:
         player = EpisodePlayer(agent, pool, chat, generator)
-        player.submit(_jobs(protocol))
+        player.submit(_jobs(suite))
         yield from player.run()
     assert not generator._conversations  # every slot was given back
 
 
 @pytest.mark.parametrize("hierarchy", [True, False])
 def test_sampled_log_probs_equal_a_plain_pass(model: Any, chat: ChatFormat, hierarchy: bool) -> None:
-    played = list(_play(model, chat, CorridorProtocol(), hierarchy=hierarchy))
-    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(CorridorProtocol()))
+    played = list(_play(model, chat, CorridorSuite(), hierarchy=hierarchy))
+    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(CorridorSuite()))
     for one in played:
         one.episode.validate()
         assert one.episode.outcome.reason == "step_limit" and len(one.episode.steps) == 6
@@ -65,30 +64,30 @@ def test_sampled_log_probs_equal_a_plain_pass(model: Any, chat: ChatFormat, hier
 
 def test_episodes_do_not_depend_on_how_many_are_played_at_once(model: Any, chat: ChatFormat) -> None:
     one, many = (
-        {p.episode.id: [s.action for s in p.episode.steps] for p in _play(model, chat, CorridorProtocol(), workers=n)}
+        {p.episode.id: [s.action for s in p.episode.steps] for p in _play(model, chat, CorridorSuite(), workers=n)}
         for n in (1, 4)
     )
     assert one == many
 
 
 def test_an_environment_that_dies_in_mid_episode_is_played_again(model: Any, chat: ChatFormat, tmp_path: Path) -> None:
-    protocol = CorridorProtocol(die_once=str(tmp_path / "died"))
-    played = list(_play(model, chat, protocol, workers=2))
-    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(protocol))
+    suite = CorridorSuite(die_once=str(tmp_path / "died"))
+    played = list(_play(model, chat, suite, workers=2))
+    assert sorted(p.episode.id for p in played) == sorted(job.id for job in _jobs(suite))
     assert all(p.episode.outcome.reason == "step_limit" and len(p.episode.steps) == 6 for p in played)
     assert (tmp_path / "died").exists()
 
 
 def test_an_environment_that_always_dies_is_an_env_error(model: Any, chat: ChatFormat) -> None:
-    played = list(_play(model, chat, CorridorProtocol(die_always=True), workers=2))
-    assert len(played) == len(_jobs(CorridorProtocol()))
+    played = list(_play(model, chat, CorridorSuite(die_always=True), workers=2))
+    assert len(played) == len(_jobs(CorridorSuite()))
     assert all(p.episode.outcome.reason == "env_error" and not p.transcripts for p in played)
 
 
 def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFormat, tmp_path: Path) -> None:
     wait = tmp_path / "wait"
-    total, played = len(_jobs(CorridorProtocol())), 0
-    for _ in _play(model, chat, CorridorProtocol(wait_once=str(wait))):
+    total, played = len(_jobs(CorridorSuite())), 0
+    for _ in _play(model, chat, CorridorSuite(wait_once=str(wait))):
         played += 1
         if played == total - 1:  # all but the one that waits have ended
             wait.unlink()
@@ -128,9 +127,9 @@ def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: p
 def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
     agent = FlatAgent()
     generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(4), num_slots=2)
-    with EnvPool(CorridorProtocol().make_env, 2) as pool:
+    with EnvPool(CorridorSuite().make_env, 2) as pool:
         player = EpisodePlayer(agent, pool, chat, generator)
-        player.submit(_jobs(CorridorProtocol()))
+        player.submit(_jobs(CorridorSuite()))
         early = list(player.run(max_unfinished=5))
         assert len(early) >= 3 and pool.outstanding <= 5
         assert len(early) + len(list(player.run())) == 8

@@ -55,10 +55,10 @@ def test_it_trains_on_stored_episodes(tiny_model_folder: Path, tmp_path: Path) -
 
 
 def test_it_trains_on_episodes_that_it_plays(tiny_model_folder: Path, tmp_path: Path) -> None:
-    protocol = {"class_path": "tiny_env.CorridorProtocol"}
+    suite = {"class_path": "tiny_env.CorridorSuite"}
     model = {"objective": {"group_size": 2}, "exploration": {"max_new_tokens": 6, "temperature": 1.0}}
     fit = command(
-        tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, protocol=protocol,
+        tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, suite=suite,
         data_dir=str(tmp_path), train_variations=2,
     )  # fmt: skip
     main(["fit", *fit])

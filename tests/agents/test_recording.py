@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from plugins.thinking_agent import ThinkingAgent
 from tiny import make_tokenizer
-from tiny_env import LENGTH, CorridorEnv, CorridorProtocol
+from tiny_env import LENGTH, CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
-from lit_rft.envs.protocols import episode_jobs
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.generation import Completion, SamplingSettings
 from lit_rft.transcripts import ChatFormat
@@ -57,11 +56,11 @@ def chat() -> ChatFormat:
 
 
 def play(chat: ChatFormat, agent: Any, direction: str) -> list[PlayedEpisode]:
-    protocol, env = CorridorProtocol(), CorridorEnv()
+    suite = CorridorSuite()
     generator: Any = Scripted(chat, direction)
-    with EnvPool(protocol.make_env, 2) as pool:
+    with EnvPool(suite.make_env, 2) as pool:
         player = EpisodePlayer(agent, pool, chat, generator)
-        player.submit(episode_jobs(protocol, env, "train")[:3])  # type: ignore[arg-type]
+        player.submit(suite.episodes("train")[:3])
         return list(player.run())
 
 

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 
 import pytest
-from tiny_env import CorridorEnv, CorridorProtocol
+from tiny_env import CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, PlayedEpisode, ScriptedAgent
 from lit_rft.envs.pool import EnvPool
-from lit_rft.envs.protocols import episode_jobs
 
 
 def play(actions: Sequence[str], max_unfinished: int = 0) -> list[PlayedEpisode]:
-    protocol = CorridorProtocol()
-    with EnvPool(protocol.make_env, 2) as pool:
+    suite = CorridorSuite()
+    with EnvPool(suite.make_env, 2) as pool:
         player = EpisodePlayer(ScriptedAgent(lambda name: actions), pool, source={"kind": "gold"})
-        player.submit(episode_jobs(protocol, CorridorEnv(), "train")[:4])  # type: ignore[arg-type]
+        player.submit(suite.episodes("train")[:4])
         played = list(player.run(max_unfinished))
         assert pool.outstanding <= max_unfinished
     return played

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 from tiny import make_episode, make_tokenizer
-from tiny_env import CorridorEnv, CorridorProtocol
+from tiny_env import CorridorSuite
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.datamodules import JobLoader, StepLoader
-from lit_rft.envs.protocols import episode_jobs
 from lit_rft.transcripts import ChatFormat, StepBatch, Transcript
 
 
@@ -89,12 +88,11 @@ def test_bad_sizes_are_refused(episodes: list[list[Transcript]]) -> None:
 
 
 def test_jobs_are_shared_without_repetition() -> None:
-    env: Any = CorridorEnv()
-    protocol = CorridorProtocol()
-    jobs = episode_jobs(protocol, env, "train")
-    loaders = [JobLoader(jobs, protocol.make_env, rank=rank, world_size=3) for rank in range(3)]
+    suite = CorridorSuite()
+    jobs = suite.episodes("train")
+    loaders = [JobLoader(jobs, suite.make_env, rank=rank, world_size=3) for rank in range(3)]
     played = [job.id for loader in loaders for batch in loader for job in batch.jobs]
     assert sorted(played) == sorted(job.id for job in jobs)
     assert all(loader.tasks == ["run", "walk"] for loader in loaders)
     with pytest.raises(ValueError, match="too few for 9 processes"):
-        JobLoader(jobs, protocol.make_env, world_size=9)
+        JobLoader(jobs, suite.make_env, world_size=9)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_episode
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from torch import nn
 
 from lit_rft.agents import FlatAgent
@@ -82,7 +82,7 @@ def make_data(kind: str, model: Path, folder: Path, other: bool = False, **optio
         return MathPromptDataModule(train_files=[problems_file(folder, {"a": 7}, 2 if other else 1)], **common)
     stored = folder / f"stored-{other}.jsonl"
     write_episodes(stored, [make_episode(seed + 50 * other, 1 + seed % 4) for seed in range(7)])
-    common |= {"protocol": CorridorProtocol(), "data_dir": str(folder), "agent": FlatAgent()}
+    common |= {"suite": CorridorSuite(), "data_dir": str(folder), "agent": FlatAgent()}
     if kind == "transcripts":
         return TrajectoryDataModule(
             train_files=[str(stored)], medium_files=[str(stored)], medium_per_expert=0.5, **common

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tiny import make_episode
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.datamodules import TrajectoryDataModule
@@ -15,7 +15,7 @@ from lit_rft.episodes.io import read_episodes, write_episodes
 
 
 def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
-    return TrajectoryDataModule(str(model), protocol=CorridorProtocol(), data_dir=str(folder), **options)
+    return TrajectoryDataModule(str(model), suite=CorridorSuite(), data_dir=str(folder), **options)
 
 
 def test_expert_episodes_are_collected_once(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -90,7 +90,6 @@ def test_an_episode_without_subgoals_is_refused_for_a_hierarchy(tiny_model_folde
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"protocol": "nobody's"}, "unknown protocol"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"predict_repeats": 0}, "predict_repeats must be >= 1"),
     ],
@@ -128,7 +127,7 @@ def test_an_annotator_of_the_users_own(tiny_model_folder: Path, tmp_path: Path) 
 def test_episodes_of_another_step_limit_are_not_reused(tiny_model_folder: Path, tmp_path: Path) -> None:
     short, long = (
         TrajectoryDataModule(
-            str(tiny_model_folder), protocol=CorridorProtocol(step_limit=limit), data_dir=str(tmp_path), tasks=["walk"]
+            str(tiny_model_folder), suite=CorridorSuite(step_limit=limit), data_dir=str(tmp_path), tasks=["walk"]
         )
         for limit in (2, 6)
     )

@@ -16,7 +16,7 @@ import pytest
 import torch  # noqa: F401  (the workers must not load it even where their parent has)
 from fake_envs import FakeEnv
 
-from lit_rft.envs import EnvPool, Job, PoolEvent, ScienceWorldEnv
+from lit_rft.envs import EnvPool, EpisodeSpec, PoolEvent, ScienceWorldEnv
 
 QUICK = {"call_timeout": 1.0, "reset_timeout": 10.0}
 
@@ -88,7 +88,7 @@ def test_every_job_is_played_once_and_without_torch() -> None:
 
     with EnvPool(FakeEnv, 2, **QUICK) as pool:
         for i in range(5):
-            pool.submit(Job(str(i)))
+            pool.submit(EpisodeSpec(str(i)))
         assert pool.outstanding == 5
         ended, failures = play(pool, action)
         assert pool.wait() == []
@@ -102,11 +102,11 @@ def test_every_job_is_played_once_and_without_torch() -> None:
 
 def test_a_slow_worker_does_not_hold_up_the_others(tmp_path: Path) -> None:
     with EnvPool(FakeEnv, 2, call_timeout=3600.0, reset_timeout=10.0) as pool:
-        pool.submit(Job("slow"))
+        pool.submit(EpisodeSpec("slow"))
         (event,) = pool.wait()
         slow = event.worker
         pool.step(slow, "hang")
-        pool.submit(Job("quick"))
+        pool.submit(EpisodeSpec("quick"))
         kinds = []
         while pool.outstanding > 1:
             (event,) = pool.wait(timeout=10)
@@ -132,7 +132,7 @@ def test_a_failed_step_is_played_again(failure: str, tmp_path: Path) -> None:
 
     with EnvPool(FakeEnv, 2, **QUICK) as pool:
         for i in range(3):
-            pool.submit(Job(str(i)))
+            pool.submit(EpisodeSpec(str(i)))
         ended, failures = play(pool, action)
     assert ended == {str(i): [f"{i}:{k}" for k in range(3)] for i in range(3)}
     assert [(event.kind, event.job.id) for event in failures] == [("lost", "1")]
@@ -142,7 +142,7 @@ def test_a_failed_step_is_played_again(failure: str, tmp_path: Path) -> None:
 
 def test_a_failed_reset_is_tried_again_without_an_event(tmp_path: Path) -> None:
     with EnvPool(FakeEnv, 1, **QUICK) as pool:
-        pool.submit(Job("a", {"do": f"once:{tmp_path / 'marker'}:die"}))
+        pool.submit(EpisodeSpec("a", options={"do": f"once:{tmp_path / 'marker'}:die"}))
         ended, failures = play(pool, lambda event, steps: "go")
     assert list(ended) == ["a"]
     assert not failures
@@ -151,8 +151,8 @@ def test_a_failed_reset_is_tried_again_without_an_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_attempts", [1, 2])
 def test_attempts_end_with_an_error_and_the_run_goes_on(max_attempts: int) -> None:
     with EnvPool(FakeEnv, 1, max_attempts=max_attempts, **QUICK) as pool:
-        pool.submit(Job("bad"))
-        pool.submit(Job("good"))
+        pool.submit(EpisodeSpec("bad"))
+        pool.submit(EpisodeSpec("good"))
         ended, failures = play(pool, lambda event, steps: "die" if event.job.id == "bad" else "go")
         assert pool.outstanding == 0
     assert ended == {"good": ["go"] * 3}
@@ -162,7 +162,7 @@ def test_attempts_end_with_an_error_and_the_run_goes_on(max_attempts: int) -> No
 
 def test_a_worker_that_dies_while_it_waits_loses_its_episode() -> None:
     with EnvPool(FakeEnv, 1, **QUICK) as pool:
-        pool.submit(Job("a"))
+        pool.submit(EpisodeSpec("a"))
         (event,) = pool.wait()
         os.kill(event.payload[1]["pid"], signal.SIGKILL)
         assert_ends(event.payload[1]["pid"])
@@ -177,8 +177,8 @@ def test_a_worker_that_dies_while_it_waits_loses_its_episode() -> None:
 
 def test_bad_options_are_raised_and_the_run_can_go_on() -> None:
     with EnvPool(FakeEnv, 1, **QUICK) as pool:
-        pool.submit(Job("bad", {"do": "bad"}))
-        pool.submit(Job("good"))
+        pool.submit(EpisodeSpec("bad", options={"do": "bad"}))
+        pool.submit(EpisodeSpec("good"))
         with pytest.raises(ValueError, match="the fake refuses"):
             pool.wait()
         assert pool.outstanding == 1
@@ -189,7 +189,7 @@ def test_bad_options_are_raised_and_the_run_can_go_on() -> None:
 
 def test_an_environment_that_cannot_be_made_is_raised() -> None:
     with EnvPool(functools.partial(FakeEnv, start_error="no room"), 1, **QUICK) as pool:
-        pool.submit(Job("a"))
+        pool.submit(EpisodeSpec("a"))
         with pytest.raises(OSError, match="no room"):
             pool.wait()
         assert pool.outstanding == 0
@@ -204,9 +204,9 @@ def test_misuse_is_refused() -> None:
         EnvPool(lambda: FakeEnv(), 1)
     pool = EnvPool(FakeEnv, 1, **QUICK)
     assert pool.wait() == []
-    pool.submit(Job("a"))
+    pool.submit(EpisodeSpec("a"))
     with pytest.raises(ValueError, match="the id 'a' is outstanding already"):
-        pool.submit(Job("a"))
+        pool.submit(EpisodeSpec("a"))
     with pytest.raises(RuntimeError, match="not waiting for an action"):
         pool.finish(0)
     assert [event.kind for event in pool.wait()] == ["reset"]
@@ -215,7 +215,7 @@ def test_misuse_is_refused() -> None:
     assert pool.wait(timeout=0) == []  # a question, not a wait
     pool.close()
     pool.close()
-    for call in (pool.wait, lambda: pool.submit(Job("b")), lambda: pool.step(0, "go")):
+    for call in (pool.wait, lambda: pool.submit(EpisodeSpec("b")), lambda: pool.step(0, "go")):
         with pytest.raises(RuntimeError, match="the pool is closed"):
             call()
 
@@ -223,8 +223,9 @@ def test_misuse_is_refused() -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Also one whose environment hangs, together with what the environment has started."""
     code = (
-        "import os, signal, functools\nfrom fake_envs import FakeEnv\nfrom lit_rft.envs import EnvPool, Job\n"
-        "pool = EnvPool(functools.partial(FakeEnv, child=True), 2)\npool.submit(Job('a'))\npool.submit(Job('b'))\n"
+        "import os, signal, functools\nfrom fake_envs import FakeEnv\nfrom lit_rft.envs import EnvPool, EpisodeSpec\n"
+        "pool = EnvPool(functools.partial(FakeEnv, child=True), 2)\n"
+        "pool.submit(EpisodeSpec('a'))\npool.submit(EpisodeSpec('b'))\n"
         "events = pool.wait()\nwhile len(events) < 2:\n    events += pool.wait()\n"
         "pool.step(events[0].worker, 'hang')\n"
         "print(*[event.payload[1][key] for event in events for key in ('pid', 'child')], flush=True)\n"
@@ -257,7 +258,7 @@ def test_simulators_are_killed_and_stopped_in_mid_episode(caplog: pytest.LogCapt
     make_env = functools.partial(ScienceWorldEnv, step_limit=5)
     with EnvPool(make_env, 2, call_timeout=5.0, reset_timeout=60.0) as pool:
         for i in range(4):
-            pool.submit(Job(str(i), {"task": "find-plant", "variation": i}))
+            pool.submit(EpisodeSpec(str(i), options={"task": "find-plant", "variation": i}))
         ended, failures = play(pool, action)
         assert_ends(*harmed.values())
         javas = [java for worker in range(2) for java in group(pool.process_id(worker), "java")]
@@ -271,6 +272,6 @@ def test_simulators_are_killed_and_stopped_in_mid_episode(caplog: pytest.LogCapt
 
 def test_a_simulators_bad_options_reach_the_consumer() -> None:
     with EnvPool(ScienceWorldEnv, 1) as pool:
-        pool.submit(Job("a", {"task": "find-plnt", "variation": 0}))
+        pool.submit(EpisodeSpec("a", options={"task": "find-plnt", "variation": 0}))
         with pytest.raises(ValueError, match="unknown task 'find-plnt'; did you mean: find-plant"):
             pool.wait()

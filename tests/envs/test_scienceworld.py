@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from lit_rft.envs import ScienceWorldEnv, SimulatorError
-from lit_rft.envs.java import java_path, scienceworld_jar
-from lit_rft.envs.progress import AchievedTracker, completed_conditions, room_in
+from lit_rft.envs.scienceworld.java import java_path, scienceworld_jar
+from lit_rft.envs.scienceworld.progress import AchievedTracker, completed_conditions, room_in
 from lit_rft.episodes import Achieved
 
 PROGRESS = """Completed keys: haveSubstance

@@ -20,9 +20,7 @@ def episode(name: str, text: str = 'You see:\u2028a dóor\n\t"quoted" \\ and \x0
         env="scienceworld",
         env_version="1.2.3",
         task="find-animal",
-        variation=7,
         split="train",
-        simplification="",
         source={"kind": "perturbed", "probability": 0.1, "nested": {"of": ["any", 1, None]}},
         task_description="find it",
         initial_observation=text,
@@ -30,6 +28,7 @@ def episode(name: str, text: str = 'You see:\u2028a dóor\n\t"quoted" \\ and \x0
         subgoals=[Subgoal(0, 2, "find it", False, "events")],
         outcome=Outcome(0.0, False, False, True, "step_limit"),
         step_limit=2,
+        meta={"variation": 7, "rooms": ["küche"]},
         extra={"note": "ü"},
     )
 
@@ -99,10 +98,10 @@ def test_a_corrupt_line_is_named(tmp_path: Path, line: bytes, problem: str) -> N
 
 def test_a_wrong_field_names_file_line_and_field(tmp_path: Path) -> None:
     wrong = episode("b").to_dict()
-    wrong["steps"][1]["score"] = 3.0
+    wrong["steps"][1]["score"] = "3"
     path = tmp_path / "episodes.jsonl"
     path.write_text(json.dumps(episode("a").to_dict()) + "\n\n" + json.dumps(wrong) + "\n")
-    with pytest.raises(EpisodeError, match=rf"^{path}:3: steps\[1\]\.score: expected a score in 0\.\.1, got 3"):
+    with pytest.raises(EpisodeError, match=rf"^{path}:3: steps\[1\]\.score: expected a number, got .3"):
         read_episodes(path)
 
 

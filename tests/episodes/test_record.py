@@ -9,6 +9,8 @@ import pytest
 
 from lit_rft.episodes import Achieved, Episode, EpisodeError, Outcome, Step, Subgoal
 
+WITH_DEFAULT = ("schema", "step_limit", "meta", "extra")
+
 
 def boil() -> Episode:
     steps = [
@@ -22,9 +24,7 @@ def boil() -> Episode:
         env="scienceworld",
         env_version="1.2.3",
         task="boil",
-        variation=0,
         split="train",
-        simplification="easy",
         source={"kind": "gold"},
         task_description="Your task is to boil water.",
         initial_observation="You are in the hallway.\n\tYou see:\n\ta door",
@@ -32,13 +32,14 @@ def boil() -> Episode:
         subgoals=[Subgoal(0, 2, "go to kitchen", True, "events"), Subgoal(2, 4, "focus on water", True, "events")],
         outcome=Outcome(1.0, True, True, False, "goal"),
         step_limit=50,
+        meta={"variation": 0},
     )
 
 
 def test_dictionary_is_the_published_schema_and_comes_back_equal() -> None:
     data = boil().to_dict()
     assert next(iter(data)) == "schema"
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["steps"][1]["achieved"] == [{"key": "room:kitchen", "text": "kitchen"}]
     subgoal = {"start": 0, "end": 2, "goal": "go to kitchen", "completed": True, "annotator": "events"}
     assert data["subgoals"][0] == subgoal
@@ -49,7 +50,7 @@ def test_dictionary_is_the_published_schema_and_comes_back_equal() -> None:
 
 def test_fields_with_a_default_may_be_missing() -> None:
     data = boil().to_dict()
-    for name in ("schema", "step_limit", "extra"):
+    for name in WITH_DEFAULT:
         del data[name]
     assert Episode.from_dict(data).step_limit == 0
 
@@ -62,26 +63,22 @@ def test_an_episode_without_steps_or_annotation_is_valid() -> None:
     episode.validate()
 
 
-def test_a_score_may_start_above_zero() -> None:
+def test_rewards_and_scores_are_the_environments_own() -> None:
+    """Dense, negative and unbounded rewards; a score that is not their sum, and starts above zero."""
     episode = boil()
-    assert episode.initial_score == 0.0
-    episode.steps[0].score = 0.25
-    episode.steps[1].reward = 0.0
-    assert episode.initial_score == 0.25
+    for step, reward, score in zip(episode.steps, (-1.0, 12.5, -1.0, 100.0), (0.25, -3.0, 40.0, 250.0), strict=True):
+        step.reward, step.score = reward, score
+    episode.outcome.score = 250.0
     episode.validate()
-    episode.steps[0].reward = 0.25  # the environment counted it as the first step's gain: as good
-    episode.validate()
-    assert episode.initial_score == 0.0
+    assert episode.total_reward == 110.5
 
 
 WRONG: list[tuple[str, Any, str]] = [
     ("id", "", "id"),
     ("id", 3, "id"),
     ("id", "\ud800", "id"),
-    ("schema", 2, "schema"),
-    ("variation", -1, "variation"),
-    ("variation", True, "variation"),
-    ("variation", "0", "variation"),
+    ("schema", 1, "schema"),
+    ("meta", "easy", "meta"),
     ("step_limit", -1, "step_limit"),
     ("source", {}, "source.kind"),
     ("source", "gold", "source"),
@@ -89,10 +86,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("steps.1", "go kitchen", "steps[1]"),
     ("steps.1.reward", "0.25", "steps[1].reward"),
     ("steps.1.reward", float("nan"), "steps[1].reward"),
-    ("steps.1.reward", 0.3, "steps[1].reward"),
-    ("steps.0.reward", 0.5, "steps[0].reward"),
-    ("steps.3.reward", 0.0, "steps[3].reward"),
-    ("steps.1.score", 25.0, "steps[1].score"),
+    ("steps.1.score", float("inf"), "steps[1].score"),
     ("steps.1.valid", 1, "steps[1].valid"),
     ("steps.1.achieved.0.text", None, "steps[1].achieved[0].text"),
     ("steps.1.colour", "red", "steps[1].colour"),
@@ -122,7 +116,7 @@ def test_a_wrong_value_is_refused_by_its_field(place: str, value: Any, field: st
     assert str(caught.value).startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize("name", [name for name in boil().to_dict() if name not in ("schema", "step_limit", "extra")])
+@pytest.mark.parametrize("name", [name for name in boil().to_dict() if name not in WITH_DEFAULT])
 def test_a_missing_field_is_named(name: str) -> None:
     data = boil().to_dict()
     del data[name]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lit_rft.envs.scienceworld.subgoals import annotate_scienceworld, rank
 from lit_rft.episodes import Achieved, Episode, EpisodeError, Outcome, Step
 from lit_rft.episodes.subgoals import UNFINISHED_GOAL, annotate_events, apply_annotator, event_goal
 
@@ -16,9 +17,7 @@ def play(achieved: list[list[Achieved]], outcome: Outcome | None = None) -> Epis
         env="scienceworld",
         env_version="1.2.3",
         task="boil",
-        variation=0,
         split="train",
-        simplification="",
         source={"kind": "gold"},
         task_description="boil water",
         initial_observation="a room",
@@ -33,7 +32,7 @@ def prog(text: str) -> Achieved:
 
 
 def room(name: str) -> Achieved:
-    return Achieved(f"room:{name}", name)
+    return Achieved(f"room:{name}", f"go to {name}")
 
 
 def test_cuts_fall_after_the_steps_that_achieve_something() -> None:
@@ -51,14 +50,14 @@ def test_a_single_step_joins_the_segment_after_it() -> None:
 def test_a_sequential_condition_of_a_merged_step_stays_in_the_goal() -> None:
     optional = [Achieved(f"opt:{i}", f"option {i}") for i in range(3)]
     episode = play([[optional[0]], [prog("focus")], [], optional[1:]])
-    assert [goal for _, _, goal in annotate_events(episode)] == ["option 0 and focus", "option 1 and option 2"]
+    assert [goal for _, _, goal in annotate_scienceworld(episode)] == ["option 0 and focus", "option 1 and option 2"]
     episode = play([[prog("focus")], [], optional])
-    assert [goal for _, _, goal in annotate_events(episode)] == ["focus and option 0"]
+    assert [goal for _, _, goal in annotate_scienceworld(episode)] == ["focus and option 0"]
 
 
 def test_a_room_hides_the_optional_conditions_that_come_with_it() -> None:
     episode = play([[], [Achieved("opt:0", "be in same location as water"), room("kitchen")]])
-    assert annotate_events(episode) == [(0, 2, "go to kitchen")]
+    assert annotate_scienceworld(episode) == [(0, 2, "go to kitchen")]
 
 
 def test_a_single_step_at_the_end_stays_alone() -> None:
@@ -91,7 +90,14 @@ def test_steps_after_the_last_event_are_one_unfinished_segment() -> None:
     ],
 )
 def test_a_goal_is_at_most_two_descriptions_sequential_ones_first(achieved: list[Achieved], goal: str) -> None:
-    assert event_goal(achieved) == goal
+    assert event_goal(achieved, rank) == goal
+
+
+def test_without_ranks_a_goal_names_what_was_achieved_first() -> None:
+    achieved = [Achieved("opt:3", "pick it up"), room("hall"), prog("focus on water")]
+    assert event_goal(achieved) == "pick it up and go to hall"
+    assert [goal for _, _, goal in annotate_events(play([[], achieved]))] == ["pick it up and go to hall"]
+    assert event_goal([Achieved("has apple", "")]) == "has apple"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tiny import make_model, make_tokenizer
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import FLAT_PLAYER, PLAYER, fit, make_loader, make_offline, make_stage
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
@@ -30,7 +30,7 @@ from .test_online_finetune import make_data, make_online
 def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
     if kind is MathPromptDataModule:
         return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4})
-    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder), "train_variations": 2}
+    settings = {"suite": CorridorSuite(), "data_dir": str(folder), "train_variations": 2}
     return kind(model=str(model), **{**settings, **options})
 
 

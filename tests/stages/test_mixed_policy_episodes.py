@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
@@ -37,7 +37,7 @@ def make(
         PolicySettings(model=str(model), lora=ADAPTERS),
         **{**settings, **grpo_parts(**{"group_size": 3, **(objective or {})}), **options},
     )
-    wanted = {"train_variations": 2, "batch_size": 2, "protocol": CorridorProtocol(), **(data or {})}
+    wanted = {"train_variations": 2, "batch_size": 2, "suite": CorridorSuite(), **(data or {})}
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), **wanted)
 
 
@@ -121,11 +121,12 @@ def test_every_knob_changes_the_result(knob: dict[str, Any], tiny_model_folder: 
 
 def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
     after(tiny_model_folder, tmp_path, steps=1)  # collects expert episodes
+    (files,) = tmp_path.glob("expert-*.jsonl")
     stage, data = make(
         tiny_model_folder,
         tmp_path,
         objective={"entropy_coef": 0.0},
-        data={"protocol": CorridorProtocol(die_always=True)},
+        data={"suite": CorridorSuite(die_always=True), "train_files": [str(files)]},
     )
     stage.configure_model()
     before = trained(stage)
@@ -149,13 +150,13 @@ def test_no_expert_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) ->
     after(tiny_model_folder, tmp_path, steps=1)
     (files,) = tmp_path.glob("expert-*.jsonl")
     rows = [json.loads(line) for line in files.read_text().splitlines()]
-    files.write_text("".join(json.dumps({**row, "variation": 99}) + "\n" for row in rows))
+    files.write_text("".join(json.dumps({**row, "meta": {"variation": 99}}) + "\n" for row in rows))
 
     def train(**objective: Any) -> None:
         stage, data = make(tiny_model_folder, tmp_path, objective=objective, data={"train_files": [str(files)]})
         fit(stage, data, 1)
 
     for objective in ({}, {"traces_per_group": 0, "sft_coef": 0.1}):
-        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 tasks"):
+        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 problems"):
             train(**objective)
     train(traces_per_group=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_episode
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, make_loader, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
@@ -55,7 +55,7 @@ def make_online(model: Path, *, seed: int = 0, online: dict[str, Any] | None = N
 def make_data(model: Path, folder: Path, **options: Any) -> OnlineDataModule:
     settings = {
         "model": str(model),
-        "protocol": CorridorProtocol(),
+        "suite": CorridorSuite(),
         "data_dir": str(folder),
         "collect_tasks": ["walk"],
         "rounds": 2,

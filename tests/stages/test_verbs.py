@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_env import CorridorProtocol
+from tiny_env import CorridorSuite
 from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
 from lit_rft.agents import HierarchyPrompts
@@ -37,7 +37,7 @@ def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
 
 
 def _data(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
-    settings = {"protocol": CorridorProtocol(), "data_dir": str(folder / "data"), "batch_size": 2, **options}
+    settings = {"suite": CorridorSuite(), "data_dir": str(folder / "data"), "batch_size": 2, **options}
     return TrajectoryDataModule(str(model), **settings)
 
 
@@ -54,7 +54,7 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     stage = make_stage(tiny_model_folder, acting=ACTING, agent=agent)
     trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
     trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, train_variations=2))
-    assert stage._runner._pool is None and not stage._runner.playing  # the simulators are gone
+    assert not stage._runner._pools and not stage._runner.playing  # the simulators are gone
     events = _events(tmp_path)
     scalars = set(events.Tags()["scalars"])
     assert {f"train/{level}/log_likelihood" for level in agent.levels} <= scalars
@@ -96,24 +96,24 @@ def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: 
 
 
 def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def predict(protocol: CorridorProtocol) -> list[str]:
+    def predict(suite: CorridorSuite) -> list[str]:
         stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
-        data = _data(tiny_model_folder, tmp_path, protocol=protocol)
+        data = _data(tiny_model_folder, tmp_path, suite=suite)
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
         return [played.episode.outcome.reason for played in stage.played]
 
     # one variation of both tasks always fails, the others play on
-    reasons = predict(CorridorProtocol(die_in=0))
+    reasons = predict(CorridorSuite(die_in=0))
     assert reasons.count("env_error") == 2 and len(reasons) == 8
     written = read_episodes(tmp_path / "episodes" / "predicted.jsonl")
-    assert len(written) == 6 and all(e.outcome.reason != "env_error" and e.variation for e in written)
-    assert len(predict(CorridorProtocol())) == 2  # those that failed are played again
+    assert len(written) == 6 and all(e.outcome.reason != "env_error" and e.meta["variation"] for e in written)
+    assert len(predict(CorridorSuite())) == 2  # those that failed are played again
     assert len(read_episodes(tmp_path / "episodes" / "predicted.jsonl")) == 8
 
 
 def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, tmp_path: Path) -> None:
     def predict(limit: int) -> None:
-        data = _data(tiny_model_folder, tmp_path, protocol=CorridorProtocol(step_limit=limit))
+        data = _data(tiny_model_folder, tmp_path, suite=CorridorSuite(step_limit=limit))
         stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
 
@@ -237,7 +237,7 @@ def test_an_error_while_playing_leaves_the_policy_as_it_was(tiny_model_folder: P
 
     with pytest.raises(TypeError):
         _trainer(tmp_path, Stop()).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
-    assert not stage._runner.playing and stage._runner._pool is None
+    assert not stage._runner.playing and not stage._runner._pools
     assert all((p == before[name]).all() for name, p in stage.named_parameters())
     del stage.chat.text  # type: ignore[union-attr]
     _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 from gymnasium.spaces import Text
 
-from lit_rft.envs.java import JavaProcess, SimulatorError, scienceworld_jar
-from lit_rft.envs.progress import AchievedTracker
+from lit_rft.envs.scienceworld.java import JavaProcess, SimulatorError, scienceworld_jar
+from lit_rft.envs.scienceworld.progress import AchievedTracker
 
 Split = Literal["train", "dev", "test"]
 
@@ -79,7 +79,8 @@ class ScienceWorldEnv(gym.Env[str, str]):
         Args:
             seed: unused by the simulator, which draws from the variation's number.
             options: ``task`` (a name out of `tasks`), ``variation`` (0 to `max_variations` - 1) and perhaps
-                ``gold_path`` (True: have the simulator solve the task too, which takes seconds).
+                ``gold_path`` (True: have the simulator solve the task too, which takes seconds) and ``admissible_at``
+                (a list of numbers of steps before which the info has ``admissible``, see `valid_actions`).
 
         Returns:
             The first observation, and info: ``env``, ``env_version``, ``task_description``, ``achieved`` (what holds
@@ -91,6 +92,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
         """
         super().reset(seed=seed)
         task, variation, gold_path = self._check_options(options or {})
+        self._admissible_at = frozenset((options or {}).get("admissible_at", ()))
         self._playing = False
         # The server's own reset() loads once more (and solves once more): a fresh load is a reset.
         self._call("load", task, variation, self.simplification, gold_path)
@@ -107,7 +109,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
         }
         if gold_path:
             info["gold_path"] = self._list(self._call("getGoldActionSequence"))
-        return observation, info
+        return observation, info | self._admissible()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Do one action.
@@ -116,7 +118,8 @@ class ScienceWorldEnv(gym.Env[str, str]):
 
         Returns:
             observation, reward, terminated, truncated, and info: ``score`` in [0, 1], ``valid`` (the simulator
-            understood the action), ``achieved`` (what is new), ``reason`` (of the end, else None) and ``steps``.
+            understood the action), ``achieved`` (what is new), ``reason`` (of the end, else None), ``success`` and
+            ``steps``.
 
         Raises:
             RuntimeError: no episode is being played.
@@ -144,8 +147,9 @@ class ScienceWorldEnv(gym.Env[str, str]):
             "valid": not observation.startswith(_INVALID),
             "achieved": self._tracker.update(observation, progress),
             "reason": reason,
+            "success": reason == "goal",
             "steps": self._steps,
-        }
+        } | self._admissible()
         reward = round(score - _hundredths(before), 2)
         return observation, reward, reason in ("goal", "failed"), reason == "step_limit", info
 
@@ -158,6 +162,10 @@ class ScienceWorldEnv(gym.Env[str, str]):
         if not self._playing:
             raise RuntimeError("no episode is being played: call reset first")
         return list(dict.fromkeys(self._list(self._call("getValidActionObjectCombinations"))))
+
+    def _admissible(self) -> dict[str, list[str]]:
+        """They take a tenth of a second, so they come only where they are asked for."""
+        return {"admissible": self.valid_actions()} if self._playing and self._steps in self._admissible_at else {}
 
     def tasks(self) -> list[str]:
         """Names of all tasks."""
@@ -200,10 +208,11 @@ class ScienceWorldEnv(gym.Env[str, str]):
         return self._variations[task]
 
     def _check_options(self, options: dict[str, Any]) -> tuple[str, int, bool]:
-        unknown = options.keys() - {"task", "variation", "gold_path"}
+        unknown = options.keys() - {"task", "variation", "gold_path", "admissible_at"}
         if unknown or not {"task", "variation"} <= options.keys():
             raise ValueError(
-                "reset needs options={'task': name, 'variation': number} and takes 'gold_path': bool; "
+                "reset needs options={'task': name, 'variation': number} and takes 'gold_path': bool "
+                "and 'admissible_at': list of steps; "
                 f"got the options {sorted(map(str, options))}"
             )
         task = options["task"]

@@ -1,0 +1,224 @@
+"""The contract with environments: suites of tasks, specifications of episodes, and the keys of an environment's info.
+
+An environment is any `gymnasium.Env` with text observations and text actions. `docs/environments.md` has an example.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
+
+import gymnasium as gym
+
+from lit_rft.episodes.record import Achieved, Episode
+from lit_rft.episodes.subgoals import Annotator, annotate_events
+
+Item = TypeVar("Item")
+Half = Literal["first", "second"]
+Metric = Literal["score", "success"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSpec:
+    """An episode to be played.
+
+    Attributes:
+        id: unique among the episodes that are played at the same time; the id of the episode's record.
+        task: name of the task, by which scores are reported.
+        split: split of the data that the episode is of.
+        seed: for the environment's `reset`.
+        options: for the environment's `reset`; any JSON values.
+        step_limit: maximum number of actions; the episode is truncated after them. 0 for the environment's own limit.
+        meta: identifies the problem within its task (variation, simplification, game file, ...); JSON values, which
+            the episode's record keeps.
+    """
+
+    id: str
+    task: str = ""
+    split: str = ""
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    step_limit: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class StepInfo(TypedDict, total=False):
+    """The keys of an environment's info that are read, all of them optional. `EpisodeEnv` fills in the defaults.
+
+    Of `reset` and of `step`:
+        score: score so far, any finite number. Default: the sum of the rewards so far.
+        achieved: conditions newly met, as `Achieved`, as ``{"key": ..., "text": ...}`` or as text. Default: none.
+        admissible: actions that the environment would accept now. Absent by default.
+        metrics: further numbers; those of the last step are kept in the episode's record. Default: none.
+
+    Of `reset` only:
+        env, env_version: name and version for the records. Default: the name of the class, and no version.
+        task_description: the task in words. Default: the first observation.
+
+    Of `step` only:
+        valid: whether the environment understood the action. Default: True.
+        success: whether the task is solved. Default: the environment has terminated the episode with a reward above 0.
+        reason: why the episode ended, None before its end. Default: ``goal`` or ``failed`` where the environment
+            terminated it, ``step_limit`` where the limit of its `EpisodeSpec` was reached, ``truncated`` otherwise.
+    """
+
+    env: str
+    env_version: str
+    task_description: str
+    score: float
+    success: bool
+    valid: bool
+    achieved: list[Achieved]
+    admissible: list[str]
+    reason: str | None
+    metrics: dict[str, float]
+
+
+class Expert(Protocol):
+    """Solves a suite's tasks: gives the actions of expert episodes, see `collect_expert_episodes`."""
+
+    @property
+    def kind(self) -> str:
+        """``source["kind"]`` of the episodes, such as ``gold``."""
+
+    @property
+    def irreversible(self) -> tuple[str, ...]:
+        """Beginnings of actions that could end an episode at once: a perturbation never inserts them."""
+
+    def prepare(self, spec: EpisodeSpec, admissible_at: Sequence[int]) -> EpisodeSpec:
+        """The specification to play.
+
+        Args:
+            spec: the episode.
+            admissible_at: numbers of steps before which the info must have `StepInfo.admissible`.
+        """
+
+    def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
+        """The actions that solve the task, given the info that `reset` returned."""
+
+    def annotate(self, episode: Episode) -> Any:
+        """The default annotator of the suite's episodes, see `lit_rft.episodes.subgoals`."""
+
+
+class TaskSuite(Protocol):
+    """Tasks of an environment. Suites may also have an `expert: Expert` that solves them.
+
+    A suite must be picklable if `make_env` is one of its methods, since it is called in worker processes.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name for reports and files."""
+
+    @property
+    def metric(self) -> Metric:
+        """The measure by which results on this suite are compared."""
+
+    def make_env(self) -> gym.Env[str, str]:
+        """Make an environment."""
+
+    def episodes(
+        self,
+        split: str,
+        *,
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        half: Half | None = None,
+        seed: int = 0,
+    ) -> list[EpisodeSpec]:
+        """The episodes of a split, task by task.
+
+        Args:
+            split: name of the split.
+            tasks: some of the tasks; None for all of them.
+            limit: maximum number of episodes of each task; None for the suite's own number.
+            half: one of two disjoint halves of each task's episodes; None for both.
+            seed: of the choice where a task has more than `limit` episodes.
+
+        Raises:
+            ValueError: unknown split or task, or a limit below 1.
+        """
+
+
+def expert_of(suite: TaskSuite) -> Expert:
+    """A suite's expert.
+
+    Raises:
+        ValueError: the suite has none.
+    """
+    expert: Expert | None = getattr(suite, "expert", None)
+    if expert is None:
+        raise ValueError(
+            f"the suite {suite.name!r} has no expert that could collect episodes: name files of stored episodes "
+            "(data.init_args.train_files), or train without demonstrations"
+        )
+    return expert
+
+
+@dataclass(frozen=True)
+class ScriptedExpert:
+    """An expert whose actions are known beforehand.
+
+    Attributes:
+        script: gives the actions of an episode.
+        kind, irreversible: see `Expert`.
+        annotator: see `Expert.annotate`; by default subgoals are cut at the conditions that were achieved.
+    """
+
+    script: Callable[[EpisodeSpec], Sequence[str]]
+    kind: str = "scripted"
+    irreversible: tuple[str, ...] = ()
+    annotator: Annotator | None = None
+
+    def prepare(self, spec: EpisodeSpec, admissible_at: Sequence[int]) -> EpisodeSpec:
+        return spec
+
+    def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
+        return self.script(spec)
+
+    def annotate(self, episode: Episode) -> Any:
+        return (self.annotator or annotate_events)(episode)
+
+
+def describe(suite: TaskSuite) -> str:
+    """A suite's class and arguments as JSON: the same text for suites of the same episodes."""
+    names = vars(suite) if hasattr(suite, "__dict__") else {}
+    settings = {name: value for name, value in names.items() if not name.startswith("_")}
+    return json.dumps([type(suite).__module__, type(suite).__qualname__, settings], sort_keys=True, default=_name_of)
+
+
+def _name_of(value: Any) -> Any:
+    if callable(value):
+        return [getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__qualname__)]
+    return describe(value) if hasattr(value, "__dict__") else repr(value)
+
+
+def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:
+    """What two episodes have in common if they are of the same problem: task and `meta`."""
+    return item.task, json.dumps(item.meta, sort_keys=True)
+
+
+def choose(items: Sequence[Item], limit: int | None, half: Half | None, seed: str) -> list[Item]:
+    """Choose some items, evenly spread: they are cut into `limit` equal parts, each of which gives one at random.
+
+    Args:
+        items: to choose from, in order.
+        limit: maximum number; None for all.
+        half: choose from every second item, beginning with the ``first`` or ``second``; None for all items.
+        seed: of the choice, which depends on nothing else but the number of items.
+
+    Raises:
+        ValueError: `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    items = items[{None: slice(None), "first": slice(0, None, 2), "second": slice(1, None, 2)}[half]]
+    if limit is None or limit >= len(items):
+        return list(items)
+    rng = random.Random(seed)
+    bounds = [i * len(items) // limit for i in range(limit + 1)]
+    return [items[rng.randrange(start, end)] for start, end in itertools.pairwise(bounds)]

@@ -1,0 +1,151 @@
+"""Tasks of any gymnasium environment with text observations and text actions."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, ScriptedExpert, choose
+
+_SEEDS_PER_SPLIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class GymSuite:
+    """Tasks of a `gymnasium.Env`; a `TaskSuite`. An episode is a seed, or a row of a file.
+
+    Attributes:
+        env: import path (``my_envs.Guess``) of the environment's class, or of a function that makes it; or either
+            itself, if it can be imported by its name.
+        env_args: keyword arguments for it.
+        name: for reports and files; empty for the name of `env`.
+        step_limit: actions per episode, after which it is truncated; 0 for the environment's own limit.
+        seeds: split -> number of its episodes, each of them a seed. The seeds of different splits differ.
+        rows: split -> file of JSON lines, in place of seeds: each line is an object, which becomes
+            ``reset(options=...)``. Its key ``task``, if there is one, names the task.
+        script: gives the actions that solve an episode, for expert episodes; null if there are none.
+        metric: the measure by which results are compared.
+
+    Raises:
+        ValueError: `env` cannot be imported, or a number is out of range.
+    """
+
+    env: str | Callable[..., Any]
+    env_args: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    step_limit: int = 50
+    seeds: Mapping[str, int] = field(default_factory=lambda: {"train": 1000, "dev": 50, "test": 50})
+    rows: Mapping[str, str] = field(default_factory=dict)
+    script: Callable[[EpisodeSpec], list[str]] | None = None
+    metric: Metric = "score"
+
+    def __post_init__(self) -> None:
+        make = import_env(self.env)  # now, and not in the first worker process
+        if not self.name:
+            object.__setattr__(self, "name", getattr(make, "__name__", type(make).__name__))
+        if self.step_limit < 0:
+            raise ValueError(f"step_limit must be >= 0, got {self.step_limit}")
+        for split, number in self.seeds.items():
+            if not 0 < number <= _SEEDS_PER_SPLIT:
+                raise ValueError(f"seeds.{split} must be in 1..{_SEEDS_PER_SPLIT}, got {number}")
+
+    @property
+    def expert(self) -> Expert | None:
+        """Plays the `script`."""
+        return None if self.script is None else ScriptedExpert(self.script)
+
+    def make_env(self) -> gym.Env[str, str]:
+        """Make an environment."""
+        env: gym.Env[str, str] = import_env(self.env)(**self.env_args)
+        return env
+
+    def episodes(
+        self,
+        split: str,
+        *,
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        half: Half | None = None,
+        seed: int = 0,
+    ) -> list[EpisodeSpec]:
+        """The episodes of a split, task by task; see `TaskSuite.episodes`.
+
+        Raises:
+            ValueError: unknown split or task, a limit below 1, or a line that is no JSON object.
+            OSError: the split's file cannot be read.
+        """
+        by_task: dict[str, list[EpisodeSpec]] = {}
+        for spec in self._all(split):
+            by_task.setdefault(spec.task, []).append(spec)
+        for task in tasks or ():
+            if task not in by_task:
+                raise ValueError(
+                    f"unknown task {task!r}; the split {split!r} of {self.name!r} has {', '.join(by_task)}"
+                )
+        chosen = by_task if tasks is None else dict.fromkeys(tasks)
+        return [spec for task in chosen for spec in choose(by_task[task], limit, half, f"{seed}/{task}/{split}")]
+
+    def _all(self, split: str) -> list[EpisodeSpec]:
+        if split in self.rows:
+            return [self._of_row(row, split, number) for number, row in enumerate(_read_rows(self.rows[split]))]
+        if split not in self.seeds:
+            known = dict.fromkeys([*self.rows, *self.seeds])
+            raise ValueError(f"{self.name!r} has the splits {', '.join(known)}, got {split!r}")
+        first = list(self.seeds).index(split) * _SEEDS_PER_SPLIT  # whatever the sizes of the other splits
+        return [self._of_seed(seed, split) for seed in range(first, first + self.seeds[split])]
+
+    def _of_seed(self, seed: int, split: str) -> EpisodeSpec:
+        return EpisodeSpec(
+            f"{self.name}/{split}/{seed}", self.name, split, seed, step_limit=self.step_limit, meta={"seed": seed}
+        )
+
+    def _of_row(self, row: dict[str, Any], split: str, number: int) -> EpisodeSpec:
+        task = str(row.get("task", self.name))
+        name = f"{self.name}/{split}/{task}/{number}"
+        return EpisodeSpec(name, task, split, None, row, self.step_limit, {"options": row})
+
+
+def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The class or function of an import path; anything but text stands for itself.
+
+    Raises:
+        ValueError: there is no such module or attribute, or it cannot be called.
+    """
+    if isinstance(env, str):
+        module, _, name = env.rpartition(".")
+        if not module:
+            raise ValueError(f"env must be an import path such as my_envs.Guess, got {env!r}")
+        try:
+            env = getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise ValueError(
+                f"env {module}.{name}: {error}; its folder must be on PYTHONPATH, or be that of the configuration file"
+            ) from error
+        except AttributeError as error:
+            raise ValueError(f"env {module}.{name}: {error}") from error
+    if not callable(env):
+        raise ValueError(f"env must be a class or a function that makes an environment, got {type(env).__name__}")
+    return env
+
+
+def _read_rows(path: str) -> list[dict[str, Any]]:
+    rows = []
+    with open(path, encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected an object, got {type(row).__name__}")
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: expected JSON lines, one object per episode, got an empty file")
+    return rows

@@ -1,0 +1,121 @@
+"""The contract of environments: what is filled in, what is kept, and what is refused."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from lit_rft.envs import EpisodeEnv, EpisodeSpec
+from lit_rft.episodes import Achieved
+
+
+class Scripted(gym.Env[str, str]):
+    """Answers what it is given."""
+
+    def __init__(self, start: Any = ("start", {}), *steps: Any) -> None:
+        self.start, self.steps, self.asked = start, list(steps), []  # type: ignore[var-annotated]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.asked.append((seed, options))
+        return self.start
+
+    def step(self, action: str) -> Any:
+        return self.steps.pop(0)
+
+
+def play(spec: EpisodeSpec, *steps: Any, start: Any = ("start", {})) -> tuple[dict[str, Any], list[Any]]:
+    env = EpisodeEnv(Scripted(start, *steps))
+    _, info = env.reset(spec)
+    return info, [env.step("act") for _ in steps]
+
+
+def test_an_environment_without_any_info_gets_every_default() -> None:
+    env = Scripted(("a dark room", {}), ("b", -0.5, False, False, {}), ("c", 2.0, True, False, {}))
+    played = EpisodeEnv(env)
+    observation, info = played.reset(EpisodeSpec("e", seed=7, options={"level": 2}))
+    assert env.asked == [(7, {"level": 2})]
+    assert observation == "a dark room"
+    expected = {"env": "Scripted", "env_version": "", "task_description": "a dark room", "score": 0.0, "achieved": []}
+    assert info == {**expected, "metrics": {}}
+    rest: dict[str, Any] = {"valid": True, "achieved": [], "metrics": {}}
+    first = {**rest, "score": -0.5, "success": False, "reason": None}
+    assert played.step("x") == ("b", -0.5, False, False, first)
+    last = {**rest, "score": 1.5, "success": True, "reason": "goal"}
+    assert played.step("y") == ("c", 2.0, True, False, last)
+    played.reset(EpisodeSpec("f"))
+    assert env.asked[1] == (None, None)
+
+
+def test_what_an_environment_reports_is_kept() -> None:
+    told = {"env": "mine", "env_version": "3", "task_description": "win", "score": 0.25, "gold_path": ["a"]}
+    told |= {"achieved": ["in hall"], "admissible": ["go"]}
+    step = {"score": np.float32(40.0), "success": False, "valid": False, "reason": "lost", "metrics": {"moves": 3.0}}
+    step |= {"achieved": [{"key": "k", "text": "open it"}, Achieved("r", "go")], "admissible": ["stay"]}
+    info, [(_, reward, terminated, truncated, after)] = play(
+        EpisodeSpec("e"), ("b", np.float64(-3), np.bool_(True), 0, step), start=("start", told)
+    )
+    assert info == {**told, "achieved": [Achieved("in hall", "in hall")], "metrics": {}}
+    assert after == {**step, "achieved": [Achieved("k", "open it"), Achieved("r", "go")]}
+    assert [type(x) for x in (reward, terminated, truncated, after["score"])] == [float, bool, bool, float]
+    assert reward == -3.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "terminated", "truncated", "limit", "expected"),
+    [
+        (1.0, True, False, 0, (True, False, True, "goal")),
+        (0.0, True, False, 0, (True, False, False, "failed")),
+        (-1.0, True, True, 1, (True, False, False, "failed")),  # never both
+        (1.0, False, True, 0, (False, True, False, "truncated")),
+        (1.0, False, False, 1, (False, True, False, "step_limit")),
+        (1.0, False, False, 2, (False, False, False, None)),
+    ],
+)
+def test_ends(reward: float, terminated: bool, truncated: bool, limit: int, expected: tuple[Any, ...]) -> None:
+    _, [step] = play(EpisodeSpec("e", step_limit=limit), ("b", reward, terminated, truncated, {}))
+    assert (step[2], step[3], step[4]["success"], step[4]["reason"]) == expected
+
+
+def test_the_step_limit_counts_anew_in_each_episode() -> None:
+    env = EpisodeEnv(Scripted(("start", {}), *[("b", 1.0, False, False, {})] * 3))
+    env.reset(EpisodeSpec("e", step_limit=2))
+    assert [env.step("x")[3] for _ in range(2)] == [False, True]
+    env.reset(EpisodeSpec("f", step_limit=2))
+    assert env.step("x")[3:] == (False, {**env_info(), "score": 1.0})
+
+
+def env_info() -> dict[str, Any]:
+    return {"success": False, "valid": True, "achieved": [], "reason": None, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("start", r"Scripted\.reset must return \(observation, info\), got str"),
+        ((np.zeros(2), {}), r"Scripted\.reset must return text as observation, got ndarray"),
+        (("start", None), r"Scripted\.reset must return a dictionary as info, got NoneType"),
+    ],
+)
+def test_a_wrong_answer_to_reset_is_refused(start: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        play(EpisodeSpec("e"), start=start)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (("b", 1.0, True, {}), r"\(observation, reward, terminated, truncated, info\), got 4 values"),
+        ((None, 1.0, True, False, {}), "must return text as observation, got NoneType"),
+        (("b", "1", True, False, {}), "must return a number as reward, got str"),
+        (("b", 1.0, True, False, []), "must return a dictionary as info, got list"),
+    ],
+)
+def test_a_wrong_answer_to_step_is_refused(step: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        play(EpisodeSpec("e"), step)
+
+
+def test_what_is_no_environment_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a gymnasium\.Env, got dict"):
+        EpisodeEnv({})  # type: ignore[arg-type]

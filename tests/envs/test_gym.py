@@ -1,0 +1,107 @@
+"""Suites of any gymnasium environment: seeds or rows as episodes."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rft.envs import EpisodeEnv, EpisodeSpec, GymSuite
+from lit_rft.envs.base import describe, expert_of, problem_key
+from lit_rft.envs.guess import GuessNumber
+
+GUESS = "lit_rft.envs.guess.GuessNumber"
+
+
+def test_seeds_are_episodes_and_splits_share_none() -> None:
+    suite = GymSuite(GUESS, step_limit=3, seeds={"train": 4, "dev": 3})
+    train, dev = suite.episodes("train"), suite.episodes("dev")
+    assert [spec.seed for spec in train] == [0, 1, 2, 3]
+    assert not {spec.seed for spec in train} & {spec.seed for spec in dev}
+    assert len({spec.id for spec in train + dev}) == len({problem_key(spec) for spec in train + dev}) == 7
+    assert (train[1].id, train[1].task, train[1].split) == ("GuessNumber/train/1", "GuessNumber", "train")
+    assert {(spec.step_limit, spec.meta["seed"] == spec.seed) for spec in train} == {(3, True)}
+    more = GymSuite(GUESS, step_limit=3, seeds={"train": 400, "dev": 3})
+    assert more.episodes("dev") == dev  # whatever the size of the training split
+
+
+def test_a_seed_is_the_same_problem_again() -> None:
+    suite = GymSuite(GUESS, {"highest": 1000})
+    env = EpisodeEnv(suite.make_env())
+    numbers = []
+    for spec in [*suite.episodes("train", limit=3), *suite.episodes("train", limit=3)]:
+        env.reset(spec)
+        numbers.append(env.env.unwrapped.number)  # type: ignore[attr-defined]
+    assert numbers[:3] == numbers[3:] and len(set(numbers)) > 1
+
+
+def test_limits_and_halves() -> None:
+    suite = GymSuite(GUESS, seeds={"train": 20})
+    first, second = suite.episodes("train", half="first"), suite.episodes("train", half="second")
+    assert [spec.seed for spec in first] == list(range(0, 20, 2)) and second[0].seed == 1
+    few = suite.episodes("train", limit=4, half="first", seed=1)
+    assert len(few) == 4 and all(spec in first for spec in few)
+    assert suite.episodes("train", limit=4, seed=1) != suite.episodes("train", limit=4, seed=2)
+
+
+def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"task": "easy", "number": 3}\n\n{"task": "hard", "number": 30}\n{"number": 1}\n')
+    suite = GymSuite(GUESS, name="mine", rows={"train": str(file)}, seeds={"dev": 2})
+    specs = suite.episodes("train")
+    assert [(spec.task, spec.options["number"], spec.seed) for spec in specs] == [
+        ("easy", 3, None), ("hard", 30, None), ("mine", 1, None),
+    ]  # fmt: skip
+    assert [spec.id for spec in specs] == ["mine/train/easy/0", "mine/train/hard/1", "mine/train/mine/2"]
+    assert specs[0].meta == {"options": {"task": "easy", "number": 3}}
+    assert suite.episodes("train", tasks=["hard"]) == [specs[1]]
+    assert [spec.seed for spec in suite.episodes("dev")] == [0, 1]
+    with pytest.raises(ValueError, match="unknown task 'hrad'; the split 'train' of 'mine' has easy, hard, mine"):
+        suite.episodes("train", tasks=["hrad"])
+    with pytest.raises(ValueError, match="'mine' has the splits train, dev, got 'test'"):
+        suite.episodes("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "got an empty file"), ("{}\n[1]", r"rows.jsonl:2: expected an object, got list"), ("{", "rows.jsonl:1: not")],
+)
+def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        GymSuite(GUESS, rows={"train": str(tmp_path / "rows.jsonl")}).episodes("train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "Guess"}, "must be an import path such as my_envs.Guess, got 'Guess'"),
+        ({"env": "nowhere.Guess"}, "No module named 'nowhere'; its folder must be on PYTHONPATH"),
+        ({"env": "lit_rft.envs.guess.Gess"}, "has no attribute 'Gess'"),
+        ({"env": "lit_rft.envs.gym._SEEDS_PER_SPLIT"}, "must be a class or a function .*, got int"),
+        ({"env": GUESS, "step_limit": -1}, "step_limit must be >= 0, got -1"),
+        ({"env": GUESS, "seeds": {"train": 0}}, "seeds.train must be in 1..1000000, got 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GymSuite(**settings)
+
+
+def script(spec: EpisodeSpec) -> list[str]:
+    return [str(spec.seed)]
+
+
+def test_a_script_is_the_expert() -> None:
+    suite = GymSuite(GUESS, script=script)
+    expert = expert_of(suite)
+    assert (expert.kind, expert.actions(suite.episodes("train")[0], {})) == ("scripted", ["0"])
+    with pytest.raises(ValueError, match="the suite 'GuessNumber' has no expert"):
+        expert_of(GymSuite(GUESS))
+
+
+def test_suites_are_described_by_their_settings_and_sent_to_workers() -> None:
+    suite = GymSuite(GUESS, step_limit=4)
+    assert describe(suite) == describe(GymSuite(GUESS, step_limit=4)) != describe(GymSuite(GUESS, step_limit=5))
+    assert describe(GymSuite(GuessNumber)) == describe(GymSuite(GuessNumber)) != describe(GymSuite(GUESS))
+    assert isinstance(pickle.loads(pickle.dumps(GymSuite(GuessNumber).make_env))(), GuessNumber)
