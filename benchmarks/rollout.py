@@ -39,7 +39,7 @@ def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int],
         model, named, [GROUP] * len(prompts), sampling, ends[0], seed=seed, num_slots=GROUP * len(prompts)
     )
     synchronize(model.device)
-    return time.perf_counter() - started, sum(len(one.ids) for group in groups for one in group)
+    return time.perf_counter() - started, sum(len(completion.ids) for group in groups for completion in group)
 
 
 def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,11 +96,11 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     table: dict[str, dict[str, float]] = {}
     for case in runs["lit-rft"][0]["cases"]:
         row = table[case] = {}
-        for side, found in runs.items():
-            speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in found]
+        for side, side_runs in runs.items():
+            speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in side_runs]
             row |= {side: statistics.median(speeds), f"{side}, lowest": min(speeds), f"{side}, highest": max(speeds)}
         row["ratio"] = row["lit-rft"] / row["generate"]
-    memory = {side: statistics.median(run["peak_gb"] for run in found) for side, found in runs.items()}
+    memory = {side: statistics.median(run["peak_gb"] for run in side_runs) for side, side_runs in runs.items()}
     return {"runs": runs, "tokens_per_second": table, "peak_gb": memory}
 
 
@@ -108,29 +108,29 @@ def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) 
     """Decoding steps, and their part of what the machine copies and multiplies at most."""
     device = next(model.parameters()).device
     bandwidth, peak = copy_bandwidth(device), matrix_peak(device)
-    found = {}
+    speeds = {}
     for rows in all_rows:
         speed = decode_speed(model, rows, context)
-        found[f"{rows} rows"] = speed | {
+        speeds[f"{rows} rows"] = speed | {
             "of_copy_bandwidth": speed["bytes_per_second"] / bandwidth,
             "of_matrix_peak": speed["flop_per_second"] / peak,
             "fixed_seconds": fixed_seconds(model, rows, context),
         }
-    return found
+    return speeds
 
 
 def run_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, Any]:
     """Single steps against the machine's limits, and what they are made of."""
-    found = against_limits(model, (1, *all_rows), context)
+    decoding = against_limits(model, (1, *all_rows), context)
     shares = {f"{rows} rows": decode_shares(model, rows, context) for rows in (1, *all_rows)}
-    return {"decoding": found, "shares": shares}
+    return {"decoding": decoding, "shares": shares}
 
 
-def report(found: dict[str, Any]) -> None:
-    show("tokens a second", found["tokens_per_second"])
-    print("GB at most:", found["peak_gb"])
-    show("decoding steps", found["decoding"])
-    show("parts of a decoding step", found["shares"])
+def report(result: dict[str, Any]) -> None:
+    show("tokens a second", result["tokens_per_second"])
+    print("GB at most:", result["peak_gb"])
+    show("decoding steps", result["decoding"])
+    show("parts of a decoding step", result["shares"])
 
 
 def main() -> None:

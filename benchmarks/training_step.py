@@ -53,16 +53,16 @@ def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
 def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """Which operations take the time of the second epoch."""
     stack = contextlib.ExitStack()
-    found: list[dict[str, float]] = []
+    shares_found: list[dict[str, float]] = []
 
     class Profile(L.Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             if trainer.current_epoch == 1:
-                found.append(stack.enter_context(shares()))
+                shares_found.append(stack.enter_context(shares()))
 
     with stack:
         fit(name, model, loader, Profile(), **policy)
-    return found[0]
+    return shares_found[0]
 
 
 def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any:
@@ -137,7 +137,7 @@ def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[s
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Both sides' runs, their medians and ratios."""
-    sides = {side: medians(found) for side, found in runs.items()}
+    sides = {side: medians(figures) for side, figures in runs.items()}
     ratios = {
         "speed": sides["lit-rft"]["tokens_per_second"] / sides["plain"]["tokens_per_second"],
         "memory": sides["lit-rft"]["peak_gb"] / sides["plain"]["peak_gb"],
@@ -146,7 +146,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def report(title: str, result: dict[str, Any]) -> None:
-    speeds = {side: [run["tokens_per_second"] for run in found] for side, found in result["runs"].items()}
+    speeds = {side: [run["tokens_per_second"] for run in side_runs] for side, side_runs in result["runs"].items()}
     print(title, {side: [round(min(v)), round(statistics.median(v)), round(max(v))] for side, v in speeds.items()})
     show(title, result["median"])
     ratio = result["ratio"]

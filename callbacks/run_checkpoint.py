@@ -102,10 +102,10 @@ class RunCheckpoint(ModelCheckpoint):
             FileNotFoundError: .
         """
         self._choose_folder(trainer)
-        found: set[str] = super()._find_last_checkpoints(trainer)
-        if not found and trainer.state.fn != "fit":
+        checkpoints: set[str] = super()._find_last_checkpoints(trainer)
+        if not checkpoints and trainer.state.fn != "fit":
             raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
-        return found
+        return checkpoints
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raises: FileExistsError if this would overwrite another run."""

@@ -229,9 +229,9 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
 
     def make_batch(self, items: list[Sequence[Transcript]]) -> StepBatch:
         transcripts = [transcript for transcripts in items for transcript in transcripts]
-        mine = _share(transcripts, self.rank, self.world_size)
+        shard = _share(transcripts, self.rank, self.world_size)
         return step_batch(
-            mine,
+            shard,
             count_utterances(transcripts),
             micro_batch_tokens=self.micro_batch_tokens,
             pad_id=self.pad_id,
@@ -281,10 +281,10 @@ def round_robin(items: Sequence[Item], kind: Callable[[Item], Hashable]) -> list
 def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:
     """One process's part: longest first, each to the process with the fewest tokens so far."""
     load = [0] * world_size
-    mine = []
+    result = []
     for transcript in sorted(transcripts, key=len, reverse=True):
         target = load.index(min(load))
         load[target] += len(transcript)
         if target == rank:
-            mine.append(transcript)
-    return mine
+            result.append(transcript)
+    return result

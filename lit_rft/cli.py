@@ -99,8 +99,8 @@ def resolve_configs(argv: list[str]) -> list[str]:
             continue
         name = argument.split("=", 1)[1] if argument.startswith(("-c=", "--config=")) else argument
         if previous in ("-c", "--config") or name is not argument:
-            found = _find_config(name)
-            argument = argument.replace(name, found) if name is not argument else found
+            path = _find_config(name)
+            argument = argument.replace(name, path) if name is not argument else path
         resolved.append(argument)
         previous = argument
     return resolved

@@ -77,8 +77,8 @@ class StageCLI(LightningCLI):
         ckpt_path = config.get("ckpt_path")
         if not self.trainer.is_global_zero:
             return
-        own = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
-        for callback in own or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
+        callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
+        for callback in callbacks or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
             if config["overwrite"] and ckpt_path is None:
                 callback.remove_run(self.trainer)
             callback.check_folder(self.trainer, ckpt_path)

@@ -122,8 +122,8 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
 
 def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
     """Raises: UsageError for what the data take from the stage: it would not be read."""
-    given = [found for a in arguments if (found := re.match(r"--data\.(?:init_args\.)?(\w+)", a))]
-    names = [found.group(1) for found in given]
+    given = [match for a in arguments if (match := re.match(r"--data\.(?:init_args\.)?(\w+)", a))]
+    names = [match.group(1) for match in given]
     for file in files:
         data = file.content.get("data")
         settings = data.get("init_args") if isinstance(data, dict) else None

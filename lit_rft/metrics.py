@@ -137,9 +137,9 @@ class AnswerMetrics(Metric):
         table = torch.cat(rows) if isinstance(rows, list) and rows else torch.as_tensor(rows)
         report: dict[str, dict[str, float]] = {}
         for index, source in enumerate(self.sources):
-            mine = table[table[:, 0] == index] if table.numel() else table
-            if len(mine):
-                report[source] = self._of(mine[:, 1], mine[:, 2])
+            selected = table[table[:, 0] == index] if table.numel() else table
+            if len(selected):
+                report[source] = self._of(selected[:, 1], selected[:, 2])
         if report:
             columns = {"average", "pass"}
             mean = {name: sum(row[name] for row in report.values()) / len(report) for name in sorted(columns)}

@@ -78,17 +78,17 @@ def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any]
     """All items, the most telling first."""
     new, context = work["new"], work["prompt"]
     given = {rows: prompts[: rows // GROUP] for rows in work["rows"]}
-    for rows, some in given.items():
-        kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new), 10)
+    for rows, prompts in given.items():
+        kit.measure(f"lit-rft, {rows} rows", lambda prompts=prompts: by_us(model, prompts, new), 10)
         kit.measure(f"one step, {rows} rows", lambda rows=rows: one_step(model, rows, context, bandwidth), 5)
-    for rows, some in given.items():
-        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 10)
+    for rows, prompts in given.items():
+        kit.measure(f"generate, {rows} rows", lambda prompts=prompts: by_generate(model, prompts, new, "dynamic"), 10)
     for rows in given:
         kit.measure(f"profile of a step, {rows} rows", lambda rows=rows: decode_profile(model, rows, context), 5)
     at_least = 0 if kit.tiny else 60
-    for rows, some in given.items():
+    for rows, prompts in given.items():
         name = f"generate with a static cache, {rows} rows"
-        kit.measure(name, lambda some=some: by_generate(model, some, new, "static"), at_least)
+        kit.measure(name, lambda prompts=prompts: by_generate(model, prompts, new, "static"), at_least)
 
 
 def main() -> None:

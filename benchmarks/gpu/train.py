@@ -126,7 +126,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
                                  vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
         loader = stage.loader(model, prompt)
         (batch,) = list(loader)
-        prompts = [len(one.ids) for one in batch.prompts]
+        prompts = [len(prompt.ids) for prompt in batch.prompts]
         lengths = [length + row - prompt for length in prompts for _ in range(GROUP)]
         reused = [length for length in prompts for _ in range(GROUP - 1)]
     quiet_trainer(clock, max_steps=STEPS, max_epochs=-1).fit(stage, loader)
@@ -224,14 +224,14 @@ class Case:
 def cases(work: dict[str, Any]) -> list[Case]:
     """All items, in order."""
     kernels = ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",)
-    found = [
+    all_cases = [
         Case(side, shape, lora, work["rows"][row])
         for sides, lora, row in ORDER
         for shape in work["shapes"]
         for name in sides
         for side in (kernels if name == PLAIN else (name,))
     ]
-    return list(dict.fromkeys(found))  # a tiny size's rows are both the same
+    return list(dict.fromkeys(all_cases))  # a tiny size's rows are both the same
 
 
 def measure(kit: Kit, case: Case, folder: Path, step_tokens: int) -> None:

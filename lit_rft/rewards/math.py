@@ -80,8 +80,8 @@ class MathReward:
 
 def text_after_thinking(text: str, mark: str = "</think>") -> str | None:
     """Get what follows the first mark; None without one."""
-    _, found, rest = text.partition(mark)
-    return rest if found else None
+    _, separator, rest = text.partition(mark)
+    return rest if separator else None
 
 
 def _ground_truth(row: Mapping[str, Any]) -> str:

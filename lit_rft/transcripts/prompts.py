@@ -35,8 +35,8 @@ class PromptFormat:
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids up to where the completion begins."""
-        own = None if self.template in NAMED else self.template
-        return self.chat.prompt(messages, template=own, opening=THINK if self.template == "think" else "")
+        jinja_template = None if self.template in NAMED else self.template
+        return self.chat.prompt(messages, template=jinja_template, opening=THINK if self.template == "think" else "")
 
     @cached_property
     def _opens_thinking(self) -> bool:
