@@ -1,4 +1,4 @@
-"""Turns a second of model time: kept caches against reading the whole history anew every turn.
+"""Turns per second of model time: KV caches kept between turns against re-encoding the full history.
 
     python benchmarks/episodes.py
     python benchmarks/episodes.py --rounds 1 --episodes 4 --steps 5      # a quick look

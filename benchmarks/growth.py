@@ -3,10 +3,10 @@
     python benchmarks/growth.py
     python benchmarks/growth.py --cases length      # this one anew; the others stay in the file
 
-- length: a training step of supervised fine-tuning on one transcript of so many tokens (LoRA r 16).
-- group: a GRPO step on one word problem with so many completions of 64 tokens, rollout included.
-- episodes: reading so many stored ScienceWorld episodes, making their transcripts and the first batch.
-- rank: a training step on 1024 tokens with LoRA of so high a rank; 0 trains all weights.
+- length: a training step of supervised fine-tuning on one transcript of this many tokens (LoRA r 16).
+- group: a GRPO step on one word problem with this many completions of 64 tokens, rollout included.
+- episodes: reading this many stored ScienceWorld episodes, making their transcripts and the first batch.
+- rank: a training step on 1024 tokens with LoRA of this rank; 0 trains all weights.
 
 And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
 SmolLM2-135M-Instruct, bf16. Each run is in a process of its own, medians count: of training the second of two steps, of

@@ -1,12 +1,12 @@
-"""Completions a second: `sample_groups` against transformers' `generate`, on the same prompts.
+"""Completions per second: `sample_groups` against transformers' `generate`, on the same prompts.
 
     python benchmarks/rollout.py
 
 SmolLM2-135M-Instruct in bf16, word problems (gsm_symbolic), groups of 8; 8, 32 and 64 completions at temperature 1, all
-of 96 tokens (equal), or until they end by themselves, at most 256 (ragged; `generate` goes on until the last one ends).
-Both sides sample tokens of their own, so tokens a second are compared. In turns, each round of a side in a process of
-its own; the median counts. Beside it single decoding steps of ours, against what the machine copies and multiplies at
-most, what they are made of, and what as many operations on next to nothing take (`fixed_seconds`). Writes
+of 96 tokens (equal), or up to EOS and at most 256 (ragged; `generate` continues until the last row ends).
+The completions differ, so the metric is tokens per second. Alternating rounds, each in its own process; medians. Also:
+single decoding steps of lit-rft against the machine's copy bandwidth and matrix-product peak, shares of operator time,
+and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). Writes
 `benchmarks/results/rollout.json`.
 """
 
@@ -77,7 +77,7 @@ def run_side(
     """Seconds and tokens of each kind and number of rows, once.
 
     Args:
-        lengths: kind -> at most so many tokens a completion, and the tokens that end it.
+        lengths: kind -> maximum tokens per completion, and its end tokens.
         number: of the round: each samples completions of its own.
     """
     work = {"lit-rft": ours, "generate": theirs}[side]
@@ -92,7 +92,7 @@ def run_side(
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Tokens a second of both sides by case: medians, lowest and highest, and ratios; and peak memory."""
+    """Tokens per second of both sides by case: medians, minima, maxima and ratios; and peak memory."""
     table: dict[str, dict[str, float]] = {}
     for case in runs["lit-rft"][0]["cases"]:
         row = table[case] = {}

@@ -82,7 +82,7 @@ def _markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """What a model wrote must not break the table, nor be taken for markup."""
+    """Escape model output for a table cell."""
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
     return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
@@ -171,7 +171,11 @@ def data_fingerprints(loaders: Any) -> list[str | None]:
 
 
 def _check_head(path: Path, existing: Any, head: dict[str, Any]) -> None:
-    """Raises: ValueError if a file's first line is not what this run would write: its answers are others."""
+    """Check that a file's first line matches this run.
+
+    Raises:
+        ValueError: For a file of another policy, reward, sampling or other problems.
+    """
     advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
     if existing.get("source") != head["source"]:
         raise ValueError(
@@ -201,9 +205,9 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     try:
         lines = [json.loads(line) for line in complete.splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path} is damaged in more than its last line ({error}): name another file") from error
+        raise ValueError(f"{path} is corrupt beyond its last line ({error}): set another file") from error
     if lines and not (isinstance(lines[0], dict) and isinstance(lines[0].get("source"), dict)):
-        raise ValueError(f"{path} is no file of completions: name another file (CompletionFiles.path)")
+        raise ValueError(f"{path} is not a completions file: set another file (CompletionFiles.path)")
     if lines:
         _check_head(path, lines[0], head)
     numbers = Counter(_question(line) for line in lines[1:])

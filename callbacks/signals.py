@@ -69,7 +69,11 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises: StoppedBySignal if a signal has come."""
+        """Check for a received signal.
+
+        Raises:
+            StoppedBySignal: If there is one.
+        """
         if self.received:
             raise StoppedBySignal(self.received)
 

@@ -18,7 +18,7 @@ class Prompt:
         problem: the record.
         ids: of the prompt.
         traces: ids of the off-policy completions, each with its end.
-        trace_texts: what they say.
+        trace_texts: texts of the traces.
         trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
     """
 
@@ -41,7 +41,7 @@ class PromptBatch:
         self.prompts, self.sources = prompts, list(sources)
 
     def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
-        """Nothing here lives on a device; Lightning asks every batch."""
+        """Return the batch: there are no tensors to move."""
         return self
 
 
