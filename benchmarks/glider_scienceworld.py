@@ -3,9 +3,9 @@
     python benchmarks/glider_scienceworld.py                # both training seeds; resumes where it was stopped
     python benchmarks/glider_scienceworld.py --seeds 0      # one of them
 
-For each seed: hierarchical SFT on expert episodes of one half of the training variations, medium-quality episodes by that
-policy on the other half, offline RL on both, online fine-tuning of the high level on a task that no earlier stage has
-seen. Beside it flat SFT on the same expert episodes, flat AWAC on the same episodes, and flat online
+For each seed: hierarchical SFT on expert episodes of one half of the training variations, medium-quality episodes by
+that policy on the other half, offline RL on both, online fine-tuning of the high level on a task unseen in earlier
+stages. Beside it flat SFT on the same expert episodes, flat AWAC on the same episodes, and flat online
 AWAC. Every stage plays held-out variations of the seen tasks and of the unseen one, chosen anew by each of three
 evaluation seeds.
 

@@ -3,7 +3,8 @@
     python benchmarks/training_step.py
 
 Baseline (transformers and PEFT, defaults): all transcripts of a step padded to the longest, logits of every token, and
-for the critic a second pass without adapters. lit-rft: packed sequences, rows of at most 2048 tokens one by one, logits of action tokens in chunks, features of the critic out of the cache (a
+for the critic a second pass without adapters. lit-rft: packed sequences, rows of at most 2048 tokens one by one,
+logits of action tokens in chunks, features of the critic out of the cache (a
 first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert
 episodes. Each side is in a process of its own, in turns; medians. Model FLOP utilisation counts the products that the
 real tokens need (`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares`

@@ -1,4 +1,4 @@
-"""Docs, docstrings and comments avoid phrases that readers of the field stumble over (docs/glossary.md has the terms)."""
+"""Docs, docstrings and comments use the field's standard terms (docs/glossary.md), not the phrases listed here."""
 
 import ast
 import io
@@ -22,7 +22,7 @@ PHRASES = {
     r"\bso many tokens\b": "maximum tokens per micro-batch; in chunks of this many tokens",
     r"\bthe plain way\b": "falls back to the default implementation; baseline",
     r"\bone a row\b": "one per row",
-    r"\b(tokens|steps|turns|rows|numbers) an? (second|step|row|episode|optimiser step)\b": "per second, per step, per row",
+    r"\b(tokens|steps|turns|rows|numbers) an? (second|step|row|episode|optimiser step)\b": "per second, per row",
     r"\bseveral transcripts in a row\b": "packed sequences",
     r"\bsays (something else|the same)\b": "outputs differ / match",
     r"\bpolicy as it is\b": "with the current policy",

@@ -3,9 +3,9 @@
     python benchmarks/gpu/train.py --output runs/gpu
 
 LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens. SFT uses 32,768 tokens per
-optimiser step; GRPO takes groups of 8 completions, as many as fit into that many tokens, but at least one, so that its
-step has about 120,000 tokens at 16,384 tokens per row. Baseline for SFT: transformers and PEFT with their defaults, with
-sdpa and, where installed, flash attention. The first step compiles and allocates; the second one counts. An item that
+optimiser step; GRPO uses groups of 8 completions, as many as fit, but at least one, so that
+its step has about 120,000 tokens at 16,384 tokens per row. SFT baseline: transformers and PEFT with their defaults,
+with sdpa and, if installed, flash attention. The first step compiles and allocates; the second one counts. An item that
 runs out of memory is repeated with gradient checkpointing; where 80 GB are known not to suffice, there is no first try.
 
 FLOP are those that the tokens need (`limits.training_flop`), a prompt once for all its completions. `mfu` is against
