@@ -48,7 +48,7 @@ class PromptBatch:
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
     """Prompts in batches, shared among processes.
 
-    For training each epoch has an order of its own. For evaluation (`shuffle=False`) every pass begins with the first
+    Each training epoch has its own order. For evaluation (`shuffle=False`) every pass begins with the first
     prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
     always the same problems, of all benchmarks.
 

@@ -22,7 +22,7 @@ _WEAK_ANCHOR = re.compile(
     r"|\b(?:we get|we have|gives us|equals)\b\s*",
     re.IGNORECASE,
 )
-# "if the answer is 5", "I doubt that the answer is 5": nothing is answered there
+# hedges such as "if the answer is 5" or "I doubt that the answer is 5" assert no answer
 _HEDGE = re.compile(
     r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know|cannot"
     r"|can't)\b"
@@ -136,7 +136,7 @@ def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
 
 
 def _asserts(text: str, anchor: re.Match[str]) -> bool:
-    """Whether an anchor says what the answer is: neither under a condition nor as a question."""
+    """Whether an anchor asserts an answer, neither conditional nor a question."""
     end = _SENTENCE_END.search(text[anchor.end() : anchor.end() + MAX_LINE].split("\n")[0])
     return not (_is_hedged(text, anchor.start()) or (end and end.group() == "?"))
 

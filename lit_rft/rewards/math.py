@@ -19,8 +19,8 @@ class MathReward:
             release); else look at all of the completion.
         num_workers: processes.
         time_limit: seconds of CPU time for one answer.
-        lenient: also accept an answer that nothing marks as one, such as the last number; see `answers.find_answer`.
-        wall_limit: seconds by the clock for one answer; generous, as a busy machine is slow.
+        lenient: also accept unmarked answers, such as the last number; see `answers.find_answer`.
+        wall_limit: wall-clock seconds for one answer; generous, because a busy machine is slow.
     """
 
     def __init__(
