@@ -1,4 +1,4 @@
-"""Turns a second of model time: kept caches against reading the whole history anew every turn.
+"""Turns per second of model time: KV caches kept between turns against re-encoding the full history.
 
     python benchmarks/episodes.py
     python benchmarks/episodes.py --rounds 1 --episodes 4 --steps 5      # a quick look
@@ -133,7 +133,7 @@ def play(side: str, episodes: int, steps: int) -> None:
     generator: Any = make(model, chat.end_of_turn_id, SamplingSettings(NEW_TOKENS), num_slots=2 * episodes)
     generator.sample({generator.open("warm"): tokenizer("Hello")["input_ids"]})
     generator.close(0)
-    seconds, read, said = clocked(generator), generator.tokens_read, generator.tokens_sampled
+    seconds, prefilled, sampled = clocked(generator), generator.tokens_read, generator.tokens_sampled
     with tempfile.TemporaryDirectory() as times:
         make_env = functools.partial(TimedEnv, times, steps)
         with EnvPool(make_env, episodes, reset_timeout=600) as pool:
@@ -147,9 +147,9 @@ def play(side: str, episodes: int, steps: int) -> None:
     model_seconds = sum(seconds)
     say(
         turns=turns, turns_per_second=turns / model_seconds, model_seconds=model_seconds,
-        tokens_per_second=(generator.tokens_sampled - said) / model_seconds, peak_gb=peak_memory(),
+        tokens_per_second=(generator.tokens_sampled - sampled) / model_seconds, peak_gb=peak_memory(),
         simulator_seconds=simulated, waited_seconds=wall - model_seconds, start_seconds=start_seconds,
-        tokens_read=generator.tokens_read - read, tokens_sampled=generator.tokens_sampled - said,
+        tokens_read=generator.tokens_read - prefilled, tokens_sampled=generator.tokens_sampled - sampled,
     )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     info = machine()
     sizes = ("--episodes", str(options.episodes), "--steps", str(options.steps))
     runs = in_turns(__file__, ("lit-rft", "rereading"), options.rounds, *sizes)
-    sides = {side: medians(found) for side, found in runs.items()}
+    sides = {side: medians(figures) for side, figures in runs.items()}
     ratio = sides["lit-rft"]["turns_per_second"] / sides["rereading"]["turns_per_second"]
     settings = {"episodes": options.episodes, "steps": options.steps, "new_tokens": NEW_TOKENS, "precision": "bf16"}
     result = {"machine": info, "versions": versions("scienceworld"), "settings": settings, "runs": runs,

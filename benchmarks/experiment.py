@@ -66,11 +66,11 @@ def run(step: Step, runs: Path, console: Console) -> None:
 
 def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Seconds of all steps: those of earlier results, and those whose runs are here."""
-    found = {time["step"]: time for time in known.get("seconds", [])}
+    by_step = {time["step"]: time for time in known.get("seconds", [])}
     path = runs / "times.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
-        found[json.loads(line)["step"]] = json.loads(line)
-    return list(found.values())
+        by_step[json.loads(line)["step"]] = json.loads(line)
+    return list(by_step.values())
 
 
 def environment(*more: str) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def environment(*more: str) -> dict[str, Any]:
 
 def read_results(path: Path) -> dict[str, Any]:
     """What an earlier run has left; empty at first."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return results
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -3,9 +3,9 @@
     python benchmarks/glider_scienceworld.py                # both training seeds; resumes where it was stopped
     python benchmarks/glider_scienceworld.py --seeds 0      # one of them
 
-For each seed: hierarchical SFT on expert episodes of one half of the training variations, mediocre episodes by that
-policy on the other half, offline RL on both, online fine-tuning of the high level on a task that no earlier stage has
-seen. Beside it flat SFT on the same expert episodes, flat AWAC on the same expert and mediocre ones, and flat online
+For each seed: hierarchical SFT on expert episodes of one half of the training variations, medium-quality episodes by
+that policy on the other half, offline RL on both, online fine-tuning of the high level on a task unseen in earlier
+stages. Beside it flat SFT on the same expert episodes, flat AWAC on the same episodes, and flat online
 AWAC. Every stage plays held-out variations of the seen tasks and of the unseen one, chosen anew by each of three
 evaluation seeds.
 
@@ -152,16 +152,16 @@ def collect_results(scale: Scale) -> dict[str, Any]:
             for stage in STAGES:
                 name = f"{kind}{stage}"
                 files = [home / name / f"evaluation{n}" / "scores.json" for n in EVALUATION_SEEDS]
-                found = [json.loads(file.read_text()) for file in files if file.exists()]
-                if found:
-                    scores.setdefault(name, {})[str(seed)] = found
+                evaluations = [json.loads(file.read_text()) for file in files if file.exists()]
+                if evaluations:
+                    scores.setdefault(name, {})[str(seed)] = evaluations
             points = curve(home / f"{kind}online" / "tensorboard", "online/score")
             if points:
                 online.setdefault(f"{kind}online", {})[str(seed)] = points
     known = read_results(FILE)
-    for kind, found in (("scores", scores), ("online", online)):  # seeds whose runs are no longer here
+    for kind, values in (("scores", scores), ("online", online)):  # seeds whose runs are no longer here
         for name, seeds in known.get(kind, {}).items():
-            found[name] = seeds | found.get(name, {})
+            values[name] = seeds | values.get(name, {})
     return {
         "scores": scores,
         "online": online,
@@ -175,7 +175,7 @@ def finished(seed: int) -> bool:
     """Whether the results have all evaluations of a seed, made here or elsewhere."""
     scores = read_results(FILE).get("scores", {})
     runs = [scores.get(f"{kind}{stage}", {}).get(str(seed), []) for kind in ("", "flat_") for stage in STAGES]
-    return all(len(found) == len(EVALUATION_SEEDS) for found in runs)
+    return all(len(evaluations) == len(EVALUATION_SEEDS) for evaluations in runs)
 
 
 def means(results: dict[str, Any], name: str, tasks: list[str]) -> list[float]:

@@ -3,10 +3,10 @@
     python benchmarks/growth.py
     python benchmarks/growth.py --cases length      # this one anew; the others stay in the file
 
-- length: a training step of supervised fine-tuning on one transcript of so many tokens (LoRA r 16).
-- group: a GRPO step on one word problem with so many completions of 64 tokens, rollout included.
-- episodes: reading so many stored ScienceWorld episodes, making their transcripts and the first batch.
-- rank: a training step on 1024 tokens with LoRA of so high a rank; 0 trains all weights.
+- length: a training step of supervised fine-tuning on one transcript of this many tokens (LoRA r 16).
+- group: a GRPO step on one word problem with this many completions of 64 tokens, rollout included.
+- episodes: reading this many stored ScienceWorld episodes, making their transcripts and the first batch.
+- rank: a training step on 1024 tokens with LoRA of this rank; 0 trains all weights.
 
 And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
 SmolLM2-135M-Instruct, bf16. Each run is in a process of its own, medians count: of training the second of two steps, of
@@ -108,8 +108,11 @@ def read_episodes(number: int) -> dict[str, float]:
     few.setup("fit")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "episodes.jsonl"
-        some = few.episodes
-        write_episodes(file, (replace(some[n % len(some)], id=f"{some[n % len(some)].id}/{n}") for n in range(number)))
+        episodes = few.episodes
+        write_episodes(
+            file,
+            (replace(episodes[n % len(episodes)], id=f"{episodes[n % len(episodes)].id}/{n}") for n in range(number)),
+        )
         data = TrajectoryDataModule(train_files=[str(file)])
         before, started = peak_memory(), time.perf_counter()
         data.setup("fit")
@@ -150,31 +153,34 @@ def plot(points: dict[str, list[dict[str, float]]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5))
-    for column, (case, found) in enumerate(points.items()):
-        x = [point["trainable" if case == "rank" else "value"] for point in found]
+    for column, (case, case_points) in enumerate(points.items()):
+        x = [point["trainable" if case == "rank" else "value"] for point in case_points]
         for row, (key, label) in enumerate((("seconds", "seconds"), (MEMORY.get(case, "peak_gb"), "GB"))):
             axes = figure.add_subplot(2, len(points), row * len(points) + column + 1)
-            axes.plot(x, [point[key] for point in found], "o-")
+            axes.plot(x, [point[key] for point in case_points], "o-")
             unit = f"{UNITS[case]}{' (GB added)' if key == 'added_gb' else ''}"
             axes.set(xlim=(0, None), ylim=(0, None), xlabel=unit if row else "", ylabel="" if column else label)
     figure.tight_layout()
     save_figure(figure, "growth.png")
 
 
-def exponent(found: list[dict[str, float]], key: str, by: str) -> float:
+def exponent(points: list[dict[str, float]], key: str, by: str) -> float:
     """Of the power law between the two largest points: 1 is linear."""
-    (a, b) = sorted(found, key=lambda point: point[by])[-2:]
+    (a, b) = sorted(points, key=lambda point: point[by])[-2:]
     return math.log(b[key] / a[key]) / math.log(b[by] / a[by])
 
 
 def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Of seconds and memory by case; training all weights (rank 0) is another path, and not the largest rank."""
-    found = {}
+    by_case = {}
     for case, all_points in points.items():
-        some = [point for point in all_points if point["value"]]
+        case_points = [point for point in all_points if point["value"]]
         by = "trainable" if case == "rank" else "value"
-        found[case] = {"seconds": exponent(some, "seconds", by), "gb": exponent(some, MEMORY.get(case, "peak_gb"), by)}
-    return found
+        by_case[case] = {
+            "seconds": exponent(case_points, "seconds", by),
+            "gb": exponent(case_points, MEMORY.get(case, "peak_gb"), by),
+        }
+    return by_case
 
 
 def measure(case: str, value: int, rounds: int) -> dict[str, float]:

@@ -72,7 +72,7 @@ def ours(
     form = PromptFormat(load_tokenizer(model))
     prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
     trainer.fit(stage, PromptLoader(prompts, batch_size=len(prompts)))
-    tokens = sum(one.length for one in stage.samples)
+    tokens = sum(sample.length for sample in stage.samples)
     return {"seconds": clock.seconds[-1], "completion_tokens": tokens, "peak_gb": peak_memory()}
 
 
@@ -106,12 +106,12 @@ def theirs(
     from lit_rft.models.backbone import resolve_model
 
     tokens: list[int] = []
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def reward(completions: Sequence[Any], completion_ids: Sequence[Any], **_: Any) -> list[float]:
         tokens.extend(len(ids) for ids in completion_ids)
-        return rewards([one[0]["content"] for one in completions])
+        return rewards([completion[0]["content"] for completion in completions])
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -122,7 +122,7 @@ def theirs(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             synchronize(device)
             seconds = time.perf_counter() - self.started
-            found.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
+            result.update(seconds=seconds, completion_tokens=sum(tokens), peak_gb=peak_memory())
 
     trainer = GRPOTrainer(
         model=resolve_model(model),
@@ -133,17 +133,17 @@ def theirs(
         callbacks=[Clock()],
     )
     trainer.train()
-    return found
+    return result
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """All sides' runs, their medians, and ratios to ours."""
-    sides = {side: medians(found) for side, found in runs.items()}
+    sides = {side: medians(figures) for side, figures in runs.items()}
     for row in sides.values():
         row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]
-    mine = sides["lit-rft"]
+    reference = sides["lit-rft"]
     ratios = {
-        side: {name: row[name] / mine[name] for name in ("seconds", "peak_gb")}
+        side: {name: row[name] / reference[name] for name in ("seconds", "peak_gb")}
         for side, row in sides.items()
         if side != "lit-rft"
     }

@@ -114,7 +114,7 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
     Every step reads all weights and what is in the cache; the output layer is one of its products.
     """
     device, config = next(model.parameters()).device, model.config
-    found = []
+    step_seconds = []
     with decoding(model, rows, context) as step:
         for _ in range(repeats):
             synchronize(device)
@@ -122,8 +122,8 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
             for _ in range(steps):
                 step()
             synchronize(device)
-            found.append((time.perf_counter() - started) / steps)
-    seconds = statistics.median(found)
+            step_seconds.append((time.perf_counter() - started) / steps)
+    seconds = statistics.median(step_seconds)
     head = model.get_output_embeddings().weight
     weights = product_weights(model) + (head.numel() if config.tie_word_embeddings else 0)
     positions = (context + steps * repeats // 2) * rows
@@ -178,10 +178,10 @@ def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
 @contextlib.contextmanager
 def shares() -> Iterator[dict[str, float]]:
     """Fills in the share of each kind of operation in the time of all of them: of kernels, where there is a GPU."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     with _profiler() as profile:
-        yield found
-    found.update(_shares(profile))
+        yield result
+    result.update(_shares(profile))
 
 
 def _profiler() -> Any:
@@ -203,5 +203,5 @@ def _shares(profile: Any) -> dict[str, float]:
     else:
         for event in profile.events():
             total[_part(event.key.lower(), event.cpu_parent)] += event.self_cpu_time_total
-    whole = sum(total.values()) or 1.0  # a profiler that saw nothing is no reason to fail
-    return {part: took / whole for part, took in total.items()}
+    total_seconds = sum(total.values()) or 1.0  # a profiler that saw nothing is no reason to fail
+    return {part: took / total_seconds for part, took in total.items()}

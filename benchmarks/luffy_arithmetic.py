@@ -121,10 +121,10 @@ def home(task: str, method: str, seed: int) -> Path:
 def steps(task: str, method: str, seed: int, extra: list[str]) -> Iterator[Step]:
     """What one method and seed take, in order."""
     folder = home(task, method, seed)
-    own = {f"model.init_args.{key}": value for key, value in METHODS.get(method, {}).items()}
+    method_keys = {f"model.init_args.{key}": value for key, value in METHODS.get(method, {}).items()}
     # a seed has problems, adapters and samples of its own
     seeds = {"seed_everything": seed, "model.init_args.seed": seed, "data.init_args.seed": seed}
-    fixed, name = {**TASKS[task].keys(), **own, **seeds}, f"{task}: {method}: seed {seed}"
+    fixed, name = {**TASKS[task].keys(), **method_keys, **seeds}, f"{task}: {method}: seed {seed}"
     keys = {"trainer.default_root_dir": folder / "test", **fixed}
     if method != "untrained":
         fit = lit_rft("fit", ["luffy/arithmetic.yaml"], {"trainer.default_root_dir": folder, **fixed}, extra)
@@ -139,24 +139,24 @@ def steps(task: str, method: str, seed: int, extra: list[str]) -> Iterator[Step]
 def collect_results() -> dict[str, Any]:
     """Everything measured so far: held-out scores at the end, and curves."""
     known = read_results(FILE)
-    found: dict[str, Any] = known.get("tasks", {})
+    tasks: dict[str, Any] = known.get("tasks", {})
     for task, settings in TASKS.items():
-        mine = found.setdefault(task, {"scores": {}, "curves": {}})
-        mine["settings"] = settings.keys()
+        task_results = tasks.setdefault(task, {"scores": {}, "curves": {}})
+        task_results["settings"] = settings.keys()
         for method in ("untrained", *METHODS):
             for seed in range(settings.seeds):
                 folder = home(task, method, seed)
                 scores = read_results(folder / "test" / "scores.json")
                 if scores:
                     row = scores["mean"] | scores[settings.problems]
-                    mine["scores"].setdefault(method, {})[str(seed)] = row
+                    task_results["scores"].setdefault(method, {})[str(seed)] = row
                 for tag in ("val/average", "train/reward", "train/no_signal_fraction", "train/trace_prob_mean"):
                     points = curve(folder / "tensorboard", tag)
                     if points:
-                        mine["curves"].setdefault(method, {}).setdefault(tag, {})[str(seed)] = points
+                        task_results["curves"].setdefault(method, {}).setdefault(tag, {})[str(seed)] = points
     more = environment("reasoning-gym", "math-verify")
     return {
-        "tasks": found,
+        "tasks": tasks,
         "seconds": times(RUNS, known),
         "prompts": PROMPTS,
         "group_size": GROUP,
@@ -167,26 +167,26 @@ def collect_results() -> dict[str, Any]:
 
 def report(results: dict[str, Any], console: Console) -> None:
     """The tables, and the plots."""
-    for task, found in results.get("tasks", {}).items():
-        if not found["scores"]:
+    for task, task_results in results.get("tasks", {}).items():
+        if not task_results["scores"]:
             continue
         table = Table(title=f"{task}: held-out accuracy after {TASKS[task].steps} steps of {PROMPTS} prompts")
         for column in ("", "seeds", "accuracy", "by seed", "95% intervals", "groups without signal"):
             table.add_column(column, justify="left" if not column else "right")
         for method in ("untrained", *METHODS):
-            rows = list(found["scores"].get(method, {}).values())
+            rows = list(task_results["scores"].get(method, {}).values())
             if not rows:
                 continue
             values = [100 * row["average"] for row in rows]
             intervals = "; ".join(f"{100 * row['low']:.1f}..{100 * row['high']:.1f}" for row in rows)
-            silent = found["curves"].get(method, {}).get("train/no_signal_fraction", {}).values()
+            silent = task_results["curves"].get(method, {}).get("train/no_signal_fraction", {}).values()
             means = [statistics.mean(value for _, value in points) for points in silent]
             table.add_row(
                 method, str(len(rows)), spread(values), ", ".join(f"{value:.1f}" for value in values), intervals,
                 f"{100 * statistics.mean(means):.0f}%" if means else "-",
             )  # fmt: skip
         console.print(table)
-        plot(task, found["curves"])
+        plot(task, task_results["curves"])
 
 
 def plot(task: str, curves: dict[str, Any]) -> None:
@@ -196,9 +196,9 @@ def plot(task: str, curves: dict[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     for axes, tag, title in ((left, "val/average", "held-out accuracy"), (right, "train/reward", "reward of rollouts")):
         for method in METHODS:
-            found = list(curves.get(method, {}).get(tag, {}).values())
-            if found:
-                plot_curves(axes, found, method)
+            seed_curves = list(curves.get(method, {}).get(tag, {}).values())
+            if seed_curves:
+                plot_curves(axes, seed_curves, method)
         axes.set(xlabel="optimiser steps", title=title, ylim=(0, 1))
     left.legend(frameon=False, fontsize=8)
     save_figure(figure, f"luffy_{task}.png")

@@ -45,9 +45,9 @@ def sampled_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     logits = logits.detach().requires_grad_()
     log_pi = logits.log_softmax(-1)
     pi = log_pi.detach().exp()
-    own = torch.multinomial(pi, SAMPLES, replacement=True, generator=generator)
-    other = torch.multinomial(BEHAVIOUR.expand(runs, -1), SAMPLES, replacement=True, generator=generator)
-    actions = torch.cat([own, other], dim=1)
+    on_policy = torch.multinomial(pi, SAMPLES, replacement=True, generator=generator)
+    off_policy = torch.multinomial(BEHAVIOUR.expand(runs, -1), SAMPLES, replacement=True, generator=generator)
+    actions = torch.cat([on_policy, off_policy], dim=1)
     off = (torch.arange(2 * SAMPLES) >= SAMPLES).expand(runs, -1).flatten()
     # what an action brings beside its reward, by the entropy bonus; a constant baseline keeps it unbiased
     advantages = (REWARDS - ENTROPY * log_pi.detach()).gather(1, actions) - 0.5

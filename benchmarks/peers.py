@@ -63,14 +63,14 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
     Raises:
         RuntimeError: With what a side said last if it fails.
     """
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(rounds):
         for side in sides:
             started = time.time()
             print(f"round {number + 1} of {rounds}: {side} ...", end=" ", flush=True)
-            found[side].append(in_process(script, "--side", side, *(part.format(round=number) for part in arguments)))
+            runs[side].append(in_process(script, "--side", side, *(part.format(round=number) for part in arguments)))
             print(f"{time.time() - started:.0f} s", flush=True)
-    return found
+    return runs
 
 
 def in_process(script: str, *arguments: str) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def in_process(script: str, *arguments: str) -> dict[str, Any]:
     if result.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
     (line,) = (line for line in result.stdout.splitlines() if line.startswith(_FIGURES))
-    found: dict[str, Any] = json.loads(line.removeprefix(_FIGURES))
-    return found
+    figures: dict[str, Any] = json.loads(line.removeprefix(_FIGURES))
+    return figures
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,12 +1,12 @@
-"""Completions a second: `sample_groups` against transformers' `generate`, on the same prompts.
+"""Completions per second: `sample_groups` against transformers' `generate`, on the same prompts.
 
     python benchmarks/rollout.py
 
 SmolLM2-135M-Instruct in bf16, word problems (gsm_symbolic), groups of 8; 8, 32 and 64 completions at temperature 1, all
-of 96 tokens (equal), or until they end by themselves, at most 256 (ragged; `generate` goes on until the last one ends).
-Both sides sample tokens of their own, so tokens a second are compared. In turns, each round of a side in a process of
-its own; the median counts. Beside it single decoding steps of ours, against what the machine copies and multiplies at
-most, what they are made of, and what as many operations on next to nothing take (`fixed_seconds`). Writes
+of 96 tokens (equal), or up to EOS and at most 256 (ragged; `generate` continues until the last row ends).
+The completions differ, so the metric is tokens per second. Alternating rounds, each in its own process; medians. Also:
+single decoding steps of lit-rft against the machine's copy bandwidth and matrix-product peak, shares of operator time,
+and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). Writes
 `benchmarks/results/rollout.json`.
 """
 
@@ -39,7 +39,7 @@ def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int],
         model, named, [GROUP] * len(prompts), sampling, ends[0], seed=seed, num_slots=GROUP * len(prompts)
     )
     synchronize(model.device)
-    return time.perf_counter() - started, sum(len(one.ids) for group in groups for one in group)
+    return time.perf_counter() - started, sum(len(completion.ids) for group in groups for completion in group)
 
 
 def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +77,7 @@ def run_side(
     """Seconds and tokens of each kind and number of rows, once.
 
     Args:
-        lengths: kind -> at most so many tokens a completion, and the tokens that end it.
+        lengths: kind -> maximum tokens per completion, and its end tokens.
         number: of the round: each samples completions of its own.
     """
     work = {"lit-rft": ours, "generate": theirs}[side]
@@ -92,15 +92,15 @@ def run_side(
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Tokens a second of both sides by case: medians, lowest and highest, and ratios; and peak memory."""
+    """Tokens per second of both sides by case: medians, minima, maxima and ratios; and peak memory."""
     table: dict[str, dict[str, float]] = {}
     for case in runs["lit-rft"][0]["cases"]:
         row = table[case] = {}
-        for side, found in runs.items():
-            speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in found]
+        for side, side_runs in runs.items():
+            speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in side_runs]
             row |= {side: statistics.median(speeds), f"{side}, lowest": min(speeds), f"{side}, highest": max(speeds)}
         row["ratio"] = row["lit-rft"] / row["generate"]
-    memory = {side: statistics.median(run["peak_gb"] for run in found) for side, found in runs.items()}
+    memory = {side: statistics.median(run["peak_gb"] for run in side_runs) for side, side_runs in runs.items()}
     return {"runs": runs, "tokens_per_second": table, "peak_gb": memory}
 
 
@@ -108,29 +108,29 @@ def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) 
     """Decoding steps, and their part of what the machine copies and multiplies at most."""
     device = next(model.parameters()).device
     bandwidth, peak = copy_bandwidth(device), matrix_peak(device)
-    found = {}
+    speeds = {}
     for rows in all_rows:
         speed = decode_speed(model, rows, context)
-        found[f"{rows} rows"] = speed | {
+        speeds[f"{rows} rows"] = speed | {
             "of_copy_bandwidth": speed["bytes_per_second"] / bandwidth,
             "of_matrix_peak": speed["flop_per_second"] / peak,
             "fixed_seconds": fixed_seconds(model, rows, context),
         }
-    return found
+    return speeds
 
 
 def run_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, Any]:
     """Single steps against the machine's limits, and what they are made of."""
-    found = against_limits(model, (1, *all_rows), context)
+    decoding = against_limits(model, (1, *all_rows), context)
     shares = {f"{rows} rows": decode_shares(model, rows, context) for rows in (1, *all_rows)}
-    return {"decoding": found, "shares": shares}
+    return {"decoding": decoding, "shares": shares}
 
 
-def report(found: dict[str, Any]) -> None:
-    show("tokens a second", found["tokens_per_second"])
-    print("GB at most:", found["peak_gb"])
-    show("decoding steps", found["decoding"])
-    show("parts of a decoding step", found["shares"])
+def report(result: dict[str, Any]) -> None:
+    show("tokens a second", result["tokens_per_second"])
+    print("GB at most:", result["peak_gb"])
+    show("decoding steps", result["decoding"])
+    show("parts of a decoding step", result["shares"])
 
 
 def main() -> None:

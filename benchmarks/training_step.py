@@ -1,10 +1,10 @@
-"""Training steps on real ScienceWorld transcripts against the plain way, and how far from the machine's limit they are.
+"""Training steps on real ScienceWorld transcripts against transformers and PEFT, and the gap to the machine's peak.
 
     python benchmarks/training_step.py
 
-The plain way: all transcripts of a step padded to the longest, logits of every token, and for the critic a second pass
-by the model without its adapters; by transformers and PEFT as they come. Ours: several transcripts in a row, rows of
-at most 2048 tokens one after the other, logits of action tokens in chunks, features of the critic out of the cache (a
+Baseline (transformers and PEFT, defaults): all transcripts of a step padded to the longest, logits of every token, and
+for the critic a second pass without adapters. lit-rft: packed sequences, rows of at most 2048 tokens one by one,
+logits of action tokens in chunks, features of the critic out of the cache (a
 first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert
 episodes. Each side is in a process of its own, in turns; medians. Model FLOP utilisation counts the products that the
 real tokens need (`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares`
@@ -53,16 +53,16 @@ def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
 def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
     """Which operations take the time of the second epoch."""
     stack = contextlib.ExitStack()
-    found: list[dict[str, float]] = []
+    shares_found: list[dict[str, float]] = []
 
     class Profile(L.Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             if trainer.current_epoch == 1:
-                found.append(stack.enter_context(shares()))
+                shares_found.append(stack.enter_context(shares()))
 
     with stack:
         fit(name, model, loader, Profile(), **policy)
-    return found[0]
+    return shares_found[0]
 
 
 def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any:
@@ -137,7 +137,7 @@ def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[s
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Both sides' runs, their medians and ratios."""
-    sides = {side: medians(found) for side, found in runs.items()}
+    sides = {side: medians(figures) for side, figures in runs.items()}
     ratios = {
         "speed": sides["lit-rft"]["tokens_per_second"] / sides["plain"]["tokens_per_second"],
         "memory": sides["lit-rft"]["peak_gb"] / sides["plain"]["peak_gb"],
@@ -146,7 +146,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def report(title: str, result: dict[str, Any]) -> None:
-    speeds = {side: [run["tokens_per_second"] for run in found] for side, found in result["runs"].items()}
+    speeds = {side: [run["tokens_per_second"] for run in side_runs] for side, side_runs in result["runs"].items()}
     print(title, {side: [round(min(v)), round(statistics.median(v)), round(max(v))] for side, v in speeds.items()})
     show(title, result["median"])
     ratio = result["ratio"]

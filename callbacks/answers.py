@@ -42,14 +42,14 @@ class CompletionText(L.Callback):
             return
         module: Any = pl_module
         groups: dict[int, list[Any]] = {}
-        for one in module.samples:
-            groups.setdefault(one.group, []).append(one)
+        for rollout in module.samples:
+            groups.setdefault(rollout.group, []).append(rollout)
         rows = []
         for number, members in list(groups.items())[: self.number]:
-            own = next((one for one in members if not one.off_policy), None)
-            trace = next((one for one in members if one.off_policy), None)
+            completion = next((rollout for rollout in members if not rollout.off_policy), None)
+            trace = next((rollout for rollout in members if rollout.off_policy), None)
             prompt = batch.prompts[number].problem.prompt[-1]["content"]
-            rows.append([prompt, *_told(trace), *_told(own)])
+            rows.append([prompt, *_text_and_reward(trace), *_text_and_reward(completion)])
         if rows:
             columns = ["prompt", "trace", "its reward", "completion", "its reward"]
             log_text(trainer, "train/completions", _markdown(columns, rows))
@@ -63,14 +63,15 @@ class CompletionText(L.Callback):
     def _answers(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
         module: Any = pl_module
         rows = [
-            [one.prompt, one.completion, one.ground_truth, f"{one.reward:g}"] for one in module.answers[: self.number]
+            [sample.prompt, sample.completion, sample.ground_truth, f"{sample.reward:g}"]
+            for sample in module.answers[: self.number]
         ]
         if rows:
             table = _markdown(["prompt", "completion", "ground truth", "reward"], rows)
             log_text(trainer, f"{prefix}/answers", table)
 
 
-def _told(completion: Any) -> list[str]:
+def _text_and_reward(completion: Any) -> list[str]:
     return ["-", "-"] if completion is None else [completion.text, f"{completion.reward:g}"]
 
 
@@ -81,7 +82,7 @@ def _markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """What a model wrote must not break the table, nor be taken for markup."""
+    """Escape model output for a table cell."""
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
     return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
@@ -93,8 +94,8 @@ class AnswerTable(ScoreTable):
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
         answering: Any = module
-        found: dict[str, dict[str, float]] = answering.answer_table
-        return found
+        scores: dict[str, dict[str, float]] = answering.answer_table
+        return scores
 
     def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
         return answer_table(scores, title)
@@ -154,7 +155,7 @@ class CompletionFiles(BasePredictionWriter):
         assert self._file is not None
         with self._file.open("a", encoding="utf-8") as stream:
             # one write: a problem's answers are all there, or none
-            stream.write("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in prediction))
+            stream.write("".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in prediction))
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -169,17 +170,21 @@ def data_fingerprints(loaders: Any) -> list[str | None]:
     return [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
 
 
-def _check_head(path: Path, found: Any, head: dict[str, Any]) -> None:
-    """Raises: ValueError if a file's first line is not what this run would write: its answers are others."""
+def _check_head(path: Path, existing: Any, head: dict[str, Any]) -> None:
+    """Check that a file's first line matches this run.
+
+    Raises:
+        ValueError: For a file of another policy, reward, sampling or other problems.
+    """
     advice = "name another file (CompletionFiles.path) or folder (trainer.default_root_dir), or remove this one"
-    if found.get("source") != head["source"]:
+    if existing.get("source") != head["source"]:
         raise ValueError(
-            f"{path} holds answers of another policy, reward or sampling ({found.get('source')}, now "
+            f"{path} holds answers of another policy, reward or sampling ({existing.get('source')}, now "
             f"{head['source']}): {advice}"
         )
-    if found.get("data") != head["data"]:
+    if existing.get("data") != head["data"]:
         raise ValueError(
-            f"{path} holds answers to other problems (fingerprint {found.get('data')}, now {head['data']}): {advice}"
+            f"{path} holds answers to other problems (fingerprint {existing.get('data')}, now {head['data']}): {advice}"
         )
 
 
@@ -196,13 +201,13 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     """
     if not path.exists():
         return []
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    complete, _, torn = path.read_bytes().rpartition(b"\n")
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [json.loads(line) for line in complete.splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path} is damaged in more than its last line ({error}): name another file") from error
+        raise ValueError(f"{path} is corrupt beyond its last line ({error}): set another file") from error
     if lines and not (isinstance(lines[0], dict) and isinstance(lines[0].get("source"), dict)):
-        raise ValueError(f"{path} is no file of completions: name another file (CompletionFiles.path)")
+        raise ValueError(f"{path} is not a completions file: set another file (CompletionFiles.path)")
     if lines:
         _check_head(path, lines[0], head)
     numbers = Counter(_question(line) for line in lines[1:])

@@ -45,7 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; tensors and plain Python values only.
 
         Raises:
-            FileNotFoundError: Or ValueError if the file is no whole checkpoint.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is an incomplete or corrupt checkpoint.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {path}")

@@ -20,10 +20,10 @@ from lit_rft.metrics import COLUMNS
 
 
 class PlaysEpisodes(Protocol):
-    """What these callbacks need of a module; `EpisodeStage` is one.
+    """Interface of modules for these callbacks; `EpisodeStage` implements it.
 
     `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch.
-    `already_played`: ids that `predict` may skip. `source()`: who plays, as the records say it.
+    `already_played`: ids that `predict` may skip. `source()`: acting policy and sampling settings, as in the records.
     """
 
     played: list[PlayedEpisode]

@@ -102,13 +102,17 @@ class RunCheckpoint(ModelCheckpoint):
             FileNotFoundError: .
         """
         self._choose_folder(trainer)
-        found: set[str] = super()._find_last_checkpoints(trainer)
-        if not found and trainer.state.fn != "fit":
+        checkpoints: set[str] = super()._find_last_checkpoints(trainer)
+        if not checkpoints and trainer.state.fn != "fit":
             raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
-        return found
+        return checkpoints
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises: FileExistsError if this would overwrite another run."""
+        """Check the run's folder.
+
+        Raises:
+            FileExistsError: If this would overwrite another run.
+        """
         if not trainer.strategy.restore_checkpoint_after_setup:  # else it is not known yet what is resumed
             self.check_folder(trainer, trainer.ckpt_path)
 
@@ -177,7 +181,11 @@ class RunCheckpoint(ModelCheckpoint):
         self._signals.restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises: StoppedBySignal if a signal came when all was done: what follows the run has to end as well."""
+        """Restore the signal handlers.
+
+        Raises:
+            StoppedBySignal: For a signal after the end of the run: code after the run must stop as well.
+        """
         self._signals.restore()
         self._signals.check()
 

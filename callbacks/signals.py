@@ -53,7 +53,7 @@ class StopSignals:
                 signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the earlier handlers."""
         self._active = self.held = False
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
@@ -69,7 +69,11 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises: StoppedBySignal if a signal has come."""
+        """Check for a received signal.
+
+        Raises:
+            StoppedBySignal: If there is one.
+        """
         if self.received:
             raise StoppedBySignal(self.received)
 

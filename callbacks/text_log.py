@@ -1,4 +1,4 @@
-"""Texts and figures for every logger: those that take none get them as files in the run's folder."""
+"""Texts and figures for all loggers; files in the run's folder for loggers without support."""
 
 from pathlib import Path
 from typing import Any

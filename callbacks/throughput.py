@@ -1,4 +1,4 @@
-"""How fast training is."""
+"""Training throughput."""
 
 import time
 from typing import Any

@@ -133,7 +133,11 @@ def shuffled_indices(number: int, seed: int, epoch: int) -> list[int]:
 
 
 def check_position(state: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
-    """Raises: ValueError naming the first property in which a checkpoint's data differ from these."""
+    """Check a checkpoint's data against the current data.
+
+    Raises:
+        ValueError: The message names the first property that differs.
+    """
     if missing := [name for name in shape if name not in state]:
         raise ValueError(
             f"cannot resume: the checkpoint was made with another kind of training data, which has {', '.join(state)}; "
@@ -174,12 +178,12 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
 
     Args:
         episodes: the transcripts of each episode; an epoch sees all of them.
-        mixed_episodes: more of them, of which each epoch sees some, others each time until all have had their turn.
-        mixed_per_epoch: how many; more than there are repeats them.
-        batch_size: episodes an optimiser step, over all processes.
-        micro_batch_tokens: at most so many tokens, padding included, go through the model at once.
-        pad_id: what fills the rest.
-        packing: several transcripts in a row; else one a row, padded to the longest.
+        mixed_episodes: additional episodes; each epoch uses a part of them, cycling through all.
+        mixed_per_epoch: number of additional episodes per epoch; repeated if there are fewer.
+        batch_size: episodes per optimiser step, over all processes.
+        micro_batch_tokens: maximum tokens per micro-batch, padding included.
+        pad_id: id of the padding token.
+        packing: pack sequences into one row; else one sequence per row, padded to the longest.
         seed: of the order.
         rank, world_size: this process, and how many there are.
     """
@@ -229,9 +233,9 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
 
     def make_batch(self, items: list[Sequence[Transcript]]) -> StepBatch:
         transcripts = [transcript for transcripts in items for transcript in transcripts]
-        mine = _share(transcripts, self.rank, self.world_size)
+        shard = _share(transcripts, self.rank, self.world_size)
         return step_batch(
-            mine,
+            shard,
             count_utterances(transcripts),
             micro_batch_tokens=self.micro_batch_tokens,
             pad_id=self.pad_id,
@@ -281,10 +285,10 @@ def round_robin(items: Sequence[Item], kind: Callable[[Item], Hashable]) -> list
 def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:
     """One process's part: longest first, each to the process with the fewest tokens so far."""
     load = [0] * world_size
-    mine = []
+    result = []
     for transcript in sorted(transcripts, key=len, reverse=True):
         target = load.index(min(load))
         load[target] += len(transcript)
         if target == rank:
-            mine.append(transcript)
-    return mine
+            result.append(transcript)
+    return result

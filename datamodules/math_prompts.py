@@ -16,9 +16,9 @@ _HELD_OUT = 1_000_003  # added to eval_seed: small seeds of training generate ot
 
 
 class MathPromptDataModule(ResumableDataModule):
-    """Problems from files, from the Hugging Face hub, or out of reasoning-gym (no download).
+    """Problems from files, the Hugging Face hub, or reasoning-gym (no download).
 
-    Files take the place of generated problems: with `train_files` there are no `train_tasks`, with `eval_files` no
+    Files replace generated problems: with `train_files` there are no `train_tasks`, with `eval_files` no
     `eval_tasks`. Repeats of a problem are kept once; in evaluation each stands for further answers
     (`AnsweringSettings`). docs/problems.md has the formats.
 
@@ -34,11 +34,11 @@ class MathPromptDataModule(ResumableDataModule):
         eval_tasks: the same for evaluation; other problems, by another seed.
         task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
         prompt_template: `chat`, `think` (the release's), or a Jinja template; see `PromptFormat`.
-        max_prompt_length: longer prompts are left out, and counted.
-        max_trace_length: tokens of an off-policy trace, its end included.
-        long_traces: what becomes of longer ones: `drop` them (their problem stays), or `cut` them (without an end).
-        batch_size: prompts a rollout, over all processes.
-        eval_batch_size: problems answered together in evaluation, in each process.
+        max_prompt_length: maximum tokens per prompt; longer ones are excluded and counted.
+        max_trace_length: maximum tokens per off-policy trace, including the end token.
+        long_traces: `drop` longer traces (their problem is kept), or `cut` them (no end token).
+        batch_size: prompts per rollout, over all processes.
+        eval_batch_size: problems per evaluation batch and process.
         seed: of the order and of generated training problems; null for the run's `seed_everything`.
         eval_seed: of generated evaluation problems, which `seed_everything` does not change: runs of different seeds
             are compared on the same ones.

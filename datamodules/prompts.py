@@ -18,7 +18,7 @@ class Prompt:
         problem: the record.
         ids: of the prompt.
         traces: ids of the off-policy completions, each with its end.
-        trace_texts: what they say.
+        trace_texts: texts of the traces.
         trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
     """
 
@@ -41,14 +41,14 @@ class PromptBatch:
         self.prompts, self.sources = prompts, list(sources)
 
     def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
-        """Nothing here lives on a device; Lightning asks every batch."""
+        """Return the batch: there are no tensors to move."""
         return self
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
     """Prompts in batches, shared among processes.
 
-    For training each epoch has an order of its own. For evaluation (`shuffle=False`) every pass begins with the first
+    Each training epoch has its own order. For evaluation (`shuffle=False`) every pass begins with the first
     prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
     always the same problems, of all benchmarks.
 

@@ -1,4 +1,4 @@
-"""Reinforced fine-tuning of language-model agents, as parts for Lightning.
+"""Reinforcement fine-tuning of language models as PyTorch Lightning modules.
 
 ``import lit_rft`` loads none of torch, Lightning or transformers: a name is imported when it is first used.
 """

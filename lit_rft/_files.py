@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder, which takes the place of `path` when the block ends without an error."""
+    """Yield a temporary file in the same folder that replaces `path` if the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""Names that are imported when they are first used (PEP 562), so that ``import lit_rft`` costs nothing."""
+"""Lazy imports of public names (PEP 562), so that ``import lit_rft`` is fast."""
 
 from __future__ import annotations
 

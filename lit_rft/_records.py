@@ -1,4 +1,4 @@
-"""What records of all kinds have in common: errors that say where, and values shown in them."""
+"""Errors of invalid records, with the place of the error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RecordError(ValueError):
-    """A record that breaks its schema.
+    """Invalid record: violates its schema.
 
     Attributes:
         message: what was expected and what came.
@@ -25,6 +25,6 @@ class RecordError(ValueError):
 
 
 def show_value(value: Any) -> str:
-    """A value with its type, cut short, for an error."""
+    """Format a value with its type, abbreviated, for an error message."""
     text = repr(value)
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Seeds that follow the run's `seed_everything` unless they are set."""
+"""Seeds with the run's `seed_everything` as their default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: Lightning's verbs over the stages.
+"""Command line interface: Lightning's commands for the stages.
 
 lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
@@ -18,7 +18,7 @@ lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
 usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
 
 verbs:
-  fit       train a stage; --ckpt_path last resumes where it was stopped
+  fit       train a stage; --ckpt_path last resumes an interrupted run
   validate  play the evaluation episodes
   test      play the evaluation episodes and report the scores by task
   predict   play episodes and write them as a data set for the next stage
@@ -28,7 +28,7 @@ configs: files of your own, or shipped ones by name; several are read in order, 
 
   lit-rft VERB --help                     keys of the trainer, with their meaning
   lit-rft VERB --model.help CLASS         keys of a stage; --data.help CLASS: of a data module
-  lit-rft VERB -c CONFIG --print_config   the whole configuration as it would run
+  lit-rft VERB -c CONFIG --print_config   the full configuration
   lit-rft VERB ... --debug                errors with their traceback (or LIT_RFT_DEBUG=1)
   lit-rft --version
 """
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def stop(message: str) -> NoReturn:
-    """End the process for a command that cannot be run."""
+    """Exit with an error message for an invalid command."""
     print(f"lit-rft: error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -70,14 +70,14 @@ def take_debug(argv: list[str]) -> list[str]:
 
 
 def config_folder() -> Path:
-    """Where the shipped configs are."""
+    """Return the folder of the shipped configs."""
     import lit_rft.configs
 
     return Path(next(iter(lit_rft.configs.__path__)))
 
 
 def shipped_configs() -> list[str]:
-    """Names of the shipped configs, as `-c` takes them."""
+    """Return the names of the shipped configs for `-c`."""
     folder = config_folder()
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
 
@@ -99,8 +99,8 @@ def resolve_configs(argv: list[str]) -> list[str]:
             continue
         name = argument.split("=", 1)[1] if argument.startswith(("-c=", "--config=")) else argument
         if previous in ("-c", "--config") or name is not argument:
-            found = _find_config(name)
-            argument = argument.replace(name, found) if name is not argument else found
+            path = _find_config(name)
+            argument = argument.replace(name, path) if name is not argument else path
         resolved.append(argument)
         previous = argument
     return resolved

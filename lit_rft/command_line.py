@@ -51,7 +51,11 @@ class StageCLI(LightningCLI):
             raise UsageError(f"seed_everything: {error}") from error
 
     def instantiate_classes(self) -> None:
-        """Raises: UsageError for a value that a class refuses, naming its key."""
+        """Instantiate trainer, model and data.
+
+        Raises:
+            UsageError: For a value that a class rejects; the message names its key.
+        """
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -72,19 +76,23 @@ class StageCLI(LightningCLI):
         has; the stage says where they differ."""
 
     def before_fit(self) -> None:
-        """Raises: FileExistsError if the folder holds another run, before anything is loaded or lost."""
+        """Check the run's folder before anything is loaded or deleted.
+
+        Raises:
+            FileExistsError: If the folder contains another run.
+        """
         config = self.config_init[self.subcommand]
         ckpt_path = config.get("ckpt_path")
         if not self.trainer.is_global_zero:
             return
-        own = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
-        for callback in own or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
+        callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
+        for callback in callbacks or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
             if config["overwrite"] and ckpt_path is None:
                 callback.remove_run(self.trainer)
             callback.check_folder(self.trainer, ckpt_path)
 
     def before_validate(self) -> None:
-        """Our own table of scores takes the place of Lightning's list of metrics."""
+        """Replace Lightning's list of metrics by the table of scores."""
         self.config_init[self.subcommand]["verbose"] = False
 
     before_test = before_validate
@@ -118,7 +126,11 @@ def drop_defaults(trainer: Any) -> None:
 
 
 def check_checkpoint(path: Any) -> None:
-    """Raises: UsageError for a file that is not there; `last` and other words are Lightning's to resolve."""
+    """Check that a checkpoint exists; Lightning resolves `last` and other keywords.
+
+    Raises:
+        UsageError: For a missing file.
+    """
     name = "" if path is None else str(path)
     if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
         raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
@@ -132,7 +144,7 @@ def _model_name(policy: Any) -> str:
 
 
 def build(arguments: Sequence[str], run: bool) -> StageCLI:
-    """Run a verb, or build its objects, with a console that a person likes to read."""
+    """Run a command, or build its objects, with readable console output."""
     from rich.logging import RichHandler
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
@@ -151,7 +163,7 @@ def know_short_names() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the console for what concerns the user: no hints, and no notes from one library to another."""
+    """Suppress hints and warnings between libraries on the console."""
     from transformers.utils import logging as transformers_logging
 
     for name in ("lightning.pytorch", "lightning.fabric"):

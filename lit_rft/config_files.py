@@ -95,7 +95,11 @@ def _load(text: str, name: object) -> dict[str, Any]:
 
 
 def check_places(file: ConfigFile) -> None:
-    """Raises: UsageError for an argument of a class that stands beside `init_args` in place of below it."""
+    """Check that arguments of a class are below `init_args`, not beside it.
+
+    Raises:
+        UsageError: For a misplaced key.
+    """
     if not isinstance(trainer := file.content.get("trainer") or {}, dict):
         raise UsageError(f"{file.path or '-c'}: trainer: expected keys such as max_epochs, got {trainer!r}")
     for name in ("model", "data"):
@@ -106,7 +110,11 @@ def check_places(file: ConfigFile) -> None:
 
 
 def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
-    """Raises: UsageError for overlays without a recipe, which would be taken for arguments of a base class."""
+    """Check that overlays follow a recipe: without one they would be parsed as arguments of a base class.
+
+    Raises:
+        UsageError: For overlays without a recipe.
+    """
     for name in ("model", "data"):
         parts = [file.content[name] for file in files if file.content.get(name)]
         named = any(not isinstance(part, dict) or "class_path" in part for part in parts)
@@ -121,9 +129,13 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
 
 
 def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
-    """Raises: UsageError for what the data take from the stage: it would not be read."""
-    given = [found for a in arguments if (found := re.match(r"--data\.(?:init_args\.)?(\w+)", a))]
-    names = [found.group(1) for found in given]
+    """Check that the data module sets no key that it takes from the stage.
+
+    Raises:
+        UsageError: For such a key: it would have no effect.
+    """
+    given = [match for a in arguments if (match := re.match(r"--data\.(?:init_args\.)?(\w+)", a))]
+    names = [match.group(1) for match in given]
     for file in files:
         data = file.content.get("data")
         settings = data.get("init_args") if isinstance(data, dict) else None

@@ -30,9 +30,9 @@ class ExplainingParser(LightningArgumentParser):
 
     def _parser_of(self, message: str) -> Any:
         """The parser of the verb that a message is about, whose keys are those of its configurations."""
-        found = re.search(r"Subcommand '(\w+)'", message)
+        match = re.search(r"Subcommand '(\w+)'", message)
         verbs = getattr(self._subcommands_action, "choices", None) or {}
-        return verbs.get(found.group(1), self) if found else self
+        return verbs.get(match.group(1), self) if match else self
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Validate, after loggers without a folder have got the run's."""
@@ -71,16 +71,16 @@ def _imported(path: str) -> Any:
 
 def explain(message: str, keys: Sequence[str]) -> str:
     """A parser's message in one line; for an unknown key with those that there are, and the one that was meant."""
-    if found := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted(?![\s\S]*class_path)", message):
-        owner, wrong = found.groups()
+    if match := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted(?![\s\S]*class_path)", message):
+        owner, wrong = match.groups()
         return unknown_key(wrong, _imported(owner), innermost(message).partition(": ")[0])
     patterns = r"unrecognized arguments: --([\w.+]+)", r"accept option '([\w.]+)'", r"Option '([\w.]+)' is not accepted"
     for pattern in patterns:
-        if found := re.search(pattern, message):
+        if match := re.search(pattern, message):
             group = re.search(r"Group '([\w.]+)'", message)
-            return _unknown_option(f"{group.group(1)}.{found.group(1)}" if group else found.group(1), keys)
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        return _unknown_class(message, found.group(1))
+            return _unknown_option(f"{group.group(1)}.{match.group(1)}" if group else match.group(1), keys)
+    if match := re.search(r"Expected a dot import path string: (\S+)", message):
+        return _unknown_class(message, match.group(1))
     return innermost(message)
 
 
@@ -93,14 +93,14 @@ def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
 
 
 def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
-    whole = "trainer" in {key.partition(".")[0] for key in keys}  # else the parser of one class or of settings
-    section, name = wrong.rpartition(".")[0] if whole else "", wrong if whole else wrong.partition(".")[0]
+    is_main = "trainer" in {key.partition(".")[0] for key in keys}  # else the parser of one class or of settings
+    section, name = wrong.rpartition(".")[0] if is_main else "", wrong if is_main else wrong.partition(".")[0]
     hidden = ("help", "print_config", "print_shtab", "subcommand")
     allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in hidden]
-    if whole and not section:
+    if is_main and not section:
         allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
-    near = did_you_mean(name if section or not whole else name.partition(".")[0], allowed)
-    if whole and not near and (places := _full_keys(wrong)):
+    near = did_you_mean(name if section or not is_main else name.partition(".")[0], allowed)
+    if is_main and not near and (places := _full_keys(wrong)):
         return f"no key {wrong!r}; write --{' or --'.join(places)}"
     if not allowed:
         allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))

@@ -106,10 +106,10 @@ def _plot_learning_curve(logs: Path, picture: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for file in sorted(logs.glob("events.*"), key=os.path.getmtime):
-        found = EventAccumulator(str(file))
-        found.Reload()
-        if "train/loss" in found.Tags()["scalars"]:
-            events = found
+        accumulator = EventAccumulator(str(file))
+        accumulator.Reload()
+        if "train/loss" in accumulator.Tags()["scalars"]:
+            events = accumulator
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for tag, label in (("train/high/loss", "high level: subgoals"), ("train/low/loss", "low level: actions")):
         points = events.Scalars(tag)

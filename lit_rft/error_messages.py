@@ -84,9 +84,9 @@ def innermost(message: str) -> str:
     given = ""
     for line in message.splitlines():
         text = line.strip().removeprefix("- ").strip()
-        if found := re.match(r'Parser key "([^"]+)":\s*(.*)', text):
-            keys.append(found.group(1))
-            text = found.group(2)
+        if match := re.match(r'Parser key "([^"]+)":\s*(.*)', text):
+            keys.append(match.group(1))
+            text = match.group(2)
         elif text.startswith("Problem with given class_path"):
             keys.append("init_args")
         elif text.startswith("Given value:") and not given:
@@ -116,20 +116,20 @@ def _without_repeats(keys: Sequence[str]) -> list[str]:
 
 
 def _given(text: str) -> str:
-    if found := re.match(r"NestedArg\(key=.*, val=(.*)\)$", text):
-        return found.group(1)
+    if match := re.match(r"NestedArg\(key=.*, val=(.*)\)$", text):
+        return match.group(1)
     return text if len(text) < 120 else f"{text[:117]}..."
 
 
 def _readable(reasons: Sequence[str], given: str) -> str:
     types_expected = [re.match(r"Expected an? (.*?)(?:\. Got value: (.*))?$", reason) for reason in reasons]
     for reason in reasons:
-        if found := re.match(r"Type .* expects (a function or a callable class): (.*)", reason):
-            return f"expected {found.group(1)}, got {given}: {found.group(2)}"
+        if match := re.match(r"Type .* expects (a function or a callable class): (.*)", reason):
+            return f"expected {match.group(1)}, got {given}: {match.group(2)}"
     if not all(types_expected):
         return "; ".join(reason for reason, typed in zip(reasons, types_expected, strict=True) if not typed)
-    expected = [_type_name(found.group(1)) for found in types_expected if found]
-    value = next((found.group(2) for found in types_expected if found and found.group(2)), given)
+    expected = [_type_name(match.group(1)) for match in types_expected if match]
+    value = next((match.group(2) for match in types_expected if match and match.group(2)), given)
     return f"expected {' or '.join(dict.fromkeys(expected))}, got {value}"
 
 

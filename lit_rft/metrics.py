@@ -1,4 +1,4 @@
-"""Metrics of played episodes and of answers, as torchmetrics: they add up over batches and processes."""
+"""Metrics of episodes and of answers, as torchmetrics metrics: aggregated over batches and processes."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class EpisodeMetrics(Metric):
     """Means over episodes for each task, and over tasks.
 
     `score` is in 0..100; `success`, `valid_actions` (of all actions) and `env_errors` (of all episodes) are shares in
-    0..1; `steps` and `malformed` are numbers an episode. Episodes whose environment failed count in `env_errors` only.
+    0..1; `steps` and `malformed` are means per episode. Episodes whose environment failed count in `env_errors` only.
 
     Args:
-        tasks: names of the tasks that may come.
+        tasks: names of all tasks.
     """
 
     full_state_update = False
@@ -39,7 +39,7 @@ class EpisodeMetrics(Metric):
         """Count one episode.
 
         Raises:
-            ValueError: If its task was not announced.
+            ValueError: For an unknown task (not in `tasks`).
         """
         if episode.task not in self.tasks:
             raise ValueError(f"unknown task {episode.task!r}: expected one of {', '.join(self.tasks)}")
@@ -68,7 +68,7 @@ class EpisodeMetrics(Metric):
 
 
 def _mean(values: list[float]) -> float:
-    """Over the values that are there; NaN if none is."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
@@ -105,9 +105,9 @@ class AnswerMetrics(Metric):
     (bootstrap, 95%). k is the number of answers that every problem of the benchmark has.
 
     Args:
-        sources: names of the benchmarks that may come.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        sources: names of all benchmarks.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
 
     full_state_update = False
@@ -123,10 +123,10 @@ class AnswerMetrics(Metric):
         """Count one problem.
 
         Raises:
-            ValueError: If its benchmark was not announced.
+            ValueError: For an unknown benchmark (not in `sources`).
         """
         if source not in self.sources:
-            raise ValueError(f"benchmark {source!r} was not announced; expected one of {', '.join(self.sources)}")
+            raise ValueError(f"unknown benchmark {source!r}: expected one of {', '.join(self.sources)}")
         row = torch.tensor([[self.sources.index(source), right, answers]], device=self.device)
         self.rows.append(row)
 
@@ -137,9 +137,9 @@ class AnswerMetrics(Metric):
         table = torch.cat(rows) if isinstance(rows, list) and rows else torch.as_tensor(rows)
         report: dict[str, dict[str, float]] = {}
         for index, source in enumerate(self.sources):
-            mine = table[table[:, 0] == index] if table.numel() else table
-            if len(mine):
-                report[source] = self._of(mine[:, 1], mine[:, 2])
+            selected = table[table[:, 0] == index] if table.numel() else table
+            if len(selected):
+                report[source] = self._of(selected[:, 1], selected[:, 2])
         if report:
             columns = {"average", "pass"}
             mean = {name: sum(row[name] for row in report.values()) / len(report) for name in sorted(columns)}

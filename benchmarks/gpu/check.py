@@ -36,7 +36,7 @@ class Gradients(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, torch.Tensor] = {}
+        self.values: dict[str, torch.Tensor] = {}
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         randoms = torch.Generator().manual_seed(0)
@@ -46,7 +46,7 @@ class Gradients(L.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
-        self.found = {name: gradient.detach().float().cpu() for name, gradient in named}
+        self.values = {name: gradient.detach().float().cpu() for name, gradient in named}
 
 
 def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, 
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, callbacks=[gradients],
     )  # fmt: skip
     trainer.fit(stage, loader)
-    return gradients.found
+    return gradients.values
 
 
 def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
@@ -84,8 +84,8 @@ def compare_steps(kind: str, model: Path) -> dict[str, float]:
     expected = one_step(kind, model, "cpu", "32-true")
 
     def difference(precision: str) -> float:
-        found = one_step(kind, model, accelerator, precision)
-        error = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
+        actual = one_step(kind, model, accelerator, precision)
+        error = sum(float((actual[name] - expected[name]).square().sum()) for name in expected)
         return (error / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
 
     return {
@@ -100,11 +100,15 @@ def compare_rollouts(model: Path) -> dict[str, float]:
     from lit_rft.models import load_backbone
 
     prompts = [(problem.id, list(range(3, 20 + n))) for n, problem in enumerate(make_problems(3, 10))]
-    found = {}
+    groups_on = {}
     for device in (torch.device("cpu"), DEVICE):
         net: Any = load_backbone(str(model)).eval().to(device)
-        found[str(device)] = sample_groups(net, prompts, [3, 2, 4], SamplingSettings(16, 1.0), END, seed=0, num_slots=6)
-    cpu, there = ([one for group in found[str(d)] for one in group] for d in (torch.device("cpu"), DEVICE))
+        groups_on[str(device)] = sample_groups(
+            net, prompts, [3, 2, 4], SamplingSettings(16, 1.0), END, seed=0, num_slots=6
+        )
+    cpu, there = (
+        [completion for group in groups_on[str(d)] for completion in group] for d in (torch.device("cpu"), DEVICE)
+    )
     same = sum(a.ids == b.ids for a, b in zip(cpu, there, strict=True)) / len(cpu)
     pairs = [(a, b) for a, b in zip(cpu, there, strict=True) if a.ids == b.ids]
     gaps = (abs(x - y) for a, b in pairs for x, y in zip(a.log_probs, b.log_probs, strict=True))

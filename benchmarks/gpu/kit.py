@@ -85,7 +85,7 @@ class Kit:
         return None if "failed" in items[name] else items[name]
 
     def finish(self) -> None:
-        """Note that the step came to its end; exit with 1 if an item failed with an error (memory that ran out is a
+        """Record that the step has finished; exit with 1 if an item failed with an error (memory that ran out is a
         figure)."""
         self.figures["complete"] = True
         self.write()

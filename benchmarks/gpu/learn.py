@@ -64,10 +64,12 @@ def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | N
 def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> dict[str, Any]:
     """What differs from `luffy/arithmetic.yaml`."""
     data = "data.init_args"
-    found = {name: value for name, value in LEGS.keys().items() if "_tasks" not in name and "task_settings" not in name}
-    found |= {f"model.init_args.{name}": value for name, value in METHODS[method].items()}
-    found |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
-    found |= {
+    arguments = {
+        name: value for name, value in LEGS.keys().items() if "_tasks" not in name and "task_settings" not in name
+    }
+    arguments |= {f"model.init_args.{name}": value for name, value in METHODS[method].items()}
+    arguments |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
+    arguments |= {
         "trainer.default_root_dir": folder, "trainer.limit_val_batches": 1.0,
         "model.init_args.answering.slots": HELD_OUT, "model.init_args.micro_batch_tokens": MICRO_BATCH_TOKENS,
         f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null", f"{data}.eval_batch_size": HELD_OUT,
@@ -75,12 +77,12 @@ def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path 
         f"{data}.eval_files": f"[{problems / 'held-out.jsonl'}]",
     }  # fmt: skip
     if tiny_model is not None:
-        found |= {
+        arguments |= {
             "model.init_args.policy.model": tiny_model, "trainer.max_steps": 1, "trainer.val_check_interval": 1,
             f"{data}.batch_size": 2, "model.init_args.sampling.max_new_tokens": 4,
             "model.init_args.answering.sampling.max_new_tokens": 4,
         }  # fmt: skip
-    return found
+    return arguments
 
 
 def start(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> Run:
@@ -106,22 +108,22 @@ def run_one(arguments: list[str]) -> None:
 
 
 def figures(run: Run) -> dict[str, Any]:
-    """What a run has reached: its scores at the end, or its last validation."""
+    """Return a run's final scores, or its last validation."""
     logs = run.folder / "tensorboard"
     validated, scores = curve(logs, VALIDATED), read_results(run.folder / "scores.json")
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "seed": run.seed, "seconds": round(time.monotonic() - run.started, 1), "held_out_curve": validated,
         "reward_curve": curve(logs, "train/reward"), "finished": bool(scores),
     }  # fmt: skip
     if scores:
         row = scores.get(LEGS.problems, {}) | scores["mean"]
-        found |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
+        summary |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
     elif validated:
-        found["average"] = validated[-1][1]
+        summary["average"] = validated[-1][1]
     elif run.process.poll() is not None:
-        found["failed"] = (run.folder / "log").read_text(errors="replace")[-2000:]
-        found["error"] = not run.stopped and run.process.returncode not in (0, -15)
-    return found
+        summary["failed"] = (run.folder / "log").read_text(errors="replace")[-2000:]
+        summary["error"] = not run.stopped and run.process.returncode not in (0, -15)
+    return summary
 
 
 def write_running(kit: Kit, running: Sequence[Run]) -> None:

@@ -101,7 +101,7 @@ def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any]
         kit.measure(f"profile of an eager step, {rows} rows", profile, at_least)
     for rows, some in given.items():
         name = f"generate with a static cache, {rows} rows"
-        kit.measure(name, lambda some=some: by_generate(model, some, new, "static"), at_least)
+        kit.measure(name, lambda prompts=prompts: by_generate(model, prompts, new, "static"), at_least)
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/train.py --output runs/gpu
 
-LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens. SFT takes 32,768 tokens an
-optimiser step; GRPO takes groups of 8 completions, as many as fit into that many tokens, but at least one, so that its
-step has about 120,000 tokens at 16,384 tokens a row. Beside SFT, the same by transformers and PEFT as they come, with
-sdpa and, where installed, flash attention. The first step compiles and allocates; the second one counts. An item that
+LoRA of rank 16 on all linear layers, or all weights; rows of 2,048 or 16,384 tokens. SFT uses 32,768 tokens per
+optimiser step; GRPO uses groups of 8 completions, as many as fit, but at least one, so that
+its step has about 120,000 tokens at 16,384 tokens per row. SFT baseline: transformers and PEFT with their defaults,
+with sdpa and, if installed, flash attention. The first step compiles and allocates; the second one counts. An item that
 runs out of memory is repeated with gradient checkpointing; where 80 GB are known not to suffice, there is no first try.
 
 FLOP are those that the tokens need (`limits.training_flop`), a prompt once for all its completions. `mfu` is against
@@ -127,7 +127,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
                                  vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
         loader = stage.loader(model, prompt)
         (batch,) = list(loader)
-        prompts = [len(one.ids) for one in batch.prompts]
+        prompts = [len(prompt.ids) for prompt in batch.prompts]
         lengths = [length + row - prompt for length in prompts for _ in range(GROUP)]
         reused = [length for length in prompts for _ in range(GROUP - 1)]
     quiet_trainer(clock, max_steps=STEPS, max_epochs=-1).fit(stage, loader)
@@ -225,14 +225,14 @@ class Case:
 def cases(work: dict[str, Any]) -> list[Case]:
     """All items, in order."""
     kernels = ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",)
-    found = [
+    all_cases = [
         Case(side, shape, lora, work["rows"][row])
         for sides, lora, row in ORDER
         for shape in work["shapes"]
         for name in sides
         for side in (kernels if name == PLAIN else (name,))
     ]
-    return list(dict.fromkeys(found))  # a tiny size's rows are both the same
+    return list(dict.fromkeys(all_cases))  # a tiny size's rows are both the same
 
 
 def measure(kit: Kit, case: Case, folder: Path, step_tokens: int) -> None:

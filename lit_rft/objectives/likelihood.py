@@ -19,7 +19,7 @@ def utterance_log_likelihood(token_log_probs: Tensor, utterance_mask: Tensor, *,
         the same divided by the utterance's number of tokens (average_tokens=True, GLIDER's release)
 
     Args:
-        token_log_probs: log pi(w_i | s, w_<i), [U, L]; what stands in padding is ignored, NaN included.
+        token_log_probs: log pi(w_i | s, w_<i), [U, L]; values in padding are ignored, NaN included.
         utterance_mask: 1 on the utterance's tokens, [U, L].
 
     Returns:
@@ -36,7 +36,7 @@ def utterance_log_likelihood(token_log_probs: Tensor, utterance_mask: Tensor, *,
 
 
 def expected_utterance_length(end_log_probs: Tensor, utterance_mask: Tensor) -> Tensor:
-    r"""The policy's own expected utterance length under teacher forcing: a length with a gradient.
+    r"""Compute the policy's expected utterance length under teacher forcing: a length with a gradient.
 
         n~ = sum_i prod_{j <= i} (1 - e_j),     e_j = pi(end of turn | s, w_<j)
 

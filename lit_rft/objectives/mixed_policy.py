@@ -1,6 +1,6 @@
 r"""The policy loss of LUFFY (NeurIPS 2025, arXiv 2504.14945): on-policy rollouts and off-policy traces in one sum.
 
-Tensors are [B, T]: a row a completion, a column a token. What stands outside `completion_mask` is ignored, be it NaN.
+Tensors are [B, T]: one completion per row, one token per column. Values outside `completion_mask` are ignored.
 """
 
 from typing import NamedTuple
@@ -29,8 +29,8 @@ def shape_policy(importance_ratio: Tensor, *, policy_shaping: float) -> Tensor:
 
 
 class OnPolicyTerms(NamedTuple):
-    losses: Tensor  # [B, T], one a token
-    clipped: Tensor  # [B, T] bool, where the clip decided
+    losses: Tensor  # [B, T], one per token
+    clipped: Tensor  # [B, T] bool, true where clipping is active
 
 
 def clipped_surrogate(
@@ -178,7 +178,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, max_weight: float = 2.0) -> Tensor:
-    r"""Corrects for rollouts that were sampled in lower precision, or by another engine, than they are trained on.
+    r"""Correct for rollouts sampled in lower precision, or by another engine, than the training policy.
 
         w = min( pi / pi_sampler, max_weight )
 
@@ -200,7 +200,7 @@ def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *
 
 
 def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    r"""KL(pi_theta || pi_ref) of sampled tokens, one by one, never negative (Schulman's k3, as in GRPO).
+    r"""Estimate KL(pi_theta || pi_ref) per sampled token, never negative (Schulman's k3, as in GRPO).
 
         k = pi_ref / pi_theta - log(pi_ref / pi_theta) - 1
 

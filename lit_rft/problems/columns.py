@@ -55,7 +55,7 @@ class Columns:
             if name not in FIELDS:
                 raise ValueError(f"columns has {name!r}, expected {', '.join(FIELDS)}{did_you_mean(name, FIELDS)}")
         self._names: dict[str, None] = {}  # columns of all rows, in order
-        self._found: dict[str, dict[str, None]] = {name: {} for name in FIELDS}
+        self._used_columns: dict[str, dict[str, None]] = {name: {} for name in FIELDS}
         self._present: set[str] = set()  # mapped fields whose column is in some row, with or without a value
 
     def see(self, row: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Columns:
                 continue
             self._present.add(name)
             if not is_empty(value):
-                self._found[name][column] = None
+                self._used_columns[name][column] = None
                 return column, value
             first = first if first[0] else (column, value)
         return first
@@ -125,16 +125,18 @@ class Columns:
                     f"{did_you_mean(column, names)}"
                 )
         self._check_spelling(path)
-        used = {column.partition(".")[0] for columns in self._found.values() for column in columns}
-        found = [f"{name} from {' and '.join(columns)}" for name, columns in self._found.items() if columns]
+        used = {column.partition(".")[0] for columns in self._used_columns.values() for column in columns}
+        used_fields = [
+            f"{name} from {' and '.join(columns)}" for name, columns in self._used_columns.items() if columns
+        ]
         others = [name for name in names if name not in used and name not in OWN_COLUMNS]
         logger.info("%s: %s; other columns, for reward functions only: %s",
-                    path, ", ".join(found), ", ".join(others) or "none")  # fmt: skip
+                    path, ", ".join(used_fields), ", ".join(others) or "none")  # fmt: skip
 
     def _check_spelling(self, path: str) -> None:
         """Refuse a file in which an optional field would be lost because its column is misspelt."""
         for field, known in FIELDS.items():
-            if self._found[field] or field in self.mapping:
+            if self._used_columns[field] or field in self.mapping:
                 continue
             for name in self._names:
                 near = None if name.lower() in _ALL_NAMES else nearest(name, known)

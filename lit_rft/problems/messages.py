@@ -177,4 +177,4 @@ def _joins_texts(literal: str) -> bool:
     """Whether texts stand side by side without a comma, as numpy writes a list: Python would make one of them."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(literal).readline)]
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
-    return any(one == other == tokenize.STRING for one, other in itertools.pairwise(kinds))
+    return any(first == second == tokenize.STRING for first, second in itertools.pairwise(kinds))

@@ -122,14 +122,14 @@ def _linear(node: ast.expr) -> tuple[int, int]:
 def _gcd(entry: dict[str, Any]) -> str:
     """Euclid: the larger is divided by the smaller, and the remainder takes its place, until nothing remains."""
     numbers, lines = entry["metadata"]["numbers"], []
-    found = numbers[0]
+    gcd = numbers[0]
     for number in numbers[1:]:
-        large, small = max(found, number), min(found, number)
+        large, small = max(gcd, number), min(gcd, number)
         while small:
             lines.append(f"{large} = {large // small} * {small} + {large % small}")
             large, small = small, large % small
-        found = large
-    return "\n".join([*lines, ANSWER.format(found)])
+        gcd = large
+    return "\n".join([*lines, ANSWER.format(gcd)])
 
 
 def _number_sequence(entry: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Verifiable rewards. What a model wrote is parsed in processes that can be killed."""
+"""Verifiable rewards: model output is parsed in killable worker processes."""
 
 from typing import TYPE_CHECKING
 

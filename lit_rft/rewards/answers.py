@@ -22,7 +22,7 @@ _WEAK_ANCHOR = re.compile(
     r"|\b(?:we get|we have|gives us|equals)\b\s*",
     re.IGNORECASE,
 )
-# "if the answer is 5", "I doubt that the answer is 5": nothing is answered there
+# hedges such as "if the answer is 5" or "I doubt that the answer is 5" assert no answer
 _HEDGE = re.compile(
     r"\b(?:if|whether|unless|suppose|assuming|assume|doubt|unsure|not sure|unlikely|isn't|don't know|not know|cannot"
     r"|can't)\b"
@@ -60,8 +60,9 @@ def find_answer(text: str, lenient: bool = False) -> list[str]:
     anchored = _after_anchor(text, _ANCHOR)
     if anchored:
         return anchored
-    whole = text.strip()
-    readings = [whole] if whole and "\n" not in whole and len(whole) <= MAX_LINE // 4 else []  # nothing but an answer
+    stripped = text.strip()
+    is_short_line = stripped and "\n" not in stripped and len(stripped) <= MAX_LINE // 4
+    readings = [stripped] if is_short_line else []
     if lenient:
         readings += (_after_anchor(text, _WEAK_ANCHOR) or []) + _last_number(text)
     return readings
@@ -72,7 +73,7 @@ def _last_mark(text: str, lenient: bool) -> list[str] | None:
     tags = list(_TAGS.finditer(text))
     tag = tags[-1] if tags else None
     boxes = [match for match in _BOX.finditer(text) if tag is None or match.start() > tag.end()]
-    found: list[tuple[int, int, str]] = []
+    matches: list[tuple[int, int, str]] = []
     for number, match in enumerate(reversed(boxes[-12:])):
         content, end = _box_content(text, match.end())
         if content is None:
@@ -81,11 +82,11 @@ def _last_mark(text: str, lenient: bool) -> list[str] | None:
             continue
         if not content.strip() or content.strip(". ") == "" or content.strip() == r"\ldots":
             continue
-        if found and not _is_joint(text[end : found[-1][0]]):
+        if matches and not _is_joint(text[end : matches[-1][0]]):
             break
-        found.append((match.start(), end, content))
-    if found:
-        texts = list(dict.fromkeys(content for _, _, content in reversed(found)))
+        matches.append((match.start(), end, content))
+    if matches:
+        texts = list(dict.fromkeys(content for _, _, content in reversed(matches)))
         return [texts[0] if len(texts) == 1 else ", ".join(_strip_box(part) for part in texts)]
     if tag is not None:
         return _last_mark(tag.group(1), lenient) or _after_anchor(tag.group(1), _ANCHOR) or [tag.group(1).strip()]
@@ -135,7 +136,7 @@ def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
 
 
 def _asserts(text: str, anchor: re.Match[str]) -> bool:
-    """Whether an anchor says what the answer is: neither under a condition nor as a question."""
+    """Whether an anchor asserts an answer, neither conditional nor a question."""
     end = _SENTENCE_END.search(text[anchor.end() : anchor.end() + MAX_LINE].split("\n")[0])
     return not (_is_hedged(text, anchor.start()) or (end and end.group() == "?"))
 
@@ -173,5 +174,5 @@ def _last_number(text: str) -> list[str]:
     math, number, letter = (last.get(pattern) for pattern in (_MATH, _NUMBER, _LETTER))
     if math and number and math.end() < number.start():
         math = None
-    found = [match for match in (math or number, letter) if match is not None]
-    return [next((group for group in match.groups() if group is not None), match.group()) for match in found]
+    matches = [match for match in (math or number, letter) if match is not None]
+    return [next((group for group in match.groups() if group is not None), match.group()) for match in matches]

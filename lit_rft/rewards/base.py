@@ -1,4 +1,4 @@
-"""Sums of reward functions, and what reward functions count."""
+"""Weighted sums of reward functions, and their metrics."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lit_rft.rewards.calling import RewardError, RewardFunction, check_reward, c
 
 
 class RewardSum:
-    """Several reward functions, each with a weight.
+    """Weighted sum of reward functions.
 
     Args:
-        functions: in either form of `compute_rewards`. One that returns None for a completion does not apply to it and
-            adds nothing; at least one must apply.
+        functions: with either signature of `compute_rewards`. None for a completion means not applicable and adds 0;
+            at least one function must be applicable.
         weights: one per function; null for all 1.
 
     Raises:
@@ -59,7 +59,7 @@ class RewardSum:
         return total
 
     def metrics(self) -> dict[str, float]:
-        """Counts of all functions, added up."""
+        """Return the summed counts of all functions."""
         counts: dict[str, float] = {}
         for function in self.functions:
             for name, value in reward_metrics(function).items():
@@ -67,24 +67,24 @@ class RewardSum:
         return counts
 
     def reward_settings(self) -> list[Any]:
-        """Its parts, each with its weight."""
+        """Return the settings of all functions, each with its weight."""
         parts = zip(self.functions, self.weights, strict=True)
         return [[describe_reward(function), float(weight)] for function, weight in parts]
 
     def close(self) -> None:
-        """End what the functions keep running."""
+        """Stop the worker processes of all functions."""
         for function in self.functions:
             getattr(function, "close", lambda: None)()
 
 
 def describe_reward(function: RewardFunction) -> dict[str, Any]:
-    """Name a reward function, with its settings where it tells them (`reward_settings`)."""
+    """Return a reward function's name, and its settings if it has `reward_settings`."""
     settings = getattr(function, "reward_settings", None)
     return {"name": reward_name(function), "settings": settings() if settings is not None else None}
 
 
 def reward_metrics(function: RewardFunction) -> dict[str, float]:
-    """Counts of a reward function's last call, always by the same names; nothing for a plain function."""
+    """Return the counts of a reward function's last call, with constant names; empty for a plain function."""
     metrics = getattr(function, "metrics", None)
     counts: dict[str, float] = metrics() if metrics is not None else {}
     return counts

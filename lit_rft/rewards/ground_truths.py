@@ -90,7 +90,7 @@ def warn_of_unearnable(problems: Sequence[WithGroundTruth], reward: Any) -> list
 
 def _math_reward(reward: Any) -> MathReward | None:
     if isinstance(reward, RewardSum):
-        return next((found for part in reward.functions if (found := _math_reward(part)) is not None), None)
+        return next((reward_part for part in reward.functions if (reward_part := _math_reward(part)) is not None), None)
     return reward if isinstance(reward, MathReward) else None
 
 

@@ -19,8 +19,8 @@ class MathReward:
             release); else look at all of the completion.
         num_workers: processes.
         time_limit: seconds of CPU time for one answer.
-        lenient: also accept an answer that nothing marks as one, such as the last number; see `answers.find_answer`.
-        wall_limit: seconds by the clock for one answer; generous, as a busy machine is slow.
+        lenient: also accept unmarked answers, such as the last number; see `answers.find_answer`.
+        wall_limit: wall-clock seconds for one answer; generous, because a busy machine is slow.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class MathReward:
 
 def text_after_thinking(text: str, mark: str = "</think>") -> str | None:
     """Get what follows the first mark; None without one."""
-    _, found, rest = text.partition(mark)
-    return rest if found else None
+    _, separator, rest = text.partition(mark)
+    return rest if separator else None
 
 
 def _ground_truth(row: Mapping[str, Any]) -> str:

@@ -143,10 +143,10 @@ def same_number(gold: Number, answer: Number) -> bool:
     return percent.value == other.value or _close(percent._replace(value=percent.value / 100), other)
 
 
-def _close(one: Number, other: Number) -> bool:
-    if one.value == other.value:
+def _close(first: Number, second: Number) -> bool:
+    if first.value == second.value:
         return True
-    short, long = sorted((one, other), key=lambda number: 10**6 if number.decimals is None else number.decimals)
+    short, long = sorted((first, second), key=lambda number: 10**6 if number.decimals is None else number.decimals)
     if short.decimals is None or abs(short.value) * 10**short.decimals < 10**5:
         return False
     unit = Fraction(1, 10**short.decimals)
@@ -154,4 +154,4 @@ def _close(one: Number, other: Number) -> bool:
     if long.is_fraction and long.value * short.value > 0 and 0 <= difference < unit:
         return True  # cut off instead of rounded
     longer = long.is_fraction or (long.decimals is not None and long.decimals > short.decimals)
-    return longer and abs(one.value - other.value) <= unit / 2
+    return longer and abs(first.value - second.value) <= unit / 2

@@ -34,7 +34,7 @@ class VerifierPool:
     Args:
         num_workers: processes.
         time_limit: seconds of CPU time for one answer.
-        wall_limit: seconds by the clock for one answer, for a process that waits instead of computing; generous.
+        wall_limit: wall-clock seconds for one answer, for a process that waits instead of computing; generous.
         memory_limit: bytes of address space of each process.
         max_characters: characters of a completion's end that are read; the final answer stands last.
         lenient: see `answers.find_answer`.

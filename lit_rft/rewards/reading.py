@@ -75,9 +75,9 @@ def _unwrap(text: str) -> str:
             inner = text[len(left) : len(text) - len(right)]
             if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
                 text = inner.strip()
-        whole = _TEXT_GROUP.fullmatch(text)
-        if whole and re.search(r"\d", whole.group(1)):
-            text = whole.group(1).strip()
+        match = _TEXT_GROUP.fullmatch(text)
+        if match and re.search(r"\d", match.group(1)):
+            text = match.group(1).strip()
         if text.count("**") == 1:  # half of a pair that the cut left
             text = text.strip("*").strip()
         text = re.sub(r"(?:__|`)$", "", text)

@@ -130,9 +130,9 @@ def _same_value(expected: str, given: str) -> bool:
     if len(names) == 2 and names[0] != names[1]:
         return False
     expected, given = _MEMBER.sub("", expected), _MEMBER.sub("", given)
-    one, other = as_number(expected), as_number(given)
-    if one is not None and other is not None:
-        return same_number(one, other)
+    expected_number, given_number = as_number(expected), as_number(given)
+    if expected_number is not None and given_number is not None:
+        return same_number(expected_number, given_number)
     expected, given = strip_unit(expected), strip_unit(given)
     if not given or words_in(expected) != words_in(given):
         return False
@@ -162,7 +162,7 @@ def _same_mathematics(expected: str, given: str) -> bool:
     if not gold or not answer:
         return False
     right = verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
-    return bool(right) and not any(_differ(one, other) for one, other in zip(gold, answer, strict=False))
+    return bool(right) and not any(_differ(first, second) for first, second in zip(gold, answer, strict=False))
 
 
 def _parse(text: str) -> list[Any]:
@@ -184,7 +184,7 @@ def _differ(gold: Any, answer: Any) -> bool:
     """Whether two expressions that Math-Verify takes for equal differ after all: it rounds at a fixed decimal place."""
     pairs = _parts(gold, answer)
     try:
-        return pairs is not None and any(_numbers_differ(one, other) for one, other in pairs)
+        return pairs is not None and any(_numbers_differ(first, second) for first, second in pairs)
     except (TypeError, ValueError, AttributeError, NotImplementedError):  # no values to compare
         return False
 
@@ -208,19 +208,19 @@ def _is_real_number(part: Any) -> bool:
     return bool(getattr(part, "is_number", False) and getattr(part, "is_real", False))
 
 
-def _numbers_differ(one: Any, other: Any) -> bool:
+def _numbers_differ(first: Any, second: Any) -> bool:
     """Compare two expressions by value, at an arbitrary point if they have variables."""
-    if isinstance(one, Eq) and isinstance(other, Eq) and one.lhs == other.lhs:
-        one, other = one.rhs, other.rhs
-    if not all(isinstance(part, Expr) for part in (one, other)):
+    if isinstance(first, Eq) and isinstance(second, Eq) and first.lhs == second.lhs:
+        first, second = first.rhs, second.rhs
+    if not all(isinstance(part, Expr) for part in (first, second)):
         return False
-    names = sorted({symbol.name for part in (one, other) for symbol in part.free_symbols})
+    names = sorted({symbol.name for part in (first, second) for symbol in part.free_symbols})
     point = {name: Rational(1009 + 271 * i, 997) for i, name in enumerate(names)}
     values = []
-    for part in (one, other):
+    for part in (first, second):
         value = part.subs({symbol: point[symbol.name] for symbol in part.free_symbols}).doit().evalf(30)
         if not getattr(value, "is_number", False) or not value.is_finite:
             return False
         values.append(value)
-    tolerance = _DECIMAL_TOLERANCE if one.atoms(Float) or other.atoms(Float) else _TOLERANCE
+    tolerance = _DECIMAL_TOLERANCE if first.atoms(Float) or second.atoms(Float) else _TOLERANCE
     return bool(abs(values[0] - values[1]) > tolerance * max(abs(values[0]), abs(values[1])))

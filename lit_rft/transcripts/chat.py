@@ -110,7 +110,7 @@ class ChatFormat:
         markup = self._markup if template is None else self._markup_of(template)
         contents, roles = [message["content"] for message in messages], [message["role"] for message in messages]
         # a template may drop the thoughts of earlier answers, but nothing of what a model is told
-        ids = markup.encode(write, contents, whole=[i for i, role in enumerate(roles) if role != "assistant"])
+        ids = markup.encode(write, contents, protected=[i for i, role in enumerate(roles) if role != "assistant"])
         return [self.tokenizer.bos_token_id, *ids] if plain and _adds_bos(self.tokenizer) else ids
 
     def _markup_of(self, template: str) -> Markup:

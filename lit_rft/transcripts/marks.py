@@ -51,7 +51,7 @@ class Markup:
         return marks
 
     def encode(
-        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], *, whole: Collection[int] = ()
+        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], *, protected: Collection[int] = ()
     ) -> list[int]:
         """Encode a text made of structure and content.
 
@@ -62,7 +62,7 @@ class Markup:
         Args:
             write: makes the text from its contents.
             contents: what comes from elsewhere (data, environments, other models).
-            whole: indices of contents from which a template may take no marks of thinking: some make `<>` of
+            protected: indices of contents from which a template may take no marks of thinking: some make `<>` of
                 `</think>` in an instruction.
 
         Raises:
@@ -71,12 +71,14 @@ class Markup:
         pattern = self._pattern
         if pattern is None or not any(map(pattern.search, contents)):
             text = write(contents)
-            if not any(_THINKING.search(contents[i]) for i in whole) or _has_all([contents[i] for i in whole], text):
+            if not any(_THINKING.search(contents[i]) for i in protected) or _has_all(
+                [contents[i] for i in protected], text
+            ):
                 ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
                 return ids
         if self._separating is None:
             self._separating = _SeparatingEncoder(self._tokenizer, self.ids)
-        return self._separating.encode(write, contents, whole)
+        return self._separating.encode(write, contents, protected)
 
 
 class _SeparatingEncoder:
@@ -110,7 +112,7 @@ class _SeparatingEncoder:
         self._protected = re.compile("|".join(p.pattern for p in (self._structural, _THINKING) if p), re.IGNORECASE)
 
     def encode(
-        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], whole: Collection[int]
+        self, write: Callable[[Sequence[str]], str], contents: Sequence[str], protected: Collection[int]
     ) -> list[int]:
         marks: list[str] = []
 
@@ -119,7 +121,7 @@ class _SeparatingEncoder:
             return self._hidden.format(len(marks) - 1)
 
         hidden = [
-            (self._protected if index in whole else self._structural or self._protected).sub(hide, content)
+            (self._protected if index in protected else self._structural or self._protected).sub(hide, content)
             for index, content in enumerate(contents)
         ]
         text = write(hidden)

@@ -12,7 +12,7 @@ NAMED = ("chat", "think")
 
 
 class PromptFormat:
-    """How problems are put to a model, by name.
+    """Format of prompts, by name.
 
     `chat`: the problem's messages through the tokenizer's chat template (a plain `Role: text` form without one).
     `think`: the same, and the completion begins inside an opened `<think>` (LUFFY's release: its reward looks at what
@@ -34,9 +34,9 @@ class PromptFormat:
         self.end_of_turn_id = self.chat.end_of_turn_id
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids up to where the completion begins."""
-        own = None if self.template in NAMED else self.template
-        return self.chat.prompt(messages, template=own, opening=THINK if self.template == "think" else "")
+        """Return the ids of the prompt, including the generation prompt."""
+        jinja_template = None if self.template in NAMED else self.template
+        return self.chat.prompt(messages, template=jinja_template, opening=THINK if self.template == "think" else "")
 
     @cached_property
     def _opens_thinking(self) -> bool:
@@ -51,7 +51,7 @@ class PromptFormat:
         return self.chat.utterance(text)
 
     def text(self, completion_ids: list[int]) -> str:
-        """What a completion says; with `think`, its thinking begins at once."""
+        """Decode a completion; with `think`, the reasoning starts at its first token."""
         return self.chat.text(completion_ids)
 
 

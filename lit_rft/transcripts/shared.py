@@ -1,4 +1,4 @@
-"""Completions of one prompt in one row: the prompt is read once."""
+"""Shared prompts: all completions of a prompt in one row, with one prefill."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from lit_rft.transcripts.transcript import Transcript
 
 
 def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> TranscriptBatch:
-    """One row a prompt: its tokens, then each completion's, which see the prompt and themselves (`segments`).
+    """Collate one row per prompt: its tokens, then each completion, which attends to the prompt and itself.
 
     Args:
         rows: transcripts of one decision each, those of a row with the same prompt.

@@ -40,11 +40,11 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._knows_system: bool | None = None
         self._refusal = "it leaves the message out"
-        first, said = {"role": "user", "content": "first"}, {"role": "assistant", "content": _ASSISTANT}
+        first, answer = {"role": "user", "content": "first"}, {"role": "assistant", "content": _ASSISTANT}
         # blanks around it show whether the template strips
         second = {"role": "user", "content": f" \n{_USER}\n "}
-        self._finished = self._try([first, said], generation=False)
-        self._continued = self._try([first, said, second])
+        self._finished = self._try([first, answer], generation=False)
+        self._continued = self._try([first, answer, second])
         self._single = self._try([second])
 
     @property
