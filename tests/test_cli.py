@@ -10,6 +10,7 @@ import docstring_parser
 import pytest
 
 from lit_rft import callbacks, datamodules
+from lit_rft.agents import HierarchyPrompts
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.generation import SamplingSettings, ServerSettings
@@ -28,7 +29,6 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.transcripts import HierarchyPrompts
 
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"

@@ -10,7 +10,9 @@ from command import main
 from plugins.thinking_agent import ThinkingAgent
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_episode
+from tiny_env import CorridorProtocol
 
+from lit_rft.envs.protocols import PROTOCOLS
 from lit_rft.episodes import read_episodes, write_episodes
 
 AGENT = {"class_path": "plugins.thinking_agent.ThinkingAgent", "init_args": {"max_length": 900}}
@@ -54,11 +56,13 @@ def test_it_trains_on_stored_episodes(tiny_model_folder: Path, tmp_path: Path) -
     assert checkpoint["agent"] == {**AGENT, "init_args": settings} == checkpoint["hyper_parameters"]["agent"]
 
 
-def test_it_trains_on_episodes_that_it_plays(tiny_model_folder: Path, tmp_path: Path) -> None:
-    protocol = {"class_path": "tiny_env.CorridorProtocol"}
+def test_it_trains_on_episodes_that_it_plays(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "corridor", CorridorProtocol())
     model = {"objective": {"group_size": 2}, "exploration": {"max_new_tokens": 6, "temperature": 1.0}}
     fit = command(
-        tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, protocol=protocol,
+        tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, protocol="corridor",
         data_dir=str(tmp_path), train_variations=2,
     )  # fmt: skip
     main(["fit", *fit])
