@@ -99,7 +99,7 @@ def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any]
     for rows in given:
         profile = functools.partial(decode_profile, model, rows, context)  # without graphs, whose launch is one
         kit.measure(f"profile of an eager step, {rows} rows", profile, at_least)
-    for rows, some in given.items():
+    for rows, prompts in given.items():
         name = f"generate with a static cache, {rows} rows"
         kit.measure(name, lambda prompts=prompts: by_generate(model, prompts, new, "static"), at_least)
 
