@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
+
+from lit_rft.testing import save_tiny_model
 
 # Tiny tensors gain nothing from a second thread, and lose a lot when the cores are busy.
 torch.set_num_threads(1)
@@ -13,11 +14,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with its tokenizer, as a folder that `from_pretrained` loads."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer = make_tokenizer()
-    make_model(vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model, with_adapters
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.models import layouts
 from lit_rft.models.backbone import output_logits
+from lit_rft.testing.tiny import make_groups, make_model, with_adapters
 from lit_rft.transcripts import collate_shared
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -8,14 +8,14 @@ import lightning as L
 import pytest
 import torch
 from every_stage import ACTING, STAGES, make
-from tiny import let_adapters_act, make_groups, make_model, with_adapters
-from tiny_stage import fit, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
 from lit_rft.generation import ConversationGenerator, SamplingSettings, sample_groups
 from lit_rft.models.backbone import final_hidden_states, output_logits
 from lit_rft.models.layouts import batch_hidden_states, can_pack, can_share_prompts
 from lit_rft.models.merging import MergedWeights
+from lit_rft.testing.tiny import let_adapters_act, make_groups, make_model, with_adapters
+from lit_rft.testing.tiny_stage import fit, make_stage, trained
 from lit_rft.transcripts import collate_packed, collate_padded, collate_shared
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_tokenizer
-from tiny_env import LENGTH, CorridorEnv, CorridorProtocol
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.protocols import episode_jobs
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.generation import Completion, SamplingSettings
+from lit_rft.testing.corridor import LENGTH, CorridorEnv, CorridorProtocol
+from lit_rft.testing.tiny import make_tokenizer
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, flat_transcripts, hierarchy_transcripts
 
 PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")

@@ -4,10 +4,10 @@ import random
 from typing import Any
 
 import pytest
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import ContextFullError, FlatAgent, HierarchicalAgent
 from lit_rft.generation import Completion, SamplingSettings
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,

@@ -4,11 +4,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tiny import make_episode, make_tokenizer
-from tiny_env import CorridorEnv, CorridorProtocol
 
 from lit_rft.datamodules import JobLoader, StepLoader
 from lit_rft.envs.protocols import episode_jobs
+from lit_rft.testing.corridor import CorridorEnv, CorridorProtocol
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, StepBatch, Transcript, hierarchy_transcripts
 
 

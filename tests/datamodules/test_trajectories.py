@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_episode
-from tiny_env import CorridorProtocol
 
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
+from lit_rft.testing.corridor import CorridorProtocol
+from lit_rft.testing.tiny import make_episode
 
 
 def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:

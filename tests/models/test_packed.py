@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, make_model, with_adapters
 from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import MergedWeights
 from lit_rft.models.packed import Exchanged, PackedProducts
+from lit_rft.testing.tiny import SHAPES, make_model, with_adapters
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),

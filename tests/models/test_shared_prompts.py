@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model, with_adapters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rft.models import attention, layouts, shared_attention, utterance_log_probs
 from lit_rft.models.backbone import load_backbone
 from lit_rft.models.layouts import can_share_prompts
+from lit_rft.testing.tiny import make_groups, make_model, with_adapters
 from lit_rft.transcripts import (
     TranscriptBatch,
     collate_padded,

@@ -6,12 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
 from lit_rft.models import LoraSettings, blockwise_attention, fused, shared_attention, utterance_log_probs
 from lit_rft.models.backbone import add_lora, leave_casting_to_autocast
 from lit_rft.models.packed import multiplies_bf16
+from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 pytestmark = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")

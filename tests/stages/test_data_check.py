@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_model, make_tokenizer
-from tiny_env import CorridorProtocol
-from tiny_stage import PROMPTS, fit, make_loader, make_offline, make_stage
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
@@ -19,6 +16,9 @@ from lit_rft.datamodules import (
     PromptLoader,
     TrajectoryDataModule,
 )
+from lit_rft.testing.corridor import CorridorProtocol
+from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import PROMPTS, fit, make_loader, make_offline, make_stage
 from lit_rft.transcripts import HierarchyPrompts
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 

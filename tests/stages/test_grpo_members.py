@@ -6,13 +6,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, fit
 
 from lit_rft.datamodules import Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.testing.tiny_stage import ADAPTERS, fit
 from lit_rft.transcripts import PromptFormat
 
 VARIED = SamplingSettings(12, 1.0, stop_token_ids=tuple(range(100, 160)))  # completions of different lengths

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.testing.corridor import CorridorProtocol
+from lit_rft.testing.tiny_stage import ADAPTERS, PROMPTS, differs, fit, speak_out, trained, updated
 
 ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
 

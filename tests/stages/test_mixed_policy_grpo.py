@@ -8,8 +8,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
-from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import MathPromptDataModule, Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
@@ -24,6 +22,8 @@ from lit_rft.stages import (
     PolicySettings,
 )
 from lit_rft.stages import mixed_policy_grpo as grpo_module
+from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 from lit_rft.transcripts import PromptFormat, shared_step_batch
 
 

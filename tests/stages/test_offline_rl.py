@@ -6,11 +6,21 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, SPLITS, differs, fit, make_loader, make_offline, make_stage, trained, updated
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
 from lit_rft.stages import CriticSettings, NonFiniteLossError, OptimizerSettings
+from lit_rft.testing.tiny_stage import (
+    ADAPTERS,
+    SPLITS,
+    differs,
+    fit,
+    make_loader,
+    make_offline,
+    make_stage,
+    trained,
+    updated,
+)
 from lit_rft.transcripts import LEVELS
 
 

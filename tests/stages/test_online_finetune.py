@@ -8,9 +8,6 @@ import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import make_episode
-from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -26,6 +23,9 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.corridor import CorridorProtocol
+from lit_rft.testing.tiny import make_episode
+from lit_rft.testing.tiny_stage import ADAPTERS, PROMPTS, differs, fit, make_loader, make_stage, trained
 
 ACTING = ActingSettings(SamplingSettings(6), max_length=900, subgoal_steps=2, parallel_episodes=2)
 ONLINE = {

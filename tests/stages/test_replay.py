@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.stages.replay import EpisodeReplay
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, add_outcomes, hierarchy_transcripts
 
 

@@ -8,14 +8,14 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_env import CorridorProtocol
-from tiny_stage import ADAPTERS, PROMPTS, make_stage
 
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
+from lit_rft.testing.corridor import CorridorProtocol
+from lit_rft.testing.tiny_stage import ADAPTERS, PROMPTS, make_stage
 from lit_rft.transcripts import HierarchyPrompts
 
 ACTING = ActingSettings(SamplingSettings(6, 1.0), max_length=900, subgoal_steps=2, parallel_episodes=2)

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.episodes import Episode, Outcome, Subgoal
 from lit_rft.episodes.subgoals import condition_text
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import (
     ChatFormat,
     HierarchyPrompts,

@@ -1,8 +1,8 @@
 """Transcripts: masks, decisions, truncation at whole turns."""
 
 import pytest
-from tiny import make_episode, make_tokenizer
 
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, Transcript, flat_transcripts, hierarchy_transcripts
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from tiny import let_adapters_act, make_episode
 
 from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
@@ -18,6 +17,7 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.tiny import let_adapters_act, make_episode
 from lit_rft.transcripts import ChatFormat, HierarchyPrompts, add_outcomes, flat_transcripts, hierarchy_transcripts
 
 PROMPTS = HierarchyPrompts(high="Plan.", low="Act.", flat="Act.")
@@ -32,6 +32,14 @@ ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear
 
 
 def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int = 0, **options: Any) -> HierarchicalSFT:
+    """Make a stage of supervised fine-tuning on a tiny model.
+
+    Args:
+        model: the folder of `save_tiny_model`.
+        lora: the adapters; None trains all weights.
+        seed: of the adapters' start.
+        **options: of the stage.
+    """
     optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
     policy = PolicySettings(model=str(model), lora=lora, **options.pop("policy", {}))
     L.seed_everything(seed, verbose=False)
@@ -39,7 +47,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
 
 
 def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
-    """As `make_stage`, with critics."""
+    """Make a stage of offline RL: as `make_stage`, with critics."""
     lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
     settings = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
@@ -53,6 +61,15 @@ def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierar
 def make_loader(
     model: Path, *, hierarchy: bool = True, episodes: int = 6, outcomes: bool = False, **options: Any
 ) -> StepLoader:
+    """Make a data loader of made-up episodes for the stages here.
+
+    Args:
+        model: the folder of `save_tiny_model`, for its tokenizer.
+        hierarchy: transcripts of both levels, or of one policy without levels.
+        episodes: how many.
+        outcomes: with rewards and ends, which offline RL needs; every other episode is then cut by a time limit.
+        **options: of the loader.
+    """
     chat = ChatFormat(load_tokenizer(str(model)))
     make = hierarchy_transcripts if hierarchy else flat_transcripts
     transcripts = []
@@ -68,6 +85,16 @@ def make_loader(
 
 
 def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
+    """Train a stage for some optimiser steps on the CPU, writing nothing.
+
+    Args:
+        stage: to be trained.
+        loader: its data.
+        steps: optimiser steps.
+        **options: of the trainer, `callbacks=[...]` for example.
+
+    Returns: The trainer after the last step.
+    """
     settings = {
         "max_steps": steps,
         "max_epochs": -1,
