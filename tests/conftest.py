@@ -19,9 +19,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
-# What starts processes, simulators or a connection. A test belongs to `make test-fast` unless its file has one of these.
+# What starts processes, simulators or a connection: a file with one of these is left out of `make test-fast`.
 STARTS_PROCESSES = re.compile(
-    r"\b(subprocess|socket|multiprocessing|in_processes|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
+    r"\b(subprocess|socket|multiprocessing|\w+_in_processes|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
     r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_envs)\b"
 )
 
@@ -45,6 +45,6 @@ def no_processes_in_fast_tests(request: pytest.FixtureRequest, monkeypatch: pyte
         return
 
     def refuse(self: object, args: object, *rest: object, **options: object) -> None:
-        pytest.fail(f"a fast test starts the process {args!r}: add what tells so to STARTS_PROCESSES in tests/conftest.py")
+        pytest.fail(f"a fast test starts {args!r}: add what tells so to STARTS_PROCESSES in tests/conftest.py")
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
