@@ -7,7 +7,7 @@ READY := .venv/.ready
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint typecheck wheel-test bench
+.PHONY: help demo test test-fast test-slow lint typecheck wheel-test mutants bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play b
 
 test: $(READY)  ## set up .venv and run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## for everyday work: the tests that start no process and no simulator
+	$(BIN)/python -m pytest -m "not slow and not processes"
 
 test-slow: $(READY)  ## the tests that take more than 20 seconds each
 	$(BIN)/python -m pytest -m slow
@@ -33,6 +36,9 @@ typecheck: $(READY)  ## mypy over the library
 
 wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
 	$(BIN)/python -m pytest tests/test_packaging.py
+
+mutants: $(READY)  ## break the library in 150 small ways and count what the tests notice (hours; it can be interrupted)
+	$(BIN)/python tools/mutants.py
 
 bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -104,10 +104,12 @@ class MathPromptDataModule(ResumableDataModule):
         self._check_ground_truths()
 
     def _check_ground_truths(self) -> None:
-        """Warn of ground truths that the stage's reward can give nothing for."""
-        if self.trainer is not None and self.trainer.is_global_zero:
-            reward = getattr(self.trainer.lightning_module, "reward", None)
-            warn_of_unearnable([prompt.problem for prompts in self._prompts.values() for prompt in prompts], reward)
+        """Warn of ground truths that the stage's reward, or its verifier in evaluation, can give nothing for."""
+        if self.trainer is None or not self.trainer.is_global_zero:
+            return
+        for name, grader in (("train", "reward"), ("eval", "verifier")):
+            if problems := [prompt.problem for prompt in self._prompts.get(name, [])]:
+                warn_of_unearnable(problems, getattr(self.trainer.lightning_module, grader, None))
 
     def _problems(
         self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, PLAYER, make_loader, make_offline, make_stage
 
 from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
@@ -24,6 +22,8 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, make_loader, make_offline, make_stage
 from lit_rft.transcripts import PromptFormat
 
 STAGES = ["sft", "offline_rl", "online", "grpo", "episodes"]

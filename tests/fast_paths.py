@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from tiny import let_adapters_act, make_groups, make_model
 from torch import Tensor
 
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.lora import add_lora
+from lit_rft.testing.tiny import let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 GROUPS = make_groups()

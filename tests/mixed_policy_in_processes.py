@@ -6,8 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule
@@ -24,6 +22,8 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 
 def vowels(completions: Any, rows: Any) -> list[float]:

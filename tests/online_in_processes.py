@@ -5,8 +5,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -20,6 +18,8 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 
 def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:

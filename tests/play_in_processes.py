@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from tiny_env import CorridorSuite
-from tiny_stage import PLAYER, make_stage, make_strategy
 
 from lit_rft.callbacks import CompletionFiles, EpisodeFiles
 from lit_rft.datamodules import MathPromptDataModule, TrajectoryDataModule
 from lit_rft.generation import SamplingSettings
 from lit_rft.problems import Problem, write_problems
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO, PolicySettings
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import PLAYER, make_stage, make_strategy
 
 
 def vowels(completions: Any, rows: Any) -> list[float]:
@@ -40,7 +40,7 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     file = [str(folder / "problems.jsonl")]
     sampling = SamplingSettings(8, 1.0)
     stage = MixedPolicyGRPO(
-        PolicySettings(model=model, lora=None, start_from=adapter), sampling=sampling, reward=vowels,
+        PolicySettings(model=model, lora=None, start_from=adapter), sampling=sampling, reward=vowels, verifier=vowels,
         answering=AnsweringSettings(sampling=sampling, answers=3),
     )  # fmt: skip
     return stage, MathPromptDataModule(model, file, eval_files=file, eval_batch_size=2), CompletionFiles()

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model, with_adapters
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.models.accel.shared_prompts import shared_prompt_masks
 from lit_rft.models.backbone import output_logits
 from lit_rft.models.forward import hidden_states
+from lit_rft.testing.tiny import make_groups, make_model, with_adapters
 from lit_rft.transcripts import collate_shared
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -157,3 +157,20 @@ def test_every_field_has_help(thing: Any) -> None:
     documented = {p.arg_name for doc in docs for p in doc.params if p.description}
     parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs", "stage", "trajectories"}
     assert parameters <= documented
+
+
+def test_the_paper_scale_configs_have_their_releases_settings(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def built(name: str) -> Any:
+        model = ("--model.init_args.policy.model", str(tiny_model_folder))
+        return build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
+
+    glider = built("glider/scienceworld/llama3_8b.yaml")
+    lora = glider.model.policy_settings.lora
+    assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.05)
+    assert set(lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert glider.model.optimizer_settings.learning_rate == 1e-4
+    assert (glider.trainer.max_epochs, glider.datamodule.batch_size, glider.trainer.num_devices) == (5, 32, 8)
+    luffy = built("luffy/openr1_math.yaml")
+    assert luffy.model.policy_settings.lora is None and luffy.model.optimizer_settings.learning_rate == 1e-6
+    assert (luffy.datamodule.batch_size, luffy.trainer.num_devices) == (128, 8)
+    assert luffy.model.verifier is luffy.model.reward  # its `after_thinking` holds in evaluation, too

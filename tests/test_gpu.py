@@ -8,8 +8,6 @@ import lightning as L
 import pytest
 import torch
 from every_stage import ACTING, STAGES, make
-from tiny import let_adapters_act, make_groups, make_model, with_adapters
-from tiny_stage import fit, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
 from lit_rft.generation import ConversationGenerator, SamplingSettings, graphs, sample_groups
@@ -17,6 +15,8 @@ from lit_rft.models.accel import can_pack, can_share_prompts
 from lit_rft.models.backbone import final_hidden_states, output_logits
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.merging import MergedWeights
+from lit_rft.testing.tiny import let_adapters_act, make_groups, make_model, with_adapters
+from lit_rft.testing.tiny_stage import fit, make_stage, trained
 from lit_rft.transcripts import collate_packed, collate_padded, collate_shared
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import make_episode
 
 from lit_rft.callbacks.episodes import score_table
 from lit_rft.metrics import COLUMNS, AnswerMetrics, EpisodeMetrics, pass_at_k
+from lit_rft.testing.tiny import make_episode
 
 
 def _episode(task: str, score: float, reason: str = "step_limit", steps: int = 2, valid: int = 1) -> Any:

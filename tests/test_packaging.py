@@ -149,7 +149,7 @@ def test_pins_are_free_of_cuda() -> None:
     assert re.search(r"^torch==2\.13\.0$", text, flags=re.MULTILINE)
 
 
-LAZY = ("callbacks", "datamodules", "models", "rewards", "stages")
+LAZY = ("callbacks", "datamodules", "models", "rewards", "stages", "testing")
 
 
 @pytest.mark.parametrize("package", LAZY)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_episode
 
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.episodes import write_episodes
+from lit_rft.testing.tiny import make_episode
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

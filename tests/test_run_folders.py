@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from command import main
-from tiny import make_episode
 
 from lit_rft import demo
 from lit_rft.episodes import write_episodes
+from lit_rft.testing.tiny import make_episode
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import torch
 from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import make_episode, with_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rft.episodes import read_episodes, write_episodes
+from lit_rft.testing.tiny import make_episode, with_adapters
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import trained
 
 from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.cli import resolve_configs
@@ -24,6 +23,7 @@ from lit_rft.stages import (
     OnlineSettings,
     PolicySettings,
 )
+from lit_rft.testing.tiny_stage import trained
 
 KEYS = {
     "trainer.accelerator": "cpu",

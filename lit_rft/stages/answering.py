@@ -46,7 +46,7 @@ class Answer:
         prompt: its last message.
         completion: what was answered.
         ground_truth: what is right.
-        reward: what it earned.
+        reward: what the verifier gave it.
         tokens: of the completion.
         finished: whether it came to its end.
         num_answers: to this problem, this one included.
@@ -72,7 +72,9 @@ class AnsweringStage(PolicyModule):
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
-        reward: gives completions their rewards; an answer is right if its reward is above 0.5. Default: Math-Verify.
+        reward: gives completions their rewards in training. Default: `MathReward`.
+        verifier: grades the answers of validation, test and predict; more than 0.5 is right in the reported accuracy.
+            null: `reward` where that is a `MathReward`, else a `MathReward` with its defaults.
         answering: how problems are answered.
     """
 
@@ -83,11 +85,14 @@ class AnsweringStage(PolicyModule):
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         reward: RewardFunction | None = None,
+        verifier: RewardFunction | None = None,
         answering: AnsweringSettings | None = None,
     ) -> None:
         super().__init__(policy, optimizer)
         self.reward: RewardFunction = reward if reward is not None else MathReward()
-        check_reward(self.reward)
+        self.verifier = choose_verifier(self.reward, verifier)
+        for function in (self.reward, self.verifier):
+            check_reward(function)
         answering = answering or AnsweringSettings()
         self.answering = dataclasses.replace(answering, seed=resolve_seed(answering.seed))
         self.answers: list[Answer] = []
@@ -95,7 +100,7 @@ class AnsweringStage(PolicyModule):
         self.already_answered: set[tuple[str, str, str, str]] = set()
         self.answer_table: dict[str, dict[str, float]] = {}
         self._metrics: AnswerMetrics | None = None
-        self._graded: dict[str, float] = {}  # what the reward function counted since the epoch's start
+        self._graded: dict[str, float] = {}  # what the verifier counted since the epoch's start
         self._served = AdapterSync(self.answering.server) if self.answering.server is not None else None
 
     def source(self) -> dict[str, Any]:
@@ -107,7 +112,7 @@ class AnsweringStage(PolicyModule):
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
             "weights": current_fingerprint(self.policy),
-            "reward": describe_reward(self.reward),
+            "verifier": describe_reward(self.verifier),
             "sampling": as_json(settings.sampling),
             "answers": settings.answers,
             "answers_by_source": settings.answers_by_source,
@@ -127,12 +132,12 @@ class AnsweringStage(PolicyModule):
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = compute_rewards(
-            self.reward, texts, [prompt.problem.row() for prompt, _, _ in pairs],
+            self.verifier, texts, [prompt.problem.row() for prompt, _, _ in pairs],
             prompts=[list(prompt.problem.prompt) for prompt, _, _ in pairs],
             completion_ids=[list(one.ids) for _, one, _ in pairs],
         )  # fmt: skip
         if texts:
-            self._add_counts({"graded": float(len(texts)), **reward_metrics(self.reward)})
+            self._add_counts({"graded": float(len(texts)), **reward_metrics(self.verifier)})
         totals = [size for size in sizes for _ in range(size)]
         found = [
             Answer(prompt.problem.id, prompt.problem.source, n, prompt.problem.prompt[-1]["content"], text,
@@ -184,7 +189,7 @@ class AnsweringStage(PolicyModule):
 
     def _report_counts(self, verb: str) -> None:
         """Log how many answers were graded, unreadable and killed in this epoch, over all processes."""
-        names = ["graded", *sorted(reward_metrics(self.reward))]
+        names = ["graded", *sorted(reward_metrics(self.verifier))]
         mine = {name: torch.tensor(self._graded.get(name, 0.0), device=self.device) for name in names}
         counts = {name: int(value) for name, value in self.sum_over_processes(mine).items()}
         self._graded = {}
@@ -232,9 +237,17 @@ class AnsweringStage(PolicyModule):
         """End the verifiers, and take the policy from the server."""
         if self._served is not None:
             self._served.close()
-        close = getattr(self.reward, "close", None)
-        if close is not None:
-            close()
+        for function in (self.reward, self.verifier):
+            close = getattr(function, "close", None)
+            if close is not None:
+                close()
+
+
+def choose_verifier(reward: RewardFunction, verifier: RewardFunction | None) -> RewardFunction:
+    """Choose who grades evaluation, so that a bonus in the training reward is never reported as accuracy."""
+    if verifier is not None:
+        return verifier
+    return reward if isinstance(reward, MathReward) else MathReward()
 
 
 def _question(problem: Any) -> tuple[str, str, str, str]:

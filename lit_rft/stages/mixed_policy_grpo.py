@@ -41,7 +41,9 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         optimizer: AdamW and its schedule.
         objective: groups, coefficients and number of updates.
         sampling: of the rollouts.
-        reward: gives completions their rewards.
+        reward: gives completions their rewards in training.
+        verifier: grades the answers of validation, test and predict; more than 0.5 is right in the reported accuracy.
+            null: `reward` where that is a `MathReward`, else a `MathReward` with its defaults.
         answering: of problems in validation, test and predict.
         micro_batch_tokens: at most so many tokens go through the model at once.
         rollout_slots: completions sampled at the same time.
@@ -61,6 +63,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         objective: ObjectiveSettings | None = None,
         sampling: SamplingSettings | None = None,
         reward: RewardFunction | None = None,
+        verifier: RewardFunction | None = None,
         answering: AnsweringSettings | None = None,
         micro_batch_tokens: int = 8192,
         rollout_slots: int = 64,
@@ -70,7 +73,8 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         loss: PolicyLossFunction | None = None,
         advantages: AdvantagesFunction | None = None,
     ) -> None:
-        AnsweringStage.__init__(self, policy, optimizer or OptimizerSettings(learning_rate=1e-6), reward, answering)
+        optimizer = optimizer or OptimizerSettings(learning_rate=1e-6)
+        AnsweringStage.__init__(self, policy, optimizer, reward, verifier, answering)
         sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
         self.set_objective(
             objective or ObjectiveSettings(), sampling, max_tokens=sampling.max_new_tokens,

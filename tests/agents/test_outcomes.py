@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.episodes import Episode, Outcome, Subgoal
 from lit_rft.episodes.subgoals import condition_text
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import (
     ChatFormat,
     Transcript,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
-from tiny_env import CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.generation import ConversationGenerator, SamplingSettings
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_model, make_tokenizer
 from lit_rft.transcripts import ChatFormat
 
 

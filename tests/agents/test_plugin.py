@@ -9,9 +9,9 @@ import torch
 from command import main
 from plugins.thinking_agent import ThinkingAgent
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import make_episode
 
 from lit_rft.episodes import read_episodes, write_episodes
+from lit_rft.testing.tiny import make_episode
 
 AGENT = {"class_path": "plugins.thinking_agent.ThinkingAgent", "init_args": {"max_length": 900}}
 
@@ -55,7 +55,7 @@ def test_it_trains_on_stored_episodes(tiny_model_folder: Path, tmp_path: Path) -
 
 
 def test_it_trains_on_episodes_that_it_plays(tiny_model_folder: Path, tmp_path: Path) -> None:
-    suite = {"class_path": "tiny_env.CorridorSuite"}
+    suite = {"class_path": "lit_rft.testing.corridor.CorridorSuite"}
     model = {"objective": {"group_size": 2}, "exploration": {"max_new_tokens": 6, "temperature": 1.0}}
     fit = command(
         tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, suite=suite,

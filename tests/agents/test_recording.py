@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from plugins.thinking_agent import ThinkingAgent
-from tiny import make_tokenizer
-from tiny_env import LENGTH, CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.generation import Completion, SamplingSettings
+from lit_rft.testing.corridor import LENGTH, CorridorSuite
+from lit_rft.testing.tiny import make_tokenizer
 from lit_rft.transcripts import ChatFormat
 
 AGENTS: list[Any] = [HierarchicalAgent(HierarchyPrompts("Plan.", "Act."), 2000, 4), FlatAgent("Act."), ThinkingAgent()]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
-from tiny_env import CorridorSuite
 
 from lit_rft.agents import EpisodePlayer, PlayedEpisode, ScriptedAgent
 from lit_rft.envs.pool import EnvPool
+from lit_rft.testing.corridor import CorridorSuite
 
 
 def play(actions: Sequence[str], max_unfinished: int = 0) -> list[PlayedEpisode]:

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import pytest
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import (
     Act,
@@ -20,6 +19,7 @@ from lit_rft.agents import (
     write_single_line,
 )
 from lit_rft.generation import Completion, SamplingSettings
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
 
 

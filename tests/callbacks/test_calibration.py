@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_stage import fit, make_loader, make_offline
 
 from lit_rft.callbacks import CriticCalibration
+from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
 
 
 def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import make_loader, make_stage, trained
 
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.callbacks.signals import StoppedBySignal
 from lit_rft.models import LoraSettings
+from lit_rft.testing.tiny_stage import make_loader, make_stage, trained
 
 DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
 

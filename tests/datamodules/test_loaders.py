@@ -4,11 +4,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tiny import make_episode, make_tokenizer
-from tiny_env import CorridorSuite
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.datamodules import JobLoader, StepLoader
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, StepBatch, Transcript
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_tokenizer
 
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
+from lit_rft.testing.tiny import make_tokenizer
 from lit_rft.transcripts import PromptFormat
 
 MESSAGES = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}]

@@ -9,8 +9,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tiny import make_episode
-from tiny_env import CorridorSuite
 from torch import nn
 
 from lit_rft.agents import FlatAgent
@@ -22,6 +20,8 @@ from lit_rft.datamodules import (
     TrajectoryDataModule,
 )
 from lit_rft.episodes import write_episodes
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_episode
 
 KINDS = ("transcripts", "prompts", "online", "groups")
 

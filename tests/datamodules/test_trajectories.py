@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_episode
-from tiny_env import CorridorSuite
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_episode
 
 
 def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from tiny import make_episode
 
 from lit_rft.episodes import Achieved, Episode, Step, Subgoal, annotate_events, apply_annotator, intrinsic_rewards
+from lit_rft.testing.tiny import make_episode
 
 
 def played(*subgoals: Subgoal) -> Episode:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, with_adapters
 from transformers import AttentionInterface
 
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import RecomputeDecoder, make_decoder
 from lit_rft.generation.sampling import inverse_cdf, truncate_distribution
+from lit_rft.testing.tiny import make_model, with_adapters
 
 GPT_NEO = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 16}
 ARCHITECTURES = {

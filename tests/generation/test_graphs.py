@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
 
 from lit_rft.generation import SamplingSettings, decoder, graphs, sample_groups
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.graphs import SWITCH, StepGraphs, can_capture, rows_of_graph
+from lit_rft.testing.tiny import make_model
 
 END = 2
 

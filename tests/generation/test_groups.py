@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, make_model, with_adapters
 
 from lit_rft.generation import SamplingSettings, sample_groups
 from lit_rft.generation import groups as module
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.generator import ConversationGenerator
 from lit_rft.models import MergedWeights, model_end_ids
+from lit_rft.testing.tiny import SHAPES, make_model, with_adapters
 
 END = 2
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -1,9 +1,8 @@
 """Fresh utterances in stored states end as they do in acting."""
 
-from tiny import make_model
-
 from lit_rft.generation import SamplingSettings
 from lit_rft.generation.resample import sample_decisions
+from lit_rft.testing.tiny import make_model
 from lit_rft.transcripts import Transcript
 
 END = 2

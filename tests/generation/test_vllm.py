@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
-from tiny import let_adapters_act, make_model
 
 from lit_rft.generation import (
     ConversationGenerator,
@@ -20,6 +19,7 @@ from lit_rft.generation import (
 )
 from lit_rft.models import LoraSettings
 from lit_rft.models.backbone import add_lora
+from lit_rft.testing.tiny import let_adapters_act, make_model
 
 END = 2
 PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import let_adapters_act
 
 from lit_rft.generation import SamplingSettings, ServerSettings, VllmServer
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
+from lit_rft.testing.tiny import let_adapters_act
 
 URL, MODEL = os.environ.get("LIT_RFT_VLLM_URL"), os.environ.get("LIT_RFT_VLLM_MODEL")
 pytestmark = pytest.mark.skipif(not (URL and MODEL), reason="no server: see the top of this file")

@@ -9,8 +9,6 @@ import jsonargparse
 import pytest
 import torch
 from fast_paths import LAYOUTS, log_probs_and_gradients, logits, make_adapted
-from tiny import SHAPES, make_model
-from tiny_stage import fit, make_loader, make_stage
 from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder
@@ -21,6 +19,8 @@ from lit_rft.models.accel.decoding_attention import decoding_attention
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.accel.packed_weights import Exchanged, PackedWeight
 from lit_rft.stages import PolicySettings
+from lit_rft.testing.tiny import SHAPES, make_model
+from lit_rft.testing.tiny_stage import fit, make_loader, make_stage
 
 # path -> the layout that it is tested in
 TRAINING = {

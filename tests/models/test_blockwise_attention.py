@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model, with_adapters
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -12,6 +11,7 @@ from lit_rft.models import accelerate, utterance_log_probs
 from lit_rft.models.accel import blockwise_attention, layouts, shared_prompts
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import causal_lm
+from lit_rft.testing.tiny import make_groups, make_model, with_adapters
 from lit_rft.transcripts import TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 MIXED = ["sliding_attention", "full_attention"]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, let_adapters_act, make_episode, make_model, make_tokenizer
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.models import FeatureCache, LoraSettings, backbone_fingerprint, frozen_features, gather_features
 from lit_rft.models.backbone import add_lora, final_hidden_states
 from lit_rft.models.feature_cache import transcript_key
 from lit_rft.models.features import join_features, split_features
+from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_episode, make_model, make_tokenizer
 from lit_rft.transcripts import (
     ChatFormat,
     Transcript,

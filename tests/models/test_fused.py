@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
 from lit_rft.models import LoraSettings, MergedWeights, accelerate, utterance_log_probs
 from lit_rft.models.accel import fused_layers
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
+from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import collate_padded
 
 NORMS = {"llama": True, "qwen2": True, "gemma": False, "mistral": True}  # Gemma adds 1 to its weight

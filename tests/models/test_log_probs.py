@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_episode, make_model, make_tokenizer, with_adapters
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.models import LoraSettings, utterance_log_probs
 from lit_rft.models.backbone import add_lora, output_logits
 from lit_rft.models.log_probs import chosen_log_probs
+from lit_rft.testing.tiny import make_episode, make_model, make_tokenizer, with_adapters
 from lit_rft.transcripts import (
     ChatFormat,
     Transcript,

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import let_adapters_act, make_groups, make_model
 from torch import nn
 
 from lit_rft.models import LoraSettings, MergedWeights, accelerate, load_backbone, use_adapter, utterance_log_probs
 from lit_rft.models.backbone import leave_casting_to_autocast
 from lit_rft.models.features import backbone_fingerprint
 from lit_rft.models.lora import add_lora
+from lit_rft.testing.tiny import let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import collate_padded
 
 QKVO = "q_proj k_proj v_proj o_proj"

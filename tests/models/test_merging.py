@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, let_adapters_act, make_model
 
 from lit_rft.models import LoraSettings, MergedWeights, use_adapter
 from lit_rft.models.backbone import add_lora
+from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_model
 
 IDS = torch.arange(5, 40)[None]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, make_model, with_adapters
 from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder
@@ -13,6 +12,7 @@ from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import MergedWeights, accelerate
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.accel.packed_weights import Exchanged, PackedProducts
+from lit_rft.testing.tiny import SHAPES, make_model, with_adapters
 
 pytestmark = pytest.mark.skipif(
     not multiplies_bf16(), reason="this CPU does not multiply bf16"

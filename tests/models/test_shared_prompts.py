@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_groups, make_model, with_adapters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rft.models import utterance_log_probs
@@ -16,6 +15,7 @@ from lit_rft.models.accel import can_share_prompts, layouts, shared_prompts
 from lit_rft.models.attention_masks import attention_masks
 from lit_rft.models.backbone import load_backbone
 from lit_rft.models.forward import hidden_states
+from lit_rft.testing.tiny import make_groups, make_model, with_adapters
 from lit_rft.transcripts import (
     TranscriptBatch,
     collate_padded,

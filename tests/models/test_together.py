@@ -6,13 +6,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny import SHAPES, let_adapters_act, make_groups, make_model
 from torch import Tensor, nn
 
 from lit_rft.models import LoraSettings, accelerate, utterance_log_probs
 from lit_rft.models.accel import blockwise_attention, fused_layers, shared_prompts
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.backbone import add_lora, leave_casting_to_autocast
+from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_packed, collate_padded, collate_shared
 
 pytestmark = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.rollouts.replay import EpisodeReplay
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
 
 

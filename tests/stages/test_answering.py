@@ -12,13 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_stage import ADAPTERS
 
 from lit_rft.callbacks import AnswerTable, CompletionFiles, CompletionText
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards import MathReward, RewardError, RewardSum
 from lit_rft.stages import AnsweringSettings, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.testing.tiny_stage import ADAPTERS
 
 
 def vowels(completions: Any, rows: Any) -> list[float]:
@@ -46,6 +46,7 @@ def make(model: Path, reward: Any = None, **answering: Any) -> MixedPolicyGRPO:
         ObjectiveSettings(group_size=4),
         SamplingSettings(8, 1.0),
         reward=reward or vowels,
+        verifier=reward or vowels,
         answering=AnsweringSettings(**{**settings, **answering}),
     )
 
@@ -295,6 +296,34 @@ def test_reward_functions_by_name_in_every_verb(tiny_model_folder: Path, tmp_pat
     assert all(one.reward == float(len(one.completion) % 2) for one in stage.answers) and stage.answers
     with pytest.raises(RewardError, match="cannot be called"):
         make(tiny_model_folder, reward=lambda texts, problems: [0.0])
+
+
+def nothing(completions: Any, rows: Any) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+def test_accuracy_is_the_verifiers_whatever_the_training_reward(
+    tiny_model_folder: Path, tmp_path: Path, files: str
+) -> None:
+    tables = []
+    for reward in (vowels, nothing):
+        stage = make(tiny_model_folder, reward)
+        stage.verifier = vowels
+        trainer(tmp_path).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
+        assert stage.source()["verifier"]["name"] == "vowels"
+        tables.append(stage.answer_table)
+    assert tables[0] == tables[1] and 0 < tables[0]["mean"]["average"] < 1
+
+
+def test_who_verifies_when_nobody_is_named() -> None:
+    strict = MathReward(after_thinking=True)
+    assert MixedPolicyGRPO(reward=strict).verifier is strict  # its settings, and its processes
+    default, own = MixedPolicyGRPO(), MixedPolicyGRPO(reward=vowels)
+    assert default.verifier is default.reward
+    assert isinstance(own.verifier, MathReward) and own.reward is vowels
+    assert MixedPolicyGRPO(reward=strict, verifier=vowels).verifier is vowels
+    with pytest.raises(RewardError, match="cannot be called"):
+        MixedPolicyGRPO(verifier=lambda texts, problems: [0.0])
 
 
 class Killing:

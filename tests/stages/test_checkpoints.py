@@ -9,13 +9,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny import make_tokenizer
-from tiny_stage import ADAPTERS, make_loader, make_stage, trained
 
 from lit_rft import __version__
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.callbacks.model_card import public_name
 from lit_rft.models import LoraSettings, causal_lm, load_backbone
+from lit_rft.testing.tiny import make_tokenizer
+from lit_rft.testing.tiny_stage import ADAPTERS, make_loader, make_stage, trained
 
 DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
 
@@ -244,7 +244,7 @@ from pathlib import Path
 import lightning as L
 from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiny_stage import make_loader, make_stage
+from lit_rft.testing.tiny_stage import make_loader, make_stage
 
 class DiskFillsUp(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, index):

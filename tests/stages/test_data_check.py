@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_model, make_tokenizer
-from tiny_env import CorridorSuite
-from tiny_stage import FLAT_PLAYER, PLAYER, fit, make_loader, make_offline, make_stage
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
@@ -20,6 +17,9 @@ from lit_rft.datamodules import (
     PromptLoader,
     TrajectoryDataModule,
 )
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import FLAT_PLAYER, PLAYER, fit, make_loader, make_offline, make_stage
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 
 from .test_mixed_policy_episodes import make as make_groups

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_stage import AGENT, fit, make_loader, make_offline
 
 from lit_rft.models.features import frozen_features
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.stages import CriticSettings, IQLUpdate
+from lit_rft.testing.tiny_stage import AGENT, fit, make_loader, make_offline
 from lit_rft.transcripts import collate_padded
 
 EXPECTILE, DISCOUNT, TEMPERATURE, MAX_WEIGHT = 0.7, 0.9, 0.5, 3.0

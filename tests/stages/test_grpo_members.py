@@ -7,13 +7,13 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts
-from tiny_stage import ADAPTERS, fit
 
 from lit_rft.datamodules import Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.stages import MixedPolicyGRPO, OptimizerSettings, PolicySettings
+from lit_rft.testing.tiny_stage import ADAPTERS, fit
 from lit_rft.transcripts import PromptFormat
 
 VARIED = SamplingSettings(12, 1.0, stop_token_ids=tuple(range(100, 160)))  # completions of different lengths

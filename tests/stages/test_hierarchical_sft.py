@@ -6,11 +6,22 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import ADAPTERS, AGENT, FLAT, SPLITS, differs, fit, make_loader, make_stage, trained, updated
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.models import LoraSettings
 from lit_rft.stages import ActingSettings, HierarchicalSFT, NonFiniteLossError, OptimizerSettings, PolicySettings
+from lit_rft.testing.tiny_stage import (
+    ADAPTERS,
+    AGENT,
+    FLAT,
+    SPLITS,
+    differs,
+    fit,
+    make_loader,
+    make_stage,
+    trained,
+    updated,
+)
 from lit_rft.transcripts import StepBatch
 
 

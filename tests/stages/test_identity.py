@@ -8,8 +8,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny import CHATML, make_model, make_tokenizer
-from tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO
@@ -27,6 +25,8 @@ from lit_rft.stages import (
 )
 from lit_rft.stages.hyper_parameters import to_plain
 from lit_rft.stages.identity import weights_fingerprint
+from lit_rft.testing.tiny import CHATML, make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained
 
 UPPER = CHATML.replace("m['role'] }}", "m['role'] | upper }}").replace("<|im_start|>assistant", "<|im_start|>ASSISTANT")
 RATE = OptimizerSettings(learning_rate=5e-3)

@@ -8,12 +8,12 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
 ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
 

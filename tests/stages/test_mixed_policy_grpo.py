@@ -9,8 +9,6 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts
-from tiny import make_model, make_tokenizer
-from tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 
 from lit_rft.datamodules import MathPromptDataModule, Prompt, PromptLoader
 from lit_rft.generation import SamplingSettings
@@ -25,6 +23,8 @@ from lit_rft.stages import (
     PolicySettings,
 )
 from lit_rft.stages import mixed_policy_grpo as grpo_module
+from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 from lit_rft.transcripts import PromptFormat, shared_step_batch
 
 

@@ -6,7 +6,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_stage import (
+
+from lit_rft.callbacks import AtomicCheckpointIO
+from lit_rft.models import frozen_features
+from lit_rft.stages import CriticSettings, IQLUpdate, NonFiniteLossError, OptimizerSettings, SarsaUpdate
+from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     AGENT,
     FLAT,
@@ -19,10 +23,6 @@ from tiny_stage import (
     trained,
     updated,
 )
-
-from lit_rft.callbacks import AtomicCheckpointIO
-from lit_rft.models import frozen_features
-from lit_rft.stages import CriticSettings, IQLUpdate, NonFiniteLossError, OptimizerSettings, SarsaUpdate
 
 
 def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, **options: Any) -> dict[str, Any]:

@@ -8,9 +8,6 @@ import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import make_episode
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, make_loader, make_stage, trained
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
@@ -25,6 +22,18 @@ from lit_rft.stages import (
     OnlineSettings,
     OptimizerSettings,
     PolicySettings,
+)
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny import make_episode
+from lit_rft.testing.tiny_stage import (
+    ADAPTERS,
+    FLAT_PLAYER,
+    PLAYER,
+    differs,
+    fit,
+    make_loader,
+    make_stage,
+    trained,
 )
 
 ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)

@@ -13,8 +13,9 @@ from typing import Any
 import lightning as L
 import pytest
 from every_stage import STAGES, make
-from tiny import let_adapters_act
-from tiny_stage import fit
+
+from lit_rft.testing.tiny import let_adapters_act
+from lit_rft.testing.tiny_stage import fit
 
 RECORD = Path(__file__).parents[1] / "reference" / "stage_metrics.json"
 STEPS = 3

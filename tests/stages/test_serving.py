@@ -8,8 +8,6 @@ import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
 from safetensors.torch import load_file
-from tiny import make_model
-from tiny_stage import fit, trained
 from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
@@ -19,6 +17,8 @@ from lit_rft.models.lora import add_lora
 from lit_rft.rollouts import MixedPolicyLoss
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO
 from lit_rft.stages.serving import AdapterSync
+from lit_rft.testing.tiny import make_model
+from lit_rft.testing.tiny_stage import fit, trained
 
 from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
 from .test_online_finetune import make_data, make_online

@@ -8,8 +8,6 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_env import CorridorSuite
-from tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
 from lit_rft.agents import HierarchyPrompts
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
@@ -17,6 +15,8 @@ from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
 ACTING = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2)
 

@@ -5,9 +5,9 @@ import warnings
 from typing import Any
 
 import pytest
-from tiny import CHATML, NO_SYSTEM, REWRITES, make_tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from lit_rft.testing.tiny import CHATML, NO_SYSTEM, REWRITES, make_tokenizer
 from lit_rft.transcripts import ChatFormat, ChatTemplateWarning
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from tiny import make_episode, make_tokenizer
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts
+from lit_rft.testing.tiny import make_episode, make_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
 
 

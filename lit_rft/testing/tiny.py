@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 from lit_rft.episodes import Achieved, Episode, Outcome, Step, Subgoal
@@ -78,12 +79,27 @@ def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0
     return model.eval()
 
 
+def save_tiny_model(folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny Llama with its tokenizer, so that `PolicySettings(model=str(folder))` loads it.
+
+    Args:
+        folder: a new or empty one.
+        seed: of the weights.
+
+    Returns: The folder.
+    """
+    tokenizer = make_tokenizer()
+    make_model(vocab_size=len(tokenizer), seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
 def with_adapters(model: Any) -> Any:
     """LoRA of rank 2 on all linear layers, which does change what the model says."""
     import torch
 
     from lit_rft.models import LoraSettings
-    from lit_rft.models.backbone import add_lora
+    from lit_rft.models.lora import add_lora
 
     adapted: Any = add_lora(model, LoraSettings(rank=2, dropout=0.0, target_modules="all-linear"))
     torch.manual_seed(1)

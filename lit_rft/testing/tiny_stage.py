@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from tiny import let_adapters_act, make_episode
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.datamodules import StepLoader
@@ -20,6 +19,7 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.testing.tiny import let_adapters_act, make_episode
 from lit_rft.transcripts import ChatFormat
 
 AGENT = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
@@ -37,6 +37,14 @@ ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear
 
 
 def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int = 0, **options: Any) -> HierarchicalSFT:
+    """Make a stage of supervised fine-tuning on a tiny model.
+
+    Args:
+        model: the folder of `save_tiny_model`.
+        lora: the adapters; None trains all weights.
+        seed: of the adapters' start.
+        **options: of the stage.
+    """
     optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
     policy = PolicySettings(model=str(model), lora=lora, **options.pop("policy", {}))
     L.seed_everything(seed, verbose=False)
@@ -44,7 +52,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
 
 
 def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
-    """As `make_stage`, with critics."""
+    """Make a stage of offline RL: as `make_stage`, with critics."""
     lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
     settings = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
@@ -58,6 +66,15 @@ def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierar
 def make_loader(
     model: Path, *, agent: Any = AGENT, episodes: int = 6, outcomes: bool = False, **options: Any
 ) -> StepLoader:
+    """Make a data loader of made-up episodes for the stages here.
+
+    Args:
+        model: the folder of `save_tiny_model`, for its tokenizer.
+        hierarchy: transcripts of both levels, or of one policy without levels.
+        episodes: how many.
+        outcomes: with rewards and ends, which offline RL needs; every other episode is then cut by a time limit.
+        **options: of the loader.
+    """
     chat = ChatFormat(load_tokenizer(str(model)))
     transcripts = []
     for seed in range(episodes):
@@ -72,6 +89,16 @@ def make_loader(
 
 
 def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:
+    """Train a stage for some optimiser steps on the CPU, writing nothing.
+
+    Args:
+        stage: to be trained.
+        loader: its data.
+        steps: optimiser steps.
+        **options: of the trainer, `callbacks=[...]` for example.
+
+    Returns: The trainer after the last step.
+    """
     settings = {
         "max_steps": steps,
         "max_epochs": -1,
