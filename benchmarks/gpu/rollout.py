@@ -88,13 +88,13 @@ def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any]
     for rows, some in given.items():
         kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new, True), 5)
     for rows, some in given.items():
+        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 8)
+    for rows, some in given.items():
         kit.measure(f"lit-rft eager, {rows} rows", lambda some=some: by_us(model, some, new, False), 12)
     for graphs, kind in ((True, "one step"), (False, "one eager step")):
         for rows in given:
             step = functools.partial(one_step, model, rows, context, bandwidth, graphs)
             kit.measure(f"{kind}, {rows} rows", step, 3)
-    for rows, some in given.items():
-        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 8)
     at_least = 0 if kit.tiny else 60
     for rows in given:
         profile = functools.partial(decode_profile, model, rows, context)  # without graphs, whose launch is one
