@@ -139,7 +139,8 @@ def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
     for file in files:
         data = file.content.get("data")
         settings = data.get("init_args") if isinstance(data, dict) else None
-        names += settings if isinstance(settings, dict) else []
+        # null follows the stage, as in the config that a run writes
+        names += [key for key, value in settings.items() if value is not None] if isinstance(settings, dict) else []
     for name in names:
         if name in _OF_THE_STAGE:
             raise UsageError(

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
-    "FAST_PATHS": "lit_rft.models.accel.switch",
-    "accelerate": "lit_rft.models.accel.paths",
+    "FAST_PATHS": "lit_rft.models.accel",
+    "accelerate": "lit_rft.models.accel",
     "hidden_states": "lit_rft.models.forward",
     "Critic": "lit_rft.models.critic",
     "CriticHeads": "lit_rft.models.critic",
