@@ -247,7 +247,10 @@ def choose_verifier(reward: RewardFunction, verifier: RewardFunction | None) -> 
     """Choose who grades evaluation, so that a bonus in the training reward is never reported as accuracy."""
     if verifier is not None:
         return verifier
-    return reward if isinstance(reward, MathReward) else MathReward()
+    if isinstance(reward, MathReward):
+        return reward
+    logger.info("validation, test and predict are graded by MathReward: set verifier for answers of another kind")
+    return MathReward()
 
 
 def _question(problem: Any) -> tuple[str, str, str, str]:
