@@ -28,6 +28,7 @@ PARTS = {
     "objectives": ["tests/objectives", "tests/stages/test_first_steps.py"],
     "generation": ["tests/generation"],
     "agents": ["tests/agents"],
+    "rollouts": ["tests/rollouts", "tests/stages/test_grpo_members.py"],
     "stages": ["tests/stages"],
 }
 OPERATORS: dict[type, type] = {

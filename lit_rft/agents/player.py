@@ -117,7 +117,7 @@ class EpisodePlayer:
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
-        # the environment is gone: "lost" episodes begin anew in another worker, "error" ones are over
+        # the environment is gone: "lost" episodes restart in another worker, "error" ones are over
         live_or_none = self._live.pop(event.worker, None)
         self._deciding.discard(event.worker)
         if live_or_none is not None:

@@ -24,7 +24,7 @@ class Decoder:
         num_slots: sequences at the same time.
         end_of_turn_id: the token that ends an utterance; it also fills what is shorter than others.
         max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
-        acting: makes a context in which the model acts: with another adapter, or with a folded one.
+        acting: makes a context in which the model acts: with another adapter, or with a merged one.
     """
 
     def __init__(

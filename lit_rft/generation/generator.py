@@ -59,7 +59,7 @@ class ConversationGenerator:
         seed: of all random numbers.
         max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
         decode: ids to text, for stop strings.
-        acting: makes a context in which the model acts: with another adapter, or with a folded one.
+        acting: makes a context in which the model acts: with another adapter, or with a merged one.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class ConversationGenerator:
             return self._sample(prompts)
 
     def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
-        told = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
-        first = self._decoder.read(told)
+        new_ids = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
+        first = self._decoder.read(new_ids)
         sampled: dict[int, Completion] = {slot: Completion([], [], False) for slot in prompts}
         active = list(first)
         logits = torch.stack(list(first.values()))

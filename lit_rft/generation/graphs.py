@@ -57,7 +57,7 @@ class StaticStep:
         Args:
             compute: always the same; running it twice is running it once.
             tokens, positions: one of each row, padding included.
-        Raises: RuntimeError where the step cannot be captured, or its graph says something else.
+        Raises: RuntimeError where the step cannot be captured, or the outputs of its graph differ.
         """
         self._inputs.copy_(torch.tensor([tokens, positions])[:, :, None])
         if not self._capture:

@@ -153,5 +153,5 @@ class _GroupSampler:
         self.decoder.cache.clear(slot)
         self.begun[p].slots.discard(slot)
         if not self.begun[p].slots:
-            del self.begun[p]  # read anew if more of its completions are waiting
+            del self.begun[p]  # prefilled again if more of its completions are waiting
         self.free.append(slot)

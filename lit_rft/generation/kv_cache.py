@@ -137,7 +137,7 @@ class SlotCache(Cache):
         plan.columns = starts[:, None] + torch.arange(new_tokens, device=device)
         plan.width = max(self.lengths[slot] for slot in slots) + new_tokens
         self._make_room(plan.width, _STEP)
-        if device.type == "cuda":  # products of odd sizes are slower there, and each new size asks for a kernel anew
+        if device.type == "cuda":  # products of odd sizes are slower there, and each new size needs another kernel
             plan.width = min(-(-plan.width // _STEP) * _STEP, plan.capacity)
         if new_tokens == 1 and plan.width >= _FULL * plan.capacity:
             plan.width = plan.capacity  # products of a part of a store would copy it first, at every step

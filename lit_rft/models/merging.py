@@ -16,7 +16,7 @@ class MergedWeights:
 
     The backbone's own weights are never changed, they are only exchanged: what was there comes back to the bit, and a
     weight that two layers share is exchanged in the one that is adapted. This takes memory for the exchanged weights
-    once more. In bf16 the folded weights are rounded once: the acting policy differs from the training one by about as
+    once more. In bf16 the merged weights are rounded once: the acting policy differs from the training one by about as
     much as bf16 differs from float32.
 
     Args:

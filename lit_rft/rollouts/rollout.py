@@ -64,20 +64,23 @@ class RolloutBatch:
     @classmethod
     def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
         """Gather the values of the rollouts that the transcripts of a micro-batch belong to."""
-        places = _places(batch, rollouts)
+        places, counts = _places(batch, rollouts), _token_counts(batch)
         device, owner = batch.level.device, batch.transcript_index
 
         def per_utterance(values: list[bool] | list[float]) -> Tensor:
             return torch.tensor(values).to(device)[owner]
+
+        def per_token(values: list[list[float] | Tensor], missing: float) -> Tensor | None:
+            return _per_token(batch.utterance_mask, counts, values, missing)
 
         counted = per_utterance([rollout.counts_in_baseline for rollout, _ in places])
         return cls(
             batch.utterance_mask & counted[:, None],
             per_utterance([rollout.off_policy for rollout, _ in places]),
             per_utterance([rollout.advantage for rollout, _ in places]),
-            _per_token(batch, [_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
-            _per_token(batch, [_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
-            _per_token(batch, [_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
+            per_token([_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
+            per_token([_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
+            per_token([_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
         )
 
 
@@ -100,17 +103,19 @@ def _of_transcript(values: Sequence[list[float] | Tensor], index: int) -> list[f
     return values[index] if values else []
 
 
-def _per_token(batch: TranscriptBatch, values: Sequence[list[float] | Tensor], missing: float) -> Tensor | None:
-    """Values of each transcript's utterance tokens as [U, L]; None if no transcript has any."""
+def _per_token(
+    mask: Tensor, counts: Sequence[int], values: Sequence[list[float] | Tensor], missing: float
+) -> Tensor | None:
+    """Values of each transcript's utterance tokens (so many of each) as [U, L]; None if no transcript has any."""
     if not any(len(row) for row in values):
         return None
-    device = batch.level.device
+    device = mask.device
     flat = [
         torch.as_tensor(row, dtype=torch.float32, device=device) if len(row) else torch.full((n,), missing).to(device)
-        for row, n in zip(values, _token_counts(batch), strict=True)
+        for row, n in zip(values, counts, strict=True)
     ]
-    grid = torch.full(batch.utterance_mask.shape, missing, device=device)
-    return grid.masked_scatter(batch.utterance_mask, torch.cat(flat))
+    grid = torch.full(mask.shape, missing, device=device)
+    return grid.masked_scatter(mask, torch.cat(flat))
 
 
 def _token_counts(batch: TranscriptBatch) -> list[int]:

@@ -8,7 +8,7 @@ from lit_rft.agents import Agent, HierarchicalAgent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.stages.data_check import EPISODES
 from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
-from lit_rft.stages.hyper_parameters import to_plain, with_class
+from lit_rft.stages.hyper_parameters import with_class
 from lit_rft.stages.identity import current_fingerprint, digest
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
@@ -71,15 +71,15 @@ class EpisodeStage(PolicyModule):
     def source(self) -> dict[str, Any]:
         """Who plays, for the records: what makes two runs of `predict` differ. All processes must call this."""
         assert self.policy is not None
-        acting = self.acting
+        acting, agent = self.acting, with_class(self.agent)
         return {
             "kind": "policy",
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
             "checkpoint_step": self._checkpoint_step,
             "weights": current_fingerprint(self.policy),
-            "agent": with_class(self.agent)["class_path"],
-            "agent_settings": digest(to_plain(self.agent)),
+            "agent": agent["class_path"],
+            "agent_settings": digest(agent["init_args"]),
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,

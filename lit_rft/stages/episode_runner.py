@@ -99,9 +99,9 @@ class EpisodeRunner:
                 served.server, served.name(policy.model, 0), policy.chat.end_ids, policy.sampling, num_slots=slots,
                 seed=policy.seed,
             )  # fmt: skip
-        folded = None
+        merged = None
         if self.settings.merge_adapters and not sharded_parts(policy.model):
-            folded = MergedWeights(policy.model, adapter)
+            merged = MergedWeights(policy.model, adapter)
         return ConversationGenerator(
             policy.model,
             policy.chat.end_ids,
@@ -109,7 +109,7 @@ class EpisodeRunner:
             num_slots=slots,
             seed=policy.seed,
             decode=policy.chat.tokenizer.decode,
-            acting=folded.active if folded is not None else partial(use_adapter, policy.model, adapter),
+            acting=merged.active if merged is not None else partial(use_adapter, policy.model, adapter),
         )
 
     def play(self, jobs: EpisodeJobs, max_unfinished: int) -> list[PlayedEpisode]:

@@ -51,7 +51,7 @@ def _name_of(named: Any) -> str:
 
 def with_class(settings: Any) -> dict[str, Any]:
     """Convert settings whose class is a setting, too: `class_path` and `init_args`, as in a config."""
-    return {"class_path": f"{type(settings).__module__}.{type(settings).__qualname__}", "init_args": to_plain(settings)}
+    return {"class_path": _name_of(type(settings)), "init_args": to_plain(settings)}
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:

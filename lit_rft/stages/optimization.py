@@ -73,7 +73,7 @@ class OptimizedModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         kind: dict[str, Any] = {}
         if sharded_parts(self):
-            kind = {"foreach": False}  # split and whole weights do not go into one kernel
+            kind = {"foreach": False}  # sharded and unsharded parameters cannot share a kernel
         elif all(p.is_cuda for p in self.parameters() if p.requires_grad):
             kind = {"fused": True}  # one pass over weights, gradients and moments
         optimizer = torch.optim.AdamW(

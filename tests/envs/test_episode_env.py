@@ -77,7 +77,7 @@ def test_ends(reward: float, terminated: bool, truncated: bool, limit: int, expe
     assert (step[2], step[3], step[4]["success"], step[4]["reason"]) == expected
 
 
-def test_the_step_limit_counts_anew_in_each_episode() -> None:
+def test_the_step_limit_restarts_in_each_episode() -> None:
     env = EpisodeEnv(Scripted(("start", {}), *[("b", 1.0, False, False, {})] * 3))
     env.reset(EpisodeSpec("e", step_limit=2))
     assert [env.step("x")[3] for _ in range(2)] == [False, True]

@@ -1,5 +1,5 @@
 """The metrics of each stage in its first steps are those of tests/reference/stage_metrics.json: a change of structure
-changes none of them. After an intended change of the arithmetic, record them anew and say so in the commit:
+changes none of them. After an intended change of the arithmetic, record them again and say so in the commit:
 
     LIT_RFT_RECORD=1 python -m pytest tests/stages/test_recorded_losses.py
 """
