@@ -11,7 +11,7 @@ from every_stage import ACTING, STAGES, make
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState
 from lit_rft.generation import ConversationGenerator, SamplingSettings, graphs, sample_groups
-from lit_rft.models.accel import can_pack, can_share_prompts
+from lit_rft.models.accel import accelerate, can_pack, can_share_prompts
 from lit_rft.models.backbone import final_hidden_states, output_logits
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.merging import MergedWeights
@@ -137,7 +137,7 @@ def test_captured_steps_say_what_eager_ones_do(
     acting = {"acting": MergedWeights(model).active} if merged else {}
     said = {}
     for switch in ("0", "1"):
-        monkeypatch.setenv(graphs.SWITCH, switch)
+        accelerate(model, "auto" if switch == "1" else ["kv_cache", "decoding_attention"])
         found = sample_groups(model, prompts, [9, 8], SamplingSettings(100, 1.0), 2, seed=0, num_slots=17, **acting)
         said[switch] = [one for group in found for one in group]
         assert bool(replays) == (switch == "1")
@@ -154,12 +154,12 @@ def test_captured_steps_say_what_eager_ones_do(
 
 
 @pytest.mark.gpu
-def test_captured_steps_follow_weights_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured_steps_follow_weights_that_change() -> None:
     """In place, as an optimiser changes them, and others in their place."""
     said: dict[str, list[list[int]]] = {}
     for switch in ("0", "1"):
-        monkeypatch.setenv(graphs.SWITCH, switch)
         model = make_model().cuda()
+        accelerate(model, "auto" if switch == "1" else ["kv_cache", "decoding_attention"])
         generator = ConversationGenerator(model, 2, SamplingSettings(12), num_slots=2)
         slot = generator.open("a")
         found = [generator.sample({slot: [5, 6, 7]})[slot].ids]

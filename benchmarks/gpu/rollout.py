@@ -12,7 +12,6 @@ profiler slows what follows it down; they and the static cache only where a minu
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,9 +26,9 @@ from made_up import make_model, make_problems
 from peers import peak_memory
 from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file itself is __main__
 
-from lit_rft.generation.graphs import SWITCH
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
+from lit_rft.models.accel import FAST_PATHS, accelerate
 from lit_rft.transcripts import PromptFormat
 
 FULL: dict[str, Any] = {"shape": "qwen2.5-1.5b", "rows": (8, 64, 256), "prompt": 200, "new": 256}
@@ -60,9 +59,14 @@ def by_generate(model: Any, prompts: Sequence[list[int]], new: int, cache: str) 
     return {"seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": speed, "peak_gb": peak_memory()}
 
 
+def switch_graphs(model: Any, on: bool) -> None:
+    """Turn CUDA graphs on or off; all other fast paths stay on."""
+    accelerate(model, [name for name in FAST_PATHS if on or name != "cuda_graphs"])
+
+
 def by_us(model: Any, prompts: list[list[int]], new: int, graphs: bool) -> dict[str, Any]:
     """Tokens per second of the library, with the decoder that it took."""
-    os.environ[SWITCH] = str(int(graphs))
+    switch_graphs(model, graphs)
     never = model.config.vocab_size - 1  # a token that a random model hardly ever samples
     warm, _ = ours(model, prompts, 4 if not graphs else min(new, 8), [never])
     seconds, tokens = ours(model, prompts, new, [never])
@@ -75,7 +79,7 @@ def by_us(model: Any, prompts: list[list[int]], new: int, graphs: bool) -> dict[
 
 def one_step(model: Any, rows: int, context: int, bandwidth: float, graphs: bool) -> dict[str, float]:
     """Milliseconds of one decoding step, and those that reading its weights and cache takes."""
-    os.environ[SWITCH] = str(int(graphs))
+    switch_graphs(model, graphs)
     speed = decode_speed(model, rows, context)
     read = speed["bytes_per_second"] * speed["seconds"]
     return {"milliseconds": 1e3 * speed["seconds"], "milliseconds_of_reading": 1e3 * read / bandwidth}

@@ -1,7 +1,6 @@
-"""Decoding steps as CUDA graphs: one launch in place of a thousand small ones, which cost more than the work itself."""
+"""Decoding steps as CUDA graphs: one launch in place of about a thousand, which cost more than the work itself."""
 
 import logging
-import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rft.models.accel import is_on
+
 logger = logging.getLogger(__name__)
 
-SWITCH = "LIT_RFT_CUDA_GRAPHS"  # in the environment: 0 turns graphs off
-_FEWEST = 8  # rows; fewer cost as much
+_MIN_ROWS = 8  # a graph of fewer rows costs as much
 _EAGER_STEPS = 4  # of a shape before it is captured, which costs about as much as these
 _refused: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # models whose steps could not be captured
 _TOLERANCE = 1e-2  # between the logits of a graph's first replay and those of the same step without it
@@ -22,16 +22,19 @@ Compute = Callable[[Tensor, Tensor], Tensor]  # token ids [R, 1] and positions [
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Whether steps of a model may be captured: all of its weights lie on a CUDA device, whole, the switch is not
-    off, and no step of it has been refused before."""
+    """Whether decoding steps of a model may be captured.
+
+    Requires all of its weights unsharded on a CUDA device, `cuda_graphs` among its fast paths, and no failed capture
+    before.
+    """
     weights = list(model.parameters())
-    whole = all(type(weight.data) is Tensor and weight.device.type == "cuda" for weight in weights)
-    return os.environ.get(SWITCH, "1") != "0" and bool(weights) and whole and model not in _refused
+    unsharded = all(type(weight.data) is Tensor and weight.device.type == "cuda" for weight in weights)
+    return is_on(model, "cuda_graphs") and bool(weights) and unsharded and model not in _refused
 
 
 def rows_of_graph(rows: int, num_slots: int) -> int:
-    """Rows of the graph that serves so many: a power of two, at least 8 and at most `num_slots`."""
-    return min(max(_FEWEST, 1 << (rows - 1).bit_length()), num_slots)
+    """Return the rows of the graph for this many rows: a power of two, at least 8 and at most `num_slots`."""
+    return min(max(_MIN_ROWS, 1 << (rows - 1).bit_length()), num_slots)
 
 
 class StaticStep:
@@ -46,18 +49,22 @@ class StaticStep:
 
     def __init__(self, rows: int, device: torch.device, *, capture: bool, pool: Any = None) -> None:
         self._capture, self._pool = capture, pool
-        with torch.inference_mode(False):  # whoever asks: such tensors could not be written again outside it
+        with torch.inference_mode(False):  # inference tensors could not be written outside inference mode
             self._inputs = torch.zeros(2, rows, 1, dtype=torch.long, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
 
     def __call__(self, compute: Compute, tokens: Sequence[int], positions: Sequence[int], wanted: int) -> Tensor:
-        """Logits [wanted, V] of the first rows; the caller's to keep.
+        """Return the logits of the first rows, [wanted, V], as a copy.
 
         Args:
-            compute: always the same; running it twice is running it once.
-            tokens, positions: one of each row, padding included.
-        Raises: RuntimeError where the step cannot be captured, or the outputs of its graph differ.
+            compute: the step, the same in every call and idempotent: it runs twice before a capture.
+            tokens: one per row, padding included, [R].
+            positions: of these tokens, [R].
+            wanted: rows before the padding, <= R.
+
+        Raises:
+            RuntimeError: the step cannot be captured, or the outputs of its graph differ from the eager ones.
         """
         self._inputs.copy_(torch.tensor([tokens, positions])[:, :, None])
         if not self._capture:
@@ -99,7 +106,7 @@ class StepGraphs:
         model: of the decoder.
         fill: the token in padding.
         capture: see `StaticStep`.
-        eager_steps: so many steps of a shape are left to the caller before it gets a static one.
+        eager_steps: steps of each shape that are left to the caller before one is captured.
     """
 
     def __init__(self, model: nn.Module, fill: int, *, capture: bool = True, eager_steps: int = _EAGER_STEPS) -> None:
@@ -112,26 +119,29 @@ class StepGraphs:
         self._off = False
 
     def keep_only_for(self, state: Any) -> None:
-        """Forget all steps unless the memory that they read and write is where it was.
+        """Forget all steps unless their memory has not moved.
 
         Args:
-            state: says where it is; compared with that of the time before.
+            state: identifies the memory that the steps read and write; compared with that of the previous call.
         """
         if state == self._state:
             return
         self._state = state
         self._steps.clear()
         self._seen.clear()
-        # one whose graphs are gone must not be used again
+        # a pool must not be used again once its graphs are gone
         self._pool = torch.cuda.graph_pool_handle() if self._capture else None
 
     def step(self, compute: Compute, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
-        """Logits [B, V] after one token of each of the first rows; None where the caller has to make the step itself.
+        """Return the logits after one more token in each of the first rows, [B, V].
 
         Args:
-            compute: always the same, see `StaticStep`.
-            tokens: [B], of the first rows.
-            positions: [R], of all `rows_of_graph` rows: where each one's next token belongs.
+            compute: see `StaticStep`.
+            tokens: of the first rows, [B].
+            positions: of the next token in all `rows_of_graph` rows, [R].
+
+        Returns:
+            The logits; None if the caller must compute the step.
         """
         rows, wanted = len(positions), len(tokens)
         self._seen[rows] += 1
@@ -141,7 +151,7 @@ class StepGraphs:
             if rows not in self._steps:
                 self._steps[rows] = StaticStep(rows, self._device, capture=self._capture, pool=self._pool)
             return self._steps[rows](compute, [*tokens, *[self._fill] * (rows - wanted)], positions, wanted)
-        except RuntimeError as error:  # a captured step is never needed: without one it is only slower
+        except RuntimeError as error:  # capturing is an optimisation: decoding works without it
             if not self._capture:
                 raise
             logger.warning("decoding goes on without CUDA graphs: a step could not be captured: %s", error)

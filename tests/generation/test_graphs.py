@@ -1,6 +1,7 @@
 """Static steps: the same path as captured ones take on a GPU, computed each time instead of replayed."""
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from lit_rft.generation import SamplingSettings, decoder, graphs, sample_groups
 from lit_rft.generation.decoder import Decoder
-from lit_rft.generation.graphs import SWITCH, StepGraphs, can_capture, rows_of_graph
+from lit_rft.generation.graphs import StepGraphs, can_capture, rows_of_graph
+from lit_rft.models.accel import FAST_PATHS, accelerate
 from lit_rft.testing.tiny import make_model
 
 END = 2
@@ -97,9 +99,16 @@ def test_nothing_is_captured_on_a_cpu() -> None:
     assert not can_capture(make_model())
 
 
-@pytest.mark.gpu
 def test_the_switch_turns_graphs_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model().cuda()
-    assert can_capture(model)
-    monkeypatch.setenv(SWITCH, "0")
-    assert not can_capture(model)
+    weight = SimpleNamespace(data=torch.zeros(1), device=torch.device("cuda"))
+
+    def captured(choice: Any) -> bool:
+        model = make_model()
+        accelerate(model, choice)
+        with monkeypatch.context() as patched:
+            patched.setattr(model, "parameters", lambda: iter([weight]))
+            return can_capture(model)
+
+    assert captured("auto")
+    assert not captured("off")
+    assert not captured([name for name in FAST_PATHS if name != "cuda_graphs"])

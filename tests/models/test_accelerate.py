@@ -199,6 +199,7 @@ def test_the_log_names_the_reasons(caplog: pytest.LogCaptureFixture) -> None:
         "fast path log_prob_gradients is off: the output layer trains",
         "fast path fused_layers is off: weights are sharded",
         "fast path blockwise_attention is off: serves bf16 only, not float32",
+        "fast path cuda_graphs is off: the device is cpu, not cuda",
     ):
         assert line in reasons
     lines = [record.message for record in caplog.records if record.levelno == logging.INFO][-1]

@@ -37,6 +37,7 @@ _OBSTACLES: dict[FastPathName, Callable[[Situation], str | None]] = {
     "packed_weights": lambda s: packed_weights.obstacle(s.device, s.dtype),
     "log_prob_gradients": lambda s: log_prob_gradients.obstacle(s.model),
     "decoding_attention": lambda s: decoding_attention.obstacle(s.model),
+    "cuda_graphs": lambda s: _no_graphs(s.device, s.sharded),
 }
 
 
@@ -97,6 +98,12 @@ def _report(model: str, reasons: dict[FastPathName, str | None]) -> None:
     for name, reason in reasons.items():
         if reason is not None:
             logger.debug("fast path %s is off: %s", name, reason)
+
+
+def _no_graphs(device: str, sharded: bool) -> str | None:
+    if device != "cuda":
+        return f"the device is {device}, not cuda"
+    return "the weights are sharded" if sharded else None
 
 
 def _not_sdpa(model: nn.Module) -> str | None:

@@ -17,6 +17,7 @@ FastPathName = Literal[
     "log_prob_gradients",
     "decoding_attention",
     "kv_cache",
+    "cuda_graphs",
 ]
 FAST_PATHS: tuple[FastPathName, ...] = get_args(FastPathName)
 
