@@ -67,7 +67,7 @@ def ours(
         SamplingSettings(new_tokens, 1.0),
         reward,
         micro_batch_tokens=micro_batch_tokens,
-        rollout_slots=len(problems) * GROUP,  # all at once, as TRL does
+        max_concurrent=len(problems) * GROUP,  # all at once, as TRL does
     )
     form = PromptFormat(load_tokenizer(model))
     prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]

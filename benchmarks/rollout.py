@@ -36,7 +36,7 @@ def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int],
     synchronize(model.device)
     started = time.perf_counter()
     groups = sample_groups(
-        model, named, [GROUP] * len(prompts), sampling, ends[0], seed=seed, num_slots=GROUP * len(prompts)
+        model, named, [GROUP] * len(prompts), sampling, ends[0], seed=seed, max_concurrent=GROUP * len(prompts)
     )
     synchronize(model.device)
     return time.perf_counter() - started, sum(len(completion.ids) for group in groups for completion in group)

@@ -211,7 +211,7 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     if lines:
         _check_head(path, lines[0], head)
     numbers = Counter(_question(line) for line in lines[1:])
-    kept = lines[:1] + [line for line in lines[1:] if numbers[_question(line)] >= line["num_answers"]]
+    kept = lines[:1] + [line for line in lines[1:] if numbers[_question(line)] >= line["num_samples"]]
     if torn or len(kept) < len(lines):
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

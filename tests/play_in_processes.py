@@ -41,7 +41,7 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     sampling = SamplingSettings(8, 1.0)
     stage = MixedPolicyGRPO(
         PolicySettings(model=model, lora=None, start_from=adapter), sampling=sampling, reward=vowels, verifier=vowels,
-        answering=AnsweringSettings(sampling=sampling, answers=3),
+        answering=AnsweringSettings(sampling=sampling, num_samples=3),
     )  # fmt: skip
     return stage, MathPromptDataModule(model, file, eval_files=file, eval_batch_size=2), CompletionFiles()
 

@@ -107,7 +107,7 @@ def test_cached_decoding_is_recomputation(merged: bool, device: str) -> None:
     prompts = [("a", list(range(3, 12))), ("b", list(range(20, 43)))]
     acting = {"acting": MergedWeights(model).active} if merged else {}
     with torch.no_grad():
-        groups = sample_groups(model, prompts, [3, 2], SamplingSettings(12, 1.0), 2, seed=0, num_slots=4, **acting)
+        groups = sample_groups(model, prompts, [3, 2], SamplingSettings(12, 1.0), 2, seed=0, max_concurrent=4, **acting)
         for (_, prompt), group in zip(prompts, groups, strict=True):
             for completion in group:
                 ids = torch.tensor([prompt + completion.ids], device=device)
@@ -138,7 +138,8 @@ def test_captured_steps_say_what_eager_ones_do(
     said = {}
     for switch in ("0", "1"):
         accelerate(model, "auto" if switch == "1" else ["kv_cache", "decoding_attention"])
-        found = sample_groups(model, prompts, [9, 8], SamplingSettings(100, 1.0), 2, seed=0, num_slots=17, **acting)
+        sampling = SamplingSettings(100, 1.0)
+        found = sample_groups(model, prompts, [9, 8], sampling, 2, seed=0, max_concurrent=17, **acting)
         said[switch] = [one for group in found for one in group]
         assert bool(replays) == (switch == "1")
     assert "without CUDA graphs" not in caplog.text

@@ -104,7 +104,7 @@ def compare_rollouts(model: Path) -> dict[str, float]:
     for device in (torch.device("cpu"), DEVICE):
         net: Any = load_backbone(str(model)).eval().to(device)
         groups_on[str(device)] = sample_groups(
-            net, prompts, [3, 2, 4], SamplingSettings(16, 1.0), END, seed=0, num_slots=6
+            net, prompts, [3, 2, 4], SamplingSettings(16, 1.0), END, seed=0, max_concurrent=6
         )
     cpu, there = (
         [completion for group in groups_on[str(d)] for completion in group] for d in (torch.device("cpu"), DEVICE)

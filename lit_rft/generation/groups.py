@@ -34,31 +34,41 @@ def sample_groups(
     end_ids: int | Sequence[int],
     *,
     seed: int = 0,
-    num_slots: int = 64,
+    max_concurrent: int = 64,
     decode: Callable[[list[int]], str] | None = None,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> list[list[Completion]]:
-    """Completions of every prompt, `num_slots` at a time: when one ends, the next begins. A prompt is read once for all
-    of its completions that are sampled together.
+    """Sample groups of completions; whenever one finishes, the next starts in its place.
 
-    What is sampled for a prompt depends on the seed, its name and the number within its group only, but for rounding.
+    Prompts are prefilled once for all completions of a group that run at the same time. A completion depends only on
+    the seed, the name of its prompt and its number within the group (up to rounding).
 
     Args:
-        prompts: name and ids of each.
-        sizes: how many completions each gets, >= 0.
-        end_ids: the tokens that end a completion, the template's first (`ChatFormat.end_ids`); the model's own
-            (`generation_config.eos_token_id`) end it, too.
-        decode: ids to text, for stop strings.
-        acting: see `Decoder`.
-    Raises: ValueError if there are not as many sizes as prompts, or `num_slots` is below 1.
+        prompts: name and token ids of each prompt.
+        sizes: number of completions of each prompt, >= 0.
+        sampling: temperature, limits and stop criteria.
+        end_ids: tokens that end a completion, the template's first (`ChatFormat.end_ids`); the model's own
+            (`generation_config.eos_token_id`) are added.
+        seed: of the sampling.
+        max_concurrent: maximum number of completions sampled at the same time.
+        decode: token ids to text, for stop strings.
+        acting: context around each forward pass, see `Decoder`.
+
+    Returns:
+        The completions of each prompt, in order.
+
+    Raises:
+        ValueError: For another number of sizes than prompts, or `max_concurrent` below 1.
     """
-    if len(prompts) != len(sizes) or num_slots < 1:
-        raise ValueError(f"expected {len(prompts)} sizes and num_slots >= 1, got {len(sizes)} and {num_slots}")
+    if len(prompts) != len(sizes):
+        raise ValueError(f"expected one size per prompt, got {len(prompts)} prompts and {len(sizes)} sizes")
+    if max_concurrent < 1:
+        raise ValueError(f"max_concurrent must be >= 1, got {max_concurrent}")
     end_ids = as_ids(end_ids)
     training = model.training
     model.eval()
     try:
-        number = max(1, min(num_slots, sum(sizes)))
+        number = max(1, min(max_concurrent, sum(sizes)))
         decoder = make_decoder(model, number, end_ids[0], acting=acting)
         ending = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
         return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()

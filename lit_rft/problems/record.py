@@ -30,7 +30,7 @@ class Problem:
         trace_log_probs: log pi_phi of each trace's tokens under the policy that wrote it, end of turn included, as many
             as the tokenizer of the trained model makes of it; empty where they are not known.
         source: which benchmark or generator it comes from.
-        repeats: rows that hold this problem; evaluation asks for so many times `answering.answers` answers.
+        repeats: number of rows that hold this problem; evaluation samples `answering.num_samples` answers for each.
         extra: other columns of the row, for reward functions of one's own.
         origin: file and row, for messages; not compared and not written.
     """

@@ -49,7 +49,7 @@ class Answer:
         reward: what the verifier gave it.
         tokens: of the completion.
         finished: whether it came to its end.
-        num_answers: to this problem, this one included.
+        num_samples: to this problem, this one included.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Answer:
     reward: float
     tokens: int
     finished: bool
-    num_answers: int
+    num_samples: int
 
 
 class AnsweringStage(PolicyModule):
@@ -114,8 +114,8 @@ class AnsweringStage(PolicyModule):
             "weights": current_fingerprint(self.policy),
             "verifier": describe_reward(self.verifier),
             "sampling": as_json(settings.sampling),
-            "answers": settings.answers,
-            "answers_by_source": settings.answers_by_source,
+            "num_samples": settings.num_samples,
+            "num_samples_by_source": settings.num_samples_by_source,
             "seed": settings.seed,
             "served": settings.server is not None,
         }
@@ -126,9 +126,9 @@ class AnsweringStage(PolicyModule):
         self.check_batch(batch, self.evaluation_batch)
         settings = self.answering
         prompts = [prompt for prompt in batch.prompts if _question(prompt.problem) not in self.already_answered]
-        sizes = [settings.number_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
+        sizes = [settings.num_samples_for(prompt.problem.source, prompt.problem.repeats) for prompt in prompts]
         named = [(prompt.problem.id, prompt.ids) for prompt in prompts]
-        groups = self.sample(named, sizes, settings.sampling, resolve_seed(settings.seed), settings.slots)
+        groups = self.sample(named, sizes, settings.sampling, resolve_seed(settings.seed), settings.max_concurrent)
         pairs = [(prompt, one, n) for prompt, group in zip(prompts, groups, strict=True) for n, one in enumerate(group)]
         texts = [self.chat.text(one.ids) for _, one, _ in pairs]
         rewards = compute_rewards(
@@ -154,7 +154,7 @@ class AnsweringStage(PolicyModule):
         sizes: Sequence[int],
         sampling: SamplingSettings,
         seed: int,
-        num_slots: int,
+        max_concurrent: int,
     ) -> list[list[Completion]]:
         """`rollout.sample_groups` by the policy as it is, or by a server that has it; all processes must call this.
 
@@ -169,7 +169,7 @@ class AnsweringStage(PolicyModule):
             folds = self.answering.merge_adapters and not sharded_parts(self.policy)
             acting = MergedWeights(self.policy).active if folds else contextlib.nullcontext
             return sample_groups(
-                self.policy, prompts, sizes, sampling, self.chat.end_ids, seed=seed, num_slots=num_slots,
+                self.policy, prompts, sizes, sampling, self.chat.end_ids, seed=seed, max_concurrent=max_concurrent,
                 decode=self.chat.tokenizer.decode, acting=acting,
             )  # fmt: skip
 

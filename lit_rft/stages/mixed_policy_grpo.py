@@ -46,7 +46,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             null: `reward` where that is a `MathReward`, else a `MathReward` with its defaults.
         answering: of problems in validation, test and predict.
         micro_batch_tokens: at most so many tokens go through the model at once.
-        rollout_slots: completions sampled at the same time.
+        max_concurrent: maximum number of completions sampled at the same time.
         chunk_tokens: logits are made for so many tokens at a time.
         share_prompts: a prompt is read once for all completions of its group, where the model can do so.
         seed: of the rollouts; null for the run's `seed_everything`.
@@ -66,7 +66,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         verifier: RewardFunction | None = None,
         answering: AnsweringSettings | None = None,
         micro_batch_tokens: int = 8192,
-        rollout_slots: int = 64,
+        max_concurrent: int = 64,
         chunk_tokens: int = 256,
         share_prompts: bool = True,
         seed: int | None = None,
@@ -82,7 +82,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             advantages=advantages,
         )  # fmt: skip
         check_served(self.answering.server, self.sampling, self.loss)
-        self.rollout_slots, self.seed = rollout_slots, resolve_seed(seed)
+        self.max_concurrent, self.seed = max_concurrent, resolve_seed(seed)
         self.share_prompts = share_prompts
         self._warned_of_traces = False
         self._can_share: bool | None = None
@@ -135,7 +135,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         held = [sum(one.group == group for one in traces) for group in range(len(prompts))]
         named = [(f"{self.global_step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
         sizes = [self.objective.group_size - number for number in held]
-        groups = self.sample(named, sizes, self.sampling, self.seed, self.rollout_slots)
+        groups = self.sample(named, sizes, self.sampling, self.seed, self.max_concurrent)
         members = []
         for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             for sampled in group:

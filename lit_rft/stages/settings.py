@@ -199,10 +199,10 @@ class AnsweringSettings:
 
     Args:
         sampling: of the answers; LUFFY evaluates at temperature 0.6.
-        answers: to each problem; to one that stands in several rows of its file, so many for each row.
-        answers_by_source: to each problem of some benchmarks, in its place and whatever the rows (32 for AIME and AMC
-            in the paper).
-        slots: answers sampled at the same time.
+        num_samples: answers per row of the evaluation files; a problem in several rows gets this many for each row.
+        num_samples_by_source: answers per problem of the named benchmarks, independent of its rows (32 for AIME and
+            AMC in the paper).
+        max_concurrent: maximum number of answers sampled at the same time.
         merge_adapters: fold the adapters into the backbone while sampling, rollouts included, and cast float32 weights
             once, not at each token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process, rollouts included; null: none.
@@ -210,28 +210,29 @@ class AnsweringSettings:
     """
 
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(max_new_tokens=8192, temperature=0.6))
-    answers: int = 1
-    answers_by_source: dict[str, int] | None = None
-    slots: int = 64
+    num_samples: int = 1
+    num_samples_by_source: dict[str, int] | None = None
+    max_concurrent: int = 64
     merge_adapters: bool = True
     server: ServerSettings | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {"answers": self.answers, "slots": self.slots}
-        numbers |= {f"answers_by_source.{name}": number for name, number in (self.answers_by_source or {}).items()}
+        numbers = {"num_samples": self.num_samples, "max_concurrent": self.max_concurrent}
+        by_source = self.num_samples_by_source or {}
+        numbers |= {f"num_samples_by_source.{source}": number for source, number in by_source.items()}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"answering.{name} must be >= 1, got {number}")
 
-    def number_for(self, source: str, repeats: int = 1) -> int:
-        """Answers to one problem.
+    def num_samples_for(self, source: str, repeats: int = 1) -> int:
+        """Return the number of answers to sample for a problem.
 
         Args:
             source: its benchmark.
-            repeats: rows that hold it.
+            repeats: number of rows that hold it.
         """
-        return (self.answers_by_source or {}).get(source, self.answers * repeats)
+        return (self.num_samples_by_source or {}).get(source, self.num_samples * repeats)
 
 
 def as_json(settings: Any) -> dict[str, Any]:

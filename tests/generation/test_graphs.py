@@ -68,7 +68,7 @@ def test_completions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [("a", list(range(3, 12))), ("b", list(range(20, 43)))]
 
     def completions() -> list[Any]:
-        return sample_groups(model, prompts, [6, 5], SamplingSettings(20, 1.0), END, seed=1, num_slots=9)
+        return sample_groups(model, prompts, [6, 5], SamplingSettings(20, 1.0), END, seed=1, max_concurrent=9)
 
     expected = completions()
     monkeypatch.setattr(decoder, "can_capture", lambda model: True)

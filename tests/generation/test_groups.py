@@ -48,7 +48,7 @@ def test_groups_equal_conversations_one_by_one(architecture: str, num_slots: int
     model = make_model(architecture, **ARCHITECTURES[architecture])
     prompts, sizes, sampling = make_prompts(), [3, 0, 4, 1, 2], SamplingSettings(9, 1.0)
     expected = one_by_one(model, prompts, sizes, sampling)
-    found = sample_groups(model, prompts, sizes, sampling, END, num_slots=num_slots)
+    found = sample_groups(model, prompts, sizes, sampling, END, max_concurrent=num_slots)
     assert [[one.ids for one in group] for group in found] == [[one.ids for one in group] for group in expected]
     for group, other in zip(found, expected, strict=True):
         for one, plain in zip(group, other, strict=True):
@@ -120,12 +120,12 @@ def test_a_prompt_is_read_once_and_slots_are_used_again(monkeypatch: pytest.Monk
     original = module._GroupSampler.run
     monkeypatch.setattr(module._GroupSampler, "run", lambda self: (samplers.append(self), original(self))[1])
     model, prompts = make_model(), make_prompts()
-    found = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, num_slots=64)
+    found = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, max_concurrent=64)
     (sampler,) = samplers
     steps = sum(len(one.ids) - 1 for group in found for one in group)
     assert sampler.decoder.tokens_read == sum(len(ids) for _, ids in prompts) + steps
     samplers.clear()
-    again = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, num_slots=8)
+    again = sample_groups(model, prompts, [8] * 5, SamplingSettings(6, 1.0), END, max_concurrent=8)
     (sampler,) = samplers
     assert [[one.ids for one in group] for group in again] == [[one.ids for one in group] for group in found]
     assert len(sampler.decoder.cache.lengths) == 8
@@ -142,7 +142,7 @@ def test_free_slots_are_filled_while_others_go_on(monkeypatch: pytest.MonkeyPatc
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: rows.append(args[0].shape[:-1].numel())
     )
-    found = sample_groups(model, prompts, [12] * 5, sampling, END, num_slots=slots)
+    found = sample_groups(model, prompts, [12] * 5, sampling, END, max_concurrent=slots)
     hook.remove()
     lengths = [len(one.ids) for group in reversed(found) for one in group]  # the longest prompt begins
     waves = sum(max(lengths[n : n + slots]) for n in range(0, len(lengths), slots))
@@ -186,8 +186,10 @@ def test_seed_and_bad_numbers() -> None:
     assert [one.ids for one in first[0]] != [one.ids for one in second[0]]
     assert first[0][0].ids != first[0][1].ids
     assert sample_groups(model, [], [], SamplingSettings(6, 1.0), END) == []
-    with pytest.raises(ValueError, match="expected 1 sizes and num_slots >= 1, got 2 and 4"):
-        sample_groups(model, prompts, [1, 2], SamplingSettings(6, 1.0), END, num_slots=4)
+    with pytest.raises(ValueError, match="expected one size per prompt, got 1 prompts and 2 sizes"):
+        sample_groups(model, prompts, [1, 2], SamplingSettings(6, 1.0), END)
+    with pytest.raises(ValueError, match="max_concurrent must be >= 1, got 0"):
+        sample_groups(model, prompts, [1], SamplingSettings(6, 1.0), END, max_concurrent=0)
 
 
 def test_every_end_token_of_the_model_ends_a_completion() -> None:

@@ -39,7 +39,7 @@ def files(tmp_path: Path) -> str:
 
 def make(model: Path, reward: Any = None, **answering: Any) -> MixedPolicyGRPO:
     L.seed_everything(0, verbose=False)
-    settings = {"sampling": SamplingSettings(8, 1.0), "answers": 2, "answers_by_source": {"amc": 4}}
+    settings = {"sampling": SamplingSettings(8, 1.0), "num_samples": 2, "num_samples_by_source": {"amc": 4}}
     return MixedPolicyGRPO(
         PolicySettings(model=str(model), lora=ADAPTERS),
         OptimizerSettings(learning_rate=1e-3),
@@ -94,8 +94,9 @@ def test_every_answering_knob_counts(tiny_model_folder: Path, tmp_path: Path, fi
         return [one.completion for one in stage.answers]
 
     base = texts()
-    assert texts() == base == texts(slots=3)
-    for knob in ({"seed": 1}, {"answers": 3}, {"answers_by_source": None}, {"sampling": SamplingSettings(8, 0.3)}):
+    assert texts() == base == texts(max_concurrent=3)
+    numbers: list[dict[str, Any]] = [{"num_samples": 3}, {"num_samples_by_source": None}]
+    for knob in ({"seed": 1}, *numbers, {"sampling": SamplingSettings(8, 0.3)}):
         assert texts(**knob) != base
 
 
@@ -165,7 +166,7 @@ def write_rows(path: Path, letter: str, number: int, **more: Any) -> str:
 
 def test_files_with_the_same_numbers_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
     files = [write_rows(tmp_path / f"{letter}.jsonl", letter, 4) for letter in "ab"]
-    stage = make(tiny_model_folder, answers=1)
+    stage = make(tiny_model_folder, num_samples=1)
     data = make_data(tiny_model_folder, "", train_files=None, eval_files=files, eval_batch_size=8)
     trainer(tmp_path).test(stage, datamodule=data, verbose=False)
     assert stage.answer_table[""]["problems"] == 8 and stage.answer_table[""]["k"] == 1
@@ -178,7 +179,7 @@ def test_problems_of_one_id_in_a_loader_of_ones_own_are_counted_apart(tiny_model
     data = make_data(tiny_model_folder, "", train_files=None, eval_files=write_rows(tmp_path / "a.jsonl", "a", 4))
     data.setup("test")
     prompts = [dataclasses.replace(p, problem=dataclasses.replace(p.problem, id="0")) for p in data._prompts["eval"]]
-    stage = make(tiny_model_folder, answers=1)
+    stage = make(tiny_model_folder, num_samples=1)
     trainer(tmp_path).test(stage, PromptLoader(prompts, batch_size=4, shuffle=False), verbose=False)
     assert stage.answer_table[""]["problems"] == 4 and stage.answer_table[""]["k"] == 1
 
@@ -187,11 +188,11 @@ def test_predict_leaves_no_problem_out_of_two_files(tiny_model_folder: Path, tmp
     files = [write_rows(tmp_path / f"{letter}.jsonl", letter, 4) for letter in "ab"]
     path = tmp_path / "run" / "completions.jsonl"
 
-    def predict(chosen: Any, batches: int | None = None, answers: int = 1) -> list[str]:
+    def predict(chosen: Any, batches: int | None = None, num_samples: int = 1) -> list[str]:
         data = make_data(tiny_model_folder, "", train_files=None, eval_files=chosen, eval_batch_size=3)
         options = {"limit_predict_batches": batches} if batches else {}
         trainer(tmp_path / "run", callbacks=[CompletionFiles()], **options).predict(
-            make(tiny_model_folder, answers=answers), datamodule=data, return_predictions=False
+            make(tiny_model_folder, num_samples=num_samples), datamodule=data, return_predictions=False
         )
         return [json.loads(line)["prompt"] for line in path.read_text().splitlines()[1:]]
 
@@ -203,7 +204,7 @@ def test_predict_leaves_no_problem_out_of_two_files(tiny_model_folder: Path, tmp
         with pytest.raises(ValueError, match=r"jsonl holds answers to other problems .*: name another file"):
             predict(others)
     with pytest.raises(ValueError, match=r"answers of another policy, reward or sampling .*: name another file"):
-        predict(files, answers=2)
+        predict(files, num_samples=2)
     assert path.read_text() == before
     assert sorted(predict(files[::-1])) == sorted(restarted)  # the same problems in another order
 
@@ -239,7 +240,7 @@ def test_repeats_are_answers_of_one_problem(tiny_model_folder: Path, tmp_path: P
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "valid.all.parquet")
 
     def table(**answering: Any) -> dict[str, tuple[float, float]]:
-        stage = make(tiny_model_folder, **{"answers": 1, "answers_by_source": None, **answering})
+        stage = make(tiny_model_folder, **{"num_samples": 1, "num_samples_by_source": None, **answering})
         data = make_data(tiny_model_folder, "", train_files=None, eval_files=str(tmp_path / "valid.all.parquet"))
         trainer(tmp_path).test(stage, datamodule=data, verbose=False)
         for source in ("math", "aime", "amc"):
@@ -248,8 +249,8 @@ def test_repeats_are_answers_of_one_problem(tiny_model_folder: Path, tmp_path: P
         return {source: (row["problems"], row["k"]) for source, row in stage.answer_table.items() if source != "mean"}
 
     assert table() == {"aime": (2, 32), "amc": (1, 32), "math": (3, 1)}
-    assert table(answers=2)["aime"] == (2, 64)  # as two answers to each of 64 rows
-    assert table(answers_by_source={"aime": 4}) == {"aime": (2, 4), "amc": (1, 32), "math": (3, 1)}
+    assert table(num_samples=2)["aime"] == (2, 64)  # as two answers to each of 64 rows
+    assert table(num_samples_by_source={"aime": 4}) == {"aime": (2, 4), "amc": (1, 32), "math": (3, 1)}
 
 
 def test_completions_are_told_in_tensorboard(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
@@ -273,7 +274,9 @@ def test_what_a_model_writes_does_not_break_the_table() -> None:
     assert table.count("\n") == 2 and "<script" not in table and "`" not in table and len(table) < 6000
 
 
-@pytest.mark.parametrize("bad", [{"answers": 0}, {"slots": 0}, {"answers_by_source": {"amc": 0}}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"num_samples": 0}, {"max_concurrent": 0}, {"num_samples_by_source": {"amc": 0}}], ids=str
+)
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"answering\.\S+ must be >= 1, got 0"):
         AnsweringSettings(**bad)

@@ -194,7 +194,7 @@ def test_folded_adapters_sample_what_training_sees(tiny_model_folder: Path) -> N
 def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folder: Path) -> None:
     prompts, found = make_prompts(tiny_model_folder), []
     for slots in (1, 3, 64):
-        stage = make_grpo(tiny_model_folder, rollout_slots=slots)
+        stage = make_grpo(tiny_model_folder, max_concurrent=slots)
         fit(stage, PromptLoader(prompts, batch_size=4), 1)
         found.append([(one.text, one.reward) for one in stage.samples])
     assert found[0] == found[1] == found[2]

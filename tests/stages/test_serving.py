@@ -91,7 +91,7 @@ def test_answers_are_by_weights_that_were_loaded_since(
     loader = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
     with serving(fake) as url:
         sampling = SamplingSettings(8, 1.0)
-        settings = AnsweringSettings(sampling, answers=2, server=ServerSettings(url, timeout=60))
+        settings = AnsweringSettings(sampling, num_samples=2, server=ServerSettings(url, timeout=60))
         stage = make_grpo(tiny_model_folder, answering=settings)
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
         trainer.test(stage, loader)
