@@ -8,9 +8,9 @@ import pytest
 
 from lit_rft.envs import EpisodeEnv, EpisodeSpec, GymSuite
 from lit_rft.envs.base import describe, expert_of, problem_key
-from lit_rft.envs.guess import GuessNumber
+from lit_rft.envs.games import GuessNumber
 
-GUESS = "lit_rft.envs.guess.GuessNumber"
+GUESS = "lit_rft.envs.games.GuessNumber"
 
 
 def test_seeds_are_episodes_and_splits_share_none() -> None:
@@ -77,7 +77,7 @@ def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     [
         ({"env": "Guess"}, "must be an import path such as my_envs.Guess, got 'Guess'"),
         ({"env": "nowhere.Guess"}, "No module named 'nowhere'; its folder must be on PYTHONPATH"),
-        ({"env": "lit_rft.envs.guess.Gess"}, "has no attribute 'Gess'"),
+        ({"env": "lit_rft.envs.games.Gess"}, "has no attribute 'Gess'"),
         ({"env": "lit_rft.envs.gym._SEEDS_PER_SPLIT"}, "must be a class or a function .*, got int"),
         ({"env": GUESS, "step_limit": -1}, "step_limit must be >= 0, got -1"),
         ({"env": GUESS, "seeds": {"train": 0}}, "seeds.train must be in 1..1000000, got 0"),

@@ -1,0 +1,11 @@
+"""Small text games whose optimum is known: examples, tests and first runs, without a download and without Java.
+
+Each module has the game, `optimal_return` (the best expected return) and `expert`, which chooses the next action of an
+optimal policy from what the environment has answered.
+"""
+
+from lit_rft.envs.games.guess import GuessNumber
+from lit_rft.envs.games.prices import PriceLookup
+from lit_rft.envs.games.rooms import KeyRooms
+
+__all__ = ["GuessNumber", "KeyRooms", "PriceLookup"]

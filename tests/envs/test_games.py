@@ -1,0 +1,145 @@
+"""The shipped games: their optimum is the one that a search finds, and their experts reach it."""
+
+import copy
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lit_rft.envs import EpisodeEnv, EpisodeSpec
+from lit_rft.envs.games import GuessNumber, KeyRooms, PriceLookup, guess, prices, rooms
+
+GAMES: list[tuple[type[Any], Any]] = [(GuessNumber, guess), (KeyRooms, rooms), (PriceLookup, prices)]
+
+
+def play(env: Any, spec: EpisodeSpec, act: Callable[[str, Any], str]) -> tuple[float, dict[str, Any]]:
+    """The return of an episode and its last info."""
+    observation, info = env.reset(spec)
+    total, ended = 0.0, False
+    while not ended:
+        observation, reward, terminated, truncated, info = env.step(act(observation, info))
+        total, ended = total + reward, terminated or truncated
+    return total, info
+
+
+@pytest.mark.parametrize(("game", "module"), GAMES)
+def test_the_expert_earns_the_optimum(game: type[Any], module: Any) -> None:
+    env = EpisodeEnv(game())
+    results = [play(env, EpisodeSpec("e", seed=seed, step_limit=12), module.expert) for seed in range(2000)]
+    assert all(info["score"] == pytest.approx(total) for total, info in results)
+    assert sum(total for total, _ in results) / len(results) == pytest.approx(module.optimal_return(), abs=0.03)
+
+
+@pytest.mark.parametrize(("game", "module"), GAMES)
+def test_admissible_actions_are_valid_and_random_ones_are_worse(game: type[Any], module: Any) -> None:
+    rng = random.Random(0)
+    env = EpisodeEnv(game())
+    totals = []
+    for seed in range(200):
+        _, info = env.reset(EpisodeSpec("e", seed=seed, step_limit=12))
+        total, ended = 0.0, False
+        while not ended:
+            _, reward, terminated, truncated, info = env.step(rng.choice(info["admissible"]))
+            assert info["valid"]
+            total, ended = total + reward, terminated or truncated
+        totals.append(total)
+    assert sum(totals) / len(totals) < module.optimal_return() - 0.2
+
+
+@pytest.mark.parametrize(("game", "module"), GAMES)
+def test_a_seed_is_an_episode(game: type[Any], module: Any) -> None:
+    first, second, other = (game() for _ in range(3))
+    starts = [(env.reset(seed=seed), vars(env)) for env, seed in ((first, 7), (second, 7), (other, 8))]
+    states = [{name: value for name, value in state.items() if not name.startswith("_")} for _, state in starts]
+    assert starts[0][0] == starts[1][0] and states[0] == states[1] != states[2]
+
+
+@pytest.mark.parametrize(("game", "module"), GAMES)
+@pytest.mark.parametrize("action", ["", "a b\nc", "9" * 5000, "-1", "answer", "price dragon", "\ud800", "²"])
+def test_other_actions_are_invalid(game: type[Any], module: Any, action: str) -> None:
+    env = EpisodeEnv(game())
+    env.reset(EpisodeSpec("e", seed=0))
+    observation, reward, terminated, _, info = env.step(action)
+    assert observation and reward <= 0 and not terminated and info["valid"] is False
+
+
+def test_bisection_is_optimal() -> None:
+    """Against the best of all strategies, found by dynamic programming over ranges."""
+
+    def best(size: int, guesses: int) -> int:
+        """The largest number of numbers, of a range of this size, that can be found."""
+        if size <= 0 or guesses == 0:
+            return 0
+        return max(1 + best(below, guesses - 1) + best(size - 1 - below, guesses - 1) for below in range(size))
+
+    for highest, guesses in itertools.product([1, 4, 9, 12], [1, 2, 3, 4]):
+        assert guess.optimal_return(highest, guesses) == best(highest + 1, guesses) / (highest + 1)
+
+
+def test_no_way_through_the_rooms_is_shorter_than_the_experts() -> None:
+    """Against a breadth-first search over copies of the environment."""
+    returns = []
+    for seed in range(40):
+        env = KeyRooms(step_cost=0.05)
+        env.reset(seed=seed)
+        queue, seen = deque([env]), set()
+        score = None
+        while score is None:
+            state = queue.popleft()
+            for action in state._possible():
+                after = copy.copy(state)
+                _, _, done, _, info = after.step(action)
+                if done:
+                    score = info["score"]
+                    break
+                if (key := (after.position, after.has_key)) not in seen:
+                    seen.add(key)
+                    queue.append(after)
+        returns.append(score)
+        total, _ = play(EpisodeEnv(KeyRooms(step_cost=0.05)), EpisodeSpec("e", seed=seed, step_limit=12), rooms.expert)
+        assert total == pytest.approx(score)
+    assert rooms.optimal_return(step_cost=0.05) == pytest.approx(sum(returns) / len(returns), abs=0.05)
+
+
+def test_rooms_report_what_was_achieved() -> None:
+    env = EpisodeEnv(KeyRooms())
+    observation, info = env.reset(EpisodeSpec("e", seed=3, step_limit=12))
+    achieved = []
+    while observation != "The door is open.":
+        observation, _, _, _, info = env.step(rooms.expert(observation, info))
+        achieved += [condition.text for condition in info["achieved"]]
+    assert achieved == ["take the key", "open the door"] and info["success"]
+    assert env.step("open")[4]["valid"]  # the door stays open, and the environment harmless
+
+
+def test_options_choose_the_problem() -> None:
+    env = GuessNumber()
+    env.reset(options={"number": 4})
+    assert env.step("4")[0] == "Right."
+    shop = PriceLookup()
+    assert shop.reset(seed=0, options={"item": "vase"})[0] == "What does the vase cost?"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GuessNumber(highest=0), "got 0 and 3"),
+        (lambda: GuessNumber(guesses=0), "got 9 and 0"),
+        (lambda: KeyRooms(size=1), "got 1 and"),
+        (lambda: KeyRooms(step_cost=-1), "got 3 and -1"),
+        (lambda: PriceLookup(tool_cost=-1), "tool_cost must be >= 0, got -1"),
+        (lambda: GuessNumber().reset(options={"number": 10}), r"number must be in 0\.\.9, got 10"),
+        (lambda: PriceLookup().reset(options={"item": "dragon"}), "item must be one of lamp, .* got 'dragon'"),
+    ],
+)
+def test_bad_arguments_are_errors(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_a_call_of_the_tool_costs_decides_whether_it_pays() -> None:
+    assert prices.optimal_return(0.25) == 0.75
+    assert prices.optimal_return(2.0) == pytest.approx(1 / 90)
