@@ -23,6 +23,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "problems": set(),
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
+    "losses": {"rollouts", "objectives"},
+    "advantages": {"rollouts", "objectives"},
     "rollouts": {"agents", "generation", "models", "transcripts", "objectives", "envs", "episodes", "rewards"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
@@ -30,6 +32,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
+    "losses", "advantages",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES

@@ -1,0 +1,62 @@
+"""Each named loss and advantage trains the tiny model to a higher reward, through the public stage."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from lit_rft import GRPO, SamplingSettings
+from lit_rft.advantages import RLOO, OverlongPenalty, ReinforcePlusPlus
+from lit_rft.datamodules.prompts import Prompt, PromptLoader
+from lit_rft.losses import CISPO, GSPO, MaskedWeights, SamplerCorrected, SequenceWeights, TwoSidedClip
+from lit_rft.models.backbone import load_tokenizer
+from lit_rft.problems import Problem
+from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.testing.tiny_stage import fit
+from lit_rft.transcripts import PromptFormat
+
+
+def share_of_vowels(completions: Any, rows: Any) -> list[float]:
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+
+
+def make_prompts(model: Path) -> list[Prompt]:
+    form = PromptFormat(load_tokenizer(str(model)))
+    problems = [Problem(f"p{n}", ({"role": "user", "content": f"Question {n}?"},), "1", ()) for n in range(2)]
+    return [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
+
+
+class Rewards(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/reward"]))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"loss": GSPO(0.1, 0.2)}, {"loss": CISPO()}, {"loss": TwoSidedClip()},
+        {"loss": SamplerCorrected(GSPO(0.1, 0.2), SequenceWeights())},
+        {"loss": SamplerCorrected(CISPO(), MaskedWeights())},
+        {"advantages": RLOO()}, {"advantages": ReinforcePlusPlus()},
+        {"advantages": ReinforcePlusPlus(group_baseline=True)}, {"advantages": OverlongPenalty(8, 2, 0.1)},
+    ],
+    ids=lambda parts: "-".join(type(part).__name__ for part in parts.values()),
+)  # fmt: skip
+def test_the_reward_rises(parts: dict[str, Any], tiny_model_folder: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    stage = GRPO(
+        PolicySettings(model=str(tiny_model_folder), lora=None),
+        OptimizerSettings(learning_rate=1e-2),
+        ObjectiveSettings(group_size=8, epochs=2, entropy_coef=0.0),
+        SamplingSettings(max_new_tokens=8, temperature=1.0),
+        reward=share_of_vowels,
+        **parts,
+    )
+    rewards = Rewards()
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 24, callbacks=[rewards])
+    first, last = sum(rewards.values[:3]) / 3, sum(rewards.values[-3:]) / 3
+    assert last > first + 0.15, rewards.values
