@@ -34,6 +34,7 @@ from rollout import left_padded
 from lit_rft.agents import EpisodePlayer, HierarchicalAgent
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.scienceworld import ScienceWorldEnv
 from lit_rft.envs.scienceworld.suite import SHORT_TASKS
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
@@ -136,7 +137,7 @@ def play(side: str, episodes: int, steps: int) -> None:
     seconds, prefilled, sampled = clocked(generator), generator.tokens_read, generator.tokens_sampled
     with tempfile.TemporaryDirectory() as times:
         make_env = functools.partial(TimedEnv, times, steps)
-        with EnvPool(make_env, episodes, reset_timeout=600) as pool:
+        with EnvPool(make_env, episodes, PoolSettings(reset_timeout=600)) as pool:
             start_seconds = start(pool, jobs(episodes, steps), Path(times))
             player = EpisodePlayer(HierarchicalAgent(), pool, chat, generator)
             player.submit(jobs(episodes, steps))

@@ -8,7 +8,8 @@ from typing import Any
 from lit_rft.agents.base import Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.conversation import ContextFullError, Conversation
 from lit_rft.envs.base import EpisodeSpec
-from lit_rft.envs.pool import EnvPool, PoolEvent
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.generation import Conversations
 from lit_rft.transcripts import ChatFormat, Transcript

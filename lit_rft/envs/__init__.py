@@ -3,7 +3,9 @@
 from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.episode_env import EpisodeEnv
 from lit_rft.envs.gym import GymSuite
-from lit_rft.envs.pool import EnvPool, PoolEvent
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_events import PoolEvent
+from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.pools import EnvPools
 from lit_rft.envs.scienceworld import ScienceWorldEnv, ScienceWorldSuite, SimulatorError
 
@@ -15,6 +17,7 @@ __all__ = [
     "Expert",
     "GymSuite",
     "PoolEvent",
+    "PoolSettings",
     "ScienceWorldEnv",
     "ScienceWorldSuite",
     "ScriptedExpert",

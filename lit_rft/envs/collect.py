@@ -17,7 +17,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lit_rft.envs.base import EpisodeSpec, Expert, TaskSuite, expert_of
-from lit_rft.envs.pool import EnvPool, PoolEvent
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes.io import EpisodeWriter, check_suffix, read_episodes, write_episodes
 from lit_rft.episodes.record import Episode, Outcome, Step
 from lit_rft.episodes.subgoals import Annotator, apply_annotator

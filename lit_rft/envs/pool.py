@@ -1,75 +1,33 @@
-"""Many episodes at once: worker processes with one environment each, which can hang or die without harm."""
+"""Many episodes at once: workers with one environment each, which can hang or die without harm."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 
 from lit_rft.envs.base import EpisodeSpec
-from lit_rft.envs.worker import BAD_START, CLOSE, DONE, FAILED, RESET, STEP, WorkerProcess
+from lit_rft.envs.factories import factory_key
+from lit_rft.envs.pool_events import PoolEvent
+from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.envs.slots import QueuedJob, RetiredWorkers, Slot, StartReport
+from lit_rft.envs.worker import BAD_START, DONE, FAILED, READY, RESET, STEP
+from lit_rft.envs.worker_process import WorkerProcess
+from lit_rft.envs.worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_TIMEOUT = 5.0  # seconds that `EnvPool.close` gives the workers to close their environments
-
-
-@dataclass(frozen=True, slots=True)
-class PoolEvent:
-    """Something that happened to a job.
-
-    Attributes:
-        kind: ``reset`` and ``step``: the environment answered. ``lost``: the worker failed in mid-episode and the job
-            has been queued again; drop what was played. ``error``: it failed for the last time and the job is over.
-        worker: index of the worker, for `EnvPool.step` and `EnvPool.finish`.
-        job: the job.
-        payload: what `reset` or `step` returned; for ``lost`` and ``error`` a message.
-    """
-
-    kind: Literal["reset", "step", "lost", "error"]
-    worker: int
-    job: EpisodeSpec
-    payload: Any
-
-
-@dataclass(slots=True)
-class _Queued:
-    job: EpisodeSpec
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class _Worker:
-    """One slot of the pool."""
-
-    index: int
-    process: WorkerProcess | None = None  # started when first needed, and again after a failure
-    playing: _Queued | None = None
-    call: Literal["reset", "step"] | None = None  # in flight
-    deadline: float = 0.0  # of the call in flight, on the monotonic clock
-    known: bool = False  # the consumer has been told of this episode
-
-    def send(self, call: Literal["reset", "step"], argument: Any, timeout: float) -> None:
-        assert self.process is not None
-        self.call, self.deadline = call, time.monotonic() + timeout
-        self.process.send(call, argument)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-        self.process = None
+_MEMORY_INTERVAL = 1.0  # seconds between measurements of the memory of workers in mid-call
 
 
 class EnvPool:
-    """Plays episodes in worker processes, without lockstep.
+    """Plays episodes in worker processes (or threads), without lockstep.
 
     The consumer submits jobs and then reacts to events: to ``reset`` and ``step`` with `step` or `finish`. Between the
     two calls the worker waits, so that the actions of many episodes can be generated as one batch.
@@ -82,46 +40,40 @@ class EnvPool:
                     ...
 
     Every job ends exactly once: by the consumer's `finish` or by an ``error`` event. A worker that dies, does not
-    answer in time or whose environment raises is killed with everything it started (a Java process, say) and replaced;
-    its job is played again from the start, `max_attempts` times in all.
+    answer in time, takes too much memory or whose environment raises is killed with everything it started (a Java
+    process, say) and replaced; its job is played again from the start, `PoolSettings.max_attempts` times in all.
 
-    Workers are started when there is work for them, in fresh interpreters that do not import the running script: they
-    need no ``if __name__ == "__main__"`` guard, and load no torch unless the environment does. They end, with what they
-    started, when this process ends in any way.
+    Workers are started when there is work for them, side by side, in fresh interpreters that do not import the running
+    script: they need no ``if __name__ == "__main__"`` guard, and load no torch unless the environment does. They end,
+    with what they started, when this process ends in any way. Threads share the interpreter: see `PoolSettings.threads`
+    for what they cannot do.
 
     Args:
         make_env: makes the environment; must be picklable and come from an importable module: a class, or a
             `functools.partial` of one.
-        num_workers: processes, at least 1. About one per free core pays for ScienceWorld.
-        call_timeout: limit of one step, in seconds.
-        reset_timeout: limit of one reset, in seconds; a fresh worker has it once more for making the environment.
-        max_attempts: how often a job may be started, at least 1.
+        num_workers: environments, at least 1. About one per free core pays for ScienceWorld.
+        settings: limits, and processes or threads; the defaults of `PoolSettings` if None.
 
     Attributes:
-        factory: `make_env`, pickled.
+        settings: the settings.
 
     Raises:
-        ValueError: an argument is out of range, or `make_env` cannot be sent to another process.
+        ValueError: `num_workers` is out of range, or `make_env` cannot be sent to another process.
     """
 
     def __init__(
-        self,
-        make_env: Callable[[], gym.Env[Any, Any]],
-        num_workers: int,
-        *,
-        call_timeout: float = 30.0,
-        reset_timeout: float = 60.0,
-        max_attempts: int = 2,
+        self, make_env: Callable[[], gym.Env[Any, Any]], num_workers: int, settings: PoolSettings | None = None
     ) -> None:
-        if num_workers < 1 or max_attempts < 1:
-            raise ValueError(f"num_workers and max_attempts must be at least 1, got {num_workers} and {max_attempts}")
-        if call_timeout <= 0 or reset_timeout <= 0:
-            raise ValueError(f"time limits must be above 0 s, got call_timeout={call_timeout}, {reset_timeout=}")
-        self.factory = _pickle(make_env)
-        self._call_timeout, self._reset_timeout, self._max_attempts = call_timeout, reset_timeout, max_attempts
-        self._workers = [_Worker(index) for index in range(num_workers)]
-        self._queue: deque[_Queued] = deque()
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+        self.settings = settings or PoolSettings()
+        self._factory = factory_key(make_env, importable=not self.settings.threads)
+        self._slots = [Slot(index) for index in range(num_workers)]
+        self._retired = RetiredWorkers()
+        self._start_report = StartReport()
+        self._queue: deque[QueuedJob] = deque()
         self._events: deque[PoolEvent] = deque()
+        self._next_measurement = 0.0
         self._has_worked = False
         self._closed = False
 
@@ -136,12 +88,13 @@ class EnvPool:
     @property
     def outstanding(self) -> int:
         """Jobs that have not ended: queued or being played."""
-        return len(self._queue) + sum(worker.playing is not None for worker in self._workers)
+        return len(self._queue) + sum(slot.playing is not None for slot in self._slots)
 
     def process_id(self, worker: int) -> int | None:
-        """The worker's process, which leads the group of all that its environment started; None when not running."""
-        process = self._workers[worker].process
-        return None if process is None else process.pid
+        """The worker's process, which leads the group of all that its environment started; None when not running, and
+        for a thread."""
+        running = self._slots[worker].worker
+        return None if running is None else running.pid
 
     def submit(self, job: EpisodeSpec) -> None:
         """Queue a job. A free worker resets its environment for it at once.
@@ -151,10 +104,10 @@ class EnvPool:
             RuntimeError: the pool is closed.
         """
         self._check_open()
-        playing = [worker.playing for worker in self._workers if worker.playing is not None]
+        playing = [slot.playing for slot in self._slots if slot.playing is not None]
         if any(queued.job.id == job.id for queued in [*self._queue, *playing]):
             raise ValueError(f"a job with the id {job.id!r} is outstanding already; ids must be unique")
-        self._queue.append(_Queued(job))
+        self._queue.append(QueuedJob(job))
         self._dispatch()
 
     def step(self, worker: int, action: str) -> None:
@@ -163,15 +116,19 @@ class EnvPool:
         Raises:
             RuntimeError: the worker is not waiting for an action, or the pool is closed.
         """
-        self._check_waiting(worker).send(STEP, action, self._call_timeout)
+        self._check_waiting(worker).send(STEP, action, self.settings.call_timeout)
 
     def finish(self, worker: int) -> None:
-        """End the worker's job, whether the episode is over or not; the worker is free for the next one.
+        """End the worker's job, whether the episode is over or not. The worker, or its replacement, takes the next one.
 
         Raises:
             RuntimeError: the worker is not waiting for an action, or the pool is closed.
         """
-        self._check_waiting(worker).playing = None
+        slot = self._check_waiting(worker)
+        slot.playing = None
+        if slot.worker is not None and slot.worn(self.settings):
+            self._retired.add(slot.worker)
+            slot.worker, slot.episodes = None, 0
         self._dispatch()
 
     def wait(self, timeout: float | None = None) -> list[PoolEvent]:
@@ -185,6 +142,7 @@ class EnvPool:
 
         Raises:
             ValueError: an environment's `reset` refused a job's options (its own exception; the job is over).
+            TimeoutError: a call in a thread exceeded its time limit.
             RuntimeError: the pool is closed; or there is no `timeout` and every running episode waits for the consumer.
             Exception: what `make_env` raised, if no worker has ever worked.
         """
@@ -194,7 +152,9 @@ class EnvPool:
             self._dispatch()
             if not self.outstanding:
                 break
-            times = [worker.deadline for worker in self._workers if worker.call is not None]
+            times = [slot.deadline for slot in self._slots if slot.call is not None]
+            if times and self.settings.memory_limit:
+                times.append(self._next_measurement)
             if end is not None:
                 times.append(end)
             if not times:
@@ -211,97 +171,119 @@ class EnvPool:
         self._closed = True
         self._queue.clear()
         self._events.clear()
-        end = time.monotonic() + _CLOSE_TIMEOUT
-        # Those in mid-call may hang, and are killed as they are.
-        closing = [w.process for w in self._workers if w.process is not None and w.call is None]
-        for process in closing:
-            process.send(CLOSE)
-        for process in closing:
-            process.connection.poll(max(0.0, end - time.monotonic()))  # until the pipe ends
-        for worker in self._workers:
-            worker.kill()
-            worker.playing = worker.call = None
+        for slot in self._slots:
+            if slot.worker is not None and slot.call is None:
+                self._retired.add(slot.worker)
+                slot.worker = None
+        self._retired.wait()
+        for slot in self._slots:  # those in mid-call may hang, and are killed as they are
+            slot.kill()
+            slot.playing = slot.call = None
 
     def _dispatch(self) -> None:
         """Give queued jobs to free workers, to running ones first; start others as needed."""
-        free = sorted((w for w in self._workers if w.playing is None), key=lambda w: w.process is None)
-        for worker in free[: len(self._queue)]:
-            timeout = self._reset_timeout
-            if worker.process is None:
-                worker.process = WorkerProcess(self.factory)
-                timeout += self._reset_timeout
-            worker.playing, worker.known = self._queue.popleft(), False
-            worker.send(RESET, worker.playing.job, timeout)
+        self._retired.reap()
+        free = sorted((slot for slot in self._slots if slot.playing is None), key=lambda slot: slot.worker is None)
+        for slot in free[: len(self._queue)]:
+            timeout = self.settings.reset_timeout
+            if slot.worker is None:
+                slot.worker = (WorkerThread if self.settings.threads else WorkerProcess)(self._factory)
+                self._start_report.started(slot.index)
+                timeout += self.settings.reset_timeout
+            slot.playing, slot.known = self._queue.popleft(), False
+            slot.episodes += 1
+            slot.send(RESET, slot.playing.job, timeout)
 
     def _receive(self, until: float) -> None:
-        """Take in answers, ends of pipes and missed deadlines."""
-        running = {worker.process.connection: worker for worker in self._workers if worker.process is not None}
+        """Take in answers, ends of pipes, missed deadlines and too much memory."""
+        running = {slot.worker.connection: slot for slot in self._slots if slot.worker is not None}
         ready = wait(list(running), max(0.0, until - time.monotonic()))
-        for connection, worker in running.items():
+        for connection, slot in running.items():
             if connection in ready:
-                self._take_answer(worker, connection)
+                self._take_answer(slot)
         now = time.monotonic()
-        for connection, worker in running.items():
+        for connection, slot in running.items():
             # An answer that lies in the pipe counts, however late we come to read it.
-            if worker.call is not None and now >= worker.deadline and connection not in ready:
-                self._fail(worker, f"no answer to {worker.call} within the time limit")
+            if slot.call is not None and now >= slot.deadline and connection not in ready:
+                self._time_out(slot)
+        if self.settings.memory_limit and now >= self._next_measurement:
+            self._check_memory()
 
-    def _take_answer(self, worker: _Worker, connection: Connection) -> None:
+    def _check_memory(self) -> None:
+        """Kill the workers in mid-call that hold more than twice the limit."""
+        for slot in self._slots:
+            if slot.call is not None and (memory := slot.memory()) > 2 * self.settings.memory_limit:
+                limit = self.settings.memory_limit
+                self._fail(slot, f"it held {memory:.0f} MiB, more than twice the limit (pool.memory_limit={limit})")
+        self._next_measurement = time.monotonic() + _MEMORY_INTERVAL
+
+    def _take_answer(self, slot: Slot) -> None:
+        assert slot.worker is not None
         try:
-            kind, payload = connection.recv()
+            kind, payload = slot.worker.connection.recv()
         except (EOFError, OSError):
-            self._fail(worker, "the worker's process died")
+            self._fail(slot, "the worker died")
             return
-        if kind == DONE:
-            assert worker.playing is not None and worker.call is not None
-            self._events.append(PoolEvent(worker.call, worker.index, worker.playing.job, payload))
-            worker.call, worker.known, self._has_worked = None, True, True
+        if kind == READY:
+            self._has_worked = True
+            self._start_report.ready(slot.index)
+        elif kind == DONE:
+            assert slot.playing is not None and slot.call is not None
+            self._events.append(PoolEvent(slot.call, slot.index, slot.playing.job, payload))
+            slot.call, slot.known = None, True
         elif kind == FAILED:
             message, traceback = payload
-            logger.debug("worker %d:\n%s", worker.index, traceback)
-            self._fail(worker, message)
+            logger.debug("worker %d:\n%s", slot.index, traceback)
+            self._fail(slot, message)
         elif kind == BAD_START and self._has_worked:  # the machine's trouble, not the user's
-            self._fail(worker, f"a new environment could not be made: {payload}")
+            self._fail(slot, f"a new environment could not be made: {payload}")
         else:
             if kind == BAD_START:
-                worker.kill()
-            worker.playing = worker.call = None
+                slot.kill()
+            slot.playing = slot.call = None
             raise payload
 
-    def _fail(self, worker: _Worker, message: str) -> None:
+    def _time_out(self, slot: Slot) -> None:
+        """Kill a worker whose call takes too long.
+
+        Raises:
+            TimeoutError: it is a thread.
+        """
+        message = f"no answer to {slot.call} within the time limit"
+        if not self.settings.threads:
+            self._fail(slot, message)
+            return
+        assert slot.playing is not None
+        job_id, slot.playing, slot.call = slot.playing.job.id, None, None
+        slot.kill()
+        raise TimeoutError(
+            f"episode {job_id!r}: {message}. The environment runs in a thread, which cannot be ended: use worker "
+            "processes (pool.threads: false), or raise the limit (pool.call_timeout, pool.reset_timeout)"
+        )
+
+    def _fail(self, slot: Slot, message: str) -> None:
         """Kill the worker. Its job, if any, is queued again or over."""
-        worker.kill()
-        failed, worker.playing, worker.call = worker.playing, None, None
+        slot.kill()
+        failed, slot.playing, slot.call = slot.playing, None, None
         if failed is None:
             return
         failed.failures += 1
-        logger.warning(
-            "job %s: attempt %d of %d failed: %s", failed.job.id, failed.failures, self._max_attempts, message
-        )
-        if failed.failures >= self._max_attempts:
-            self._events.append(PoolEvent("error", worker.index, failed.job, message))
+        attempts = self.settings.max_attempts
+        logger.warning("job %s: attempt %d of %d failed: %s", failed.job.id, failed.failures, attempts, message)
+        if failed.failures >= attempts:
+            self._events.append(PoolEvent("error", slot.index, failed.job, message))
             return
         self._queue.appendleft(failed)
-        if worker.known:
-            self._events.append(PoolEvent("lost", worker.index, failed.job, message))
+        if slot.known:
+            self._events.append(PoolEvent("lost", slot.index, failed.job, message))
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the pool is closed")
 
-    def _check_waiting(self, worker: int) -> _Worker:
+    def _check_waiting(self, worker: int) -> Slot:
         self._check_open()
-        slot = self._workers[worker]
+        slot = self._slots[worker]
         if slot.playing is None or slot.call is not None:
             raise RuntimeError(f"worker {worker} is not waiting for an action: {slot.call or 'it plays nothing'}")
         return slot
-
-
-def _pickle(make_env: Callable[[], gym.Env[Any, Any]]) -> bytes:
-    try:
-        pickled = pickle.dumps(make_env)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"make_env must be picklable, a class or a functools.partial of one: {error}") from error
-    if b"__main__" in pickled:
-        raise ValueError("make_env is defined in the running script, which workers do not import: move it to a module")
-    return pickled

@@ -1,4 +1,4 @@
-"""Pools of worker processes, one for each way to make an environment."""
+"""Pools of environments, one for each way to make them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 import gymnasium as gym
 
+from lit_rft.envs.factories import factory_key
 from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_settings import PoolSettings
 
 
 class EnvPools:
     """`EnvPool`s by their environment factory, started when first needed: training and evaluation may differ in it.
 
     Args:
-        num_workers: processes of each pool.
-        call_timeout, reset_timeout: see `EnvPool`.
+        num_workers: environments of each pool.
+        settings: of each pool.
     """
 
-    def __init__(self, num_workers: int, *, call_timeout: float = 30.0, reset_timeout: float = 60.0) -> None:
-        self._num_workers, self._call_timeout, self._reset_timeout = num_workers, call_timeout, reset_timeout
+    def __init__(self, num_workers: int, settings: PoolSettings | None = None) -> None:
+        self._num_workers, self._settings = num_workers, settings or PoolSettings()
         self._pools: dict[bytes, EnvPool] = {}
 
     def __len__(self) -> int:
@@ -32,10 +34,10 @@ class EnvPools:
         Raises:
             ValueError: `make_env` cannot be sent to another process.
         """
-        # starts nothing before its first episode
-        pool = EnvPool(make_env, self._num_workers, call_timeout=self._call_timeout, reset_timeout=self._reset_timeout)
-        # a factory is what it pickles to: bound methods and partials of equal objects make the same environment
-        return self._pools.setdefault(pool.factory, pool)
+        key = factory_key(make_env, importable=not self._settings.threads)
+        if key not in self._pools:
+            self._pools[key] = EnvPool(make_env, self._num_workers, self._settings)
+        return self._pools[key]
 
     def close(self) -> None:
         """End all workers. A second call does nothing."""

@@ -1,19 +1,13 @@
-"""One worker of an `EnvPool`, both ends of its pipe: the process with the environment, and the pool's hold on it."""
+"""Workers of an `EnvPool`: what the pool asks and gets, and the loop that serves an environment at the other end."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import queue
-import signal
-import subprocess
-import sys
-import threading
 import traceback
-from multiprocessing import Pipe
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from lit_rft.envs.episode_env import EpisodeEnv
 
@@ -21,89 +15,69 @@ from lit_rft.envs.episode_env import EpisodeEnv
 RESET: Final = "reset"
 STEP: Final = "step"
 CLOSE: Final = "close"
-DONE = "done"  # payload: what the environment returned
-BAD_START = "bad_start"  # payload: the exception that the environment could not be made for
-BAD_OPTIONS = "bad_options"  # payload: the ValueError that reset answered with
-FAILED = "failed"  # payload: message and traceback; the environment is in an unknown state
+READY: Final = "ready"  # the environment has been made; nobody asked
+DONE: Final = "done"  # payload: what the environment returned
+BAD_START: Final = "bad_start"  # payload: the exception that the environment could not be made for
+REFUSED: Final = "refused"  # payload: the ValueError that reset answered with
+FAILED: Final = "failed"  # payload: message and traceback; the environment is in an unknown state
 
 
-class WorkerProcess:
-    """A worker's process as the pool sees it: a fresh interpreter that does not import the running script.
+class Worker(Protocol):
+    """An environment that runs elsewhere, as the pool sees it."""
 
-    Args:
-        make_env: pickled callable that makes the environment.
+    @property
+    def connection(self) -> Connection:
+        """The pool's end of the pipe; it reads as ended when the worker has."""
 
-    Attributes:
-        pid: its id, and the number of the process group of everything that the environment starts.
-        connection: the pool's end of the pipe; it reads as ended when the process is dead.
-    """
-
-    def __init__(self, make_env: bytes) -> None:
-        self.connection, far_end = Pipe()
-        fd, path = far_end.fileno(), [str(entry) for entry in sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from lit_rft.envs.worker import main; main({fd})"
-        # A session of its own makes the process the leader of a group, and keeps Ctrl-C away from it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[fd], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        far_end.close()
-        self.pid = self._process.pid
-        with contextlib.suppress(OSError):  # died at once: the pipe's end says so to its reader
-            self.connection.send_bytes(make_env)
+    @property
+    def pid(self) -> int | None:
+        """The worker's own process, the leader of the group of all that its environment starts; None for a thread."""
 
     def send(self, verb: str, argument: Any = None) -> None:
-        """Send a request. A dead process takes it without a word; the pipe's end says so to its reader."""
-        with contextlib.suppress(OSError):
-            self.connection.send((verb, argument))
+        """Send a request. A dead worker takes it without a word; the pipe's end says so to its reader."""
 
     def kill(self) -> None:
-        """End the process and everything it has started, stopped or hung as they may be."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # before wait(): until then nobody else can get the group's number
-        self._process.wait()
-        self.connection.close()
+        """End the worker and everything that its environment has started, as far as it can be ended from outside."""
 
 
-def main(fd: int) -> None:
-    """Serve the pool at the other end of a pipe until it says close or is gone.
+def serve(connection: Connection, make_env: bytes, requests: Iterable[tuple[str, Any]]) -> None:
+    """Make an environment and answer requests with it, until there are no more or one of them is CLOSE.
 
     Args:
-        fd: file descriptor of the pipe; its first message is the pickled callable that makes the environment.
+        connection: takes the answers; one that its other end has closed takes them without a word.
+        make_env: pickled callable that makes the environment.
+        requests: verbs with their arguments.
     """
-    os.set_inheritable(fd, False)  # what the environment starts must not keep the pipe open
-    connection = Connection(fd)
-    make_env = connection.recv_bytes()
-    requests: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, requests), daemon=True, name="requests").start()
     try:
         env = EpisodeEnv(pickle.loads(make_env)())
     except Exception as error:
-        connection.send((BAD_START, _sendable(error)))
+        _send(connection, BAD_START, _sendable(error))
         return
-    while (request := requests.get())[0] != CLOSE:
-        answer = _serve(env, *request)
-        try:
-            connection.send(answer)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            connection.send((FAILED, (f"the environment's answer cannot be sent: {error!r}", "")))
-    env.close()
-
-
-def _read(connection: Connection, requests: queue.SimpleQueue[tuple[str, Any]]) -> None:
-    """Pass requests on. In a thread of its own, so that the pool's end is noticed even while the environment hangs."""
+    _send(connection, READY, None)
     try:
-        while True:
-            requests.put(connection.recv())
-    except (EOFError, OSError):
-        os.killpg(0, signal.SIGKILL)  # this process and whatever the environment has started
+        for verb, argument in requests:
+            if verb == CLOSE:
+                break
+            _send(connection, *_answer(env, verb, argument))
+    finally:
+        env.close()
 
 
-def _serve(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
+def _send(connection: Connection, kind: str, payload: Any) -> None:
+    try:
+        message = pickle.dumps((kind, payload), pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        message = pickle.dumps((FAILED, (f"the environment's answer cannot be sent: {error!r}", "")))
+    with contextlib.suppress(OSError):  # nobody is there to read it: the requests end, too
+        connection.send_bytes(message)
+
+
+def _answer(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
     try:
         return DONE, env.reset(argument) if verb == RESET else env.step(argument)
     except Exception as error:
         if verb == RESET and isinstance(error, ValueError):
-            return BAD_OPTIONS, _sendable(error)
+            return REFUSED, _sendable(error)
         return FAILED, (f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

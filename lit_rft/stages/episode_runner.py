@@ -57,9 +57,7 @@ class EpisodeRunner:
 
     def __init__(self, settings: ActingSettings) -> None:
         self.settings = settings
-        self._pools = EnvPools(
-            settings.parallel_episodes, call_timeout=settings.call_timeout, reset_timeout=settings.reset_timeout
-        )
+        self._pools = EnvPools(settings.parallel_episodes, settings.pool)
         self._player: EpisodePlayer | None = None
         self._metrics: EpisodeMetrics | None = None
         self._served: dict[str, AdapterSync] = {}  # adapters that a server has

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.generation.vllm import ServerSettings
 from lit_rft.models.accel import chosen_paths
@@ -104,8 +105,7 @@ class ActingSettings:
         merge_adapters: fold the adapters into the backbone while acting, and cast float32 weights once, not at each
             token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process; null: none.
-        call_timeout: seconds that a simulator may take for one action before it is replaced.
-        reset_timeout: seconds that it may take to start an episode.
+        pool: time and memory limits of the environments, processes or threads.
         seed: of the sampling; null for the run's `seed_everything`.
     """
 
@@ -113,14 +113,12 @@ class ActingSettings:
     parallel_episodes: int = 4
     merge_adapters: bool = True
     server: ServerSettings | None = None
-    call_timeout: float = 30.0
-    reset_timeout: float = 120.0
+    pool: PoolSettings = field(default_factory=PoolSettings)
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("parallel_episodes", "call_timeout", "reset_timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.parallel_episodes < 1:
+            raise ValueError(f"parallel_episodes must be >= 1, got {self.parallel_episodes}")
 
 
 @dataclass

@@ -13,13 +13,26 @@ from typing import Any
 
 import gymnasium as gym
 
+GROWTH = 150  # MiB that the action `grow` takes
+
 
 class FakeEnv(gym.Env[str, str]):
     """Counts steps. An action names what goes wrong; with ``once:FILE:``, only while FILE does not exist."""
 
-    def __init__(self, start_error: str = "", child: bool = False) -> None:
+    def __init__(self, start_error: str = "", child: bool = False, log: str = "", meet: int = 0) -> None:
+        """
+        Args:
+            start_error: text of the error that making the environment ends in.
+            child: whether to start a process.
+            log: a file that gets a line for each environment that is made (`+`) and closed (`-`).
+            meet: making the environment waits until so many are being made.
+        """
         if start_error:
             raise OSError(start_error)
+        self.log, self.memory = log, b""
+        self._write("+")
+        while meet and Path(log).read_text().count("+") < meet:
+            time.sleep(0.01)
         self.child = subprocess.Popen(["sleep", "600"]) if child else None
         self.steps = 0
 
@@ -37,8 +50,14 @@ class FakeEnv(gym.Env[str, str]):
         return action, 1.0, self.steps >= 3, False, info
 
     def close(self) -> None:
+        self._write("-")
         if self.child:
             self.child.kill()
+
+    def _write(self, line: str) -> None:
+        if self.log:
+            with open(self.log, "a") as stream:
+                stream.write(f"{line}\n")
 
     def _do(self, action: str) -> None:
         if action.startswith("once:"):
@@ -56,3 +75,14 @@ class FakeEnv(gym.Env[str, str]):
             raise RuntimeError("the fake failed")
         elif action == "bad":
             raise ValueError("the fake refuses")
+        elif action == "grow":
+            self.memory += b"x" * (GROWTH * 2**20)
+        elif action == "grow in a grandchild":
+            code = f"import time; memory = b'x' * ({GROWTH} * 2**20); print(flush=True); time.sleep(600)"
+            shell = ["sh", "-c", '"$0" -c "$1" & wait', sys.executable, code]
+            child = subprocess.Popen(shell, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            child.stdout.readline()
+        elif action == "burst":
+            self.memory += b"x" * (4 * GROWTH * 2**20)
+            time.sleep(600)

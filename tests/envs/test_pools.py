@@ -5,11 +5,11 @@ import functools
 import pytest
 from fake_envs import FakeEnv
 
-from lit_rft.envs import EnvPools, EpisodeSpec, ScienceWorldSuite
+from lit_rft.envs import EnvPools, EpisodeSpec, PoolSettings, ScienceWorldSuite
 
 
 def test_each_factory_has_its_own_pool() -> None:
-    pools = EnvPools(2, call_timeout=7.0)
+    pools = EnvPools(2, PoolSettings(call_timeout=7.0))
     pool = pools.get(FakeEnv)
     assert pools.get(FakeEnv) is pool
     other = pools.get(functools.partial(FakeEnv, child=True))

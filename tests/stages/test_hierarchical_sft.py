@@ -164,7 +164,7 @@ def test_bad_optimizer_settings_are_refused(bad: dict[str, Any]) -> None:
         OptimizerSettings(**bad)
 
 
-@pytest.mark.parametrize("bad", [{"parallel_episodes": 0}, {"call_timeout": 0}])
+@pytest.mark.parametrize("bad", [{"parallel_episodes": 0}, {"parallel_episodes": -1}])
 def test_bad_acting_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         ActingSettings(**bad)
