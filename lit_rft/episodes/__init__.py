@@ -2,6 +2,7 @@
 
 from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
+from lit_rft.episodes.pairs import EpisodePair, PairReport, cut_episode, pair_with_experts
 from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Outcome, Step, Subgoal
 from lit_rft.episodes.subgoals import UNFINISHED_GOAL, annotate_events, apply_annotator
 
@@ -10,13 +11,17 @@ __all__ = [
     "Achieved",
     "Episode",
     "EpisodeError",
+    "EpisodePair",
     "EpisodeWriter",
     "Outcome",
+    "PairReport",
     "Step",
     "Subgoal",
     "annotate_events",
     "apply_annotator",
+    "cut_episode",
     "intrinsic_rewards",
+    "pair_with_experts",
     "read_episodes",
     "write_episodes",
 ]
