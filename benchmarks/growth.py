@@ -63,12 +63,14 @@ def training_step(length: int, rank: int = 16) -> dict[str, float]:
     from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
-    from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
+    from lit_rft.stages import BatchingSettings, HierarchicalSFT, OptimizerSettings, PolicySettings
 
     lora = LoraSettings(rank, 2 * rank, 0.0, "all-linear") if rank else None
-    stage = HierarchicalSFT(PolicySettings(MODEL, lora), OptimizerSettings(1e-4), agent=FlatAgent())
+    stage = HierarchicalSFT(
+        PolicySettings(MODEL, lora), OptimizerSettings(1e-4), agent=FlatAgent(), batching=BatchingSettings(length)
+    )
     episodes = [[transcript(length, random.Random(seed))] for seed in range(2)]
-    seconds = fit(stage, StepLoader(episodes, batch_size=1, micro_batch_tokens=length, pad_id=0))
+    seconds = fit(stage, StepLoader(episodes, batch_size=1))
     weights = sum(p.numel() for p in stage.parameters() if p.requires_grad)
     return {
         "seconds": seconds, "tokens_per_second": length / seconds, "peak_gb": peak_memory(), "trainable": weights
@@ -86,12 +88,18 @@ def grpo_step(size: int) -> dict[str, float]:
     from lit_rft.datamodules import MathPromptDataModule
     from lit_rft.generation import SamplingSettings
     from lit_rft.models import LoraSettings
-    from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+    from lit_rft.stages import (
+        BatchingSettings,
+        MixedPolicyGRPO,
+        ObjectiveSettings,
+        OptimizerSettings,
+        PolicySettings,
+    )
 
     stage = MixedPolicyGRPO(
         PolicySettings(MODEL, LoraSettings(16, 32, 0.0, "all-linear")), OptimizerSettings(1e-5),
         ObjectiveSettings(size, 0), SamplingSettings(64, 1.0), lambda texts, rows: [len(text) % 7 for text in texts],
-        micro_batch_tokens=1200,
+        batching=BatchingSettings(1200),
     )  # fmt: skip
     data = MathPromptDataModule(MODEL, train_tasks={"gsm_symbolic": 2}, batch_size=1)
     data.setup("fit")

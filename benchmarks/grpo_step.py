@@ -49,10 +49,17 @@ def ours(
     """Figures of the last of some steps on all problems."""
     from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
 
-    from lit_rft.datamodules import Prompt, PromptLoader
+    from lit_rft.batches import Prompt
+    from lit_rft.datamodules import PromptLoader
     from lit_rft.generation import SamplingSettings
     from lit_rft.models import LoraSettings, load_tokenizer
-    from lit_rft.stages import MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+    from lit_rft.stages import (
+        BatchingSettings,
+        MixedPolicyGRPO,
+        ObjectiveSettings,
+        OptimizerSettings,
+        PolicySettings,
+    )
     from lit_rft.transcripts import PromptFormat
 
     def reward(completions: Sequence[str], rows: Any) -> list[float]:
@@ -66,7 +73,7 @@ def ours(
         ObjectiveSettings(GROUP, 0, entropy_coef=0.0),
         SamplingSettings(new_tokens, 1.0),
         reward,
-        micro_batch_tokens=micro_batch_tokens,
+        batching=BatchingSettings(micro_batch_tokens),
         max_concurrent=len(problems) * GROUP,  # all at once, as TRL does
     )
     form = PromptFormat(load_tokenizer(model))

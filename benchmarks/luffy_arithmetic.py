@@ -94,7 +94,7 @@ class Task:
             "model.init_args.advantages.init_args.scale_by_std": False,
             "model.init_args.advantages.init_args.on_policy_statistics": True,
             "model.init_args.objective.entropy_coef": 0.0,
-            "model.init_args.micro_batch_tokens": 1200,
+            "model.init_args.batching.micro_batch_tokens": 1200,
             "model.init_args.sampling.max_new_tokens": self.new_tokens,
             "model.init_args.answering.sampling.max_new_tokens": self.new_tokens,
             "data.init_args.train_tasks": f"{{{self.problems}: {self.steps * PROMPTS}}}",

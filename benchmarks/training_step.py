@@ -34,8 +34,8 @@ def make_loader(stage: str) -> Any:
     from lit_rft.datamodules import TrajectoryDataModule
 
     data = TrajectoryDataModule(
-        train_variations=EPISODES * STEPS // 4, batch_size=EPISODES, micro_batch_tokens=MICRO_BATCH_TOKENS,
-        packing=True, outcomes=stage == "offline_rl",
+        train_variations=EPISODES * STEPS // 4, batch_size=EPISODES,
+        outcomes=stage == "offline_rl",
     )  # fmt: skip
     data.setup("fit")
     return data.train_dataloader()
@@ -68,11 +68,19 @@ def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, flo
 def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any:
     """Two epochs of a stage."""
     from lit_rft.models import LoraSettings
-    from lit_rft.stages import HierarchicalSFT, OfflineHierarchicalRL, OptimizerSettings, PolicySettings
+    from lit_rft.stages import (
+        BatchingSettings,
+        HierarchicalSFT,
+        OfflineHierarchicalRL,
+        OptimizerSettings,
+        PolicySettings,
+    )
 
     trainer = quiet_trainer(callback, max_epochs=2)
     settings = PolicySettings(model, LoraSettings(16, 32, 0.0, "all-linear"), **policy)
-    stage = (HierarchicalSFT if name == "sft" else OfflineHierarchicalRL)(settings, OptimizerSettings(1e-4))
+    stage_class: Any = HierarchicalSFT if name == "sft" else OfflineHierarchicalRL
+    batching = BatchingSettings(MICRO_BATCH_TOKENS, packing=True)
+    stage = stage_class(settings, OptimizerSettings(1e-4), batching=batching)
     trainer.fit(stage, loader)
     return stage
 
@@ -90,9 +98,7 @@ def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]
     trains = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([*trains, *heads.parameters()], lr=1e-4)
     steps = list(loader)
-    padded = [
-        collate_padded([t for micro in step.micro_batches for t in micro.transcripts], 0).to(device) for step in steps
-    ]
+    padded = [collate_padded(step.transcripts, 0).to(device) for step in steps]
     seconds = []
     for batch in [padded[0], *padded]:  # the first warms up
         synchronize(device)
@@ -124,9 +130,9 @@ def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[s
     memory = peak_memory()  # of the steps, without what follows
     device = next(model.parameters()).device
     peak = matrix_peak(device)
-    micros = [micro for step in steps for micro in step.micro_batches]
-    lengths = [len(t) for micro in micros for t in micro.transcripts]
-    chosen, tokens = sum(int(micro.utterance_mask.sum()) for micro in micros), sum(lengths)
+    transcripts = [transcript for step in steps for transcript in step.transcripts]
+    lengths = [len(transcript) for transcript in transcripts]
+    chosen, tokens = sum(sum(transcript.action_mask) for transcript in transcripts), sum(lengths)
     utilisation = training_flop(model, lengths, chosen) / seconds / peak
     return {
         "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds,

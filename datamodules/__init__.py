@@ -11,36 +11,24 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lit_rft.datamodules.episode_groups import EpisodeGroup as EpisodeGroup
-    from lit_rft.datamodules.episode_groups import EpisodeGroupBatch as EpisodeGroupBatch
     from lit_rft.datamodules.episode_groups import EpisodeGroupDataModule as EpisodeGroupDataModule
     from lit_rft.datamodules.episode_groups import EpisodeGroupLoader as EpisodeGroupLoader
-    from lit_rft.datamodules.episode_groups import ExpertEpisode as ExpertEpisode
     from lit_rft.datamodules.loaders import JobLoader as JobLoader
     from lit_rft.datamodules.loaders import StepLoader as StepLoader
     from lit_rft.datamodules.math_prompts import MathPromptDataModule as MathPromptDataModule
-    from lit_rft.datamodules.online import OnlineBatch as OnlineBatch
     from lit_rft.datamodules.online import OnlineDataModule as OnlineDataModule
     from lit_rft.datamodules.online import OnlineLoader as OnlineLoader
-    from lit_rft.datamodules.prompts import Prompt as Prompt
-    from lit_rft.datamodules.prompts import PromptBatch as PromptBatch
     from lit_rft.datamodules.prompts import PromptLoader as PromptLoader
     from lit_rft.datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
-    "EpisodeGroup": "lit_rft.datamodules.episode_groups",
-    "EpisodeGroupBatch": "lit_rft.datamodules.episode_groups",
     "EpisodeGroupDataModule": "lit_rft.datamodules.episode_groups",
     "EpisodeGroupLoader": "lit_rft.datamodules.episode_groups",
-    "ExpertEpisode": "lit_rft.datamodules.episode_groups",
     "JobLoader": "lit_rft.datamodules.loaders",
     "MathPromptDataModule": "lit_rft.datamodules.math_prompts",
-    "OnlineBatch": "lit_rft.datamodules.online",
     "OnlineDataModule": "lit_rft.datamodules.online",
     "OnlineLoader": "lit_rft.datamodules.online",
-    "Prompt": "lit_rft.datamodules.prompts",
-    "PromptBatch": "lit_rft.datamodules.prompts",
     "PromptLoader": "lit_rft.datamodules.prompts",
     "StepLoader": "lit_rft.datamodules.loaders",
     "TrajectoryDataModule": "lit_rft.datamodules.trajectories",

@@ -3,55 +3,15 @@
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, ExpertEpisode
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
-from lit_rft.envs.base import EpisodeSpec, problem_key
+from lit_rft.envs.base import problem_key
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ExpertEpisode:
-    """An expert's episode as token ids.
-
-    Args:
-        transcripts: its conversations.
-        text: its actions, one a line.
-        score: final score.
-    """
-
-    transcripts: list[Transcript]
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class EpisodeGroup:
-    """An episode to play, and expert episodes of the same problem."""
-
-    job: EpisodeSpec
-    experts: list[ExpertEpisode]
-
-
-class EpisodeGroupBatch:
-    """The tasks of one rollout, this process's share. (No dataclass: see `EpisodeJobs`.)
-
-    Args:
-        groups: in order.
-        jobs: what they are played in; it holds no episodes itself.
-    """
-
-    def __init__(self, groups: list[EpisodeGroup], jobs: EpisodeJobs) -> None:
-        self.groups, self.jobs = groups, jobs
-
-    def to(self, *args: Any, **kwargs: Any) -> "EpisodeGroupBatch":
-        """Nothing here lives on a device; Lightning asks every batch."""
-        return self
 
 
 class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
@@ -103,22 +63,18 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
 
     Which ones, and how they are evaluated, the arguments of `TrajectoryDataModule` say: `train_files` or collected
     expert episodes (none where the stage's objective has no use for them), `train_variations` of each task, of one
-    half or both. `batch_size` is the number of tasks per rollout. The stage says how a rollout is split
-    (`micro_batch_tokens`, `packing`).
+    half or both. `batch_size` is the number of tasks per rollout.
 
     Args:
-        trajectories: arguments of `TrajectoryDataModule`.
-    Raises: ValueError for what has no place in groups: mediocre episodes, outcomes of decisions, packing.
+        trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
+            `medium_per_expert`) and `outcomes`.
     """
 
     training_batch = "EpisodeGroupBatch"
 
     def __init__(self, **trajectories: Any) -> None:
-        super().__init__(**trajectories)
-        for name in ("medium_files", "outcomes", "packing"):
-            if getattr(self, name):
-                where = "set model.init_args.packing" if name == "packing" else "leave it out"
-                raise ValueError(f"groups of episodes have no {name}, got {getattr(self, name)!r}: {where}")
+        # an argument given here is none of this class
+        super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
         self.groups: list[EpisodeGroup] = []
 
     def setup(self, stage: str) -> None:
@@ -162,7 +118,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         return self.trainer is None and getattr(self.suite, "expert", None) is not None
 
     def _stage_needs_experts(self) -> bool:
-        return self.trainer is not None and getattr(self.trainer.lightning_module, "needs_traces", False)
+        return bool(self.stage.get("needs_traces"))
 
     def train_dataloader(self) -> EpisodeGroupLoader:  # type: ignore[override]
         rank, world_size = self._place()

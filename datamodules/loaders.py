@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from lit_rft.batches import StepTranscripts
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
+from lit_rft.transcripts import Transcript, count_utterances
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -172,18 +173,16 @@ def transcript_parts(transcript: Transcript) -> list[Sequence[int] | str]:
     return [transcript.level, transcript.input_ids, decisions, repr([tuple(o) for o in transcript.outcomes])]
 
 
-class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
-    """One `StepBatch` for each optimiser step: the transcripts of `batch_size` episodes, split over processes and
-    micro-batches.
+class StepLoader(EpochLoader[Sequence[Transcript], StepTranscripts]):
+    """One `StepTranscripts` per optimiser step: the transcripts of `batch_size` episodes, split over processes.
+
+    The stage splits them into micro-batches (`BatchingSettings`).
 
     Args:
         episodes: the transcripts of each episode; an epoch sees all of them.
         mixed_episodes: additional episodes; each epoch uses a part of them, cycling through all.
         mixed_per_epoch: number of additional episodes per epoch; repeated if there are fewer.
         batch_size: episodes per optimiser step, over all processes.
-        micro_batch_tokens: maximum tokens per micro-batch, padding included.
-        pad_id: id of the padding token.
-        packing: pack sequences into one row; else one sequence per row, padded to the longest.
         seed: of the order.
         rank, world_size: this process, and how many there are.
     """
@@ -193,24 +192,16 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
         episodes: Sequence[Sequence[Transcript]],
         *,
         batch_size: int,
-        micro_batch_tokens: int,
-        pad_id: int,
         mixed_episodes: Sequence[Sequence[Transcript]] = (),
         mixed_per_epoch: int = 0,
-        packing: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or micro_batch_tokens < 1:
-            raise ValueError(
-                f"batch_size and micro_batch_tokens must be >= 1, got {batch_size} and {micro_batch_tokens}"
-            )
         if mixed_per_epoch and not mixed_episodes:
             raise ValueError(f"mixed_per_epoch={mixed_per_epoch} needs mixed_episodes, got none")
         super().__init__(len(episodes) + mixed_per_epoch, batch_size, seed, rank, world_size)
         self.episodes, self.mixed_episodes, self.mixed_per_epoch = episodes, mixed_episodes, mixed_per_epoch
-        self.micro_batch_tokens, self.pad_id, self.packing = micro_batch_tokens, pad_id, packing
 
     def order(self) -> list[Sequence[Transcript]]:
         """This epoch's episodes. Those mixed in go round and round through the same shuffled list."""
@@ -231,16 +222,9 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepBatch]):
         transcripts = (t for part in (self.episodes, self.mixed_episodes) for episode in part for t in episode)
         return digest_of(part for transcript in transcripts for part in transcript_parts(transcript))
 
-    def make_batch(self, items: list[Sequence[Transcript]]) -> StepBatch:
+    def make_batch(self, items: list[Sequence[Transcript]]) -> StepTranscripts:
         transcripts = [transcript for transcripts in items for transcript in transcripts]
-        shard = _share(transcripts, self.rank, self.world_size)
-        return step_batch(
-            shard,
-            count_utterances(transcripts),
-            micro_batch_tokens=self.micro_batch_tokens,
-            pad_id=self.pad_id,
-            packing=self.packing,
-        )
+        return StepTranscripts(_share(transcripts, self.rank, self.world_size), count_utterances(transcripts))
 
 
 class JobLoader:

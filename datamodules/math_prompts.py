@@ -1,12 +1,14 @@
 """Problems with verifiable answers as prompts for a policy."""
 
 import logging
+import sys
 from typing import Any, Literal
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.batches import Prompt
 from lit_rft.datamodules.position import ResumableDataModule
-from lit_rft.datamodules.prompts import Prompt, PromptLoader
-from lit_rft.models.backbone import SMOLLM2, load_tokenizer
+from lit_rft.datamodules.prompts import PromptLoader
+from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import Problem, generate_problems, read_problems
 from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
@@ -23,7 +25,7 @@ class MathPromptDataModule(ResumableDataModule):
     (`AnsweringSettings`). docs/problems.md has the formats.
 
     Args:
-        model: whose tokenizer to use; must be the stage's (the command line links the two).
+        model: whose tokenizer to use; null for the stage's (without a trainer, the default model's).
         train_files: Parquet, JSON lines, JSON or CSV files, folders, patterns (`data/*.jsonl`), or `hf:NAME`,
             `hf:NAME:SPLIT`, `hf:NAME:CONFIGURATION:SPLIT`.
         eval_files: the same for `validate`, `test` and `predict`.
@@ -35,7 +37,8 @@ class MathPromptDataModule(ResumableDataModule):
         task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
         prompt_template: `chat`, `think` (the release's), or a Jinja template; see `PromptFormat`.
         max_prompt_length: maximum tokens per prompt; longer ones are excluded and counted.
-        max_trace_length: maximum tokens per off-policy trace, including the end token.
+        max_trace_length: maximum tokens per off-policy trace, including the end token; null for the stage's maximum
+            of a completion (without a trainer, no limit).
         long_traces: `drop` longer traces (their problem is kept), or `cut` them (no end token).
         batch_size: prompts per rollout, over all processes.
         eval_batch_size: problems per evaluation batch and process.
@@ -52,7 +55,7 @@ class MathPromptDataModule(ResumableDataModule):
 
     def __init__(
         self,
-        model: str = SMOLLM2,
+        model: str | None = None,
         train_files: list[str] | str | None = None,
         eval_files: list[str] | str | None = None,
         train_tasks: dict[str, int] | None = None,
@@ -60,7 +63,7 @@ class MathPromptDataModule(ResumableDataModule):
         task_settings: dict[str, dict[str, Any]] | None = None,
         prompt_template: str = "chat",
         max_prompt_length: int = 1024,
-        max_trace_length: int = 8192,
+        max_trace_length: int | None = None,
         long_traces: Literal["drop", "cut"] = "drop",
         batch_size: int = 8,
         eval_batch_size: int = 8,
@@ -73,7 +76,7 @@ class MathPromptDataModule(ResumableDataModule):
         positive = {"max_prompt_length": max_prompt_length, "max_trace_length": max_trace_length,
                     "batch_size": batch_size, "eval_batch_size": eval_batch_size}  # fmt: skip
         for name, value in positive.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if long_traces not in ("drop", "cut"):
             raise ValueError(f"long_traces must be drop or cut, got {long_traces!r}")
@@ -92,6 +95,11 @@ class MathPromptDataModule(ResumableDataModule):
         self._prompts: dict[str, list[Prompt]] = {}
         self._cut = 0  # traces that were too long
 
+    @property
+    def trace_limit(self) -> int:
+        """Maximum tokens per trace: `max_trace_length`, or the stage's maximum of a completion."""
+        return self.max_trace_length or self.stage.get("max_tokens") or sys.maxsize
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
             problems = self._problems(self.train_files, self.train_tasks, self.columns, self.seed, "train")
@@ -109,7 +117,7 @@ class MathPromptDataModule(ResumableDataModule):
             return
         for name, grader in (("train", "reward"), ("eval", "verifier")):
             if problems := [prompt.problem for prompt in self._prompts.get(name, [])]:
-                warn_of_unearnable(problems, getattr(self.trainer.lightning_module, grader, None))
+                warn_of_unearnable(problems, self.stage.get(grader))
 
     def _problems(
         self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str
@@ -144,11 +152,11 @@ class MathPromptDataModule(ResumableDataModule):
         Raises:
             ValueError: If the stage needs traces and no problem has one.
         """
-        stage = self.trainer.lightning_module if self.trainer is not None else None
-        if not getattr(stage, "needs_traces", False) or any(prompt.traces for prompt in prompts):
+        if not self.stage.get("needs_traces") or any(prompt.traces for prompt in prompts):
             return
         given = sum(len(prompt.problem.traces) for prompt in prompts)
-        reason = f"all {given} are longer than max_trace_length={self.max_trace_length}" if given else "none was found"
+        limit = "max_trace_length" if self.max_trace_length else "the stage's completions, max_trace_length"
+        reason = f"all {given} are longer than {limit}={self.trace_limit}" if given else "none was found"
         raise ValueError(
             f"the objective needs off-policy traces, and none of {len(prompts)} training problems has one: {reason}; "
             "name the column that holds them (data.init_args.columns: {traces: NAME}), or train without them "
@@ -157,7 +165,7 @@ class MathPromptDataModule(ResumableDataModule):
 
     def _tokenize(self, problems: list[Problem], name: str) -> list[Prompt]:
         self._cut = 0
-        self.tokenizer = load_tokenizer(self.model)
+        self.tokenizer = load_tokenizer(self.model_name)
         form = PromptFormat(self.tokenizer, self.prompt_template)
         prompts = [self._prompt(problem, form) for problem in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= self.max_prompt_length]
@@ -177,13 +185,14 @@ class MathPromptDataModule(ResumableDataModule):
             if log_probs and len(log_probs) != len(ids):
                 raise ValueError(
                     f"problem {problem.id}: trace {number} has {len(log_probs)} trace_log_probs and {len(ids)} tokens, "
-                    f"its end included, by the tokenizer of {self.model}: they must be of that tokenizer"
+                    f"its end included, by the tokenizer of {self.model_name}: they must be of that tokenizer"
                 )
             traces.append((ids, text, list(log_probs)))
+        limit = self.trace_limit
         if self.long_traces == "drop":
-            traces = [trace for trace in traces if len(trace[0]) <= self.max_trace_length]
-        cut = slice(self.max_trace_length)
-        self._cut += sum(len(ids) > self.max_trace_length for ids, _, _ in traces)
+            traces = [trace for trace in traces if len(trace[0]) <= limit]
+        cut = slice(limit)
+        self._cut += sum(len(ids) > limit for ids, _, _ in traces)
         return Prompt(
             problem,
             form.prompt_ids(problem.prompt),
@@ -202,7 +211,7 @@ class MathPromptDataModule(ResumableDataModule):
         if long:
             fate = "left out" if self.long_traces == "drop" else "cut"
             logger.warning("%d of %d traces are longer than max_trace_length=%d and are %s",
-                           long, given, self.max_trace_length, fate)  # fmt: skip
+                           long, given, self.trace_limit, fate)  # fmt: skip
 
     def train_dataloader(self) -> PromptLoader:
         return self.in_position(self._loader("train", self.batch_size, shuffle=True))

@@ -4,38 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_rft.batches import OnlineBatch
 from lit_rft.datamodules.loaders import TrainingLoader, digest_of, shuffled_indices
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.transcripts import Transcript
-
-
-class OnlineBatch:
-    """What one round of online training gets. (No dataclass: see `EpisodeJobs`.)
-
-    Args:
-        jobs: episodes to play; this process's share.
-        offline: transcripts of stored episodes to mix in; all there are.
-        pad_id: fills micro-batches.
-        micro_batch_tokens: at most so many tokens go through the model at once.
-        packing: several transcripts in a row.
-    """
-
-    def __init__(
-        self,
-        jobs: EpisodeJobs,
-        offline: Sequence[Sequence[Transcript]],
-        pad_id: int,
-        micro_batch_tokens: int,
-        packing: bool = False,
-    ) -> None:
-        self.jobs, self.offline = jobs, offline
-        self.pad_id, self.micro_batch_tokens, self.packing = pad_id, micro_batch_tokens, packing
-
-    def to(self, *args: Any, **kwargs: Any) -> "OnlineBatch":
-        """Nothing here lives on a device; Lightning asks every batch."""
-        return self
 
 
 class OnlineLoader(TrainingLoader[OnlineBatch]):
@@ -96,8 +69,7 @@ class OnlineDataModule(TrajectoryDataModule):
 
     Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
     `train_files` and `medium_files`, in one heap; with neither nothing is mixed in: no expert episodes are collected.
-    How much is mixed in, and how large a batch is, the stage says (`OnlineSettings`): `batch_size` and
-    `medium_per_expert` are not read here.
+    The stage sets the share of stored episodes and the batch size (`OnlineSettings`).
 
     Args:
         collect_split: the episodes played while training are of this split.
@@ -105,7 +77,7 @@ class OnlineDataModule(TrajectoryDataModule):
         collect_variations: and of so many variations of each; null for all.
         rounds: of an epoch; each plays some episodes and then learns.
         episodes_per_round: over all processes.
-        trajectories: arguments of `TrajectoryDataModule`.
+        trajectories: arguments of `TrajectoryDataModule` other than `batch_size`, `medium_per_expert` and `outcomes`.
     Raises: ValueError for a value out of range.
     """
 
@@ -120,8 +92,8 @@ class OnlineDataModule(TrajectoryDataModule):
         episodes_per_round: int = 8,
         **trajectories: Any,
     ) -> None:
-        super().__init__(**trajectories)
-        self.outcomes = True
+        # an argument given here is none of this class
+        super().__init__(outcomes=True, batch_size=1, medium_per_expert=1.0, **trajectories)
         if rounds < 1 or episodes_per_round < 1:
             raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
         self.collect_split, self.collect_tasks = collect_split, collect_tasks
@@ -164,7 +136,4 @@ class OnlineDataModule(TrajectoryDataModule):
         return OnlineBatch(
             EpisodeJobs(jobs, self.suite.make_env, tasks),
             [*self._transcripts, *self._medium],
-            self._pad_id,
-            self.micro_batch_tokens,
-            self.packing,
         )

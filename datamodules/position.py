@@ -5,7 +5,9 @@ from typing import Any, TypeVar
 
 import lightning as L
 
+from lit_rft.datamodules.connection import Connection
 from lit_rft.datamodules.loaders import TrainingLoader
+from lit_rft.models.backbone import SMOLLM2
 
 Loader = TypeVar("Loader", bound=TrainingLoader[Any])
 
@@ -17,11 +19,19 @@ class ResumableDataModule(L.LightningDataModule):
     Subclasses give their training loaders to `in_position`.
     """
 
+    model: str | None = None  # whose tokenizer to use; None: the stage's
+
     def __init__(self) -> None:
         super().__init__()
+        self.stage = Connection(self)
         self.tokenizer: Any = None  # of the token ids in its batches, once they are made
         self._resumed: dict[str, Any] | None = None  # a checkpoint's position, until a loader takes it
         self._training: tuple[Any, TrainingLoader[Any]] | None = None  # the trainer and its loader
+
+    @property
+    def model_name(self) -> str:
+        """The model whose tokenizer makes the token ids: this data module's, the stage's, or else the default one."""
+        return self.model or self.stage.get("model_name") or SMOLLM2
 
     def in_position(self, loader: Loader) -> Loader:
         """A new training loader at the position where training is: the checkpoint's, or that of the loader before.

@@ -3,46 +3,9 @@
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
-from lit_rft.problems import Problem
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A problem as token ids.
-
-    Args:
-        problem: the record.
-        ids: of the prompt.
-        traces: ids of the off-policy completions, each with its end.
-        trace_texts: texts of the traces.
-        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
-    """
-
-    problem: Problem
-    ids: list[int]
-    traces: list[list[int]]
-    trace_texts: list[str]
-    trace_log_probs: list[list[float]]
-
-
-class PromptBatch:
-    """The prompts of one rollout, this process's share. (No dataclass: Lightning would look into it for tensors.)
-
-    Args:
-        prompts: in order.
-        sources: benchmarks of all batches.
-    """
-
-    def __init__(self, prompts: list[Prompt], sources: Sequence[str] = ()) -> None:
-        self.prompts, self.sources = prompts, list(sources)
-
-    def to(self, *args: Any, **kwargs: Any) -> "PromptBatch":
-        """Return the batch: there are no tensors to move."""
-        return self
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):

@@ -15,7 +15,7 @@ from lit_rft.envs.base import EpisodeSpec, Half, TaskSuite, describe, expert_of
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
-from lit_rft.models.backbone import SMOLLM2, load_tokenizer
+from lit_rft.models.backbone import load_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
 
 logger = logging.getLogger(__name__)
@@ -27,14 +27,14 @@ class TrajectoryDataModule(ResumableDataModule):
     One record an episode; the high-level view (subgoals) and the low-level view (actions) are derived from it.
 
     Args:
-        model: whose tokenizer to use; must be the stage's (the command line links the two).
+        model: whose tokenizer to use; null for the stage's (without a trainer, the default model's).
         agent: the agent that episodes are rendered for, with its context length: longer transcripts lose their earliest
             turns. Null for the stage's (without a trainer, `HierarchicalAgent`).
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
             suite's training split into `data_dir`, by the suite's expert.
         medium_files: files or folders of mediocre episodes (played by a policy, say) to mix in; null for none.
         medium_per_expert: how many of them each epoch sees for one of `train_files`, others each time.
-        outcomes: add what each decision earned and led to, which stages with critics learn from.
+        outcomes: add reward and end of each decision, which critics learn from; null: where the stage has critics.
         annotate: a function of your own that gives an episode's subgoals, as (start, end, goal) over step indices
             (an import path in a config), in place of those in the files; null keeps theirs.
         data_dir: where collected episodes go.
@@ -49,9 +49,6 @@ class TrajectoryDataModule(ResumableDataModule):
         predict_half: play one half of the variations only, the one that was not trained on, say; null for both.
         predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes an optimiser step, over all processes.
-        micro_batch_tokens: at most so many tokens go through the model at once.
-        packing: several transcripts in a row, for attention that skips other transcripts (flash_attention_2; on a CPU
-            in bf16 the one that is used by itself); else one a row, with others of similar length.
         collect_workers: simulators that collect at the same time.
         seed: of the order of training and of the variations that are collected, trained on and played by `predict`;
             null for the run's `seed_everything`.
@@ -60,16 +57,16 @@ class TrajectoryDataModule(ResumableDataModule):
     Raises: ValueError for a value out of range, an unknown task or split; EpisodeError for damaged files.
     """
 
-    training_batch, evaluation_batch = "StepBatch", "EpisodeJobs"
+    training_batch, evaluation_batch = "StepTranscripts", "EpisodeJobs"
 
     def __init__(
         self,
-        model: str = SMOLLM2,
+        model: str | None = None,
         agent: Agent | None = None,
         train_files: list[str] | None = None,
         medium_files: list[str] | None = None,
         medium_per_expert: float = 2.0,
-        outcomes: bool = False,
+        outcomes: bool | None = None,
         annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
         data_dir: str = "data/scienceworld",
         suite: TaskSuite | None = None,
@@ -83,8 +80,6 @@ class TrajectoryDataModule(ResumableDataModule):
         predict_half: Half | None = None,
         predict_repeats: int = 1,
         batch_size: int = 8,
-        micro_batch_tokens: int = 4096,
-        packing: bool = False,
         collect_workers: int = 2,
         seed: int | None = None,
         eval_seed: int = 0,
@@ -105,21 +100,18 @@ class TrajectoryDataModule(ResumableDataModule):
         self.eval_split, self.eval_variations = eval_split, eval_variations
         self.predict_split, self.predict_variations = predict_split, predict_variations
         self.predict_repeats = predict_repeats
-        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
-        self.packing, self.collect_workers = packing, collect_workers
+        self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # to train on; the medium ones come last
         self._transcripts: list[list[Transcript]] = []
         self._medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeSpec]] = {}
-        self._pad_id = 0
         self._without_decisions = 0  # transcripts that truncation left nothing of
 
     @property
     def acting_agent(self) -> Agent:
         """The data module's own agent, or the stage's."""
-        stage = self.trainer.lightning_module if self.trainer is not None else None
-        agent: Agent = self.agent or getattr(stage, "agent", None) or HierarchicalAgent()
+        agent: Agent = self.agent or self.stage.get("agent") or HierarchicalAgent()
         return agent
 
     @property
@@ -194,8 +186,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self._report([*self._transcripts, *self._medium])
 
     def _read_tokenizer(self) -> ChatFormat:
-        self.tokenizer = load_tokenizer(self.model)
-        self._pad_id = self.tokenizer.pad_token_id
+        self.tokenizer = load_tokenizer(self.model_name)
         return ChatFormat(self.tokenizer)
 
     def _read(self, files: Sequence[str | Path]) -> list[Episode]:
@@ -210,9 +201,10 @@ class TrajectoryDataModule(ResumableDataModule):
     ) -> list[list[Transcript]]:
         """The transcripts of each episode that has any."""
         found, agent = [], self.acting_agent
+        outcomes = self.stage.get("needs_outcomes") if self.outcomes is None else self.outcomes
         for episode in episodes:
             transcripts = agent.transcripts(episode, chat)
-            if self.outcomes:
+            if outcomes:
                 transcripts = add_outcomes(transcripts, episode, chat, agent)
             whole = [t.truncated(agent.max_length) for t in transcripts]
             # where the state after the last decision fills the context, no decision is left
@@ -251,11 +243,8 @@ class TrajectoryDataModule(ResumableDataModule):
         loader = StepLoader(
             self._transcripts,
             batch_size=self.batch_size,
-            micro_batch_tokens=self.micro_batch_tokens,
-            pad_id=self._pad_id,
             mixed_episodes=self._medium,
             mixed_per_epoch=round(self.medium_per_expert * len(self._transcripts)) if self._medium else 0,
-            packing=self.packing,
             seed=self.seed,
             rank=rank,
             world_size=world_size,

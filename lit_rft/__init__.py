@@ -10,6 +10,7 @@ from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lit_rft import agents as agents
+    from lit_rft import batches as batches
     from lit_rft import callbacks as callbacks
     from lit_rft import configs as configs
     from lit_rft import datamodules as datamodules
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from lit_rft.stages import GRPO as GRPO
     from lit_rft.stages import ActingSettings as ActingSettings
     from lit_rft.stages import AnsweringSettings as AnsweringSettings
+    from lit_rft.stages import BatchingSettings as BatchingSettings
     from lit_rft.stages import CriticSettings as CriticSettings
     from lit_rft.stages import EpisodeStage as EpisodeStage
     from lit_rft.stages import FSDP2Strategy as FSDP2Strategy
@@ -91,6 +93,7 @@ __version__ = "0.1.0"
 
 _SUBPACKAGES = (
     "agents",
+    "batches",
     "callbacks",
     "configs",
     "datamodules",
@@ -116,6 +119,7 @@ _NAMES: dict[str, str] = {
     "AnswerTable": "lit_rft.callbacks",
     "AnsweringSettings": "lit_rft.stages",
     "AtomicCheckpointIO": "lit_rft.callbacks",
+    "BatchingSettings": "lit_rft.stages",
     "ChatFormat": "lit_rft.transcripts",
     "Completion": "lit_rft.generation",
     "CompletionFiles": "lit_rft.callbacks",

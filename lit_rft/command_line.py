@@ -18,11 +18,10 @@ from lit_rft.config_files import prepare_arguments
 from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
 from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import PolicySettings
 
 
 class StageCLI(LightningCLI):
-    """Reads base.yaml under all other configs, and gives the data module what it must share with the stage.
+    """Reads base.yaml under all other configs.
 
     Args:
         arguments: of the command line, configs by path.
@@ -100,7 +99,6 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
-        parser.link_arguments("model.init_args.policy", "data.init_args.model", compute_fn=_model_name)
 
 
 _OF_BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary", "enable_checkpointing",
@@ -134,13 +132,6 @@ def check_checkpoint(path: Any) -> None:
     name = "" if path is None else str(path)
     if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
         raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
-
-
-def _model_name(policy: Any) -> str:
-    """The model's name out of a stage's `policy`, which the parser may have wrapped as class_path and init_args."""
-    settings = getattr(policy, "init_args", policy)
-    name: str = PolicySettings().model if settings is None else settings.model
-    return name
 
 
 def build(arguments: Sequence[str], run: bool) -> StageCLI:

@@ -7,12 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, Prompt, PromptLoader
+from lit_rft.batches import Prompt
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.stages import (
     ActingSettings,
+    BatchingSettings,
     CriticSettings,
     MixedPolicyEpisodes,
     MixedPolicyGRPO,
@@ -34,9 +36,9 @@ ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
 def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
     """A stage on the tiny model, and its data."""
     if kind == "sft":
-        return make_stage(model), make_loader(model, packing=True)
+        return make_stage(model, batching=BatchingSettings(2000, packing=True)), make_loader(model)
     if kind == "offline_rl":
-        return make_offline(model), make_loader(model, outcomes=True, packing=True)
+        return make_offline(model, batching=BatchingSettings(2000, packing=True)), make_loader(model, outcomes=True)
     L.seed_everything(0, verbose=False)
     policy = PolicySettings(str(model), ADAPTERS)
     acting: dict[str, Any] = {"optimizer": OPTIMIZER, "agent": PLAYER, "acting": ACTING}

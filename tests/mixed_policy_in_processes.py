@@ -16,6 +16,7 @@ from lit_rft.problems import Problem, write_problems
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,
+    BatchingSettings,
     MixedPolicyEpisodes,
     MixedPolicyGRPO,
     ObjectiveSettings,
@@ -41,7 +42,7 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
         "policy": PolicySettings(model=model, lora=lora),
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "objective": ObjectiveSettings(group_size=3, mini_batches=2, kl_coef=0.1, sft_coef=0.1),
-        "micro_batch_tokens": 400,
+        "batching": BatchingSettings(400),
     }
     if kind == "prompts":
         problems = [
@@ -51,7 +52,8 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
         write_problems(folder / "problems.jsonl", problems)
         answering = AnsweringSettings(server=server)
         stage: Any = MixedPolicyGRPO(sampling=SamplingSettings(8, 1.0), reward=vowels, answering=answering, **common)
-        return stage, MathPromptDataModule(model, [str(folder / "problems.jsonl")], batch_size=3)
+        files = [str(folder / "problems.jsonl")]
+        return stage, MathPromptDataModule(model, files, batch_size=3, max_trace_length=512)
     acting = ActingSettings(SamplingSettings(6), parallel_episodes=2, server=server)
     stage = MixedPolicyEpisodes(exploration=SamplingSettings(6, 1.0), acting=acting, agent=PLAYER, **common)
     return stage, EpisodeGroupDataModule(

@@ -12,6 +12,7 @@ from lit_rft.generation import SamplingSettings
 from lit_rft.models.sharding import full_state
 from lit_rft.stages import (
     ActingSettings,
+    BatchingSettings,
     CriticSettings,
     OnlineHighLevelFinetune,
     OnlineSettings,
@@ -32,11 +33,12 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
         critic=CriticSettings(learning_rate=1e-2),
         agent=PLAYER,
         acting=acting,
+        batching=BatchingSettings(700),
     )
     data = OnlineDataModule(
         model=model, suite=CorridorSuite(), data_dir=folder, collect_tasks=["walk"],
         train_files=[f"{folder}/stored.jsonl"],
-        rounds=3, episodes_per_round=3, micro_batch_tokens=700,
+        rounds=3, episodes_per_round=3,
     )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=-1, max_steps=steps, accelerator="cpu", devices=devices, logger=False,

@@ -78,7 +78,8 @@ def test_help_names_verbs_and_configs(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     model = ["--model.init_args.policy.model", str(tiny_model_folder), "--model.init_args.policy.start_from", "null"]
     cli = build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
-    assert cli.datamodule.model == str(tiny_model_folder)  # linked: the data module reads the stage's tokenizer
+    assert cli.model.model_name == str(tiny_model_folder)
+    assert cli.datamodule.model is None  # the data module takes the stage's tokenizer
     assert getattr(cli.datamodule, "agent", None) is None  # the data module takes the stage's
     assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)
     cli.model.configure_model()

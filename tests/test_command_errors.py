@@ -37,7 +37,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, 
         (["--data.init_args.batch_size", "1.5"], "data.init_args.batch_size: expected int, got 1.5"),
         (["--data.init_args.suite", "mine"], "data.init_args.suite: no class 'mine'"),
         (["--data.init_args.suite", "lit_rft.envs.scienceworld.glder"], "has no attribute 'glder'"),
-        (["--data.init_args.packing", "perhaps"], "data.init_args.packing: expected bool, got perhaps"),
+        (["--model.init_args.batching.packing", "perhaps"], "batching.packing: expected bool, got perhaps"),
         (["--data.init_args.train_half", "third"], "one of 'first', 'second', got third"),
         (["--model", "HierarchicalSTF"], "did you mean 'HierarchicalSFT'?"),
         (["--data", "Nothing"], "data: no class 'Nothing'; allowed: EpisodeGroupDataModule"),
@@ -98,6 +98,23 @@ def test_wrong_config_files_are_one_line(
     code, error = fails(capsys, *files)
     assert code == 2 and error.count("\n") == 1, error
     assert expected in error or place == "before", error
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (SFT, "data.init_args.micro_batch_tokens"),
+        (SFT, "data.init_args.packing"),
+        ("glider/scienceworld/online.yaml", "data.init_args.batch_size"),
+        ("glider/scienceworld/online.yaml", "data.init_args.medium_per_expert"),
+        ("luffy/scienceworld.yaml", "data.init_args.medium_files"),
+        ("luffy/scienceworld.yaml", "data.init_args.outcomes"),
+        ("luffy/arithmetic.yaml", "model.init_args.micro_batch_tokens"),
+    ],
+)
+def test_keys_without_effect_are_refused(config: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = fails(capsys, "-c", config, f"--{key}", "1")
+    assert code == 2 and f"no key '{key.rpartition('.')[2]}'; allowed:" in error, error
 
 
 def test_commands_without_a_verb_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_no_two_combinations_of_overlays_share_a_folder() -> None:
 def test_a_folder_that_the_user_names_is_taken_as_it_is(tmp_path: Path) -> None:
     mine, plain = tmp_path / "mine.yaml", tmp_path / "plain.yaml"
     mine.write_text("trainer: {default_root_dir: elsewhere}\nmodel: {init_args: {}}")
-    plain.write_text("model: {init_args: {micro_batch_tokens: 7}}")
+    plain.write_text("model: {init_args: {batching: {micro_batch_tokens: 7}}}")
     overlay = "luffy/on_policy.yaml"
     assert run_folder(LUFFY, overlay, str(mine)) == "elsewhere"
     assert run_folder(str(mine), overlay) == "elsewhere-on_policy"

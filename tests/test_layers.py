@@ -21,6 +21,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "envs": {"episodes"},
     "rewards": set(),
     "problems": set(),
+    "batches": {"transcripts", "envs", "problems"},
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},
@@ -28,11 +29,11 @@ MAY_KNOW: dict[str, set[str]] = {
     "rollouts": {"agents", "generation", "models", "transcripts", "objectives", "envs", "episodes", "rewards"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
-    "datamodules": {"agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
+    "datamodules": {"batches", "agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
-    "losses", "advantages",
+    "losses", "advantages", "batches",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES

@@ -42,7 +42,7 @@ def _command(model: Path, episodes: Path, folder: Path, *more: str, config: str 
         "model.init_args.policy.lora.dropout": 0.0,
         "data.init_args.train_files": f"[{episodes}]",
         "data.init_args.batch_size": 2,
-        "data.init_args.micro_batch_tokens": 500,
+        "model.init_args.batching.micro_batch_tokens": 500,
     }
     flat = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     flat += ["--model.init_args.length_coef", "0.1"] if config == SFT else []

@@ -64,16 +64,15 @@ def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[s
     from lit_rft.agents import FlatAgent
     from lit_rft.datamodules import StepLoader
     from lit_rft.models import LoraSettings
-    from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
+    from lit_rft.stages import BatchingSettings, HierarchicalSFT, OptimizerSettings, PolicySettings
 
     L.seed_everything(0, verbose=False)
     policy = PolicySettings(str(model), LoraSettings(4, 8, 0.0, "all-linear"))
     optimizer = OptimizerSettings(1e-3)
     if kind == SFT:
-        loader = StepLoader(
-            [[t] for t in make_transcripts(4, 40, 512)], batch_size=4, micro_batch_tokens=80, pad_id=0, packing=True
-        )
-        return fit(HierarchicalSFT(policy, optimizer, agent=FlatAgent()), loader, accelerator, precision)
+        loader = StepLoader([[t] for t in make_transcripts(4, 40, 512)], batch_size=4)
+        sft = HierarchicalSFT(policy, optimizer, agent=FlatAgent(), batching=BatchingSettings(80, packing=True))
+        return fit(sft, loader, accelerator, precision)
     stage = GivenCompletions(policy, optimizer, prompts=2, completion=12, vocabulary=512)
     return fit(stage, stage.loader(model, 8), accelerator, precision)
 

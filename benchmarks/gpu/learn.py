@@ -71,7 +71,8 @@ def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path 
     arguments |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
     arguments |= {
         "trainer.default_root_dir": folder, "trainer.limit_val_batches": 1.0,
-        "model.init_args.answering.max_concurrent": HELD_OUT, "model.init_args.micro_batch_tokens": MICRO_BATCH_TOKENS,
+        "model.init_args.answering.max_concurrent": HELD_OUT,
+        "model.init_args.batching.micro_batch_tokens": MICRO_BATCH_TOKENS,
         f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null", f"{data}.eval_batch_size": HELD_OUT,
         f"{data}.train_files": f"[{problems / f'train-{seed}.jsonl'}]",
         f"{data}.eval_files": f"[{problems / 'held-out.jsonl'}]",

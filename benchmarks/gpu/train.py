@@ -31,10 +31,18 @@ from peers import peak_memory
 from timed import Clock, quiet_trainer
 
 from lit_rft.agents import FlatAgent
-from lit_rft.datamodules import Prompt, PromptLoader, StepLoader
+from lit_rft.batches import Prompt
+from lit_rft.datamodules import PromptLoader, StepLoader
 from lit_rft.generation import Completion
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
-from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages import (
+    BatchingSettings,
+    HierarchicalSFT,
+    MixedPolicyGRPO,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.transcripts import PromptFormat, Transcript, collate_padded
 
 SFT, PLAIN, GRPO, GROUP, STEPS = "sft", "transformers", "grpo", 8, 2
@@ -79,7 +87,7 @@ class GivenCompletions(MixedPolicyGRPO):
     ) -> None:  # fmt: skip
         super().__init__(
             policy, optimizer, ObjectiveSettings(GROUP, 0, entropy_coef=0.0), reward=_rewards,
-            micro_batch_tokens=micro_batch_tokens,
+            batching=BatchingSettings(micro_batch_tokens),
         )  # fmt: skip
         self._number = prompts
         randoms = torch.Generator().manual_seed(0)
@@ -117,11 +125,9 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
     stage: Any
     loader: Iterable[Any]
     if kind == SFT:
-        loader = StepLoader(
-            [[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number,
-            micro_batch_tokens=micro_batch_tokens, pad_id=0, packing=has_flash_attention(),
-        )  # fmt: skip
-        stage = HierarchicalSFT(policy, optimizer, agent=FlatAgent())
+        loader = StepLoader([[t] for t in make_transcripts(number, row, vocabulary)], batch_size=number)
+        batching = BatchingSettings(micro_batch_tokens, packing=has_flash_attention())
+        stage = HierarchicalSFT(policy, optimizer, agent=FlatAgent(), batching=batching)
     else:
         stage = GivenCompletions(policy, optimizer, prompts=max(1, number // GROUP), completion=row - prompt,
                                  vocabulary=vocabulary, micro_batch_tokens=micro_batch_tokens)  # fmt: skip

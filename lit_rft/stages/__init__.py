@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lit_rft.stages.policy import PolicyModule as PolicyModule
     from lit_rft.stages.settings import ActingSettings as ActingSettings
     from lit_rft.stages.settings import AnsweringSettings as AnsweringSettings
+    from lit_rft.stages.settings import BatchingSettings as BatchingSettings
     from lit_rft.stages.settings import CriticSettings as CriticSettings
     from lit_rft.stages.settings import ObjectiveSettings as ObjectiveSettings
     from lit_rft.stages.settings import OnlineSettings as OnlineSettings
@@ -38,6 +39,7 @@ _EXPORTS: dict[str, str] = {
     "CriticUpdate": "lit_rft.stages.critic_updates",
     "IQLUpdate": "lit_rft.stages.critic_updates",
     "SarsaUpdate": "lit_rft.stages.critic_updates",
+    "BatchingSettings": "lit_rft.stages.settings",
     "CriticSettings": "lit_rft.stages.settings",
     "GRPO": "lit_rft.stages.mixed_policy_grpo",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",

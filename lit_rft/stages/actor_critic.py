@@ -34,7 +34,7 @@ from lit_rft.objectives import (
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.critic_updates import IQLUpdate, LevelDecisions, decisions_at
 from lit_rft.stages.diagnostics import decision_sums, summarize
-from lit_rft.stages.settings import ActingSettings, CriticSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.settings import ActingSettings, BatchingSettings, CriticSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import StepBatch, Transcript, TranscriptBatch, collate_padded
 
 CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path
@@ -59,6 +59,7 @@ class ActorCriticStage(EpisodeStage):
         optimizer: AdamW of the actor; schedule, decay and clipping hold for the critics too.
         acting: how episodes are played.
         agent: the agent that acts; null for `HierarchicalAgent`.
+        batching: micro-batches of an optimiser step.
         critic: the critics.
         critic_update: critic losses and weights of the actor's loss: `IQLUpdate` (the paper's equations, the default),
             `SarsaUpdate` (its public release: no V, Q towards r + gamma Q_target(s', u'), the actor weighted by
@@ -71,12 +72,15 @@ class ActorCriticStage(EpisodeStage):
         chunk_tokens: logits are made for so many action tokens at a time.
     """
 
+    needs_outcomes = True  # data modules add them
+
     def __init__(
         self,
         policy: PolicySettings | None = None,
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
+        batching: BatchingSettings | None = None,
         critic: CriticSettings | None = None,
         critic_update: CriticUpdateFunction | None = None,
         value_actions: Literal["dataset", "policy"] = "dataset",
@@ -85,7 +89,7 @@ class ActorCriticStage(EpisodeStage):
         low_weight: float = 1.0,
         chunk_tokens: int = 256,
     ) -> None:
-        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent)
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent, batching)
         self.critic_settings = critic or CriticSettings()
         self.critic_update = critic_update if critic_update is not None else IQLUpdate()
         _check_settings(self.critic_update, value_actions, high_weight, low_weight)
@@ -275,6 +279,6 @@ def _check_outcomes(micro: TranscriptBatch) -> None:
     without = [t.episode_id for t in micro.transcripts if not t.outcomes]
     if without:
         raise ValueError(
-            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: set "
-            "data.init_args.outcomes to true, or use `add_outcomes`"
+            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: leave out "
+            "data.init_args.outcomes, or use `add_outcomes`"
         )

@@ -5,11 +5,12 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.batches import PromptBatch
 from lit_rft.generation import Completion, SamplingSettings, sample_groups
 from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.merging import MergedWeights
@@ -21,18 +22,9 @@ from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.identity import current_fingerprint
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.serving import AdapterSync
-from lit_rft.stages.settings import AnsweringSettings, OptimizerSettings, PolicySettings, as_json
+from lit_rft.stages.settings import AnsweringSettings, BatchingSettings, OptimizerSettings, PolicySettings, as_json
 
 logger = logging.getLogger(__name__)
-
-
-class PromptRound(Protocol):
-    """What a data loader gives; `datamodules.PromptBatch` is one."""
-
-    @property
-    def prompts(self) -> list[Any]: ...
-    @property
-    def sources(self) -> list[str]: ...
 
 
 @dataclass
@@ -67,7 +59,7 @@ class Answer:
 class AnsweringStage(PolicyModule):
     """A language-model policy that answers problems with verifiable answers.
 
-    Data loaders give `PromptRound`s. `answers` holds an epoch's answers, `answer_table` its scores by benchmark.
+    Data loaders give `PromptBatch`s. `answers` holds an epoch's answers, `answer_table` its scores by benchmark.
 
     Args:
         policy: which model, and from where it starts.
@@ -76,6 +68,7 @@ class AnsweringStage(PolicyModule):
         verifier: grades the answers of validation, test and predict; more than 0.5 is right in the reported accuracy.
             null: `reward` where that is a `MathReward`, else a `MathReward` with its defaults.
         answering: how problems are answered.
+        batching: micro-batches of an optimiser step.
     """
 
     evaluation_batch = PROMPTS
@@ -87,8 +80,9 @@ class AnsweringStage(PolicyModule):
         reward: RewardFunction | None = None,
         verifier: RewardFunction | None = None,
         answering: AnsweringSettings | None = None,
+        batching: BatchingSettings | None = None,
     ) -> None:
-        super().__init__(policy, optimizer)
+        super().__init__(policy, optimizer, batching)
         self.reward: RewardFunction = reward if reward is not None else MathReward()
         self.verifier = choose_verifier(self.reward, verifier)
         for function in (self.reward, self.verifier):
@@ -121,7 +115,7 @@ class AnsweringStage(PolicyModule):
         }
 
     @torch.no_grad()
-    def _answer(self, batch: PromptRound) -> list[Answer]:
+    def _answer(self, batch: PromptBatch) -> list[Answer]:
         assert self.policy is not None and self.chat is not None
         self.check_batch(batch, self.evaluation_batch)
         settings = self.answering
@@ -173,7 +167,7 @@ class AnsweringStage(PolicyModule):
                 decode=self.chat.tokenizer.decode, acting=acting,
             )  # fmt: skip
 
-    def _count(self, batch: PromptRound, answers: list[Answer], sizes: Sequence[int]) -> None:
+    def _count(self, batch: PromptBatch, answers: list[Answer], sizes: Sequence[int]) -> None:
         """Add the answers of this process to the epoch's metrics; `sizes`: answers to each problem, in order."""
         if self._metrics is None:
             self._metrics = AnswerMetrics(batch.sources).to(self.device)
@@ -198,13 +192,13 @@ class AnsweringStage(PolicyModule):
         if counts.get("killed") and self.trainer.is_global_zero:
             logger.warning("%d answers were killed in grading and count as wrong (docs/grading.md)", counts["killed"])
 
-    def validation_step(self, batch: PromptRound, batch_idx: int) -> None:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self._answer(batch)
 
-    def test_step(self, batch: PromptRound, batch_idx: int) -> None:
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self._answer(batch)
 
-    def predict_step(self, batch: PromptRound, batch_idx: int) -> list[Answer]:
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Answer]:
         return self._answer(batch)
 
     def begin_epoch(self) -> None:

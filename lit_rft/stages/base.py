@@ -11,7 +11,7 @@ from lit_rft.stages.episode_runner import ActingPolicy, EpisodeRunner
 from lit_rft.stages.hyper_parameters import with_class
 from lit_rft.stages.identity import current_fingerprint, digest
 from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings, as_json
+from lit_rft.stages.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings, as_json
 
 
 class EpisodeStage(PolicyModule):
@@ -25,6 +25,7 @@ class EpisodeStage(PolicyModule):
         optimizer: AdamW and its schedule.
         acting: how episodes are played.
         agent: the agent that acts: what its levels read, and how they take turns; null for `HierarchicalAgent`.
+        batching: micro-batches of an optimiser step.
     Raises: ValueError for an agent whose context has no room for an utterance.
     """
 
@@ -36,8 +37,9 @@ class EpisodeStage(PolicyModule):
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
+        batching: BatchingSettings | None = None,
     ) -> None:
-        super().__init__(policy, optimizer)
+        super().__init__(policy, optimizer, batching)
         acting = acting or ActingSettings()
         self.acting = dataclasses.replace(acting, seed=resolve_seed(acting.seed))
         self.agent: Agent = agent or HierarchicalAgent()

@@ -25,8 +25,8 @@ class BatchKind:
     data_module: str
 
 
-STEPS = BatchKind("StepBatch", ("micro_batches", "num_utterances"), "TrajectoryDataModule")
-ROUNDS = BatchKind("OnlineBatch", ("jobs", "offline", "pad_id", "micro_batch_tokens", "packing"), "OnlineDataModule")
+STEPS = BatchKind("StepTranscripts", ("transcripts", "num_utterances"), "TrajectoryDataModule")
+ROUNDS = BatchKind("OnlineBatch", ("jobs", "offline"), "OnlineDataModule")
 GROUPS = BatchKind("EpisodeGroupBatch", ("groups", "jobs"), "EpisodeGroupDataModule")
 PROMPTS = BatchKind("PromptBatch", ("prompts", "sources"), "MathPromptDataModule")
 EPISODES = BatchKind("EpisodeJobs", ("jobs", "make_env", "tasks"), "TrajectoryDataModule")
@@ -140,8 +140,7 @@ class DataCheckedModule(OptimizedModule):
 
 def _transcripts(batch: Any) -> Iterable[Transcript]:
     """Those that a batch brings to learn from."""
-    for micro in getattr(batch, "micro_batches", ()):
-        yield from micro.transcripts
+    yield from getattr(batch, "transcripts", ())
     for group in getattr(batch, "groups", ()):
         for expert in group.experts:
             yield from expert.transcripts

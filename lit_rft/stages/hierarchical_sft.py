@@ -5,12 +5,13 @@ from functools import partial
 from torch import Tensor
 
 from lit_rft.agents import Agent
+from lit_rft.batches import StepTranscripts
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, utterance_likelihood_loss
 from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.data_check import STEPS
-from lit_rft.stages.settings import ActingSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import StepBatch, TranscriptBatch
+from lit_rft.stages.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import TranscriptBatch
 
 
 class HierarchicalSFT(EpisodeStage):
@@ -30,6 +31,7 @@ class HierarchicalSFT(EpisodeStage):
         optimizer: AdamW and its schedule.
         acting: how episodes are played.
         agent: the agent that acts; null for `HierarchicalAgent`.
+        batching: micro-batches of an optimiser step.
         high_weight: w_h, >= 0.
         low_weight: w_l, >= 0; of a flat agent's transcript, too. Other levels weigh 1.
         length_coef: lambda, >= 0.
@@ -45,13 +47,14 @@ class HierarchicalSFT(EpisodeStage):
         optimizer: OptimizerSettings | None = None,
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
+        batching: BatchingSettings | None = None,
         high_weight: float = 1.0,
         low_weight: float = 1.0,
         length_coef: float = 0.0,
         average_tokens: bool = True,
         chunk_tokens: int = 256,
     ) -> None:
-        super().__init__(policy, optimizer, acting, agent)
+        super().__init__(policy, optimizer, acting, agent, batching)
         for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
@@ -60,9 +63,10 @@ class HierarchicalSFT(EpisodeStage):
         self.average_tokens = average_tokens
         self.chunk_tokens = chunk_tokens
 
-    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+    def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        sums = self.optimize(batch.micro_batches, partial(self._loss, num_utterances=batch.num_utterances))
+        step = self.step_batch(batch.transcripts, batch.num_utterances)
+        sums = self.optimize(step.micro_batches, partial(self._loss, num_utterances=step.num_utterances))
         self.log("train/loss", sums.pop("loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in sums.items()})
 

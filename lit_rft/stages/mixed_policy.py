@@ -20,7 +20,7 @@ from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.policy import PolicyModule
 from lit_rft.stages.settings import ObjectiveSettings
-from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances, step_batch
+from lit_rft.transcripts import StepBatch, TranscriptBatch, count_utterances
 
 # a `PolicyLoss` and `Advantages`; the command line takes callables by class_path
 PolicyLossFunction = Callable[..., Any]
@@ -44,9 +44,7 @@ class MixedPolicyUpdates(PolicyModule):
         sampling: SamplingSettings,
         *,
         max_tokens: int,
-        micro_batch_tokens: int,
         chunk_tokens: int,
-        packing: bool = False,
         loss: PolicyLossFunction | None = None,
         advantages: AdvantagesFunction | None = None,
     ) -> None:
@@ -64,7 +62,7 @@ class MixedPolicyUpdates(PolicyModule):
         if sampling.temperature == 0 and objective.group_size - (objective.traces_per_group or 0) > 1:
             raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
         self.objective, self.sampling, self.max_tokens = objective, sampling, max_tokens
-        self.micro_batch_tokens, self.chunk_tokens, self.packing = micro_batch_tokens, chunk_tokens, packing
+        self.chunk_tokens = chunk_tokens
         self.steps_per_batch = objective.mini_batches * objective.epochs
         self.samples: list[Rollout] = []  # of the last rollout
 
@@ -172,10 +170,7 @@ class MixedPolicyUpdates(PolicyModule):
 
     def _split(self, rollouts: Sequence[Rollout]) -> StepBatch:
         transcripts = [transcript for rollout in rollouts for transcript in rollout.transcripts]
-        return step_batch(
-            transcripts, count_utterances(transcripts), micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
-            packing=self.packing,
-        ).to(self.device)  # fmt: skip
+        return self.step_batch(transcripts, count_utterances(transcripts))
 
     def _forward(self, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
         assert self.policy is not None and self.chat is not None

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, PlayedEpisode
+from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts import Rollout
@@ -13,16 +14,13 @@ from lit_rft.stages.data_check import GROUPS
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.mixed_policy import AdvantagesFunction, MixedPolicyUpdates, PolicyLossFunction
 from lit_rft.stages.serving import check_served
-from lit_rft.stages.settings import ActingSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
-
-
-class EpisodeGroupRound(Protocol):
-    """What a data loader gives; `datamodules.EpisodeGroupBatch` is one."""
-
-    @property
-    def groups(self) -> Sequence[Any]: ...
-    @property
-    def jobs(self) -> EpisodeJobs: ...
+from lit_rft.stages.settings import (
+    ActingSettings,
+    BatchingSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 
 
 class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
@@ -40,9 +38,8 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         exploration: how the policy samples in training.
         acting: how episodes are played, and sampled in validation, test and predict.
         agent: the agent that acts; null for `HierarchicalAgent`.
-        micro_batch_tokens: at most so many tokens go through the model at once.
+        batching: micro-batches of an optimiser step.
         chunk_tokens: logits are made for so many tokens at a time.
-        packing: several transcripts in a row (see `TrajectoryDataModule`); else one a row, padded to the longest.
         seed: of the rollouts; null for the run's `seed_everything`.
         loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`, LUFFY's.
         advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
@@ -58,30 +55,28 @@ class MixedPolicyEpisodes(MixedPolicyUpdates, ExploringStage):
         exploration: SamplingSettings | None = None,
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
-        micro_batch_tokens: int = 4096,
+        batching: BatchingSettings | None = None,
         chunk_tokens: int = 256,
-        packing: bool = False,
         seed: int | None = None,
         loss: PolicyLossFunction | None = None,
         advantages: AdvantagesFunction | None = None,
     ) -> None:
-        ExploringStage.__init__(self, policy, optimizer, acting, agent)
+        ExploringStage.__init__(self, policy, optimizer, acting, agent, batching)
         self.set_objective(
             objective or ObjectiveSettings(), exploration or SamplingSettings(temperature=1.0),
-            max_tokens=self.agent.max_length, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens,
-            packing=packing, loss=loss, advantages=advantages,
+            max_tokens=self.agent.max_length, chunk_tokens=chunk_tokens, loss=loss, advantages=advantages,
         )  # fmt: skip
         check_served(self.acting.server, self.sampling, self.loss)
         self.seed = resolve_seed(seed)
 
-    def training_step(self, batch: EpisodeGroupRound, batch_idx: int) -> None:
+    def training_step(self, batch: EpisodeGroupBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
         if self.global_step < self.objective.sft_steps:
             self.log_step(self.sft_step(self._experts(batch.groups, None)))
             return
         self.log_step(self.update_policy(self.rollout(batch), len(batch.groups)))
 
-    def rollout(self, batch: EpisodeGroupRound) -> list[Rollout]:
+    def rollout(self, batch: EpisodeGroupBatch) -> list[Rollout]:
         """Episodes of each task, its experts' among them, with rewards and advantages."""
         experts = self._experts(batch.groups, self.traces_per_group)
         jobs, group_of = [], {}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lit_rft._seeds import resolve_seed
+from lit_rft.batches import PromptBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.models.accel import can_share_prompts, longest_shared_row
 from lit_rft.models.backbone import causal_lm
@@ -15,11 +16,17 @@ from lit_rft.models.sharding import unsharded
 from lit_rft.rewards.base import reward_metrics
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
 from lit_rft.rollouts import Rollout
-from lit_rft.stages.answering import AnsweringStage, PromptRound
+from lit_rft.stages.answering import AnsweringStage
 from lit_rft.stages.data_check import PROMPTS
 from lit_rft.stages.mixed_policy import AdvantagesFunction, MixedPolicyUpdates, PolicyLossFunction
 from lit_rft.stages.serving import check_served
-from lit_rft.stages.settings import AnsweringSettings, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.settings import (
+    AnsweringSettings,
+    BatchingSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.transcripts import StepBatch, Transcript, completion_transcript, count_utterances, shared_step_batch
 
 logger = logging.getLogger(__name__)
@@ -45,7 +52,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         verifier: grades the answers of validation, test and predict; more than 0.5 is right in the reported accuracy.
             null: `reward` where that is a `MathReward`, else a `MathReward` with its defaults.
         answering: of problems in validation, test and predict.
-        micro_batch_tokens: at most so many tokens go through the model at once.
+        batching: micro-batches of an optimiser step; `packing` needs `share_prompts` off.
         max_concurrent: maximum number of completions sampled at the same time.
         chunk_tokens: logits are made for so many tokens at a time.
         share_prompts: a prompt is read once for all completions of its group, where the model can do so.
@@ -65,7 +72,7 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         reward: RewardFunction | None = None,
         verifier: RewardFunction | None = None,
         answering: AnsweringSettings | None = None,
-        micro_batch_tokens: int = 8192,
+        batching: BatchingSettings | None = None,
         max_concurrent: int = 64,
         chunk_tokens: int = 256,
         share_prompts: bool = True,
@@ -74,16 +81,20 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
         advantages: AdvantagesFunction | None = None,
     ) -> None:
         optimizer = optimizer or OptimizerSettings(learning_rate=1e-6)
-        AnsweringStage.__init__(self, policy, optimizer, reward, verifier, answering)
+        AnsweringStage.__init__(self, policy, optimizer, reward, verifier, answering, batching)
         sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
         self.set_objective(
             objective or ObjectiveSettings(), sampling, max_tokens=sampling.max_new_tokens,
-            micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens, loss=loss,
-            advantages=advantages,
+            chunk_tokens=chunk_tokens, loss=loss, advantages=advantages,
         )  # fmt: skip
         check_served(self.answering.server, self.sampling, self.loss)
         self.max_concurrent, self.seed = max_concurrent, resolve_seed(seed)
         self.share_prompts = share_prompts
+        if share_prompts and self.batching.packing:
+            raise ValueError(
+                "batching.packing has no effect with share_prompts, which puts the completions of a prompt into one "
+                "row: leave packing out, or set share_prompts to false"
+            )
         self._warned_of_traces = False
         self._can_share: bool | None = None
 
@@ -112,11 +123,11 @@ class MixedPolicyGRPO(MixedPolicyUpdates, AnsweringStage):
             groups.setdefault(rollout.group, []).extend(rollout.transcripts)
         number = count_utterances([transcript for group in groups.values() for transcript in group])
         return shared_step_batch(
-            list(groups.values()), number, micro_batch_tokens=self.micro_batch_tokens, pad_id=0,
+            list(groups.values()), number, micro_batch_tokens=self.batching.micro_batch_tokens, pad_id=0,
             row_tokens=longest_shared_row(self.policy),
         ).to(self.device)  # fmt: skip
 
-    def training_step(self, batch: PromptRound, batch_idx: int) -> None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
         self.share_prompts = self.share_prompts and self._shares_prompts()
         if self.global_step < self.objective.sft_steps:

@@ -1,8 +1,8 @@
 """GLIDER's second stage: offline hierarchical reinforcement learning."""
 
+from lit_rft.batches import StepTranscripts
 from lit_rft.stages.actor_critic import ActorCriticStage
 from lit_rft.stages.data_check import STEPS
-from lit_rft.transcripts import StepBatch
 
 
 class OfflineHierarchicalRL(ActorCriticStage):
@@ -19,6 +19,6 @@ class OfflineHierarchicalRL(ActorCriticStage):
 
     training_batch = STEPS
 
-    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+    def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
-        self.log_terms(self.update(batch))
+        self.log_terms(self.update(self.step_batch(batch.transcripts, batch.num_utterances)))

@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.agents import PlayedEpisode, add_outcomes
+from lit_rft.batches import OnlineBatch
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.stages.actor_critic import ActorCriticStage
@@ -21,24 +22,9 @@ from lit_rft.stages.episode_runner import ActingPolicy
 from lit_rft.stages.exploration import ExploringStage
 from lit_rft.stages.optimization import mean_over_steps
 from lit_rft.stages.settings import CriticSettings, OnlineSettings, OptimizerSettings
-from lit_rft.transcripts import StepBatch, Transcript, count_utterances, step_batch
+from lit_rft.transcripts import StepBatch, Transcript, count_utterances
 
 LOW = "low"  # the level whose skills are frozen, and the adapter that holds them
-
-
-class OnlineRound(Protocol):
-    """What a data loader gives for one round; `datamodules.OnlineBatch` is one."""
-
-    @property
-    def jobs(self) -> EpisodeJobs: ...
-    @property
-    def offline(self) -> Sequence[Sequence[Transcript]]: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def micro_batch_tokens(self) -> int: ...
-    @property
-    def packing(self) -> bool: ...
 
 
 class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
@@ -125,7 +111,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
 
     # --- a round -----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: OnlineRound, batch_idx: int) -> None:
+    def training_step(self, batch: OnlineBatch, batch_idx: int) -> None:
         self.check_batch(batch, self.training_batch)
         number = self._collect(batch.jobs)
         metrics: list[dict[str, Tensor]] = []
@@ -163,7 +149,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
                 found.append(transcript.truncated(self.agent.max_length))
         return [transcript for transcript in found if transcript.num_decisions]
 
-    def _draw(self, batch: OnlineRound, name: str) -> StepBatch:
+    def _draw(self, batch: OnlineBatch, name: str) -> StepBatch:
         """Some episodes of the buffer and some stored ones, as one optimiser step: this process's share of them."""
         rng = random.Random(name)  # the same in all processes, as the buffer is
         stored = round(self.online.offline_share * self.online.batch_episodes) if batch.offline else 0
@@ -174,10 +160,7 @@ class OnlineHighLevelFinetune(ExploringStage, ActorCriticStage):
         counts = count_utterances(transcripts, self.agent.levels)
         numbers = {level: torch.tensor(float(n), device=self.device) for level, n in counts.items()}
         total = {level: int(n) for level, n in self.sum_over_processes(numbers).items()}
-        step = step_batch(
-            transcripts, total, micro_batch_tokens=batch.micro_batch_tokens, pad_id=batch.pad_id, packing=batch.packing
-        )
-        return step.to(self.device)
+        return self.step_batch(transcripts, total)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,8 @@ class OptimizedModule(L.LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} has no effect here: set "
-                "data.init_args.batch_size (examples per optimiser step) and micro_batch_tokens (memory)"
+                "data.init_args.batch_size (examples per optimiser step) and "
+                "model.init_args.batching.micro_batch_tokens (memory)"
             )
         return []
 

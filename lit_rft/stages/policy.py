@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ from lit_rft.stages.data_check import DataCheckedModule
 from lit_rft.stages.fsdp import FSDP2Strategy
 from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
 from lit_rft.stages.identity import identity_differences, policy_identity
-from lit_rft.stages.settings import OptimizerSettings, PolicySettings
-from lit_rft.transcripts import ChatFormat
+from lit_rft.stages.settings import BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import ChatFormat, StepBatch, Transcript, step_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,13 +47,20 @@ class PolicyModule(DataCheckedModule):
     Args:
         policy: which model, and from where it starts.
         optimizer: AdamW and its schedule.
+        batching: micro-batches of an optimiser step.
     """
 
     needs_reference = False  # whether a frozen copy of the policy at the start of the stage is kept
     strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that it is all there
 
-    def __init__(self, policy: PolicySettings | None = None, optimizer: OptimizerSettings | None = None) -> None:
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        batching: BatchingSettings | None = None,
+    ) -> None:
         super().__init__(optimizer or OptimizerSettings())
+        self.batching = batching or BatchingSettings()
         self.policy_settings = policy or PolicySettings()
         self.policy: nn.Module | None = None
         self.chat: ChatFormat | None = None
@@ -61,6 +68,22 @@ class PolicyModule(DataCheckedModule):
         self._identity: dict[str, Any] = {}  # of the policy, once it is made
         self._arguments = constructor_arguments(self)
         self.save_hyperparameters(effective(self, self._arguments))
+
+    @property
+    def model_name(self) -> str:
+        return self.policy_settings.model
+
+    def step_batch(self, transcripts: Sequence[Transcript], num_utterances: dict[str, int]) -> StepBatch:
+        """Split this process's transcripts of an optimiser step into micro-batches, on the module's device.
+
+        Args:
+            num_utterances: of each level, over all processes.
+        """
+        batching = self.batching
+        return step_batch(
+            transcripts, num_utterances, micro_batch_tokens=batching.micro_batch_tokens, pad_id=0,
+            packing=batching.packing,
+        ).to(self.device)  # fmt: skip
 
     # --- the model ---------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,24 @@ class OptimizerSettings:
 
 
 @dataclass
+class BatchingSettings:
+    """Split of an optimiser step into forward and backward passes; it changes memory and speed, not the update.
+
+    Args:
+        micro_batch_tokens: maximum tokens per micro-batch, padding included (more for a single longer transcript).
+        packing: pack several transcripts into a row, for attention that keeps them apart (flash_attention_2; on a CPU
+            in bf16 the one chosen by default); else one transcript per row, with others of similar length.
+    """
+
+    micro_batch_tokens: int = 4096
+    packing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_tokens < 1:
+            raise ValueError(f"batching.micro_batch_tokens must be >= 1, got {self.micro_batch_tokens}")
+
+
+@dataclass
 class CriticSettings:
     """The critics of GLIDER's second and third stage.
 

@@ -11,6 +11,7 @@ from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_o
 from lit_rft.datamodules import StepLoader
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.stages import (
+    BatchingSettings,
     CriticSettings,
     EpisodeStage,
     FSDP2Strategy,
@@ -27,12 +28,13 @@ FLAT = FlatAgent("Act.")
 PLAYER = dataclasses.replace(AGENT, max_length=900, subgoal_steps=2)  # for a small context
 FLAT_PLAYER = dataclasses.replace(FLAT, max_length=900)
 # of one optimiser step over micro-batches: the same update
-SPLITS: list[dict[str, Any]] = [
-    {"micro_batch_tokens": 1},
-    {"micro_batch_tokens": 700},
-    {"packing": True},
-    {"packing": True, "micro_batch_tokens": 700},
+SPLITS = [
+    BatchingSettings(1),
+    BatchingSettings(700),
+    BatchingSettings(2000, packing=True),
+    BatchingSettings(700, packing=True),
 ]
+BATCHING = BatchingSettings(2000)
 ADAPTERS = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear")
 
 
@@ -48,7 +50,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
     optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
     policy = PolicySettings(model=str(model), lora=lora, **options.pop("policy", {}))
     L.seed_everything(seed, verbose=False)
-    return HierarchicalSFT(policy, optimizer, **{"agent": AGENT, **options})
+    return HierarchicalSFT(policy, optimizer, **{"agent": AGENT, "batching": BATCHING, **options})
 
 
 def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
@@ -58,6 +60,7 @@ def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierar
         "optimizer": OptimizerSettings(learning_rate=5e-3),
         "critic": CriticSettings(learning_rate=1e-2),
         "agent": AGENT,
+        "batching": BATCHING,
     }
     L.seed_everything(seed, verbose=False)
     return OfflineHierarchicalRL(PolicySettings(model=str(model), lora=lora, **policy), **{**settings, **options})
@@ -84,8 +87,7 @@ def make_loader(
             episode.subgoals[-1].completed = False
         made = agent.transcripts(episode, chat)
         transcripts.append(add_outcomes(made, episode, chat, agent) if outcomes else made)
-    settings = {"batch_size": 3, "micro_batch_tokens": 2000, "pad_id": 0}
-    return StepLoader(transcripts, **{**settings, **options})
+    return StepLoader(transcripts, **{"batch_size": 3, **options})
 
 
 def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.Trainer:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
+from lit_rft.batches import StepTranscripts
 from lit_rft.datamodules import JobLoader, StepLoader
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_episode, make_tokenizer
-from lit_rft.transcripts import ChatFormat, StepBatch, Transcript
+from lit_rft.transcripts import ChatFormat, Transcript
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +21,18 @@ def episodes() -> list[list[Transcript]]:
 
 
 def _loader(episodes: list[list[Transcript]], **options: Any) -> StepLoader:
-    return StepLoader(episodes, **{"batch_size": 3, "micro_batch_tokens": 600, "pad_id": 0, **options})
+    return StepLoader(episodes, **{"batch_size": 3, **options})
 
 
-def _what(batch: StepBatch) -> Counter[tuple[str, tuple[int, ...]]]:
-    """The transcripts of a step, as far as their utterances tell."""
-    found: Counter[tuple[str, tuple[int, ...]]] = Counter()
-    for micro in batch.micro_batches:
-        ids = micro.input_ids.flatten()
-        rows = zip(micro.utterance_tokens, micro.utterance_mask, micro.transcript_index, strict=True)
-        for tokens, mask, owner in rows:
-            found[micro.episode_ids[int(owner)], tuple(ids[tokens[mask]].tolist())] += 1
-    return found
+def _what(batch: StepTranscripts) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Episode and token ids of each transcript of a step."""
+    return Counter((transcript.episode_id, tuple(transcript.input_ids)) for transcript in batch.transcripts)
 
 
-@pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_processes_share_each_step(episodes: list[list[Transcript]], packing: bool, world_size: int) -> None:
-    alone = list(_loader(episodes, packing=packing))
-    shares = [list(_loader(episodes, packing=packing, rank=r, world_size=world_size)) for r in range(world_size)]
+def test_processes_share_each_step(episodes: list[list[Transcript]], world_size: int) -> None:
+    alone = list(_loader(episodes))
+    shares = [list(_loader(episodes, rank=r, world_size=world_size)) for r in range(world_size)]
     for step, whole in enumerate(alone):
         assert sum((_what(share[step]) for share in shares), Counter()) == _what(whole)
         assert all(share[step].num_utterances == whole.num_utterances for share in shares)
@@ -48,9 +42,9 @@ def test_processes_share_each_step(episodes: list[list[Transcript]], packing: bo
 def test_every_episode_comes_once_an_epoch_in_another_order(episodes: list[list[Transcript]]) -> None:
     loader = _loader(episodes)
     assert len(loader) == 3
-    first, second = ([batch.micro_batches for batch in loader] for _ in range(2))
+    first, second = ([batch.transcripts for batch in loader] for _ in range(2))
     assert [len(x) for x in (first, second)] == [3, 3]
-    orders = [[sorted({i for m in step for i in m.episode_ids}) for step in epoch] for epoch in (first, second)]
+    orders = [[sorted({transcript.episode_id for transcript in step}) for step in epoch] for epoch in (first, second)]
     assert orders[0] != orders[1]
     for epoch in orders:
         assert sorted(i for step in epoch for i in step) == sorted(t[0].episode_id for t in episodes)
@@ -74,17 +68,9 @@ def test_a_place_in_other_data_is_refused(episodes: list[list[Transcript]]) -> N
             other.load_state_dict(state)
 
 
-def test_the_token_budget_holds(episodes: list[list[Transcript]]) -> None:
-    for packing in (True, False):
-        for batch in _loader(episodes, packing=packing, micro_batch_tokens=250):
-            for micro in batch.micro_batches:
-                assert micro.input_ids.numel() <= 250 or len(micro.episode_ids) == 1
-
-
 def test_bad_sizes_are_refused(episodes: list[list[Transcript]]) -> None:
-    for bad in ({"batch_size": 0}, {"micro_batch_tokens": 0}):
-        with pytest.raises(ValueError, match="must be >= 1"):
-            _loader(episodes, **bad)
+    with pytest.raises(ValueError, match="batch_size must be >= 1"):
+        _loader(episodes, batch_size=0)
 
 
 def test_jobs_are_shared_without_repetition() -> None:

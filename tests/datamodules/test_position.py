@@ -54,8 +54,8 @@ class Recorder(L.LightningModule):
 
 def contents(batch: Any) -> list[str]:
     """Names of what a batch holds, whatever its kind."""
-    if hasattr(batch, "micro_batches"):
-        return sorted({name for micro in batch.micro_batches for name in micro.episode_ids})
+    if hasattr(batch, "transcripts"):
+        return sorted({transcript.episode_id for transcript in batch.transcripts})
     if hasattr(batch, "prompts"):
         return [prompt.problem.id for prompt in batch.prompts]
     if hasattr(batch, "groups"):

@@ -8,7 +8,8 @@ import pytest
 
 from lit_rft import GRPO, SamplingSettings
 from lit_rft.advantages import RLOO, OverlongPenalty, ReinforcePlusPlus
-from lit_rft.datamodules.prompts import Prompt, PromptLoader
+from lit_rft.batches import Prompt
+from lit_rft.datamodules import PromptLoader
 from lit_rft.losses import CISPO, GSPO, MaskedWeights, SamplerCorrected, SequenceWeights, TwoSidedClip
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import Problem

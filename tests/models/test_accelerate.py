@@ -18,7 +18,7 @@ from lit_rft.models.accel import blockwise_attention, can_share_prompts, fused_l
 from lit_rft.models.accel.decoding_attention import decoding_attention
 from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.accel.packed_weights import Exchanged, PackedWeight
-from lit_rft.stages import PolicySettings
+from lit_rft.stages import BatchingSettings, PolicySettings
 from lit_rft.testing.tiny import SHAPES, make_model
 from lit_rft.testing.tiny_stage import fit, make_loader, make_stage
 
@@ -174,8 +174,10 @@ def test_a_stage_takes_the_paths_of_its_setting_and_logs_them_once(
     for choice in ("off", ["fused_layers", "packed_sequences"]):
         caplog.clear()
         with caplog.at_level(logging.DEBUG, "lit_rft"):
-            stage = make_stage(tiny_model_folder, policy={"accelerate": choice})
-            fit(stage, make_loader(tiny_model_folder, packing=True), 1, default_root_dir=tmp_path)
+            stage = make_stage(
+                tiny_model_folder, batching=BatchingSettings(2000, packing=True), policy={"accelerate": choice}
+            )
+            fit(stage, make_loader(tiny_model_folder), 1, default_root_dir=tmp_path)
         assert stage.policy is not None
         on = [name for name in FAST_PATHS if is_on(stage.policy, name)]
         assert sorted(on) == sorted(choice if isinstance(choice, list) else [])

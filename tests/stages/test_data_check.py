@@ -29,7 +29,7 @@ from .test_online_finetune import make_data, make_online
 
 def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
     if kind is MathPromptDataModule:
-        return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4})
+        return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4}, max_trace_length=96)
     settings = {"suite": CorridorSuite(), "data_dir": str(folder), "train_variations": 2}
     return kind(model=str(model), **{**settings, **options})
 
@@ -44,8 +44,8 @@ def make(stage: str, model: Path, folder: Path, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("stage", "kind", "needed"),
     [
-        ("sft", OnlineDataModule, "StepBatch, as TrajectoryDataModule"),
-        ("offline", EpisodeGroupDataModule, "StepBatch, as TrajectoryDataModule"),
+        ("sft", OnlineDataModule, "StepTranscripts, as TrajectoryDataModule"),
+        ("offline", EpisodeGroupDataModule, "StepTranscripts, as TrajectoryDataModule"),
         ("sft", MathPromptDataModule, "EpisodeJobs, as TrajectoryDataModule"),
         ("online", TrajectoryDataModule, "OnlineBatch, as OnlineDataModule"),
         ("groups", TrajectoryDataModule, "EpisodeGroupBatch, as EpisodeGroupDataModule"),
@@ -64,7 +64,7 @@ def test_data_modules_of_another_kind(
 def test_batches_of_another_kind(stage: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     prompts = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
     loader = make_loader(tiny_model_folder) if stage == "grpo" else prompts
-    with pytest.raises(ValueError, match=r"needs batches with \w+.*DataModule gives them\), got (StepB|PromptB)atch"):
+    with pytest.raises(ValueError, match=r"needs batches with \w+.*DataModule gives them\), got (StepT|PromptB)"):
         fit(make(stage, tiny_model_folder, tmp_path), loader, 1)
 
 

@@ -30,7 +30,7 @@ def offline_stage(model: Path) -> Any:
 def expected_losses(stage: Any, loader: Any) -> dict[str, float]:
     """L_Q, L_V and L_pi of each level, one decision at a time."""
     (step,) = list(loader)
-    transcripts = [t for micro in step.micro_batches for t in micro.transcripts]
+    transcripts = step.transcripts
     online, target = stage.critic.online.double(), stage.critic.target.double()
 
     def value(heads: Any, kind: str, features: torch.Tensor, level: str) -> float:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 
-from lit_rft.datamodules import Prompt, PromptLoader
+from lit_rft.batches import Prompt
+from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem

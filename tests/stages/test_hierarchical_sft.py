@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
+from lit_rft.batches import StepTranscripts
 from lit_rft.models import LoraSettings
-from lit_rft.stages import ActingSettings, HierarchicalSFT, NonFiniteLossError, OptimizerSettings, PolicySettings
+from lit_rft.stages import (
+    ActingSettings,
+    BatchingSettings,
+    HierarchicalSFT,
+    NonFiniteLossError,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     AGENT,
@@ -22,7 +30,6 @@ from lit_rft.testing.tiny_stage import (
     trained,
     updated,
 )
-from lit_rft.transcripts import StepBatch
 
 
 def after(model: Path, *, loader: dict[str, Any] | None = None, **options: Any) -> dict[str, torch.Tensor]:
@@ -56,9 +63,9 @@ def test_adapters_train_and_the_backbone_does_not(tiny_model_folder: Path) -> No
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, split: dict[str, Any]) -> None:
+def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, split: BatchingSettings) -> None:
     plain = after(tiny_model_folder, length_coef=0.1)
-    other = after(tiny_model_folder, length_coef=0.1, loader=split)
+    other = after(tiny_model_folder, length_coef=0.1, batching=split)
     for name in plain:
         torch.testing.assert_close(other[name], plain[name], rtol=1e-3, atol=2e-5)
 
@@ -144,7 +151,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny_model_folder: 
 
 def test_an_empty_share_of_a_step_still_steps(tiny_model_folder: Path) -> None:
     stage = make_stage(tiny_model_folder)
-    loader: Any = torch.utils.data.DataLoader([StepBatch([], {"high": 3, "low": 3, "flat": 0})], batch_size=None)
+    loader: Any = torch.utils.data.DataLoader([StepTranscripts([], {"high": 3, "low": 3, "flat": 0})], batch_size=None)
     trainer = fit(stage, loader, 1)
     assert trainer.global_step == 1
 

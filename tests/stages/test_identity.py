@@ -14,6 +14,7 @@ from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_backbone
 from lit_rft.stages import (
+    BatchingSettings,
     CriticSettings,
     HierarchicalSFT,
     MixedPolicyEpisodes,
@@ -69,7 +70,7 @@ def stages(model: Path) -> dict[str, Any]:
         "offline": OfflineHierarchicalRL(policy, critic=CriticSettings(per_level=False), **acting),
         "online": OnlineHighLevelFinetune(policy=policy, optimizer=RATE, **acting),
         "grpo": MixedPolicyGRPO(policy, sampling=SamplingSettings(9, 0.5, stop_strings=("x",))),
-        "episodes": MixedPolicyEpisodes(policy, packing=True, **acting),
+        "episodes": MixedPolicyEpisodes(policy, batching=BatchingSettings(packing=True), **acting),
     }
 
 
@@ -82,7 +83,7 @@ def test_every_stage_loads_without_arguments(name: str, tiny_model_folder: Path,
     assert all(torch.equal(value, weights[key]) for key, value in stage.named_parameters())
     assert loaded.hparams == stage.hparams and loaded.policy_settings.model == str(tiny_model_folder)
     assert loaded.optimizer_settings == stage.optimizer_settings
-    for attribute in ("length_coef", "critic_settings", "sampling", "packing", "objective", "online", "acting"):
+    for attribute in ("length_coef", "critic_settings", "sampling", "batching", "objective", "online", "acting"):
         if hasattr(stage, attribute):
             expected = getattr(stage, attribute)
             if dataclasses.is_dataclass(expected):

@@ -11,7 +11,7 @@ from grpo_parts import grpo_parts
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import SamplingSettings
-from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
+from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
@@ -78,13 +78,13 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
 @pytest.mark.parametrize("objective", [{}, {"mini_batches": 2, "epochs": 2, "kl_coef": 0.1, "sft_coef": 0.1}], ids=str)
 def test_micro_batches_change_nothing(objective: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
     whole = after(tiny_model_folder, tmp_path, objective=objective)
-    split = after(tiny_model_folder, tmp_path, objective=objective, micro_batch_tokens=1)
+    split = after(tiny_model_folder, tmp_path, objective=objective, batching=BatchingSettings(1))
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
 def test_packed_rows_change_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage, data = make(tiny_model_folder, tmp_path, packing=True, micro_batch_tokens=900)
+    stage, data = make(tiny_model_folder, tmp_path, batching=BatchingSettings(900, packing=True))
     fit(stage, data, 2)
     rows = [(len(micro.input_ids), len(micro.transcripts)) for micro in stage._split(stage.samples).micro_batches]
     assert all(number == 1 for number, _ in rows) and max(number for _, number in rows) > 1
@@ -92,9 +92,11 @@ def test_packed_rows_change_nothing(tiny_model_folder: Path, tmp_path: Path) -> 
         torch.testing.assert_close(updated(stage)[name], weight, rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("bad", [{"medium_files": ["some.jsonl"]}, {"outcomes": True}, {"packing": True}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"medium_files": ["some.jsonl"]}, {"outcomes": True}, {"medium_per_expert": 1.0}], ids=str
+)
 def test_what_has_no_place_in_groups_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"groups of episodes have no {next(iter(bad))}"):
+    with pytest.raises(TypeError, match=next(iter(bad))):
         EpisodeGroupDataModule(**bad)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 
-from lit_rft.datamodules import MathPromptDataModule, Prompt, PromptLoader
+from lit_rft.batches import Prompt
+from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.problems import Problem
@@ -18,6 +19,7 @@ from lit_rft.rewards import RewardError, RewardSum
 from lit_rft.rollouts import RolloutBatch
 from lit_rft.stages import (
     AnsweringSettings,
+    BatchingSettings,
     MixedPolicyGRPO,
     OptimizerSettings,
     PolicySettings,
@@ -101,9 +103,18 @@ def test_a_rollout_holds_groups_of_own_and_other_completions(tiny_model_folder: 
 def test_micro_batches_change_nothing(tiny_model_folder: Path, tokens: int, normalizer: str) -> None:
     objective = {"normalizer": normalizer, "kl_coef": 0.1, "sft_coef": 0.1, "mini_batches": 2, "epochs": 2}
     whole = after(tiny_model_folder, steps=4, objective=objective)
-    split = after(tiny_model_folder, steps=4, objective=objective, micro_batch_tokens=tokens)
+    split = after(tiny_model_folder, steps=4, objective=objective, batching=BatchingSettings(tokens))
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
+
+
+def test_packing_needs_prompts_that_are_not_shared(tiny_model_folder: Path) -> None:
+    packed = {"batching": BatchingSettings(packing=True)}
+    with pytest.raises(ValueError, match="packing has no effect with share_prompts"):
+        make_grpo(tiny_model_folder, **packed)
+    plain = after(tiny_model_folder, share_prompts=False)
+    for name, weight in after(tiny_model_folder, share_prompts=False, **packed).items():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-3, atol=5e-5)
 
 
 @pytest.mark.parametrize("objective", [{}, {"kl_coef": 0.1, "sft_coef": 0.1, "epochs": 2}], ids=str)
@@ -145,7 +156,7 @@ def test_what_no_fast_path_serves_trains_too_and_says_so_once(
     for line in ("reads everything anew for each token", "recomputes the prompt for each completion"):
         assert sum(line in message for message in said) == 1, said
     assert any(weight.abs().max() > 1e-3 for name, weight in whole.items() if "lora_B" in name)  # it did train
-    split = after(tmp_path, steps=3, lora=lora, micro_batch_tokens=1)
+    split = after(tmp_path, steps=3, lora=lora, batching=BatchingSettings(1))
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 

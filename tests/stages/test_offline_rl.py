@@ -9,7 +9,14 @@ import torch
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
-from lit_rft.stages import CriticSettings, IQLUpdate, NonFiniteLossError, OptimizerSettings, SarsaUpdate
+from lit_rft.stages import (
+    BatchingSettings,
+    CriticSettings,
+    IQLUpdate,
+    NonFiniteLossError,
+    OptimizerSettings,
+    SarsaUpdate,
+)
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     AGENT,
@@ -25,11 +32,11 @@ from lit_rft.testing.tiny_stage import (
 )
 
 
-def after(model: Path, *, loader: dict[str, Any] | None = None, steps: int = 2, **options: Any) -> dict[str, Any]:
+def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, Any]:
     """The trained weights after two steps."""
     stage = make_offline(model, **options)
     agent = options.get("agent", AGENT)
-    fit(stage, make_loader(model, outcomes=True, agent=agent, **(loader or {})), steps)
+    fit(stage, make_loader(model, outcomes=True, agent=agent), steps)
     return updated(stage)
 
 
@@ -85,14 +92,16 @@ def test_the_critics_change_nothing_but_the_weights_of_the_actors_loss(tiny_mode
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("settings", ["frozen", "adapted", "release", "policy"])
-def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, settings: str, split: dict) -> None:
+def test_micro_batches_and_packing_change_nothing(
+    tiny_model_folder: Path, settings: str, split: BatchingSettings
+) -> None:
     options: dict[str, Any] = {"critic_update": SarsaUpdate()} if settings == "release" else {}
     if settings == "policy":
         options["value_actions"] = "policy"
     if settings == "adapted":
         options["critic"] = CriticSettings(learning_rate=1e-2, features="adapted")
     plain = after(tiny_model_folder, **options)
-    other = after(tiny_model_folder, **options, loader=split)
+    other = after(tiny_model_folder, **options, batching=split)
     for name in plain:
         torch.testing.assert_close(other[name], plain[name], rtol=1e-3, atol=5e-5)
 

@@ -69,7 +69,6 @@ def make_data(model: Path, folder: Path, **options: Any) -> OnlineDataModule:
         "collect_tasks": ["walk"],
         "rounds": 2,
         "episodes_per_round": 2,
-        "micro_batch_tokens": 2000,
     }
     return OnlineDataModule(**{**settings, **options})
 

@@ -1,0 +1,120 @@
+"""What data modules yield and stages learn from, on the host: no tensors, nothing that depends on memory or device.
+
+None of these is a dataclass where Lightning sees it: it would look into each field of a dataclass for tensors to move.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.problems import Problem
+from lit_rft.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class HostBatch:
+    """A batch without tensors."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "Self":
+        """Return the batch: there are no tensors to move."""
+        return self
+
+
+class StepTranscripts(HostBatch):
+    """Transcripts of stored episodes for one optimiser step, this process's share.
+
+    Args:
+        transcripts: may be empty on a process that got nothing.
+        num_utterances: of each level, over all processes: dividing by it makes the update independent of how the step
+            is split.
+    """
+
+    def __init__(self, transcripts: list[Transcript], num_utterances: dict[str, int]) -> None:
+        self.transcripts, self.num_utterances = transcripts, num_utterances
+
+    @property
+    def num_tokens(self) -> int:
+        """This process's tokens."""
+        return sum(map(len, self.transcripts))
+
+
+class OnlineBatch(HostBatch):
+    """One round of online training.
+
+    Args:
+        jobs: episodes to play; this process's share.
+        offline: transcripts of all stored episodes, to mix in.
+    """
+
+    def __init__(self, jobs: EpisodeJobs, offline: Sequence[Sequence[Transcript]] = ()) -> None:
+        self.jobs, self.offline = jobs, offline
+
+
+@dataclass(frozen=True)
+class ExpertEpisode:
+    """An expert's episode as token ids.
+
+    Args:
+        transcripts: its conversations.
+        text: its actions, one per line.
+        score: final score.
+    """
+
+    transcripts: list[Transcript]
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """An episode to play, and expert episodes of the same problem."""
+
+    job: EpisodeSpec
+    experts: list[ExpertEpisode]
+
+
+class EpisodeGroupBatch(HostBatch):
+    """The tasks of one rollout, this process's share.
+
+    Args:
+        groups: in order.
+        jobs: environment and task names; contains no episodes itself.
+    """
+
+    def __init__(self, groups: list[EpisodeGroup], jobs: EpisodeJobs) -> None:
+        self.groups, self.jobs = groups, jobs
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as token ids.
+
+    Args:
+        problem: the record.
+        ids: of the prompt.
+        traces: ids of the off-policy completions, each with its end.
+        trace_texts: texts of the traces.
+        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
+    """
+
+    problem: Problem
+    ids: list[int]
+    traces: list[list[int]]
+    trace_texts: list[str]
+    trace_log_probs: list[list[float]]
+
+
+class PromptBatch(HostBatch):
+    """The prompts of one rollout, this process's share.
+
+    Args:
+        prompts: in order.
+        sources: benchmarks of all batches.
+    """
+
+    def __init__(self, prompts: list[Prompt], sources: Sequence[str] = ()) -> None:
+        self.prompts, self.sources = prompts, list(sources)
