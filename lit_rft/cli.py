@@ -16,12 +16,15 @@ USAGE = """\
 lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
 
 usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
+       lit-rft check-env ENV [--options JSON]...
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
   validate  play the evaluation episodes
   test      play the evaluation episodes and report the scores by task
   predict   play episodes and write them as a data set for the next stage
+
+  check-env play episodes of an environment, given by its import path, and report what is wrong; check-env --help
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -45,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"lit-rft {__version__}")
         return
-    argv = resolve_configs(take_debug(argv))
+    argv = take_debug(argv)
+    if argv[:1] == ["check-env"]:
+        run_env_command(argv[1:])
+        return
+    argv = resolve_configs(argv)
     if argv[:1] and argv[0] not in VERBS:
         stop(f"expected one of the verbs {', '.join(VERBS)} first, got {argv[0]!r}")
     from lit_rft.error_messages import one_line_errors
@@ -54,6 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from lit_rft.command_line import build
 
         build(argv, run=True)
+
+
+def run_env_command(argv: Sequence[str]) -> None:
+    """Run a command about environments, which needs no stage."""
+    from lit_rft.error_messages import one_line_errors
+
+    with one_line_errors():
+        from lit_rft.env_commands import run_check_env
+
+        run_check_env(argv)
 
 
 def stop(message: str) -> NoReturn:

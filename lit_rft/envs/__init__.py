@@ -1,6 +1,7 @@
 """Text environments: their contract, suites of tasks, and pools of worker processes that play many episodes at once."""
 
 from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
+from lit_rft.envs.checking import EnvReport, check_env
 from lit_rft.envs.episode_env import EpisodeEnv
 from lit_rft.envs.gym import GymSuite
 from lit_rft.envs.pool import EnvPool
@@ -12,6 +13,7 @@ from lit_rft.envs.scienceworld import ScienceWorldEnv, ScienceWorldSuite, Simula
 __all__ = [
     "EnvPool",
     "EnvPools",
+    "EnvReport",
     "EpisodeEnv",
     "EpisodeSpec",
     "Expert",
@@ -24,4 +26,5 @@ __all__ = [
     "SimulatorError",
     "StepInfo",
     "TaskSuite",
+    "check_env",
 ]

@@ -1,0 +1,111 @@
+"""`check_env`: plays episodes of an environment in a worker process and reports on it."""
+
+from __future__ import annotations
+
+import functools
+import random
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from lit_rft.envs.base import EpisodeSpec, TaskSuite, choose
+from lit_rft.envs.checking.examiner import Examiner
+from lit_rft.envs.checking.report import EnvReport
+from lit_rft.envs.checking.run import CheckRun, ExpertPolicy, FailedError
+from lit_rft.envs.gym import import_env
+from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_settings import PoolSettings
+
+
+def check_env(
+    env: str | Callable[..., Any] | TaskSuite,
+    env_args: Mapping[str, Any] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    episodes: int = 5,
+    step_limit: int = 50,
+    split: str = "train",
+    expert: ExpertPolicy | None = None,
+    seed: int = 0,
+    timeout: float = 30.0,
+) -> EnvReport:
+    """Play episodes in a worker process, repeat the first, try odd actions, run gymnasium's checker, and close.
+
+    Args:
+        env: an environment's class, or a function that makes one; a suite, its class or a function that makes it; or
+            the import path of any of these.
+        env_args: keyword arguments for it.
+        options: of `reset`, in addition to those of the suite's episodes.
+        episodes: how many are played, > 0.
+        step_limit: of episodes that have none, > 0.
+        split: of a suite's episodes.
+        expert: chooses each action from the observation and the info, None to stop; without one actions are chosen at
+            random among the admissible ones, or else among a few words.
+        seed: of the first episode (the others follow) and of the random actions.
+        timeout: seconds that the environment may take for one answer, and for being made.
+
+    Returns: The report. Failures of the environment are findings, not exceptions.
+
+    Raises:
+        ValueError: `env` cannot be imported or sent to another process, a number is out of range, or the split is
+            unknown.
+    """
+    if episodes < 1 or step_limit < 1:
+        raise ValueError(f"episodes and step_limit must be at least 1, got {episodes} and {step_limit}")
+    suite, make_env = _suite_or_env(env, dict(env_args or {}))
+    if suite is None:
+        numbers = range(seed, seed + episodes)
+        specs = [EpisodeSpec(str(n), seed=n, options=dict(options or {}), step_limit=step_limit) for n in numbers]
+        report = EnvReport(getattr(make_env, "__name__", type(make_env).__name__))
+        make_env = functools.partial(make_env, **(env_args or {})) if env_args else make_env
+    else:
+        report = EnvReport(suite.name)
+        specs = [_complete(spec, step_limit, options or {}) for spec in _episodes(suite, split, episodes, seed, report)]
+    examiner = functools.partial(Examiner, make_env)
+    limits = PoolSettings(call_timeout=timeout, reset_timeout=timeout, max_attempts=1)
+    with EnvPool(examiner, 1, limits) as pool:
+        try:
+            CheckRun(pool, report, expert, random.Random(seed)).run(specs)
+        except FailedError as error:
+            report.add("error", error.where, str(error))
+    return report
+
+
+def _suite_or_env(env: Any, args: dict[str, Any]) -> tuple[TaskSuite | None, Callable[..., Any]]:
+    """The suite, if it is one, and what makes its environment; else what makes the environment."""
+    made = import_env(env) if isinstance(env, str) else env
+    if not _is_suite(made):
+        return None, import_env(made)
+    suite = made(**args) if callable(made) else made
+    return suite, suite.make_env
+
+
+def _is_suite(value: Any) -> bool:
+    """Whether this is a suite, the class of one, or a function that is annotated to return one."""
+    if isinstance(value, type) and issubclass(value, gym.Env):
+        return False
+    if callable(value) and not isinstance(value, type) and not hasattr(value, "episodes"):
+        value = typing.get_type_hints(value).get("return") if hasattr(value, "__annotations__") else None
+    return hasattr(value, "episodes") and hasattr(value, "make_env")
+
+
+def _episodes(suite: TaskSuite, split: str, number: int, seed: int, report: EnvReport) -> list[EpisodeSpec]:
+    """Some of a suite's episodes, evenly spread over its tasks."""
+    available = suite.episodes(split, seed=seed)
+    ids = [spec.id for spec in available]
+    if not ids:
+        raise ValueError(f"the split {split!r} of {suite.name!r} has no episodes")
+    if len(set(ids)) < len(ids):
+        report.add(
+            "error", "episodes", f"expected an id of its own for each, got {len(ids) - len(set(ids))} duplicates"
+        )
+    if suite.metric not in ("score", "success"):
+        report.add("error", "metric", f"expected 'score' or 'success', got {suite.metric!r}")
+    return choose(available, number, None, str(seed))
+
+
+def _complete(spec: EpisodeSpec, step_limit: int, options: Mapping[str, Any]) -> EpisodeSpec:
+    limit = spec.step_limit or step_limit
+    return EpisodeSpec(spec.id, spec.task, spec.split, spec.seed, {**spec.options, **options}, limit, spec.meta)

@@ -1,0 +1,259 @@
+"""The worker's side of `check_env`: an environment around the checked one, which examines what that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import numbers
+import pickle
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.env_checker import check_env as check_with_gymnasium
+
+from lit_rft.envs.base import StepInfo
+from lit_rft.envs.checking.report import Finding
+from lit_rft.episodes.record import Achieved
+
+WORDS = ("look", "help", "yes", "no", "0", "1", "go north", "take", "open door", "wait")
+RESET_ONLY = ("env", "env_version", "task_description")
+_LONG = 20_000  # characters of an observation
+
+
+class AnyText(gym.spaces.Text):
+    """The space of all texts, which gymnasium's own checker is given: `gymnasium.spaces.Text` limits the characters."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=_LONG, min_length=0)
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        return str(self.np_random.choice(WORDS))
+
+
+class Examiner(gym.Env[str, str]):
+    """Plays an environment and reports on the answers in `info`: ``findings``, ``seconds``, the ``keys`` of the
+    environment's info, and the ``values`` of those that are read.
+
+    It raises nothing itself. Of `reset`, the option ``part`` says what to do: ``play`` an episode (with the option
+    ``options``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
+
+    Args:
+        make_env: makes the environment.
+    """
+
+    def __init__(self, make_env: Callable[[], Any]) -> None:
+        self._make_env = make_env
+        self._env: Any = make_env()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        options = options or {"part": "play"}
+        if options["part"] == "play":
+            started = time.perf_counter()
+            try:
+                answer = self._env.reset(seed=seed, options=options.get("options") or None)
+            except Exception as error:
+                return "", _report([_raised("reset", error)], failed=True)
+            seconds = time.perf_counter() - started
+            findings, observation, info = examine_reset(answer)
+            return observation, _report(findings, seconds, info)
+        return "", _report(self._run_gymnasium() if options["part"] == "gymnasium" else self._close())
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        started = time.perf_counter()
+        try:
+            answer = self._env.step(action)
+        except Exception as error:
+            finding = _raised(f"step({action[:40]!r})", error)
+            return "", 0.0, True, False, _report([finding], failed=True)
+        seconds = time.perf_counter() - started
+        findings, (observation, reward, terminated, truncated), info = examine_step(answer)
+        return observation, reward, terminated, truncated, _report(findings, seconds, info)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _run_gymnasium(self) -> list[Finding]:
+        """Run gymnasium's checker on a second environment."""
+        env = self._make_env()
+        if not isinstance(env, gym.Env):
+            return [
+                Finding("error", "class", f"expected a gymnasium.Env, got {type(env).__name__}: derive it from that")
+            ]
+        findings = []
+        for name in ("observation_space", "action_space"):
+            space = getattr(env, name, None)
+            if not isinstance(space, gym.spaces.Text | None):
+                findings.append(Finding("warning", name, f"expected texts (gymnasium.spaces.Text), got {space}"))
+        bare: Any = env.unwrapped
+        bare.observation_space, bare.action_space = AnyText(), AnyText()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                check_with_gymnasium(bare, skip_render_check=True)
+            except Exception as error:
+                findings.append(Finding("warning", "gymnasium", _one_line(error)))
+        with contextlib.suppress(Exception):  # closing is a part of its own
+            env.close()
+        texts = dict.fromkeys(_plain(str(warning.message)) for warning in caught if _is_gymnasium(warning))
+        return findings + [Finding("note", "gymnasium", text) for text in texts]
+
+    def _close(self) -> list[Finding]:
+        findings = []
+        for time_of in ("close()", "a second close()"):
+            try:
+                self._env.close()
+            except Exception as error:
+                findings.append(_raised(time_of, error))
+        return findings
+
+
+def _is_gymnasium(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, UserWarning) and "gymnasium" in warning.filename
+
+
+def _plain(text: str) -> str:
+    """A warning of gymnasium without its colours and its beginning."""
+    return text.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ").strip()
+
+
+def _raised(where: str, error: Exception) -> Finding:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return Finding("error", where, f"raised {_one_line(error)} ({place.filename}:{place.lineno})")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _report(
+    findings: list[Finding], seconds: float = 0.0, info: Mapping[str, Any] | None = None, failed: bool = False
+) -> dict[str, Any]:
+    info = info or {}
+    values = {name: value for name, value in info.items() if name in StepInfo.__annotations__}
+    return {
+        "findings": findings,
+        "seconds": seconds,
+        "keys": sorted(map(str, info)),
+        "values": {name: value for name, value in values.items() if _wrong_value(name, value) is None},
+        "failed": failed,
+    }
+
+
+def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
+    """Examine what `reset` returned.
+
+    Returns: findings, and observation and info, empty ones in place of wrong ones.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        return [Finding("error", "reset", f"expected (observation, info), got {_shape(answer)}")], "", {}
+    observation, info = answer
+    findings = [*_wrong_observation("reset", observation), *_wrong_info("reset", info)]
+    if observation == "" and not (isinstance(info, dict) and info.get("task_description")):
+        findings.append(
+            Finding("warning", "reset", "neither observation nor task_description: the policy reads nothing")
+        )
+    return findings, observation if isinstance(observation, str) else "", info if isinstance(info, dict) else {}
+
+
+def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bool], dict[str, Any]]:
+    """Examine what `step` returned.
+
+    Returns: findings; observation, reward, terminated and truncated; info; neutral ones in place of wrong ones.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        expected = "(observation, reward, terminated, truncated, info)"
+        return [Finding("error", "step", f"expected {expected}, got {_shape(answer)}")], ("", 0.0, True, False), {}
+    observation, reward, terminated, truncated, info = answer
+    findings = [*_wrong_observation("step", observation), *_wrong_info("step", info)]
+    if not _is_finite(reward):
+        findings.append(Finding("error", "reward", f"expected a finite number, got {reward!r}"))
+        reward = 0.0
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, bool | np.bool_):
+            findings.append(Finding("warning", name, f"expected True or False, got {flag!r}"))
+    ends = (bool(terminated), bool(truncated))
+    text = observation if isinstance(observation, str) else ""
+    return findings, (text, float(reward), *ends), info if isinstance(info, dict) else {}
+
+
+def _shape(answer: Any) -> str:
+    return f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
+
+
+def _wrong_observation(where: str, observation: Any) -> Iterator[Finding]:
+    if not isinstance(observation, str):
+        yield Finding("error", where, f"expected text (str) as observation, got {type(observation).__name__}")
+        return
+    try:
+        observation.encode()
+    except UnicodeEncodeError as error:
+        yield Finding("error", where, f"the observation cannot be written as UTF-8: {error.reason}")
+    if len(observation) > _LONG:
+        yield Finding("warning", where, f"an observation of {len(observation)} characters will hardly fit a context")
+
+
+def _wrong_info(where: str, info: Any) -> Iterator[Finding]:
+    if not isinstance(info, dict):
+        yield Finding("error", where, f"expected a dictionary as info, got {type(info).__name__}")
+        return
+    for name, value in info.items():
+        if wrong := _wrong_value(name, value):
+            yield Finding("error", f"info[{name!r}]", wrong)
+        elif where == "step" and name in RESET_ONLY:
+            yield Finding("note", f"info[{name!r}]", "is read from reset only")
+        if problem := _pickle_error(value):
+            yield Finding("error", f"info[{name!r}]", f"cannot be sent from a worker process: {problem}")
+        near = difflib.get_close_matches(str(name), StepInfo.__annotations__, n=1, cutoff=0.75)
+        if near and name not in StepInfo.__annotations__:
+            yield Finding("warning", f"info[{name!r}]", f"is not read; did you mean {near[0]!r}?")
+
+
+def _wrong_value(name: Any, value: Any) -> str | None:
+    """What is wrong with the value of a key of `StepInfo`; None if nothing is."""
+    expected, right = {
+        "env": ("text", isinstance(value, str)),
+        "env_version": ("text", isinstance(value, str)),
+        "task_description": ("text", isinstance(value, str)),
+        "score": ("a finite number", _is_finite(value)),
+        "success": ("True or False", isinstance(value, bool | np.bool_)),
+        "valid": ("True or False", isinstance(value, bool | np.bool_)),
+        "reason": ("text or None", value is None or isinstance(value, str)),
+        "achieved": ("a list of texts or of {'key': ..., 'text': ...}", _is_list(value, _is_condition)),
+        "admissible": ("a list of texts", _is_list(value, lambda item: isinstance(item, str))),
+        "metrics": ("a dictionary of finite numbers", isinstance(value, dict) and all(map(_is_finite, value.values()))),
+    }.get(name, ("", True))
+    text = repr(value)
+    return None if right else f"expected {expected}, got {text if len(text) < 80 else text[:77] + '...'}"
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(of, value))
+
+
+def _is_condition(value: Any) -> bool:
+    return isinstance(value, str | Achieved) or (
+        isinstance(value, Mapping)
+        and value.keys() == {"key", "text"}
+        and all(isinstance(part, str) for part in value.values())
+    )
+
+
+def _pickle_error(value: Any) -> str | None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:
+        return _one_line(error)
+    return None

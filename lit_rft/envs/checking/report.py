@@ -1,0 +1,135 @@
+"""What `check_env` found, as an object and as tables for the console."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Level = Literal["error", "warning", "note"]
+
+DEFAULTS = {
+    "task_description": "the first observation",
+    "env": "the name of the class",
+    "env_version": "empty",
+    "score": "the sum of the rewards so far",
+    "success": "terminated with a reward above 0",
+    "valid": "every action is valid",
+    "achieved": "no subgoals, no intrinsic rewards",
+    "admissible": "no choice among admissible actions",
+    "reason": "goal, failed, step_limit or truncated",
+    "metrics": "none",
+}
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_EXAMPLE_STEPS, _EXAMPLE_WIDTH = 4, 400
+
+
+class Finding(NamedTuple):
+    """Something that `check_env` found.
+
+    Attributes:
+        level: ``error``: training would fail, or learn from wrong data. ``warning``: training would work, but hardly as
+            intended. ``note``: worth knowing.
+        where: method, key or part of the check.
+        message: what was expected, and what came.
+    """
+
+    level: Level
+    where: str
+    message: str
+
+
+@dataclass
+class EnvReport:
+    """What `check_env` found.
+
+    Attributes:
+        name: of the environment or suite.
+        findings: what is wrong or worth knowing, without repeats.
+        keys: key of info -> the methods that report it (``reset``, ``step`` or ``reset, step``).
+        returns: sum of the rewards of each episode that was played.
+        lengths: its number of steps.
+        ended: whether it ended by itself.
+        example: the first episode as (action, observation); the first action is empty.
+        resets_per_second, steps_per_second: of the environment itself; None if there was none.
+        repeatable: whether the same seed and actions gave the same episode again; None if that was not tried.
+    """
+
+    name: str
+    findings: list[Finding] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
+    example: list[tuple[str, str]] = field(default_factory=list)
+    resets_per_second: float | None = None
+    steps_per_second: float | None = None
+    repeatable: bool | None = None
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Findings because of which training would fail, or learn from wrong data."""
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """Keys of info that the environment does not report -> their default."""
+        return {name: default for name, default in DEFAULTS.items() if name not in self.keys}
+
+    def add(self, level: Level, where: str, message: str) -> None:
+        """Add a finding, unless it is there already."""
+        finding = Finding(level, where, message)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+
+def print_report(report: EnvReport, console: Console) -> None:
+    """Print an example, the keys of info with their defaults, the figures and the findings."""
+    console.print(_example(report), _keys(report), _figures(report))
+    for finding in sorted(report.findings, key=lambda finding: list(_STYLES).index(finding.level)):
+        console.print(Text(f"{finding.level}: {finding.where}: {finding.message}", _STYLES[finding.level]))
+    kinds = {level: sum(finding.level == level for finding in report.findings) for level in _STYLES}
+    summary = ", ".join(f"{number} {level}{'s' * (number != 1)}" for level, number in kinds.items())
+    console.print(Text(f"{report.name}: {summary}", "bold red" if kinds["error"] else "bold green"))
+
+
+def _example(report: EnvReport) -> Table:
+    table = Table(title=f"{report.name}: the first episode", show_header=False, title_justify="left")
+    for action, observation in report.example[: _EXAMPLE_STEPS + 1]:
+        if action:
+            table.add_row("action", Text(_shorten(action), "cyan"))
+        table.add_row("observation", Text(_shorten(observation)))
+    return table
+
+
+def _shorten(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _EXAMPLE_WIDTH else f"{text[:_EXAMPLE_WIDTH]}... ({len(text)} characters)"
+
+
+def _keys(report: EnvReport) -> Table:
+    table = Table(title="keys of info", title_justify="left")
+    for heading in ("key", "reported by", "default in its place"):
+        table.add_column(heading)
+    for name, default in DEFAULTS.items():
+        reported = report.keys.get(name)
+        table.add_row(name, reported or "-", "" if reported else default)
+    return table
+
+
+def _figures(report: EnvReport) -> Table:
+    table = Table(title="figures", show_header=False, title_justify="left")
+    number = len(report.returns)
+    if number:
+        low, mean, high = min(report.returns), sum(report.returns) / number, max(report.returns)
+        table.add_row("episodes", f"{number}, {sum(report.ended)} of them ended by themselves")
+        table.add_row("return", f"{low:.3g} to {high:.3g}, mean {mean:.3g}")
+        table.add_row("steps", f"{min(report.lengths)} to {max(report.lengths)}")
+    for name, rate in (("resets", report.resets_per_second), ("steps", report.steps_per_second)):
+        table.add_row(f"{name} per second", "-" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}")
+    known = {True: "yes", False: "no", None: "not tried"}[report.repeatable]
+    table.add_row("same episode from the same seed and actions", known)
+    return table
