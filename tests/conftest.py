@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from process_pair import ProcessPair
 
 from lit_rft.testing import save_tiny_model
 
@@ -19,9 +21,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPair]:
+    """Two processes for runs on two devices; they start when they are first needed."""
+    with ProcessPair(tmp_path_factory.mktemp("pair")) as pair:
+        yield pair
+
+
 # What starts processes, simulators or a connection: a file with one of these is left out of `make test-fast`.
 STARTS_PROCESSES = re.compile(
-    r"\b(subprocess|socket|multiprocessing|\w+_in_processes|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
+    r"\b(subprocess|socket|multiprocessing|\w+_in_processes|process_pair|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
     r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_envs)\b"
 )
 

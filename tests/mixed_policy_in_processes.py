@@ -1,6 +1,8 @@
-"""A script for tests/test_runs.py: mixed-policy GRPO on prompts or on the corridor, in one or two processes."""
+"""For tests/test_two_processes.py: mixed-policy GRPO on prompts or on the corridor, in one or two processes."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=("prompts", "episodes"))
     parser.add_argument("model")
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--url", help="of a server that samples")
     parser.add_argument("--fails", type=int, help="the process whose rewards fail")
     parser.add_argument("--targets", nargs="+", default=ADAPTERS.target_modules)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     L.seed_everything(0, verbose=False)
     stage, data = make(options.kind, options.model, options.folder, options.url, options.targets)
     trainer = L.Trainer(
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""A script for tests/test_runs.py: online fine-tuning on the corridor, in one or two processes."""
+"""For tests/test_two_processes.py: online fine-tuning on the corridor, in one or two processes."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -23,7 +23,12 @@ from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
 
 
-def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
+def main(arguments: Sequence[str]) -> None:
+    model, folder, devices, steps, strategy, *more = arguments
+    run(model, folder, int(devices), int(steps), strategy, more[0] if more else None)
+
+
+def run(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_path: str | None) -> None:
     L.seed_everything(0, verbose=False)
     acting = ActingSettings(SamplingSettings(6), parallel_episodes=1)
     stage = OnlineHighLevelFinetune(
@@ -52,8 +57,3 @@ def main(model: str, folder: str, devices: int, steps: int, strategy: str, ckpt_
     weights = {name: value for name, value in whole.items() if name in trains}
     state = {"weights": weights | gradient_norms(trainer)}
     torch.save(state | {"replay": stage.replay.state_dict()}, Path(folder) / f"rank{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    _, model, folder, devices, steps, strategy, *more = sys.argv
-    main(model, folder, int(devices), int(steps), strategy, more[0] if more else None)

@@ -1,10 +1,10 @@
-"""A script for tests/test_runs.py: `test` and `predict`, in one or two processes.
+"""For tests/test_two_processes.py: `test` and `predict`, in one or two processes.
 
 `episodes`: a hierarchical agent on the corridor; `prompts`: a policy that answers problems.
 """
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,12 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     return stage, MathPromptDataModule(model, file, eval_files=file, eval_batch_size=2), CompletionFiles()
 
 
-def main(kind: str, model: str, adapter: str, folder: Path, devices: int, strategy: str) -> None:
+def main(arguments: Sequence[str]) -> None:
+    kind, model, adapter, folder, devices, strategy = arguments
+    run(kind, model, adapter, Path(folder), int(devices), strategy)
+
+
+def run(kind: str, model: str, adapter: str, folder: Path, devices: int, strategy: str) -> None:
     L.seed_everything(0, verbose=False)
     stage, data, files = make(kind, model, adapter, folder)
     trainer = L.Trainer(
@@ -58,7 +63,3 @@ def main(kind: str, model: str, adapter: str, folder: Path, devices: int, strate
     trainer.predict(stage, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
         (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
