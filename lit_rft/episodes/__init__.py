@@ -1,4 +1,4 @@
-"""Episodes as records: what was played, what it brought, which subgoals it served. No torch."""
+"""Records of episodes: actions, observations, rewards, subgoals. No torch."""
 
 from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes

@@ -1,21 +1,22 @@
-"""Rewards of the low level: was the subgoal reached, by what the environment reports."""
+"""Intrinsic rewards of the low level, from the conditions that the environment reports."""
 
 from __future__ import annotations
 
 from lit_rft.episodes.record import Episode, Subgoal
 from lit_rft.episodes.subgoals import condition_text
 
-POLICY = "policy"  # the annotator of subgoals that a policy wrote while it played
+POLICY = "policy"  # the annotator of subgoals written by a policy
 
 
 def intrinsic_rewards(episode: Episode) -> list[float]:
-    """GLIDER's r^ of each step: 1 on the action that completes its subgoal, else 0.
+    """Return GLIDER's r^ of each step: 1 on the action that completes its subgoal, else 0.
 
-    A subgoal that a policy wrote is completed when the environment has reported, during the subgoal, the conditions
-    that its words name: one of them, or two joined by "and", as in `event_goal`. What the low level claims does not
-    count. An annotator's subgoals were made from what happened: a completed one is so at its last step.
+    A policy's subgoal is completed when the environment has reported, during the subgoal, the conditions that it names:
+    one of them, or two joined by "and", as in `event_goal`. The low level's own claim does not count. An annotator's
+    subgoals are derived from the events: a completed one is completed at its last step.
 
-    Raises: ValueError if the episode has steps but no subgoals.
+    Raises:
+        ValueError: If the episode has steps but no subgoals.
     """
     if episode.steps and not episode.subgoals:
         raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train a flat agent")
@@ -28,7 +29,7 @@ def intrinsic_rewards(episode: Episode) -> list[float]:
 
 
 def completing_step(episode: Episode, subgoal: Subgoal) -> int | None:
-    """Index of the step that completed a subgoal, see `intrinsic_rewards`; None if none did."""
+    """Return the index of the step that completed a subgoal, see `intrinsic_rewards`; None if none did."""
     if subgoal.annotator != POLICY:
         return subgoal.end - 1 if subgoal.completed else None
     reported: set[str] = set()

@@ -1,7 +1,7 @@
-"""Episodes on disk: JSON lines or Parquet, the suffix decides. Nothing is ever unpickled.
+"""Episodes on disk: JSON lines or Parquet, by suffix. Nothing is ever unpickled.
 
-A file is written whole or not at all (`write_episodes`), or appended to line by line (`EpisodeWriter`), where a process
-killed in mid-write costs the line that it was writing and nothing else.
+Files are written atomically (`write_episodes`), or appended to line by line (`EpisodeWriter`): a process killed while
+it writes loses only the current line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_episodes(path: str | os.PathLike[str]) -> list[Episode]:
 
     Raises:
         FileNotFoundError: there is no such path, or no such file in the folder.
-        EpisodeError: a file is torn, truncated or corrupt, a record breaks the schema, or an id comes twice; it names
+        EpisodeError: a file is incomplete or corrupt, a record is invalid, or an id is duplicate; the message names
             file, line (row) and field.
     """
     path = Path(path)
@@ -41,19 +41,19 @@ def read_episodes(path: str | os.PathLike[str]) -> list[Episode]:
     for file in _files(path):
         for line, episode in _read_parquet(file) if file.suffix == ".parquet" else _read_lines(file):
             if episode.id in seen:
-                raise EpisodeError(f"{episode.id!r} is already in {seen[episode.id]}", "id", str(file), line)
+                raise EpisodeError(f"duplicate id {episode.id!r}, already in {seen[episode.id]}", "id", str(file), line)
             seen[episode.id] = f"{file}:{line}"
             episodes.append(episode)
     return episodes
 
 
 def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> None:
-    """Write a ``.jsonl`` or ``.parquet`` file, atomically: a reader sees the old file or the new one, never a part.
+    """Write a ``.jsonl`` or ``.parquet`` file atomically: readers see the old file or the new one, never a part.
 
     Raises:
         ValueError: the suffix is neither.
-        EpisodeError: a record breaks the schema or an id comes twice; nothing is written.
-        OSError: the file cannot be written; what was there stays as it was.
+        EpisodeError: a record is invalid or an id is duplicate; nothing is written.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     path = Path(path)
     check_suffix(path)
@@ -61,7 +61,7 @@ def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) ->
     for episode in episodes:
         episode.validate()
         if episode.id in records:
-            raise EpisodeError(f"{episode.id!r} comes twice", "id")
+            raise EpisodeError(f"duplicate id {episode.id!r}", "id")
         records[episode.id] = episode
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -73,7 +73,8 @@ def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) ->
 
 
 def check_suffix(path: Path) -> None:
-    """
+    """Check the suffix of a file of episodes.
+
     Raises:
         ValueError: the file is neither ``.jsonl`` nor ``.parquet``.
     """
@@ -82,22 +83,23 @@ def check_suffix(path: Path) -> None:
 
 
 class EpisodeWriter:
-    """Append episodes to a file of JSON lines, each of them safely on disk when `append` returns.
+    """Append episodes to a file of JSON lines; each is safely on disk when `append` returns.
 
-    An existing file is resumed: its records are checked, and a last line that a killed process left unfinished is
-    dropped, with a warning. Only one writer at a time may hold a file.
+    An existing file is resumed: its records are checked, and an incomplete last line (of a killed process) is dropped
+    with a warning. A file can have only one writer at a time.
 
     Attributes:
         path: the file.
-        episodes: the records that were in the file when it was opened.
-        ids: ids of all records in the file, those appended since included.
-        dropped: unfinished lines that were dropped on opening, 0 or 1.
+        episodes: records in the file when it was opened.
+        ids: ids of all records in the file, including those appended since.
+        dropped: incomplete lines dropped on opening, 0 or 1.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """
+        """Open the file.
+
         Raises:
-            EpisodeError: the existing file is corrupt, in more than an unfinished last line.
+            EpisodeError: the existing file is corrupt before its last line.
             BlockingIOError: another writer holds the file.
         """
         self.path = Path(path)
@@ -113,15 +115,15 @@ class EpisodeWriter:
         self.ids = {episode.id for episode in self.episodes}
 
     def append(self, episode: Episode) -> None:
-        """Write one record.
+        """Append a record.
 
         Raises:
-            EpisodeError: the record breaks the schema, or its id is already in the file.
-            OSError: it cannot be written; the file keeps what it had before.
+            EpisodeError: the record is invalid, or its id is already in the file.
+            OSError: it cannot be written; the file keeps its previous contents.
         """
         episode.validate()
         if episode.id in self.ids:
-            raise EpisodeError(f"{episode.id!r} is already in {self.path}", "id")
+            raise EpisodeError(f"duplicate id {episode.id!r}, already in {self.path}", "id")
         line = _to_line(episode)
         size = self._stream.seek(0, os.SEEK_END)
         try:
@@ -130,7 +132,7 @@ class EpisodeWriter:
                 written += self._stream.write(line[written:]) or 0
             os.fsync(self._stream.fileno())
         except OSError:
-            self._stream.truncate(size)  # half a line would spoil the next one
+            self._stream.truncate(size)  # an incomplete line would corrupt the next one
             raise
         self.ids.add(episode.id)
 
@@ -161,9 +163,9 @@ class EpisodeWriter:
             _parse_line(data[end:], self.path, None)
         except EpisodeError:
             self._stream.truncate(end)
-            logger.warning("%s: dropped 1 unfinished line (%d bytes) at its end", self.path, len(data) - end)
+            logger.warning("%s: dropped an incomplete last line (%d bytes)", self.path, len(data) - end)
             return 1
-        self._stream.write(b"\n")  # whole, only the line end is missing
+        self._stream.write(b"\n")  # complete but for the line end
         return 0
 
 

@@ -1,7 +1,7 @@
-"""The record of one episode, from which every view for training is derived.
+"""The record of an episode, from which all training data is derived.
 
-Plain dataclasses: no torch, no numpy, nothing that a JSON line could not hold. Rewards and scores are the environment's
-own: any finite numbers. Where a solved task has score 1.0, reports, which multiply by 100, are in percent.
+Plain dataclasses without torch or numpy, exactly representable as JSON. Rewards and scores are the environment's: any
+finite numbers. If a solved task has score 1.0, reports, which multiply by 100, are in percent.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from lit_rft._records import RecordError, show_value
 
 SCHEMA = 2
-_TOLERANCE = 1e-6  # of differences of scores
+_TOLERANCE = 1e-6  # of differences between scores
 
 
 class EpisodeError(RecordError):
-    """A record that is no episode."""
+    """An invalid record of an episode."""
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Achieved:
     """A condition that the environment reported as met by a step.
 
     Attributes:
-        key: the environment's name for it. Reported again, it counts as the same condition.
-        text: the condition in words; a goal that asks for it consists of them.
+        key: the environment's name for it; the same key is the same condition.
+        text: the condition in words, used in goals.
     """
 
     key: str
@@ -38,13 +38,13 @@ class Achieved:
 
 @dataclass(slots=True)
 class Step:
-    """One action and what followed it.
+    """One action and its result.
 
     Attributes:
         action: text given to the environment.
-        observation: the observation that the action led to.
+        observation: the observation after the action.
         reward: the environment's reward.
-        score: the score after this step; the sum of the rewards where the environment has no other.
+        score: score after this step; the sum of rewards if the environment has no other.
         valid: whether the environment understood the action.
         achieved: conditions newly met by this step.
     """
@@ -59,14 +59,14 @@ class Step:
 
 @dataclass(slots=True)
 class Subgoal:
-    """A stretch of steps that serves one goal.
+    """A range of steps with one goal.
 
     Attributes:
         start: index of its first step.
         end: index after its last step.
         goal: the goal in words.
-        completed: whether the last of its steps reached the goal.
-        annotator: who said so: ``events``, ``policy``, or the name of a user's own annotator.
+        completed: whether its last step reached the goal.
+        annotator: source of the subgoal: ``events``, ``policy``, or the name of a user's annotator.
     """
 
     start: int
@@ -78,13 +78,13 @@ class Subgoal:
 
 @dataclass(slots=True)
 class Outcome:
-    """How an episode ended.
+    """The end of an episode.
 
     Attributes:
         score: final score.
         success: whether the task was solved.
-        terminated: the environment ended it (a value function must not bootstrap).
-        truncated: it was cut from outside, by a step limit for instance (a value function bootstraps).
+        terminated: ended by the environment (a value function must not bootstrap).
+        truncated: ended from outside, for example by a step limit (a value function bootstraps).
         reason: ``goal``, ``failed``, ``step_limit``, ``env_error``, or another short word.
     """
 
@@ -97,22 +97,22 @@ class Outcome:
 
 @dataclass(slots=True)
 class Episode:
-    """One episode, whole.
+    """One complete episode.
 
     Attributes:
         id: unique in its data set.
-        env, env_version: ``scienceworld`` and the version of the simulator, for example.
-        task, split: name of the task, and split of the data that the problem is of.
-        source: who played it; ``source["kind"]`` is ``gold``, ``planner``, ``perturbed`` or ``policy``.
+        env, env_version: environment and its version, for example ``scienceworld`` and the simulator's version.
+        task, split: name of the task, and split of the data.
+        source: the acting policy; ``source["kind"]`` is ``gold``, ``planner``, ``perturbed`` or ``policy``.
         task_description: the task in words.
-        initial_observation: what was seen before the first step.
-        steps: what was done; empty when the environment failed before the first step.
-        subgoals: contiguous and covering all steps, or empty when nobody has annotated the episode.
-        outcome: how it ended.
+        initial_observation: observation before the first step.
+        steps: actions and their results; empty if the environment failed before the first step.
+        subgoals: contiguous and covering all steps, or empty for an episode without annotation.
+        outcome: the end of the episode.
         schema: version of this record.
-        step_limit: limit it was played under, in steps; 0 for none.
+        step_limit: maximum number of steps; 0 for no limit.
         meta: identifies the problem within its task (`EpisodeSpec.meta`); JSON values only.
-        extra: whatever else is worth keeping, JSON values only.
+        extra: further JSON values.
     """
 
     id: str
@@ -133,41 +133,46 @@ class Episode:
 
     @property
     def total_reward(self) -> float:
-        """The undiscounted return. The score may be another one."""
+        """The undiscounted return, which may differ from the score."""
         return sum(step.reward for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON values, ``schema`` first."""
+        """Convert the record to plain JSON values, ``schema`` first."""
         return {"schema": self.schema} | dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Episode:
-        """The inverse of `to_dict`.
+        """Convert plain JSON values to a record: the inverse of `to_dict`.
 
         Raises:
-            EpisodeError: a field is missing, unknown, of the wrong type, or the record contradicts itself.
+            EpisodeError: a field is missing, unknown or of the wrong type, or the record is inconsistent.
         """
         episode: Episode = _build(cls, data, "")
         episode.validate()
         return episode
 
     def validate(self) -> None:
-        """Check the types of all fields and that they agree with each other.
+        """Check the types of all fields and their consistency.
 
         Raises:
-            EpisodeError: naming the first field that is wrong.
+            EpisodeError: names the first wrong field.
         """
         _check_type(self, Episode, "")
         if self.schema != SCHEMA:
-            raise EpisodeError(f"expected {SCHEMA}, got {self.schema}: written by another version", "schema")
+            raise EpisodeError(
+                f"expected {SCHEMA}, got {self.schema}: the file was written by another version, collect it again",
+                "schema",
+            )
         for name in ("id", "task"):
             if not getattr(self, name):
-                raise EpisodeError("expected some text, got an empty string", name)
+                raise EpisodeError("expected a text, got an empty string", name)
         if self.step_limit < 0:
             raise EpisodeError(f"expected 0 or more, got {self.step_limit}", "step_limit")
         kind = self.source.get("kind")
         if not isinstance(kind, str) or not kind:
-            raise EpisodeError(f"expected who played (gold, planner, ...), got {kind!r}", "source.kind")
+            raise EpisodeError(
+                f"expected the kind of the acting policy (gold, planner, ...), got {kind!r}", "source.kind"
+            )
         _check_scores(self.steps, self.outcome)
         _check_subgoals(self.subgoals, len(self.steps))
 
@@ -199,7 +204,7 @@ def _check_subgoals(subgoals: list[Subgoal], num_steps: int) -> None:
         raise EpisodeError(message, f"subgoals[{len(subgoals) - 1}].end")
 
 
-# From here on: types. A hand of annotations is in use (str, int, float, bool, dict, list of a dataclass, a dataclass).
+# Below: type checks. Fields are str, int, float, bool, dict, dataclasses, or lists of dataclasses.
 
 
 @functools.cache
@@ -212,7 +217,7 @@ def _join(parent: str, name: str) -> str:
 
 
 def _build(expected: Any, value: Any, where: str) -> Any:
-    """Make dataclasses out of dictionaries; `Episode.validate` looks at the plain values afterwards."""
+    """Build dataclasses from dictionaries; `Episode.validate` checks the plain values afterwards."""
     if typing.get_origin(expected) is list and isinstance(value, list):
         (item,) = typing.get_args(expected)
         return [_build(item, element, f"{where}[{i}]") for i, element in enumerate(value)]
@@ -244,7 +249,7 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise EpisodeError(f"expected text that UTF-8 can hold: {error}", where) from error
+            raise EpisodeError(f"expected text that can be encoded as UTF-8: {error}", where) from error
     if origin is list:
         (item,) = typing.get_args(expected)
         for i, element in enumerate(value):

@@ -1,4 +1,4 @@
-"""Subgoals of an episode, from the environment's own events or from any annotator of the user's.
+"""Subgoals of an episode, from the environment's events or from a user's annotator.
 
 An annotator is a callable ``annotate(episode) -> [(start, end, goal), ...]`` over step indices, ``[start, end)``.
 """
@@ -13,8 +13,8 @@ from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Subgoal
 Segment = tuple[int, int, str]
 Annotator = Callable[[Episode], Iterable[Segment]]
 
-UNFINISHED_GOAL = "continue with the task"  # of steps after which nothing more was achieved
-MAX_DESCRIPTIONS = 2  # in one goal
+UNFINISHED_GOAL = "continue with the task"  # goal of the steps after the last achieved condition
+MAX_DESCRIPTIONS = 2  # conditions per goal
 
 
 def annotate_events(
@@ -22,15 +22,15 @@ def annotate_events(
     rank: Callable[[Achieved], int] = lambda condition: 0,
     select: Callable[[list[Achieved]], list[Achieved]] = list,
 ) -> list[Segment]:
-    """Cut the episode after each step by which the environment reported a condition that it had not reported before.
+    """Cut the episode after each step with a condition that the environment reports for the first time.
 
-    A segment of a single step joins the one after it. The goal of a segment describes what it achieved, see
-    `event_goal`. Steps after the last event make one more segment, with the goal `UNFINISHED_GOAL`.
+    A segment of a single step joins the next one. The goal of a segment describes its conditions, see `event_goal`.
+    Steps after the last event are one more segment, with the goal `UNFINISHED_GOAL`.
 
     Args:
         episode: the episode.
         rank: rank of a condition: goals name those of lower ranks first.
-        select: chooses, from the new conditions of one step, those that goals may name; at least one.
+        select: selects the conditions that goals may name from the new ones of a step; at least one.
     """
     segments: list[Segment] = []
     start, achieved = 0, []
@@ -47,7 +47,7 @@ def annotate_events(
 
 
 def _first_reports(episode: Episode) -> list[list[Achieved]]:
-    """Of each step what it achieved for the first time in the episode: a room may be entered again."""
+    """Return each step's conditions that are new in the episode (a room may be entered again)."""
     seen: set[str] = set()
     news = []
     for step in episode.steps:
@@ -57,9 +57,13 @@ def _first_reports(episode: Episode) -> list[list[Achieved]]:
 
 
 def event_goal(achieved: list[Achieved], rank: Callable[[Achieved], int] = lambda condition: 0) -> str:
-    """A goal in words that asks for these conditions, which must not be empty, in the order in which they stand.
+    """Describe conditions as a goal in words, in their order.
 
-    Of more than `MAX_DESCRIPTIONS` those of the lowest ranks are chosen.
+    Only the `MAX_DESCRIPTIONS` conditions of the lowest ranks are named.
+
+    Args:
+        achieved: the conditions, at least one.
+        rank: rank of a condition.
     """
     texts: dict[str, int] = {}  # description -> rank, without duplicates
     for condition in achieved:
@@ -70,14 +74,18 @@ def event_goal(achieved: list[Achieved], rank: Callable[[Achieved], int] = lambd
 
 
 def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode:
-    """A copy of the episode with the annotator's subgoals.
+    """Copy the episode with the annotator's subgoals.
 
     A subgoal counts as completed, except the last one of an episode that ended without success and without an event.
 
     Args:
-        name: kept as each subgoal's ``annotator``.
+        episode: the episode.
+        annotate: the annotator.
+        name: name of the annotator, stored in each subgoal.
+
     Raises:
-        EpisodeError: the segments are not contiguous, are empty, or do not cover every step; it names the annotator.
+        EpisodeError: the segments are not contiguous, empty, or do not cover every step; the message names the
+            annotator.
     """
     subgoals = []
     for i, segment in enumerate(annotate(episode)):
@@ -88,7 +96,9 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
             raise EpisodeError(message, f"subgoals[{i}]") from error
         subgoals.append(Subgoal(start, end, goal, completed=True, annotator=name))
     if episode.steps and not subgoals:
-        raise EpisodeError(f"annotator {name!r}: gave no segment for {len(episode.steps)} steps", "subgoals")
+        raise EpisodeError(
+            f"annotator {name!r}: expected segments for {len(episode.steps)} steps, got none", "subgoals"
+        )
     if subgoals:
         subgoals[-1].completed = _last_is_completed(episode)
     annotated = dataclasses.replace(episode, subgoals=subgoals)
@@ -100,7 +110,7 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
 
 
 def condition_text(condition: Achieved) -> str:
-    """The words by which a goal asks for a condition."""
+    """Return the words for a condition in a goal."""
     return condition.text.strip() or condition.key
 
 

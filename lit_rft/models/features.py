@@ -21,23 +21,26 @@ class DecisionFeatures(NamedTuple):
 
     state: Tensor  # [U, D]
     utterance: Tensor  # [U, D]
-    next_state: Tensor  # [U, D]; undefined where a decision terminated
+    next_state: Tensor  # [U, D]; undefined after terminal decisions
 
 
 def gather_features(hidden: Tensor, batch: TranscriptBatch) -> DecisionFeatures:
-    """Pick the decisions' features out of the hidden states [B, T, D] of a batch."""
+    """Gather the decisions' features from the hidden states [B, T, D] of a batch."""
     flat = hidden.detach().flatten(0, 1)
     return DecisionFeatures(flat[batch.state_ends], flat[batch.utterance_ends], flat[batch.next_state_ends])
 
 
 @contextlib.contextmanager
 def frozen_backbone(model: nn.Module) -> Iterator[None]:
-    """The pretrained model alone: adapters and dropout off, no gradients.
+    """Use the pretrained model alone: adapters and dropout off, no gradients.
 
-    Raises: ValueError for a model without adapters, whose backbone is not frozen.
+    Raises:
+        ValueError: The model has no adapters, so that its backbone is not frozen.
     """
     if not hasattr(model, "peft_config"):
-        raise ValueError("features and divergences of the frozen backbone need LoRA: all weights of this model train")
+        raise ValueError(
+            "features of the frozen backbone need LoRA, but all weights of this model train: set policy.lora"
+        )
     training = model.training
     model.eval()
     try:
@@ -48,7 +51,7 @@ def frozen_backbone(model: nn.Module) -> Iterator[None]:
 
 
 def frozen_features(model: nn.Module, batch: TranscriptBatch) -> DecisionFeatures:
-    """Features by the pretrained model: they stay the same however long the adapters train."""
+    """Compute features with the pretrained model: they do not change while the adapters train."""
     with frozen_backbone(model):
         return gather_features(hidden_states(model, batch), batch)
 
@@ -60,13 +63,20 @@ def split_features(features: DecisionFeatures, transcripts: Sequence[Transcript]
 
 
 def join_features(parts: Sequence[Tensor]) -> DecisionFeatures:
-    """The inverse of `split_features`."""
+    """Join features of transcripts: the inverse of `split_features`."""
     return DecisionFeatures(*torch.cat(list(parts), dim=1))
 
 
 def backbone_fingerprint(model: nn.Module, samples: int = 64) -> str:
-    """What features depend on: the architecture and its configuration, the libraries' versions, and names, shapes,
-    types and some values of all weights but the adapters'."""
+    """Return a fingerprint of everything that features depend on.
+
+    It covers the architecture and its configuration, the libraries' versions, and the names, shapes, types and some
+    values of all weights except the adapters'.
+
+    Args:
+        model: with or without adapters.
+        samples: number of values per weight.
+    """
     config = causal_lm(model).config.to_dict()
     about = {key: value for key, value in config.items() if key not in _NO_MATTER}
     versions = (torch.__version__, importlib.metadata.version("transformers"))

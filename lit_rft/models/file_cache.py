@@ -14,7 +14,7 @@ import filelock
 
 
 def cache_dir() -> Path:
-    """Return the folder for converted files: ``$LIT_RFT_CACHE``, else ``lit_rft`` in the user's cache folder."""
+    """Return the folder of converted files: ``$LIT_RFT_CACHE``, else ``lit_rft`` in the user's cache folder."""
     if folder := os.environ.get("LIT_RFT_CACHE"):
         return Path(folder).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -22,20 +22,20 @@ def cache_dir() -> Path:
 
 
 def build_once(folder: Path, files: tuple[str, ...], build: Callable[[Path], None]) -> Path:
-    """Return ``folder`` with all of ``files`` in it; if it is not there, let ``build`` make it, once.
+    """Return ``folder`` with all of ``files`` in it, after building it if it does not exist.
 
-    ``build`` fills a temporary folder beside ``folder``, which is renamed into place when it is complete and on disk: a
-    process that is killed half-way leaves nothing that looks like a result, and the next call sweeps up what it left. A
-    lock, which the system releases when its holder dies, lets one process build while the others wait for the result.
+    ``build`` fills a temporary folder beside ``folder``, which is renamed when it is complete and on disk: a process
+    killed half-way leaves no incomplete result, and the next call removes its temporary folder. A lock, released by
+    the system when its holder dies, lets one process build while the others wait.
 
     Args:
-        folder: the result's place; its parent is made if need be.
-        files: names relative to ``folder`` that a complete result has.
-        build: gets an empty folder and fills it.
+        folder: path of the result; its parent is created if necessary.
+        files: names of a complete result's files, relative to ``folder``.
+        build: fills an empty folder.
 
     Raises:
         RuntimeError: ``build`` left out one of ``files``.
-        OSError: the parent cannot be made or written to; the message names LIT_RFT_CACHE.
+        OSError: the parent cannot be created or written to; the message names LIT_RFT_CACHE.
     """
     if _complete(folder, files):
         return folder
@@ -46,24 +46,24 @@ def build_once(folder: Path, files: tuple[str, ...], build: Callable[[Path], Non
 
 @contextmanager
 def _naming_the_cache(folder: Path) -> Iterator[None]:
-    """Add the cache's place, and how to choose another one, to errors of the file system."""
+    """Add the cache's path, and how to change it, to errors of the file system."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # explains itself
+        if error.errno is None:  # has a message of its own
             raise
         where = error.filename or folder
         raise OSError(
-            f"{folder} cannot be made: {error.strerror} ({where}); set LIT_RFT_CACHE to a folder that can be written to"
+            f"cannot create {folder}: {error.strerror} ({where}); set LIT_RFT_CACHE to a writable folder"
         ) from error
 
 
 def _build_locked(folder: Path, files: tuple[str, ...], build: Callable[[Path], None]) -> Path:
     with _locked(folder):
-        if _complete(folder, files):  # another process made it while this one waited
+        if _complete(folder, files):  # built by another process in the meantime
             return folder
         prefix = f".{folder.name}.tmp-"
-        for leftover in (folder, *folder.parent.glob(f"{prefix}*")):  # of builders that were killed: we hold their lock
+        for leftover in (folder, *folder.parent.glob(f"{prefix}*")):  # of killed builders: this process holds the lock
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
@@ -71,11 +71,11 @@ def _build_locked(folder: Path, files: tuple[str, ...], build: Callable[[Path], 
             build(temporary)
             if not _complete(temporary, files):
                 made = sorted(path.name for path in temporary.iterdir())
-                raise RuntimeError(f"building {folder} should make {', '.join(files)}, but it made {made}")
+                raise RuntimeError(f"building {folder} must create {', '.join(files)}, but it created {made}")
             _sync(temporary)
             os.rename(temporary, folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # gone already where the rename was reached
+            shutil.rmtree(temporary, ignore_errors=True)  # renamed already after a successful build
     return folder
 
 
@@ -85,12 +85,12 @@ def _complete(folder: Path, files: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``, after saying so if another process has it."""
+    """Hold the lock of ``folder``; print a message before waiting for another process."""
     lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"Waiting for another process that is making {folder} ...", file=sys.stderr, flush=True)
+        print(f"Waiting for another process that is building {folder} ...", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield
@@ -99,7 +99,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Bring the contents of ``folder`` to the disk, so that the rename cannot get there before them."""
+    """Flush the contents of ``folder`` to disk before it is renamed."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -15,9 +15,9 @@ from lit_rft.transcripts import TranscriptBatch
 
 
 def hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
-    """Compute the final hidden states [B, T, D] of a batch, whatever its layout.
+    """Compute the final hidden states [B, T, D] of a batch in any layout.
 
-    A layout whose fast path is off, or that the model does not support, is computed with one sequence per row.
+    Layouts whose fast path is off, or unsupported by the model, are unpacked to one sequence per row.
     """
     if batch.segments is not None:
         if not is_on(model, "shared_prompts"):
@@ -32,7 +32,7 @@ def hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
 
 
 def _unpacked_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
-    """Compute a packed batch as rows of one sequence each."""
+    """Compute a packed batch with one sequence per row."""
     ids = batch.input_ids.flatten()
     spans = sequence_spans(sequence_starts(batch.position_ids), len(ids))
     sequences = [ids[start:end] for start, end in spans]
@@ -40,7 +40,7 @@ def _unpacked_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
 
 
 def _unshared_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
-    """Compute a batch with shared prompts as rows of one prompt and one completion each."""
+    """Compute a batch with shared prompts with one prompt and one completion per row."""
     assert batch.segments is not None
     ids, width = batch.input_ids.flatten(), batch.input_ids.shape[1]
     sequences, targets, lengths = [], [], []
@@ -49,7 +49,7 @@ def _unshared_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
         for n in range(1, int(segments.max()) + 1):
             completion = (segments == n).nonzero().flatten() + row * width
             sequences.append(torch.cat([prompt, completion]))
-            # the prompt's states are the same in all of its sequences: taken from the first one
+            # all sequences of a prompt have the same states there: use the first one's
             targets.append(sequences[-1] if n == 1 else completion)
             lengths.append(len(targets[-1]))
     states = separate_hidden_states(model, [ids[places] for places in sequences], len(ids))
@@ -59,16 +59,16 @@ def _unshared_hidden_states(model: nn.Module, batch: TranscriptBatch) -> Tensor:
 
 
 def separate_hidden_states(model: nn.Module, sequences: Sequence[Tensor], max_tokens: int) -> list[Tensor]:
-    """Compute the final hidden states [T, D] of each sequence of ids [T] by the default implementation.
+    """Compute the final hidden states [T, D] of each sequence of ids [T] with the default implementation.
 
     Args:
         model: with or without adapters.
-        sequences: they are passed in groups of `similar_lengths`, one per row.
-        max_tokens: maximum tokens per pass, with padding.
+        sequences: token ids, passed in groups of `similar_lengths`, one per row.
+        max_tokens: maximum tokens per pass, padding included.
     """
     states: dict[int, Tensor] = {}
     for group in similar_lengths({n: len(ids) for n, ids in enumerate(sequences)}, max_tokens):
-        # a sequence does not see the padding behind it, in whatever way a model looks back
+        # models are causal: padding on the right has no effect
         ids = pad_sequence([sequences[n] for n in group], batch_first=True)
         rows = final_hidden_states(model, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
         states.update((n, row[: len(sequences[n])]) for n, row in zip(group, rows, strict=True))
@@ -79,11 +79,11 @@ def similar_lengths(lengths: Mapping[int, int], max_tokens: int) -> list[list[in
     """Group sequences of similar length.
 
     Args:
-        lengths: of each sequence, by its name.
-        max_tokens: maximum tokens per group, with padding (more for a single sequence).
+        lengths: length of each sequence, by its key.
+        max_tokens: maximum tokens per group, padding included (more for a single longer sequence).
 
     Returns:
-        The names in each group.
+        The keys in each group.
     """
     groups: list[list[int]] = []
     for name in sorted(lengths, key=lambda name: lengths[name]):

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, without ever holding the logits of a full batch."""
+"""Log-probabilities of chosen tokens, without storing the logits of a full batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from lit_rft.models.backbone import output_logits
 from lit_rft.models.forward import hidden_states
 from lit_rft.transcripts import TranscriptBatch
 
-_CUDA_TOKENS = 2048  # fewest at a time on a GPU, where the output layer trains: 1.2 GB of logits for 150,000 tokens
+_CUDA_TOKENS = 2048  # minimum chunk on a GPU if the output layer trains: 1.2 GB of logits with a vocabulary of 150,000
 
 
 class UtteranceLogProbs(NamedTuple):
-    """A policy's log-probabilities of the utterances of a batch; padding holds 0."""
+    """A policy's log-probabilities of the utterances of a batch; padding is 0."""
 
     tokens: Tensor  # [U, L] log pi(w_i | s, w_<i)
     end: Tensor  # [U, L] log pi(end of turn | s, w_<i); 0 without `ends`
@@ -35,20 +35,20 @@ def utterance_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> UtteranceLogProbs:
-    """Compute log-probabilities of a batch's utterances in one forward pass.
+    """Compute the log-probabilities of a batch's utterances in one forward pass.
 
-    Logits are computed for action tokens only, in chunks, and are not kept for the backward pass: memory does not grow
-    with vocabulary times sequence length. An output layer that trains computes them again there; for a frozen one the
-    gradients of single tokens are kept instead (`log_prob_gradients`).
+    Logits are computed for utterance tokens only, in chunks, and not kept for the backward pass: memory does not grow
+    with vocabulary times sequence length. The backward pass recomputes them for a trainable output layer; for a frozen
+    one the gradients of single tokens are kept instead (`log_prob_gradients`).
 
     Args:
         model: with or without adapters.
         batch: in any layout.
-        end_of_turn_id: the token that ends an utterance.
+        end_of_turn_id: token that ends an utterance.
         temperature: of the distribution, > 0.
-        chunk_tokens: logits are computed in chunks of this many tokens; on a GPU of at least 2,048 where the output
-            layer trains.
-        hidden: final hidden states [B, T, D] of this batch, if known: then there is no forward pass.
+        chunk_tokens: logits are computed in chunks of this many tokens; at least 2,048 on a GPU if the output layer
+            trains.
+        hidden: final hidden states [B, T, D] of this batch, to skip the forward pass.
         ends: compute the log-probabilities of the end of turn.
         entropy: compute the entropy.
     """
@@ -78,17 +78,17 @@ def chosen_log_probs(
     ends: bool = True,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute log-probabilities at hidden states; for the arguments see `utterance_log_probs`.
+    """Compute the log-probabilities of tokens at hidden states; for the other arguments see `utterance_log_probs`.
 
     Args:
         hidden: [N, D].
-        targets: [N].
+        targets: token ids [N].
 
     Returns:
-        Log-probabilities of `targets` [N] and of the end of turn [N], and the entropy [N]; 0 for those left out.
+        Log-probabilities of `targets` [N] and of the end of turn [N], and the entropy [N]; 0 if not computed.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: A value is out of range.
     """
     if temperature <= 0 or chunk_tokens < 1:
         raise ValueError(f"temperature must be > 0 and chunk_tokens >= 1, got {temperature} and {chunk_tokens}")
@@ -96,7 +96,7 @@ def chosen_log_probs(
     chunk = _chunk_function(model, end_of_turn_id, temperature, ends, entropy, fast)
     frozen = obstacle(model) is None
     rowwise = fast and hidden.requires_grad and torch.is_grad_enabled() and frozen
-    if hidden.is_cuda and not frozen:  # each chunk casts the output layer's weight and adds up its whole gradient
+    if hidden.is_cuda and not frozen:  # each chunk casts the output layer's weight and accumulates its full gradient
         chunk_tokens = max(chunk_tokens, _CUDA_TOKENS)
     parts = []
     for start in range(0, max(len(targets), 1), chunk_tokens):
@@ -116,7 +116,7 @@ def _chunk_function(
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = output_logits(model, hidden)
         logits = logits if temperature == 1.0 else logits / temperature
-        if fast and not (ends or entropy):  # one pass forward and one backward over the logits
+        if fast and not (ends or entropy):  # one forward and one backward pass over the logits
             log_probs: Tensor = ChosenLogProbs.apply(logits, targets)
             return log_probs, torch.zeros_like(log_probs), torch.zeros_like(log_probs)
         total = logits.logsumexp(-1)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: which layers get them, and how."""
+"""Low-rank adapters: their settings and the layers that get them."""
 
 import difflib
 import logging
@@ -17,26 +17,27 @@ ATTENTION, ALL_LINEAR = "attention", "all-linear"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters, as PEFT makes them; the defaults are those of GLIDER's release.
+    """Low-rank adapters (PEFT); the defaults are those of GLIDER's release.
 
-    Names of layers are as in PEFT: the last parts of their full names (`q_proj`, `self_attn.q_proj`).
+    Layer names are as in PEFT: the last parts of their full names (`q_proj`, `self_attn.q_proj`).
 
     Args:
         rank: r, >= 1.
-        alpha: the update is scaled by alpha / r, > 0.
+        alpha: scales the update by alpha / r, > 0.
         dropout: on the adapters' input, in [0, 1).
-        target_modules: "attention" for all projections of the attention layers, whatever an architecture calls them;
-            "all-linear" for all linear layers but the output layer; a list of names; or a regular expression that
-            matches full names.
+        target_modules: "attention" for all projections of the attention layers in any architecture; "all-linear" for
+            all linear layers except the output layer; a list of names; or a regular expression for full names.
         exclude_modules: layers to leave out: a list of names, or a regular expression.
         layers_to_transform: adapt only layers with these indices; null for all.
         rank_pattern: other ranks for some layers, by name or regular expression.
         alpha_pattern: other values of alpha for some layers.
-        use_dora: train the length of each weight's columns apart from its direction (DoRA).
+        use_dora: train the magnitude of each weight column apart from its direction (DoRA).
         use_rslora: scale by alpha / sqrt(r) (rank-stabilised LoRA).
-        init_lora_weights: how A is initialised: default (Kaiming uniform, B zero), gaussian, or orthogonal.
-        modules_to_save: layers that are trained in full beside the adapters (`lm_head`, `embed_tokens`).
-    Raises: ValueError for a value out of range.
+        init_lora_weights: initialisation of A: default (Kaiming uniform, B zero), gaussian, or orthogonal.
+        modules_to_save: layers to train in full, in addition to the adapters (`lm_head`, `embed_tokens`).
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     rank: int = 16
@@ -64,15 +65,16 @@ class LoraSettings:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout must be in [0, 1), got {self.dropout}")
         if not self.target_modules:
-            raise ValueError(f"lora.target_modules names no layers, got {self.target_modules!r}")
+            raise ValueError(f"lora.target_modules must name at least one layer, got {self.target_modules!r}")
         if isinstance(self.modules_to_save, str):
             raise ValueError(f"lora.modules_to_save must be a list of names, got {self.modules_to_save!r}")
 
 
 def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
-    """Freeze the model and add fresh adapters in float32.
+    """Freeze the model and add new adapters in float32.
 
-    Raises: ValueError for a name, pattern or index that matches no layer, naming the layers that there are.
+    Raises:
+        ValueError: A name, pattern or index matches no layer; the message lists the layers.
     """
     from peft import get_peft_model
 
@@ -91,7 +93,7 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
 
 
 def report(model: Any, adapter: str = "default") -> None:
-    """Log which layers a PEFT model's adapter is on, and how much trains."""
+    """Log the layers of a PEFT model's adapter and the number of trainable weights."""
     layers = [*model.base_model.targeted_module_names, *model.base_model.targeted_parameter_names]
     trained, total = model.get_nb_trainable_parameters()
     saved = model.peft_config[adapter].modules_to_save
@@ -127,9 +129,10 @@ def _listed(value: Any) -> Any:
 
 
 def _targets(model: nn.Module, lora: LoraSettings) -> str | list[str]:
-    """The layers to adapt as PEFT takes them.
+    """Return the layers to adapt, in PEFT's format.
 
-    Raises: ValueError if there are no attention projections.
+    Raises:
+        ValueError: There are no attention projections.
     """
     if not isinstance(lora.target_modules, str):
         return list(lora.target_modules)
@@ -138,7 +141,7 @@ def _targets(model: nn.Module, lora: LoraSettings) -> str | list[str]:
         wanted = [name for name in linear if is_attention(name)]
         if not wanted:
             raise ValueError(
-                f"lora.target_modules=attention: {type(model).__name__} has no attention layers; give {ALL_LINEAR}, or "
+                f"lora.target_modules=attention: {type(model).__name__} has no attention layers; set {ALL_LINEAR}, or "
                 f"a list of {', '.join(_leaves(linear))}"
             )
         return _short_names(wanted, set(linear) - set(wanted))
@@ -149,7 +152,7 @@ def _targets(model: nn.Module, lora: LoraSettings) -> str | list[str]:
             "lora.layers_to_transform needs target_modules as a list of names, got the regular expression "
             f"{lora.target_modules!r}"
         )
-    return _leaves(linear)  # PEFT takes full names whatever their layer
+    return _leaves(linear)  # PEFT ignores layers_to_transform for full names
 
 
 def _adaptable() -> tuple[type, ...]:
@@ -159,20 +162,20 @@ def _adaptable() -> tuple[type, ...]:
 
 
 def _linear_layers(model: Any) -> list[str]:
-    """Full names of all linear layers but the output layer."""
+    """Return the full names of all linear layers except the output layer."""
     head = model.get_output_embeddings()
     linear = tuple(kind for kind in _adaptable() if kind is not nn.Embedding)
     return [name for name, module in model.named_modules() if isinstance(module, linear) and module is not head]
 
 
 def is_attention(name: str) -> bool:
-    """Whether a linear layer is one of an attention block: a projection, no router of experts within it."""
+    """Return whether a linear layer is a projection of an attention block (not a router of experts in it)."""
     *parents, _ = name.split(".")
     return any("attn" in part or "attention" in part for part in parents) and "router" not in parents
 
 
 def _short_names(wanted: Sequence[str], others: Iterable[str]) -> list[str]:
-    """The shortest last parts of names that match none of the others (`c_proj` is in GPT-2's attention and MLP)."""
+    """Return the shortest suffixes of names that match none of the others (GPT-2 has `c_proj` in attention and MLP)."""
     rest = [f".{name}" for name in others]
     short: dict[str, None] = {}
     for name in wanted:
@@ -183,7 +186,7 @@ def _short_names(wanted: Sequence[str], others: Iterable[str]) -> list[str]:
 
 
 def _leaves(names: Iterable[str]) -> list[str]:
-    """The last parts of names, each once."""
+    """Return the last parts of names, without duplicates."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
@@ -192,7 +195,11 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def _check_names(model: Any, lora: LoraSettings, names: Sequence[str]) -> None:
-    """Raises: ValueError for what PEFT would leave out without a word, as far as it is known beforehand."""
+    """Check settings that PEFT would ignore silently, as far as they are known before adapters are added.
+
+    Raises:
+        ValueError: A name or index matches no layer.
+    """
     modules = [name for name, _ in model.named_modules() if name]
     for wanted in lora.modules_to_save or ():
         if not any(_matches(name, wanted) for name in modules):
@@ -208,10 +215,14 @@ def _check_names(model: Any, lora: LoraSettings, names: Sequence[str]) -> None:
 
 
 def _check_matches(model: Any, lora: LoraSettings, names: Sequence[str]) -> None:
-    """Raises: ValueError for a name that has adapted nothing."""
+    """Check that every name has adapted a layer.
+
+    Raises:
+        ValueError: A name matches no layer.
+    """
     adapted = [*model.base_model.targeted_module_names, *model.base_model.targeted_parameter_names]
     if not isinstance(lora.target_modules, str):
-        left = model.peft_config["default"].target_modules  # PEFT takes out names of experts that are one parameter
+        left = model.peft_config["default"].target_modules  # PEFT removes names of experts stored as one parameter
         for wanted in lora.target_modules:
             if wanted in left and not any(_matches(name, wanted) for name in adapted):
                 raise ValueError(_unknown("target_modules", wanted, _leaves(names)))
@@ -228,7 +239,7 @@ def _unknown(key: str, wanted: str, names: Sequence[str]) -> str:
 
 
 def _hint(lora: LoraSettings, names: Sequence[str]) -> str:
-    """What to write in place of targets that PEFT has refused."""
+    """Return advice for targets that PEFT has rejected."""
     leaves = _leaves(names)
     if lora.target_modules in (ATTENTION, ALL_LINEAR):
         return ""

@@ -1,4 +1,4 @@
-"""Merged adapters for sampling, which saves the many small products of decoding, and the choice of the adapter."""
+"""Merged adapters for sampling, without the many small products of decoding, and the choice of the adapter."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,17 +11,16 @@ _Place = tuple[nn.Module, str]  # a layer, and the name of one of its parameters
 
 
 class MergedWeights:
-    """An adapter added to the weights it adapts, and float32 weights as autocast multiplies with them, to be put in the
-    place of the backbone's while a policy acts.
+    """An adapter merged into the weights, and float32 weights cast for autocast, for use while a policy samples.
 
-    The backbone's own weights are never changed, they are only exchanged: what was there comes back to the bit, and a
-    weight that two layers share is exchanged in the one that is adapted. This takes memory for the exchanged weights
-    once more. In bf16 the merged weights are rounded once: the acting policy differs from the training one by about as
-    much as bf16 differs from float32.
+    The backbone's own weights are never changed, only exchanged: they come back bit for bit, and a weight shared by
+    two layers is exchanged in the adapted one only. This takes memory for a second copy of the exchanged weights. In
+    bf16 the merged weights are rounded once: the sampling policy differs from the trained one by about the rounding
+    error of bf16.
 
     Args:
-        model: with the weights that it has while this is used.
-        adapter: which one of its PEFT adapters, if it has any.
+        model: its weights must not change while this object is used.
+        adapter: name of the PEFT adapter, if there are any.
     """
 
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
@@ -30,41 +29,40 @@ class MergedWeights:
         self._trains_layers = any(".modules_to_save." in name for name, _ in model.named_parameters())
         self._cast: dict[_Place, nn.Parameter] | None = None
         with _ordinary_tensors():
-            self._folded = self._fold()
+            self._merged = self._merge()
 
-    def _fold(self) -> dict[_Place, nn.Parameter]:
-        bases = [layer.get_base_layer() for layer in self._adapted]  # one may have several adapters (experts)
-        own = {(base, name): parameter for base in bases for name, parameter in base.named_parameters(recurse=False)}
+    def _merge(self) -> dict[_Place, nn.Parameter]:
+        bases = [layer.get_base_layer() for layer in self._adapted]  # a layer may have several adapters (experts)
+        base_weights = {(base, name): weight for base in bases for name, weight in base.named_parameters(recurse=False)}
         try:
-            _put({place: _frozen(parameter.clone()) for place, parameter in own.items()})
+            _exchange({place: _frozen(weight.clone()) for place, weight in base_weights.items()})
             for layer in self._adapted:
                 layer.merge(adapter_names=[self._adapter])
-            return {(base, name): getattr(base, name) for base, name in own}
+            return {(base, name): getattr(base, name) for base, name in base_weights}
         finally:
-            _put(own)
+            _exchange(base_weights)
             for layer in self._adapted:
                 layer.merged_adapters.clear()
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The model with these weights, in which no adapter has to be computed, and nothing cast where it is under
-        autocast."""
-        exchanged = self._folded | self._as_autocast_has_them()
+        """Use the merged weights: no adapter products, and no casts under autocast."""
+        exchanged = self._merged | self._cast_for_autocast()
         before = {(layer, name): getattr(layer, name) for layer, name in exchanged}
-        # layers that are trained in full (modules_to_save) are exchanged with the adapter, not merged
+        # layers trained in full (modules_to_save) switch with the adapter and are not merged
         with use_adapter(self._model, self._adapter) if self._trains_layers else contextlib.nullcontext():
             try:
-                _put(exchanged)
+                _exchange(exchanged)
                 for layer in self._adapted:
                     layer.merged_adapters[:] = [self._adapter]
                 yield
             finally:
-                _put(before)
+                _exchange(before)
                 for layer in self._adapted:
                     layer.merged_adapters.clear()
 
-    def _as_autocast_has_them(self) -> dict[_Place, nn.Parameter]:
-        """Weights of linear layers in autocast's type: it would cast all of them again for each token."""
+    def _cast_for_autocast(self) -> dict[_Place, nn.Parameter]:
+        """Cast the weights of linear layers to autocast's type, which would cast them again for each token."""
         device = next(self._model.parameters()).device.type
         if not torch.is_autocast_enabled(device):
             return {}
@@ -75,13 +73,13 @@ class MergedWeights:
             all_places = {(layer, name): p for layer in linear for name, p in layer.named_parameters(recurse=False)}
             wide = [place for place, parameter in all_places.items() if parameter.dtype == torch.float32]
             with _ordinary_tensors():
-                self._cast = {place: _frozen(self._folded.get(place, all_places[place]).to(dtype)) for place in wide}
+                self._cast = {place: _frozen(self._merged.get(place, all_places[place]).to(dtype)) for place in wide}
         return self._cast
 
 
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
-    """Leave inference mode (Lightning evaluates in it): its tensors lack the version counter that packing needs."""
+    """Leave inference mode (set by Lightning's evaluation): its tensors lack the version counter that packing needs."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -90,14 +88,14 @@ def _frozen(weight: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach(), requires_grad=False)
 
 
-def _put(weights: dict[_Place, nn.Parameter]) -> None:
+def _exchange(weights: dict[_Place, nn.Parameter]) -> None:
     for (layer, name), parameter in weights.items():
         setattr(layer, name, parameter)
 
 
 @contextlib.contextmanager
 def use_adapter(model: nn.Module, adapter: str) -> Iterator[None]:
-    """The model with another of its adapters; which weights train stays as it was."""
+    """Switch a model temporarily to another of its adapters; the set of trainable weights does not change."""
     peft_model: Any = model
     if not hasattr(model, "peft_config") or peft_model.active_adapter == adapter:
         yield

@@ -1,4 +1,4 @@
-"""The reference policy: what a stage started from, for divergences."""
+"""The reference policy: a stage's initial policy, for divergences."""
 
 import contextlib
 import copy
@@ -15,17 +15,18 @@ REFERENCE = "reference"  # name of the adapter
 
 
 def is_reference(name: str) -> bool:
-    """Whether a weight of this name is of the reference adapter."""
+    """Return whether the weight of this name belongs to the reference adapter."""
     return f".{REFERENCE}." in name
 
 
 def add_reference(policy: nn.Module) -> None:
-    """Add a frozen copy of the adapter that trains, as it is now.
+    """Add a frozen copy of the current adapter.
 
-    Raises: ValueError for a model without adapters.
+    Raises:
+        ValueError: The model has no adapters.
     """
     if not hasattr(policy, "peft_config"):
-        raise ValueError("a divergence from the policy at the start needs LoRA: set policy.lora, or kl_coef 0")
+        raise ValueError("a divergence from the initial policy needs LoRA: set policy.lora, or kl_coef 0")
     peft_model: Any = policy
     config = copy.deepcopy(peft_model.peft_config["default"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -39,11 +40,12 @@ def add_reference(policy: nn.Module) -> None:
 
 @contextlib.contextmanager
 def reference_policy(policy: nn.Module) -> Iterator[None]:
-    """Switch to the reference: the frozen copy of the adapter, or the pretrained model where there is none.
+    """Switch temporarily to the reference: the frozen copy of the adapter, or the pretrained model without one.
 
     Dropout is off, and no gradients are computed.
 
-    Raises: ValueError for a model without adapters.
+    Raises:
+        ValueError: The model has no adapters.
     """
     if REFERENCE not in getattr(policy, "peft_config", ()):
         with frozen_backbone(policy):

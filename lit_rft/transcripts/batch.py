@@ -1,4 +1,4 @@
-"""Transcripts as tensors: padded rows of similar length, or several transcripts packed into a row."""
+"""Transcripts as tensors: padded rows of similar length, or packed sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,25 +13,25 @@ from lit_rft.transcripts.transcript import DecisionOutcome, Transcript
 class TranscriptBatch:
     """One micro-batch. Positions are indices into the flattened [B * T] tokens.
 
-    No attention mask: causal attention never looks at padding on the right, and `position_ids` that restart keep packed
-    transcripts apart (transformers derives the block mask from them when it gets no mask and no cache).
+    It needs no attention mask: causal attention never sees padding on the right, and restarting `position_ids` separate
+    packed transcripts (transformers derives the block mask from them without a mask and a cache).
     """
 
     input_ids: Tensor  # [B, T]
     position_ids: Tensor  # [B, T]
     utterance_tokens: Tensor  # [U, L] position of each utterance's tokens, 0 in padding
     utterance_mask: Tensor  # [U, L] bool
-    preceding: Tensor  # [U, L] position of the token that each of them follows in its transcript
+    preceding: Tensor  # [U, L] position of the token before each of them in its transcript
     level: Tensor  # [U] index into levels
     state_ends: Tensor  # [U] position where V(s) is read
     utterance_ends: Tensor  # [U] position where Q(s, u) is read
     next_state_ends: Tensor  # [U] position where V(s') is read
-    rewards: Tensor  # [U] float; this and the next two are 0 where a transcript has no outcomes
-    steps: Tensor  # [U] environment steps that each decision lasted
+    rewards: Tensor  # [U] float; this and the next two are 0 if a transcript has no outcomes
+    steps: Tensor  # [U] environment steps of each decision
     terminated: Tensor  # [U] bool
     transcript_index: Tensor  # [U] index into transcripts
     transcripts: list[Transcript]
-    segments: Tensor | None = None  # [B, T] where transcripts share a prompt (0): which of them a token is of
+    segments: Tensor | None = None  # [B, T] with shared prompts: 0 in the prompt, then the number of the completion
 
     @property
     def levels(self) -> list[str]:
@@ -39,18 +39,18 @@ class TranscriptBatch:
         return level_names(self.transcripts)
 
     def at_level(self, level: str) -> Tensor:
-        """Which decisions are of a level, [U] bool."""
+        """Return the mask of a level's decisions, [U] bool."""
         names = self.levels
         return self.level == (names.index(level) if level in names else -1)
 
     @property
     def num_tokens(self) -> int:
-        """Without padding."""
+        """Number of tokens, without padding."""
         return sum(map(len, self.transcripts))
 
     @property
     def episode_ids(self) -> list[str]:
-        """One a transcript."""
+        """Episode id of each transcript."""
         return [transcript.episode_id for transcript in self.transcripts]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TranscriptBatch":
@@ -62,17 +62,17 @@ class TranscriptBatch:
 
 
 def collate_padded(transcripts: Sequence[Transcript], pad_id: int) -> TranscriptBatch:
-    """One row a transcript, padded on the right to the longest."""
+    """Collate one transcript per row, padded on the right to the longest."""
     return _collate([[t] for t in transcripts], pad_id)
 
 
 def collate_packed(transcripts: Sequence[Transcript], pad_id: int, row_tokens: int) -> TranscriptBatch:
-    """Rows of up to `row_tokens` tokens, several transcripts in each."""
+    """Collate packed sequences: rows of up to `row_tokens` tokens with several transcripts each."""
     return _collate(pack(transcripts, row_tokens), pad_id)
 
 
 def pack(transcripts: Sequence[Transcript], row_tokens: int) -> list[list[Transcript]]:
-    """Rows of at most `row_tokens` tokens each (a longer transcript gets one of its own), first-fit decreasing."""
+    """Pack transcripts into rows of at most `row_tokens` tokens, first-fit decreasing; longer ones get a row alone."""
     rows: list[list[Transcript]] = []
     sizes: list[int] = []
     for transcript in sorted(transcripts, key=len, reverse=True):
@@ -86,8 +86,10 @@ def pack(transcripts: Sequence[Transcript], row_tokens: int) -> list[list[Transc
 
 
 def split_by_tokens(transcripts: Sequence[Transcript], max_tokens: int) -> list[list[Transcript]]:
-    """Micro-batches of at most `max_tokens` padded tokens each (a longer transcript gets one of its own), similar
-    lengths together, longest first: the peak of memory comes with the first step."""
+    """Split transcripts into micro-batches of at most `max_tokens` padded tokens; a longer one gets its own.
+
+    Transcripts of similar length come together, the longest first, so that the peak of memory is in the first step.
+    """
     groups: list[list[Transcript]] = []
     for transcript in sorted(transcripts, key=len, reverse=True):
         if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
@@ -98,7 +100,7 @@ def split_by_tokens(transcripts: Sequence[Transcript], max_tokens: int) -> list[
 
 
 def level_names(transcripts: Sequence[Transcript]) -> list[str]:
-    """Levels of transcripts, in order of appearance: a level's index is its code in their batch."""
+    """Return the levels of transcripts, in order of appearance: the index of a level is its code in their batch."""
     return list(dict.fromkeys(transcript.level for transcript in transcripts))
 
 
@@ -124,7 +126,7 @@ def _collate(rows: list[list[Transcript]], pad_id: int) -> TranscriptBatch:
             transcripts.append(transcript)
             column = end
         if len(row) > 1:
-            position_ids[r, column:] = torch.arange(width - column)  # padding is a sequence of its own
+            position_ids[r, column:] = torch.arange(width - column)  # padding is a separate sequence
     return with_decisions(input_ids, position_ids, decisions, rewards, transcripts)
 
 
@@ -135,12 +137,15 @@ def with_decisions(
     rewards: Sequence[float],
     transcripts: list[Transcript],
 ) -> TranscriptBatch:
-    """Rows of tokens as a batch.
+    """Make a batch from rows of tokens.
 
     Args:
-        decisions: of each: first and last position of its utterance, last position of the next state, level, steps,
-            whether it terminated, index of its transcript.
-        rewards: one a decision.
+        input_ids: [B, T].
+        position_ids: [B, T].
+        decisions: for each decision the first and last position of its utterance, the last position of the next state,
+            its level, its steps, whether it terminated, and the index of its transcript.
+        rewards: reward of each decision.
+        transcripts: of the batch.
     """
     columns = torch.tensor(decisions, dtype=torch.long).reshape(-1, 7).unbind(-1)
     starts, ends, next_ends, level, steps, terminated, owners = columns
@@ -153,7 +158,7 @@ def with_decisions(
 
 
 def _decisions(transcript: Transcript, level: int, offset: int, owner: int) -> list[tuple[int, ...]]:
-    """The whole numbers of each decision, positions counted from the batch's first token."""
+    """Return the integers of each decision (see `with_decisions`), positions counted from the batch's first token."""
     outcomes = transcript.outcomes or [DecisionOutcome(0.0, 0, False)] * transcript.num_decisions
     places = zip(transcript.utterance_starts, transcript.utterance_ends, transcript.next_state_ends, strict=True)
     return [
@@ -164,18 +169,18 @@ def _decisions(transcript: Transcript, level: int, offset: int, owner: int) -> l
 
 @dataclass
 class StepBatch:
-    """What one process gets for one optimiser step.
+    """One process's part of an optimiser step.
 
-    `num_utterances` counts them over all micro-batches of all processes: dividing by it makes the update independent of
-    how the step was split.
+    `num_utterances` counts the utterances in all micro-batches of all processes: normalised by it, the update does not
+    depend on how the step was split.
     """
 
-    micro_batches: list[TranscriptBatch]  # may be empty on a process that got nothing
+    micro_batches: list[TranscriptBatch]  # may be empty if there are fewer transcripts than processes
     num_utterances: dict[str, int]  # level -> count over all processes
 
     @property
     def num_tokens(self) -> int:
-        """This process's tokens, without padding."""
+        """Number of this process's tokens, without padding."""
         return sum(batch.num_tokens for batch in self.micro_batches)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "StepBatch":
@@ -190,14 +195,14 @@ def step_batch(
     pad_id: int,
     packing: bool = False,
 ) -> StepBatch:
-    """Transcripts as the micro-batches of one process.
+    """Make the micro-batches of one process from transcripts.
 
     Args:
-        num_utterances: of each level, over all processes.
-        micro_batch_tokens: at most so many tokens go through the model at once (more for a single transcript that is
-            longer).
-        pad_id: what fills the rest.
-        packing: several transcripts in a row; else one a row, padded to the longest.
+        transcripts: of this process.
+        num_utterances: number of utterances of each level, over all processes.
+        micro_batch_tokens: maximum tokens per micro-batch (more for a single longer transcript).
+        pad_id: token id of padding.
+        packing: pack sequences into rows; else one row per transcript, padded to the longest.
     """
     if packing:
         groups = pack(transcripts, micro_batch_tokens)  # one row each
@@ -211,7 +216,7 @@ def count_utterances(transcripts: Sequence[Transcript], levels: Sequence[str] = 
 
     Args:
         transcripts: of any levels.
-        levels: that are named in any case, also without a decision.
+        levels: levels to include even without decisions.
     """
     counts = dict.fromkeys(levels, 0)
     for transcript in transcripts:

@@ -1,4 +1,4 @@
-"""Whether two tokenizers write the same token ids."""
+"""A fingerprint of tokenizers, equal if they write the same token ids."""
 
 import hashlib
 from typing import Any
@@ -7,7 +7,7 @@ _PROBE = "The 2 rooms:\n\n  kitchen's   door = 3.14 \t(Übung, 部屋) <b>x</b>"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A short text that differs for tokenizers with another vocabulary, chat template, end of turn or way to split."""
+    """Return a short hash of the vocabulary, the chat template, the end of turn and the splitting rules."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     about = (
         vocabulary,

@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-# marks inside an utterance: they are part of what is said, and open or end no turn
+# marks inside an utterance: part of its text, they neither open nor end a turn
 _THINKING = re.compile(r"[<\[]/?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 
 
 class Markup:
     """The structural tokens of one tokenizer: its special tokens, and the added tokens that its chat template writes.
 
-    Other added tokens (line breaks, runs of blanks, HTML tags, whole words) are text like any other, and so are the
-    marks of a thinking part such as `<think>`, which open or end no turn.
+    Other added tokens (line breaks, runs of blanks, HTML tags, words) are ordinary text, and so are the marks of a
+    thinking part such as `<think>`, which neither open nor end a turn.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -35,15 +35,15 @@ class Markup:
             if special or (text in written and not text.isalnum()):
                 self.ids[text] = token_id
         self._pattern = _any_of(self.ids)
-        self._separating: _SeparatingEncoder | None = None  # made when it is needed: it copies the vocabulary
+        self._separating: _SeparatingEncoder | None = None  # made on first use: it copies the vocabulary
 
     def first(self, text: str) -> str | None:
-        """Return the structural token that a text begins with, if any."""
+        """Return the structural token at the beginning of a text, if any."""
         match = self._pattern.match(text) if self._pattern else None
         return match.group() if match else None
 
     def leading(self, text: str) -> list[str]:
-        """Return the structural tokens that a text begins with, one directly after the other."""
+        """Return the consecutive structural tokens at the beginning of a text."""
         marks: list[str] = []
         while mark := self.first(text):
             marks.append(mark)
@@ -55,14 +55,14 @@ class Markup:
     ) -> list[int]:
         """Encode a text made of structure and content.
 
-        Where no content has the characters of a structural token, these are the tokenizer's ids of the whole text.
-        Where one has, the structure's tokens are the same, and the content's characters become ordinary text tokens:
-        content is never changed, and never becomes structure.
+        If no content contains the characters of a structural token, these are the tokenizer's ids of the full text.
+        Otherwise the structure has the same tokens, and the content's characters become ordinary text tokens: content
+        is never changed, and never becomes structure.
 
         Args:
             write: makes the text from its contents.
-            contents: what comes from elsewhere (data, environments, other models).
-            protected: indices of contents from which a template may take no marks of thinking: some make `<>` of
+            contents: text from elsewhere (data, environments, other models).
+            protected: indices of contents in which a template must not change marks of thinking: some replace
                 `</think>` in an instruction.
 
         Raises:
@@ -82,7 +82,7 @@ class Markup:
 
 
 class _SeparatingEncoder:
-    """A copy of a tokenizer in which structural tokens bear secret names, so that content cannot spell them."""
+    """A copy of a tokenizer whose structural tokens have secret names, so that content cannot spell them."""
 
     def __init__(self, tokenizer: Any, structural: dict[str, int]) -> None:
         from tokenizers import Tokenizer
@@ -90,12 +90,12 @@ class _SeparatingEncoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise ValueError(
-                f"content has the characters of a control token, and {type(tokenizer).__name__} cannot encode them "
-                "as text: use a fast tokenizer (one with a tokenizer.json), or take them out of the data"
+                f"content contains the characters of a control token, and {type(tokenizer).__name__} cannot encode "
+                "them as text: use a fast tokenizer (with a tokenizer.json), or remove them from the data"
             )
         nonce = secrets.token_hex(8)
         self._names = {text: f"\ue000{nonce}.{token_id}\ue001" for text, token_id in structural.items()}
-        self._hidden = f"\ue002{nonce}.{{}}\ue003"  # stands for a mark of a content while the template is at work
+        self._hidden = f"\ue002{nonce}.{{}}\ue003"  # replaces a mark in content while the template is rendered
         self._any_hidden = re.compile(self._hidden.format("([0-9]+)").replace(".", r"\."))
         specification = json.loads(backend.to_str())
         specification |= {"truncation": None, "padding": None, "post_processor": None}
@@ -106,7 +106,7 @@ class _SeparatingEncoder:
             if name is not None:
                 token |= {"content": name, "normalized": False}
         self._backend = Tokenizer.from_str(json.dumps(specification))
-        # a renamed token may have got another id
+        # a renamed token may have another id
         self._original = {self._backend.token_to_id(name): token_id for name, token_id in original.items()}
         self._structural = _any_of(structural)
         self._protected = re.compile("|".join(p.pattern for p in (self._structural, _THINKING) if p), re.IGNORECASE)
@@ -133,11 +133,11 @@ class _SeparatingEncoder:
 
 
 def _has_all(contents: Sequence[str], text: str) -> bool:
-    """Whether a rendering has each content, but for outer blanks, as often as it must."""
+    """Return whether a rendering contains each content (up to outer blanks) as often as it must."""
     cores = [content.strip() for content in contents]
     return all(text.count(core) >= sum(other.count(core) for other in cores) for core in cores if core)
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
-    """A pattern for any of some texts, the longest first, as tokenizers match them."""
+    """Return a pattern for any of the texts, the longest first, as tokenizers match them."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None

@@ -1,4 +1,4 @@
-"""Prompts of single-turn problems, and completions to them, as token ids."""
+"""Prompts of single-turn problems, and their completions, as token ids."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,8 +15,8 @@ class PromptFormat:
     """Format of prompts, by name.
 
     `chat`: the problem's messages through the tokenizer's chat template (a plain `Role: text` form without one).
-    `think`: the same, and the completion begins inside an opened `<think>` (LUFFY's release: its reward looks at what
-    follows `</think>`). Anything else is a Jinja chat template of your own; it is rendered in transformers' sandbox.
+    `think`: the same, and the completion begins inside an opened `<think>` (as in LUFFY's release, whose reward reads
+    the text after `</think>`). Anything else is a Jinja chat template, rendered in transformers' sandbox.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an eos token.
@@ -28,7 +28,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: Any, template: str = "chat") -> None:
         if template not in NAMED and "{" not in template:
-            raise ValueError(f"prompt_template must be {' or '.join(NAMED)}, or a Jinja template; got {template!r}")
+            raise ValueError(f"prompt_template must be {' or '.join(NAMED)}, or a Jinja template, got {template!r}")
         self.chat = ChatFormat(tokenizer)
         self.template = template
         self.end_of_turn_id = self.chat.end_of_turn_id
@@ -40,12 +40,12 @@ class PromptFormat:
 
     @cached_property
     def _opens_thinking(self) -> bool:
-        """Whether a prompt ends inside an opened `<think>`; the templates of some models do so themselves."""
+        """True if a prompt ends inside an opened `<think>`, as the templates of some models do by themselves."""
         prompt = self.chat.tokenizer.decode(self.prompt_ids([{"role": "user", "content": "x"}]))
         return bool(prompt.rstrip().endswith(THINK.strip()))
 
     def completion_ids(self, text: str) -> list[int]:
-        """Ids of a trace, its end included; what the prompt has opened is not opened again."""
+        """Return the ids of a trace, including its end; a `<think>` opened by the prompt is not repeated."""
         if self._opens_thinking:
             text = text.lstrip().removeprefix("<think>").lstrip("\n")
         return self.chat.utterance(text)
@@ -56,7 +56,7 @@ class PromptFormat:
 
 
 def completion_transcript(name: str, prompt_ids: list[int], completion_ids: list[int], end_id: int) -> Transcript:
-    """A prompt with one completion, as a transcript of one decision."""
+    """Make a transcript of one decision from a prompt and its completion."""
     transcript = Transcript("flat", end_id, name)
     transcript.append_prompt(prompt_ids)
     transcript.append_utterance(completion_ids)

@@ -22,7 +22,7 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
     width = max(_row_length(row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
-    segments = torch.full((len(rows), width), -1)  # padding sees itself
+    segments = torch.full((len(rows), width), -1)  # padding attends to itself
     decisions: list[tuple[int, ...]] = []
     prompt_ends: list[int] = []
     transcripts: list[Transcript] = []
@@ -54,7 +54,9 @@ def collate_shared(rows: Sequence[Sequence[Transcript]], pad_id: int) -> Transcr
 def _prompt(row: Sequence[Transcript]) -> list[int]:
     prompts = {tuple(t.input_ids[: t.utterance_starts[0]]) for t in row if t.num_decisions == 1}
     if len(prompts) != 1 or any(t.num_decisions != 1 or t.utterance_ends[0] != len(t) - 1 for t in row):
-        raise ValueError(f"a row needs completions of one prompt, got {len(prompts)} prompts in {len(row)} transcripts")
+        raise ValueError(
+            f"expected completions of one prompt in a row, got {len(prompts)} prompts in {len(row)} transcripts"
+        )
     return list(prompts.pop())
 
 
@@ -65,9 +67,15 @@ def _row_length(row: Sequence[Transcript]) -> int:
 def split_shared(
     groups: Sequence[Sequence[Transcript]], max_tokens: int, row_tokens: int | None = None
 ) -> list[list[list[Transcript]]]:
-    """Micro-batches of rows, of at most `max_tokens` tokens each, padded as rows and, apart from their prompts, as
-    single completions (more for a single one that is longer). Rows, of at most `row_tokens` each where that is given,
-    hold completions of one prompt, the longest first; rows of similar length come together.
+    """Split groups of completions into micro-batches of rows.
+
+    Each row holds completions of one prompt, the longest first; rows of similar length come together. The maximum holds
+    for padded rows, and for padded completions without their prompts.
+
+    Args:
+        groups: completions of each prompt.
+        max_tokens: maximum tokens per micro-batch (more for a single longer completion).
+        row_tokens: maximum tokens per row; None for `max_tokens`.
     """
     limit = max_tokens if row_tokens is None else min(max_tokens, row_tokens)
     rows: list[list[Transcript]] = []
@@ -89,7 +97,7 @@ def split_shared(
 
 
 def _padded(rows: Sequence[Sequence[Transcript]]) -> int:
-    """Tokens of rows side by side, or of their completions side by side, as attention has them: whatever is more."""
+    """Return the maximum of the tokens of padded rows and of padded completions (as attention has them)."""
     lengths = [len(t) - t.utterance_starts[0] for row in rows for t in row]
     return max(len(rows) * max(map(_row_length, rows)), len(lengths) * max(lengths))
 
@@ -102,9 +110,9 @@ def shared_step_batch(
     pad_id: int,
     row_tokens: int | None = None,
 ) -> StepBatch:
-    """Groups of completions as the micro-batches of one process; see `step_batch` and `split_shared`.
+    """Make the micro-batches of one process from groups of completions; see `step_batch` and `split_shared`.
 
-    Rows of one completion each share nothing: they are padded, for plain causal attention, which needs no mask.
+    Rows of one completion each share nothing: they are padded, for causal attention without a mask.
     """
     parts = split_shared(groups, micro_batch_tokens, row_tokens)
     return StepBatch([_collate_part(part, pad_id) for part in parts], num_utterances)

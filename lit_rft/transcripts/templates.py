@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template writes around the turns of a conversation, learnt from probe conversations."""
+"""The text of a tokenizer's chat template around the turns of a conversation, learnt from probe conversations."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ def render(tokenizer: Any, messages: Messages, *, template: str | None = None) -
 
 
 class TurnForm(NamedTuple):
-    """How a conversation goes on after an utterance."""
+    """The form of a turn after an utterance."""
 
     end: str  # the token that ends an utterance
     before: str  # between it and the user's text
-    after: str  # between that and the next utterance
-    strips: bool  # whether the template takes the outer blanks of a user's text away
+    after: str  # between the user's text and the next utterance
+    strips: bool  # whether the template strips the outer blanks of a user's text
 
     def write(self, user: str) -> str:
         return self.before + (user.strip() if self.strips else user) + self.after
@@ -41,7 +41,7 @@ class ChatTemplate:
         self._knows_system: bool | None = None
         self._refusal = "it leaves the message out"
         first, answer = {"role": "user", "content": "first"}, {"role": "assistant", "content": _ASSISTANT}
-        # blanks around it show whether the template strips
+        # outer blanks: to see whether the template strips them
         second = {"role": "user", "content": f" \n{_USER}\n "}
         self._finished = self._try([first, answer], generation=False)
         self._continued = self._try([first, answer, second])
@@ -49,14 +49,14 @@ class ChatTemplate:
 
     @property
     def written(self) -> str:
-        """Source and renderings: the text in which structural tokens are looked for."""
+        """Source and renderings: the text to search for structural tokens."""
         # a tokenizer may have several templates by name
         source = self._tokenizer.chat_template
         sources = [source] if isinstance(source, str) else list(source.values())
         return "\n".join([*sources, self._finished, self._continued, self._single])
 
     def with_known_roles(self, messages: Messages) -> list[dict[str, str]]:
-        """Return the messages with the system text in the first user's, where the template knows no system role."""
+        """Return the messages; without a system role in the template, the system text joins the first user message."""
         if len(messages) < 2 or messages[0]["role"] != "system" or self.knows_system():
             return list(messages)
         return [{**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
@@ -65,11 +65,11 @@ class ChatTemplate:
         """Return whether a system message reaches the rendering."""
         if self._knows_system is None:
             probe = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
-            self._knows_system = _SYSTEM in self._try(probe)  # Gemma and others refuse the role in so many words
+            self._knows_system = _SYSTEM in self._try(probe)  # Gemma and others raise an error for this role
         return self._knows_system
 
     def turn_form(self, markup: Markup) -> TurnForm:
-        """Learn how the template ends an utterance, and how it goes on from there.
+        """Learn the end of an utterance and the text that follows it.
 
         Raises:
             ValueError: For a template that renders none of the probe conversations.
@@ -78,16 +78,16 @@ class ChatTemplate:
         following = self._continued.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._continued else ""
         finished = self._finished.rpartition(_ASSISTANT)[2] if _ASSISTANT in self._finished else ""
         if eos in markup.leading(following.lstrip()):
-            end = eos  # also behind other marks that close an answer
+            end = eos  # also after other marks at the end of an answer
         else:
             end = markup.first(finished.lstrip()) or markup.first(following.lstrip()) or eos
         if _USER not in following:
-            # what closes a finished answer, then a conversation's beginning
+            # the end of a finished answer, then the beginning of a conversation
             following = finished.partition(end)[2] + self._single.removeprefix(self._tokenizer.bos_token or "")
         if _USER not in following:
             raise ValueError(
-                f"the tokenizer's chat template renders no conversation of a user's message ({self._refusal}): use a "
-                "tokenizer with another template, or with none"
+                f"the tokenizer's chat template cannot render one user message ({self._refusal}): use "
+                "a tokenizer with another template, or with none"
             )
         before, _, after = following.partition(_USER)
         strips = not before.endswith(" \n")
@@ -104,7 +104,7 @@ class ChatTemplate:
         return appended + form.write("third") != self._try(messages)
 
     def _try(self, messages: Messages, *, generation: bool = True) -> str:
-        """Render a probe; empty if the template refuses it, in whatever way (templates are data)."""
+        """Render a probe; empty if the template raises any error (templates are data)."""
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=generation
@@ -116,8 +116,11 @@ class ChatTemplate:
 
 
 def _without_end(before: str, end: str, after: str, markup: Markup) -> str:
-    """What follows the end of an utterance, where the template may end an earlier one with another token than the last
-    (that which ends the user's turns, too)."""
+    """Return the text after the end of an utterance.
+
+    A template may end earlier utterances with another token than the last one (the token that also ends the user's
+    turns).
+    """
     stripped = before.lstrip()
     marks = markup.leading(stripped)
     if end in marks:

@@ -1,30 +1,32 @@
-"""A transcript: the token ids of one conversation at one level, and where its decisions are."""
+"""A transcript: the token ids of one conversation at one level, and the positions of its decisions."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
 class DecisionOutcome(NamedTuple):
-    """What a decision led to, as its level sees it."""
+    """The consequences of a decision for its level."""
 
     reward: float
-    steps: int  # environment steps that it lasted
-    terminated: bool  # whether it ended what its level was asked to do; a time limit does not
+    steps: int  # number of environment steps
+    terminated: bool  # whether it ended its level's task; a time limit does not
 
 
 @dataclass(slots=True)
 class Transcript:
-    """Ids in the order in which they were read and written; decision k is the utterance
-    `input_ids[utterance_starts[k]:utterance_ends[k] + 1]`, made in the state that ends just before it.
+    """Token ids of one conversation, in the order in which they were read and written.
 
-    `state_ends[k]`: index of the last token of the state of decision k (where V(s_k) is read: it has seen the whole
+    Decision k is the utterance `input_ids[utterance_starts[k]:utterance_ends[k] + 1]`, made in the state that ends just
+    before it.
+
+    `state_ends[k]`: index of the last token of the state of decision k (where V(s_k) is read, after the full
     observation). `utterance_ends[k]`: index of the utterance's last token (where Q(s_k, u_k) is read).
-    `outcomes[k]`: what decision k led to, where that is known (for critics). A last decision that did not terminate is
-    followed by one more prompt, at whose end the value of the state after it is read.
-    `dropped_turns`, `dropped_tokens`: what truncation has cut from the left so far.
+    `outcomes[k]`: outcome of decision k, if known (for critics). A last decision that did not terminate is followed by
+    one more prompt, at whose end the value of the next state is read.
+    `dropped_turns`, `dropped_tokens`: numbers of turns and tokens that truncation has removed so far.
     """
 
-    level: str  # any name: of one of the agent's levels
+    level: str  # one of the agent's levels
     end_of_turn_id: int
     episode_id: str = ""
     input_ids: list[int] = field(default_factory=list)
@@ -48,13 +50,13 @@ class Transcript:
 
     @property
     def next_state_ends(self) -> list[int]:
-        """For each decision the last token of the state that it led to; for a last decision without one, its own."""
-        final = len(self) - 1  # of the prompt after the last decision, or of that decision itself
+        """Index of the last token of each decision's next state; without a next state, of the decision itself."""
+        final = len(self) - 1  # of the prompt after the last decision, or else of that decision
         return [*self.state_ends[1:], final] if self.utterance_ends else []
 
     @property
     def action_mask(self) -> list[bool]:
-        """True on every token of an utterance, its end-of-turn token included."""
+        """True on every token of an utterance, including its end-of-turn token."""
         mask = [False] * len(self.input_ids)
         for start, end in zip(self.utterance_starts, self.utterance_ends, strict=True):
             mask[start : end + 1] = [True] * (end + 1 - start)
@@ -64,9 +66,10 @@ class Transcript:
         return self.input_ids[self.utterance_starts[decision] : self.utterance_ends[decision] + 1]
 
     def append_prompt(self, ids: list[int]) -> list[int]:
-        """Append what the model reads; the first prompt is the head, which truncation keeps.
+        """Append prompt tokens; the first prompt is the head, which truncation keeps.
 
-        Returns: the ids really appended: an utterance that was cut off before its end of turn is closed first.
+        Returns:
+            The appended ids: an utterance that was cut off before its end of turn is closed first.
         """
         unfinished = bool(self.utterance_ends) and self.input_ids[-1] != self.end_of_turn_id
         appended = [self.end_of_turn_id, *ids] if unfinished else list(ids)
@@ -76,19 +79,19 @@ class Transcript:
         return appended
 
     def append_utterance(self, ids: list[int]) -> None:
-        """Append what the model wrote (or is to write), exactly as it was sampled."""
+        """Append the tokens of an utterance, exactly as sampled."""
         if not ids:
-            raise ValueError("an utterance needs at least one token (its end of turn)")
+            raise ValueError("an utterance needs at least one token (its end of turn), got none")
         self.utterance_starts.append(len(self.input_ids))
         self.input_ids.extend(ids)
         self.utterance_ends.append(len(self.input_ids) - 1)
 
     def copy(self) -> "Transcript":
-        """With lists of its own."""
+        """Copy the transcript and its lists."""
         return self.first_decisions(self.num_decisions)
 
     def first_decisions(self, number: int) -> "Transcript":
-        """A copy up to the first `number` decisions, with the prompt after them."""
+        """Copy the transcript up to its first `number` decisions, with the prompt after them."""
         end = self.utterance_starts[number] if number < self.num_decisions else len(self)
         return replace(
             self,
@@ -99,24 +102,27 @@ class Transcript:
         )
 
     def without_last_prompt(self) -> "Transcript":
-        """A copy that ends with the last decision."""
+        """Copy the transcript up to its last decision."""
         return replace(
             self.copy(), input_ids=self.input_ids[: self.utterance_ends[-1] + 1 if self.utterance_ends else 0]
         )
 
     def truncated(self, max_length: int) -> "Transcript":
-        """The same conversation within `max_length` tokens. The head stays; as many of the earliest turns as needed go,
-        each an utterance with the prompt it answered (the first one's is the head); the last prompt, and the utterance
-        that answers it if there is one, always stay. What remains reads as if the first utterance had been empty.
+        """Shorten the conversation to `max_length` tokens.
 
-        Raises: ValueError if even the head and the last turn do not fit.
+        The head stays, and so do the last prompt and its utterance if there is one. As many of the earliest turns as
+        necessary are removed, each an utterance with its prompt (the first one's is the head). The rest reads as if the
+        first utterance had been empty.
+
+        Raises:
+            ValueError: The head and the last turn alone are longer than `max_length`.
         """
         if len(self) <= max_length:
             return self
         answered = bool(self.utterance_ends) and self.utterance_ends[-1] == len(self) - 1
         for turns in range(1, self.num_decisions + (not answered)):
             end = self.utterance_ends[turns - 1]
-            # the end-of-turn token of the last utterance that goes is kept: it closes the empty one
+            # keep the end-of-turn token of the last removed utterance: it closes the empty one
             cut_end = end if self.input_ids[end] == self.end_of_turn_id else end + 1
             if len(self) - (cut_end - self.head_length) <= max_length:
                 return self._without_turns(turns, cut_end - self.head_length)

@@ -66,12 +66,12 @@ def test_paths_that_hold_no_episodes(tmp_path: Path) -> None:
 
 
 def test_an_id_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EpisodeError, match="'a' comes twice"):
+    with pytest.raises(EpisodeError, match="duplicate id 'a'"):
         write_episodes(tmp_path / "a.jsonl", [episode("a"), episode("a")])
     assert list(tmp_path.iterdir()) == []
     write_episodes(tmp_path / "a.jsonl", [episode("a")])
     write_episodes(tmp_path / "b.jsonl", [episode("b"), episode("a")])
-    with pytest.raises(EpisodeError, match=r"b\.jsonl:2: id: 'a' is already in .*a\.jsonl:1"):
+    with pytest.raises(EpisodeError, match=r"b\.jsonl:2: id: duplicate id 'a', already in .*a\.jsonl:1"):
         read_episodes(tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_the_writer_appends_and_resumes(tmp_path: Path) -> None:
         assert (writer.ids, writer.dropped) == ({"a"}, 0)
         assert writer.episodes == [episode("a")]
         writer.append(episode("b"))
-        with pytest.raises(EpisodeError, match="'b' is already in"):
+        with pytest.raises(EpisodeError, match="duplicate id 'b', already in"):
             writer.append(episode("b"))
         wrong = episode("c")
         wrong.outcome.score = 0.5
@@ -194,7 +194,7 @@ def test_the_writer_drops_a_torn_line_and_says_so(tmp_path: Path, caplog: pytest
         caplog.clear()
         with caplog.at_level(logging.WARNING), EpisodeWriter(path) as writer:
             assert writer.dropped == 1
-            assert "dropped 1 unfinished line" in caplog.text
+            assert "dropped an incomplete last line" in caplog.text
             writer.append(episode("c"))
         assert [e.id for e in read_episodes(path)] == (["a", "c"] if size > first else ["c"])
 

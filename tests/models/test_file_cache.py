@@ -48,7 +48,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: BaseException)
 
 
 def test_a_build_that_forgets_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"should make a, b, but it made \['a'\]"):
+    with pytest.raises(RuntimeError, match=r"must create a, b, but it created \['a'\]"):
         build_once(tmp_path / "result", FILES, lambda folder: (folder / "a").touch())
     assert not (tmp_path / "result").exists()
 
@@ -94,7 +94,7 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot be made: .*; set LIT_RFT_CACHE to a folder that can be written to"):
+    with pytest.raises(OSError, match=r"cannot create .*; set LIT_RFT_CACHE to a writable folder"):
         build_once(tmp_path / place / "result", FILES, write_both)
 
 

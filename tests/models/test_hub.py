@@ -18,7 +18,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     backbone._hub_answers.cache_clear()
     for _ in range(2):
-        with pytest.raises(ValueError, match="the hub cannot be reached, and its local cache does not"):
+        with pytest.raises(ValueError, match="the hub is unreachable and the model is not in its local cache"):
             load_tokenizer("nobody/nothing")
     assert len(requests) <= 1  # none where HF_HUB_OFFLINE is set
     backbone._hub_answers.cache_clear()

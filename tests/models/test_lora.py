@@ -76,7 +76,7 @@ def test_by_default_all_attention_projections_are_adapted(architecture: str) -> 
 
 def test_a_model_without_attention_says_what_it_has() -> None:
     model = make_empty("mamba")
-    with pytest.raises(ValueError, match=r"MambaForCausalLM has no attention layers; give all-linear.*in_proj"):
+    with pytest.raises(ValueError, match=r"MambaForCausalLM has no attention layers; set all-linear.*in_proj"):
         add_lora(model, LoraSettings())
     assert len(adapted_layers(add_lora(model, LoraSettings(target_modules=["in_proj", "x_proj"])))) == 4
 
@@ -112,7 +112,7 @@ def test_what_matches_nothing_is_refused(settings: dict[str, Any], message: str)
         ({"dropout": 1.0}, r"lora.dropout must be in \[0, 1\)"),
         ({"rank_pattern": {"q_proj": 0}}, "lora.rank_pattern.q_proj must be >= 1"),
         ({"alpha_pattern": {"q_proj": -1}}, "lora.alpha_pattern.q_proj must be > 0"),
-        ({"target_modules": []}, "names no layers"),
+        ({"target_modules": []}, "name at least one layer"),
         ({"modules_to_save": "lm_head"}, "must be a list of names"),
     ],
 )

@@ -96,7 +96,7 @@ def test_long_groups_are_split_and_nothing_is_lost() -> None:
 
 def test_a_row_of_several_prompts_is_refused() -> None:
     a, b, _ = make_groups()
-    with pytest.raises(ValueError, match="completions of one prompt, got 2 prompts in 4 transcripts"):
+    with pytest.raises(ValueError, match="completions of one prompt in a row, got 2 prompts in 4 transcripts"):
         collate_shared([[*a, *b]], 0)
     with pytest.raises(ValueError, match="at least one transcript"):
         collate_shared([], 0)

@@ -79,7 +79,7 @@ def test_two_processes_convert_once(both_answers: list[tuple[str, str]], folder:
     assert messages.count("Unpacking SmolLM2-135M-Instruct") == 1
     # the other one waited, or came when it was done; and nothing else was said, by whatever library
     said = r"Unpacking SmolLM2-135M-Instruct into \S+ \(once\) \.\.\. done in \d+ s\n"
-    assert re.sub(rf"{said}|Waiting for another process that is making \S+ \.\.\.\n", "", messages) == ""
+    assert re.sub(rf"{said}|Waiting for another process that is building \S+ \.\.\.\n", "", messages) == ""
 
 
 def test_nothing_of_the_killed_one_is_left(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_missing_package_names_the_command(
 def test_a_full_disk_is_noticed_before_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LIT_RFT_CACHE", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**8))
-    with pytest.raises(OSError, match=r"needs 0\.6 GB in .*, but 0\.1 GB are free; .*LIT_RFT_CACHE"):
+    with pytest.raises(OSError, match=r"needs 0\.6 GB in .*, but only 0\.1 GB are free; .*LIT_RFT_CACHE"):
         smollm2_135m_instruct()
     assert [path for path in (tmp_path / "models").iterdir() if path.is_dir()] == []
 

@@ -177,7 +177,7 @@ def test_every_end_of_the_tokenizer_ends_an_utterance() -> None:
 def test_a_template_of_tools_only_says_why_it_is_refused() -> None:
     tokenizer = family_tokenizer(FAMILIES["chatml"])
     tokenizer.chat_template = "{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}"
-    with pytest.raises(ValueError, match=r"renders no conversation.*NoneType.*another template"):
+    with pytest.raises(ValueError, match=r"cannot render one user message.*NoneType.*another template"):
         ChatFormat(tokenizer)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lit_rft.models.backbone import causal_lm, final_hidden_states, keeps_windows_to_itself
+from lit_rft.models.backbone import causal_lm, final_hidden_states, has_local_attention
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def difference(model: nn.Module, default: Callable[[], Tensor], fast: Callable[[
 
     Only the fast path may raise what an architecture raises that does not support it.
     """
-    if keeps_windows_to_itself(causal_lm(model).config.get_text_config()):
+    if has_local_attention(causal_lm(model).config.get_text_config()):
         return "its windows count places in a row"
     training = model.training
     model.eval()
