@@ -1,6 +1,6 @@
-"""What data modules yield and stages learn from, on the host: no tensors, nothing that depends on memory or device.
+"""Batches on the host, from data modules to stages: without tensors, independent of memory and device.
 
-None of these is a dataclass where Lightning sees it: it would look into each field of a dataclass for tensors to move.
+None of them is a dataclass: Lightning would search the fields of a dataclass for tensors to move.
 """
 
 from collections.abc import Sequence
