@@ -16,7 +16,7 @@ from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.text_log import log_text
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
-from lit_rft.metrics import COLUMNS
+from lit_rft.metrics import COLUMNS, ENV_METRICS
 
 
 class PlaysEpisodes(Protocol):
@@ -118,15 +118,20 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
     """`EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
     table = Table(title=title)
     table.add_column("task", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column.replace("_", " "), justify="right")
+    columns = list(dict.fromkeys([*COLUMNS, *(column for row in scores.values() for column in row)]))
+    for column in columns:
+        table.add_column(column.removeprefix(ENV_METRICS).replace("_", " "), justify="right")
     for task, row in scores.items():
         if task == "mean":
             table.add_section()
-        forms = {"score": ".1f", "success": ".0%", "steps": ".1f", "valid_actions": ".0%", "malformed": ".1f"}
-        cells = ["-" if math.isnan(row[c]) else format(row[c], forms.get(c, ".0%")) for c in COLUMNS]
+        cells = ["-" if math.isnan(row.get(c, math.nan)) else format(row[c], _form(c)) for c in columns]
         table.add_row(task, *cells, style="bold" if task == "mean" else None)
     return table
+
+
+def _form(column: str) -> str:
+    """How the values of a column are written: shares in percent, the environment's own numbers as they are."""
+    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column in ("score", "steps", "malformed") else ".0%"
 
 
 class EpisodeFiles(BasePredictionWriter):

@@ -1,7 +1,8 @@
 """Metrics of episodes and of answers, as torchmetrics metrics: aggregated over batches and processes."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics import Metric
 from lit_rft.episodes import Episode
 
 COLUMNS = ("score", "success", "steps", "valid_actions", "malformed", "env_errors")
+ENV_METRICS = "metrics/"  # prefix of the columns of an environment's own metrics
 
 
 class EpisodeMetrics(Metric):
@@ -18,6 +20,7 @@ class EpisodeMetrics(Metric):
 
     `score` is in 0..100; `success`, `valid_actions` (of all actions) and `env_errors` (of all episodes) are shares in
     0..1; `steps` and `malformed` are means per episode. Episodes whose environment failed count in `env_errors` only.
+    Metrics of the environment's own are further columns, `metrics/NAME`: means over the episodes that have them.
 
     Args:
         tasks: names of all tasks.
@@ -26,6 +29,7 @@ class EpisodeMetrics(Metric):
     full_state_update = False
     sums: Tensor
     counts: Tensor
+    reported: Any
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -34,6 +38,10 @@ class EpisodeMetrics(Metric):
         shape = (len(self.tasks), self._columns)
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        # Which names there are, only the episodes tell, and those of other processes may have others; what is gathered
+        # are tensors. Hence texts as bytes: a line of JSON for each episode, its task and metrics.
+        self.add_state("reported", [], dist_reduce_fx="cat")
+        self.reported.append(torch.zeros(0, dtype=torch.uint8))  # a process may have no episode at all
 
     def update(self, episode: Episode) -> None:
         """Count one episode.
@@ -53,18 +61,49 @@ class EpisodeMetrics(Metric):
         kept = torch.tensor([0.0 if failed and c != "env_errors" else 1.0 for c in COLUMNS], dtype=torch.float64)
         self.sums[row] += (torch.tensor(sums, dtype=torch.float64) * kept).to(self.sums)
         self.counts[row] += torch.tensor(counts, dtype=torch.float64).to(self.counts)
+        if (own := env_metrics(episode)) and not failed:
+            line = json.dumps([row, own]).encode() + b"\n"
+            self.reported.append(torch.frombuffer(bytearray(line), dtype=torch.uint8).to(self.device))
 
     def compute(self) -> dict[str, dict[str, float]]:
         """task -> column -> mean, and `mean` -> column -> the plain mean over the tasks that were played.
 
         NaN where there is nothing to take the mean of: the score of a task whose environments have all failed."""
         table: dict[str, dict[str, float]] = {}
+        reported = self._reported()
         for row, task in enumerate(self.tasks):
             if self.counts[row].sum() > 0:
-                table[task] = dict(zip(COLUMNS, (self.sums[row] / self.counts[row]).tolist(), strict=True))
+                own = mean_env_metrics(metrics for index, metrics in reported if index == row)
+                table[task] = dict(zip(COLUMNS, (self.sums[row] / self.counts[row]).tolist(), strict=True)) | own
         if table:
-            table["mean"] = {c: _mean([row[c] for row in table.values()]) for c in COLUMNS}
+            columns = dict.fromkeys(column for row in table.values() for column in row)
+            table["mean"] = {c: _mean([row[c] for row in table.values() if c in row]) for c in columns}
         return table
+
+    def _reported(self) -> list[tuple[int, dict[str, float]]]:
+        """Task and metrics of each episode whose environment has metrics of its own."""
+        parts = self.reported if isinstance(self.reported, list) else [self.reported]
+        text = b"".join(bytes(part.cpu().tolist()) for part in parts).decode()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def env_metrics(episode: Episode) -> dict[str, float]:
+    """The environment's own metrics of an episode, by their names."""
+    metrics: dict[str, float] = episode.extra.get("metrics", {})
+    return metrics
+
+
+def mean_env_metrics(metrics: Iterable[dict[str, float]]) -> dict[str, float]:
+    """`metrics/NAME` -> mean over the episodes that have it, by name.
+
+    Args:
+        metrics: of each episode, see `env_metrics`.
+    """
+    values: dict[str, list[float]] = {}
+    for numbers in metrics:
+        for name, value in numbers.items():
+            values.setdefault(name, []).append(value)
+    return {f"{ENV_METRICS}{name}": sum(values[name]) / len(values[name]) for name in sorted(values)}
 
 
 def _mean(values: list[float]) -> float:

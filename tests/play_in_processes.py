@@ -27,7 +27,7 @@ def make(kind: str, model: str, adapter: str, folder: Path) -> tuple[Any, Any, L
     """Three episodes, or five problems: the processes get unequal shares."""
     if kind == "episodes":
         acting = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2)
-        data: Any = TrajectoryDataModule(model, suite=CorridorSuite(), data_dir=str(folder), tasks=["walk"])
+        data: Any = TrajectoryDataModule(model, suite=CorridorSuite(measure=True), data_dir=str(folder), tasks=["walk"])
         settings: dict[str, Any] = {"lora": None, "acting": acting, "agent": PLAYER, "policy": {"start_from": adapter}}
         data.eval_split = data.predict_split = "test"
         return make_stage(Path(model), **settings), data, EpisodeFiles()

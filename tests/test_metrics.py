@@ -67,6 +67,32 @@ def test_parts_add_up() -> None:
         assert combined[task] == pytest.approx(row)
 
 
+def _reporting(task: str, **metrics: float) -> Any:
+    episode = _episode(task, 1.0)
+    episode.extra["metrics"] = metrics
+    return episode
+
+
+def test_metrics_of_the_environments_own_are_columns() -> None:
+    metrics = EpisodeMetrics(["a", "b", "c"])
+    failed = _reporting("a", moves=99.0)
+    failed.outcome.reason = "env_error"
+    episodes = [_reporting("a", moves=1.0), _reporting("a", moves=4.0, **{"tüten": -2.5}), failed, _episode("b", 1.0)]
+    for episode in [*episodes, _reporting("c", moves=7.5)]:
+        metrics.update(episode)
+    table = metrics.compute()
+    assert {k: v for k, v in table["a"].items() if k not in COLUMNS} == {"metrics/moves": 2.5, "metrics/tüten": -2.5}
+    assert set(table["b"]) == set(COLUMNS)
+    assert table["mean"]["metrics/moves"] == 5.0  # over the tasks that have it
+    assert table["mean"]["metrics/tüten"] == -2.5
+    console = Console(record=True, width=200)
+    console.print(score_table(table, "with metrics"))
+    rows = [line.split("\u2502") for line in console.export_text().splitlines() if "\u2502" in line]
+    assert [[cell.strip() for cell in row[-3:-1]] for row in rows] == [
+        ["2.5", "-2.5"], ["-", "-"], ["7.5", "-"], ["5", "-2.5"],
+    ]  # fmt: skip
+
+
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown task 'b'"):
         EpisodeMetrics(["a"]).update(_episode("b", 0.0))

@@ -136,6 +136,7 @@ class EpisodePlayer:
         observation, reward, terminated, truncated, info = payload
         live = self._live[worker]
         live.steps.append(Step(live.action, observation, reward, info["score"], info["valid"], info["achieved"]))
+        live.info["metrics"] = info["metrics"]  # the last values of the episode so far
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"], info)
         return self._continue(worker, live, live.session.observe(observation))
@@ -189,8 +190,6 @@ class EpisodePlayer:
         played = self._played(live, terminated, reason)
         if info is not None:  # the environment ended the episode
             played.episode.outcome.success = info["success"]
-            if info["metrics"]:
-                played.episode.extra["metrics"] = info["metrics"]
         _close(live)
         del self._live[worker]
         self._deciding.discard(worker)
@@ -210,6 +209,8 @@ class EpisodePlayer:
         episode = self._record(live.job, live.info, live.observation, live.steps, reason, terminated)
         episode.subgoals = live.session.subgoals(len(live.steps))
         episode.source["malformed"] = live.session.malformed
+        if live.info.get("metrics"):
+            episode.extra["metrics"] = live.info["metrics"]
         conversations = live.conversations.values()
         return PlayedEpisode(episode, [c.transcript for c in conversations], [c.log_probs for c in conversations])
 

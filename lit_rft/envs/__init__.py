@@ -2,7 +2,7 @@
 
 from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.checking import EnvReport, check_env
-from lit_rft.envs.episode_env import EpisodeEnv
+from lit_rft.envs.episode_env import ContractError, EpisodeEnv
 from lit_rft.envs.gym import GymSuite
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
@@ -11,6 +11,7 @@ from lit_rft.envs.pools import EnvPools
 from lit_rft.envs.scienceworld import ScienceWorldEnv, ScienceWorldSuite, SimulatorError
 
 __all__ = [
+    "ContractError",
     "EnvPool",
     "EnvPools",
     "EnvReport",

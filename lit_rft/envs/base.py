@@ -53,7 +53,8 @@ class StepInfo(TypedDict, total=False):
         score: score so far, any finite number. Default: the sum of the rewards so far.
         achieved: conditions newly met, as `Achieved`, as ``{"key": ..., "text": ...}`` or as text. Default: none.
         admissible: actions that the environment would accept now. Absent by default.
-        metrics: further numbers; those of the last step are kept in the episode's record. Default: none.
+        metrics: further finite numbers by their names. The last value of each counts for the episode: it is kept in its
+            record, and averaged over episodes for reports. Default: none.
 
     Of `reset` only:
         env, env_version: name and version for the records. Default: the name of the class, and no version.

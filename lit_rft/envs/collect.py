@@ -271,4 +271,5 @@ class _ExpertPlayer:
             outcome=Outcome(score, success, terminated, truncated, reason),
             step_limit=self._spec.step_limit,
             meta=dict(self._spec.meta),
+            extra={"metrics": metrics} if (metrics := self._latest_info["metrics"]) else {},
         )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from lit_rft._records import show_value
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes.record import Achieved
+
+
+class ContractError(ValueError):
+    """An environment's answer that breaks the contract (`StepInfo`); to play the episode again would not help."""
 
 
 class EpisodeEnv:
@@ -27,39 +33,43 @@ class EpisodeEnv:
             raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}: derive it from gymnasium.Env")
         self.env = env
         self._step_limit, self._steps, self._total_reward = 0, 0, 0.0
+        self._metrics: dict[str, float] = {}
 
     def reset(self, spec: EpisodeSpec) -> tuple[str, dict[str, Any]]:
         """Start an episode.
 
         Raises:
-            ValueError: the environment refuses the options, or answers with anything but text and a dictionary.
+            ValueError: the environment refuses the options.
+            ContractError: it answers with anything but text and a dictionary, or with numbers that are none.
         """
         self._step_limit, self._steps, self._total_reward = spec.step_limit, 0, 0.0
+        self._metrics = {}
         answer = self.env.reset(seed=spec.seed, options=spec.options or None)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise ValueError(f"{self._name}.reset must return (observation, info), got {type(answer).__name__}")
+            raise ContractError(f"{self._name}.reset must return (observation, info), got {type(answer).__name__}")
         observation, info = answer
         self._check(observation, info, "reset")
-        defaults = {"env": self._name, "env_version": "", "task_description": observation, "score": 0.0, "metrics": {}}
-        return observation, {**defaults, **info, "achieved": _achieved(info)}
+        defaults = {"env": self._name, "env_version": "", "task_description": observation}
+        score = self._number(info.get("score", 0.0), "score", "reset")
+        checked = {"score": score, "achieved": _achieved(info), "metrics": self._all_metrics(info, "reset")}
+        return observation, {**defaults, **info, **checked}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Do an action. An episode is never both terminated and truncated.
 
         Raises:
-            ValueError: the environment answers with anything but the five values of `gymnasium.Env.step`.
+            ContractError: the environment answers with anything but the five values of `gymnasium.Env.step`, or with
+                numbers that are none.
         """
         answer = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
             got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
             expected = "(observation, reward, terminated, truncated, info)"
-            raise ValueError(f"{self._name}.step must return {expected}, got {got}")
+            raise ContractError(f"{self._name}.step must return {expected}, got {got}")
         observation, reward, terminated, truncated, info = answer
         self._check(observation, info, "step")
-        if not isinstance(reward, (int, float, numbers.Real)):
-            raise ValueError(f"{self._name}.step must return a number as reward, got {type(reward).__name__}")
+        reward = self._number(reward, "reward", "step")
         self._steps += 1
-        reward = float(reward)
         self._total_reward += reward
         terminated = bool(terminated)
         at_limit = 0 < self._step_limit <= self._steps
@@ -70,12 +80,12 @@ class EpisodeEnv:
             ended = ("goal" if success else "failed") if terminated else "step_limit" if at_limit else "truncated"
             reason = info.get("reason") or ended
         filled = {
-            "metrics": {},
             **info,
-            "score": float(info.get("score", self._total_reward)),
+            "score": self._number(info.get("score", self._total_reward), "score", "step"),
             "success": success,
             "valid": bool(info.get("valid", True)),
             "achieved": _achieved(info),
+            "metrics": self._all_metrics(info, "step"),
             "reason": reason,
         }
         return observation, reward, terminated, truncated, filled
@@ -89,9 +99,28 @@ class EpisodeEnv:
 
     def _check(self, observation: Any, info: Any, method: str) -> None:
         if not isinstance(observation, str):
-            raise ValueError(f"{self._name}.{method} must return text as observation, got {type(observation).__name__}")
+            got = type(observation).__name__
+            raise ContractError(f"{self._name}.{method} must return text as observation, got {got}")
         if not isinstance(info, dict):
-            raise ValueError(f"{self._name}.{method} must return a dictionary as info, got {type(info).__name__}")
+            raise ContractError(f"{self._name}.{method} must return a dictionary as info, got {type(info).__name__}")
+
+    def _number(self, value: Any, what: str, method: str) -> float:
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ContractError(
+                f"{self._name}.{method} must return a finite number as {what}, got {show_value(value)}; convert arrays "
+                "and tensors with float(), and leave out what has no value"
+            )
+        return float(value)
+
+    def _all_metrics(self, info: Mapping[str, Any], method: str) -> dict[str, float]:
+        """The last value of every metric that the episode has reported so far."""
+        reported = info.get("metrics", {})
+        if not isinstance(reported, Mapping) or not all(isinstance(key, str) and key for key in reported):
+            got = show_value(reported)
+            raise ContractError(f"{self._name}.{method} must return numbers by name in info['metrics'], got {got}")
+        for key, value in reported.items():
+            self._metrics[key] = self._number(value, f"info['metrics'][{key!r}]", method)
+        return dict(self._metrics)
 
 
 def _achieved(info: Mapping[str, Any]) -> list[Achieved]:

@@ -142,6 +142,7 @@ class EnvPool:
 
         Raises:
             ValueError: an environment's `reset` refused a job's options (its own exception; the job is over).
+            ContractError: an environment's answer was of the wrong form.
             TimeoutError: a call in a thread exceeded its time limit.
             RuntimeError: the pool is closed; or there is no `timeout` and every running episode waits for the consumer.
             Exception: what `make_env` raised, if no worker has ever worked.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any, Final, Protocol
 
-from lit_rft.envs.episode_env import EpisodeEnv
+from lit_rft.envs.episode_env import ContractError, EpisodeEnv
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Answers: (kind, payload), kind one of those below.
 RESET: Final = "reset"
@@ -18,7 +18,7 @@ CLOSE: Final = "close"
 READY: Final = "ready"  # the environment has been made; nobody asked
 DONE: Final = "done"  # payload: what the environment returned
 BAD_START: Final = "bad_start"  # payload: the exception that the environment could not be made for
-REFUSED: Final = "refused"  # payload: the ValueError that reset answered with
+REFUSED: Final = "refused"  # payload: the ValueError of reset, or the ContractError: trying again would not help
 FAILED: Final = "failed"  # payload: message and traceback; the environment is in an unknown state
 
 
@@ -76,7 +76,7 @@ def _answer(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
     try:
         return DONE, env.reset(argument) if verb == RESET else env.step(argument)
     except Exception as error:
-        if verb == RESET and isinstance(error, ValueError):
+        if isinstance(error, ContractError) or (verb == RESET and isinstance(error, ValueError)):
             return REFUSED, _sendable(error)
         return FAILED, (f"{type(error).__name__}: {error}", traceback.format_exc())
 

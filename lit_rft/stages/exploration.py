@@ -10,6 +10,7 @@ from lit_rft.agents import PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
+from lit_rft.metrics import env_metrics, mean_env_metrics
 from lit_rft.stages.base import EpisodeStage
 
 
@@ -53,6 +54,9 @@ class ExploringStage(EpisodeStage):
         }
         sums = self.sum_over_processes({k: torch.tensor(v, device=self.device) for k, v in values.items()})
         number = int(sums["episodes"])
+        shares = self.all_gather_objects([env_metrics(episode) for episode in ended])
+        means = mean_env_metrics(metrics for share in shares for metrics in share)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
         self.env_steps += int(sums["steps"])
         if number:
             score, success = sums["score"] / number, sums["success"] / number

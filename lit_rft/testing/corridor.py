@@ -24,6 +24,7 @@ class CorridorEnv(gym.Env[str, str]):
 
     `die_once`: a file; as long as it does not exist, the first step makes it and kills the process.
     `die_in`: a variation in which every step kills the process.
+    `measure`: report the room as a metric, and from room 1 on that it has been left.
     `wait_once`: a file; the first step makes it and waits until it has gone again.
     """
 
@@ -34,9 +35,10 @@ class CorridorEnv(gym.Env[str, str]):
         die_always: bool = False,
         wait_once: str = "",
         die_in: int | None = None,
+        measure: bool = False,
     ) -> None:
         self.step_limit, self.die_once, self.die_always = step_limit, die_once, die_always
-        self.wait_once, self.die_in = wait_once, die_in
+        self.wait_once, self.die_in, self.measure = wait_once, die_in, measure
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.room, self.steps, self.best = 0, 0, 0
@@ -64,6 +66,8 @@ class CorridorEnv(gym.Env[str, str]):
         reason = "goal" if done else "step_limit" if over else None
         score = self.best / LENGTH
         info = {"score": score, "valid": valid, "achieved": achieved, "reason": reason, "success": done}
+        if self.measure:
+            info["metrics"] = {"room": self.room, **({"left": 1.0} if self.best else {})}
         text = f"You are in room {self.room}." if valid else "That is not possible."
         return text, score - before / LENGTH, done, over and not done, info
 
@@ -90,12 +94,13 @@ class CorridorSuite:
     die_always: bool = False
     wait_once: str = ""
     die_in: int | None = None
+    measure: bool = False
 
     metric: ClassVar[Metric] = "score"
     expert: ClassVar[Expert] = GoldPaths()
 
     def make_env(self) -> gym.Env[str, str]:
-        return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once, self.die_in)
+        return CorridorEnv(self.step_limit, self.die_once, self.die_always, self.wait_once, self.die_in, self.measure)
 
     def episodes(
         self,

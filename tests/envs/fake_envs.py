@@ -30,6 +30,7 @@ class FakeEnv(gym.Env[str, str]):
         if start_error:
             raise OSError(start_error)
         self.log, self.memory = log, b""
+        self.metrics: dict[str, Any] = {}
         self._write("+")
         while meet and Path(log).read_text().count("+") < meet:
             time.sleep(0.01)
@@ -46,7 +47,11 @@ class FakeEnv(gym.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._do(action)
         self.steps += 1
-        info = {"steps": self.steps, "lock": threading.Lock() if action == "unpicklable" else None}
+        info = {
+            "metrics": self.metrics,
+            "steps": self.steps,
+            "lock": threading.Lock() if action == "unpicklable" else None,
+        }
         return action, 1.0, self.steps >= 3, False, info
 
     def close(self) -> None:
@@ -73,6 +78,8 @@ class FakeEnv(gym.Env[str, str]):
             os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "raise":
             raise RuntimeError("the fake failed")
+        elif action == "no number":
+            self.metrics = {"moves": "many"}
         elif action == "bad":
             raise ValueError("the fake refuses")
         elif action == "grow":

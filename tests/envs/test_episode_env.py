@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from lit_rft.envs import EpisodeEnv, EpisodeSpec
+from lit_rft.envs import ContractError, EpisodeEnv, EpisodeSpec
 from lit_rft.episodes import Achieved
 
 
@@ -94,12 +94,27 @@ def env_info() -> dict[str, Any]:
     [
         ("start", r"Scripted\.reset must return \(observation, info\), got str"),
         ((np.zeros(2), {}), r"Scripted\.reset must return text as observation, got ndarray"),
+        (
+            ("start", {"metrics": {"a": None}}),
+            r"Scripted\.reset must return a finite number as info\['metrics'\]\['a'\]",
+        ),
         (("start", None), r"Scripted\.reset must return a dictionary as info, got NoneType"),
     ],
 )
 def test_a_wrong_answer_to_reset_is_refused(start: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ContractError, match=message):
         play(EpisodeSpec("e"), start=start)
+
+
+def test_the_last_value_of_each_metric_counts() -> None:
+    steps = [("b", 0.0, False, False, {"metrics": metrics}) for metrics in ({"moves": np.int64(1)}, {}, {"won": True})]
+    env = EpisodeEnv(Scripted(("start", {"metrics": {"rooms": 4, "moves": 0}}), *steps))
+    _, info = env.reset(EpisodeSpec("e"))
+    assert info["metrics"] == {"rooms": 4.0, "moves": 0.0}
+    reported = [env.step("x")[4]["metrics"] for _ in steps]
+    assert reported == [{"rooms": 4.0, "moves": 1.0}] * 2 + [{"rooms": 4.0, "moves": 1.0, "won": 1.0}]
+    assert all(type(value) is float for value in reported[-1].values())
+    assert env.reset(EpisodeSpec("f"))[1]["metrics"] == {"rooms": 4.0, "moves": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -107,12 +122,22 @@ def test_a_wrong_answer_to_reset_is_refused(start: Any, message: str) -> None:
     [
         (("b", 1.0, True, {}), r"\(observation, reward, terminated, truncated, info\), got 4 values"),
         ((None, 1.0, True, False, {}), "must return text as observation, got NoneType"),
-        (("b", "1", True, False, {}), "must return a number as reward, got str"),
+        (("b", "1", True, False, {}), "must return a finite number as reward, got '1' \\(str\\)"),
+        (("b", float("nan"), True, False, {}), "must return a finite number as reward, got nan"),
         (("b", 1.0, True, False, []), "must return a dictionary as info, got list"),
+        (("b", 1.0, True, False, {"score": None}), "must return a finite number as score, got None"),
+        (("b", 1.0, True, False, {"metrics": 3.0}), r"numbers by name in info\['metrics'\], got 3.0"),
+        (("b", 1.0, True, False, {"metrics": {1: 3.0}}), r"numbers by name in info\['metrics'\], got {1: 3.0}"),
+        (
+            ("b", 1.0, True, False, {"metrics": {"a": "3"}}),
+            r"Scripted\.step .* as info\['metrics'\]\['a'\], got '3' \(str",
+        ),
+        (("b", 1.0, True, False, {"metrics": {"a": float("inf")}}), r"\['a'\], got inf"),
+        (("b", 1.0, True, False, {"metrics": {"a": np.zeros(1)}}), r"\['a'\], got array\(\[0\.\]\) \(ndarray"),
     ],
 )
 def test_a_wrong_answer_to_step_is_refused(step: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ContractError, match=message):
         play(EpisodeSpec("e"), step)
 
 

@@ -16,7 +16,7 @@ import torch  # noqa: F401  (the workers must not load it even where their paren
 from fake_envs import FakeEnv
 from playing import QUICK, assert_ends, group, play
 
-from lit_rft.envs import EnvPool, EpisodeSpec, PoolEvent, PoolSettings, ScienceWorldEnv
+from lit_rft.envs import ContractError, EnvPool, EpisodeSpec, PoolEvent, PoolSettings, ScienceWorldEnv
 
 
 def test_every_job_is_played_once_and_without_torch() -> None:
@@ -126,6 +126,20 @@ def test_bad_options_are_raised_and_the_run_can_go_on() -> None:
         ended, failures = play(pool, lambda event, steps: "go")
     assert list(ended) == ["good"]
     assert not failures
+
+
+def test_an_answer_of_the_wrong_form_is_raised_and_the_run_can_go_on() -> None:
+    with EnvPool(FakeEnv, 1, QUICK) as pool:
+        pool.submit(EpisodeSpec("a"))
+        (event,) = pool.wait()
+        pool.step(event.worker, "no number")
+        with pytest.raises(
+            ContractError, match=r"FakeEnv\.step must return a finite number as info\['metrics'\]\['moves'\]"
+        ):
+            pool.wait()
+        assert pool.outstanding == 0
+        pool.submit(EpisodeSpec("b"))
+        assert [event.kind for event in pool.wait()] == ["reset"]
 
 
 def test_an_environment_that_cannot_be_made_is_raised() -> None:
