@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from command import main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -24,9 +25,8 @@ def arguments(model: Path, folder: Path, *more: str) -> list[str]:
         "model.init_args.acting.parallel_episodes": 2,
         "model.init_args.exploration.max_new_tokens": 3,
         "model.init_args.acting.sampling.max_new_tokens": 3,
-        "data.init_args.suite.class_path": "lit_rft.envs.GymSuite",
-        "data.init_args.suite.init_args.env": "guess_env.Guess",
-        "data.init_args.suite.init_args.step_limit": 2,
+        "data.suite.env": "guess_env.Guess",  # short for data.init_args.suite.init_args.env
+        "data.suite.step_limit": 2,
         "data.init_args.batch_size": 2,
         "data.init_args.data_dir": folder / "data",
     }
@@ -49,6 +49,86 @@ def test_an_own_environment_trains_without_demonstrations(
         assert record["outcome"]["score"] == sum(step["reward"] for step in record["steps"])
         assert record["outcome"]["success"] == (record["outcome"]["reason"] == "goal")
     assert len(lines) == 2
+
+
+BRIEF = """\
+import os
+import pathlib
+import gymnasium as gym
+
+
+class Brief(gym.Env):
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return f"Be brief, {self.np_random.integers(100)}.", {}
+
+    def step(self, action):
+        return "Thanks.", 1 - len(action) / 8, True, False, {}
+
+
+class Fragile(Brief):
+    def __init__(self, marker):
+        self.marker = pathlib.Path(marker)
+
+    def step(self, action):
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), 9)
+        return super().step(action)
+"""
+
+
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {point.step: point.value for point in events.Scalars(name)}
+
+
+def test_an_own_environment_goes_all_the_way(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checked, trained until its reward rises, interrupted and resumed, evaluated, played; a killed worker included."""
+    (tmp_path / "brief_envs.py").write_text(BRIEF)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    main(["check-env", "brief_envs.Brief", "--episodes", "2"])
+    assert "Brief: 0 errors, 0 warnings" in capsys.readouterr().out
+
+    keys: dict[str, Any] = {
+        "data.suite.env": "brief_envs.Brief",
+        "data.suite.name": "Brief",
+        "trainer.max_steps": 10,
+        "trainer.val_check_interval": 10,
+        "model.init_args.optimizer.learning_rate": 0.03,
+        "model.init_args.policy.lora": "null",
+        "model.init_args.objective.group_size": 8,
+        "model.init_args.exploration.max_new_tokens": 8,
+        "data.init_args.predict_variations": 4,
+    }
+    short = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
+    run = tmp_path / "run"
+    main(["fit", *arguments(tiny_model_folder, run, *short)])
+    fragile = ["--data.suite.env", "brief_envs.Fragile", "--data.suite.env_args"]
+    killed = [*fragile, json.dumps({"marker": str(tmp_path / "killed")})]
+    main(
+        ["fit", *arguments(tiny_model_folder, run, *short, *killed), "--ckpt_path", "last", "--trainer.max_steps", "12"]
+    )
+    assert (tmp_path / "killed").exists()
+    rewards = scalars(run, "train/reward")
+    assert len(rewards) == 12
+    values = [rewards[step] for step in sorted(rewards)]
+    assert sum(values[-4:]) / 4 > sum(values[:4]) / 4 + 0.15
+
+    main(["test", *arguments(tiny_model_folder, run, *short), "--ckpt_path", "last"])
+    scores = json.loads((run / "scores.json").read_text())["mean"]
+    assert scores["env_errors"] == 0
+    main(["predict", *arguments(tiny_model_folder, run, *short), "--ckpt_path", "last"])
+    killed = [*fragile, json.dumps({"marker": str(tmp_path / "again")})]
+    records = (run / "episodes" / "predicted.jsonl").read_text()
+    (run / "episodes" / "predicted.jsonl").unlink()
+    main(["predict", *arguments(tiny_model_folder, run, *short, *killed), "--ckpt_path", "last"])
+    assert (tmp_path / "again").exists() and len(records.splitlines()) == 4
+    again = (run / "episodes" / "predicted.jsonl").read_text()
+    assert sorted(again.replace("Fragile", "Brief").splitlines()) == sorted(records.splitlines())
 
 
 def test_rows_of_a_file_are_tasks(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
