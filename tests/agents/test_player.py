@@ -82,6 +82,9 @@ def test_an_environment_that_always_dies_is_an_env_error(model: Any, chat: ChatF
     played = list(_play(model, chat, CorridorSuite(die_always=True), workers=2))
     assert len(played) == len(_jobs(CorridorSuite()))
     assert all(p.episode.outcome.reason == "env_error" and not p.transcripts for p in played)
+    for one in played:
+        one.episode.validate()
+        assert one.episode.initial_observation and one.episode.extra["error"]
 
 
 def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFormat, tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def test_returns_of_several_trajectories() -> None:
         (lambda x: td_target(x, x[:2], x, discount=0.9), "next_values must have the shape"),
         (lambda x: td_target(x, x, x, discount=1.1), "discount must be in"),
         (lambda x: td_target(x, x, x, discount=0.9, steps=x[:1]), "steps must have the shape"),
+        (lambda x: discounted_returns(x, x[:2], x, discount=0.9), "terminated must have the shape"),
+        (lambda x: discounted_returns(x, x, x[:2], discount=0.9), "last must have the shape"),
         (lambda x: q_loss(x[None], x), "q_values must have 1"),
         (lambda x: q_loss(x, x, mask=x[:1]), "mask must have the shape"),
         (lambda x: expectile_value_loss(x, x, expectile=1.0), "expectile must be in"),

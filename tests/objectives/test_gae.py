@@ -146,5 +146,9 @@ def test_a_clipped_value_moves_no_further() -> None:
     value = torch.tensor([0.4], requires_grad=True)
     clipped_value_loss(value, torch.tensor([0.0]), torch.tensor([0.5]), clip=0.2).loss.backward()
     assert value.grad is not None and value.grad.item() == 0.0  # already 0.4 towards it
+    for wrong in ("old_values", "returns"):
+        shapes = {"old_values": torch.zeros(3), "returns": torch.zeros(3)} | {wrong: torch.zeros(2)}
+        with pytest.raises(ValueError, match=f"{wrong} must have the shape of values"):
+            clipped_value_loss(torch.zeros(3), **shapes)
     with pytest.raises(ValueError, match="clip must be > 0 or None, got 0"):
         clipped_value_loss(value, value, value, clip=0)

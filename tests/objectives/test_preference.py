@@ -66,6 +66,13 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
         preference_loss(**{**arguments, **change})
 
 
+@pytest.mark.parametrize("name", ["mask", "trajectory"])
+def test_shapes_of_trajectories_are_checked(name: str) -> None:
+    arguments = {"trajectory": torch.zeros(3).long(), "mask": torch.ones(3, 2).bool()}
+    with pytest.raises(ValueError, match=f"{name} must have the shape"):
+        trajectory_log_probs(torch.zeros(3, 2), **{**arguments, name: arguments[name][:1]}, number=2)
+
+
 def test_log_probs_are_summed_over_all_utterances_of_a_trajectory() -> None:
     tokens = torch.tensor([[-1.0, -2.0, math.nan], [-3.0, -4.0, -5.0], [-6.0, math.nan, math.nan]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 0]]).bool()

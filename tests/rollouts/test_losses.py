@@ -10,6 +10,7 @@ import torch
 from command import main
 from plugins.gspo_loss import GSPOLoss, sequence_losses
 
+from lit_rft.objectives import mixed_policy_loss
 from lit_rft.rollouts import GroupAdvantages, MixedPolicyLoss, Normalizer, Rollout, RolloutBatch
 from lit_rft.rollouts.rollout import keep_old_log_probs
 from lit_rft.transcripts import collate_padded, completion_transcript
@@ -40,6 +41,49 @@ def test_losses_and_diagnostics_add_up_over_micro_batches(loss: Any) -> None:
     torch.testing.assert_close(halves[0][0] + halves[1][0], full)
     for name, value in sums.items():
         torch.testing.assert_close(halves[0][1][name] + halves[1][1][name], value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"policy_shaping": None}, {"policy_shaping": 0.5}, {"clip_low": 0.01}, {"clip_high": 0.01},
+     {"normalizer": "max_length"}, {"importance_cap": 1.1}],
+    ids=str,
+)  # fmt: skip
+def test_the_default_loss_is_the_objective_on_the_batch(settings: dict[str, Any]) -> None:
+    log_probs, batch = make_batch()
+    batch.behaviour_log_probs = torch.full_like(log_probs, math.nan)
+    batch.behaviour_log_probs[1, :2] = -0.5
+    normalizer = Normalizer(torch.tensor(9), torch.tensor(4), 7)
+    loss, sums = MixedPolicyLoss(**settings)(log_probs, batch, normalizer=normalizer)
+    assert batch.old_log_probs is not None and batch.sampled_log_probs is not None
+    weights = (batch.old_log_probs - batch.sampled_log_probs).exp().clamp_max(1.1)
+    weights[batch.off_policy] = 1.0
+    knobs = {"policy_shaping": 0.1, "clip_low": 0.2, "clip_high": 0.2} | settings
+    terms = mixed_policy_loss(
+        log_probs, batch.advantages, batch.mask, batch.off_policy,
+        old_log_probs=batch.old_log_probs, behaviour_log_probs=batch.behaviour_log_probs,
+        token_weights=weights if knobs.pop("importance_cap", None) else None,
+        normalizer=7 if knobs.pop("normalizer", None) else torch.tensor(9), **knobs,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, terms.loss)
+    for name in ("on_policy_loss", "off_policy_loss", "trace_prob_mean", "clip_fraction"):
+        torch.testing.assert_close(sums[name][0] / sums[name][1], getattr(terms, name), check_dtype=False)
+    assert [float(sums[name][1]) for name in ("on_policy_loss", "off_policy_loss")] == [10, 3]
+    if settings:
+        assert loss != MixedPolicyLoss()(log_probs, batch, normalizer=normalizer)[0]
+
+
+def test_before_the_first_update_the_ratio_is_one() -> None:
+    log_probs, batch = make_batch()
+    batch.old_log_probs = None
+    normalizer = Normalizer(batch.mask.sum(), torch.tensor(4), 7)
+    log_probs.requires_grad_()
+    loss, sums = MixedPolicyLoss(policy_shaping=None)(log_probs, batch, normalizer=normalizer)
+    loss.backward()
+    on = ~batch.off_policy
+    expected = -(batch.advantages[:, None] * batch.mask) / batch.mask.sum()
+    assert log_probs.grad is not None and sums["clip_fraction"][0] == 0
+    torch.testing.assert_close(log_probs.grad[on], expected[on])
 
 
 def test_gspo_equals_a_slow_loop() -> None:
