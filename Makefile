@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # the other benchmarks are whole experiments, of hours: docs/results.md
+# processes that run tests, each on one core with up to 2 GB; one that is done takes over tests of another
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
@@ -16,10 +19,10 @@ demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play b
 	$(BIN)/python -m lit_rft.demo
 
 test: $(READY)  ## set up .venv and run the tests (at most 12 minutes on two cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)  ## for everyday work: the tests that start no process and no simulator
-	$(BIN)/python -m pytest -m "not slow and not processes"
+	$(PYTEST) -m "not slow and not processes"
 
 test-slow: $(READY)  ## the tests that take more than 20 seconds each
 	$(BIN)/python -m pytest -m slow
@@ -37,7 +40,8 @@ typecheck: $(READY)  ## mypy over the library
 wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everything
 	$(BIN)/python -m pytest tests/test_packaging.py
 
-mutants: $(READY)  ## break the library in 150 small ways and count what the tests notice (hours; it can be interrupted)
+mutants: $(READY)  ## break the library in 150 small ways and count what the tests notice (an hour; it can be interrupted)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	$(BIN)/python tools/mutants.py
 
 bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)

@@ -1,117 +1,128 @@
-"""Break the library in small ways, one at a time, and count how many breaks the tests notice.
+"""Break the library in small ways, one at a time, and report which of the mutants the tests kill.
 
-    python tools/mutants.py --number 150 --output runs/mutants.jsonl
+    python tools/mutants.py --number 150 --output runs/mutants.json
 
-A mutant is one changed operator, comparison, number or truth value in `PARTS`. It is made in a copy of the tree, never
-in the tree itself. Results are appended to the output as they come: the same command goes on where an earlier one
-ended.
+mutmut (the extra `mutants`; settings: `[mutmut]` in setup.cfg) makes the mutants in the folder `mutants/`, runs the
+unmutated tests first, notes which tests call each function, and runs only those for each of its mutants. This script
+draws the same sample each time, leaves out mutants that change nothing but the wording of a text, and writes the
+report. The same command resumes an interrupted check; after a change to the code, remove `mutants/` first.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
+import contextlib
+import io
 import json
 import os
 import random
-import shutil
-import subprocess
-import sys
-import tempfile
+import re
+from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: workers are forked
+
+from mutmut import __main__ as mutmut  # the command line; its parts are functions
+from mutmut.mutation import file_mutation
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
 ROOT = Path(__file__).resolve().parents[1]
-# part of the library -> the tests that have to notice
-PARTS = {
-    "objectives": ["tests/objectives", "tests/stages/test_first_steps.py"],
-    "generation": ["tests/generation"],
-    "agents": ["tests/agents"],
-    "rollouts": ["tests/rollouts", "tests/stages/test_grpo_members.py"],
-    "stages": ["tests/stages"],
-}
-OPERATORS: dict[type, type] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+# mutmut wraps a function to choose its mutant: `constructor_arguments` in the stages would not find the wrapped
+# constructors' frames, and torch saves the attributes of a schedule's method, to which a wrapper adds a function.
+file_mutation.NEVER_MUTATE_FUNCTION_NAMES |= {"__init__", "_lr_factor"}
+RESULTS = {1: "killed", 0: "survived", 5: "no tests", 33: "no tests", 36: "timeout", 255: "timeout"}
+RESULTS |= dict.fromkeys((24, -24, 152), "timeout")  # SIGXCPU; all other exit codes: error
+TEXT = re.compile(r'"[^"]*"|\'[^\']*\'')
 
 
-def mutate(node: ast.AST) -> str | None:
-    """Change a node in place; what was changed, or None where it is no place for a mutant."""
-    holder = "ops" if isinstance(node, ast.Compare) else "op"
-    if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare):
-        old = node.ops[0] if isinstance(node, ast.Compare) else node.op
-        if (new := OPERATORS.get(type(old))) is None:
-            return None
-        setattr(node, holder, [new(), *node.ops[1:]] if isinstance(node, ast.Compare) else new())
-        return f"{type(old).__name__} -> {new.__name__}"
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
-        old_value = node.value
-        node.value = not old_value if isinstance(old_value, bool) else old_value + 1
-        return f"{old_value!r} -> {node.value!r}"
-    return None
+def generate() -> dict[str, Path]:
+    """Make all mutants; the name and file of each, in a fixed order."""
+    Path("mutants").mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # the names of all files
+        mutmut.copy_src_dir()
+        mutmut.copy_also_copy_files()
+        mutmut.create_mutants(1)
+    return {name: path for path in sorted(mutmut.walk_mutatable_files()) for name in sorted(exit_codes(path))}
 
 
-def sites(path: Path) -> Iterator[int]:
-    """The places of a file, by their number in `ast.walk`."""
-    for number, node in enumerate(ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
-        if mutate(copy.deepcopy(node)) is not None:
-            yield number
+def exit_codes(path: Path) -> dict[str, int | None]:
+    """Return the exit code of pytest by mutant of a file: None where it has not run."""
+    data = SourceFileMutationData(path=path)
+    data.load()
+    return data.exit_code_by_key
 
 
-def sample(number: int, seed: int) -> list[tuple[str, int]]:
-    """Draw mutants, the same for the same tree and seed."""
-    files = sorted(file for part in PARTS for file in (ROOT / "lit_rft" / part).rglob("*.py"))
-    every = [(str(file.relative_to(ROOT)), site) for file in files for site in sites(file)]
-    return random.Random(seed).sample(every, min(number, len(every)))
+def changed_lines(name: str, path: Path) -> tuple[list[str], list[str]]:
+    """Return the lines that a mutant removes and adds."""
+    diff = get_diff_for_mutant(name, path=path).splitlines()[2:]
+    return [line[1:] for line in diff if line[:1] == "-"], [line[1:] for line in diff if line[:1] == "+"]
 
 
-def try_mutant(name: str, site: int, seconds: float) -> dict[str, object]:
-    """Test one mutant in a copy of the tree. Tests that hang have noticed it, too."""
-    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-    node = list(ast.walk(tree))[site]
-    found = {"file": name, "site": site, "line": getattr(node, "lineno", 0), "change": mutate(node)}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        for part in ("lit_rft", "tests"):
-            shutil.copytree(ROOT / part, work / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for part in ("setup.cfg", "pyproject.toml", "README.md", "docs", "configs", "datamodules", "callbacks"):
-            (work / part).symlink_to(ROOT / part)
-        (work / name).write_text(ast.unparse(tree), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *PARTS[Path(name).parts[1]]]
-        environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return {**found, "killed": True, "by": "time"}
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(f"pytest itself failed ({done.returncode}): {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    by = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return {**found, "killed": done.returncode != 0, "by": by[0] if by else ""}
+def changes_text_only(name: str, path: Path) -> bool:
+    before, after = ([TEXT.sub('""', line) for line in lines] for lines in changed_lines(name, path))
+    return before == after
+
+
+def sample(mutants: dict[str, Path], patterns: list[str], number: int, seed: int) -> Iterator[str]:
+    """Draw the same number of mutants of each pattern's files (all of them where there are fewer)."""
+    for index, pattern in enumerate(patterns):
+        share = number // len(patterns) + (index < number % len(patterns))
+        names = [name for name, path in mutants.items() if fnmatch(str(path), pattern)]
+        random.Random(seed).shuffle(names)
+        kept = (name for name in names if not changes_text_only(name, mutants[name]))
+        yield from (name for name, _ in zip(kept, range(share), strict=False))
+
+
+def line_number(path: Path, name: str) -> int:
+    """Find the first line that a mutant changes: by its text, in the function that it is in."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    function, class_name = orig_function_and_class_names_from_key(name)
+    start = next((n for n, line in enumerate(lines) if class_name and line.startswith(f"class {class_name}")), 0)
+    head = re.compile(rf"\s*(async )?def {function}\b")
+    start = next(n for n, line in enumerate(lines) if n >= start and head.match(line))
+    (changed, *_), _ = changed_lines(name, path)
+    return next((n + 1 for n, line in enumerate(lines) if n >= start and line.strip() == changed.strip()), start + 1)
+
+
+def report(names: list[str], mutants: dict[str, Path]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        path = mutants[name]
+        code = exit_codes(path)[name]
+        result = "not run" if code is None else RESULTS.get(code, "error")
+        before, after = changed_lines(name, path)
+        place = f"{path}:{line_number(path, name)}"
+        rows.append({"mutant": name, "place": place, "result": result, "exit_code": code, "from": before, "to": after})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--number", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=900, help="for the tests of one mutant")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "mutants.jsonl")
+    parser.add_argument("--files", nargs="+", help="patterns (default: only_mutate in setup.cfg)")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "mutants.json")
     options = parser.parse_args()
+    os.chdir(ROOT)
+    mutants = generate()
+    patterns = options.files or mutmut.config().only_mutate
+    names = list(sample(mutants, patterns, options.number, options.seed))
+    rows = report(names, mutants)
+    if waiting := [row["mutant"] for row in rows if row["result"] == "not run"]:
+        mutmut.run.main(["--max-children", str(options.processes), *waiting], standalone_mode=False)
+        rows = report(names, mutants)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.output.read_text().splitlines() if options.output.exists() else []
-    results = {(row["file"], row["site"]): row for row in map(json.loads, lines)}
-    wanted = sample(options.number, options.seed)
-    for mutant in wanted:
-        if mutant not in results:
-            results[mutant] = try_mutant(*mutant, options.seconds)
-            with options.output.open("a") as stream:
-                stream.write(json.dumps(results[mutant]) + "\n")
-    survivors = [results[mutant] for mutant in wanted if not results[mutant]["killed"]]
-    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mutants were noticed; survivors:")
-    for row in survivors:
-        print(f"  {row['file']}:{row['line']}: {row['change']}")
+    options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        if row["result"] != "killed":
+            print(f"{row['result']}: {row['place']}", *row["from"], "->", *row["to"], sep="\n    ")
+    print(dict(Counter(row["result"] for row in rows)), f"of {len(rows)} mutants: {options.output}")
 
 
 if __name__ == "__main__":
