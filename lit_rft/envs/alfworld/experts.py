@@ -1,0 +1,53 @@
+"""Experts of the suites: the explorer's actions, worked out in plain Python before an episode is played."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rft.envs.alfworld.explorer import Mistakes, solve
+from lit_rft.envs.alfworld.sources import GameSource
+from lit_rft.envs.base import EpisodeSpec
+from lit_rft.episodes.record import Episode
+from lit_rft.episodes.subgoals import annotate_events
+
+
+@dataclass(frozen=True)
+class ExplorerExpert:
+    """Looks for objects where they are likely to be (`Explorer`); an `Expert`.
+
+    Games are deterministic, so actions that solve a game once solve it again. Wrong actions come from here, with the
+    explorer's recovery from them: an open loop with random actions in between (`collect_perturbed_episodes`) achieves
+    nothing after the first of them.
+
+    Attributes:
+        games: where games come from.
+        mistakes: probability of a wrong action at each step: medium-quality data, in [0, 1).
+        omniscient: knows from the start where everything is. Such paths are shorter, but depend on what the policy
+            cannot know.
+        seed: of the wrong actions.
+        irreversible: see `Expert`.
+    """
+
+    games: GameSource
+    mistakes: float = 0.0
+    omniscient: bool = False
+    seed: int = 0
+    irreversible: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        name = "planner" if self.omniscient else "explorer"
+        return f"{name}-mistakes-{self.mistakes:g}-{self.seed}" if self.mistakes else name
+
+    def prepare(self, spec: EpisodeSpec, admissible_at: Sequence[int]) -> EpisodeSpec:
+        return spec  # the environment always reports admissible actions
+
+    def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
+        mistakes = Mistakes(self.mistakes, self.seed) if self.mistakes else None
+        household = self.games.household(spec.options)
+        return solve(household, mistakes=mistakes, key=spec.id, omniscient=self.omniscient)[0]
+
+    def annotate(self, episode: Episode) -> Any:
+        return annotate_events(episode)

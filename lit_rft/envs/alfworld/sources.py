@@ -1,0 +1,115 @@
+"""Where games come from: generated households. What is played is a `Simulator` in either case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lit_rft.envs.alfworld.engine import TextWorldGame
+from lit_rft.envs.alfworld.games import Household, game_data
+from lit_rft.envs.alfworld.generator import Layout, generate
+from lit_rft.envs.alfworld.resources import load_resources
+from lit_rft.envs.alfworld.world import World
+
+SYNTHETIC = "alfworld-synthetic"  # in ids, tables and records: results on generated games are not results on ALFWorld
+
+
+class Simulator(Protocol):
+    """A game being played: `World` or `TextWorldGame`."""
+
+    def step(self, command: str) -> str: ...
+
+    def won(self) -> bool: ...
+
+    def admissible(self) -> list[str]: ...
+
+    def facts(self) -> set[tuple[str, ...]]: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """A game at its start.
+
+    Attributes:
+        simulator: plays it.
+        observation: the first observation.
+        description: the task in words.
+        put: the game's own form of the command that puts an object down, with the fields ``o`` and ``r``.
+    """
+
+    simulator: Simulator
+    observation: str
+    description: str
+    put: str = "move {o} to {r}"
+
+
+class GameSource(Protocol):
+    """Starts games from the options of an episode."""
+
+    @property
+    def name(self) -> str:
+        """``env`` of the records."""
+
+    @property
+    def version(self) -> str:
+        """``env_version`` of the records."""
+
+    def start(self, options: Mapping[str, Any]) -> Start:
+        """Start a game.
+
+        Raises:
+            ValueError: an option is missing, unknown or out of range, or the game is damaged.
+        """
+
+    def household(self, options: Mapping[str, Any]) -> Household:
+        """The game as data, for experts."""
+
+
+@dataclass
+class SyntheticGames:
+    """Generated games; a `GameSource`.
+
+    Attributes:
+        layout: settings of the households.
+        textworld: play on TextWorld's engine, some hundred times slower, and not on the equivalent in plain Python.
+    """
+
+    layout: Layout = field(default_factory=Layout)
+    textworld: bool = False
+    name: str = SYNTHETIC
+    _engine: TextWorldGame | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def version(self) -> str:
+        return load_resources().version
+
+    def start(self, options: Mapping[str, Any]) -> Start:
+        household = self.household(options)
+        description = f"{household.description}."
+        if not self.textworld:
+            world = World(household)
+            return Start(world, world.intro(), description)
+        self._engine = self._engine or TextWorldGame()
+        text, _ = self._engine.start(game_data(household, load_resources()))
+        return Start(self._engine, first_observation(text), description)
+
+    def household(self, options: Mapping[str, Any]) -> Household:
+        if options.keys() != {"task", "split", "seed"}:
+            raise ValueError(
+                "reset needs options={'task': name, 'split': name, 'seed': number}; "
+                f"got the options {sorted(map(str, options))}"
+            )
+        return generate(options["task"], options["split"], options["seed"], self.layout, load_resources())
+
+
+def first_observation(text: str) -> str:
+    """The first observation out of a game's first text ("Welcome", the room, the task).
+
+    Raises:
+        ValueError: the text has no such paragraph.
+    """
+    for paragraph in text.split("\n\n"):
+        if paragraph.strip().startswith("You are"):
+            return paragraph.strip()
+    raise ValueError(f"expected a first text with a paragraph 'You are ...', got {text[:200]!r}")
