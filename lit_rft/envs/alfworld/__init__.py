@@ -4,7 +4,7 @@ from lit_rft.envs.alfworld.env import AlfworldEnv
 from lit_rft.envs.alfworld.explorer import Explorer, solve
 from lit_rft.envs.alfworld.generator import Layout, generate
 from lit_rft.envs.alfworld.official import OFFICIAL_GAMES
-from lit_rft.envs.alfworld.suite import AlfworldSuite, SyntheticSuite, eto, glider
+from lit_rft.envs.alfworld.suite import AlfworldSuite, SyntheticSuite, eto, glider, small_households
 
 __all__ = [
     "OFFICIAL_GAMES",
@@ -16,5 +16,6 @@ __all__ = [
     "eto",
     "generate",
     "glider",
+    "small_households",
     "solve",
 ]

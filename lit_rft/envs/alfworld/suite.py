@@ -199,6 +199,11 @@ class SyntheticSuite:
         return SyntheticGames(Layout(self.max_receptacles, self.max_objects, self.closed), self.textworld)
 
 
+def small_households(step_limit: int = 30, mistakes: float = 0.0) -> SyntheticSuite:
+    """Households with at most two receptacles of a type, for demonstrations on small machines."""
+    return SyntheticSuite(step_limit=step_limit, max_receptacles=2, mistakes=mistakes)
+
+
 def glider(data: str = "") -> AlfworldSuite:
     """GLIDER's setting by its paper (the release has none): 140 seen and 134 unseen games, at most 50 actions."""
     return AlfworldSuite("alfworld-glider", 50, _SEEN_UNSEEN, data)

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lit_rft.envs import EpisodeEnv
-from lit_rft.envs.alfworld import SyntheticSuite
+from lit_rft.envs.alfworld import SyntheticSuite, small_households
 from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.resources import Resources
 from lit_rft.envs.base import describe, expert_of
@@ -137,6 +137,7 @@ def test_settings_change_ids_files_and_workers(rooms: Resources) -> None:
     assert len({describe(suite) for suite in suites}) == 6
     assert len({expert_of(suite).kind for suite in suites}) == 3
     assert pickle.loads(pickle.dumps(suites[1].make_env)).__self__ == suites[1]
+    assert small_households() == suites[1] and small_households(mistakes=0.3).mistakes == 0.3
 
 
 def collect(suite: SyntheticSuite, path: Path) -> list[Episode]:
