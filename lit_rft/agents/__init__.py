@@ -1,8 +1,20 @@
 """Agents: flat, hierarchical and scripted, and the player that lets many of them act at once."""
 
+from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
+from lit_rft.agents.contexts import Context, ContextWithoutThoughts, FullContext, make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
 from lit_rft.agents.flat import FlatAgent, FlatSession
+from lit_rft.agents.formats import (
+    Answer,
+    AnswerFormat,
+    FirstLine,
+    HermesToolCall,
+    JsonObject,
+    LastLine,
+    Llama3ToolCall,
+    Tags,
+)
 from lit_rft.agents.hierarchical import (
     HierarchicalAgent,
     HierarchicalSession,
@@ -13,32 +25,49 @@ from lit_rft.agents.hierarchical import (
 )
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
-from lit_rft.agents.records import add_outcomes, replay, step_outcomes
+from lit_rft.agents.records import add_outcomes, recorded_thoughts, recorded_utterances, replay, step_outcomes
 from lit_rft.agents.scripted import ScriptedAgent
 
 __all__ = [
     "Act",
     "Agent",
+    "Answer",
+    "AnswerFormat",
     "Ask",
+    "Context",
     "ContextFullError",
+    "ContextWithoutThoughts",
     "Conversation",
     "EpisodePlayer",
+    "FirstLine",
     "FlatAgent",
     "FlatSession",
+    "FullContext",
+    "HermesToolCall",
     "HierarchicalAgent",
     "HierarchicalSession",
     "HierarchyPrompts",
+    "JsonObject",
+    "LastLine",
+    "Llama3ToolCall",
     "LowLevelAnswer",
     "PlayedEpisode",
     "ScriptedAgent",
     "Session",
     "Stop",
+    "Tags",
     "Turn",
     "add_outcomes",
+    "make_context",
     "parse_low_level_answer",
     "parse_single_line",
+    "read_answer",
+    "recorded_thoughts",
+    "recorded_utterances",
     "replay",
     "step_outcomes",
+    "system_text",
+    "write_answer",
     "write_low_level_answer",
     "write_single_line",
 ]

@@ -17,9 +17,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Act:
-    """The agent acts: `text` goes to the environment."""
+    """The agent acts: `text` goes to the environment.
+
+    `valid` is False for an invalid answer, which had no action: its text is empty, and the step counts as not valid,
+    whatever the environment reports.
+    """
 
     text: str
+    valid: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Session(Protocol):
 
     @property
     def malformed(self) -> int:
-        """Number of utterances so far that did not have the expected form."""
+        """Number of utterances so far that did not have the expected form, invalid answers among them."""
         ...
 
     def start(self, task_description: str, observation: str) -> Turn:
@@ -65,6 +70,9 @@ class Agent(Protocol):
 
     An agent holds neither model nor tokenizer; the chat format comes in where token ids are made. The command line
     accepts a class whose methods have the same annotations.
+
+    An agent may also have `keep_thoughts: bool`. If it is False, no level reads its earlier thoughts again, and each
+    decision has a transcript of its own.
     """
 
     @property

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
-from lit_rft.agents.lines import parse_single_line, write_single_line
-from lit_rft.agents.records import replay, step_outcomes
+from lit_rft.agents.formats import AnswerFormat
+from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay, step_outcomes
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
@@ -14,12 +15,16 @@ class FlatAgent:
     """An agent without hierarchy, which answers each observation with an action.
 
     Args:
-        prompt: system text.
+        prompt: system text; the instruction of the answer format follows it.
         max_length: context length in tokens, > 0; earlier turns are dropped when it is full.
+        answer_format: how an action is written, see `lit_rft.agents.formats`; null for `FirstLine`.
+        keep_thoughts: whether earlier thoughts stay in the context. If not, each decision has a transcript of its own.
     """
 
     prompt: str = "You act. Read the task and what was observed, and answer with the next action."
     max_length: int = 2048
+    answer_format: AnswerFormat | None = None
+    keep_thoughts: bool = True
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length")
@@ -32,9 +37,18 @@ class FlatAgent:
         return FlatSession(self, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
-        """One transcript of observations and actions."""
-        actions = [write_single_line(step.action) for step in episode.steps]
-        return replay(self.session(episode.id, chat), episode, chat, {"flat": actions})
+        """One transcript of observations and actions; without earlier thoughts, one for each action."""
+        steps = zip(episode.steps, recorded_thoughts(episode), strict=True)
+        texts = [write_answer(self.answer_format, chat, step.action, thought) for step, thought in steps]
+
+        def means(text: str, index: int) -> bool:
+            return read_answer(self.answer_format, chat, text).action == episode.steps[index].action
+
+        return replay(
+            self.session(episode.id, chat), episode, chat,
+            {"flat": recorded_utterances(episode, "flat", texts, means)},
+            keep_thoughts=self.keep_thoughts, max_length=self.max_length,
+        )  # fmt: skip
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
         """The environment's reward of each step."""
@@ -53,12 +67,12 @@ class FlatSession:
 
     def start(self, task_description: str, observation: str) -> Ask:
         opening = f"Task: {task_description}\n\n{observation}".strip()
-        return Ask("flat", self.chat.head(self.agent.prompt, opening))
+        return Ask("flat", self.chat.head(system_text(self.agent.prompt, self.agent.answer_format), opening))
 
     def receive(self, text: str) -> Act:
-        action, malformed = parse_single_line(text)
-        self.malformed += malformed
-        return Act(action)
+        answer = read_answer(self.agent.answer_format, self.chat, text)
+        self.malformed += answer.malformed
+        return Act(answer.action, answer.valid)
 
     def observe(self, observation: str) -> Ask:
         return Ask("flat", self.chat.turn(self.agent.update("flat", observation)))

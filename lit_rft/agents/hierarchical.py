@@ -5,9 +5,10 @@ The same session plays episodes and renders stored ones: a policy is trained on 
 
 from dataclasses import dataclass, field, replace
 
+from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
-from lit_rft.agents.lines import lines_of, parse_single_line, read_line, write_single_line
-from lit_rft.agents.records import replay
+from lit_rft.agents.formats import AnswerFormat, FirstLine
+from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay
 from lit_rft.episodes import Episode, Subgoal, intrinsic_rewards
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
@@ -50,25 +51,36 @@ class HierarchyPrompts:
 
 @dataclass(frozen=True)
 class LowLevelAnswer:
-    """A low-level utterance taken apart: the action, the completion flag, and whether its form was wrong."""
+    """A low-level utterance taken apart: the action, the completion flag, whether its form was wrong, and whether it
+    has an action at all."""
 
     action: str
     subgoal_done: bool
     malformed: bool
+    valid: bool = True
 
 
-def write_low_level_answer(action: str, subgoal_done: bool) -> str:
-    """Write an action, as `write_single_line` does, and a flag; `parse_low_level_answer` gives both back."""
-    return f"{write_single_line(action)}\n{DONE if subgoal_done else CONTINUE}"
+def write_low_level_answer(action: str, subgoal_done: bool, answer_format: AnswerFormat | None = None) -> str:
+    """Write an action in a format (default: as one line), and a flag; `parse_low_level_answer` gives both back."""
+    return f"{(answer_format or FirstLine()).render(action)}{_flag_line(subgoal_done)}"
 
 
-def parse_low_level_answer(text: str) -> LowLevelAnswer:
-    """Read an action and a flag from any text. Without a proper flag the first line is the action, the subgoal goes on,
-    and the answer is `malformed`. Never raises."""
-    lines = lines_of(text)
-    if len(lines) == 2 and lines[1] in (DONE, CONTINUE):
-        return LowLevelAnswer(read_line(lines[0]), lines[1] == DONE, malformed=False)
-    return LowLevelAnswer(read_line(lines[0]) if lines else "", False, malformed=True)
+def _flag_line(subgoal_done: bool) -> str:
+    return f"\n{DONE if subgoal_done else CONTINUE}"
+
+
+def parse_low_level_answer(text: str, answer_format: AnswerFormat | None = None) -> LowLevelAnswer:
+    """Read an action and a flag from any text. Without a proper flag the action is that of the whole text, the subgoal
+    goes on, and the answer is `malformed`. Never raises."""
+    answer_format = answer_format or FirstLine()
+    lines = text.rstrip().splitlines(keepends=True)
+    flag = lines[-1].strip() if lines else ""
+    answer = answer_format.parse("".join(lines[:-1])) if flag in (DONE, CONTINUE) else None
+    if answer is not None and not answer.malformed:
+        return LowLevelAnswer(answer.action, flag == DONE, malformed=False)
+    answer = answer_format.parse(text)
+    action = "" if answer is None else answer.action
+    return LowLevelAnswer(action, False, malformed=True, valid=answer is not None)
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,18 @@ class HierarchicalAgent:
         prompts: what each level reads.
         max_length: context length of each level in tokens, > 0; earlier turns are dropped when it is full.
         subgoal_steps: actions after which a subgoal ends by itself, > 0.
+        answer_format: how the low level writes an action, before its flag, see `lit_rft.agents.formats`;
+            null for `FirstLine`.
+        subgoal_format: how the high level writes a subgoal; null for `FirstLine`.
+        keep_thoughts: whether earlier thoughts stay in the contexts. If not, each decision has a transcript of its own.
     """
 
     prompts: HierarchyPrompts = field(default_factory=HierarchyPrompts)
     max_length: int = 2048
     subgoal_steps: int = 16
+    answer_format: AnswerFormat | None = None
+    subgoal_format: AnswerFormat | None = None
+    keep_thoughts: bool = True
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length", "subgoal_steps")
@@ -103,12 +122,41 @@ class HierarchicalAgent:
         """
         if episode.steps and not episode.subgoals:
             raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train a flat agent")
-        completed = {subgoal.end - 1 for subgoal in episode.subgoals if subgoal.completed}
         session = HierarchicalSession(self, chat, frozenset(subgoal.end for subgoal in episode.subgoals))
-        return replay(session, episode, chat, {
-            "high": [write_single_line(subgoal.goal) for subgoal in episode.subgoals],
-            "low": [write_low_level_answer(step.action, n in completed) for n, step in enumerate(episode.steps)],
-        })  # fmt: skip
+        return replay(
+            session, episode, chat, {"high": self._goals(episode, chat), "low": self._actions(episode, chat)},
+            keep_thoughts=self.keep_thoughts, max_length=self.max_length,
+        )  # fmt: skip
+
+    def _goals(self, episode: Episode, chat: ChatFormat) -> list[str]:
+        """The high level's utterances."""
+
+        def means(text: str, index: int) -> bool:
+            return _goal_of(read_answer(self.subgoal_format, chat, text).action) == episode.subgoals[index].goal
+
+        texts = [write_answer(self.subgoal_format, chat, subgoal.goal) for subgoal in episode.subgoals]
+        return recorded_utterances(episode, "high", texts, means)
+
+    def _actions(self, episode: Episode, chat: ChatFormat) -> list[str]:
+        """The low level's utterances."""
+        completed = {subgoal.end - 1 for subgoal in episode.subgoals if subgoal.completed}
+
+        def means(text: str, index: int) -> bool:
+            answer = self.low_level_answer(text, chat)
+            return (answer.action, answer.subgoal_done) == (episode.steps[index].action, index in completed)
+
+        texts = [
+            write_answer(self.answer_format, chat, step.action, thought, _flag_line(index in completed))
+            for index, (step, thought) in enumerate(zip(episode.steps, recorded_thoughts(episode), strict=True))
+        ]
+        return recorded_utterances(episode, "low", texts, means)
+
+    def low_level_answer(self, text: str, chat: ChatFormat) -> LowLevelAnswer:
+        """Read any low-level utterance."""
+        spoken = chat.answer(text)
+        if spoken is None:
+            return LowLevelAnswer("", False, malformed=True, valid=False)
+        return parse_low_level_answer(spoken, self.answer_format)
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
         """High level: the environment's reward over the steps of the subgoal (GLIDER's D^h). Low level: the intrinsic
@@ -143,7 +191,8 @@ class HierarchicalSession:
     def start(self, task_description: str, observation: str) -> Ask:
         prompts = self.agent.prompts
         self._task, self._observation = task_description, observation
-        return self._ask("high", self.chat.head(prompts.high, prompts.high_opening(task_description, observation)))
+        system = system_text(prompts.high, self.agent.subgoal_format)
+        return self._ask("high", self.chat.head(system, prompts.high_opening(task_description, observation)))
 
     def receive(self, text: str) -> Ask | Act:
         return self._begin_subgoal(text) if self._asked == "high" else self._act(text)
@@ -164,19 +213,22 @@ class HierarchicalSession:
         return Ask(level, ids)
 
     def _begin_subgoal(self, text: str) -> Ask:
-        goal, malformed = parse_single_line(text)
-        self.malformed += malformed
+        answer = read_answer(self.agent.subgoal_format, self.chat, text)
+        self.malformed += answer.malformed
+        goal = answer.action
         chat, prompts = self.chat, self.agent.prompts
         if self._spans:
             ids = chat.turn(prompts.low_update(self._observation, goal))
         else:
-            ids = chat.head(prompts.low, prompts.low_opening(self._task, self._observation, goal))
-        self._spans.append(Subgoal(self._steps, self._steps, goal or "(none)", completed=False, annotator="policy"))
+            system = system_text(prompts.low, self.agent.answer_format)
+            ids = chat.head(system, prompts.low_opening(self._task, self._observation, goal))
+        goal = _goal_of(goal)
+        self._spans.append(Subgoal(self._steps, self._steps, goal, completed=False, annotator="policy"))
         self._subgoal_over = False
         return self._ask("low", ids)
 
     def _act(self, text: str) -> Act:
-        answer = parse_low_level_answer(text)
+        answer = self.agent.low_level_answer(text, self.chat)
         self.malformed += answer.malformed
         self._steps += 1
         span = self._spans[-1]
@@ -185,7 +237,12 @@ class HierarchicalSession:
             self._subgoal_over = answer.subgoal_done or span.end - span.start >= self.agent.subgoal_steps
         else:
             self._subgoal_over = self._steps in self._subgoal_ends
-        return Act(answer.action)
+        return Act(answer.action, answer.valid)
+
+
+def _goal_of(text: str) -> str:
+    """A subgoal as a record has it, which must say something."""
+    return text if text.strip() else "(none)"
 
 
 def _high_outcomes(episode: Episode) -> list[DecisionOutcome]:

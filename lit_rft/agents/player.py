@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft.agents.base import Agent, Ask, Session, Stop, Turn
+from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
+from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
+from lit_rft.agents.records import UTTERANCES
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
@@ -21,7 +23,8 @@ _PATIENCE = 0.1  # of a round's time, for episodes that are not ready
 class PlayedEpisode:
     """An episode with what the model read and wrote in it, token by token.
 
-    `log_probs[i][k]` are those of decision k of `transcripts[i]`, as sampled.
+    `log_probs[i][k]` are those of decision k of `transcripts[i]`, as sampled. A level has one transcript, or, without
+    its earlier thoughts, one per decision.
     """
 
     episode: Episode
@@ -38,7 +41,8 @@ class _Live:
     conversations: dict[str, Conversation]  # of each of the agent's levels
     info: dict[str, Any]
     observation: str
-    action: str = ""
+    act: Act = field(default_factory=lambda: Act(""))
+    utterances: dict[str, list[str]] = field(default_factory=dict)  # level -> texts
     asked: Conversation | None = None  # that the next utterance is sampled for
     steps: list[Step] = field(default_factory=list)
 
@@ -129,13 +133,15 @@ class EpisodePlayer:
         conversations = {}
         for level in self.agent.levels:
             transcript = Transcript(level, self._chat.end_of_turn_id, episode_id)
-            conversations[level] = Conversation(self._generators[level], transcript, self.agent.max_length)
+            context = make_context(transcript, self._chat, getattr(self.agent, "keep_thoughts", True))
+            conversations[level] = Conversation(self._generators[level], context, self.agent.max_length, episode_id)
         return conversations
 
     def _step(self, worker: int, payload: tuple[str, float, bool, bool, dict[str, Any]]) -> PlayedEpisode | None:
         observation, reward, terminated, truncated, info = payload
         live = self._live[worker]
-        live.steps.append(Step(live.action, observation, reward, info["score"], info["valid"], info["achieved"]))
+        valid = info["valid"] and live.act.valid
+        live.steps.append(Step(live.act.text, observation, reward, info["score"], valid, info["achieved"]))
         live.info["metrics"] = info["metrics"]  # the last values of the episode so far
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"], info)
@@ -153,7 +159,7 @@ class EpisodePlayer:
             return None
         if isinstance(turn, Stop):
             return self._end(worker, live, False, turn.reason)
-        live.action = turn.text
+        live.act = turn
         self._deciding.discard(worker)
         self.pool.step(worker, turn.text)
         return None
@@ -175,7 +181,9 @@ class EpisodePlayer:
         for worker, conversation in asked.items():
             live, completion = self._live[worker], completions[conversation.slot]
             conversation.write(completion)
-            played = self._continue(worker, live, live.session.receive(self._chat.text(completion.ids)))
+            text = self._chat.text(completion.ids)
+            live.utterances.setdefault(conversation.level, []).append(text)
+            played = self._continue(worker, live, live.session.receive(text))
             if played is not None:
                 yield played
 
@@ -211,8 +219,11 @@ class EpisodePlayer:
         episode.source["malformed"] = live.session.malformed
         if live.info.get("metrics"):
             episode.extra["metrics"] = live.info["metrics"]
+        if live.utterances:
+            episode.extra[UTTERANCES] = live.utterances
         conversations = live.conversations.values()
-        return PlayedEpisode(episode, [c.transcript for c in conversations], [c.log_probs for c in conversations])
+        transcripts = [transcript for c in conversations for transcript in c.transcripts]
+        return PlayedEpisode(episode, transcripts, [values for c in conversations for values in c.log_probs])
 
     def _record(
         self,

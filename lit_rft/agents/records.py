@@ -1,14 +1,25 @@
 """Stored episodes as an agent's transcripts, and what each of their decisions led to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lit_rft.agents.base import Act, Agent, Ask, Session
+from lit_rft.agents.contexts import make_context
 from lit_rft.episodes import Episode
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
+UTTERANCES = "utterances"  # key of a record's `extra`: level -> texts that the policy wrote when it played
+THOUGHTS = "thoughts"  # key of a record's `extra`: a thought before each of the steps, of annotated episodes
+
 
 def replay(
-    session: Session, episode: Episode, chat: ChatFormat, utterances: Mapping[str, Sequence[str]]
+    session: Session,
+    episode: Episode,
+    chat: ChatFormat,
+    utterances: Mapping[str, Sequence[str]],
+    *,
+    keep_thoughts: bool = True,
+    max_length: int | None = None,
 ) -> list[Transcript]:
     """Let a session play a stored episode again: it reads what it read, and writes the given utterances.
 
@@ -19,12 +30,17 @@ def replay(
         episode: the record.
         chat: writes the utterances as token ids.
         utterances: texts of each level, in order.
-    Returns: the transcript of each level of `utterances`; none for an episode without steps.
+        keep_thoughts: whether levels read their earlier thoughts again; see `Agent`.
+        max_length: context length of levels that do not; None for any.
+    Returns: the transcripts of each level of `utterances`; none for an episode without steps.
     Raises: ValueError if the session plays anything but the record's actions.
     """
     if not episode.steps:
         return []
-    transcripts = {level: Transcript(level, chat.end_of_turn_id, episode.id) for level in utterances}
+    contexts = {
+        level: make_context(Transcript(level, chat.end_of_turn_id, episode.id), chat, keep_thoughts)
+        for level in utterances
+    }
     texts = {level: iter(lines) for level, lines in utterances.items()}
     turn = session.start(episode.task_description, episode.initial_observation)
     for index, step in enumerate(episode.steps):
@@ -34,12 +50,50 @@ def replay(
             text = next(texts[turn.level], None)
             if text is None:
                 raise ValueError(f"episode {episode.id!r}: no {turn.level}-level utterance is left at step {index}")
-            transcripts[turn.level].append_prompt(turn.ids)
-            transcripts[turn.level].append_utterance(chat.utterance(text))
+            context, ids = contexts[turn.level], chat.utterance(text)
+            context.read(turn.ids)
+            if max_length is not None and not context.append_only:
+                context.shorten(max_length - len(ids))
+            context.write(ids)
             turn = session.receive(text)
         if not isinstance(turn, Act) or turn.text != step.action:
             raise ValueError(f"episode {episode.id!r}, step {index}: expected the action {step.action!r}, got {turn}")
-    return [transcript for transcript in transcripts.values() if transcript.num_decisions]
+    return [made for context in contexts.values() for made in context.transcripts if made.num_decisions]
+
+
+def recorded_utterances(
+    episode: Episode, level: str, rendered: Sequence[str], means: Callable[[str, int], bool]
+) -> list[str]:
+    """Return the utterances of a level: those that the record has, word for word, and `rendered` for the others.
+
+    Args:
+        episode: the record.
+        level: of the agent that reads it.
+        rendered: text of each utterance, from the record's actions and subgoals.
+        means: whether a text, read as the utterance of an index, is what the record says was done: a record of another
+            agent or format has other texts.
+    """
+    recorded = _texts(episode, UTTERANCES, level)
+    return [
+        recorded[index] if index < len(recorded) and means(recorded[index], index) else text
+        for index, text in enumerate(rendered)
+    ]
+
+
+def recorded_thoughts(episode: Episode) -> list[str]:
+    """Return a thought for each step; empty texts where the record has none."""
+    thoughts = _texts(episode, THOUGHTS)
+    return [*thoughts, *[""] * (len(episode.steps) - len(thoughts))]
+
+
+def _texts(episode: Episode, *keys: str) -> list[str]:
+    value: Any = episode.extra
+    for key in keys:
+        value = value.get(key, {}) if isinstance(value, dict) else value
+    value = value or []
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"episode {episode.id!r}: expected a list of texts as extra.{'.'.join(keys)}, got {value!r}")
+    return list(value)
 
 
 def add_outcomes(
@@ -59,15 +113,16 @@ def add_outcomes(
     """
     completed = []
     for transcript in transcripts:
-        outcomes = agent.outcomes(episode, transcript.level)[transcript.dropped_turns :]
+        known = agent.outcomes(episode, transcript.level)
+        outcomes = known[transcript.first_decision :][: transcript.num_decisions]
         ended = transcript.first_decisions(len(outcomes)) if transcript.num_decisions > len(outcomes) else transcript
         if not outcomes:
             continue
         extended = ended.copy()
         extended.outcomes = outcomes
         if not outcomes[-1].terminated and extended.utterance_ends[-1] == len(extended) - 1:
-            observation = episode.steps[-1].observation
-            extended.append_prompt(chat.turn(agent.update(transcript.level, observation)))
+            steps = sum(outcome.steps for outcome in known[: transcript.first_decision + len(outcomes)])
+            extended.append_prompt(chat.turn(agent.update(transcript.level, episode.steps[steps - 1].observation)))
         completed.append(extended)
     return completed
 

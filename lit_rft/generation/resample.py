@@ -34,7 +34,7 @@ def sample_decisions(
             state.append_prompt(transcript.input_ids[:start])
             states.append(state)
             # random numbers of its own, whatever else is sampled beside it
-            names.append(f"{transcript.episode_id}/{transcript.level}/{transcript.dropped_turns + decision}")
+            names.append(f"{transcript.episode_id}/{transcript.level}/{transcript.first_decision + decision}")
     training = model.training
     model.eval()
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lit_rft.transcripts.marks import Markup
 from lit_rft.transcripts.templates import ChatTemplate, TurnForm, render
+from lit_rft.transcripts.thoughts import ThoughtMarks
 
 
 class ChatTemplateWarning(UserWarning):
@@ -56,6 +57,8 @@ class ChatFormat:
         self.add_end_ids([self.end_of_turn_id, tokenizer.eos_token_id])
         # some tokenizers add a blank in front of every text
         self._blank = self._decode(self._encode("x")).removesuffix("x")
+        history = self._template.before_earlier_answer if self._template else ""
+        self.thoughts = ThoughtMarks.learn(self._form.after, history, self._encode, self._decode)
         self._warned = False
 
     @property
@@ -133,6 +136,18 @@ class ChatFormat:
         if ids and ids[-1] in self.end_ids:
             del ids[-1]
         return self._decode([i for i in ids if i not in self._markup.special_ids]).removeprefix(self._blank)
+
+    def answer(self, text: str) -> str | None:
+        """Return an utterance's text without its thought; None if the thought never ends."""
+        return self.thoughts.answer(text)
+
+    def answer_text(self, answer: str, thought: str = "") -> str:
+        """Return the text of an utterance with an answer: behind the end of a thought, where the template opens one."""
+        return self.thoughts.write(thought, answer) if self.thoughts.opening else answer
+
+    def answer_ids(self, utterance_ids: Sequence[int]) -> list[int]:
+        """Return the ids of an utterance without its thought, as a history without thoughts has them."""
+        return self.thoughts.answer_ids(utterance_ids, self.end_ids) or [self.end_of_turn_id]
 
     def _encode(self, text: str) -> list[int]:
         return self._markup.encode(lambda contents: contents[0], [text])

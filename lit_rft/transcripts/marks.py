@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 # marks inside an utterance: part of its text, they neither open nor end a turn
-_THINKING = re.compile(r"[<\[]/?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+_THINKING = re.compile(r"[<\[]/?(?:think|thinking|thought|reasoning|tool_call)[>\]]", re.IGNORECASE)
 
 
 class Markup:
     """The structural tokens of one tokenizer: its special tokens, and the added tokens that its chat template writes.
 
     Other added tokens (line breaks, runs of blanks, HTML tags, words) are ordinary text, and so are the marks of a
-    thinking part such as `<think>`, which neither open nor end a turn.
+    thinking part such as `<think>` and of a tool call, which neither open nor end a turn.
 
     Args:
         tokenizer: a Hugging Face tokenizer.

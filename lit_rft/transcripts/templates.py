@@ -95,6 +95,12 @@ class ChatTemplate:
             before, after = before.removesuffix(" \n"), after.removeprefix("\n ")
         return TurnForm(end, _without_end(before, end, after, markup), after, strips)
 
+    @property
+    def before_earlier_answer(self) -> str:
+        """What the template writes between a user's message and an answer that is not the last."""
+        before, answer, _ = self._continued.partition(_ASSISTANT)
+        return before.rpartition("first")[2] if answer else ""
+
     def rewrites(self, form: TurnForm) -> bool:
         """Return whether the template renders earlier turns in another form than new ones."""
         words = ["first", "one", "second", "two", "third"]

@@ -24,6 +24,7 @@ class Transcript:
     `outcomes[k]`: outcome of decision k, if known (for critics). A last decision that did not terminate is followed by
     one more prompt, at whose end the value of the next state is read.
     `dropped_turns`, `dropped_tokens`: numbers of turns and tokens that truncation has removed so far.
+    `earlier_decisions`: number of earlier decisions of the conversation, if each of them has a transcript of its own.
     """
 
     level: str  # one of the agent's levels
@@ -35,6 +36,7 @@ class Transcript:
     head_length: int = 0
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    earlier_decisions: int = 0
     outcomes: list[DecisionOutcome] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -43,6 +45,11 @@ class Transcript:
     @property
     def num_decisions(self) -> int:
         return len(self.utterance_ends)
+
+    @property
+    def first_decision(self) -> int:
+        """Index of its first decision in the conversation."""
+        return self.earlier_decisions + self.dropped_turns
 
     @property
     def state_ends(self) -> list[int]:
@@ -142,5 +149,6 @@ class Transcript:
             head_length=self.head_length,
             dropped_turns=self.dropped_turns + turns,
             dropped_tokens=self.dropped_tokens + cut,
+            earlier_decisions=self.earlier_decisions,
             outcomes=self.outcomes[turns:],
         )

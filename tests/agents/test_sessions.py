@@ -11,6 +11,7 @@ from lit_rft.agents import (
     ContextFullError,
     Conversation,
     FlatAgent,
+    FullContext,
     HierarchicalAgent,
     LowLevelAnswer,
     parse_low_level_answer,
@@ -163,7 +164,7 @@ def test_an_episode_with_awkward_actions_reads_back_as_it_was_played(chat: ChatF
 
 
 def _conversation(generator: Any, chat: ChatFormat, max_length: int = 2048) -> Conversation:
-    return Conversation(generator, Transcript("flat", chat.end_of_turn_id, "e"), max_length)
+    return Conversation(generator, FullContext(Transcript("flat", chat.end_of_turn_id, "e")), max_length)
 
 
 def _write(conversation: Conversation, chat: ChatFormat, text: str) -> None:
@@ -179,7 +180,7 @@ def test_an_answer_that_ends_with_another_end_token_is_read_without_it(chat: Cha
     conversation.write(Completion(ids, [0.0] * len(ids), True))
     assert session.receive(chat.text(ids)) == Act("go")
     conversation.read(session.observe("o").ids)  # type: ignore[union-attr]
-    transcript = conversation.transcript
+    (transcript,) = conversation.transcripts
     assert transcript.utterance_ids(0) == ids
     # the conversation goes on in the template's form: its end of turn is read before the next turn
     assert transcript.input_ids[transcript.utterance_ends[0] + 1] == chat.end_of_turn_id
@@ -202,9 +203,9 @@ def test_a_full_context_drops_early_turns_and_reads_the_rest_anew(chat: ChatForm
     for turn in range(12):
         _write(conversation, chat, f"action {turn}")
         conversation.read(session.observe(f"observation {turn}").ids)  # type: ignore[union-attr]
-        transcript = conversation.transcript
+        (transcript,) = conversation.transcripts
         assert len(transcript) + 16 <= 220
-        assert len(conversation.log_probs) == transcript.num_decisions
+        assert len(conversation.log_probs[0]) == transcript.num_decisions
         if generator.forgotten:
             break
     assert generator.forgotten == [conversation.slot]
@@ -222,7 +223,7 @@ def test_room_for_a_long_utterance_is_kept_free(room: int, chat: ChatFormat) -> 
     for turn in range(9):
         _write(conversation, chat, f"action {turn}")
         conversation.read(session.observe(f"observation {turn}").ids)  # type: ignore[union-attr]
-        assert len(conversation.transcript) <= room
+        assert len(conversation.transcripts[0]) <= room
     assert generator.forgotten
 
 

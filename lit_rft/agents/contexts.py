@@ -1,0 +1,138 @@
+"""What one level of an episode has read and written, as the transcripts to learn from."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lit_rft.transcripts import ChatFormat, Transcript
+
+
+class Context(Protocol):
+    """Grows turn by turn. Both play and replay use it: their transcripts are the same."""
+
+    @property
+    def level(self) -> str:
+        """Whose context it is."""
+        ...
+
+    @property
+    def append_only(self) -> bool:
+        """Whether the level reads its utterances again exactly as it wrote them."""
+        ...
+
+    @property
+    def transcripts(self) -> list[Transcript]:
+        """Transcripts so far, token for token what was read and written."""
+        ...
+
+    @property
+    def ids(self) -> list[int]:
+        """Everything that the level reads before its next utterance."""
+        ...
+
+    def read(self, ids: Sequence[int]) -> list[int]:
+        """Append a prompt; returns the ids really appended."""
+        ...
+
+    def write(self, ids: Sequence[int]) -> None:
+        """Append an utterance."""
+        ...
+
+    def shorten(self, max_length: int) -> int:
+        """Drop the earliest turns until at most `max_length` tokens are left to read.
+
+        Returns:
+            The number of decisions that the transcripts have lost.
+
+        Raises:
+            ValueError: The head and the last turn are longer.
+        """
+        ...
+
+
+class FullContext:
+    """A level reads its thoughts again: one transcript of all turns.
+
+    Args:
+        transcript: empty, with its level and episode.
+    """
+
+    append_only = True
+
+    def __init__(self, transcript: Transcript) -> None:
+        self.level, self.transcript = transcript.level, transcript
+
+    @property
+    def transcripts(self) -> list[Transcript]:
+        return [self.transcript]
+
+    @property
+    def ids(self) -> list[int]:
+        return self.transcript.input_ids
+
+    def read(self, ids: Sequence[int]) -> list[int]:
+        return self.transcript.append_prompt(list(ids))
+
+    def write(self, ids: Sequence[int]) -> None:
+        self.transcript.append_utterance(list(ids))
+
+    def shorten(self, max_length: int) -> int:
+        before = self.transcript.num_decisions
+        self.transcript = self.transcript.truncated(max_length)
+        return before - self.transcript.num_decisions
+
+
+class ContextWithoutThoughts:
+    """A level never reads its earlier thoughts again: one transcript per turn, of what it read there.
+
+    The ids of earlier answers and of what was read stay as they are; only the ids of thoughts, and the mark with which
+    the generation prompt opened them, are left out.
+
+    Args:
+        transcript: empty, with its level and episode.
+        chat: knows where thoughts begin and end.
+    """
+
+    append_only = False
+
+    def __init__(self, transcript: Transcript, chat: ChatFormat) -> None:
+        self.level, self._history, self._chat = transcript.level, transcript, chat
+        self._written: list[Transcript] = []
+
+    @property
+    def transcripts(self) -> list[Transcript]:
+        return self._written
+
+    @property
+    def ids(self) -> list[int]:
+        return self._history.input_ids
+
+    def read(self, ids: Sequence[int]) -> list[int]:
+        return self._history.append_prompt(list(ids))
+
+    def write(self, ids: Sequence[int]) -> None:
+        history = self._history
+        turn = Transcript(
+            history.level, history.end_of_turn_id, history.episode_id, earlier_decisions=len(self._written)
+        )
+        turn.append_prompt(history.input_ids)
+        turn.append_utterance(list(ids))
+        self._written.append(turn)
+        history.input_ids = self._chat.thoughts.history_ids(history.input_ids)
+        if not history.utterance_ends:
+            history.head_length = len(history.input_ids)
+        history.append_utterance(self._chat.answer_ids(ids))
+
+    def shorten(self, max_length: int) -> int:
+        self._history = self._history.truncated(max_length)
+        return 0
+
+
+def make_context(transcript: Transcript, chat: ChatFormat, keep_thoughts: bool) -> Context:
+    """Make the context of a level.
+
+    Args:
+        transcript: empty, with its level and episode.
+        chat: chat format.
+        keep_thoughts: whether the level reads its earlier thoughts again.
+    """
+    return FullContext(transcript) if keep_thoughts else ContextWithoutThoughts(transcript, chat)
