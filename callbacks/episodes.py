@@ -131,7 +131,7 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 
 def _form(column: str) -> str:
     """How the values of a column are written: shares in percent, the environment's own numbers as they are."""
-    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column in ("score", "steps", "malformed") else ".0%"
+    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column in ("score", "steps") else ".0%"
 
 
 class EpisodeFiles(BasePredictionWriter):

@@ -11,15 +11,16 @@ from torchmetrics import Metric
 
 from lit_rft.episodes import Episode
 
-COLUMNS = ("score", "success", "steps", "valid_actions", "malformed", "env_errors")
+COLUMNS = ("score", "success", "steps", "valid_actions", "invalid_answers", "env_errors")
 ENV_METRICS = "metrics/"  # prefix of the columns of an environment's own metrics
 
 
 class EpisodeMetrics(Metric):
     """Means over episodes for each task, and over tasks.
 
-    `score` is in 0..100; `success`, `valid_actions` (of all actions) and `env_errors` (of all episodes) are shares in
-    0..1; `steps` and `malformed` are means per episode. Episodes whose environment failed count in `env_errors` only.
+    `score` is in 0..100; `success`, `valid_actions` (of all actions), `invalid_answers` (of all utterances: those that
+    are not in the agent's answer format) and `env_errors` (of all episodes) are shares in 0..1; `steps` is a mean per
+    episode. Episodes whose environment failed count in `env_errors` only.
     Metrics of the environment's own are further columns, `metrics/NAME`: means over the episodes that have them.
 
     Args:
@@ -55,9 +56,10 @@ class EpisodeMetrics(Metric):
         failed = episode.outcome.reason == "env_error"
         steps = len(episode.steps)
         valid = sum(step.valid for step in episode.steps)
-        malformed = float(episode.source.get("malformed", 0))
-        sums = [100 * episode.outcome.score, float(episode.outcome.success), steps, valid, malformed, float(failed)]
-        counts = [not failed, not failed, not failed, 0 if failed else steps, not failed, 1]
+        invalid = float(episode.source.get("malformed", 0))
+        sums = [100 * episode.outcome.score, float(episode.outcome.success), steps, valid, invalid, float(failed)]
+        actions, utterances = (0, 0) if failed else (steps, episode.num_utterances)
+        counts = [not failed, not failed, not failed, actions, utterances, 1]
         kept = torch.tensor([0.0 if failed and c != "env_errors" else 1.0 for c in COLUMNS], dtype=torch.float64)
         self.sums[row] += (torch.tensor(sums, dtype=torch.float64) * kept).to(self.sums)
         self.counts[row] += torch.tensor(counts, dtype=torch.float64).to(self.counts)

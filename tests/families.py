@@ -71,6 +71,10 @@ _LLAMA_GENERATION = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 FAMILIES = {
     "chatml": Family(turns(_ROLE, "<|im_end|>\n", "<|im_start|>assistant\n"), _IM),
+    "qwen2.5": Family(
+        "{% if tools %}Call in <tool_call>\n{...}\n</tool_call>.{% endif %}"
+        + turns(_ROLE, "<|im_end|>\n", "<|im_start|>assistant\n"), _IM, ("<tool_call>", "</tool_call>"),
+    ),
     "qwen3": Family(turns(_ROLE, "<|im_end|>\n", "<|im_start|>assistant\n", _WITHOUT_THOUGHTS), _IM, _THINK),
     "qwen3.5": Family(
         turns(_ROLE, "<|im_end|>\n", "<|im_start|>assistant\n<think>\n", f"({_WITHOUT_THOUGHTS}) | trim"), _IM, _THINK

@@ -19,6 +19,7 @@ def _episode(task: str, score: float, reason: str = "step_limit", steps: int = 2
     episode.outcome.score, episode.outcome.reason = score, reason
     episode.outcome.success = reason == "goal"
     episode.source["malformed"] = 3
+    episode.extra["utterances"] = {"high": ["x"], "low": ["y"] * 5}
     return episode
 
 
@@ -33,7 +34,7 @@ def test_means_by_task_and_over_tasks() -> None:
     assert table["a"]["success"] == pytest.approx(0.5)
     assert table["a"]["steps"] == pytest.approx(3)
     assert table["a"]["valid_actions"] == pytest.approx(5 / 6)  # of all actions
-    assert table["a"]["malformed"] == pytest.approx(3)
+    assert table["a"]["invalid_answers"] == pytest.approx(6 / 12)  # of all utterances
 
 
 def test_environment_errors_do_not_lower_the_score() -> None:

@@ -39,7 +39,7 @@ def test_collect_fit_test_and_predict(arguments: list[str], tmp_path: Path, caps
 
     main(["test", *arguments, "--ckpt_path", "last"])
     out = capsys.readouterr().out
-    assert "malformed" in out and "find-plant" in out
+    assert "invalid" in out and "find-plant" in out
 
     main(["predict", *arguments, "--ckpt_path", "last"])
     (played,) = read_episodes(run / "episodes" / "predicted.jsonl")

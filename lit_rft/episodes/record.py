@@ -112,7 +112,8 @@ class Episode:
         schema: version of this record.
         step_limit: maximum number of steps; 0 for no limit.
         meta: identifies the problem within its task (`EpisodeSpec.meta`); JSON values only.
-        extra: further JSON values.
+        extra: further JSON values. ``utterances`` has the texts that each level of a policy wrote; ``thoughts`` of an
+            annotated episode, a thought before each step.
     """
 
     id: str
@@ -135,6 +136,11 @@ class Episode:
     def total_reward(self) -> float:
         """The undiscounted return, which may differ from the score."""
         return sum(step.reward for step in self.steps)
+
+    @property
+    def num_utterances(self) -> int:
+        """Number of utterances of the acting policy, as in `extra`; 0 for other episodes."""
+        return sum(len(texts) for texts in self.extra.get("utterances", {}).values())
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the record to plain JSON values, ``schema`` first."""

@@ -51,6 +51,8 @@ class ExploringStage(EpisodeStage):
             "steps": float(sum(len(episode.steps) for episode in ended)),
             "score": sum(100.0 * episode.outcome.score for episode in ended),
             "success": float(sum(episode.outcome.success for episode in ended)),
+            "invalid": float(sum(episode.source.get("malformed", 0) for episode in ended)),
+            "utterances": float(sum(episode.num_utterances for episode in ended)),
         }
         sums = self.sum_over_processes({k: torch.tensor(v, device=self.device) for k, v in values.items()})
         number = int(sums["episodes"])
@@ -61,6 +63,7 @@ class ExploringStage(EpisodeStage):
         if number:
             score, success = sums["score"] / number, sums["success"] / number
             self.log_dict({"train/score": score, "train/success_rate": success})
+            self.log("train/invalid_answers", sums["invalid"] / sums["utterances"].clamp_min(1))
             if self.logger is not None:
                 self.logger.log_metrics({"online/score": float(score)}, step=self.env_steps)
         return number

@@ -30,7 +30,7 @@ def to_plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {field.name: _setting(value, field.name) for field in dataclasses.fields(value) if field.init}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -43,6 +43,14 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "__fspath__"):
         return str(value)
     return {_OBJECT: _name_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
+
+
+def _setting(settings: Any, name: str) -> Any:
+    """Convert one of the settings; a part whose class is a setting (an agent's answer format), with its class."""
+    value = getattr(settings, name)
+    if dataclasses.is_dataclass(value) and type(value) not in _options(typing.get_type_hints(type(settings))[name]):
+        return with_class(value)
+    return to_plain(value)
 
 
 def _name_of(named: Any) -> str:

@@ -10,7 +10,9 @@ from command import main
 from plugins.thinking_agent import ThinkingAgent
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_rft.agents import FlatAgent, Tags
 from lit_rft.episodes import read_episodes, write_episodes
+from lit_rft.stages import HierarchicalSFT
 from lit_rft.testing.tiny import make_episode
 
 AGENT = {"class_path": "plugins.thinking_agent.ThinkingAgent", "init_args": {"max_length": 900}}
@@ -79,3 +81,22 @@ def test_a_checkpoint_of_another_agent_is_refused(tiny_model_folder: Path, tmp_p
         main(["fit", *fit, "--model.init_args.agent", "lit_rft.agents.FlatAgent", "--ckpt_path", "last"])
     with pytest.raises(ValueError, match=r"agent\.init_args\.prompt: .* -> Other"):
         main(["fit", *fit, "--model.init_args.agent.init_args.prompt", "Other", "--ckpt_path", "last"])
+
+
+def test_an_answer_format_is_given_by_class_path_and_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+    write_episodes(tmp_path / "a.jsonl", [make_episode(seed, 3) for seed in range(4)])
+    tags = {"class_path": "lit_rft.agents.Tags", "init_args": {"tag": "move"}}
+    agent = {"class_path": "lit_rft.agents.FlatAgent", "init_args": {"answer_format": tags, "keep_thoughts": False}}
+    fit = command(
+        tiny_model_folder, tmp_path, "HierarchicalSFT", "TrajectoryDataModule", model={"agent": agent},
+        train_files=[str(tmp_path / "a.jsonl")],
+    )  # fmt: skip
+    main(["fit", *fit])
+    path = tmp_path / "HierarchicalSFT" / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)["agent"]["init_args"]["answer_format"]
+    assert saved == {"class_path": "lit_rft.agents.formats.Tags", "init_args": {"tag": "move"}}
+    expected = FlatAgent(answer_format=Tags("move"), keep_thoughts=False)
+    assert HierarchicalSFT.load_from_checkpoint(path).agent == expected
+    other = "--model.init_args.agent.init_args.answer_format.init_args.tag"
+    with pytest.raises(ValueError, match=r"answer_format\.init_args\.tag: move -> act"):
+        main(["fit", *fit, other, "act", "--ckpt_path", "last"])

@@ -33,7 +33,7 @@ def marks_of(tokenizer: Any) -> list[str]:
     template = tokenizer.chat_template or ""
     tokens = tokenizer.added_tokens_decoder.values()
     found = [t.content for t in tokens if (t.special or t.content in template) and t.content.strip()]
-    return [mark for mark in found if "think" not in mark]
+    return [mark for mark in found if "think" not in mark and "tool_call" not in mark]
 
 
 def hostile(tokenizer: Any, seed: int, number: int) -> list[str]:
