@@ -97,7 +97,7 @@ class ChatTemplate:
 
     @property
     def before_earlier_answer(self) -> str:
-        """What the template writes between a user's message and an answer that is not the last."""
+        """Text of the template between a user message and an answer that is not the last."""
         before, answer, _ = self._continued.partition(_ASSISTANT)
         return before.rpartition("first")[2] if answer else ""
 

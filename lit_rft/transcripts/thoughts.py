@@ -10,7 +10,7 @@ _OPENING = re.compile(r"([<\[])(think|thinking|thought|reasoning)([>\]])\s*$", r
 
 @dataclass(frozen=True)
 class ThoughtMarks:
-    """How the thoughts of one chat format begin and end.
+    """Beginning and end of the thoughts of one chat format.
 
     Attributes:
         opening: opening mark at the end of the generation prompt, with the blanks after it; empty if the model begins
