@@ -11,7 +11,14 @@ import torch
 from lit_rft.agents import FlatAgent, HierarchicalAgent, Tags
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
-from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages import (
+    ActingSettings,
+    BatchingSettings,
+    MixedPolicyEpisodes,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import CHATML, make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, differs, fit, trained
@@ -95,7 +102,8 @@ def test_what_trains_is_what_was_generated(
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(thinking_model), lora=ADAPTERS), OptimizerSettings(learning_rate=5e-3),
         ObjectiveSettings(group_size=3, traces_per_group=0, entropy_coef=0.1), SamplingSettings(12, 1.0),
-        ActingSettings(SamplingSettings(12), parallel_episodes=2), agent, packing=packing,
+        ActingSettings(SamplingSettings(12), parallel_episodes=2), agent,
+        BatchingSettings(packing=packing),
     )  # fmt: skip
     data = EpisodeGroupDataModule(
         model=str(thinking_model), data_dir=str(tmp_path), train_variations=1, batch_size=2,
