@@ -12,15 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 # part -> the parts of lit_rft that it may import. What stands lower knows nothing of what stands higher.
 MAY_KNOW: dict[str, set[str]] = {
-    "episodes": set(),
+    "rows": set(),  # of files and data sets
+    "episodes": {"rows"},
     "objectives": set(),
     "configs": set(),
     "metrics": {"episodes"},
     "transcripts": {"episodes"},
     "models": {"transcripts"},
-    "envs": {"episodes"},
+    "envs": {"episodes", "rows"},
     "rewards": set(),
-    "problems": set(),
+    "problems": {"rows"},
     "batches": {"transcripts", "envs", "problems"},
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
@@ -44,6 +45,7 @@ MODULES_OF = dict.fromkeys(("command_line", "config_files", "config_parser", "en
 
 # part -> the only packages of others that it may import; parts that are not named may import any dependency but ...
 MAY_USE: dict[str, set[str]] = {
+    "rows": {"pyarrow", "datasets"},
     "episodes": {"pyarrow"},
     "objectives": {"torch"},
     "configs": set(),
@@ -51,7 +53,7 @@ MAY_USE: dict[str, set[str]] = {
 }
 # ... Lightning, which only these know, and torch, which what plays the environments can do without.
 KNOW_LIGHTNING = {"testing", "stages", "datamodules", "callbacks", "cli", "demo"}
-WITHOUT_TORCH = {"episodes", "envs", "configs"}
+WITHOUT_TORCH = {"rows", "episodes", "envs", "configs"}
 
 
 def modules() -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
@@ -201,6 +201,24 @@ def _name_of(value: Any) -> Any:
 def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:
     """What two episodes have in common if they are of the same problem: task and `meta`."""
     return item.task, json.dumps(item.meta, sort_keys=True)
+
+
+def choose_tasks(available: Iterable[str], tasks: Sequence[str] | None, owner: str) -> list[str]:
+    """Choose some tasks by their names, each once.
+
+    Args:
+        available: names of all tasks, in order.
+        tasks: the chosen ones, in order; None for all.
+        owner: who has the tasks, for the error.
+
+    Raises:
+        ValueError: unknown task.
+    """
+    names = list(available)
+    for task in tasks or ():
+        if task not in names:
+            raise ValueError(f"unknown task {task!r}; {owner} has {', '.join(names)}")
+    return list(dict.fromkeys(names if tasks is None else tasks))
 
 
 def choose(items: Sequence[Item], limit: int | None, half: Half | None, seed: str) -> list[Item]:

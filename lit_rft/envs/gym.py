@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, ScriptedExpert, choose
+from lit_rft._records import show_value
+from lit_rft._seeds import derive_seed
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, ScriptedExpert, choose, choose_tasks
+from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
 
@@ -26,8 +29,10 @@ class GymSuite:
         name: for reports and files; empty for the name of `env`.
         step_limit: actions per episode, after which it is truncated; 0 for the environment's own limit.
         seeds: split -> number of its episodes, each of them a seed. The seeds of different splits differ.
-        rows: split -> file of JSON lines, in place of seeds: each line is an object, which becomes
-            ``reset(options=...)``. Its key ``task``, if there is one, names the task.
+        rows: split -> file, in place of seeds: JSON lines, JSON, CSV or Parquet, a folder, a pattern, or a data set of
+            the Hugging Face hub (``hf:NAME:SPLIT``). Each row is an object, which becomes ``reset(options=...)``. Its
+            key ``task``, if there is one, names the task; its key ``seed`` the seed, which otherwise follows from the
+            row's content.
         script: gives the actions that solve an episode, for expert episodes; null if there are none.
         metric: the measure by which results are compared.
 
@@ -76,23 +81,20 @@ class GymSuite:
         """The episodes of a split, task by task; see `TaskSuite.episodes`.
 
         Raises:
-            ValueError: unknown split or task, a limit below 1, or a line that is no JSON object.
+            ValueError: unknown split or task, a limit below 1, or a row that is no object of JSON values.
             OSError: the split's file cannot be read.
         """
         by_task: dict[str, list[EpisodeSpec]] = {}
         for spec in self._all(split):
             by_task.setdefault(spec.task, []).append(spec)
-        for task in tasks or ():
-            if task not in by_task:
-                raise ValueError(
-                    f"unknown task {task!r}; the split {split!r} of {self.name!r} has {', '.join(by_task)}"
-                )
-        chosen = by_task if tasks is None else dict.fromkeys(tasks)
+        owner = f"the split {split!r} of {self.name!r}"
+        chosen = choose_tasks(by_task, tasks, owner)
         return [spec for task in chosen for spec in choose(by_task[task], limit, half, f"{seed}/{task}/{split}")]
 
     def _all(self, split: str) -> list[EpisodeSpec]:
         if split in self.rows:
-            return [self._of_row(row, split, number) for number, row in enumerate(_read_rows(self.rows[split]))]
+            rows = enumerate(_read_rows(self.rows[split]))
+            return [self._of_row(row, split, number, place) for number, (place, row) in rows]
         if split not in self.seeds:
             known = dict.fromkeys([*self.rows, *self.seeds])
             raise ValueError(f"{self.name!r} has the splits {', '.join(known)}, got {split!r}")
@@ -104,10 +106,10 @@ class GymSuite:
             f"{self.name}/{split}/{seed}", self.name, split, seed, step_limit=self.step_limit, meta={"seed": seed}
         )
 
-    def _of_row(self, row: dict[str, Any], split: str, number: int) -> EpisodeSpec:
-        task = str(row.get("task", self.name))
+    def _of_row(self, row: dict[str, Any], split: str, number: int, place: str) -> EpisodeSpec:
+        task = str(row.get("task") or self.name)
         name = f"{self.name}/{split}/{task}/{number}"
-        return EpisodeSpec(name, task, split, None, row, self.step_limit, {"options": row})
+        return EpisodeSpec(name, task, split, _row_seed(row, place), row, self.step_limit, {"options": row})
 
 
 def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -133,19 +135,30 @@ def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
     return env
 
 
-def _read_rows(path: str) -> list[dict[str, Any]]:
-    rows = []
-    with open(path, encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+def _read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that can be options of `reset`, each with its place."""
+    empty = True
+    for file in find_files(source):
+        for number, row in read_rows(file):
+            empty, place = False, f"{file}:{number}"
             if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}: expected JSON lines, one object per episode, got an empty file")
-    return rows
+                raise ValueError(f"{place}: expected an object, got {type(row).__name__}")
+            try:
+                json.dumps(row, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{place}: expected values that JSON can hold, which episode records keep: {error}"
+                ) from error
+            yield place, row
+    if empty:
+        raise ValueError(f"{source}: expected rows, one object per episode, got none")
+
+
+def _row_seed(row: Mapping[str, Any], place: str) -> int:
+    """The row's own seed, or one that follows from its content: the same row is the same problem again."""
+    seed = row.get("seed")
+    if seed is None:
+        return derive_seed(0, json.dumps(row, sort_keys=True)) % 2**31
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"{place}: seed must be a whole number >= 0, got {show_value(seed)}")
+    return seed

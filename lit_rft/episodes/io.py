@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_rft._files import replacing
 from lit_rft.episodes.record import Episode, EpisodeError
+from lit_rft.rows import json_lines, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -160,7 +161,7 @@ class EpisodeWriter:
         if end == len(data):
             return 0
         try:
-            _parse_line(data[end:], self.path, None)
+            list(_parse_lines([data[end:]], self.path))
         except EpisodeError:
             self._stream.truncate(end)
             logger.warning("%s: dropped an incomplete last line (%d bytes)", self.path, len(data) - end)
@@ -187,27 +188,12 @@ def _to_line(episode: Episode) -> bytes:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Episode]]:
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, _parse_line(line, path, number)
+        yield from _parse_lines(stream, path)
 
 
-def _parse_line(line: bytes, path: Path, number: int | None) -> Episode:
-    try:
-        data = _parse_json(line)
-    except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith(b"\n") else "; the file ends in the middle of a line: collect again to resume it"
-        raise EpisodeError(f"not JSON ({error}){torn}", "", str(path), number) from error
-    return _to_episode(data, path, number)
-
-
-def _parse_json(text: bytes | str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a JSON number")
-
-    # editors on Windows put a byte order mark before the first line
-    text = text if isinstance(text, str) else text.decode("utf-8-sig")
-    return json.loads(text, parse_constant=refuse)
+def _parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, Episode]]:
+    for number, data in json_lines(path, lines, EpisodeError, finite=True):
+        yield number, _to_episode(data, path, number)
 
 
 def _to_episode(data: Any, path: Path, number: int | None) -> Episode:
@@ -255,7 +241,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Episode]]:
         for name in _JSON_COLUMNS:
             if isinstance(row.get(name), str):
                 try:
-                    row[name] = _parse_json(row[name])
+                    row[name] = parse_json(row[name], finite=True)
                 except (ValueError, RecursionError) as error:
                     raise EpisodeError(f"not JSON ({error})", name, str(path), number) from error
         yield number, _to_episode(row, path, number)

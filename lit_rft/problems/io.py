@@ -15,7 +15,7 @@ from lit_rft.problems.columns import Columns, is_empty
 from lit_rft.problems.messages import check_messages, messages_from_text, parse_literal, split_conversation
 from lit_rft.problems.record import Problem, ProblemError, check_text
 from lit_rft.problems.repeats import merge_repeats
-from lit_rft.problems.rows import find_files, read_rows
+from lit_rft.rows import find_files, read_rows
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:\{|(?P<token>-?[\w.]+))")
 _LONGEST_ANSWER = 100  # characters of a `solution` that is taken for the answer itself
@@ -36,7 +36,7 @@ def read_problems(
         ProblemError: a row is wrong; it names file, row and field.
     """
     names = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    problems = [p for name in names for file in find_files(str(name)) for p in _read_file(file, columns)]
+    problems = [p for name in names for file in find_files(str(name), "problems") for p in _read_file(file, columns)]
     return merge_repeats(problems)
 
 
@@ -44,7 +44,7 @@ def _read_file(file: str, mapping: Mapping[str, str | None] | None) -> list[Prob
     columns = Columns(mapping)
     problems = []
     given: dict[tuple[str, str], tuple[str, int]] = {}  # ids that the file itself gives -> content, row
-    for number, row in read_rows(file):
+    for number, row in read_rows(file, ProblemError):
         try:
             problem, has_id = problem_from_row(row, number, columns, origin=f"{file}:{number}")
             if has_id:

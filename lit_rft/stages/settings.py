@@ -119,7 +119,7 @@ class ActingSettings:
 
     Args:
         sampling: of the utterances; greedy by default.
-        parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.5 GB.
+        parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.25 GB or more.
         merge_adapters: fold the adapters into the backbone while acting, and cast float32 weights once, not at each
             token: faster, and takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process; null: none.

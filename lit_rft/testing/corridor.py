@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
 from lit_rft.envs.scienceworld.expert import GoldPaths
 from lit_rft.episodes import Achieved
 
@@ -111,13 +111,10 @@ class CorridorSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        for task in tasks or ():
-            if task not in ("walk", "run"):
-                raise ValueError(f"unknown task {task!r}; expected walk or run")
         available = {"train": [0, 1, 2, 3], "dev": [4, 5], "test": [6, 7, 8]}[split]
         return [
             self._spec(task, variation, split)
-            for task in tasks or ["walk", "run"]
+            for task in choose_tasks(("walk", "run"), tasks, f"{self.name!r}")
             for variation in choose(available, limit, half, f"{seed}/{task}/{split}")
         ]
 

@@ -1,10 +1,14 @@
 """Suites of any gymnasium environment: seeds or rows as episodes."""
 
+import dataclasses
+import gzip
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from lit_rft.envs import EpisodeEnv, EpisodeSpec, GymSuite
 from lit_rft.envs.base import describe, expert_of, problem_key
@@ -49,9 +53,7 @@ def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
     file.write_text('{"task": "easy", "number": 3}\n\n{"task": "hard", "number": 30}\n{"number": 1}\n')
     suite = GymSuite(GUESS, name="mine", rows={"train": str(file)}, seeds={"dev": 2})
     specs = suite.episodes("train")
-    assert [(spec.task, spec.options["number"], spec.seed) for spec in specs] == [
-        ("easy", 3, None), ("hard", 30, None), ("mine", 1, None),
-    ]  # fmt: skip
+    assert [(spec.task, spec.options["number"]) for spec in specs] == [("easy", 3), ("hard", 30), ("mine", 1)]
     assert [spec.id for spec in specs] == ["mine/train/easy/0", "mine/train/hard/1", "mine/train/mine/2"]
     assert specs[0].meta == {"options": {"task": "easy", "number": 3}}
     assert suite.episodes("train", tasks=["hard"]) == [specs[1]]
@@ -64,12 +66,64 @@ def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "got an empty file"), ("{}\n[1]", r"rows.jsonl:2: expected an object, got list"), ("{", "rows.jsonl:1: not")],
+    [
+        ("", r"rows.jsonl: expected rows, one object per episode, got none"),
+        ("{}\n[1]", r"rows.jsonl:2: expected an object, got list"),
+        ("{", r"rows.jsonl:1: not a line of JSON: .*the file ends in the middle of a line"),
+        ('{"a": NaN}', r"rows.jsonl:1: expected values that JSON can hold"),
+        ('{"seed": "3"}', r"rows.jsonl:1: seed must be a whole number >= 0, got '3' \(str\)"),
+        ('{"seed": -1}', r"rows.jsonl:1: seed must be a whole number >= 0, got -1"),
+    ],
 )
 def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         GymSuite(GUESS, rows={"train": str(tmp_path / "rows.jsonl")}).episodes("train")
+
+
+def specs_of(path: Path) -> list[EpisodeSpec]:
+    return GymSuite(GUESS, rows={"train": str(path)}).episodes("train")
+
+
+def test_a_rows_seed_is_its_own_or_follows_from_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1, "b": 2}\n{"a": 1, "b": 3}\n{"b": 2, "a": 1}\n{"seed": 7}\n{"seed": 0}\n')
+    seeds = [spec.seed for spec in specs_of(file)]
+    assert seeds[3:] == [7, 0]
+    assert seeds[0] == seeds[2] != seeds[1]  # wherever the row stands
+    assert all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds)
+    env = EpisodeEnv(GuessNumber(highest=10**6))
+    numbers = []
+    for spec in specs_of(file):
+        env.reset(dataclasses.replace(spec, options={}))
+        numbers.append(env.env.unwrapped.number)  # type: ignore[attr-defined]
+    assert numbers[0] == numbers[2] != numbers[1]
+
+
+@pytest.mark.parametrize("kind", ["rows.json", "rows.csv", "rows.parquet", "rows.jsonl.gz", "saved"])
+def test_rows_come_from_every_kind_of_data_set(kind: str, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"task": "easy", "number": 3}, {"task": "hard", "number": 5}])
+    path = tmp_path / kind
+    if kind == "saved":
+        rows.save_to_disk(str(path))
+    elif kind.endswith("csv"):
+        rows.to_csv(str(path), index=False)
+    elif kind.endswith("parquet"):
+        rows.to_parquet(str(path))
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    expected = [{"task": "easy", "number": 3}, {"task": "hard", "number": 5}]
+    if kind.endswith("csv"):  # cells are texts
+        expected = [{"task": row["task"], "number": str(row["number"])} for row in expected]
+    assert [spec.options for spec in specs_of(path)] == expected
+    folder = tmp_path if kind != "saved" else path
+    assert [spec.task for spec in specs_of(folder)] == ["easy", "hard"]
+
+
+def test_a_missing_file_of_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no rows at .*none\.jsonl: there is no such file"):
+        specs_of(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(

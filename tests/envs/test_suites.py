@@ -74,7 +74,7 @@ def test_limits_per_task_and_names_of_splits() -> None:
         suite.episodes("test")
     with pytest.raises(ValueError, match="'own' leaves out the task 'short'; it has long"):
         suite.episodes("seen", tasks=["short"])
-    with pytest.raises(ValueError, match="unknown task 'lnog'; the environment has long, short"):
+    with pytest.raises(ValueError, match="unknown task 'lnog'; 'own' has long"):
         suite.episodes("seen", tasks=["lnog"])
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         suite.episodes("seen", limit=0)

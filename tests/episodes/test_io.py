@@ -78,11 +78,11 @@ def test_an_id_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"id": "x"', "not JSON"),
-        (b"\x00\x00\x00", "not JSON"),
-        (b'{"id": "\xff"}', "not JSON"),
+        (b'{"id": "x"', "not a line of JSON"),
+        (b"\x00\x00\x00", "not a line of JSON"),
+        (b'{"id": "\xff"}', "not a line of JSON"),
         (b'{"id": NaN}', "NaN is not a JSON number"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "not a line of JSON"),
         (b"[]", "expected an object"),
         (b"{}", "id: missing"),
     ],
@@ -213,7 +213,7 @@ def test_the_writer_refuses_damage_before_the_last_line(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     write_episodes(path, [episode("a"), episode("b")])
     path.write_bytes(b"{" + path.read_bytes())
-    with pytest.raises(EpisodeError, match=":1: not JSON"):
+    with pytest.raises(EpisodeError, match=":1: not a line of JSON"):
         EpisodeWriter(path)
 
 

@@ -46,7 +46,7 @@ class TollRoad(gym.Env[str, str]):
 
 
 def make(
-    model: Path, folder: Path, *, env_args: dict[str, Any] | None = None, **options: Any
+    model: Path, folder: Path, *, env_args: dict[str, Any] | None = None, rows: str = "", **options: Any
 ) -> tuple[MixedPolicyEpisodes, EpisodeGroupDataModule]:
     STARTS.clear()
     L.seed_everything(0, verbose=False)
@@ -57,12 +57,16 @@ def make(
         **grpo_parts(group_size=3, traces_per_group=0),
     )  # fmt: skip
     settings = {"train_variations": None, "batch_size": 2, "eval_split": "dev", "predict_split": "dev", **options}
-    suite = GymSuite(TollRoad, env_args or {}, seeds={"train": 4, "dev": 3})
+    suite = GymSuite(TollRoad, env_args or {}, seeds={"train": 4, "dev": 3}, rows={"train": rows} if rows else {})
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), suite=suite, **settings)
 
 
-def test_a_group_starts_alike_and_learns_from_negative_rewards(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage, data = make(tiny_model_folder, tmp_path)
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_group_starts_alike_and_learns_from_negative_rewards(
+    by_rows: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"number": {number}}}\n' for number in range(4)))
+    stage, data = make(tiny_model_folder, tmp_path, rows=str(tmp_path / "rows.jsonl") if by_rows else "")
     stage.configure_model()
     before = trained(stage)
     trainer = fit(stage, data, 1, limit_val_batches=0)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
 from lit_rft.envs.scienceworld.expert import GoldPaths
 
 OFFICIAL_SPLITS = ("train", "dev", "test")
@@ -121,13 +121,10 @@ class ScienceWorldSuite:
 
     def _chosen_tasks(self, available: list[str], wanted: Sequence[str] | None) -> list[str]:
         names = [task for task in self.tasks or available if task not in self.excluded]
-        chosen = list(dict.fromkeys(names if wanted is None else wanted))
-        for task in chosen:
-            if task not in available:
-                raise ValueError(f"unknown task {task!r}; the environment has {_listed(available)}")
-            if task not in names:
+        for task in wanted or ():
+            if task in available and task not in names:
                 raise ValueError(f"{self.name!r} leaves out the task {task!r}; it has {_listed(names)}")
-        return chosen
+        return choose_tasks(names, wanted, f"{self.name!r}")
 
 
 def _listed(names: Iterable[str]) -> str:

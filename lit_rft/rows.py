@@ -10,23 +10,24 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_rft.problems.record import ProblemError
+from lit_rft._records import RecordError
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 _BOM = b"\xef\xbb\xbf"
 
 
-def find_files(source: str) -> list[str]:
+def find_files(source: str, content: str = "rows") -> list[str]:
     """Files that a name stands for.
 
     Args:
         source: a file, a folder (its files by name, not recursively; or a data set saved by `datasets`), a pattern
             (``data/*.jsonl``), or a data set of the hub (``hf:...``).
+        content: name of the content (problems, say), for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,12 +45,12 @@ def find_files(source: str) -> list[str]:
     else:
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
     if not files:
-        raise FileNotFoundError(f"no problems at {source}: there is no such file ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"no {content} at {source}: there is no such file ({', '.join(SUFFIXES)})")
     for file in files:
         if not _is_known(file):
-            raise ValueError(f"problems come from {', '.join(SUFFIXES)} files (or hf:NAME), got {file}")
+            raise ValueError(f"{content} come from {', '.join(SUFFIXES)} files (or hf:NAME), got {file}")
         if not file.is_file():
-            raise FileNotFoundError(f"no problems at {file}: there is no such file")
+            raise FileNotFoundError(f"no {content} at {file}: there is no such file")
     return [str(file) for file in files]
 
 
@@ -61,12 +62,15 @@ def _is_saved_data_set(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def read_rows(file: str) -> Iterator[tuple[int, Any]]:
+def read_rows(file: str, error: type[RecordError] = RecordError) -> Iterator[tuple[int, Any]]:
     """Rows of one of `find_files`' files, each with its number (the line in JSON lines and CSV).
+
+    Args:
+        file: its name.
+        error: class of the error for a line that is not of the file's kind; it names file and line.
 
     Raises:
         ValueError: the file is damaged or not of its kind.
-        ProblemError: a line is not of the file's kind; it names file and line.
     """
     if file.startswith("hf:"):
         return enumerate(_hub_rows(file), start=1)
@@ -77,9 +81,11 @@ def read_rows(file: str) -> Iterator[tuple[int, Any]]:
     if name.endswith(".parquet"):
         return enumerate(_parquet_rows(path), start=1)
     if name.endswith(".jsonl"):
-        return _json_lines(path, _lines(path))
+        return json_lines(path, _lines(path), error)
     content = b"".join(_lines(path)).removeprefix(_BOM)
-    return _json_rows(path, content) if name.endswith(".json") else _csv_rows(path, content, name.endswith(".tsv"))
+    if name.endswith(".json"):
+        return _json_rows(path, content, error)
+    return _csv_rows(path, content, name.endswith(".tsv"), error)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -95,26 +101,52 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path} is incomplete or no gzip file: {error}") from error
 
 
-def _json_lines(path: Path, lines: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
+def json_lines(
+    path: Path, lines: Iterable[bytes], error: type[RecordError] = RecordError, *, finite: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Values of JSON lines, each with the number of its line; empty lines are skipped.
+
+    Args:
+        path: the file, for errors.
+        lines: its lines.
+        error: class of the error for a line that is not JSON; it names file and line.
+        finite: whether NaN and infinite numbers, which are no JSON, are errors.
+    """
     for number, line in enumerate(lines, start=1):
-        line = line.removeprefix(_BOM)
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ProblemError(f"not a line of JSON: {error}", "", str(path), number) from error
+            value = parse_json(line, finite=finite)
+        except (ValueError, RecursionError) as cause:
+            torn = "" if line.endswith(b"\n") else "; the file ends in the middle of a line: write it again"
+            raise error(f"not a line of JSON: {cause}{torn}", "", str(path), number) from cause
+        yield number, value
 
 
-def _json_rows(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
+def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
+    """Parse JSON, with or without a byte order mark, which editors on Windows put before the first line.
+
+    Raises:
+        ValueError: it is not JSON; with `finite`, a number is NaN or infinite.
+        RecursionError: it is nested too deeply.
+    """
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    return json.loads(text, parse_constant=_refuse if finite else None)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _json_rows(path: Path, content: bytes, error: type[RecordError]) -> Iterator[tuple[int, Any]]:
     """A list of rows; an object that holds one list of rows; or JSON lines under another name."""
     try:
         rows = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        if b"\n" in content.strip() and getattr(error, "msg", "") == "Extra data":
-            yield from _json_lines(path, iter(content.splitlines()))
+    except (ValueError, RecursionError) as cause:
+        if b"\n" in content.strip() and getattr(cause, "msg", "") == "Extra data":
+            yield from json_lines(path, content.splitlines(keepends=True), error)
             return
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {cause}") from cause
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
         rows = lists[0] if len(rows) == 1 and lists else [rows]
@@ -123,12 +155,12 @@ def _json_rows(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
     yield from enumerate(rows, start=1)
 
 
-def _csv_rows(path: Path, content: bytes, tabs: bool) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: Path, content: bytes, tabs: bool, error: type[RecordError]) -> Iterator[tuple[int, Any]]:
     """Rows of a table with a header; empty cells have no value, all others are texts."""
     try:
         text = content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    except UnicodeDecodeError as cause:
+        raise ValueError(f"{path} is not UTF-8: {cause}") from cause
     header = text.partition("\n")[0]
     delimiter = "\t" if tabs else ";" if ";" in header and "," not in header else ","
     limit = csv.field_size_limit(sys.maxsize)  # traces are longer than a cell may be by default
@@ -138,8 +170,8 @@ def _csv_rows(path: Path, content: bytes, tabs: bool) -> Iterator[tuple[int, Any
         for cells in reader:
             rows.append((start, cells))
             start = reader.line_num + 1
-    except csv.Error as error:
-        raise ProblemError(f"not a row of CSV: {error}", "", str(path), reader.line_num) from error
+    except csv.Error as cause:
+        raise error(f"not a row of CSV: {cause}", "", str(path), reader.line_num) from cause
     finally:
         csv.field_size_limit(limit)
     names = rows[0][1] if rows else []
@@ -149,7 +181,7 @@ def _csv_rows(path: Path, content: bytes, tabs: bool) -> Iterator[tuple[int, Any
         if not cells:
             continue
         if len(cells) != len(names):
-            raise ProblemError(f"expected {len(names)} cells, got {len(cells)}", "", str(path), number)
+            raise error(f"expected {len(names)} cells, got {len(cells)}", "", str(path), number)
         yield number, {name: cell if cell.strip() else None for name, cell in zip(names, cells, strict=True)}
 
 
