@@ -87,6 +87,19 @@ def test_an_environment_that_always_dies_is_an_env_error(model: Any, chat: ChatF
         assert one.episode.initial_observation and one.episode.extra["error"]
 
 
+def test_a_context_without_room_for_an_utterance_ends_the_episode(model: Any, chat: ChatFormat) -> None:
+    suite = CorridorSuite()
+    generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(6), num_slots=2)
+    with EnvPool(suite.make_env, 2) as pool:
+        player = EpisodePlayer(FlatAgent("Act.", max_length=10), pool, chat, generator)
+        player.submit(_jobs(suite)[:3])
+        played = list(player.run())
+    assert sorted(one.episode.id for one in played) == sorted(job.id for job in _jobs(suite)[:3])
+    for one in played:
+        assert one.episode.outcome.reason == "context_full" and not one.episode.steps
+        assert not one.episode.outcome.success and not one.episode.outcome.terminated
+
+
 def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFormat, tmp_path: Path) -> None:
     wait = tmp_path / "wait"
     total, played = len(_jobs(CorridorSuite())), 0

@@ -61,6 +61,8 @@ def test_wrong_arguments_are_named() -> None:
         group_advantages(rewards, torch.zeros(2))
     with pytest.raises(ValueError, match="on_policy_statistics needs off_policy_mask"):
         group_advantages(rewards, torch.zeros(3), on_policy_statistics=True)
+    with pytest.raises(ValueError, match="off_policy_mask must have the shape of rewards"):
+        group_advantages(rewards, torch.zeros(3), off_policy_mask=torch.zeros(2), on_policy_statistics=True)
     with pytest.raises(ValueError, match="rewards must have 1"):
         group_advantages(rewards[None], torch.zeros(1, 3))
     assert group_advantages(torch.zeros(0), torch.zeros(0, dtype=torch.long)).shape == (0,)

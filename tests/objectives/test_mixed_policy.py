@@ -201,6 +201,7 @@ def test_masked_token_mean() -> None:
         ({"completion_mask": torch.ones(B, T - 1)}, "completion_mask must have the shape"),
         ({"advantages": torch.ones(B, T - 1)}, "advantages must have the shape"),
         ({"off_policy_mask": torch.ones(B - 1)}, "must have the shape of off_policy_mask"),
+        ({"log_probs": torch.ones(B, T, 1)}, "log_probs must have 2"),
         ({"policy_shaping": 0.0}, "policy_shaping must be > 0"),
         ({"clip_low": -0.1}, "clip_low must be >= 0"),
         ({"token_weights": torch.ones(1)}, "token_weights must have the shape"),

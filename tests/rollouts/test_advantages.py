@@ -37,19 +37,20 @@ def test_rollouts_are_compared_within_their_groups(scale_by_std: bool, on_policy
 def test_statistics_of_groups() -> None:
     rollouts = [
         make(0, 1.0, 2), make(0, 3.0, 4, finished=False), make(0, 6.0, 9, off=True),
+        make(1, 2.0, 2, off=True),
         make(1, 2.0, 3), make(1, 2.0, 1, finished=False), make(2, 5.0, 1),
         make(3, 9.0, 1, off=True, counts=False),
     ]  # fmt: skip
     sums = group_statistics(rollouts)
     assert sums == {
-        "completions": 5.0, "reward": 13.0, "reward_squared": 1 + 9 + 4 + 4 + 25.0, "trace_reward": 6.0, "traces": 1.0,
+        "completions": 5.0, "reward": 13.0, "reward_squared": 1 + 9 + 4 + 4 + 25.0, "trace_reward": 8.0, "traces": 2.0,
         "groups": 3.0, "without_signal": 2.0, "length": 11.0, "truncated": 2.0, "nll": 0.5 * 11,
     }  # fmt: skip
     report = summarize_groups({name: torch.tensor(value) for name, value in sums.items()})
     rewards = torch.tensor([1.0, 3.0, 2.0, 2.0, 5.0])
     expected = {
         "reward": 2.6, "reward_std": float(rewards.std(correction=0)), "completion_length": 2.2,
-        "truncated_fraction": 0.4, "sampled_entropy": 0.5, "no_signal_fraction": 2 / 3, "trace_reward": 6.0,
+        "truncated_fraction": 0.4, "sampled_entropy": 0.5, "no_signal_fraction": 2 / 3, "trace_reward": 4.0,
     }  # fmt: skip
     assert {name: float(value) for name, value in report.items()} == pytest.approx(expected)
 
