@@ -24,6 +24,7 @@ from lit_rft.agents.hierarchical import (
     write_low_level_answer,
 )
 from lit_rft.agents.lines import parse_single_line, write_single_line
+from lit_rft.agents.marked import MarkedAgent, Marker
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
 from lit_rft.agents.records import add_outcomes, recorded_thoughts, recorded_utterances, replay, step_outcomes
 from lit_rft.agents.scripted import ScriptedAgent
@@ -51,6 +52,8 @@ __all__ = [
     "LastLine",
     "Llama3ToolCall",
     "LowLevelAnswer",
+    "MarkedAgent",
+    "Marker",
     "PlayedEpisode",
     "ScriptedAgent",
     "Session",

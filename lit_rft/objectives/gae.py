@@ -26,13 +26,13 @@ def generalized_advantages(
     discount: float,
     gae_lambda: float,
     final_values: Tensor | None = None,
-    time_passes: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> GAE:
     r"""Estimate advantages by an exponential mean over horizons.
 
         delta_k = r_k + g_k V_{k+1} - V_k
         A_k     = delta_k + g_k lambda A_{k+1},     R_k = A_k + V_k
-        g_k     = discount where time passes at k, else 1
+        g_k     = discount^(steps of k)
 
     After the last decision of a trajectory, A = 0 and V is that of `final_values`.
 
@@ -44,8 +44,8 @@ def generalized_advantages(
         gae_lambda: lambda in [0, 1]; 0 is the one-step error, 1 the return minus V.
         final_values: V after each trajectory's last decision, read at these alone, [N]: of a trajectory cut by a time
             limit; 0 for one that terminated. Default 0 for all.
-        time_passes: true on decisions after which an environment step passes, [N]: the last tokens of utterances.
-            Default all.
+        steps: environment steps that pass after decision k, [N]: for tokens 0, but the last one of an utterance.
+            Default 1 for all.
 
     Raises:
         ValueError: the message names the argument whose shape or range is wrong; a trajectory without an end.
@@ -53,16 +53,14 @@ def generalized_advantages(
     check_fraction(discount=discount, gae_lambda=gae_lambda)
     check_dims(1, rewards=rewards)
     check_same_shape(rewards=rewards, values=values, last=last)
-    for name, tensor in (("final_values", final_values), ("time_passes", time_passes)):
+    for name, tensor in (("final_values", final_values), ("steps", steps)):
         if tensor is not None:
             check_same_shape(rewards=rewards, **{name: tensor})
     if last.numel() and not last[-1]:
         raise ValueError("last must be true on the last decision of each trajectory, and is false at the end")
     value, ends = values.detach().double().tolist(), last.tolist()
     after = [0.0] * len(ends) if final_values is None else final_values.detach().double().tolist()
-    factor = [discount] * len(ends)
-    if time_passes is not None:
-        factor = [discount if passes else 1.0 for passes in time_passes.tolist()]
+    factor = [discount] * len(ends) if steps is None else (discount ** steps.double()).tolist()
     reward, advantages, following = rewards.detach().double().tolist(), [0.0] * len(ends), 0.0
     for k in reversed(range(len(ends))):
         next_value, following = (after[k], 0.0) if ends[k] else (value[k + 1], following)
