@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_rft._files import replacing
-from lit_rft.callbacks.episodes import ScoreTable, own_file
+from lit_rft.callbacks.episodes import ScoreTable, evaluator_of, own_file
 from lit_rft.callbacks.text_log import log_text
 
 _SHOWN = 4000  # characters of a text in TensorBoard
@@ -23,7 +23,7 @@ _SHOWN = 4000  # characters of a text in TensorBoard
 
 class CompletionText(L.Callback):
     """Logs completions as text: during training a table of prompt, off-policy trace and own completion with their
-    rewards, after validation and test some answers. For modules with `samples` and `answers` (`MixedPolicyGRPO`).
+    rewards, after validation and test some answers. For modules with `samples` and an `evaluator` (`MixedPolicyGRPO`).
 
     Args:
         number: of completions.
@@ -61,10 +61,9 @@ class CompletionText(L.Callback):
         self._answers(trainer, pl_module, "test")
 
     def _answers(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
-        module: Any = pl_module
         rows = [
             [sample.prompt, sample.completion, sample.ground_truth, f"{sample.reward:g}"]
-            for sample in module.answers[: self.number]
+            for sample in _evaluator(pl_module).results[: self.number]
         ]
         if rows:
             table = _markdown(["prompt", "completion", "ground truth", "reward"], rows)
@@ -93,8 +92,7 @@ class AnswerTable(ScoreTable):
     `<default_root_dir>/scores.json`."""
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
-        answering: Any = module
-        scores: dict[str, dict[str, float]] = answering.answer_table
+        scores: dict[str, dict[str, float]] = _evaluator(module).table
         return scores
 
     def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
@@ -135,11 +133,11 @@ class CompletionFiles(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
         path = own_file(trainer, self.path, "completions.jsonl")
-        head = {"source": module.source(), "data": data_fingerprints(trainer.predict_dataloaders)}
+        head = {"source": module.evaluation_source(), "data": data_fingerprints(trainer.predict_dataloaders)}
         lines = _complete_lines(path, head)
         if not lines:
             path.write_text(json.dumps(head) + "\n")
-        module.already_answered = {_question(line) for line in lines[1:]}
+        _evaluator(pl_module).skip = {_question(line) for line in lines[1:]}
         self._file = path
 
     def write_on_batch_end(
@@ -162,6 +160,11 @@ class CompletionFiles(BasePredictionWriter):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             Console().print(f"completions are in {self._file}")
+
+
+def _evaluator(module: L.LightningModule) -> Any:
+    advice = "use ScoreTable, EpisodeText and EpisodeFiles in place of AnswerTable, CompletionText and CompletionFiles"
+    return evaluator_of(module, "PromptBatch", advice)
 
 
 def data_fingerprints(loaders: Any) -> list[str | None]:

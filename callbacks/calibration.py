@@ -17,7 +17,7 @@ class CriticCalibration(L.Callback):
     Points on the diagonal are right; a cloud above it is optimistic. Decisions of episodes that a time limit cut have
     no known return and are left out; a level without any known return is skipped, with one message in the log. The
     correlation and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`.
-    Works with any module that has `q_and_returns`, see `ActorCriticStage`.
+    Works with any module that has an `actor_critic` with `q_and_returns`, see `ActorCritic`.
 
     Args:
         bins: points are averaged in so many bins of Q for the line through them, >= 1.
@@ -39,7 +39,7 @@ class CriticCalibration(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
         points: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for level, q, returns in module.q_and_returns:
+        for level, q, returns in module.actor_critic.q_and_returns:
             points.setdefault(level, []).append((q, returns))
         for level, parts in points.items():
             q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))

@@ -19,18 +19,16 @@ from lit_rft.episodes.io import EpisodeWriter
 from lit_rft.metrics import COLUMNS, ENV_METRICS
 
 
-class PlaysEpisodes(Protocol):
-    """Interface of modules for these callbacks; `EpisodeStage` implements it.
+class EvaluatesEpisodes(Protocol):
+    """Evaluator on episodes; `lit_rft.stages.core.evaluate_episodes.EpisodeEvaluator` is one.
 
-    `played`: the episodes of the epoch so far. `score_table`: task -> column -> mean, after the epoch.
-    `already_played`: ids that `predict` may skip. `source()`: acting policy and sampling settings, as in the records.
+    `results`: the episodes of the epoch so far. `table`: task -> column -> mean, after the epoch. `skip`: ids that
+    `predict` may leave out.
     """
 
-    played: list[PlayedEpisode]
-    score_table: dict[str, dict[str, float]]
-    already_played: set[str]
-
-    def source(self) -> dict[str, Any]: ...
+    results: list[PlayedEpisode]
+    table: dict[str, dict[str, float]]
+    skip: set[str]
 
 
 class EpisodeText(L.Callback):
@@ -54,7 +52,7 @@ class EpisodeText(L.Callback):
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
         if not trainer.is_global_zero or not trainer.loggers:
             return
-        episodes = [played.episode for played in _stage(pl_module).played]
+        episodes = [played.episode for played in _evaluator(pl_module).results]
         seen: dict[str, int] = {}
         ranked = []
         for index, episode in enumerate(episodes):
@@ -107,7 +105,7 @@ class ScoreTable(L.Callback):
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
         """Row -> column -> value; the last row is the mean."""
-        return _stage(module).score_table
+        return _evaluator(module).table
 
     def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
         """The scores for the console."""
@@ -155,8 +153,8 @@ class EpisodeFiles(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
-        stage = _stage(pl_module)
-        source = stage.source()
+        evaluator = _evaluator(pl_module)
+        source = cast(Any, pl_module).evaluation_source()
         limits = {job.id: job.step_limit for job in getattr(trainer.predict_dataloaders, "jobs", ())}
         for episode in self._writer.episodes:
             limit = limits.get(episode.id, episode.step_limit)
@@ -173,7 +171,7 @@ class EpisodeFiles(BasePredictionWriter):
                     f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): name "
                     "another file, or move this one away"
                 )
-        stage.already_played = set(self._writer.ids)
+        evaluator.skip = set(self._writer.ids)
 
     def write_on_batch_end(
         self,
@@ -214,7 +212,25 @@ def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
     return chosen
 
 
-def _stage(module: L.LightningModule) -> PlaysEpisodes:
-    if not hasattr(module, "played"):
-        raise TypeError(f"{type(module).__name__} plays no episodes: this callback needs a EpisodeStage")
-    return cast(PlaysEpisodes, module)
+def evaluator_of(module: L.LightningModule, batches: str, advice: str) -> Any:
+    """Return the evaluator of a stage.
+
+    Args:
+        module: the stage.
+        batches: name of the batches that the callback is for.
+        advice: the callbacks for other stages.
+
+    Raises:
+        TypeError: If the stage has no evaluator on such batches.
+    """
+    evaluator = getattr(module, "evaluator", None)
+    kind = getattr(getattr(evaluator, "batch_kind", None), "name", batches)
+    if evaluator is None or kind != batches:
+        reason = "has no evaluator" if evaluator is None else f"is evaluated on {kind}, and not on {batches}"
+        raise TypeError(f"{type(module).__name__} {reason}: {advice}")
+    return evaluator
+
+
+def _evaluator(module: L.LightningModule) -> EvaluatesEpisodes:
+    advice = "use AnswerTable, CompletionText and CompletionFiles in place of ScoreTable, EpisodeText and EpisodeFiles"
+    return cast(EvaluatesEpisodes, evaluator_of(module, "EpisodeJobs", advice))

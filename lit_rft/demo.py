@@ -76,8 +76,8 @@ def _play(trainer: Any, stage: Any, data: Any, path: Path) -> dict[str, dict[str
 
     trainer.test(stage, datamodule=data, verbose=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_episodes(path, [played.episode for played in stage.played])
-    scores: dict[str, dict[str, float]] = stage.score_table
+    write_episodes(path, [played.episode for played in stage.evaluator.results])
+    scores: dict[str, dict[str, float]] = stage.evaluator.table
     return scores
 
 

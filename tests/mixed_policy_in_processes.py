@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
     )  # fmt: skip
     if options.fails == trainer.global_rank:
-        stage.reward = refuse
+        stage.source.reward = refuse
     trainer.fit(stage, datamodule=data, ckpt_path=options.ckpt_path)
     trains = {n for n, p in stage.named_parameters() if p.requires_grad}
     state = full_state(stage) if options.strategy == "fsdp" else stage.state_dict()

@@ -218,7 +218,7 @@ def test_problems_and_episodes_are_evaluated(device: str, tiny_model_folder: Pat
     trainer = L.Trainer(**on(device, precision="bf16-mixed"), **quiet)
     grpo, prompts = make("grpo", tiny_model_folder, tmp_path)
     (scores,) = trainer.validate(grpo, prompts, verbose=False)
-    assert 0 <= scores["val/average"] <= 1 and len(grpo.answers) == 4
+    assert 0 <= scores["val/average"] <= 1 and len(grpo.evaluator.results) == 4
     _, data = make("online", tiny_model_folder, tmp_path)
     (scores,) = trainer.test(make_stage(tiny_model_folder, acting=ACTING), datamodule=data, verbose=False)
     assert 0 <= scores["test/score"] <= 1

@@ -27,14 +27,15 @@ MAY_KNOW: dict[str, set[str]] = {
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},
     "advantages": {"rollouts", "objectives"},
-    "rollouts": {"agents", "generation", "models", "transcripts", "objectives", "envs", "episodes", "rewards"},
+    "rollouts": {"agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
+    | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
     "datamodules": {"batches", "agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
-    "losses", "advantages", "batches",
+    "losses", "advantages", "batches", "problems",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES

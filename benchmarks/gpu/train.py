@@ -138,7 +138,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
         reused = [length for length in prompts for _ in range(GROUP - 1)]
     quiet_trainer(clock, max_steps=STEPS, max_epochs=-1).fit(stage, loader)
     if kind == GRPO:  # False: the model fell back to a prompt for each completion
-        facts = {"shares_prompts": stage.share_prompts}
+        facts = {"shares_prompts": stage.update.split.share_prompts}
     return figures(stage.policy, clock.seconds, lengths, len(lengths) * (row - prompt), reused) | facts
 
 

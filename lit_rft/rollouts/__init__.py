@@ -7,23 +7,41 @@ from lit_rft._lazy import lazy_exports
 if TYPE_CHECKING:
     from lit_rft.rollouts.advantages import Advantages as Advantages
     from lit_rft.rollouts.advantages import GroupAdvantages as GroupAdvantages
+    from lit_rft.rollouts.advantages import assign_advantages as assign_advantages
+    from lit_rft.rollouts.advantages import group_metrics as group_metrics
+    from lit_rft.rollouts.completions import CompletionSource as CompletionSource
+    from lit_rft.rollouts.episode_groups import EpisodeGroupSource as EpisodeGroupSource
+    from lit_rft.rollouts.episode_runner import EpisodeRunner as EpisodeRunner
+    from lit_rft.rollouts.episodes import EpisodeSource as EpisodeSource
     from lit_rft.rollouts.losses import MixedPolicyLoss as MixedPolicyLoss
     from lit_rft.rollouts.losses import Normalizer as Normalizer
     from lit_rft.rollouts.losses import PolicyLoss as PolicyLoss
+    from lit_rft.rollouts.policy import Policy as Policy
     from lit_rft.rollouts.replay import EpisodeReplay as EpisodeReplay
     from lit_rft.rollouts.rollout import Rollout as Rollout
     from lit_rft.rollouts.rollout import RolloutBatch as RolloutBatch
+    from lit_rft.rollouts.sources import CompletionSampler as CompletionSampler
+    from lit_rft.rollouts.sources import RolloutSource as RolloutSource
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "Advantages": "lit_rft.rollouts.advantages",
+    "CompletionSampler": "lit_rft.rollouts.sources",
+    "CompletionSource": "lit_rft.rollouts.completions",
+    "EpisodeGroupSource": "lit_rft.rollouts.episode_groups",
     "EpisodeReplay": "lit_rft.rollouts.replay",
+    "EpisodeRunner": "lit_rft.rollouts.episode_runner",
+    "EpisodeSource": "lit_rft.rollouts.episodes",
     "GroupAdvantages": "lit_rft.rollouts.advantages",
     "MixedPolicyLoss": "lit_rft.rollouts.losses",
     "Normalizer": "lit_rft.rollouts.losses",
+    "Policy": "lit_rft.rollouts.policy",
     "PolicyLoss": "lit_rft.rollouts.losses",
     "Rollout": "lit_rft.rollouts.rollout",
     "RolloutBatch": "lit_rft.rollouts.rollout",
+    "RolloutSource": "lit_rft.rollouts.sources",
+    "assign_advantages": "lit_rft.rollouts.advantages",
+    "group_metrics": "lit_rft.rollouts.advantages",
 }
 
 __all__ = sorted(_EXPORTS)

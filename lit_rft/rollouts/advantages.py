@@ -1,14 +1,17 @@
 """Advantages of rollouts. A stage takes any function or object of this form by `class_path`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lit_rft.models.processes import sum_numbers
 from lit_rft.objectives import group_advantages
 from lit_rft.rollouts.rollout import Rollout
+
+AdvantagesFunction = Callable[..., Any]  # an `Advantages`; the command line takes callables by class_path
 
 
 class Advantages(Protocol):
@@ -39,6 +42,20 @@ class GroupAdvantages:
             on_policy_statistics=self.on_policy_statistics,
             scale_by_std=self.scale_by_std,
         )
+
+
+def assign_advantages(rollouts: Sequence[Rollout], advantages: AdvantagesFunction) -> list[Rollout]:
+    """Set the advantages of the rollouts that have one, and return these."""
+    compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
+    if compared:
+        for rollout, advantage in zip(compared, advantages(compared).tolist(), strict=True):
+            rollout.advantage = advantage
+    return compared
+
+
+def group_metrics(rollouts: Sequence[Rollout], device: torch.device) -> dict[str, Tensor]:
+    """Return means and shares over the rollouts of all processes."""
+    return summarize_groups(sum_numbers(group_statistics(rollouts), device))
 
 
 def group_statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lit_rft.episodes import Episode
 from lit_rft.transcripts import Transcript, TranscriptBatch
 
 
@@ -26,6 +27,7 @@ class Rollout:
         advantage: of all its tokens.
         old_log_probs: before the first update; none while that is still to come.
         counts_in_baseline: whether it is compared with the others of its group; else a trace that is only imitated.
+        episode: record of a played episode.
     """
 
     transcripts: list[Transcript]
@@ -39,6 +41,18 @@ class Rollout:
     advantage: float = 0.0
     old_log_probs: list[Tensor] = field(default_factory=list)
     counts_in_baseline: bool = True
+    episode: Episode | None = None
+
+    @property
+    def id(self) -> str:
+        """Id of its episode or problem."""
+        return self.episode.id if self.episode is not None else self.transcripts[0].episode_id
+
+    @property
+    def has_finite_rewards(self) -> bool:
+        """Whether its reward, and those of an episode's steps, are finite."""
+        steps = self.episode.steps if self.episode is not None else []
+        return all(math.isfinite(reward) for reward in (self.reward, *(step.reward for step in steps)))
 
     @property
     def length(self) -> int:

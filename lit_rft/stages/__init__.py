@@ -1,25 +1,28 @@
-"""One LightningModule a stage. Names load on first use."""
+"""One LightningModule per stage, and the parts for a new one. Names load on first use."""
 
 from typing import TYPE_CHECKING
 
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lit_rft.stages.actor_critic import ActorCriticStage as ActorCriticStage
-    from lit_rft.stages.answering import AnsweringStage as AnsweringStage
     from lit_rft.stages.base import EpisodeStage as EpisodeStage
+    from lit_rft.stages.core.actor_critic import ActorCritic as ActorCritic
+    from lit_rft.stages.core.evaluate import Evaluator as Evaluator
+    from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator as EpisodeEvaluator
+    from lit_rft.stages.core.evaluate_problems import ProblemEvaluator as ProblemEvaluator
+    from lit_rft.stages.core.finite import NonFiniteLossError as NonFiniteLossError
+    from lit_rft.stages.core.group_update import GroupUpdate as GroupUpdate
+    from lit_rft.stages.core.parts import WeightPart as WeightPart
     from lit_rft.stages.critic_updates import CriticUpdate as CriticUpdate
     from lit_rft.stages.critic_updates import IQLUpdate as IQLUpdate
     from lit_rft.stages.critic_updates import SarsaUpdate as SarsaUpdate
-    from lit_rft.stages.exploration import ExploringStage as ExploringStage
     from lit_rft.stages.fsdp import FSDP2Strategy as FSDP2Strategy
+    from lit_rft.stages.grpo import GRPO as GRPO
     from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
     from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
-    from lit_rft.stages.mixed_policy_grpo import GRPO as GRPO
     from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
     from lit_rft.stages.offline_rl import OfflineHierarchicalRL as OfflineHierarchicalRL
     from lit_rft.stages.online_finetune import OnlineHighLevelFinetune as OnlineHighLevelFinetune
-    from lit_rft.stages.optimization import NonFiniteLossError as NonFiniteLossError
     from lit_rft.stages.policy import PolicyModule as PolicyModule
     from lit_rft.stages.settings import ActingSettings as ActingSettings
     from lit_rft.stages.settings import AnsweringSettings as AnsweringSettings
@@ -33,29 +36,32 @@ if TYPE_CHECKING:
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "ActingSettings": "lit_rft.stages.settings",
-    "ActorCriticStage": "lit_rft.stages.actor_critic",
+    "ActorCritic": "lit_rft.stages.core.actor_critic",
     "AnsweringSettings": "lit_rft.stages.settings",
-    "AnsweringStage": "lit_rft.stages.answering",
-    "CriticUpdate": "lit_rft.stages.critic_updates",
-    "IQLUpdate": "lit_rft.stages.critic_updates",
-    "SarsaUpdate": "lit_rft.stages.critic_updates",
     "BatchingSettings": "lit_rft.stages.settings",
     "CriticSettings": "lit_rft.stages.settings",
-    "GRPO": "lit_rft.stages.mixed_policy_grpo",
+    "CriticUpdate": "lit_rft.stages.critic_updates",
+    "EpisodeEvaluator": "lit_rft.stages.core.evaluate_episodes",
+    "EpisodeStage": "lit_rft.stages.base",
+    "Evaluator": "lit_rft.stages.core.evaluate",
+    "FSDP2Strategy": "lit_rft.stages.fsdp",
+    "GRPO": "lit_rft.stages.grpo",
+    "GroupUpdate": "lit_rft.stages.core.group_update",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
-    "ExploringStage": "lit_rft.stages.exploration",
+    "IQLUpdate": "lit_rft.stages.critic_updates",
     "MixedPolicyEpisodes": "lit_rft.stages.mixed_policy_episodes",
     "MixedPolicyGRPO": "lit_rft.stages.mixed_policy_grpo",
-    "NonFiniteLossError": "lit_rft.stages.optimization",
-    "OfflineHierarchicalRL": "lit_rft.stages.offline_rl",
+    "NonFiniteLossError": "lit_rft.stages.core.finite",
     "ObjectiveSettings": "lit_rft.stages.settings",
+    "OfflineHierarchicalRL": "lit_rft.stages.offline_rl",
     "OnlineHighLevelFinetune": "lit_rft.stages.online_finetune",
     "OnlineSettings": "lit_rft.stages.settings",
     "OptimizerSettings": "lit_rft.stages.settings",
     "PolicyModule": "lit_rft.stages.policy",
     "PolicySettings": "lit_rft.stages.settings",
-    "EpisodeStage": "lit_rft.stages.base",
-    "FSDP2Strategy": "lit_rft.stages.fsdp",
+    "ProblemEvaluator": "lit_rft.stages.core.evaluate_problems",
+    "SarsaUpdate": "lit_rft.stages.critic_updates",
+    "WeightPart": "lit_rft.stages.core.parts",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
-from lit_rft.objectives import advantage_weights, expectile_value_loss, q_loss, td_target
+from lit_rft.objectives import advantage_weights, discounted_returns, expectile_value_loss, q_loss, td_target
 from lit_rft.stages.settings import CriticSettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -42,6 +42,27 @@ def decisions_at(
         micro.terminated[rows],
         micro.transcript_index[rows],
     )
+
+
+def check_outcomes(micro: TranscriptBatch) -> None:
+    """Raises: ValueError for transcripts without outcomes."""
+    without = [t.episode_id for t in micro.transcripts if not t.outcomes]
+    if without:
+        raise ValueError(
+            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: leave out "
+            "data.init_args.outcomes, or use `add_outcomes`"
+        )
+
+
+def known_returns(decisions: LevelDecisions, settings: CriticSettings, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q and the observed discounted return of the decisions whose return is known, for `CriticCalibration`."""
+    last = torch.ones_like(decisions.terminated)
+    last[:-1] = decisions.owner[1:] != decisions.owner[:-1]
+    steps = decisions.steps if settings.discount_each == "step" else None
+    returns, known = discounted_returns(
+        decisions.rewards, decisions.terminated, last, discount=settings.discount, steps=steps
+    )
+    return q[known].cpu(), returns[known].cpu()
 
 
 class CriticTerms(NamedTuple):

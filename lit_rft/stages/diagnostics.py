@@ -1,6 +1,6 @@
-"""What critics and weights look like over a whole optimiser step, however it was split."""
+"""Diagnostics of optimiser steps: means over steps, and statistics of critics and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +9,25 @@ _SUMS = ("count", "q", "value", "advantage", "advantage_squared", "weight", "pos
          "clamped")  # fmt: skip
 
 
+def mean_over_steps(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average diagnostics over optimiser steps.
+
+    Args:
+        steps: results of `optimize`. A sum that a step lacks is 0 there; a mean (a sum and its count, [2]) is averaged
+            over the steps that have it, and left out where none has.
+    """
+    values: dict[str, list[Tensor]] = {}
+    for name in sorted({name for step in steps for name in step}):
+        present = [step[name] for step in steps if name in step]
+        if present[0].dim() == 0:
+            values[name] = present + [torch.zeros_like(present[0])] * (len(steps) - len(present))
+        else:
+            values[name] = [total / count for total, count in present if count > 0]
+    return {name: torch.stack(parts).mean() for name, parts in values.items() if parts}
+
+
 def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clamped: Tensor) -> dict[str, Tensor]:
-    """Sums over decisions of one level, all [N]; those of micro-batches and processes add up."""
+    """Return sums over the decisions of one level, all [N]; those of micro-batches and processes add up."""
     q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
     advantage = q - value
     positive = weights.clamp_min(0)  # the release's weights are values, which may be negative
@@ -20,10 +37,10 @@ def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clam
 
 
 def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tensor]:
-    """Means, spreads and shares out of `decision_sums`, added up, for levels that had decisions.
+    """Return means, standard deviations and shares from added `decision_sums`, for levels that had decisions.
 
-    `weight_entropy` is the entropy of the normalised weights over its maximum, log N: 1 where all decisions weigh the
-    same, towards 0 where a few hold all the weight.
+    `weight_entropy` is the entropy of the normalised weights divided by its maximum, log N: 1 for equal weights, near 0
+    where a few decisions have all the weight.
     """
     report: dict[str, Tensor] = {}
     for level in levels:

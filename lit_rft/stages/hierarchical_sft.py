@@ -8,8 +8,8 @@ from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, utterance_likelihood_loss
-from lit_rft.stages.base import EpisodeStage
-from lit_rft.stages.data_check import STEPS
+from lit_rft.stages.base import EpisodeStage, level_weights
+from lit_rft.stages.core.data_check import STEPS
 from lit_rft.stages.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -55,16 +55,14 @@ class HierarchicalSFT(EpisodeStage):
         chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer, acting, agent, batching)
-        for name, value in {"high_weight": high_weight, "low_weight": low_weight, "length_coef": length_coef}.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
-        self.level_weights: dict[str, float] = {"high": high_weight, "low": low_weight, "flat": low_weight}
+        if not length_coef >= 0:
+            raise ValueError(f"length_coef must be >= 0, got {length_coef}")
+        self.level_weights = level_weights(high_weight, low_weight)
         self.length_coef = length_coef
         self.average_tokens = average_tokens
         self.chunk_tokens = chunk_tokens
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
-        self.check_batch(batch, self.training_batch)
         step = self.step_batch(batch.transcripts, batch.num_utterances)
         sums = self.optimize(step.micro_batches, partial(self._loss, num_utterances=step.num_utterances))
         self.log("train/loss", sums.pop("loss"), prog_bar=True)

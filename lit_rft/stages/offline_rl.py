@@ -1,24 +1,82 @@
 """GLIDER's second stage: offline hierarchical reinforcement learning."""
 
+from typing import Any, Literal
+
+from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
-from lit_rft.stages.actor_critic import ActorCriticStage
-from lit_rft.stages.data_check import STEPS
+from lit_rft.stages.base import EpisodeStage, level_weights
+from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
+from lit_rft.stages.core.data_check import STEPS
+from lit_rft.stages.settings import ActingSettings, BatchingSettings, CriticSettings, OptimizerSettings, PolicySettings
 
 
-class OfflineHierarchicalRL(ActorCriticStage):
-    r"""Actor and critics on stored episodes, expert ones and mediocre ones (GLIDER, ICML 2025, L_Q, L_V, L_pi).
+class OfflineHierarchicalRL(EpisodeStage):
+    r"""Actor and critics on stored episodes, expert and medium-quality ones (GLIDER, ICML 2025, L_Q, L_V, L_pi).
 
-    The high level earns the environment's reward over each subgoal, the low level an intrinsic one for completing it:
-    equations and arguments in `ActorCriticStage`, rewards in the agent's `outcomes`. `FlatAgent` is the
-    flat counterpart, advantage-weighted actor-critic (AWAC) on one transcript of actions.
+    The reward of the high level is the environment's over each subgoal, that of the low level an intrinsic one for
+    completing it: equations in `lit_rft.stages.core.actor_critic.ActorCritic`, rewards in the agent's `outcomes`.
+    `FlatAgent` is the flat counterpart, advantage-weighted actor-critic (AWAC) on one transcript of actions.
 
-    Deviations from the paper: L_V by default looks at the data's utterances and not at freshly sampled ones
-    (`value_actions`), its expectile points upwards (see `expectile_value_loss`), heads per level
+    Deviations from the paper: by default L_V uses the data's utterances instead of freshly sampled ones
+    (`value_actions`), its expectile is above 0.5 (see `expectile_value_loss`), heads are per level
     (`critic.per_level`), and a low-level trajectory ends with its subgoal.
+
+    Args:
+        policy: model and initial weights: an adapter folder, a checkpoint of any stage, or null (from scratch). A
+            checkpoint with critics initialises them too.
+        optimizer: AdamW of the actor; schedule, decay and clipping apply to the critics too.
+        acting: sampling and environment workers in validation, test and predict.
+        agent: the agent that acts; null for `HierarchicalAgent`.
+        batching: micro-batches of an optimiser step.
+        critic: settings of the critics.
+        critic_update: critic losses and weights of the actor's loss: `IQLUpdate` (the paper's equations, the default),
+            `SarsaUpdate` (its public release: no V, Q towards r + gamma Q_target(s', u'), the actor weighted by
+            Q_target itself, the low level by likelihood alone), or any `CriticUpdate`.
+        value_actions: utterances in L_V: the data's, or one sampled by the policy in each state (the paper; slow: see
+            `sample_decisions`).
+        average_tokens: log pi(u|s) per token, or (the equation) its sum.
+        high_weight: of the high level's losses, >= 0.
+        low_weight: of the low level's, and of a flat agent's, >= 0. Other levels weigh 1.
+        chunk_tokens: logits are computed in chunks of this many tokens.
     """
 
     training_batch = STEPS
+    needs_outcomes = True  # data modules add them
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        acting: ActingSettings | None = None,
+        agent: Agent | None = None,
+        batching: BatchingSettings | None = None,
+        critic: CriticSettings | None = None,
+        critic_update: CriticUpdateFunction | None = None,
+        value_actions: Literal["dataset", "policy"] = "dataset",
+        average_tokens: bool = False,
+        high_weight: float = 1.0,
+        low_weight: float = 1.0,
+        chunk_tokens: int = 256,
+    ) -> None:
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent, batching)
+        self.critic_settings = critic or CriticSettings()
+        self.actor_critic = ActorCritic(
+            self.agent.levels, self.critic_settings, self.acting, critic_update=critic_update,
+            value_actions=value_actions, average_tokens=average_tokens,
+            level_weights=level_weights(high_weight, low_weight), chunk_tokens=chunk_tokens,
+        )  # fmt: skip
+        self.weight_parts = [self.actor_critic.critics]
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
-        self.check_batch(batch, self.training_batch)
-        self.log_terms(self.update(self.step_batch(batch.transcripts, batch.num_utterances)))
+        step = self.step_batch(batch.transcripts, batch.num_utterances)
+        self.log_terms(self.actor_critic.update(self.current_policy(), step, self.optimize))
+
+    def on_train_epoch_start(self) -> None:
+        self.actor_critic.q_and_returns = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        self.actor_critic.features.flush()
+
+    def on_fit_end(self) -> None:
+        self.actor_critic.features.flush()

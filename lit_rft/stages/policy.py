@@ -1,57 +1,61 @@
-"""A module around one language-model policy: made from its name, started from anything, saved small."""
+"""The base class of all stages: a language-model policy that is trained, evaluated and checkpointed."""
 
-import logging
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lit_rft._files import write_json
-from lit_rft.models.accel import accelerate
-from lit_rft.models.backbone import (
-    final_hidden_states,
-    leave_casting_to_autocast,
-    load_backbone,
-    load_tokenizer,
-    model_end_ids,
-    output_logits,
-)
+from lit_rft.agents import Agent
 from lit_rft.models.reference import add_reference, is_reference
-from lit_rft.models.sharding import shard
-from lit_rft.stages.adapter_folder import RECORD, check_adapter_folder, is_adapter, without_start
-from lit_rft.stages.data_check import DataCheckedModule
-from lit_rft.stages.fsdp import FSDP2Strategy
-from lit_rft.stages.hyper_parameters import constructor_arguments, differences, effective, rebuild_arguments
-from lit_rft.stages.identity import identity_differences, policy_identity
+from lit_rft.objectives import Sums
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import Rollout
+from lit_rft.rollouts.sources import RolloutSource
+from lit_rft.stages.adapter_folder import RECORD, is_adapter
+from lit_rft.stages.core import checkpoints
+from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimizer
+from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_tokenizer
+from lit_rft.stages.core.evaluate import Evaluator
+from lit_rft.stages.core.finite import stop_together
+from lit_rft.stages.core.load_policy import load_policy, place_policy
+from lit_rft.stages.core.optimize import LossFunction, optimize
+from lit_rft.stages.core.parts import Stateful, WeightPart
+from lit_rft.stages.data_position import count_epochs, restore_position
+from lit_rft.stages.hyper_parameters import constructor_arguments, effective
+from lit_rft.stages.identity import current_fingerprint
 from lit_rft.stages.settings import BatchingSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import ChatFormat, StepBatch, Transcript, step_batch
+from lit_rft.transcripts import ChatFormat, StepBatch, Transcript, TranscriptBatch, step_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
 
-# Settings that say what saved weights mean: a run cannot go on with others. All else may be changed on resume.
-_FIXED = ("agent", "critic.features", "critic.per_level")
-_FREE = ("agent.init_args.max_length",)
-_POLICY_RECORD = "policy"  # key of the policy's identity in a checkpoint
-
-
-class PolicyModule(DataCheckedModule):
+class PolicyModule(L.LightningModule):
     """A language model, with or without adapters, as the policy of a stage.
 
+    A stage writes `training_step` and sets its parts in the constructor: an `evaluator` for validation, test and
+    predict, a `source` of rollouts if it has one, `weight_parts` and `stateful` parts. Optimisation is manual:
+    `optimize` makes one optimiser step, however many micro-batches and processes share it.
+
     Args:
-        policy: which model, and from where it starts.
+        policy: model and initial weights.
         optimizer: AdamW and its schedule.
         batching: micro-batches of an optimiser step.
     """
 
+    agent: Agent | None = None  # of a stage that acts in environments
+    training_batch: BatchKind | None = None  # of the batches that `training_step` needs
+    evaluator: Evaluator | None = None
+    source: RolloutSource | None = None
+    weight_parts: Sequence[WeightPart] = ()
+    level_adapters: Mapping[str, str] = {}  # adapters of levels that do not act with the one that trains
     needs_reference = False  # whether a frozen copy of the policy at the start of the stage is kept
-    strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` checks that it is all there
+    steps_per_batch = 1  # optimiser steps per batch of data
+    strict_loading = False  # checkpoints contain what trains; `on_load_checkpoint` checks that it is complete
 
     def __init__(
         self,
@@ -59,24 +63,39 @@ class PolicyModule(DataCheckedModule):
         optimizer: OptimizerSettings | None = None,
         batching: BatchingSettings | None = None,
     ) -> None:
-        super().__init__(optimizer or OptimizerSettings())
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimizer_settings = optimizer or OptimizerSettings()
         self.batching = batching or BatchingSettings()
         self.policy_settings = policy or PolicySettings()
         self.policy: nn.Module | None = None
         self.chat: ChatFormat | None = None
+        self.samples: list[Rollout] = []  # of the last training step, for callbacks
+        self.stateful: dict[str, Stateful] = {}
+        self.identity: dict[str, Any] = {}  # of the policy, once it is loaded
+        self._check_batch = BatchCheck()
         self._checkpoint_step = 0  # of the checkpoint that was loaded
-        self._identity: dict[str, Any] = {}  # of the policy, once it is made
         self._arguments = constructor_arguments(self)
         self.save_hyperparameters(effective(self, self._arguments))
 
-    @property
-    def model_name(self) -> str:
-        return self.policy_settings.model
+    # --- for training steps ------------------------------------------------------------------------------------------
+
+    def current_policy(self) -> Policy:
+        """Return the policy as rollout sources and evaluators take it."""
+        assert self.policy is not None and self.chat is not None, "configure_model has not been called"
+        numerics = f"{self.precision}/{self.policy_settings.attention}"
+        step = self.global_step if self._trainer is not None else 0
+        return Policy(self.policy, self.chat, step, self.level_adapters, numerics, self.policy_source)
+
+    def optimize(self, batches: Iterable[TranscriptBatch], loss: LossFunction) -> Sums:
+        """Make one optimiser step (see `lit_rft.stages.core.optimize`)."""
+        return optimize(self, batches, loss)
 
     def step_batch(self, transcripts: Sequence[Transcript], num_utterances: dict[str, int]) -> StepBatch:
         """Split this process's transcripts of an optimiser step into micro-batches, on the module's device.
 
         Args:
+            transcripts: of this process.
             num_utterances: of each level, over all processes.
         """
         batching = self.batching
@@ -85,252 +104,193 @@ class PolicyModule(DataCheckedModule):
             packing=batching.packing,
         ).to(self.device)  # fmt: skip
 
+    def check_rewards(self, rollouts: Sequence[Rollout]) -> None:
+        """Stop all processes (`NonFiniteLossError`) if a reward is not finite in one of them."""
+        bad = [rollout.id for rollout in rollouts if not rollout.has_finite_rewards]
+        stop_together(bool(bad), bad, "a reward", step=self.global_step, device=self.device)
+
+    def log_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Log metrics of a training step."""
+        for name, value in terms.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "reward"))
+
+    def log_source(self) -> None:
+        """Log the metrics of the last rollouts; those of episodes against environment steps, too."""
+        assert self.source is not None
+        metrics = self.source.metrics
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        if "score" in metrics and self.logger is not None:
+            env_steps = getattr(self.source, "env_steps", 0)
+            self.logger.log_metrics({"online/score": float(metrics["score"])}, step=env_steps)
+        self.log("step", float(self.global_step))  # a batch may bring several optimiser steps
+
     # --- the model ---------------------------------------------------------------------------------------------------
 
+    @property
+    def model_name(self) -> str:
+        return self.policy_settings.model
+
+    @property
+    def precision(self) -> str:
+        """The trainer's precision."""
+        return str(self.trainer.precision) if self._trainer is not None else "32-true"
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens of `samples`, prompts included; None without samples."""
+        lengths = [len(transcript) for rollout in self.samples for transcript in rollout.transcripts]
+        return sum(lengths) if lengths else None
+
     def configure_model(self) -> None:
-        """Load tokenizer and backbone, once."""
+        """Load tokenizer and model, once, and the weights to start from."""
         if self.policy is not None:
             return
-        settings = self.policy_settings
-        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        if precision.startswith("16"):
-            raise ValueError(f"precision {precision!r} would need loss scaling: use bf16-mixed or 32-true")
-        # under bf16-mixed a frozen backbone is kept in bf16 and its adapters in float32, as all that trains
-        frozen = settings.lora is not None or is_adapter(settings.start_from)
-        half = precision == "bf16-true" or (precision == "bf16-mixed" and frozen)
-        self.chat = ChatFormat(load_tokenizer(settings.model))
-        self.policy = load_backbone(
-            settings.model,
-            dtype=torch.bfloat16 if half else torch.float32,
-            lora=settings.lora,
-            adapter=settings.start_from if is_adapter(settings.start_from) else None,
-            attention=settings.attention,
-            gradient_checkpointing=settings.gradient_checkpointing,
-        )
-        self.chat.add_end_ids(model_end_ids(self.policy))
-        if precision == "bf16-mixed" and frozen:
-            leave_casting_to_autocast(self.policy)
-        self.policy.train()  # as Lightning expects it; it switches to evaluation itself
-        self._identity = policy_identity(self.policy, self.chat, settings.model)
-        self.save_hyperparameters(effective(self, self._arguments))  # by now with what stands for None
-        self._identity["adapter_from_folder"] = is_adapter(settings.start_from)
-        if is_adapter(settings.start_from):
-            check_adapter_folder(Path(settings.start_from or ""), self.policy, self._identity, settings)
-        self.add_parts()
-        if settings.start_from is not None and not is_adapter(settings.start_from):
-            self._load_weights(Path(settings.start_from))
-        if self.needs_reference and settings.start_from is not None:
+        self.policy, self.chat, self.identity = load_policy(self.policy_settings, self.precision)
+        self.save_hyperparameters(effective(self, self._arguments))  # by now with defaults in place of None
+        for part in self.weight_parts:
+            part.add(self)
+        start = self.policy_settings.start_from
+        if start is not None and not is_adapter(start):
+            checkpoints.load_start(self, Path(start))
+        if self.needs_reference and start is not None:
             add_reference(self.policy)
-        sharded = self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if sharded:
-            self._shard(torch.bfloat16 if precision.startswith("bf16") else None)
-        accelerate(
-            self.policy,
-            settings.accelerate,
-            device=self.trainer.strategy.root_device if self._trainer is not None else None,
-            dtype=torch.bfloat16 if precision.startswith("bf16") else None,
-            sharded=sharded,
-        )
+        place_policy(self)
 
-    def _shard(self, half: torch.dtype | None) -> None:
-        """Raises: ValueError for another strategy of this kind: what is split here is the list of layers, and
-        checkpoints have to be checked."""
-        if not isinstance(self.trainer.strategy, FSDP2Strategy):
-            raise ValueError("use lit_rft.stages.FSDP2Strategy (fsdp.yaml) in place of ModelParallelStrategy")
-        mesh: Any = self.device_mesh
-        assert self.policy is not None
-        shard(self.policy, mesh["data_parallel"], half=half)
+    def saved_names(self) -> list[str]:
+        """Return the names of the weights in checkpoints; all others are loaded by the model's name."""
+        names = [name for name, p in self.named_parameters() if p.requires_grad or is_reference(name)]
+        everything = [name for name, _ in self.named_parameters()]
+        return names + [name for part in self.weight_parts for name in part.saved_names(everything)]
 
-    def zero_loss(self) -> Tensor:
-        """A loss of 0 that reaches all weights of the policy."""
-        assert self.policy is not None
-        ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        hidden = final_hidden_states(self.policy, ids, ids)
-        return 0.0 * (hidden.sum() + output_logits(self.policy, hidden).sum())
+    # --- optimiser and data ------------------------------------------------------------------------------------------
 
-    def add_parts(self) -> None:
-        """Make what a stage has besides the policy, before any weights are loaded."""
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Check the trainer before Lightning does, which would recommend automatic optimisation."""
+        check_trainer(self.trainer)
+        return []
 
-    def _load_weights(self, path: Path) -> None:
-        if not path.is_file():
-            found = "which holds no adapter" if path.exists() else "which is not there"
-            raise ValueError(
-                f"policy.start_from must be a PEFT adapter folder or a checkpoint file, got {path}, {found}: run the "
-                "stage before this one first, or name its checkpoint (null: from scratch)"
-            )
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"policy.start_from: {path} is no checkpoint of tensors and plain values") from error
-        self._check_policy(checkpoint, str(path))
-        self.check_source(checkpoint, str(path))
-        trained = {name: value for name, value in checkpoint["state_dict"].items() if not is_reference(name)}
-        weights = self.starting_weights(trained, str(path))
-        policy = {k: v for k, v in weights.items() if k.startswith("policy.")}
-        self._check_complete(policy, [n for n in self._saved_names() if n.startswith("policy.")], str(path))
-        self.load_state_dict(policy, strict=False)
-        self.load_parts(weights, str(path))
+    def configure_optimizers(self) -> Any:
+        return make_optimizer(self)
 
-    def check_source(self, checkpoint: dict[str, Any], source: str) -> None:
-        """Refuse a checkpoint whose weights would fit, but mean something else.
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what trains, each part with its learning rate; gradients are clipped part by part."""
+        groups = [group for part in self.weight_parts for group in part.parameter_groups()]
+        others = {id(parameter) for group in groups for parameter in group["params"]}
+        policy = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
+        return [{"params": policy, "lr": self.optimizer_settings.learning_rate, "name": "policy"}, *groups]
 
-        Raises: ValueError saying why.
-        """
+    def setup(self, stage: str) -> None:
+        kinds = {"evaluation_batch": None if self.evaluator is None else self.evaluator.batch_kind}
+        check_data_module(self, kinds | ({"training_batch": self.training_batch} if stage == "fit" else {}))
 
-    def starting_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        """What a stage takes from the checkpoint it starts from.
+    def on_fit_start(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.weights_changed()
 
-        Raises: ValueError if it is no start for this stage.
-        """
-        if any(".low." in name for name in weights):
-            raise ValueError(
-                f"{source} is of an online stage and holds two adapters, its low level's apart: only another online "
-                "stage can start from it (the high level's adapter alone is in that run's adapter folder)"
-            )
-        return weights
+    def on_train_start(self) -> None:
+        restore_position(self.trainer)
+        apply_settings(self)
+        check_tokenizer(self)
 
-    def load_parts(self, weights: dict[str, Tensor], source: str) -> None:
-        """Take what a stage has besides the policy from the checkpoint it starts from, where that has it."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._check_batch(self, batch, self.training_batch)
 
-    # --- epochs of validation, test and predict ----------------------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def begin_epoch(self) -> None:
-        """Forget the epoch before."""
+    def on_validation_start(self) -> None:
+        check_tokenizer(self)
+        if self.evaluator is not None:
+            self.evaluator.begin(self.current_policy())
 
-    def end_epoch(self, prefix: str) -> None:
-        """Report the scores under a prefix; an empty one, of `predict`, reports none."""
+    on_test_start = on_predict_start = on_validation_start
 
-    def on_validation_epoch_start(self) -> None:
-        self.begin_epoch()
+    def _evaluate(self, batch: Any, batch_idx: int, num_batches: Sequence[int | float]) -> list[Any]:
+        if self.evaluator is None:
+            raise ValueError(f"{type(self).__name__} has no evaluator: set limit_val_batches=0, or give it one")
+        self._check_batch(self, batch, self.evaluator.batch_kind)
+        with torch.no_grad():
+            return self.evaluator.step(batch, batch_idx, int(num_batches[0]))
 
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        trainer = self.trainer
+        numbers = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._evaluate(batch, batch_idx, numbers)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, self.trainer.num_test_batches)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Any]:
+        return self._evaluate(batch, batch_idx, self.trainer.num_predict_batches)
+
+    def _end_evaluation(self, verb: str, prefix: str = "") -> None:
+        if self.evaluator is None:
+            return
+        self.evaluator.end(verb)
+        if prefix:
+            scalars = {f"{prefix}/{name}": value for name, value in self.evaluator.scalars().items()}
+            self.log_dict(scalars, rank_zero_only=True)
 
     def on_validation_epoch_end(self) -> None:
-        self.end_epoch("val")
+        self._end_evaluation("" if self.trainer.sanity_checking else "validate", "val")
 
     def on_test_epoch_end(self) -> None:
-        self.end_epoch("test")
+        self._end_evaluation("test", "test")
 
     def on_predict_epoch_end(self) -> None:
-        self.end_epoch("")
+        self._end_evaluation("predict")
+
+    def policy_source(self) -> dict[str, Any]:
+        """Return what identifies the policy in records. All processes must call this."""
+        assert self.policy is not None
+        return {
+            "model": self.policy_settings.model,
+            "start_from": self.policy_settings.start_from,
+            "checkpoint_step": self._checkpoint_step,
+            "weights": current_fingerprint(self.policy),
+        }
+
+    def evaluation_source(self) -> dict[str, Any]:
+        """Return what results of `predict` depend on, for records. All processes must call this."""
+        return self.policy_source() | ({} if self.evaluator is None else self.evaluator.settings())
+
+    def teardown(self, stage: str) -> None:
+        """Stop the processes of the parts."""
+        if self.evaluator is not None:
+            self.evaluator.close()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _saved_names(self) -> list[str]:
-        """Names of the weights that are not made again from the model's name."""
-        return [name for name, p in self.named_parameters() if p.requires_grad or is_reference(name)]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains, and what it belongs to; the frozen backbone is made again from its name."""
-        saved = set(self._saved_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
-        checkpoint["stage"] = type(self).__name__
-        checkpoint[_POLICY_RECORD] = self._identity
+        """Keep what trains, the policy's identity, and the state of the parts."""
+        checkpoints.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this stage and policy, and say which settings have changed since."""
-        super().on_load_checkpoint(checkpoint)
-        self._check_resumable(checkpoint, "the checkpoint")
-        weights = checkpoint.get("state_dict")
-        if weights is not None:  # else they are split over devices, checked and loaded by now
-            self._check_complete(weights, self._saved_names(), "the checkpoint")
-            self._restore_reference(weights)
+        """Check that the checkpoint is of this stage and policy, and restore the state of the parts."""
+        count_epochs(checkpoint)
+        checkpoints.restore(self, checkpoint)
         self._checkpoint_step = int(checkpoint.get("global_step", 0))
-        if self._trainer is not None and self.trainer.state.fn == "fit" and self.global_rank == 0:
-            self._report_changes(checkpoint["hyper_parameters"])
-
-    def _restore_reference(self, weights: Mapping[str, Tensor]) -> None:
-        """Make room for the reference of the checkpoint, where this stage was not started from it."""
-        assert self.policy is not None
-        saved = any(is_reference(name) for name in weights)
-        present = any(is_reference(name) for name, _ in self.policy.named_parameters())
-        if saved and self.needs_reference and not present:
-            add_reference(self.policy)
 
     def check_file(self, path: Path) -> None:
-        """Look at a checkpoint before it is loaded.
-
-        Raises: ValueError if it is no file, or its weights are not those that train here.
-        """
-        if not path.is_file():
-            raise ValueError(f"expected a checkpoint in one file, got {path}")
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        self._check_resumable(checkpoint, "the checkpoint")
-        self._check_complete(checkpoint["state_dict"], self._saved_names(), "the checkpoint")
-
-    def _check_resumable(self, checkpoint: Mapping[str, Any], source: str) -> None:
-        """Raises: ValueError if the checkpoint is of another stage, another policy or other settings that are fixed."""
-        stage, own = checkpoint.get("stage"), type(self).__name__
-        if stage is not None and stage != own:
-            raise ValueError(
-                f"{source} was written by the stage {stage}, and this is {own}: use the config of {stage}, or start "
-                f"{own} from its weights with policy.start_from"
-            )
-        self._check_policy(checkpoint, source)
-        self.check_source(dict(checkpoint), source)
-        changed = differences(checkpoint["hyper_parameters"], self.hparams)
-        fixed = {key: values for key, values in changed.items() if key.startswith(_FIXED) and key not in _FREE}
-        if fixed:
-            raise ValueError(
-                f"{source} is of other settings, which a run cannot change: {_listed(fixed)}; set them back, or start "
-                "a new run"
-            )
-
-    def _check_policy(self, checkpoint: Mapping[str, Any], source: str) -> None:
-        """Raises: ValueError if the weights are of another base model, adapter or chat format."""
-        if not isinstance(checkpoint, Mapping) or not {_POLICY_RECORD, "hyper_parameters"} <= checkpoint.keys():
-            raise ValueError(f"{source} does not say what policy it is of: expected one written by a stage of lit-rft")
-        found = identity_differences(checkpoint[_POLICY_RECORD], self._identity)
-        if found:
-            raise ValueError(
-                f"{source} does not fit the model: {'; '.join(found)} (in the checkpoint -> here); use the policy "
-                "settings that it was made with, or start a new run"
-            )
-
-    def _report_changes(self, saved: Mapping[str, Any]) -> None:
-        changed = differences(saved, self.hparams)
-        changed.pop("policy.start_from", None)  # the checkpoint's weights take its place
-        if changed:
-            logger.info("settings changed since the checkpoint, in effect from here on: %s", _listed(changed))
+        """Check a checkpoint file before it is loaded (`FSDP2Strategy` calls this)."""
+        checkpoints.check_file(self, path)
 
     def save_record(self, folder: Path) -> None:
-        """Write what policy it is into a folder that its adapter is exported to; `policy.start_from` compares it."""
-        write_json(folder / RECORD, self._identity)
+        """Write the policy's identity into the folder of an exported adapter; `policy.start_from` compares it."""
+        write_json(folder / RECORD, self.identity)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Any, map_location: Any = None, **arguments: Any
     ) -> "Self":
-        """Make the stage that a checkpoint is of, with its weights.
+        """Make the stage of a checkpoint, with its weights.
 
         Args:
             checkpoint_path: the file.
-            map_location: the device for the stage; default: the CPU.
-            arguments: of the constructor, in place of the checkpoint's.
-        Raises: ValueError if the checkpoint is of another stage, or its base model is not the one it was made with.
+            map_location: device of the stage; default: the CPU.
+            **arguments: of the constructor, in place of the checkpoint's.
+
+        Raises:
+            ValueError: If the checkpoint is of another stage, or its base model has changed.
         """
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-        wanted = checkpoint.get("stage")
-        if wanted is not None and wanted != cls.__name__:
-            raise ValueError(f"{checkpoint_path} was written by the stage {wanted}: use {wanted}.load_from_checkpoint")
-        saved = rebuild_arguments(cls, checkpoint["hyper_parameters"])
-        saved["policy"] = without_start(saved["policy"], checkpoint[_POLICY_RECORD])
-        stage = cls(**{**saved, **arguments})
-        stage.configure_model()
-        stage.on_load_checkpoint(checkpoint)
-        stage.load_state_dict(checkpoint["state_dict"], strict=False)
+        stage: Self = checkpoints.load_stage(cls, checkpoint_path, arguments)
         return stage if map_location is None else stage.to(map_location)
-
-    def _check_complete(self, weights: dict[str, Tensor], expected: list[str], source: str) -> None:
-        # the reference may come and go with kl_coef; without one in the checkpoint that of policy.start_from stays
-        names, needed = ({name for name in group if not is_reference(name)} for group in (weights, expected))
-        missing, extra = sorted(needed - names), sorted(names - needed)
-        if missing or extra:
-            raise ValueError(
-                f"{source} does not fit the model: {len(missing)} trained weights are missing (first: {missing[:1]}), "
-                f"{len(extra)} are unknown (first: {extra[:1]}); use the model and LoRA settings it was made with"
-            )
-
-
-def _listed(changes: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}: {values}" for key, values in changes.items())

@@ -1,9 +1,10 @@
 """Settings that all stages share, as plain dataclasses: each field is a key in the configs."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.generation.vllm import ServerSettings
@@ -134,6 +135,10 @@ class ActingSettings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     seed: int | None = None
 
+    def with_default_seed(self) -> "ActingSettings":
+        """Return these settings, with the run's seed where none is set."""
+        return replace(self, seed=resolve_seed(self.seed))
+
     def __post_init__(self) -> None:
         if self.parallel_episodes < 1:
             raise ValueError(f"parallel_episodes must be >= 1, got {self.parallel_episodes}")
@@ -158,6 +163,10 @@ class OnlineSettings:
     batch_episodes: int = 8
     offline_share: float = 0.5
     seed: int | None = None
+
+    def with_default_seed(self) -> "OnlineSettings":
+        """Return these settings, with the run's seed where none is set."""
+        return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
         for name in ("buffer_episodes", "batch_episodes"):
@@ -208,6 +217,29 @@ class ObjectiveSettings:
                 f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
             )
 
+    def with_default_traces(self, number: int) -> "ObjectiveSettings":
+        """Return these settings, with a number of traces per group where it is not set."""
+        if self.traces_per_group is not None:
+            return self
+        return replace(self, traces_per_group=min(number, self.group_size))
+
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """Members of groups, as rollout sources take them; without traces in the groups, imitated ones stand apart."""
+        traces = self.traces_per_group or 0
+        imitated = int(self.sft_coef > 0 and traces == 0)
+        return {"group_size": self.group_size, "traces_per_group": traces, "imitated_traces": imitated}
+
+    @property
+    def needs_traces(self) -> bool:
+        """Whether training without any off-policy trace would be another method; data modules check it."""
+        return (self.traces_per_group or 0) > 0 or self.sft_coef > 0 or self.sft_steps > 0
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps per batch of rollouts."""
+        return self.mini_batches * self.epochs
+
 
 @dataclass
 class AnsweringSettings:
@@ -232,6 +264,10 @@ class AnsweringSettings:
     merge_adapters: bool = True
     server: ServerSettings | None = None
     seed: int | None = None
+
+    def with_default_seed(self) -> "AnsweringSettings":
+        """Return these settings, with the run's seed where none is set."""
+        return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
         numbers = {"num_samples": self.num_samples, "max_concurrent": self.max_concurrent}

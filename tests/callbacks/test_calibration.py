@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_p
         assert len(events.Scalars(f"train/{level}/q_bias")) == 2  # epochs
     assert -1 <= events.Scalars("train/low/q_return_correlation")[-1].value <= 1
     # every other episode was cut: its high-level returns are not known; each episode counts once an epoch
-    known = sum(len(q) for level, q, _ in stage.q_and_returns if level == "high")
+    known = sum(len(q) for level, q, _ in stage.actor_critic.q_and_returns if level == "high")
     loader = make_loader(tiny_model_folder, outcomes=True)
     assert known == sum(
         t.num_decisions for e in loader.episodes for t in e if t.level == "high" and t.outcomes[-1].terminated
@@ -47,18 +48,23 @@ def test_levels_without_known_returns_are_skipped(
     assert "calibration/high" not in events.Tags()["images"]
 
 
+def with_returns(q_and_returns: list[Any]) -> Any:
+    """A module as far as the callback reads it."""
+    return SimpleNamespace(actor_critic=SimpleNamespace(q_and_returns=q_and_returns))
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_any_number_of_known_returns_can_be_reported(number: int, tmp_path: Path) -> None:
     """None at all, one alone, and several that are equal."""
-    module = SimpleNamespace(q_and_returns=[("low", torch.ones(number), torch.zeros(number))])
+    module = with_returns([("low", torch.ones(number), torch.zeros(number))])
     logged: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics), experiment=None)
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         is_global_zero=True, logger=logger, loggers=[logger], global_step=3, default_root_dir=str(tmp_path)
     )
-    CriticCalibration().on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+    CriticCalibration().on_train_epoch_end(trainer, module)
     assert logged == ([{"train/low/q_bias": 1.0}] if number else [])
-    CriticCalibration().on_train_epoch_end(trainer, SimpleNamespace(q_and_returns=[]))  # type: ignore[arg-type]
+    CriticCalibration().on_train_epoch_end(trainer, with_returns([]))
 
 
 def test_the_line_follows_the_bins() -> None:

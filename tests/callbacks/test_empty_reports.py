@@ -17,12 +17,9 @@ class NothingToReport(BoringModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.played: list[Any] = []
-        self.score_table: dict[str, Any] = {}
+        self.evaluator = SimpleNamespace(results=[], table={})
+        self.actor_critic = SimpleNamespace(q_and_returns=[])
         self.samples: list[Any] = []
-        self.answers: list[Any] = []
-        self.answer_table: dict[str, Any] = {}
-        self.q_and_returns: list[Any] = []
         self.num_tokens = 0
 
 
@@ -49,17 +46,23 @@ def test_reports_of_nothing(logs: bool, tmp_path: Path, capsys: pytest.CaptureFi
     assert "benchmark" not in capsys.readouterr().out and not (tmp_path / "scores.json").exists()
 
 
+def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
+    kinds = (("PromptBatch", ScoreTable(), "use AnswerTable"), ("EpisodeJobs", AnswerTable(), "use ScoreTable"))
+    for kind, callback, advice in kinds:
+        stage: Any = SimpleNamespace(evaluator=SimpleNamespace(table={}, batch_kind=SimpleNamespace(name=kind)))
+        with pytest.raises(TypeError, match=f"is evaluated on {kind}, and not on .*: {advice}"):
+            callback.scores(stage)
+
+
 def test_a_table_of_scores_without_episodes_or_repetitions(capsys: pytest.CaptureFixture[str]) -> None:
     """Means over nothing are NaN."""
     from lit_rft.metrics import COLUMNS
 
     nan = float("nan")
-    stage = SimpleNamespace(
-        played=[],
-        score_table={"walk": dict.fromkeys(COLUMNS, nan), "mean": dict.fromkeys(COLUMNS, nan)},
-        answer_table={"mean": dict.fromkeys(("problems", "k", "average", "low", "high", "pass"), nan)},
-    )
+    scores = {"walk": dict.fromkeys(COLUMNS, nan), "mean": dict.fromkeys(COLUMNS, nan)}
+    answers = {"mean": dict.fromkeys(("problems", "k", "average", "low", "high", "pass"), nan)}
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
-    for table in (ScoreTable(), AnswerTable()):
-        table.on_validation_end(trainer, stage)  # type: ignore[arg-type]
+    for callback, table in ((ScoreTable(), scores), (AnswerTable(), answers)):
+        stage: Any = SimpleNamespace(evaluator=SimpleNamespace(table=table))
+        callback.on_validation_end(trainer, stage)
     assert capsys.readouterr().out.count("mean") == 2

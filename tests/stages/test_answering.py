@@ -52,7 +52,8 @@ def make(model: Path, reward: Any = None, **answering: Any) -> MixedPolicyGRPO:
 
 
 def make_data(model: Path, files: str, **options: Any) -> MathPromptDataModule:
-    settings = {"train_files": [files], "eval_files": [files], "batch_size": 2, "eval_batch_size": 2}
+    settings = {"train_files": [files], "eval_files": [files], "batch_size": 2, "eval_batch_size": 2,
+                "max_trace_length": 64}  # fmt: skip
     return MathPromptDataModule(str(model), **{**settings, **options})
 
 
@@ -75,10 +76,10 @@ def test_test_reports_each_benchmark_and_their_mean(
     (metrics,) = trainer(tmp_path, callbacks=[AnswerTable()]).test(
         stage, datamodule=make_data(tiny_model_folder, files)
     )
-    assert len(stage.answers) == 2 * 2 + 4 * 4
+    assert len(stage.evaluator.results) == 2 * 2 + 4 * 4
     shares = {}
     for source in ("amc", "math"):
-        rewards = [one.reward for one in stage.answers if one.source == source]
+        rewards = [one.reward for one in stage.evaluator.results if one.source == source]
         shares[source] = sum(rewards) / len(rewards)
         assert metrics[f"test/average/{source}"] == pytest.approx(shares[source])
     assert metrics["test/average"] == pytest.approx(sum(shares.values()) / 2)
@@ -91,7 +92,7 @@ def test_every_answering_knob_counts(tiny_model_folder: Path, tmp_path: Path, fi
     def texts(**answering: Any) -> list[str]:
         stage = make(tiny_model_folder, **answering)
         trainer(tmp_path).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
-        return [one.completion for one in stage.answers]
+        return [one.completion for one in stage.evaluator.results]
 
     base = texts()
     assert texts() == base == texts(max_concurrent=3)
@@ -169,10 +170,10 @@ def test_files_with_the_same_numbers_are_counted_apart(tiny_model_folder: Path, 
     stage = make(tiny_model_folder, num_samples=1)
     data = make_data(tiny_model_folder, "", train_files=None, eval_files=files, eval_batch_size=8)
     trainer(tmp_path).test(stage, datamodule=data, verbose=False)
-    assert stage.answer_table[""]["problems"] == 8 and stage.answer_table[""]["k"] == 1
-    assert {one.prompt for one in stage.answers} == {f"{letter}{n}?" for letter in "ab" for n in range(4)}
-    rewards = [one.reward for one in stage.answers]
-    assert stage.answer_table[""]["average"] == stage.answer_table[""]["pass"] == sum(rewards) / 8
+    assert stage.evaluator.table[""]["problems"] == 8 and stage.evaluator.table[""]["k"] == 1
+    assert {one.prompt for one in stage.evaluator.results} == {f"{letter}{n}?" for letter in "ab" for n in range(4)}
+    rewards = [one.reward for one in stage.evaluator.results]
+    assert stage.evaluator.table[""]["average"] == stage.evaluator.table[""]["pass"] == sum(rewards) / 8
 
 
 def test_problems_of_one_id_in_a_loader_of_ones_own_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_problems_of_one_id_in_a_loader_of_ones_own_are_counted_apart(tiny_model
     prompts = [dataclasses.replace(p, problem=dataclasses.replace(p.problem, id="0")) for p in data._prompts["eval"]]
     stage = make(tiny_model_folder, num_samples=1)
     trainer(tmp_path).test(stage, PromptLoader(prompts, batch_size=4, shuffle=False), verbose=False)
-    assert stage.answer_table[""]["problems"] == 4 and stage.answer_table[""]["k"] == 1
+    assert stage.evaluator.table[""]["problems"] == 4 and stage.evaluator.table[""]["k"] == 1
 
 
 def test_predict_leaves_no_problem_out_of_two_files(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -244,9 +245,10 @@ def test_repeats_are_answers_of_one_problem(tiny_model_folder: Path, tmp_path: P
         data = make_data(tiny_model_folder, "", train_files=None, eval_files=str(tmp_path / "valid.all.parquet"))
         trainer(tmp_path).test(stage, datamodule=data, verbose=False)
         for source in ("math", "aime", "amc"):
-            rewards = [one.reward for one in stage.answers if one.source == source]
-            assert stage.answer_table[source]["average"] == pytest.approx(sum(rewards) / len(rewards))
-        return {source: (row["problems"], row["k"]) for source, row in stage.answer_table.items() if source != "mean"}
+            rewards = [one.reward for one in stage.evaluator.results if one.source == source]
+            assert stage.evaluator.table[source]["average"] == pytest.approx(sum(rewards) / len(rewards))
+        rows = stage.evaluator.table.items()
+        return {source: (row["problems"], row["k"]) for source, row in rows if source != "mean"}
 
     assert table() == {"aime": (2, 32), "amc": (1, 32), "math": (3, 1)}
     assert table(num_samples=2)["aime"] == (2, 64)  # as two answers to each of 64 rows
@@ -296,7 +298,8 @@ def test_reward_functions_by_name_in_every_verb(tiny_model_folder: Path, tmp_pat
     )
     assert all(one.reward == float(len(one.text) % 2) for one in stage.samples)
     trainer(tmp_path).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
-    assert all(one.reward == float(len(one.completion) % 2) for one in stage.answers) and stage.answers
+    answers = stage.evaluator.results
+    assert answers and all(answer.reward == float(len(answer.completion) % 2) for answer in answers)
     with pytest.raises(RewardError, match="cannot be called"):
         make(tiny_model_folder, reward=lambda texts, problems: [0.0])
 
@@ -311,10 +314,10 @@ def test_accuracy_is_the_verifiers_whatever_the_training_reward(
     tables = []
     for reward in (vowels, nothing):
         stage = make(tiny_model_folder, reward)
-        stage.verifier = vowels
+        stage.evaluator.verifier = vowels
         trainer(tmp_path).test(stage, datamodule=make_data(tiny_model_folder, files), verbose=False)
-        assert stage.source()["verifier"]["name"] == "vowels"
-        tables.append(stage.answer_table)
+        assert stage.evaluation_source()["verifier"]["name"] == "vowels"
+        tables.append(stage.evaluator.table)
     assert tables[0] == tables[1] and 0 < tables[0]["mean"]["average"] < 1
 
 

@@ -60,7 +60,7 @@ def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folde
     experts = [one for one in stage.samples if one.off_policy]
     assert all(one.reward == 1.0 and one.advantage > 0 for one in experts)
     assert len({t.episode_id for one in stage.samples for t in one.transcripts}) == 6
-    assert stage.env_steps > 0
+    assert stage.source.env_steps > 0
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
     for one in (stage, fresh):
         speak_out(one)
     fit(stage, data, 1)
-    fresh._remember_log_probs(stage.samples)
+    fresh.update.keep_old_log_probs(fresh.current_policy(), stage.samples)
     for one in stage.samples:
         for old, sampled in zip(one.old_log_probs, one.sampled_log_probs, strict=True):
             torch.testing.assert_close(old, torch.tensor(sampled), rtol=1e-4, atol=1e-4)
@@ -86,7 +86,8 @@ def test_micro_batches_change_nothing(objective: dict[str, Any], tiny_model_fold
 def test_packed_rows_change_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage, data = make(tiny_model_folder, tmp_path, batching=BatchingSettings(900, packing=True))
     fit(stage, data, 2)
-    rows = [(len(micro.input_ids), len(micro.transcripts)) for micro in stage._split(stage.samples).micro_batches]
+    micro_batches = stage.update.split(stage.current_policy(), stage.samples)
+    rows = [(len(micro.input_ids), len(micro.transcripts)) for micro in micro_batches]
     assert all(number == 1 for number, _ in rows) and max(number for _, number in rows) > 1
     for name, weight in after(tiny_model_folder, tmp_path).items():
         torch.testing.assert_close(updated(stage)[name], weight, rtol=1e-3, atol=5e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 
-from lit_rft.batches import Prompt
+from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_tokenizer
@@ -24,7 +24,8 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.stages import mixed_policy_grpo as grpo_module
+from lit_rft.stages.core import group_update, micro_batches
+from lit_rft.stages.core.group_update import GroupUpdate
 from lit_rft.testing.tiny import make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, differs, fit, speak_out, trained, updated
 from lit_rft.transcripts import PromptFormat, shared_step_batch
@@ -122,7 +123,8 @@ def test_sharing_prompts_changes_nothing(
     tiny_model_folder: Path, objective: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(grpo_module, "shared_step_batch", lambda *a, **k: calls.append(1) or shared_step_batch(*a, **k))
+    counted = lambda *a, **k: calls.append(1) or shared_step_batch(*a, **k)  # noqa: E731
+    monkeypatch.setattr(micro_batches, "shared_step_batch", counted)
     shared = after(tiny_model_folder, steps=4, objective=objective)
     assert calls
     calls.clear()
@@ -136,7 +138,7 @@ def test_prompts_are_shared_in_half_precision_too(tiny_model_folder: Path, caplo
     """Float32 adapters on a bf16 backbone can be tried only as they train, under autocast."""
     stage = make_grpo(tiny_model_folder)
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, precision="bf16-mixed")
-    assert stage.share_prompts and "recomputes the prompt for each completion" not in caplog.text
+    assert stage.update.split.share_prompts and "recomputes the prompt for each completion" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, 
     rest = {name: value for name, value in knob.items() if name != "seed"}
     if seed:
         stage = make_grpo(tiny_model_folder)
-        stage.seed = seed
+        stage.source.seed = seed
         fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 3)
         assert differ(base, trained(stage))
     else:
@@ -274,8 +276,8 @@ def test_groups_without_a_signal_cost_no_pass(tiny_model_folder: Path, monkeypat
         tiny_model_folder, objective={"entropy_coef": 0.0}, reward=lambda completions, rows: [1.0] * len(completions)
     )
     passes = []
-    original = MixedPolicyGRPO._forward
-    monkeypatch.setattr(MixedPolicyGRPO, "_forward", lambda *a, **k: passes.append(1) or original(*a, **k))
+    original = group_update.utterance_log_probs
+    monkeypatch.setattr(group_update, "utterance_log_probs", lambda *a, **k: passes.append(1) or original(*a, **k))
     stage.configure_model()
     before = trained(stage)
     recorder = Recorder()
@@ -292,11 +294,11 @@ def test_a_group_without_a_signal_beside_one_with_it_costs_no_pass(
         return [value if has else 1.0 for value, has in zip(vowels(completions, rows), odd, strict=True)]
 
     seen: list[set[str]] = []
-    original = MixedPolicyGRPO._forward
+    original = group_update.utterance_log_probs
 
-    def forward(stage: Any, micro: Any, **options: Any) -> Any:
+    def forward(model: Any, micro: Any, **options: Any) -> Any:
         seen.append({name.partition("/")[0] for name in micro.episode_ids})
-        return original(stage, micro, **options)
+        return original(model, micro, **options)
 
     def updates(entropy_coef: float) -> dict[str, torch.Tensor]:
         seen.clear()
@@ -304,7 +306,7 @@ def test_a_group_without_a_signal_beside_one_with_it_costs_no_pass(
         fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
         return updated(stage)
 
-    monkeypatch.setattr(MixedPolicyGRPO, "_forward", forward)
+    monkeypatch.setattr(group_update, "utterance_log_probs", forward)
     skipped = updates(0.0)
     assert seen and set().union(*seen) == {"p1", "p3"}
     whole = updates(1e-30)  # needs them all
@@ -316,20 +318,27 @@ def test_a_group_without_a_signal_beside_one_with_it_costs_no_pass(
 def test_one_update_needs_no_old_log_probs_and_equals_the_pass_that_would_make_them(tiny_model_folder: Path) -> None:
     plain = after(tiny_model_folder, steps=2)
 
-    class Remembers(MixedPolicyGRPO):
-        def _loss(self, micro: Any, rollouts: Any, counts: Any) -> Any:
-            assert not any(rollout.old_log_probs for rollout in self.samples)
-            self._remember_log_probs(self.samples)
-            batch, log_probs = RolloutBatch.of(micro, rollouts), self._forward(micro).tokens
-            assert batch.old_log_probs is not None
-            off = batch.off_policy
-            torch.testing.assert_close(batch.old_log_probs[~off], log_probs.detach()[~off], rtol=1e-4, atol=1e-5)
-            return super()._loss(micro, rollouts, counts)
+    class Remembers(GroupUpdate):
+        def step(self, policy: Any, rollouts: Any) -> Any:
+            assert not any(rollout.old_log_probs for rollout in rollouts)
+            self.keep_old_log_probs(policy, rollouts)
+            return super().step(policy, rollouts)
+
+    compared = []
+
+    def loss(log_probs: torch.Tensor, rollouts: RolloutBatch, *, normalizer: Any) -> Any:
+        assert rollouts.old_log_probs is not None
+        on = ~rollouts.off_policy
+        torch.testing.assert_close(rollouts.old_log_probs[on], log_probs.detach()[on], rtol=1e-4, atol=1e-5)
+        compared.append(int(on.sum()))
+        return policy_loss(log_probs, rollouts, normalizer=normalizer)
 
     L.seed_everything(0, verbose=False)
     stage = make_grpo(tiny_model_folder)
-    stage.__class__ = Remembers
+    policy_loss, stage.update.policy_loss = stage.update.policy_loss, loss
+    stage.update.__class__ = Remembers
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 2)
+    assert sum(compared) > 0
     for name, value in trained(stage).items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=5e-5)
 
@@ -340,9 +349,9 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
         speak_out(one)
     silent.configure_model()
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
-    silent._remember_log_probs(stage.samples)
+    silent.update.keep_old_log_probs(silent.current_policy(), stage.samples)
     without = torch.cat([one.old_log_probs[0] for one in stage.samples if not one.off_policy])
-    fresh._remember_log_probs(stage.samples)
+    fresh.update.keep_old_log_probs(fresh.current_policy(), stage.samples)
     for one in stage.samples:
         if not one.off_policy:
             sampled = torch.tensor(one.sampled_log_probs[0])
@@ -361,8 +370,11 @@ def test_luffy_learns_from_traces_what_grpo_has_no_signal_for(tiny_model_folder:
         recorder = Recorder()
         stage = make_grpo(tiny_model_folder, objective={"entropy_coef": 0.0, **objective}, reward=said, lora=None)
         fit(stage, PromptLoader(make_prompts(tiny_model_folder, traces=1), batch_size=4), 15, callbacks=[recorder])
-        traces = stage._traces(make_prompts(tiny_model_folder, traces=1), None)
-        stage._remember_log_probs([one for one in traces if setattr(one, "off_policy", False) is None])
+        policy = stage.current_policy()
+        traces = stage.source.traces(policy, PromptBatch(make_prompts(tiny_model_folder, traces=1)))
+        for trace in traces:
+            trace.off_policy = False
+        stage.update.keep_old_log_probs(policy, traces)
         return float(torch.cat([one.old_log_probs[0] for one in traces]).exp().mean())
 
     on_policy, mixed = probability({"traces_per_group": 0}), probability({})
@@ -385,7 +397,7 @@ def test_behaviour_probabilities_of_traces_count_where_they_are_known(tiny_model
 def test_mini_batches_are_stretches_of_the_batch(tiny_model_folder: Path) -> None:
     stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2})
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
-    parts = stage._mini_batches(stage.samples, 4)
+    parts = stage.update.mini_batches(stage.current_policy(), stage.samples, 4)
     assert [sorted({one.group for one in part}) for part in parts] == [[0, 1], [2, 3]]
 
 

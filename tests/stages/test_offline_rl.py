@@ -172,7 +172,7 @@ def test_frozen_features_are_computed_once_and_found_by_the_next_run(tiny_model_
         return after(tiny_model_folder, steps=6, critic=critic)  # three epochs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_rft.stages.actor_critic.frozen_features", counted)
+        patch.setattr("lit_rft.stages.core.critics.frozen_features", counted)
         first = run()
         assert calls == [1] * 12  # six episodes of two levels, each alone and once
         second = run()

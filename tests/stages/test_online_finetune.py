@@ -14,6 +14,7 @@ from lit_rft.datamodules import OnlineDataModule
 from lit_rft.episodes import write_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings
+from lit_rft.rollouts import Rollout
 from lit_rft.stages import (
     ActingSettings,
     CriticSettings,
@@ -144,7 +145,7 @@ def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path:
     def play() -> list[Any]:
         options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         L.Trainer(**options).test(stage, datamodule=data, verbose=False)
-        return stage.played[0].transcripts
+        return stage.evaluator.results[0].transcripts
 
     stage.configure_model()
     high, low = play()
@@ -193,7 +194,7 @@ def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path:
     whole = go(tmp_path / "whole", 8)
     go(tmp_path / "parts", stop)
     resumed = go(tmp_path / "parts", 8, seed=7, ckpt_path="last")
-    assert resumed.env_steps == whole.env_steps > 0
+    assert resumed.source.env_steps == whole.source.env_steps > 0
     assert resumed.replay.episodes == whole.replay.episodes
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -233,11 +234,11 @@ def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
 ) -> None:
     stage = make_online(tiny_model_folder)
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
-    monkeypatch.setattr("lit_rft.stages.exploration._finite", lambda episode: False)
+    monkeypatch.setattr(Rollout, "has_finite_rewards", False)
     again = make_online(tiny_model_folder)
     with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
         run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
-    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["replay"]
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["parts"]["replay"]
     assert kept == stage.replay.state_dict()
 
 
@@ -266,7 +267,8 @@ def test_skills_survive_the_online_run_in_its_checkpoint_and_its_adapter(
 def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage = make_online(tiny_model_folder, online={"buffer_episodes": 2})
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 6)
-    assert stage._features is not None and len(stage._features._new) <= 2
+    cache = stage.actor_critic.features.cache
+    assert cache is not None and len(cache._new) <= 2
 
 
 def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tm
     events.Reload()
     points = events.Scalars("online/score")
     assert len(points) == 2  # rounds
-    assert 0 < points[0].step < points[1].step == stage.env_steps
+    assert 0 < points[0].step < points[1].step == stage.source.env_steps
     assert {"train/score", "train/buffer", "train/high/q_loss"} <= set(events.Tags()["scalars"])
     assert [point.step for point in events.Scalars("train/high/q_loss")] == [2, 4]  # optimiser steps, not rounds
     assert not any(name.startswith("train/low") for name in events.Tags()["scalars"])

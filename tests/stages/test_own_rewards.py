@@ -103,7 +103,7 @@ def test_records_keep_return_score_and_metrics(own_score: bool, tiny_model_folde
         assert len(rewards) == STEPS and max(rewards) <= -300.0
         assert episode.total_reward == sum(rewards)
         assert episode.outcome.score == (-1000.0 - STEPS if own_score else sum(rewards))
-        assert episode.extra == {"metrics": {"cost": -rewards[-1], "steps": STEPS}}
+        assert episode.extra["metrics"] == {"cost": -rewards[-1], "steps": STEPS}
         assert dataclasses.astuple(episode.outcome)[1:] == (False, True, False, "failed")
     costs = [episode.extra["metrics"]["cost"] for episode in episodes]
     assert results["test/metrics/cost"] == pytest.approx(sum(costs) / 3)  # greedy: the same episodes again

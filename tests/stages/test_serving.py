@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings, ServerSettings
+from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models import LoraSettings
 from lit_rft.models.lora import add_lora
 from lit_rft.rollouts import MixedPolicyLoss
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO
-from lit_rft.stages.serving import AdapterSync
 from lit_rft.testing.tiny import make_model
 from lit_rft.testing.tiny_stage import fit, trained
 
@@ -101,7 +101,7 @@ def test_answers_are_by_weights_that_were_loaded_since(
                     parameter += 1
         trainer.test(stage, loader)
     assert len(given) == 2 and equal(given[1], adapter_of(stage)) and not equal(given[0], given[1])
-    assert len(stage.answers) == 8
+    assert len(stage.evaluator.results) == 8
 
 
 def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder
                         parameter += 0.3 if ".low." in name else -0.3
             options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
             L.Trainer(accelerator="cpu", **options).test(stage, datamodule=data, verbose=False)
-            played.append({one.episode.id: [t.input_ids for t in one.transcripts] for one in stage.played})
+            played.append({one.episode.id: [t.input_ids for t in one.transcripts] for one in stage.evaluator.results})
     assert played[0] == played[1] and len(played[0]) == 2
     high, low = folders(fake)
     assert low.name == "low" and high.name != "low" and not fake.adapters and not high.exists()

@@ -54,7 +54,7 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     stage = make_stage(tiny_model_folder, acting=ACTING, agent=agent)
     trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
     trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, train_variations=2))
-    assert not stage._runner._pools and not stage._runner.playing  # the simulators are gone
+    assert not stage.evaluator.runner.num_pools and not stage.evaluator.runner.playing  # the simulators are gone
     events = _events(tmp_path)
     scalars = set(events.Tags()["scalars"])
     assert {f"train/{level}/log_likelihood" for level in agent.levels} <= scalars
@@ -73,11 +73,12 @@ def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_pat
     results = _trainer(tmp_path, ScoreTable()).test(
         stage, datamodule=_data(tiny_model_folder, tmp_path, eval_split="train"), verbose=False
     )
-    assert len(stage.played) == 8
-    assert results[0]["test/score"] == pytest.approx(stage.score_table["mean"]["score"], rel=1e-5)
-    by_task = {t: [p.episode.outcome.score for p in stage.played if p.episode.task == t] for t in ("walk", "run")}
+    assert len(stage.evaluator.results) == 8
+    assert results[0]["test/score"] == pytest.approx(stage.evaluator.table["mean"]["score"], rel=1e-5)
+    played = stage.evaluator.results
+    by_task = {t: [p.episode.outcome.score for p in played if p.episode.task == t] for t in ("walk", "run")}
     for task, scores in by_task.items():
-        assert stage.score_table[task]["score"] == pytest.approx(100 * sum(scores) / len(scores))
+        assert stage.evaluator.table[task]["score"] == pytest.approx(100 * sum(scores) / len(scores))
 
 
 def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: 
         stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=number)
         trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
-        return [played.episode.id for played in stage.played]
+        return [played.episode.id for played in stage.evaluator.results]
 
     first = predict(3)
     second = predict(None)
@@ -100,7 +101,7 @@ def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder:
         stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
         data = _data(tiny_model_folder, tmp_path, suite=suite)
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
-        return [played.episode.outcome.reason for played in stage.played]
+        return [played.episode.outcome.reason for played in stage.evaluator.results]
 
     # one variation of both tasks always fails, the others play on
     reasons = predict(CorridorSuite(die_in=0))
@@ -148,7 +149,7 @@ def test_every_acting_knob_counts(tiny_model_folder: Path, tmp_path: Path, knob:
     def play(settings: ActingSettings, agent: Any = PLAYER) -> list[Any]:
         stage = make_stage(tiny_model_folder, acting=settings, agent=agent)
         _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
-        return sorted((p.episode.id, [(g.start, g.goal) for g in p.episode.subgoals]) for p in stage.played)
+        return sorted((p.episode.id, [(g.start, g.goal) for g in p.episode.subgoals]) for p in stage.evaluator.results)
 
     base = {"sampling": ACTING.sampling, "parallel_episodes": 2}
     played = play(ActingSettings(**base))
@@ -166,7 +167,7 @@ def test_evaluation_in_bf16_keeps_its_caches(
     for verb in ("test", "fit", "test"):
         trainer = _trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
         getattr(trainer, verb)(stage, datamodule=data)
-        assert stage.played
+        assert stage.evaluator.results
     assert not [record.message for record in caplog.records if "anew" in record.message]
 
 
@@ -181,7 +182,7 @@ def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folde
                 parameter.data.fill_(0.02)
         before = {name: p.detach().clone() for name, p in stage.named_parameters()}
         _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
-        played.append(sorted((p.episode.id, [t.input_ids for t in p.transcripts]) for p in stage.played))
+        played.append(sorted((p.episode.id, [t.input_ids for t in p.transcripts]) for p in stage.evaluator.results))
         assert all((p == before[name]).all() for name, p in stage.named_parameters())
     assert played[0] == played[1]
 
@@ -237,8 +238,8 @@ def test_an_error_while_playing_leaves_the_policy_as_it_was(tiny_model_folder: P
 
     with pytest.raises(TypeError):
         _trainer(tmp_path, Stop()).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
-    assert not stage._runner.playing and not stage._runner._pools
+    assert not stage.evaluator.runner.playing and not stage.evaluator.runner.num_pools
     assert all((p == before[name]).all() for name, p in stage.named_parameters())
     del stage.chat.text  # type: ignore[union-attr]
     _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
-    assert len(stage.played) == 4
+    assert len(stage.evaluator.results) == 4

@@ -1,0 +1,148 @@
+"""Plays episodes with a policy: environment workers, generators and the player, started and stopped together."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+
+from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
+from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.envs.pools import EnvPools
+from lit_rft.generation import (
+    ConversationGenerator,
+    Conversations,
+    SamplingSettings,
+    ServedConversations,
+    ServerSettings,
+)
+from lit_rft.generation.adapter_sync import AdapterSync
+from lit_rft.models.merging import MergedWeights, use_adapter
+from lit_rft.models.sharding import sharded_parts, unsharded
+from lit_rft.rollouts.policy import Policy
+
+
+class EpisodeRunner:
+    """Plays the episodes of one session after another; environment workers are kept between sessions.
+
+    After an error all workers are stopped before it propagates.
+
+    Args:
+        agent: makes the sessions of episodes.
+        parallel_episodes: environment workers, and episodes decoded together.
+        merge_adapters: merge the adapters into the backbone while acting.
+        server: a vLLM server that samples; None samples in this process.
+        pool: time and memory limits of the environments, processes or threads.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        parallel_episodes: int = 4,
+        merge_adapters: bool = True,
+        server: ServerSettings | None = None,
+        pool: PoolSettings | None = None,
+    ) -> None:
+        self.agent, self.parallel_episodes = agent, parallel_episodes
+        self.merge_adapters, self.server = merge_adapters, server
+        self._pools = EnvPools(parallel_episodes, pool)
+        self._player: EpisodePlayer | None = None
+        self._served: dict[str, AdapterSync] = {}  # by adapter
+        self._gathered = contextlib.ExitStack()  # sharded weights are gathered while a session lasts
+
+    @property
+    def playing(self) -> bool:
+        """Whether a session is in progress."""
+        return self._player is not None
+
+    @property
+    def num_pools(self) -> int:
+        """Number of environment pools that are running."""
+        return len(self._pools)
+
+    def begin(
+        self,
+        policy: Policy,
+        make_env: Callable[[], gym.Env[Any, Any]],
+        sampling: SamplingSettings,
+        seed: int,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        """Begin a session.
+
+        Args:
+            policy: acts; its weights must not change during the session.
+            make_env: makes an environment (picklable).
+            sampling: of the utterances.
+            seed: of the sampling.
+            source: the records' `source`.
+        """
+        with self.closing_on_error():
+            pool = self._pools.get(make_env)
+            if self.server is None:
+                self._gathered.enter_context(unsharded(policy.model))
+            generators = self._generators(policy, sampling, seed)
+            self._player = EpisodePlayer(self.agent, pool, policy.chat, generators, source)
+
+    def _generators(self, policy: Policy, sampling: SamplingSettings, seed: int) -> dict[str, Conversations]:
+        """Return a generator for each level; levels with the same adapter share one."""
+        adapters = {level: policy.adapter(level) for level in self.agent.levels}
+        generators = {
+            adapter: self._generator(policy, adapter, sampling, seed, self.parallel_episodes * num_levels)
+            for adapter, num_levels in Counter(adapters.values()).items()
+        }
+        return {level: generators[adapter] for level, adapter in adapters.items()}
+
+    def _generator(
+        self, policy: Policy, adapter: str, sampling: SamplingSettings, seed: int, num_slots: int
+    ) -> Conversations:
+        if self.server is not None:
+            served = self._served.setdefault(adapter, AdapterSync(self.server, adapter))
+            served.changed()  # since the last session
+            return ServedConversations(
+                served.server, served.name(policy.model, 0), policy.chat.end_ids, sampling, num_slots=num_slots,
+                seed=seed,
+            )  # fmt: skip
+        acting: Callable[[], contextlib.AbstractContextManager[None]] = partial(use_adapter, policy.model, adapter)
+        if self.merge_adapters and not sharded_parts(policy.model):
+            acting = MergedWeights(policy.model, adapter).active
+        return ConversationGenerator(
+            policy.model, policy.chat.end_ids, sampling, num_slots=num_slots, seed=seed,
+            decode=policy.chat.tokenizer.decode, acting=acting,
+        )  # fmt: skip
+
+    def play(self, episodes: Sequence[EpisodeSpec], max_unfinished: int = 0) -> list[PlayedEpisode]:
+        """Submit episodes, and play until at most `max_unfinished` of all submitted ones are unfinished.
+
+        Returns:
+            The episodes that have ended, in the order of their ends.
+        """
+        assert self._player is not None, "begin a session first"
+        with self.closing_on_error():
+            self._player.submit(episodes)
+            return list(self._player.run(max_unfinished))
+
+    def end(self) -> None:
+        """End the session and free the caches."""
+        self._gathered.close()
+        self._player = None
+
+    @contextlib.contextmanager
+    def closing_on_error(self) -> Iterator[None]:
+        """Stop all workers if an error occurs within."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the environment workers, and a session in progress."""
+        self.end()
+        self._pools.close()
+        for served in self._served.values():
+            served.close()

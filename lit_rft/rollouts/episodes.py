@@ -1,0 +1,105 @@
+"""Rollouts on episodes that the policy plays."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_rft._seeds import derive_seed
+from lit_rft.agents import PlayedEpisode
+from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.episodes import Episode
+from lit_rft.generation import SamplingSettings
+from lit_rft.metrics import env_metrics, mean_env_metrics
+from lit_rft.models.processes import all_gather_objects, sum_numbers
+from lit_rft.rollouts.episode_runner import EpisodeRunner
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import Rollout
+
+
+class HasJobs(Protocol):
+    """A batch with episodes to play, such as `lit_rft.batches.OnlineBatch`."""
+
+    @property
+    def jobs(self) -> EpisodeJobs: ...
+
+
+class EpisodeSource:
+    """Plays the episodes of a batch; the reward is the final score.
+
+    Episodes whose environment failed are left out.
+
+    Args:
+        runner: plays.
+        sampling: of the utterances.
+        seed: of the sampling; each step has its own.
+    """
+
+    def __init__(self, runner: EpisodeRunner, sampling: SamplingSettings, seed: int = 0) -> None:
+        self.runner, self.sampling, self.seed = runner, sampling, seed
+        self.env_steps = 0  # taken so far, over all processes
+        self.num_episodes = 0  # of the last call, over all processes
+        self.metrics: dict[str, Tensor] = {}
+
+    def __call__(self, policy: Policy, batch: HasJobs) -> list[Rollout]:
+        """Return one rollout per episode, in the order of the batch, with transcripts as they were played."""
+        return self.play(policy, batch.jobs, derive_seed(self.seed, "exploration", policy.step))
+
+    @torch.no_grad()
+    def play(self, policy: Policy, jobs: EpisodeJobs, seed: int) -> list[Rollout]:
+        """Play episodes to their ends, without dropout."""
+        training = policy.model.training
+        policy.model.eval()
+        try:
+            self.runner.begin(policy, jobs.make_env, self.sampling, seed)
+            played = self.runner.play(jobs.jobs)
+        finally:
+            policy.model.train(training)
+        self.runner.end()
+        complete = {p.episode.id: p for p in played if p.episode.outcome.reason != "env_error"}
+        self._count([p.episode for p in complete.values()], policy.device)
+        return [_rollout(complete[job.id], group) for group, job in enumerate(jobs.jobs) if job.id in complete]
+
+    def _count(self, episodes: Sequence[Episode], device: torch.device) -> None:
+        counts = {
+            "episodes": float(len(episodes)),
+            "steps": float(sum(len(episode.steps) for episode in episodes)),
+            "score": sum(100.0 * episode.outcome.score for episode in episodes),
+            "success": float(sum(episode.outcome.success for episode in episodes)),
+            "invalid": float(sum(episode.source.get("malformed", 0) for episode in episodes)),
+            "utterances": float(sum(episode.num_utterances for episode in episodes)),
+        }
+        sums = sum_numbers(counts, device)
+        self.num_episodes = int(sums["episodes"])
+        self.env_steps += int(sums["steps"])
+        self.metrics = {}
+        if self.num_episodes:
+            self.metrics = {
+                "score": sums["score"] / self.num_episodes,
+                "success_rate": sums["success"] / self.num_episodes,
+                "invalid_answers": sums["invalid"] / sums["utterances"].clamp_min(1),
+            }
+        shares = all_gather_objects([env_metrics(episode) for episode in episodes])
+        means = mean_env_metrics(metrics for share in shares for metrics in share)
+        self.metrics |= {name: torch.tensor(value, device=device) for name, value in means.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.env_steps = state["env_steps"]
+
+
+def _rollout(played: PlayedEpisode, group: int) -> Rollout:
+    episode = played.episode
+    return Rollout(
+        list(played.transcripts),
+        "\n".join(step.action for step in episode.steps),
+        group,
+        off_policy=False,
+        finished=episode.outcome.reason != "context_full",
+        reward=episode.outcome.score,
+        sampled_log_probs=[[value for decision in rows for value in decision] for rows in played.log_probs],
+        episode=episode,
+    )

@@ -1,0 +1,45 @@
+"""A policy, as rollout sources and evaluators see it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_rft.transcripts import ChatFormat
+
+
+def _no_identity() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model at one optimiser step.
+
+    Args:
+        model: with or without adapters.
+        chat: chat format of its tokenizer.
+        step: optimiser steps so far; it enters the names and seeds of rollouts, and is the version of the weights for a
+            generation server.
+        level_adapters: adapter of each level of an agent that does not act with `default`.
+        numerics: precision and attention implementation, which stored features depend on.
+        identity: returns model, weights and other facts that distinguish policies, for records. All processes must call
+            it.
+    """
+
+    model: nn.Module
+    chat: ChatFormat
+    step: int = 0
+    level_adapters: Mapping[str, str] = field(default_factory=dict)
+    numerics: str = ""
+    identity: Callable[[], dict[str, Any]] = _no_identity
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def adapter(self, level: str) -> str:
+        """Return the name of the adapter that acts at a level."""
+        return self.level_adapters.get(level, "default")

@@ -1,0 +1,97 @@
+"""Where rollouts come from: the interface, and sampling of completions with the current policy."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_rft.generation import Completion, SamplingSettings, ServerSettings, sample_groups
+from lit_rft.generation.adapter_sync import AdapterSync
+from lit_rft.models.merging import MergedWeights
+from lit_rft.models.sharding import sharded_parts, unsharded
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import Rollout
+
+
+class RolloutSource(Protocol):
+    """Source of the rollouts of a training step."""
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Metrics of the last call, over all processes; a stage logs them."""
+        ...
+
+    def __call__(self, policy: Policy, batch: Any) -> list[Rollout]:
+        """Return rollouts with their rewards; advantages are still to come.
+
+        All processes must call this, each with its share of the batch.
+
+        Args:
+            policy: the current one.
+            batch: what the data loader yields: prompts, or episode specifications.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+
+class CompletionSampler:
+    """Samples completions with the current policy, in this process or on a server.
+
+    Args:
+        merge_adapters: merge the adapters into the backbone while sampling.
+        server: a vLLM server that samples; None samples in this process.
+    """
+
+    def __init__(self, merge_adapters: bool = True, server: ServerSettings | None = None) -> None:
+        self.merge_adapters = merge_adapters
+        self.served = None if server is None else AdapterSync(server)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Sequence[tuple[str, list[int]]],
+        sizes: Sequence[int],
+        sampling: SamplingSettings,
+        *,
+        seed: int,
+        max_concurrent: int,
+    ) -> list[list[Completion]]:
+        """Sample a group of completions for each prompt (see `lit_rft.generation.sample_groups`).
+
+        All processes must call this.
+
+        Raises:
+            ValueError: If a server is set and the policy has no adapter that it supports.
+            RuntimeError: If the server fails.
+        """
+        end_ids = policy.chat.end_ids
+        if self.served is not None:
+            adapter = self.served.name(policy.model, policy.step)
+            return self.served.server.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
+        with unsharded(policy.model):
+            merges = self.merge_adapters and not sharded_parts(policy.model)
+            acting = MergedWeights(policy.model).active if merges else contextlib.nullcontext
+            return sample_groups(
+                policy.model, prompts, sizes, sampling, end_ids, seed=seed, max_concurrent=max_concurrent,
+                decode=policy.chat.tokenizer.decode, acting=acting,
+            )  # fmt: skip
+
+    def weights_changed(self) -> None:
+        """Send the adapter to the server again, even if the policy's step is the same."""
+        if self.served is not None:
+            self.served.changed()
+
+    def close(self) -> None:
+        """Remove the adapter from the server."""
+        if self.served is not None:
+            self.served.close()

@@ -1,0 +1,1 @@
+"""Parts that stages are made of: the policy, optimiser steps, evaluation, updates, settings."""

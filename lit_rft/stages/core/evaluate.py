@@ -1,0 +1,53 @@
+"""Evaluation of a policy in validation, test and predict: the interface."""
+
+from typing import Any, Protocol
+
+from lit_rft.rollouts.policy import Policy
+from lit_rft.stages.core.data_check import BatchKind
+
+
+class Evaluator(Protocol):
+    """Evaluates a policy over the batches of an epoch.
+
+    A stage has one as `evaluator`; `PolicyModule` calls it in the hooks of validation, test and predict. Callbacks read
+    `results` and `table`, and set `skip` before `predict`.
+    """
+
+    batch_kind: BatchKind  # of the batches that it evaluates on
+    results: list[Any]  # of the epoch so far
+    table: dict[str, dict[str, float]]  # row -> column -> mean, after the epoch; the last row is `mean`
+    skip: set[Any]  # what `predict` leaves out, as it was done before
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that results depend on, besides the policy; plain data."""
+        ...
+
+    def begin(self, policy: Policy) -> None:
+        """Begin an epoch: discard the results of the last one."""
+        ...
+
+    def step(self, batch: Any, index: int, num_batches: int) -> list[Any]:
+        """Evaluate on a batch, and return its results."""
+        ...
+
+    def end(self, verb: str) -> dict[str, dict[str, float]]:
+        """End the epoch, and return its table.
+
+        All processes must call this.
+
+        Args:
+            verb: `validate`, `test` or `predict`; empty in the sanity check.
+        """
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Return the values of the table that are logged, by name."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Forget copies of the policy's weights: others may have been loaded."""
+        ...
+
+    def close(self) -> None:
+        """Stop all processes of its own."""
+        ...

@@ -1,0 +1,36 @@
+"""All processes stop together where a loss or reward is not finite."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_rft.models.processes import all_gather_objects, sum_numbers
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or reward is NaN or infinite; the weights are those of the last step."""
+
+
+def stop_together(failed: bool, episode_ids: Sequence[str], what: str, *, step: int, device: torch.device) -> None:
+    """Stop all processes if something is not finite in one of them.
+
+    All processes must call this.
+
+    Args:
+        failed: whether it is not finite in this process.
+        episode_ids: of the episodes or problems concerned.
+        what: for the message.
+        step: optimiser steps so far.
+        device: of this process.
+
+    Raises:
+        NonFiniteLossError: It names the episodes.
+    """
+    if sum_numbers({"failed": float(failed)}, device)["failed"] == 0:
+        return
+    names = [name for part in all_gather_objects(list(episode_ids)) for name in part]
+    where = f"with the episodes {', '.join(names)}" if names else "in a gradient"
+    raise NonFiniteLossError(
+        f"{what} is not finite at step {step}, {where}; the weights and the last checkpoint are those of the step "
+        "before: look at these episodes, or lower the learning rate"
+    )

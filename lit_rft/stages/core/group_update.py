@@ -1,0 +1,156 @@
+"""Updates of a policy from groups of on-policy and off-policy rollouts: GRPO's and LUFFY's."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
+from lit_rft.models.processes import global_rank, sum_numbers, world_size
+from lit_rft.models.reference import reference_policy
+from lit_rft.models.sharding import unsharded
+from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
+from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
+from lit_rft.stages.core.micro_batches import RolloutSplitter
+from lit_rft.stages.settings import BatchingSettings, ObjectiveSettings
+from lit_rft.transcripts import TranscriptBatch
+
+PolicyLossFunction = Callable[..., Any]  # a `PolicyLoss`; the command line takes callables by class_path
+Loss = Callable[[TranscriptBatch], tuple[Tensor, Sums]]
+
+
+class GroupUpdate:
+    """Mini-batches of rollouts with advantages, and their losses.
+
+        L = policy loss - entropy_coef H + kl_coef KL(pi || pi_ref) - sft_coef log pi(trace)
+
+    Args:
+        objective: coefficients, mini-batches and epochs.
+        batching: micro-batches of an optimiser step.
+        loss: policy loss; None for `MixedPolicyLoss`, LUFFY's.
+        temperature: of the sampling; the ratios are those of the same distribution.
+        max_tokens: maximum tokens of a rollout, for `Normalizer.max_length`.
+        chunk_tokens: logits are computed in chunks of this many tokens.
+        share_prompts: compute a prompt once for all completions of its group, where the model supports it.
+    """
+
+    def __init__(
+        self,
+        objective: ObjectiveSettings,
+        batching: BatchingSettings,
+        *,
+        loss: PolicyLossFunction | None = None,
+        temperature: float = 1.0,
+        max_tokens: int,
+        chunk_tokens: int = 256,
+        share_prompts: bool = False,
+    ) -> None:
+        if temperature == 0 and objective.group_size - (objective.traces_per_group or 0) > 1:
+            raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
+        self.objective = objective
+        self.policy_loss: PolicyLossFunction = loss if loss is not None else MixedPolicyLoss()
+        self.temperature, self.max_tokens, self.chunk_tokens = temperature or 1.0, max_tokens, chunk_tokens
+        self.split = RolloutSplitter(batching, share_prompts)
+
+    def mini_batches(self, policy: Policy, rollouts: list[Rollout], num_groups: int) -> list[list[Rollout]]:
+        """Split rollouts into mini-batches, one per optimiser step, of complete groups in their order.
+
+        The split is the same however many processes share a batch, each of which has every world_size-th group. For
+        several steps the rollouts get their `old_log_probs` first.
+
+        Args:
+            policy: the one that sampled.
+            rollouts: of this process.
+            num_groups: of this process.
+
+        Returns:
+            `mini_batches * epochs` lists in every process, some of them perhaps empty.
+        """
+        self.split.check_sharing(policy)
+        total = int(sum_numbers({"groups": float(num_groups)}, policy.device)["groups"])
+        parts: list[list[Rollout]] = [[] for _ in range(self.objective.mini_batches)]
+        for rollout in rollouts:
+            index = rollout.group * world_size() + global_rank()
+            parts[index * len(parts) // total].append(rollout)
+        if len(parts) * self.objective.epochs > 1:
+            self.keep_old_log_probs(policy, rollouts)
+        return parts * self.objective.epochs
+
+    @torch.no_grad()
+    def keep_old_log_probs(self, policy: Policy, rollouts: Sequence[Rollout]) -> None:
+        """Set `old_log_probs` of the on-policy rollouts, under the policy as it is."""
+        on_policy = [rollout for rollout in rollouts if not rollout.off_policy]
+        training = policy.model.training
+        policy.model.eval()  # as they were sampled: without dropout
+        with unsharded(policy.model):
+            for micro in self.split(policy, on_policy):
+                keep_old_log_probs(micro, on_policy, self._log_probs(policy, micro).tokens)
+        policy.model.train(training)
+
+    def step(self, policy: Policy, rollouts: list[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
+        """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them.
+
+        Rollouts without a gradient (an advantage of 0, and no other term) are left out.
+        """
+        settings = self.objective
+        counted = [r for r in rollouts if r.finished or r.off_policy or not settings.mask_truncated]
+        compared = [rollout for rollout in counted if rollout.counts_in_baseline]
+        numbers = {
+            "tokens": float(sum(rollout.length for rollout in compared)),
+            "rollouts": float(len(compared)),
+            "traces": float(sum(rollout.length for rollout in counted if rollout.off_policy)),
+        }
+        counts = {name: n.clamp_min(1) for name, n in sum_numbers(numbers, policy.device).items()}
+        always = settings.entropy_coef > 0 or settings.kl_coef > 0
+        needed = [r for r in counted if always or r.advantage or (settings.sft_coef > 0 and r.off_policy)]
+        return self.split(policy, needed), partial(self._loss, policy=policy, rollouts=needed, counts=counts)
+
+    def sft_step(self, policy: Policy, traces: Sequence[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
+        """Return micro-batches and loss of a step of supervised fine-tuning on traces.
+
+        Raises:
+            ValueError: If there are none in any process.
+        """
+        self.split.check_sharing(policy)
+        total = sum_numbers({"tokens": float(sum(t.length for t in traces))}, policy.device)["tokens"]
+        if total == 0:
+            raise ValueError("objective.sft_steps needs off-policy traces, and this batch has none: check the data")
+
+        def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
+            log_probs = self._log_probs(policy, micro).tokens
+            return -masked_token_mean(log_probs, micro.utterance_mask, normalizer=total), {}
+
+        return self.split(policy, traces), loss
+
+    def _loss(
+        self, micro: TranscriptBatch, policy: Policy, rollouts: list[Rollout], counts: dict[str, Tensor]
+    ) -> tuple[Tensor, Sums]:
+        """Compute the share of the loss of a micro-batch, and its diagnostics."""
+        settings, batch = self.objective, RolloutBatch.of(micro, rollouts)
+        outputs = self._log_probs(policy, micro, entropy=settings.entropy_coef > 0)
+        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens)
+        policy_loss, sums = self.policy_loss(outputs.tokens, batch, normalizer=normalizer)
+        terms: dict[str, Tensor] = {}
+        if settings.entropy_coef > 0:
+            terms["entropy"] = masked_token_mean(outputs.entropy, batch.mask, normalizer=counts["tokens"])
+        if settings.kl_coef > 0:
+            with reference_policy(policy.model):
+                reference = self._log_probs(policy, micro).tokens
+            divergence = kl_estimate(outputs.tokens, reference)
+            terms["kl"] = masked_token_mean(divergence, batch.mask, normalizer=counts["tokens"])
+        if settings.sft_coef > 0:
+            traces = micro.utterance_mask & batch.off_policy[:, None]
+            terms["sft_loss"] = -masked_token_mean(outputs.tokens, traces, normalizer=counts["traces"])
+        coefficients = {"entropy": -settings.entropy_coef, "kl": settings.kl_coef, "sft_loss": settings.sft_coef}
+        loss = policy_loss + sum(coefficients[name] * term for name, term in terms.items())
+        return loss, {"policy_loss": policy_loss, **sums, **terms}
+
+    def _log_probs(self, policy: Policy, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
+        return utterance_log_probs(
+            policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens, ends=False, entropy=entropy,
+        )  # fmt: skip
