@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,8 +46,11 @@ class TextWorldGame:
             The first observation (with "Welcome" and without the task), and the task in words.
 
         Raises:
-            ValueError: the game is damaged, or contains expressions that are not allowed.
+            ValueError: the game is damaged, or contains expressions that are not allowed, or this is not the main
+                thread: the engine's library is not safe in threads.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError("TextWorld's engine cannot run in threads: set acting.pool.threads to false")
         check_game(data)
         self._logic = load_logic(data["pddl_domain"], data["grammar"])
         put = self._logic.actions.get("putobject")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -128,6 +129,21 @@ def test_damaged_games_are_refused(change: dict[str, Any], message: str) -> None
     data = {"pddl_domain": "", "pddl_problem": "", "grammar": "", **change}
     with pytest.raises(ValueError, match=message):
         check_game(data)
+
+
+def test_threads_are_refused(extra: None, engine: TextWorldGame) -> None:
+    """Environment pools can run environments in threads, which the engine's library does not survive."""
+    messages: list[str] = []
+
+    def start() -> None:
+        with pytest.raises(ValueError, match=r"set acting.pool.threads to false") as error:
+            engine.start(game())
+        messages.append(str(error.value))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert len(messages) == 1
 
 
 def test_texts_that_are_no_pddl_are_refused(extra: None, engine: TextWorldGame) -> None:
