@@ -1,4 +1,4 @@
-"""The YAML configurations: one folder a system, one file a stage, `base.yaml` under all."""
+"""YAML configurations: one folder per system, one file per stage; `base.yaml` is under all of them."""
 
 if __name__ != "lit_rft.configs":
     raise ImportError(

@@ -66,6 +66,7 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Take back what base.yaml adds where the trainer is told to do without."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        join_callbacks(config.trainer)
         drop_defaults(config.trainer)
         give_folder(config.trainer.logger, config.trainer.default_root_dir)
         check_checkpoint(config.get("ckpt_path"))
@@ -99,6 +100,28 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
+
+
+def join_callbacks(trainer: Any) -> None:
+    """Let a further entry of one of our callbacks change the settings of the earlier one: none is there twice.
+
+    Args:
+        trainer: the parsed configuration's part.
+    """
+    if not isinstance(trainer.callbacks, list):
+        return
+    joined: list[Any] = []
+    ours: dict[str, Any] = {}  # by name: a class has several import paths
+    for callback in trainer.callbacks:
+        package, _, name = callback.class_path.rpartition(".")
+        earlier = ours.get(name)
+        if earlier is None:
+            joined.append(callback)
+            if package.split(".")[0] == "lit_rft":
+                ours[name] = callback
+        elif "init_args" in callback:
+            earlier["init_args"] = callback.init_args
+    trainer.callbacks = joined
 
 
 _OF_BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary", "enable_checkpointing",

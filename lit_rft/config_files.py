@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from lit_rft.cli import config_folder
+from lit_rft.config_layers import EVERY_STAGE, follow_overlays, with_base
 from lit_rft.error_messages import UsageError, did_you_mean
 
 _FOLDER = "trainer.default_root_dir"
@@ -25,11 +27,13 @@ class ConfigFile:
 
     Args:
         path: the file; None for a configuration that is given as text.
-        content: of the file.
+        written: content of the file.
+        content: the same, merged over the file's base.
         position: in the command's arguments, of the file's name.
     """
 
     path: Path | None
+    written: dict[str, Any]
     content: dict[str, Any]
     position: int
 
@@ -40,12 +44,20 @@ class ConfigFile:
     @property
     def folder(self) -> str | None:
         """The run's folder that it names."""
-        trainer = self.content.get("trainer")
+        trainer = self.written.get("trainer")
         return trainer.get("default_root_dir") if isinstance(trainer, dict) else None
+
+    @property
+    def holds_for_every_stage(self) -> bool:
+        """Whether it is an overlay that all stages of a chain have in common."""
+        value = self.written.get(EVERY_STAGE, False)
+        if not isinstance(value, bool):
+            raise UsageError(f"{self.path or '-c'}: {EVERY_STAGE}: expected true or false, got {value!r}")
+        return value
 
     def changes_the_method(self) -> bool:
         """Whether it is about more than the trainer: devices, precision and limits are no other method."""
-        return any(self.content.get(name) for name in ("model", "data"))
+        return any(self.written.get(name) for name in ("model", "data"))
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
@@ -60,7 +72,20 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     check_classes(files, arguments)
     check_links(files, arguments)
     add_import_folders(file.path for file in files)
-    return name_run_folder(arguments, files)
+    return name_run_folder(insert_layers(arguments, files), files)
+
+
+def insert_layers(arguments: Sequence[str], files: Sequence[ConfigFile]) -> list[str]:
+    """Give the parser merged configurations in place of files that build on others."""
+    suffix = "".join(f"-{file.path.stem}" for file in files if file.holds_for_every_stage and file.path is not None)
+    result = list(arguments)
+    for file in files:
+        content = follow_overlays(file.content, suffix) if file.shipped and suffix else file.content
+        if content != file.written:
+            option, equals, _ = result[file.position].partition("=")
+            prefix = f"{option}=" if equals and option in ("-c", "--config") else ""
+            result[file.position] = prefix + json.dumps(content)
+    return result
 
 
 def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
@@ -77,7 +102,12 @@ def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
         else:
             continue
         path = Path(text) if not text.lstrip().startswith("{") and Path(text).is_file() else None
-        yield ConfigFile(path, _load(path.read_text(encoding="utf-8") if path else text, path or "-c"), position)
+        written = _read(path) if path else _load(text, "-c")
+        yield ConfigFile(path, written, with_base(written, path, config_folder(), _read), position)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return _load(path.read_text(encoding="utf-8"), path)
 
 
 def _load(text: str, name: object) -> dict[str, Any]:

@@ -32,8 +32,14 @@ from lit_rft.stages import (
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
 LUFFY = "luffy/arithmetic.yaml"
+# what recipes build on, each with one of these
+BASES = {
+    **{base: [SFT] for base in ("base.yaml", "policy.yaml", "episodes.yaml", "short_tasks.yaml")},
+    "prompts.yaml": [LUFFY],
+    "glider/scienceworld/llama3_8b_common.yaml": ["glider/scienceworld/llama3_8b.yaml"],
+}
 OVERLAYS = {
-    "base.yaml": [SFT],
+    **BASES,
     "fsdp.yaml": [SFT, "fsdp.yaml"],
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
     **{
@@ -163,6 +169,7 @@ def test_every_field_has_help(thing: Any) -> None:
 def test_the_paper_scale_configs_have_their_releases_settings(tiny_model_folder: Path, tmp_path: Path) -> None:
     def built(name: str) -> Any:
         model = ("--model.init_args.policy.model", str(tiny_model_folder))
+        model = (*model, "--model.init_args.policy.start_from", "null")
         return build(_arguments(name, "--trainer.default_root_dir", str(tmp_path), *model), run=False)
 
     glider = built("glider/scienceworld/llama3_8b.yaml")
@@ -171,6 +178,17 @@ def test_the_paper_scale_configs_have_their_releases_settings(tiny_model_folder:
     assert set(lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert glider.model.optimizer_settings.learning_rate == 1e-4
     assert (glider.trainer.max_epochs, glider.datamodule.batch_size, glider.trainer.num_devices) == (5, 32, 8)
+    rates = {}
+    for stage in ("offline_rl", "online"):
+        later = built(f"glider/scienceworld/llama3_8b_{stage}.yaml")
+        assert later.model.policy_settings.lora == lora and later.model.agent == glider.model.agent
+        assert later.trainer.num_devices == 8 and later.datamodule.suite == glider.datamodule.suite
+        critic = later.model.critic_settings
+        assert (critic.discount, critic.polyak_rate) == (0.99, 0.2)
+        rates[stage] = (later.model.optimizer_settings.learning_rate, critic.learning_rate, later.trainer.max_epochs)
+    assert rates == {"offline_rl": (1e-5, 1e-4, 4), "online": (1e-6, 1e-5, 1)}
+    assert later.model.online.buffer_episodes * later.model.online.updates_per_episode == 16  # per refill
+    assert len({spec.task for spec in glider.datamodule.suite.episodes("train", limit=1)}) == 24
     luffy = built("luffy/openr1_math.yaml")
     assert luffy.model.policy_settings.lora is None and luffy.model.optimizer_settings.learning_rate == 1e-6
     assert (luffy.datamodule.batch_size, luffy.trainer.num_devices) == (128, 8)

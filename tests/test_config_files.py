@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import yaml
-from test_cli import OVERLAYS
+from test_cli import BASES, OVERLAYS
 
 from lit_rft.cli import config_folder, main, resolve_configs, shipped_configs
 from lit_rft.command_line import build
@@ -31,7 +31,7 @@ def run_folder(*configs: str, more: tuple[str, ...] = ()) -> str:
 def test_no_two_shipped_methods_share_a_folder() -> None:
     folders = {}
     for name in shipped_configs():
-        if name not in ("base.yaml", "fsdp.yaml"):  # no methods: what every run has, and more devices
+        if name not in (*BASES, "fsdp.yaml"):  # no methods: what recipes have in common, and more devices
             folders[name] = run_folder(*OVERLAYS.get(name, [name]))
     assert len(set(folders.values())) == len(folders), folders
     assert folders[LUFFY] == "runs/luffy/arithmetic"

@@ -42,7 +42,9 @@ MAY_KNOW["callbacks"] = _BELOW_STAGES
 MAY_KNOW["testing"] = {"stages", "datamodules", *_BELOW_STAGES}  # for tests of users' own parts, and for ours
 MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs"}
 MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on top of everything
-MODULES_OF = dict.fromkeys(("command_line", "config_files", "config_parser", "env_commands", "error_messages"), "cli")
+MODULES_OF = dict.fromkeys(
+    ("command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages"), "cli"
+)
 
 # part -> the only packages of others that it may import; parts that are not named may import any dependency but ...
 MAY_USE: dict[str, set[str]] = {

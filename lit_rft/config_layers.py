@@ -1,0 +1,81 @@
+"""Layers of configuration: files that build on others (`base`), and overlays for every stage (`every_stage`).
+
+Both keys are resolved here, before the configuration is parsed: a file is merged over its base into one configuration,
+so that a base may leave open which class its arguments are of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_rft.error_messages import UsageError
+
+BASE, EVERY_STAGE = "base", "every_stage"
+_RUN = re.compile(r"^(runs/.+?)(/(?:checkpoints|episodes|adapter)(?:/.*)?)$")  # a file of another run
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings: mappings key by key, any other value of `over` replaces that of `under`.
+
+    `KEY+` appends to a list. Where both name a class and the classes differ, no argument of the lower one is kept.
+    """
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        if key.endswith("+"):
+            target = key[:-1] if isinstance(result.get(key[:-1]), list) else key
+            result[target] = [*(result.get(target) or []), *value]
+        elif isinstance(value, Mapping) and isinstance(below, Mapping) and not _of_another_class(below, value):
+            result[key] = merge(below, value)
+        else:
+            result[key] = value
+            result.pop(f"{key}+", None)
+    return result
+
+
+def _of_another_class(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return "class_path" in value and value["class_path"] != below.get("class_path", value["class_path"])
+
+
+def with_base(content: dict[str, Any], path: Path | None, shipped: Path, load: Any, seen: tuple[Path, ...] = ()) -> Any:
+    """Merge a configuration over its base, and that one's base, and so on.
+
+    Args:
+        content: of a file.
+        path: the file; None for a configuration given as text.
+        shipped: folder of the shipped configurations; a base beside the file comes first.
+        load: reads a file.
+
+    Raises:
+        UsageError: For a base that is missing, or that builds on itself.
+    """
+    name = content.get(BASE)
+    settings = {key: value for key, value in content.items() if key not in (BASE, EVERY_STAGE)}
+    if name is None:
+        return settings
+    if not isinstance(name, str):
+        raise UsageError(f"{path or '-c'}: base: expected the name of one config, got {name!r}")
+    places = [folder / name for folder in (*([path.parent] if path else []), shipped)]
+    base = next((place.resolve() for place in places if place.is_file()), None)
+    if base is None:
+        raise UsageError(f"{path or '-c'}: base: no {name!r} beside the file or among the shipped configs")
+    if base in seen:
+        raise UsageError(f"{path}: base: {name} builds on itself: {' -> '.join(file.name for file in (*seen, base))}")
+    return merge(with_base(load(base), base, shipped, load, (*seen, base)), settings)
+
+
+def follow_overlays(value: Any, suffix: str) -> Any:
+    """Let a recipe that starts from another run's files start from the run with the same overlays.
+
+    Args:
+        value: of a configuration, or a part of it.
+        suffix: of the run's folder by overlays that hold for every stage, such as `-debug`.
+    """
+    if isinstance(value, Mapping):
+        return {key: follow_overlays(part, suffix) for key, part in value.items()}
+    if isinstance(value, list):
+        return [follow_overlays(part, suffix) for part in value]
+    return _RUN.sub(rf"\g<1>{suffix}\g<2>", value) if isinstance(value, str) else value
