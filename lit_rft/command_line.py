@@ -17,7 +17,7 @@ from lit_rft.cli import VERBS, config_folder
 from lit_rft.config_files import prepare_arguments
 from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
-from lit_rft.stages.policy import PolicyModule
+from lit_rft.stages.core.policy import PolicyModule
 
 
 class StageCLI(LightningCLI):

@@ -5,62 +5,62 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lit_rft.stages.base import EpisodeStage as EpisodeStage
     from lit_rft.stages.core.actor_critic import ActorCritic as ActorCritic
+    from lit_rft.stages.core.critic_updates import CriticUpdate as CriticUpdate
+    from lit_rft.stages.core.critic_updates import IQLUpdate as IQLUpdate
+    from lit_rft.stages.core.critic_updates import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages.core.episode_stage import EpisodeStage as EpisodeStage
     from lit_rft.stages.core.evaluate import Evaluator as Evaluator
     from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator as EpisodeEvaluator
     from lit_rft.stages.core.evaluate_problems import ProblemEvaluator as ProblemEvaluator
     from lit_rft.stages.core.finite import NonFiniteLossError as NonFiniteLossError
+    from lit_rft.stages.core.fsdp import FSDP2Strategy as FSDP2Strategy
     from lit_rft.stages.core.group_update import GroupUpdate as GroupUpdate
     from lit_rft.stages.core.parts import WeightPart as WeightPart
-    from lit_rft.stages.critic_updates import CriticUpdate as CriticUpdate
-    from lit_rft.stages.critic_updates import IQLUpdate as IQLUpdate
-    from lit_rft.stages.critic_updates import SarsaUpdate as SarsaUpdate
-    from lit_rft.stages.fsdp import FSDP2Strategy as FSDP2Strategy
+    from lit_rft.stages.core.policy import PolicyModule as PolicyModule
+    from lit_rft.stages.core.settings import ActingSettings as ActingSettings
+    from lit_rft.stages.core.settings import AnsweringSettings as AnsweringSettings
+    from lit_rft.stages.core.settings import BatchingSettings as BatchingSettings
+    from lit_rft.stages.core.settings import CriticSettings as CriticSettings
+    from lit_rft.stages.core.settings import ObjectiveSettings as ObjectiveSettings
+    from lit_rft.stages.core.settings import OnlineSettings as OnlineSettings
+    from lit_rft.stages.core.settings import OptimizerSettings as OptimizerSettings
+    from lit_rft.stages.core.settings import PolicySettings as PolicySettings
     from lit_rft.stages.grpo import GRPO as GRPO
     from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
     from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
     from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
     from lit_rft.stages.offline_rl import OfflineHierarchicalRL as OfflineHierarchicalRL
     from lit_rft.stages.online_finetune import OnlineHighLevelFinetune as OnlineHighLevelFinetune
-    from lit_rft.stages.policy import PolicyModule as PolicyModule
-    from lit_rft.stages.settings import ActingSettings as ActingSettings
-    from lit_rft.stages.settings import AnsweringSettings as AnsweringSettings
-    from lit_rft.stages.settings import BatchingSettings as BatchingSettings
-    from lit_rft.stages.settings import CriticSettings as CriticSettings
-    from lit_rft.stages.settings import ObjectiveSettings as ObjectiveSettings
-    from lit_rft.stages.settings import OnlineSettings as OnlineSettings
-    from lit_rft.stages.settings import OptimizerSettings as OptimizerSettings
-    from lit_rft.stages.settings import PolicySettings as PolicySettings
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
-    "ActingSettings": "lit_rft.stages.settings",
+    "ActingSettings": "lit_rft.stages.core.settings",
     "ActorCritic": "lit_rft.stages.core.actor_critic",
-    "AnsweringSettings": "lit_rft.stages.settings",
-    "BatchingSettings": "lit_rft.stages.settings",
-    "CriticSettings": "lit_rft.stages.settings",
-    "CriticUpdate": "lit_rft.stages.critic_updates",
+    "AnsweringSettings": "lit_rft.stages.core.settings",
+    "BatchingSettings": "lit_rft.stages.core.settings",
+    "CriticSettings": "lit_rft.stages.core.settings",
+    "CriticUpdate": "lit_rft.stages.core.critic_updates",
     "EpisodeEvaluator": "lit_rft.stages.core.evaluate_episodes",
-    "EpisodeStage": "lit_rft.stages.base",
+    "EpisodeStage": "lit_rft.stages.core.episode_stage",
     "Evaluator": "lit_rft.stages.core.evaluate",
-    "FSDP2Strategy": "lit_rft.stages.fsdp",
+    "FSDP2Strategy": "lit_rft.stages.core.fsdp",
     "GRPO": "lit_rft.stages.grpo",
     "GroupUpdate": "lit_rft.stages.core.group_update",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
-    "IQLUpdate": "lit_rft.stages.critic_updates",
+    "IQLUpdate": "lit_rft.stages.core.critic_updates",
     "MixedPolicyEpisodes": "lit_rft.stages.mixed_policy_episodes",
     "MixedPolicyGRPO": "lit_rft.stages.mixed_policy_grpo",
     "NonFiniteLossError": "lit_rft.stages.core.finite",
-    "ObjectiveSettings": "lit_rft.stages.settings",
+    "ObjectiveSettings": "lit_rft.stages.core.settings",
     "OfflineHierarchicalRL": "lit_rft.stages.offline_rl",
     "OnlineHighLevelFinetune": "lit_rft.stages.online_finetune",
-    "OnlineSettings": "lit_rft.stages.settings",
-    "OptimizerSettings": "lit_rft.stages.settings",
-    "PolicyModule": "lit_rft.stages.policy",
-    "PolicySettings": "lit_rft.stages.settings",
+    "OnlineSettings": "lit_rft.stages.core.settings",
+    "OptimizerSettings": "lit_rft.stages.core.settings",
+    "PolicyModule": "lit_rft.stages.core.policy",
+    "PolicySettings": "lit_rft.stages.core.settings",
     "ProblemEvaluator": "lit_rft.stages.core.evaluate_problems",
-    "SarsaUpdate": "lit_rft.stages.critic_updates",
+    "SarsaUpdate": "lit_rft.stages.core.critic_updates",
     "WeightPart": "lit_rft.stages.core.parts",
 }
 

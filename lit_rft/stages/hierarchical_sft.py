@@ -8,9 +8,9 @@ from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, utterance_likelihood_loss
-from lit_rft.stages.base import EpisodeStage, level_weights
 from lit_rft.stages.core.data_check import STEPS
-from lit_rft.stages.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
+from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import TranscriptBatch
 
 

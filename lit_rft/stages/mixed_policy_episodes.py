@@ -6,12 +6,12 @@ from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
 from lit_rft.rollouts.episode_groups import EpisodeGroupSource
-from lit_rft.stages.base import EpisodeStage
 from lit_rft.stages.core.data_check import GROUPS
+from lit_rft.stages.core.diagnostics import mean_over_steps
+from lit_rft.stages.core.episode_stage import EpisodeStage
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
 from lit_rft.stages.core.served import check_served
-from lit_rft.stages.diagnostics import mean_over_steps
-from lit_rft.stages.settings import (
+from lit_rft.stages.core.settings import (
     ActingSettings,
     BatchingSettings,
     ObjectiveSettings,

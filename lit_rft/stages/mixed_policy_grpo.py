@@ -7,12 +7,12 @@ from lit_rft.rewards.calling import RewardFunction
 from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
 from lit_rft.rollouts.completions import CompletionSource
 from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
+from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards, close_function
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
+from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.served import check_served
-from lit_rft.stages.diagnostics import mean_over_steps
-from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import (
+from lit_rft.stages.core.settings import (
     AnsweringSettings,
     BatchingSettings,
     ObjectiveSettings,

@@ -4,10 +4,16 @@ from typing import Any, Literal
 
 from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
-from lit_rft.stages.base import EpisodeStage, level_weights
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import STEPS
-from lit_rft.stages.settings import ActingSettings, BatchingSettings, CriticSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
+from lit_rft.stages.core.settings import (
+    ActingSettings,
+    BatchingSettings,
+    CriticSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 
 
 class OfflineHierarchicalRL(EpisodeStage):

@@ -13,12 +13,12 @@ from lit_rft.models.processes import all_gather_objects, global_rank, sum_number
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.rollouts.rollout import Rollout
-from lit_rft.stages.base import EpisodeStage, level_weights
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import ROUNDS
+from lit_rft.stages.core.diagnostics import mean_over_steps
+from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
 from lit_rft.stages.core.frozen_level import LOW, FrozenLevel
-from lit_rft.stages.diagnostics import mean_over_steps
-from lit_rft.stages.settings import (
+from lit_rft.stages.core.settings import (
     ActingSettings,
     BatchingSettings,
     CriticSettings,

@@ -24,8 +24,8 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.stages.hyper_parameters import to_plain
-from lit_rft.stages.identity import weights_fingerprint
+from lit_rft.stages.core.hyper_parameters import to_plain
+from lit_rft.stages.core.identity import weights_fingerprint
 from lit_rft.testing.tiny import CHATML, make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained
 

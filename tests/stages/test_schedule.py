@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_rft.stages.schedule import learning_rate_factor
+from lit_rft.stages.core.schedule import learning_rate_factor
 
 
 def test_warm_up_then_constant() -> None:

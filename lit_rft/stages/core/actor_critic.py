@@ -16,10 +16,10 @@ from lit_rft.objectives import (
     weighted_likelihood_loss,
 )
 from lit_rft.rollouts.policy import Policy
+from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns
 from lit_rft.stages.core.critics import Critics, FeatureReader
-from lit_rft.stages.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns
-from lit_rft.stages.diagnostics import decision_sums, summarize
-from lit_rft.stages.settings import ActingSettings, CriticSettings
+from lit_rft.stages.core.diagnostics import decision_sums, summarize
+from lit_rft.stages.core.settings import ActingSettings, CriticSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch
 
 CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path

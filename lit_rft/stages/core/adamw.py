@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lit_rft.models.sharding import sharded_parts
-from lit_rft.stages.schedule import learning_rate_factor
+from lit_rft.stages.core.schedule import learning_rate_factor
 
 
 def check_trainer(trainer: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lit_rft.models.reference import add_reference, is_reference
-from lit_rft.stages.adapter_folder import without_start
-from lit_rft.stages.hyper_parameters import differences, rebuild_arguments, with_class
-from lit_rft.stages.identity import identity_differences
+from lit_rft.stages.core.adapter_folder import without_start
+from lit_rft.stages.core.hyper_parameters import differences, rebuild_arguments, with_class
+from lit_rft.stages.core.identity import identity_differences
 
 logger = logging.getLogger(__name__)
 

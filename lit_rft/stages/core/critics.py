@@ -24,7 +24,7 @@ from lit_rft.models.forward import hidden_states
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.checkpoints import check_complete
 from lit_rft.stages.core.parts import WeightPart
-from lit_rft.stages.settings import ActingSettings, CriticSettings
+from lit_rft.stages.core.settings import ActingSettings, CriticSettings
 from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded
 
 _TOGETHER = 16  # sampled utterances per forward pass

@@ -9,9 +9,9 @@ from lit_rft.metrics import EpisodeMetrics
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import EPISODES
-from lit_rft.stages.hyper_parameters import with_class
-from lit_rft.stages.identity import digest
-from lit_rft.stages.settings import ActingSettings, as_json
+from lit_rft.stages.core.hyper_parameters import with_class
+from lit_rft.stages.core.identity import digest
+from lit_rft.stages.core.settings import ActingSettings, as_json
 
 _NAMES = {"success": "success_rate"}  # of logged values, where the column has another
 

@@ -17,7 +17,7 @@ from lit_rft.rewards.math import MathReward
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.sources import CompletionSampler
 from lit_rft.stages.core.data_check import PROMPTS
-from lit_rft.stages.settings import AnsweringSettings, as_json
+from lit_rft.stages.core.settings import AnsweringSettings, as_json
 
 logger = logging.getLogger(__name__)
 

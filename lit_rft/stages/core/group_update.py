@@ -16,7 +16,7 @@ from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.stages.core.micro_batches import RolloutSplitter
-from lit_rft.stages.settings import BatchingSettings, ObjectiveSettings
+from lit_rft.stages.core.settings import BatchingSettings, ObjectiveSettings
 from lit_rft.transcripts import TranscriptBatch
 
 PolicyLossFunction = Callable[..., Any]  # a `PolicyLoss`; the command line takes callables by class_path

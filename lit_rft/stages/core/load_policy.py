@@ -17,10 +17,10 @@ from lit_rft.models.backbone import (
     output_logits,
 )
 from lit_rft.models.sharding import shard
-from lit_rft.stages.adapter_folder import check_adapter_folder, is_adapter
-from lit_rft.stages.fsdp import FSDP2Strategy
-from lit_rft.stages.identity import policy_identity
-from lit_rft.stages.settings import PolicySettings
+from lit_rft.stages.core.adapter_folder import check_adapter_folder, is_adapter
+from lit_rft.stages.core.fsdp import FSDP2Strategy
+from lit_rft.stages.core.identity import policy_identity
+from lit_rft.stages.core.settings import PolicySettings
 from lit_rft.transcripts import ChatFormat
 
 

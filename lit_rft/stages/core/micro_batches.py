@@ -6,7 +6,7 @@ from lit_rft.models.accel import can_share_prompts, longest_shared_row
 from lit_rft.models.sharding import unsharded
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
-from lit_rft.stages.settings import BatchingSettings
+from lit_rft.stages.core.settings import BatchingSettings
 from lit_rft.transcripts import Transcript, TranscriptBatch, count_utterances, shared_step_batch, step_batch
 
 

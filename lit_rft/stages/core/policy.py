@@ -15,19 +15,19 @@ from lit_rft.objectives import Sums
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.rollouts.sources import RolloutSource
-from lit_rft.stages.adapter_folder import RECORD, is_adapter
 from lit_rft.stages.core import checkpoints
 from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimizer
+from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
 from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_tokenizer
+from lit_rft.stages.core.data_position import count_epochs, restore_position
 from lit_rft.stages.core.evaluate import Evaluator
 from lit_rft.stages.core.finite import stop_together
+from lit_rft.stages.core.hyper_parameters import constructor_arguments, effective
+from lit_rft.stages.core.identity import current_fingerprint
 from lit_rft.stages.core.load_policy import load_policy, place_policy
 from lit_rft.stages.core.optimize import LossFunction, optimize
 from lit_rft.stages.core.parts import Stateful, WeightPart
-from lit_rft.stages.data_position import count_epochs, restore_position
-from lit_rft.stages.hyper_parameters import constructor_arguments, effective
-from lit_rft.stages.identity import current_fingerprint
-from lit_rft.stages.settings import BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.core.settings import BatchingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import ChatFormat, StepBatch, Transcript, TranscriptBatch, step_batch
 
 if TYPE_CHECKING:

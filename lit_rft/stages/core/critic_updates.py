@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
 from lit_rft.objectives import advantage_weights, discounted_returns, expectile_value_loss, q_loss, td_target
-from lit_rft.stages.settings import CriticSettings
+from lit_rft.stages.core.settings import CriticSettings
 from lit_rft.transcripts import TranscriptBatch
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.lora import ALL_LINEAR, ATTENTION, LoraSettings, is_attention
-from lit_rft.stages.hyper_parameters import to_plain
-from lit_rft.stages.identity import adapted_modules, identity_differences
-from lit_rft.stages.settings import PolicySettings
+from lit_rft.stages.core.hyper_parameters import to_plain
+from lit_rft.stages.core.identity import adapted_modules, identity_differences
+from lit_rft.stages.core.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.sharding import unsharded
-from lit_rft.stages.hyper_parameters import to_plain
+from lit_rft.stages.core.hyper_parameters import to_plain
 from lit_rft.transcripts import ChatFormat
 
 _SAMPLES = 64  # values of each weight

@@ -4,8 +4,8 @@ import dataclasses
 
 from lit_rft.agents import Agent, HierarchicalAgent
 from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator
-from lit_rft.stages.policy import PolicyModule
-from lit_rft.stages.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.stages.core.policy import PolicyModule
+from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
 
 
 class EpisodeStage(PolicyModule):
