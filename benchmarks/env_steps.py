@@ -1,9 +1,9 @@
-"""Steps per second of ScienceWorld: ours against the simulator's own wrapper, and those of the worker pool.
+"""Steps per second of ScienceWorld, against the simulator's own wrapper, and of the worker pool.
 
     python benchmarks/env_steps.py
 
-Both sides play the same actions (gold paths up to the last action) on the same Java runtime, in turns; times are of the
-steps only, and the median of the rounds counts. Writes `benchmarks/results/env_steps.json`.
+Both sides play the same actions (gold paths up to the last action) on the same Java runtime, in alternation. Only steps
+are timed, with medians over rounds. Writes `benchmarks/results/env_steps.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lit_rft.envs.scienceworld.java import java_path
 
 PROBLEMS = [("boil", 0), ("find-animal", 0), ("find-plant", 3), ("lifespan-longest-lived", 1), ("use-thermometer", 2)]
 ROUNDS = 3
-TARGET = 5.0  # times the wrapper's steps per second
+TARGET = 5.0  # multiple of the wrapper's steps per second
 WORKERS = (1, 2, 4)
 EPISODES_PER_POOL = 20
 RESULTS = Path(__file__).parent / "results" / "env_steps.json"
@@ -38,17 +38,17 @@ Paths = dict[tuple[str, int], list[str]]
 
 
 def gold_paths(env: ScienceWorldEnv) -> Paths:
-    """The actions of each problem up to the one before its completion: neither side ends an episode early."""
+    """Return the actions of each problem, without the last one: neither side ends an episode early."""
     paths = {}
     for task, variation in PROBLEMS:
         _, info = env.reset(options={"task": task, "variation": variation, "gold_path": True})
-        # takewhile drops the action that ends the episode, and what follows it
+        # takewhile drops the action that ends the episode and all later ones
         paths[task, variation] = list(itertools.takewhile(lambda action: not env.step(action)[2], info["gold_path"]))
     return paths
 
 
 def time_round(ours: ScienceWorldEnv, plain: Any, paths: Paths) -> tuple[float, float]:
-    """Seconds of our steps and of the wrapper's, problem by problem in turns: a busy machine harms both alike."""
+    """Time our steps and the wrapper's, in seconds, alternating by problem to balance load on the machine."""
     our_seconds = plain_seconds = 0.0
     for (task, variation), actions in paths.items():
         ours.reset(options={"task": task, "variation": variation})
@@ -87,7 +87,7 @@ def compare(paths: Paths, ours: ScienceWorldEnv) -> dict[str, Any]:
 
 
 def pool_speed(num_workers: int, paths: Paths) -> dict[str, float]:
-    """Steps per second over whole episodes, resets included, once every worker has played one."""
+    """Measure steps per second over complete episodes, including resets, after one episode per worker."""
     with EnvPool(functools.partial(ScienceWorldEnv, step_limit=10**6), num_workers) as pool:
         play(pool, paths, num_workers, "warm")
         start = time.perf_counter()

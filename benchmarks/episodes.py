@@ -1,18 +1,17 @@
 """Turns per second of model time: KV caches kept between turns against re-encoding the full history.
 
     python benchmarks/episodes.py
-    python benchmarks/episodes.py --rounds 1 --episodes 4 --steps 5      # a quick look
+    python benchmarks/episodes.py --rounds 1 --episodes 4 --steps 5      # a short run
 
 Both sides play the same ScienceWorld episodes with the same player, agent (two levels), simulators and prompts,
-greedily: they differ in the generator alone. The other one gives, at every turn, all waiting conversations from their
-start to transformers' `generate`, padded on the left, as the public release of GLIDER does. SmolLM2-135M-Instruct in
-bf16. In turns, each side in a process of its own; medians.
+greedily; only the generator differs. The baseline passes the full histories of all waiting conversations to
+transformers' `generate` at every turn, padded on the left, as GLIDER's public release does. SmolLM2-135M-Instruct in
+bf16. Alternating rounds, each side in its own process; medians.
 
-A side's model time is what it spends in its generator, its memory what its own process holds, without simulators.
-`waited_seconds` is the rest, in which the model had nothing to do; `simulator_seconds` is what the simulators took in
-all, resets included, most of it while the model was at work on other episodes. Simulators are started before
-(`start_seconds`): they stay from one round of episodes to the next.
-Writes `benchmarks/results/episodes.json`.
+A side's model time is the time in its generator; its memory is that of its process, without simulators.
+`waited_seconds` is the rest, with an idle model; `simulator_seconds` is the total time of the simulators, including
+resets, mostly in parallel with the model's work on other episodes. Simulators are started before (`start_seconds`) and
+kept between rounds of episodes. Writes `benchmarks/results/episodes.json`.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ SEEN_TASKS = SHORT_TASKS
 
 
 class TimedEnv(ScienceWorldEnv):
-    """Writes down how long each call takes.
+    """Records the duration of each call.
 
     Args:
-        times: folder with a file for each process.
+        times: folder with a file per process.
     """
 
     def __init__(self, times: str, step_limit: int) -> None:
@@ -72,7 +71,7 @@ class TimedEnv(ScienceWorldEnv):
 
 
 class RereadingGenerator:
-    """`ConversationGenerator`, but for what it keeps: the ids of each conversation, no keys and values."""
+    """`ConversationGenerator` without KV cache: keeps only the ids of each conversation."""
 
     def __init__(self, model: Any, end_of_turn_id: int, sampling: SamplingSettings, *, num_slots: int) -> None:
         self.model, self.end, self.sampling = model, end_of_turn_id, sampling
@@ -112,7 +111,7 @@ class RereadingGenerator:
 
 
 def clocked(generator: Any) -> list[float]:
-    """Seconds of each `sample` of a generator."""
+    """Record the seconds of each `sample` of a generator."""
     seconds: list[float] = []
     sample = generator.sample
 
@@ -155,7 +154,7 @@ def play(side: str, episodes: int, steps: int) -> None:
 
 
 def start(pool: EnvPool, first: Sequence[EpisodeSpec], times: Path) -> float:
-    """Start all simulators, one for each of these jobs; seconds."""
+    """Start all simulators, one per job, and return the seconds."""
     started = time.perf_counter()
     for job in first:
         pool.submit(job)
@@ -181,10 +180,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=16, help="at the same time, each with a simulator (0.5 GB)")
     parser.add_argument("--steps", type=int, default=20, help="of each episode")
     options = parser.parse_args()
-    # the simulators' processes import `TimedEnv` from here
+    # the simulators' processes import `TimedEnv` from this folder
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     if options.side:
-        import episodes  # not __main__, which the simulators' processes do not know
+        import episodes  # not as __main__, which the simulators' processes cannot import
 
         episodes.play(options.side, options.episodes, options.steps)
         return
@@ -198,7 +197,7 @@ def main() -> None:
               "median": sides, "ratio": ratio}  # fmt: skip
     write("episodes", result)
     show(f"{options.episodes} episodes at the same time", sides)
-    print(f"{ratio:.1f} times the turns a second of model time")
+    print(f"{ratio:.1f} times the turns per second of model time")
 
 
 if __name__ == "__main__":

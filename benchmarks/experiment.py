@@ -1,4 +1,4 @@
-"""What the whole experiments share: steps that are `lit-rft` commands, done once, with logs, times and results."""
+"""Shared parts of the experiments: steps that are `lit-rft` commands, run once, with logs, times and results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS, IMAGES = Path(__file__).parent / "results", ROOT / "docs" / "images"
 
 @dataclass(frozen=True)
 class Step:
-    """One command; it is done when the file is there."""
+    """A command, complete when its output file exists."""
 
     name: str
     command: list[str]
@@ -31,7 +31,7 @@ class Step:
 
 
 def lit_rft(verb: str, configs: Sequence[str], keys: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
-    """A `lit-rft` command."""
+    """Make a `lit-rft` command."""
     named = [part for config in configs for part in ("-c", config)]
     flat = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
     return [sys.executable, "-m", "lit_rft.cli", verb, *named, *flat, *extra]
@@ -42,10 +42,10 @@ def listed(items: Sequence[Any]) -> str:
 
 
 def run(step: Step, runs: Path, console: Console) -> None:
-    """Run a step unless it is done; logs and times are kept in the folder `runs`.
+    """Run a step unless it is complete; logs and times are kept in the folder `runs`.
 
     Raises:
-        RuntimeError: With the log's name if the command fails.
+        RuntimeError: If the command fails; the message has the log's name.
     """
     if step.result.exists():
         return
@@ -55,7 +55,7 @@ def run(step: Step, runs: Path, console: Console) -> None:
     with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
         code = subprocess.run(step.command, stdout=stream, stderr=stream).returncode
     if code:
-        raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to go on from here")
+        raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to resume")
     if step.result.suffix == ".done":
         step.result.touch()
     seconds = time.time() - started
@@ -65,7 +65,7 @@ def run(step: Step, runs: Path, console: Console) -> None:
 
 
 def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Seconds of all steps: those of earlier results, and those whose runs are here."""
+    """Return the seconds of all steps, from earlier results and from the runs on this machine."""
     by_step = {time["step"]: time for time in known.get("seconds", [])}
     path = runs / "times.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -74,7 +74,7 @@ def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def environment(*more: str) -> dict[str, Any]:
-    """Machine and versions."""
+    """Describe machine and versions."""
     names = ("lit-rft", "torch", "transformers", "peft", "lightning", *more)
     return {
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
@@ -83,13 +83,13 @@ def environment(*more: str) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What an earlier run has left; empty at first."""
+    """Read the results of an earlier run; empty if there are none."""
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return results
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """A scalar of a run's TensorBoard files, the last value of each step."""
+    """Read a scalar from a run's TensorBoard files, the last value of each step."""
     if not folder.is_dir():
         return []
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def plot_curves(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], label: str) -> None:
-    """Mean of several curves, a band of one standard deviation around it; as far as the shortest goes."""
+    """Plot the mean of several curves with a band of one standard deviation, up to the end of the shortest."""
     length = min(map(len, curves))
     steps = [statistics.mean(curve[i][0] for curve in curves) for i in range(length)]
     values = [[curve[i][1] for curve in curves] for i in range(length)]

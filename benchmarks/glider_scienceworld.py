@@ -1,15 +1,15 @@
-"""GLIDER from end to end on short ScienceWorld tasks, against its flat counterpart on equal data: hours on two cores.
+"""GLIDER end to end on short ScienceWorld tasks, against its flat counterpart on equal data: hours on two cores.
 
-    python benchmarks/glider_scienceworld.py                # both training seeds; resumes where it was stopped
-    python benchmarks/glider_scienceworld.py --seeds 0      # one of them
+    python benchmarks/glider_scienceworld.py                # both training seeds; resumes an interrupted run
+    python benchmarks/glider_scienceworld.py --seeds 0      # one seed
 
 For each seed: hierarchical SFT on expert episodes of one half of the training variations, medium-quality episodes by
 that policy on the other half, offline RL on both, online fine-tuning of the high level on a task unseen in earlier
-stages. Beside it flat SFT on the same expert episodes, flat AWAC on the same episodes, and flat online
-AWAC. Every stage plays held-out variations of the seen tasks and of the unseen one, chosen anew by each of three
-evaluation seeds.
+stages. The baselines are flat SFT on the same expert episodes, flat AWAC on the same episodes, and flat online AWAC.
+Every stage plays held-out variations of the seen tasks and of the unseen one, chosen by each of three evaluation
+seeds.
 
-Everything runs through `lit-rft`, one command a step; what is done is not done again. Commands, logs and runs are under
+Every step is a `lit-rft` command; completed ones are skipped. Commands, logs and runs are in
 `runs/glider_scienceworld`, figures in `benchmarks/results/glider_scienceworld.json`, plots in `docs/images`.
 """
 
@@ -53,18 +53,18 @@ STAGES = ("sft", "offline_rl", "online")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The size of the experiment."""
 
     train_variations: int = 24  # of each seen task, from the first half
     medium_variations: int = 16  # of each seen task, from the second half
     eval_variations: int = 3  # of each task and evaluation seed
     rounds: int = 8
     episodes_per_round: int = 8
-    extra: tuple[str, ...] = ()  # more arguments for every command
+    extra: tuple[str, ...] = ()  # further arguments of every command
 
 
 def steps(seed: int, scale: Scale) -> Iterator[Step]:
-    """What a seed takes, in order."""
+    """Return the steps of a seed, in order."""
     home = RUNS / f"seed{seed}"
     expert, medium = home / "sft" / "expert", home / "sft" / "episodes" / "predicted.jsonl"
     data = {"tasks": listed(SEEN), "train_half": "first", "train_variations": scale.train_variations}
@@ -108,7 +108,7 @@ def _command(verb: str, stage: str, folder: Path, seed: int, scale: Scale, kind:
 
 def _fit(stage: str, folder: Path, seed: int, scale: Scale, kind: str, **keys: Any) -> Step:
     command = _command("fit", stage, folder, seed, scale, kind, keys)
-    if (folder / "checkpoints" / "last.ckpt").exists():  # stopped in the middle
+    if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
         command += ["--ckpt_path", "last"]
     return Step(f"seed {seed}: {folder.name}: fit", command, folder / "adapter" / "adapter_config.json")
 
@@ -143,7 +143,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -
 
 
 def collect_results(scale: Scale) -> dict[str, Any]:
-    """Everything measured so far: scores by stage, seed and evaluation, and online scores by environment step."""
+    """Collect all measurements so far: scores by stage, seed and evaluation, and online scores by environment step."""
     scores: dict[str, Any] = {}
     online: dict[str, Any] = {}
     for home in sorted(RUNS.glob("seed*")):
@@ -159,7 +159,7 @@ def collect_results(scale: Scale) -> dict[str, Any]:
             if points:
                 online.setdefault(f"{kind}online", {})[str(seed)] = points
     known = read_results(FILE)
-    for kind, values in (("scores", scores), ("online", online)):  # seeds whose runs are no longer here
+    for kind, values in (("scores", scores), ("online", online)):  # seeds whose runs have been removed
         for name, seeds in known.get(kind, {}).items():
             values[name] = seeds | values.get(name, {})
     return {
@@ -172,21 +172,21 @@ def collect_results(scale: Scale) -> dict[str, Any]:
 
 
 def finished(seed: int) -> bool:
-    """Whether the results have all evaluations of a seed, made here or elsewhere."""
+    """Return whether the results have all evaluations of a seed, from this machine or another."""
     scores = read_results(FILE).get("scores", {})
     runs = [scores.get(f"{kind}{stage}", {}).get(str(seed), []) for kind in ("", "flat_") for stage in STAGES]
     return all(len(evaluations) == len(EVALUATION_SEEDS) for evaluations in runs)
 
 
 def means(results: dict[str, Any], name: str, tasks: list[str]) -> list[float]:
-    """Mean score over tasks of each evaluation of each seed."""
+    """Return the mean score over tasks for each evaluation of each seed."""
     runs = [run for runs in results["scores"].get(name, {}).values() for run in runs]
     scores = [[run[task]["score"] for task in tasks if run[task]["score"] is not None] for run in runs]
     return [statistics.mean(values) for values in scores if values]
 
 
 def report(results: dict[str, Any], console: Console) -> None:
-    """The table, and both plots."""
+    """Print the table, and write both plots."""
     table = Table(title="score (0..100): mean and standard deviation over seeds and evaluations")
     for column in ("", "seen tasks", "unseen task", "evaluations"):
         table.add_column(column, justify="left" if not column else "right")

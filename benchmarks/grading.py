@@ -1,6 +1,6 @@
-"""Ground truths of a data set given back in three forms: how many are graded right, and which are not.
+"""Grading of a data set's ground truths, given back as answers in three formats.
 
-python benchmarks/grading.py ../shared/data/math_eval_luffy_schema.parquet
+python benchmarks/grading.py FILE...
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def main() -> None:
         for problem, verdict in zip(problems, verdicts, strict=True):
             if verdict is not Verdict.RIGHT:
                 print(f"  {verdict.value}: problem {problem.id}, {problem.ground_truth!r}")
-    print(f"killed {pool.killed}, tried twice {pool.retried}")
+    print(f"killed {pool.killed}, retried {pool.retried}")
     pool.close()
     reward = MathReward(num_workers=arguments.workers)
     for entry in unearnable(problems, reward):
-        print(f"  cannot be earned: {entry}")
+        print(f"  matches no answer: {entry}")
     reward.close()
 
 

@@ -1,16 +1,16 @@
-"""How seconds and memory grow: with sequence length, group size, number of episodes and trainable parameters.
+"""Growth of time and memory with sequence length, group size, number of episodes and trainable parameters.
 
     python benchmarks/growth.py
-    python benchmarks/growth.py --cases length      # this one anew; the others stay in the file
+    python benchmarks/growth.py --cases length      # repeat one case; the others stay in the file
 
 - length: a training step of supervised fine-tuning on one transcript of this many tokens (LoRA r 16).
 - group: a GRPO step on one word problem with this many completions of 64 tokens, rollout included.
 - episodes: reading this many stored ScienceWorld episodes, making their transcripts and the first batch.
 - rank: a training step on 1024 tokens with LoRA of this rank; 0 trains all weights.
 
-And how long `lit-rft fit -c luffy/arithmetic.yaml` takes from its start to its first training step, with a warm cache.
-SmolLM2-135M-Instruct, bf16. Each run is in a process of its own, medians count: of training the second of two steps, of
-episodes the first reading. Writes `benchmarks/results/growth.json` and `docs/images/growth.png`.
+Also the time from the start of `lit-rft fit -c luffy/arithmetic.yaml` to its first training step, with a warm cache.
+SmolLM2-135M-Instruct, bf16. Each run has its own process; medians, of the second of two training steps, and of the
+first reading of episodes. Writes `benchmarks/results/growth.json` and `docs/images/growth.png`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ UNITS = {
     "episodes": "episodes read",
     "rank": "trainable parameters",
 }
-MEMORY = {"episodes": "added_gb"}  # of reading, what a process holds without it is most; of the others `peak_gb`
+MEMORY = {"episodes": "added_gb"}  # memory added by reading, small next to the process; `peak_gb` for other cases
 
 
 def transcript(length: int, randoms: Any) -> Any:
-    """A conversation as long as that, with an action of 12 tokens after every 90."""
+    """Make a conversation of this length, with an action of 12 tokens after every 90."""
     from lit_rft.transcripts import Transcript
 
     made = Transcript("flat", 2)
@@ -78,7 +78,7 @@ def training_step(length: int, rank: int = 16) -> dict[str, float]:
 
 
 def fit(stage: Any, loader: Any) -> float:
-    """Two steps; seconds of the second."""
+    """Run two steps and return the seconds of the second."""
     clock = Clock()
     quiet_trainer(clock, max_steps=2, max_epochs=-1).fit(stage, loader)
     return clock.seconds[1]
@@ -138,7 +138,7 @@ CASES: dict[str, Any] = {
 
 
 def start_up() -> float:
-    """Seconds from the start of the command line to the first training step."""
+    """Measure the seconds from the start of the command line to the first training step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +157,7 @@ def start_up() -> float:
 
 
 def plot(points: dict[str, list[dict[str, float]]]) -> None:
-    """Both axes from 0: what is linear is a straight line."""
+    """Plot with both axes from 0: linear growth is a straight line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5))
@@ -173,13 +173,13 @@ def plot(points: dict[str, list[dict[str, float]]]) -> None:
 
 
 def exponent(points: list[dict[str, float]], key: str, by: str) -> float:
-    """Of the power law between the two largest points: 1 is linear."""
+    """Return the exponent of the power law between the two largest points: 1 is linear."""
     (a, b) = sorted(points, key=lambda point: point[by])[-2:]
     return math.log(b[key] / a[key]) / math.log(b[by] / a[by])
 
 
 def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Of seconds and memory by case; training all weights (rank 0) is another path, and not the largest rank."""
+    """Return the exponents of seconds and memory by case, without rank 0 (all weights), which is another code path."""
     by_case = {}
     for case, all_points in points.items():
         case_points = [point for point in all_points if point["value"]]
@@ -192,7 +192,7 @@ def exponents(points: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, 
 
 
 def measure(case: str, value: int, rounds: int) -> dict[str, float]:
-    """The median run of a point, each run in a process of its own."""
+    """Return the median run of a point, each run in its own process."""
     runs = [in_process(__file__, "--case", case, "--value", str(value)) for _ in range(rounds)]
     return medians(runs) | {"lowest": min(r["seconds"] for r in runs), "highest": max(r["seconds"] for r in runs)}
 

@@ -4,9 +4,9 @@
     python benchmarks/grpo_step.py
 
 SmolLM2-135M-Instruct, LoRA r 16 on q/k/v/o, bf16, 8 word problems (gsm_symbolic) x 8 completions of at most 128 tokens,
-temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on all sides. TRL runs in
-two ways: `trl-defaults` as it comes, with gradient checkpointing, and `trl` without it, as we do. Each step is in a
-process of its own, in turns; the median counts. Writes `benchmarks/results/grpo_step.json`.
+temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on all sides. TRL runs with
+its defaults, which include gradient checkpointing (`trl-defaults`), and without checkpointing (`trl`), as lit-rft does.
+Alternating rounds, each step in its own process; medians. Writes `benchmarks/results/grpo_step.json`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def by_length(texts: Sequence[str]) -> list[float]:
-    """Rewards without meaning that are hardly ever equal in a whole group."""
+    """Return arbitrary rewards that are rarely equal within a group."""
     return [float(len(text) % 7) for text in texts]
 
 
@@ -46,8 +46,8 @@ def ours(
     steps: int = 1,
     rewards: Rewards = by_length,
 ) -> dict[str, float]:
-    """Figures of the last of some steps on all problems."""
-    from timed import Clock, quiet_trainer  # here, as the other side shall not hold Lightning in memory
+    """Measure the last of some steps on all problems."""
+    from timed import Clock, quiet_trainer  # imported here to keep Lightning out of the other side's memory
 
     from lit_rft.batches import Prompt
     from lit_rft.datamodules import PromptLoader
@@ -103,7 +103,7 @@ def theirs(
     model: str, problems: Sequence[Any], new_tokens: int = NEW_TOKENS, steps: int = 1, checkpointing: bool = False,
     rewards: Rewards = by_length,
 ) -> dict[str, float]:  # fmt: skip
-    """The same by TRL."""
+    """Measure the same with TRL."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -144,7 +144,7 @@ def theirs(
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """All sides' runs, their medians, and ratios to ours."""
+    """Return all sides' runs, their medians, and ratios to ours."""
     sides = {side: medians(figures) for side, figures in runs.items()}
     for row in sides.values():
         row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]

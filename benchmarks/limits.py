@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured beside what is compared with it; and where the time of a step goes."""
+"""The limits of a machine, for comparison with measurements, and the shares of operations in the time of a step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# part of a step -> parts of the names of its operations, the first that fits counts. Batched products are attention's,
-# as softmaxes are on a CPU (log_softmax makes log-probabilities); on a GPU kernels do not say what they are part of.
+# part of a step -> substrings of its operations' names; the first match counts. Batched products are attention's,
+# as are softmaxes on a CPU (log_softmax is for log-probabilities); on a GPU kernel names do not reveal their part.
 PARTS = {
     "attention": ("attention", "flash", "fmha", "_blockwise", "bmm", "aten::softmax", "aten::_softmax"),
     "matrix products": ("mm", "linear", "matmul", "gemm", "cutlass", "cublas", "nvjet"),
@@ -29,7 +29,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    """The best of some repetitions, after a first one that does not count."""
+    """Return the best time of some repetitions, after one that does not count."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -42,7 +42,7 @@ def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 5) 
 
 
 def matrix_peak(device: torch.device) -> float:
-    """FLOP a second of a bf16 matrix product, the best of some sizes."""
+    """Measure the FLOP per second of a bf16 matrix product, the best of some sizes."""
     sizes = (1024, 2048) if device.type == "cpu" else (4096, 8192)
     inner = 1536 if device.type == "cpu" else 8192
     best = 0.0
@@ -53,14 +53,14 @@ def matrix_peak(device: torch.device) -> float:
 
 
 def copy_bandwidth(device: torch.device, gigabytes: float = 0.5) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Measure the bytes per second that a copy reads and writes."""
     source = torch.zeros(int(gigabytes * 1e9 / 4), device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
 
 
 def product_weights(model: nn.Module) -> int:
-    """Weights that every token is multiplied with: not those of an embedding."""
+    """Count the weights in products with every token, without those of embeddings."""
     embeddings = _embeddings(model)
     return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
 
@@ -74,20 +74,23 @@ def _head_size(config: Any) -> int:
 
 
 def training_flop(model: Any, lengths: Sequence[int], chosen: int, reused: Sequence[int] = ()) -> float:
-    """FLOP of a training pass over sequences (PaLM, Chowdhery et al. 2022, appendix B; here attention is causal): a
-    weight that trains is used three times, a frozen one twice.
+    """Count the FLOP of a training pass over sequences.
+
+    As PaLM (Chowdhery et al. 2022, appendix B), with causal attention: trainable weights are used three times, frozen
+    ones twice.
 
     Args:
+        model: with or without adapters.
         lengths: tokens of each sequence.
-        chosen: tokens that need logits.
-        reused: lengths of prompts that need not be computed again: 7 times the same where 8 sequences share one.
+        chosen: number of tokens that need logits.
+        reused: lengths of prompts that are not recomputed: 7 times the same for 8 sequences with one prompt.
     """
     config = model.config.get_text_config()
     apart = _embeddings(model) | {id(model.get_output_embeddings().weight)}
     weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in apart]
     uses = sum(p.numel() * (6 if p.requires_grad else 4) for p in weights)
     heads = config.num_attention_heads * _head_size(config) * config.num_hidden_layers
-    # two products forth and four back, half of their squares, two FLOP each
+    # two forward and four backward products, half of their squares, two FLOP each
     attention = 6 * heads * (sum(length**2 for length in lengths) - sum(length**2 for length in reused))
     head = model.get_output_embeddings().weight
     logits = (6 if head.requires_grad else 4) * head.numel() * chosen
@@ -96,7 +99,7 @@ def training_flop(model: Any, lengths: Sequence[int], chosen: int, reused: Seque
 
 @contextlib.contextmanager
 def decoding(model: Any, rows: int, context: int) -> Iterator[Callable[[], Any]]:
-    """A decoding step of `rows` sequences that have read `context` tokens, made once to warm up."""
+    """Prepare a decoding step of `rows` sequences after `context` tokens, run once for warm-up."""
     from lit_rft.generation.decoder import Decoder
 
     decoder, slots = Decoder(model, rows, 0), list(range(rows))
@@ -108,10 +111,10 @@ def decoding(model: Any, rows: int, context: int) -> Iterator[Callable[[], Any]]
 
 @torch.no_grad()
 def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: int = 3) -> dict[str, float]:
-    """A step of `rows` sequences that have read `context` tokens: what it reads a second, and what it computes; the
-    median of some repetitions of some steps.
+    """Measure a decoding step of `rows` sequences after `context` tokens: bytes and FLOP per second.
 
-    Every step reads all weights and what is in the cache; the output layer is one of its products.
+    Every step reads all weights and the used part of the cache; the output layer is one of its products. Medians of
+    some repetitions.
     """
     device, config = next(model.parameters()).device, model.config
     step_seconds = []
@@ -137,8 +140,7 @@ def decode_speed(model: Any, rows: int, context: int, steps: int = 16, repeats: 
 
 
 def fixed_seconds(model: Any, rows: int, context: int) -> float:
-    """Seconds of a step of a model with as many layers and heads in which there is next to nothing to compute: what its
-    operations cost by their number."""
+    """Measure the dispatch overhead: a step of a model with as many layers and heads, but hardly any computation."""
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(model.config.get_text_config())
@@ -150,7 +152,7 @@ def fixed_seconds(model: Any, rows: int, context: int) -> float:
 
 
 def _part(name: str, parent: Any) -> str:
-    """Which part an operation belongs to; all that attention is made of belongs to attention."""
+    """Return the part of an operation; all operations within attention belong to attention."""
     while parent is not None:
         if any(word in parent.name.lower() for word in PARTS["attention"]):
             return "attention"
@@ -160,7 +162,7 @@ def _part(name: str, parent: Any) -> str:
 
 @torch.no_grad()
 def decode_profile(model: Any, rows: int, context: int, steps: int = 4) -> dict[str, Any]:
-    """Kernel launches of a decoding step (None without a GPU), and the shares of its operations."""
+    """Return the kernel launches of a decoding step (None without a GPU), and the shares of its operations."""
     with decoding(model, rows, context) as step, _profiler() as profile:
         for _ in range(steps):
             step()
@@ -170,14 +172,14 @@ def decode_profile(model: Any, rows: int, context: int, steps: int = 4) -> dict[
 
 
 def decode_shares(model: Any, rows: int, context: int) -> dict[str, float]:
-    """Share of each kind of operation in the time of a decoding step."""
+    """Return the share of each kind of operation in the time of a decoding step."""
     shares: dict[str, float] = decode_profile(model, rows, context)["shares"]
     return shares
 
 
 @contextlib.contextmanager
 def shares() -> Iterator[dict[str, float]]:
-    """Fills in the share of each kind of operation in the time of all of them: of kernels, where there is a GPU."""
+    """Fill in the share of each kind of operation in the total time; of kernels on a GPU."""
     result: dict[str, float] = {}
     with _profiler() as profile:
         yield result
@@ -190,18 +192,18 @@ def _profiler() -> Any:
 
 
 def _kernels(profile: Any) -> list[Any]:
-    """What ran on the GPU, averaged by name: kernels, copies and fills."""
+    """Return the operations on the GPU, averaged by name: kernels, copies and fills."""
     on_gpu = (e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA)
     return [event for event in on_gpu if not getattr(event, "is_user_annotation", False)]
 
 
 def _shares(profile: Any) -> dict[str, float]:
     total = dict.fromkeys([*PARTS, "other"], 0.0)
-    if torch.cuda.is_available():  # operations would count beside their kernels
+    if torch.cuda.is_available():  # operations would count in addition to their kernels
         for event in _kernels(profile):
             total[_part(event.key.lower(), None)] += event.self_device_time_total
     else:
         for event in profile.events():
             total[_part(event.key.lower(), event.cpu_parent)] += event.self_cpu_time_total
-    total_seconds = sum(total.values()) or 1.0  # a profiler that saw nothing is no reason to fail
+    total_seconds = sum(total.values()) or 1.0  # an empty profile must not fail
     return {part: took / total_seconds for part, took in total.items()}

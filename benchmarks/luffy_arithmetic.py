@@ -1,22 +1,22 @@
-"""LUFFY and what it is compared with, on problems that the untrained model nearly always gets wrong: hours.
+"""LUFFY and its baselines on problems that the untrained model nearly always gets wrong: hours.
 
-    python benchmarks/luffy_arithmetic.py                         # everything; resumes where it was stopped
+    python benchmarks/luffy_arithmetic.py                         # everything; resumes an interrupted run
     python benchmarks/luffy_arithmetic.py --seeds 0 --tasks legs  # a part of it
     python benchmarks/luffy_arithmetic.py --report                # only the tables and the plots
 
-`legs`: how many legs two kinds of animals have together (leg_counting out of reasoning-gym), with built traces: they
-tell what no rollout finds out by chance. `gsm`: word problems (gsm_symbolic) with worked solutions, one seed. Every
+`legs`: the total number of legs of two kinds of animals (leg_counting of reasoning-gym), with built traces, whose
+knowledge rollouts cannot find by chance. `gsm`: word problems (gsm_symbolic) with worked solutions, one seed. Every
 method sees the same prompts in the same order for the same number of optimiser steps: GRPO, LUFFY, LUFFY without policy
-shaping, and supervised fine-tuning on the traces. Held-out problems are answered during training and, more of them, at
+shaping, and supervised fine-tuning on the traces. Held-out problems are answered during training, and more of them at
 its end.
 
-Advantages are compared with the on-policy completions of a group, and not divided by their spread: as long as all of
-them are wrong, they have none, and the trace has 1. With statistics over the whole group (the paper's) all wrong
+Advantages are relative to the on-policy completions of a group, and not divided by their standard deviation: while all
+of them are wrong, theirs are 0 and that of the trace is 1. With statistics over the full group (the paper's) all wrong
 completions are pushed away equally at each step; over batches as small as these that is noise, in which nothing was
 learnt (docs/results.md). No entropy bonus, for the same reason.
 
-Everything runs through `lit-rft`, one command a step; what is done is not done again. Commands, logs and runs are under
-`runs/luffy_arithmetic`, figures in `benchmarks/results/luffy_arithmetic.json`, plots in `docs/images`.
+Every step is a `lit-rft` command; completed ones are skipped. Commands, logs and runs are in `runs/luffy_arithmetic`,
+figures in `benchmarks/results/luffy_arithmetic.json`, plots in `docs/images`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from lit_rft._files import write_json
 RUNS = ROOT / "runs" / "luffy_arithmetic"
 FILE = RESULTS / "luffy_arithmetic.json"
 PROMPTS, GROUP, HELD_OUT = 16, 4, 200
-METHODS: dict[str, dict[str, Any]] = {  # what each differs in from LUFFY
+METHODS: dict[str, dict[str, Any]] = {  # differences from LUFFY
     "GRPO": {"objective.traces_per_group": 0},
     "LUFFY": {},
     "LUFFY without shaping": {
@@ -63,14 +63,14 @@ METHODS: dict[str, dict[str, Any]] = {  # what each differs in from LUFFY
 
 @dataclass(frozen=True)
 class Task:
-    """Problems of one kind, and how long they are trained on.
+    """Problems of one kind, and the length of training on them.
 
     Args:
         problems: reasoning-gym's name.
-        steps: optimiser steps.
-        validate_every: so many steps, on half of the held-out problems, always the same ones.
-        new_tokens: at most so many a completion.
-        seeds: at most so many of those that are asked for.
+        steps: number of optimiser steps.
+        validate_every: steps between validations on half of the held-out problems, always the same ones.
+        new_tokens: maximum tokens per completion.
+        seeds: maximum number of seeds.
         settings: of the problems.
     """
 
@@ -82,7 +82,7 @@ class Task:
     settings: str = "{}"
 
     def keys(self) -> dict[str, Any]:
-        """What differs from `luffy/arithmetic.yaml`."""
+        """Return the differences from `luffy/arithmetic.yaml`."""
         return {
             "trainer.max_steps": self.steps,
             "trainer.val_check_interval": self.validate_every,
@@ -119,16 +119,16 @@ def home(task: str, method: str, seed: int) -> Path:
 
 
 def steps(task: str, method: str, seed: int, extra: list[str]) -> Iterator[Step]:
-    """What one method and seed take, in order."""
+    """Return the steps of one method and seed, in order."""
     folder = home(task, method, seed)
     method_keys = {f"model.init_args.{key}": value for key, value in METHODS.get(method, {}).items()}
-    # a seed has problems, adapters and samples of its own
+    # each seed has its own problems, adapters and samples
     seeds = {"seed_everything": seed, "model.init_args.seed": seed, "data.init_args.seed": seed}
     fixed, name = {**TASKS[task].keys(), **method_keys, **seeds}, f"{task}: {method}: seed {seed}"
     keys = {"trainer.default_root_dir": folder / "test", **fixed}
     if method != "untrained":
         fit = lit_rft("fit", ["luffy/arithmetic.yaml"], {"trainer.default_root_dir": folder, **fixed}, extra)
-        if (folder / "checkpoints" / "last.ckpt").exists():  # stopped in the middle
+        if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
             fit += ["--ckpt_path", "last"]
         yield Step(f"{name}: fit", fit, folder / "adapter" / "adapter_config.json")
         keys["ckpt_path"] = folder / "checkpoints" / "last.ckpt"
@@ -137,7 +137,7 @@ def steps(task: str, method: str, seed: int, extra: list[str]) -> Iterator[Step]
 
 
 def collect_results() -> dict[str, Any]:
-    """Everything measured so far: held-out scores at the end, and curves."""
+    """Collect all measurements so far: held-out scores at the end, and curves."""
     known = read_results(FILE)
     tasks: dict[str, Any] = known.get("tasks", {})
     for task, settings in TASKS.items():
@@ -166,7 +166,7 @@ def collect_results() -> dict[str, Any]:
 
 
 def report(results: dict[str, Any], console: Console) -> None:
-    """The tables, and the plots."""
+    """Print the tables, and write the plots."""
     for task, task_results in results.get("tasks", {}).items():
         if not task_results["scores"]:
             continue

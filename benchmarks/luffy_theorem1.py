@@ -1,11 +1,11 @@
-"""LUFFY's Theorem 1 on a policy small enough to know its exact gradient.
+"""LUFFY's Theorem 1 on a policy small enough for its exact gradient.
 
     python benchmarks/luffy_theorem1.py
 
-Mixed-policy gradient ascent, half of each batch drawn from the policy and half from a fixed behaviour policy whose
-importance ratios stay within bounds, with step size proportional to 1/sqrt(K) for K steps: the smallest expected
-squared gradient norm of a run falls as 1/sqrt(K), a slope of -1/2 in logarithms. An entropy bonus keeps the best policy
-random, so that sampling noise never ends.
+Mixed-policy gradient ascent, with half of each batch from the policy and half from a fixed behaviour policy with
+bounded importance ratios, and step size proportional to 1/sqrt(K) for K steps: the smallest expected squared gradient
+norm of a run falls as 1/sqrt(K), a slope of -1/2 in logarithms. An entropy bonus keeps the best policy random, so that
+sampling noise never ends.
 
 Writes `benchmarks/results/luffy_theorem1.json` and `docs/images/luffy_theorem1.png`.
 """
@@ -23,15 +23,15 @@ from torch import Tensor
 from lit_rft.objectives import mixed_policy_loss
 
 REWARDS = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
-BEHAVIOUR = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)  # ratios stay within (0, 10]
+BEHAVIOUR = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)  # bounds ratios by (0, 10]
 ENTROPY = 0.5
-SAMPLES = 2  # of each kind, a step
+SAMPLES = 2  # of each kind, per step
 RESULTS = Path(__file__).parent / "results" / "luffy_theorem1.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "luffy_theorem1.png"
 
 
 def exact_gradient(logits: Tensor) -> Tensor:
-    """Of J = sum pi R + ENTROPY H(pi), for each run: [R, A] -> [R, A]."""
+    """Compute the gradient of J = sum pi R + ENTROPY H(pi), for each run: [R, A] -> [R, A]."""
     logits = logits.detach().requires_grad_()
     log_pi = logits.log_softmax(-1)
     objective = (log_pi.exp() * (REWARDS - ENTROPY * log_pi)).sum()
@@ -40,7 +40,7 @@ def exact_gradient(logits: Tensor) -> Tensor:
 
 
 def sampled_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The same in expectation, from on- and off-policy samples through LUFFY's objective without shaping."""
+    """Estimate the same gradient from on- and off-policy samples through LUFFY's objective without shaping."""
     runs = len(logits)
     logits = logits.detach().requires_grad_()
     log_pi = logits.log_softmax(-1)
@@ -49,7 +49,7 @@ def sampled_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     off_policy = torch.multinomial(BEHAVIOUR.expand(runs, -1), SAMPLES, replacement=True, generator=generator)
     actions = torch.cat([on_policy, off_policy], dim=1)
     off = (torch.arange(2 * SAMPLES) >= SAMPLES).expand(runs, -1).flatten()
-    # what an action brings beside its reward, by the entropy bonus; a constant baseline keeps it unbiased
+    # an action's entropy bonus, in addition to its reward; a constant baseline keeps the estimate unbiased
     advantages = (REWARDS - ENTROPY * log_pi.detach()).gather(1, actions) - 0.5
     loss = mixed_policy_loss(
         log_pi.gather(1, actions).flatten()[:, None],
@@ -67,7 +67,7 @@ def sampled_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def best_squared_norm(steps: int, *, runs: int = 256, scale: float = 4.0, seed: int = 0) -> float:
-    """The smallest squared norm of the exact gradient over the steps of a run, in expectation over runs."""
+    """Return the smallest squared norm of the exact gradient over the steps of a run, in expectation over runs."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.zeros(runs, len(REWARDS), dtype=torch.float64)
     rate, best = scale / math.sqrt(steps), math.inf
@@ -78,7 +78,7 @@ def best_squared_norm(steps: int, *, runs: int = 256, scale: float = 4.0, seed: 
 
 
 def slope(numbers: list[int], values: list[float]) -> float:
-    """Of the line through the logarithms."""
+    """Return the slope of the line through the logarithms."""
     x, y = torch.tensor(numbers).double().log(), torch.tensor(values).double().log()
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: two sides on the same work, in turns, each in a process of its own."""
+"""Shared parts of the speed benchmarks: alternating rounds of two sides on the same work, each in its own process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
 
     cpuinfo = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     facts = {name.strip(): value.split() for name, _, value in cpuinfo}
-    half = [flag for flag in facts.get("flags", []) if "bf16" in flag]  # which products of bf16 it has decides much
+    half = [flag for flag in facts.get("flags", []) if "bf16" in flag]  # bf16 products have a large effect
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": " ".join(facts.get("model name", [platform.processor()])), "cores": os.cpu_count(),
@@ -42,26 +42,26 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def peak_memory() -> float:
-    """GB this process has held at most: on the GPU, where it has used one."""
+    """Return the peak memory of this process in GB: on the GPU if it has used one."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
-    # not getrusage: what a process inherits from the one that started it counts there
+    # not getrusage, which includes the parent's memory at the start
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
 
 
 def say(**figures: Any) -> None:
-    """Print a side's figures, in a line of their own that `in_turns` finds."""
+    """Print a side's figures, on a separate line that `in_turns` reads."""
     print("\n" + _FIGURES + json.dumps(figures), flush=True)
 
 
 def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Run the sides of a script in turns; "{round}" in an argument is the number of the round.
+    """Run the sides of a script alternately; "{round}" in an argument is the number of the round.
 
     Raises:
-        RuntimeError: With what a side said last if it fails.
+        RuntimeError: A side failed; the message has the end of its output.
     """
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(rounds):
@@ -74,10 +74,10 @@ def in_turns(script: str, sides: Sequence[str], rounds: int, *arguments: str) ->
 
 
 def in_process(script: str, *arguments: str) -> dict[str, Any]:
-    """The figures that a script says, run in a process of its own.
+    """Run a script in its own process and return its figures.
 
     Raises:
-        RuntimeError: With what it said last if it fails.
+        RuntimeError: It failed; the message has the end of its output.
     """
     result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if result.returncode:
@@ -97,7 +97,7 @@ def write(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """A table of named rows, turned round where it would be wider than long."""
+    """Print a table of named rows, transposed if it would be wider than long."""
     columns = list(next(iter(rows.values())))
     if len(columns) > len(rows) + 1:
         rows, columns = {column: {name: row[column] for name, row in rows.items()} for column in columns}, list(rows)

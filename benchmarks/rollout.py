@@ -24,11 +24,11 @@ from peers import in_process, in_turns, machine, peak_memory, say, show, version
 
 ROWS, GROUP, EQUAL, RAGGED, CONTEXT = (8, 32, 64), 8, 96, 256, 128
 SIDES = ("lit-rft", "generate")
-NEVER = 5  # <gh_stars>, a token that the model does not say
+NEVER = 5  # <gh_stars>, a token that the model does not generate
 
 
 def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
-    """Seconds and tokens."""
+    """Sample with this library; return seconds and tokens."""
     from lit_rft.generation import SamplingSettings, sample_groups
 
     named = [(str(p), ids) for p, ids in enumerate(prompts)]
@@ -43,7 +43,7 @@ def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int],
 
 
 def left_padded(rows: Sequence[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, as `generate` takes them."""
+    """Return ids and attention mask in the format of `generate`."""
     width = max(map(len, rows))
     ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -63,7 +63,7 @@ def theirs(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int
     synchronize(device)
     seconds = time.perf_counter() - started
     stops = torch.isin(out[:, ids.shape[1] :], torch.tensor(ends, device=device)).int()
-    return seconds, int((stops.cumsum(1) - stops == 0).sum())  # up to the end token, with it
+    return seconds, int((stops.cumsum(1) - stops == 0).sum())  # up to and including the end token
 
 
 def run_side(
@@ -74,15 +74,19 @@ def run_side(
     all_rows: Sequence[int],
     number: int,
 ) -> dict[str, Any]:
-    """Seconds and tokens of each kind and number of rows, once.
+    """Measure seconds and tokens of each kind and number of rows, once.
 
     Args:
+        side: of the comparison.
+        model: to sample from.
+        prompts: token ids.
         lengths: kind -> maximum tokens per completion, and its end tokens.
-        number: of the round: each samples completions of its own.
+        all_rows: numbers of rows.
+        number: of the round: each has its own samples.
     """
     work = {"lit-rft": ours, "generate": theirs}[side]
-    model.generation_config.eos_token_id = None  # the lengths' own tokens end a completion, and no others
-    work(model, prompts[:1], 4, [NEVER])  # warm
+    model.generation_config.eos_token_id = None  # only the end tokens in `lengths` end a completion
+    work(model, prompts[:1], 4, [NEVER])  # warm-up
     cases = {}
     for kind, (length, ends) in lengths.items():
         for rows in all_rows:
@@ -92,7 +96,7 @@ def run_side(
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Tokens per second of both sides by case: medians, minima, maxima and ratios; and peak memory."""
+    """Return tokens per second of both sides by case: medians, minima, maxima and ratios; and peak memory."""
     table: dict[str, dict[str, float]] = {}
     for case in runs["lit-rft"][0]["cases"]:
         row = table[case] = {}
@@ -105,7 +109,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, dict[str, float]]:
-    """Decoding steps, and their part of what the machine copies and multiplies at most."""
+    """Measure decoding steps, and their shares of copy bandwidth and matrix-product peak."""
     device = next(model.parameters()).device
     bandwidth, peak = copy_bandwidth(device), matrix_peak(device)
     speeds = {}
@@ -120,7 +124,7 @@ def against_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) 
 
 
 def run_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> dict[str, Any]:
-    """Single steps against the machine's limits, and what they are made of."""
+    """Measure single steps against the machine's limits, and the shares of operations."""
     decoding = against_limits(model, (1, *all_rows), context)
     shares = {f"{rows} rows": decode_shares(model, rows, context) for rows in (1, *all_rows)}
     return {"decoding": decoding, "shares": shares}
@@ -128,7 +132,7 @@ def run_limits(model: Any, all_rows: Sequence[int], context: int = CONTEXT) -> d
 
 def report(result: dict[str, Any]) -> None:
     show("tokens a second", result["tokens_per_second"])
-    print("GB at most:", result["peak_gb"])
+    print("peak memory in GB:", result["peak_gb"])
     show("decoding steps", result["decoding"])
     show("parts of a decoding step", result["shares"])
 
@@ -137,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--side", choices=(*SIDES, "limits"), help="run one side only")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--round", type=int, default=0, help="which one a side is run in")
+    parser.add_argument("--round", type=int, default=0, help="number of the round")
     options = parser.parse_args()
     from lit_rft.models import load_backbone, load_tokenizer
     from lit_rft.problems import generate_problems

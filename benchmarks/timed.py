@@ -1,4 +1,4 @@
-"""Training that says nothing and times its steps."""
+"""Silent training with timed steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from limits import synchronize
 
 
 class Clock(L.Callback):
-    """Seconds of each step."""
+    """Records the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -25,7 +25,7 @@ class Clock(L.Callback):
 
 
 def quiet_trainer(callback: L.Callback, **options: Any) -> L.Trainer:
-    """A trainer in bf16 that writes and prints nothing; its random numbers begin anew."""
+    """Make a bf16 trainer without output, with freshly seeded random numbers."""
     L.seed_everything(0, verbose=False)
     return L.Trainer(
         precision="bf16-mixed", logger=False, enable_checkpointing=False, enable_progress_bar=False,

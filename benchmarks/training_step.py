@@ -3,12 +3,12 @@
     python benchmarks/training_step.py
 
 Baseline (transformers and PEFT, defaults): all transcripts of a step padded to the longest, logits of every token, and
-for the critic a second pass without adapters. lit-rft: packed sequences, rows of at most 2048 tokens one by one,
-logits of action tokens in chunks, features of the critic out of the cache (a
-first epoch has to make them: `cold`). SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert
-episodes. Each side is in a process of its own, in turns; medians. Model FLOP utilisation counts the products that the
-real tokens need (`limits.training_flop`), against the best rate of a bf16 matrix product in the same process; `shares`
-is what the operations of our step take of its time. Writes `benchmarks/results/training_step.json`.
+for the critic a second pass without adapters. lit-rft: packed sequences, rows of at most 2048 tokens one by one, logits
+of action tokens in chunks, features of the critic from the cache (computed in the first epoch: `cold`).
+SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, bf16, steps of 4 expert episodes. Alternating rounds, each side
+in its own process; medians. Model FLOP utilisation counts the products of real tokens (`limits.training_flop`), against
+the best rate of a bf16 matrix product in the same process; `shares` are those of operations in the time of our step.
+Writes `benchmarks/results/training_step.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAGES = ("sft", "offline_rl")
 
 
 def make_loader(stage: str) -> Any:
-    """Steps of expert episodes, the same for both sides."""
+    """Make the loader of expert episodes for both sides."""
     from lit_rft.datamodules import TrajectoryDataModule
 
     data = TrajectoryDataModule(
@@ -42,7 +42,7 @@ def make_loader(stage: str) -> Any:
 
 
 def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
-    """Two epochs of our stage: the first makes what the second finds in the cache."""
+    """Measure two epochs of our stage: the first fills the cache for the second."""
     steps = list(loader)
     clock = Clock()
     stage = fit(name, model, loader, clock, **policy)
@@ -51,7 +51,7 @@ def ours(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
 
 
 def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
-    """Which operations take the time of the second epoch."""
+    """Measure the shares of operations in the second epoch."""
     stack = contextlib.ExitStack()
     shares_found: list[dict[str, float]] = []
 
@@ -66,7 +66,7 @@ def profiled(name: str, model: str, loader: Any, **policy: Any) -> dict[str, flo
 
 
 def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any:
-    """Two epochs of a stage."""
+    """Run two epochs of a stage."""
     from lit_rft.models import LoraSettings
     from lit_rft.stages import (
         BatchingSettings,
@@ -86,7 +86,7 @@ def fit(name: str, model: str, loader: Any, callback: Any, **policy: Any) -> Any
 
 
 def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]:
-    """The same steps without our library's way of making them."""
+    """Measure the same steps without this library."""
     from lit_rft.models import LoraSettings, load_backbone
     from lit_rft.transcripts import collate_padded
 
@@ -100,7 +100,7 @@ def plain(name: str, model: str, loader: Any, **policy: Any) -> dict[str, float]
     steps = list(loader)
     padded = [collate_padded(step.transcripts, 0).to(device) for step in steps]
     seconds = []
-    for batch in [padded[0], *padded]:  # the first warms up
+    for batch in [padded[0], *padded]:  # the first is for warm-up
         synchronize(device)
         started = time.perf_counter()
         plain_loss(name, net, heads, batch).backward()
@@ -127,7 +127,7 @@ def plain_loss(name: str, net: Any, heads: Any, batch: Any) -> torch.Tensor:
 
 
 def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[str, float]:
-    memory = peak_memory()  # of the steps, without what follows
+    memory = peak_memory()  # of the steps only
     device = next(model.parameters()).device
     peak = matrix_peak(device)
     transcripts = [transcript for step in steps for transcript in step.transcripts]
@@ -142,7 +142,7 @@ def figures(model: Any, seconds: float, steps: list[Any], cold: float) -> dict[s
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Both sides' runs, their medians and ratios."""
+    """Return both sides' runs, their medians and ratios."""
     sides = {side: medians(figures) for side, figures in runs.items()}
     ratios = {
         "speed": sides["lit-rft"]["tokens_per_second"] / sides["plain"]["tokens_per_second"],
@@ -156,7 +156,7 @@ def report(title: str, result: dict[str, Any]) -> None:
     print(title, {side: [round(min(v)), round(statistics.median(v)), round(max(v))] for side, v in speeds.items()})
     show(title, result["median"])
     ratio = result["ratio"]
-    print(f"{ratio['speed']:.1f} times the tokens a second, {100 * ratio['memory']:.0f}% of the memory")
+    print(f"{ratio['speed']:.1f} times the tokens per second, {100 * ratio['memory']:.0f}% of the memory")
 
 
 def main() -> None:

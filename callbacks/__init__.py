@@ -2,8 +2,8 @@
 
 if __name__ != "lit_rft.callbacks":
     raise ImportError(
-        f"this package is lit_rft.callbacks, but it was imported as {__name__}: a folder that holds it is on "
-        "sys.path; write `from lit_rft.callbacks import ...`"
+        f"expected to be imported as lit_rft.callbacks, got {__name__}: its parent folder is on sys.path; "
+        "write `from lit_rft.callbacks import ...`"
     )
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The trained policy as a folder that PEFT, transformers and inference servers load."""
+"""The trained policy as a folder for PEFT, transformers and inference servers."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ from lit_rft.models.sharding import full_state, sharded_parts
 
 
 class AdapterExport(L.Callback):
-    """Writes the policy's adapter (or, without LoRA, the whole model) and tokenizer when training ends.
+    """Writes the policy's adapter (or, without LoRA, the full model) and tokenizer when training ends.
 
-    A next stage takes an adapter's folder as `policy.start_from`; the model card in it (README.md) says how it was
-    trained and how to load it. The adapter names its base model as `policy.model` does, never by a folder of a cache:
-    where that is a hub's id, `AutoPeftModelForCausalLM.from_pretrained(folder)` loads it as well. Works with any module
-    that has `policy` (a transformers or PEFT model) and `chat` (a `ChatFormat`).
+    The next stage loads an adapter's folder as `policy.start_from`; its model card (README.md) describes training and
+    loading. The adapter names its base model like `policy.model`, never by a cache folder: if that is a hub id,
+    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads it as well. Works with any module that has `policy` (a
+    transformers or PEFT model) and `chat` (a `ChatFormat`).
 
-    Written also when a signal stops the run: with the weights of the last complete step.
+    Also written when a signal stops the run, with the weights of the last complete step.
 
     Args:
-        folder: where to; null for `<default_root_dir>/adapter`.
+        folder: target folder; null for `<default_root_dir>/adapter`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -36,14 +36,14 @@ class AdapterExport(L.Callback):
         self._export(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # one that stopped before the first step, or in evaluation, has nothing new
+        # nothing new before the first step, or in evaluation
         if isinstance(exception, StoppedBySignal) and trainer.state.fn == "fit" and trainer.global_step > 0:
-            together = trainer.world_size == 1 or trainer.training  # else weights cannot be gathered
+            together = trainer.world_size == 1 or trainer.training  # otherwise weights cannot be gathered
             if together and getattr(pl_module, "policy", None) is not None:
                 self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if getattr(trainer, "fast_dev_run", False):  # a run's adapter is not replaced by a trial's
+        if getattr(trainer, "fast_dev_run", False):  # a dry run must not replace an adapter
             return
         policy: Any = pl_module.policy
         weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
@@ -54,12 +54,12 @@ class AdapterExport(L.Callback):
 
 def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
     options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
-    if hasattr(stage.policy, "peft_config"):  # the reference is what training started from, not a result
+    if hasattr(stage.policy, "peft_config"):  # without the reference adapter, which is not a result
         options["selected_adapters"] = [name for name in stage.policy.peft_config if name != REFERENCE]
     stage.policy.save_pretrained(folder, **options)
     stage.chat.tokenizer.save_pretrained(folder)
     settings = getattr(stage, "policy_settings", None)
-    if settings is None:  # a module of the user's own
+    if settings is None:  # a user-defined module
         return
     adapter = (folder / "adapter_config.json").is_file()
     name_base_model(folder, settings.model)
@@ -69,9 +69,9 @@ def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | N
 
 
 def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place, then swap: what has the folder's name is never half written.
+    """Write a folder under a temporary name, then swap: the target folder is never incomplete.
 
-    A process killed between the two renames leaves the old one as `.<name>.old`; the next call puts it back first.
+    A process killed between the two renames leaves the old folder as `.<name>.old`, restored by the next call.
     """
     partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
     if old.exists() and not target.exists():

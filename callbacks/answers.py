@@ -18,16 +18,18 @@ from lit_rft._files import replacing
 from lit_rft.callbacks.episodes import ScoreTable, evaluator_of, own_file
 from lit_rft.callbacks.text_log import log_text
 
-_SHOWN = 4000  # characters of a text in TensorBoard
+_SHOWN = 4000  # maximum characters of a text in TensorBoard
 
 
 class CompletionText(L.Callback):
-    """Logs completions as text: during training a table of prompt, off-policy trace and own completion with their
-    rewards, after validation and test some answers. For modules with `samples` and an `evaluator` (`MixedPolicyGRPO`).
+    """Logs completions as text, for modules with `samples` and `answers` (`MixedPolicyGRPO`).
+
+    In training a table of prompt, off-policy trace and on-policy completion with their rewards; after validation and
+    test some answers.
 
     Args:
-        number: of completions.
-        every_n_batches: in training.
+        number: maximum number of completions.
+        every_n_batches: interval in training.
     """
 
     def __init__(self, number: int = 4, every_n_batches: int = 10) -> None:
@@ -88,8 +90,9 @@ def _cell(text: str) -> str:
 
 
 class AnswerTable(ScoreTable):
-    """Prints the scores by benchmark after each validation and test; a test's are also in
-    `<default_root_dir>/scores.json`."""
+    """Prints the scores by benchmark after each validation and test, and writes those of a test to
+    `<default_root_dir>/scores.json`.
+    """
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
         scores: dict[str, dict[str, float]] = _evaluator(module).table
@@ -100,7 +103,7 @@ class AnswerTable(ScoreTable):
 
 
 def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    """`AnswerMetrics.compute()` as a table for the console; the mean comes last."""
+    """Format `AnswerMetrics.compute()` as a table for the console; the mean comes last."""
     table = Table(title=title)
     for name in ("benchmark", "problems", "k", "avg@k", "95% interval", "pass@k"):
         table.add_column(name, justify="left" if name == "benchmark" else "right")
@@ -115,14 +118,14 @@ def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 
 
 class CompletionFiles(BasePredictionWriter):
-    """Writes the answers that `predict` gives, with their rewards, as JSON lines.
+    """Writes the answers of `predict`, with their rewards, as JSON lines.
 
-    Resumable: problems that the file has already are not answered again. A file of another policy (its weights count),
-    reward or sampling, or of other problems, is refused.
+    Resumable: problems in the file are not answered again. A file of another policy (its weights count), reward or
+    sampling, or of other problems, is rejected.
 
     Args:
-        path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own, `-rank<n>`
-            before the suffix.
+        path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own file, with
+            `-rank<n>` before the suffix.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -152,7 +155,7 @@ class CompletionFiles(BasePredictionWriter):
     ) -> None:
         assert self._file is not None
         with self._file.open("a", encoding="utf-8") as stream:
-            # one write: a problem's answers are all there, or none
+            # one write: all answers of a problem, or none
             stream.write("".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in prediction))
             stream.flush()
             os.fsync(stream.fileno())
@@ -168,7 +171,7 @@ def _evaluator(module: L.LightningModule) -> Any:
 
 
 def data_fingerprints(loaders: Any) -> list[str | None]:
-    """Fingerprints of the problems behind data loaders; null for loaders without (`PromptLoader` has one)."""
+    """Return the fingerprints of the problems of data loaders; null for loaders without (`PromptLoader` has one)."""
     loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     return [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
 
@@ -194,13 +197,14 @@ def _check_head(path: Path, existing: Any, head: dict[str, Any]) -> None:
 def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     """Read the head and the answers of a file whose writer may have been killed.
 
-    A problem with fewer answers than it was to get loses them: the file is rewritten without, atomically.
+    Problems with missing answers are removed: the file is rewritten atomically.
 
     Args:
-        head: what the first line has to be.
+        path: of the file.
+        head: expected first line.
 
     Raises:
-        ValueError: If the file is damaged elsewhere, or belongs to another run; it stays as it is.
+        ValueError: If the file is corrupt elsewhere, or belongs to another run; it is not changed.
     """
     if not path.exists():
         return []
@@ -208,7 +212,9 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     try:
         lines = [json.loads(line) for line in complete.splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path} is corrupt beyond its last line ({error}): set another file") from error
+        raise ValueError(
+            f"{path} is corrupt before its last line ({error}): set another file (CompletionFiles.path)"
+        ) from error
     if lines and not (isinstance(lines[0], dict) and isinstance(lines[0].get("source"), dict)):
         raise ValueError(f"{path} is not a completions file: set another file (CompletionFiles.path)")
     if lines:
@@ -222,5 +228,5 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
 
 
 def _question(line: Any) -> tuple[Any, ...]:
-    """What `AnsweringStage.already_answered` holds of a problem."""
+    """Return the key of a problem in `AnsweringStage.already_answered`."""
     return tuple(line.get(name) for name in ("source", "id", "prompt", "ground_truth"))

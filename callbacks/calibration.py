@@ -1,4 +1,4 @@
-"""Are the critics right? Q beside what was really earned."""
+"""Calibration of critics: Q against observed returns."""
 
 import logging
 from typing import Any
@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 class CriticCalibration(L.Callback):
-    """After each epoch, plots the critics' Q against the discounted return that was observed, for each level.
+    """After each epoch, plots the critics' Q against the observed discounted return, for each level.
 
-    Points on the diagonal are right; a cloud above it is optimistic. Decisions of episodes that a time limit cut have
-    no known return and are left out; a level without any known return is skipped, with one message in the log. The
-    correlation and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`.
-    Works with any module that has an `actor_critic` with `q_and_returns`, see `ActorCritic`.
+    Points on the diagonal are exact; points above it are optimistic. Decisions of episodes cut by a time limit have no
+    known return and are left out; a level without any known return is skipped, with one log message. The correlation
+    and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with
+    any module that has `q_and_returns`, see `ActorCriticStage`.
 
     Args:
-        bins: points are averaged in so many bins of Q for the line through them, >= 1.
+        bins: number of bins of Q for the line of averages, >= 1.
 
     Raises:
         ImportError: Without matplotlib (`pip install lit-rft[plots]`).
@@ -32,9 +32,9 @@ class CriticCalibration(L.Callback):
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
-            raise ImportError("CriticCalibration draws with matplotlib: pip install 'lit-rft[plots]'") from error
+            raise ImportError("CriticCalibration needs matplotlib: pip install 'lit-rft[plots]'") from error
         self.bins = bins
-        self._skipped: set[str] = set()  # levels whose message is in the log
+        self._skipped: set[str] = set()  # levels with a message in the log
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
@@ -61,7 +61,7 @@ class CriticCalibration(L.Callback):
             log_figure(trainer, f"calibration/{level}", self.figure(q, returns, level))
 
     def figure(self, q: torch.Tensor, returns: torch.Tensor, level: str) -> Any:
-        """Q against return, with the mean return of each bin of Q."""
+        """Plot return against Q, with the mean return of each bin of Q."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(4.5, 4.5))

@@ -1,4 +1,4 @@
-"""Checkpoint files that are never half written."""
+"""Checkpoint files that are never incomplete."""
 
 import contextlib
 import os
@@ -11,20 +11,21 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk; reads without pickle.
+    """Writes checkpoints atomically and reads them without pickle.
 
-    A run that is killed, or a device that is full, leaves the previous checkpoint as it was.
+    A temporary file is renamed when it is complete and on disk: if a run is killed, or the device is full, the previous
+    checkpoint is unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            OSError: Saying that the previous one is intact, if there is no space or no right to write.
+            OSError: No space or no write permission; the message says that the previous checkpoint is intact.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a process that was killed while writing
+        for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a process killed while writing
             leftover.unlink(missing_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -49,17 +50,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: If the file is an incomplete or corrupt checkpoint.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
+            raise FileNotFoundError(f"there is no checkpoint {path}: name an existing file, or last")
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            if isinstance(error, pickle.UnpicklingError):  # whose message is advice to developers
+            if isinstance(error, pickle.UnpicklingError):  # its message is advice for developers
                 reason = "it is damaged, or holds Python objects"
-            raise ValueError(f"{path} is not a whole checkpoint of tensors and plain values: {reason}") from error
+            raise ValueError(
+                f"{path} is an incomplete or corrupt checkpoint, expected tensors and plain values: {reason}"
+            ) from error
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise ValueError(
-                f"{path} is no checkpoint of a training run: expected one written by a stage of lit-rft; weights of "
-                "other libraries are named by policy.model, adapters by policy.start_from"
+                f"{path} is not a checkpoint of a training run: expected one written by a stage of lit-rft; "
+                "set weights of other libraries as policy.model, adapters as policy.start_from"
             )
         return checkpoint

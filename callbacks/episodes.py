@@ -32,10 +32,10 @@ class EvaluatesEpisodes(Protocol):
 
 
 class EpisodeText(L.Callback):
-    """Logs some of the episodes of each validation and test as text, with subgoals, actions and observations.
+    """Logs some episodes of each validation and test as text, with subgoals, actions and observations.
 
     Args:
-        number: of episodes, the first of different tasks before the second of any.
+        number: number of episodes, from different tasks first.
     """
 
     def __init__(self, number: int = 4) -> None:
@@ -64,7 +64,7 @@ class EpisodeText(L.Callback):
 
 
 def episode_markdown(episode: Episode) -> str:
-    """An episode as Markdown: subgoals as headings, then the actions and what was observed."""
+    """Format an episode as Markdown: subgoals as headings, then actions and observations."""
     outcome = episode.outcome
     lines = [
         f"**{episode.id}**: score {100 * outcome.score:.0f}, {outcome.reason}, {len(episode.steps)} steps",
@@ -87,8 +87,10 @@ def _quote(text: str) -> str:
 
 
 class ScoreTable(L.Callback):
-    """Prints the scores by task after each validation and test; a test's are also in `<default_root_dir>/scores.json`
-    (task -> column -> mean over its episodes, null where there was none)."""
+    """Prints the scores by task after each validation and test, and writes those of a test.
+
+    `<default_root_dir>/scores.json`: task -> column -> mean over its episodes, null without any.
+    """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
@@ -104,16 +106,16 @@ class ScoreTable(L.Callback):
             Console().print(self.table(scores, title))
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
-        """Row -> column -> value; the last row is the mean."""
+        """Return row -> column -> value; the last row is the mean."""
         return _evaluator(module).table
 
     def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
-        """The scores for the console."""
+        """Format the scores for the console."""
         return score_table(scores, title)
 
 
 def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    """`EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
+    """Format `EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
     table = Table(title=title)
     table.add_column("task", no_wrap=True)
     columns = list(dict.fromkeys([*COLUMNS, *(column for row in scores.values() for column in row)]))
@@ -128,25 +130,25 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 
 
 def _form(column: str) -> str:
-    """How the values of a column are written: shares in percent, the environment's own numbers as they are."""
+    """Return the format of a column's values: shares in percent, other numbers unchanged."""
     return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column in ("score", "steps") else ".0%"
 
 
 class EpisodeFiles(BasePredictionWriter):
-    """Writes the episodes that `predict` plays, as they end, to a data set for the next stage.
+    """Writes the episodes of `predict` as they end, as a data set for the next stage.
 
-    Resumable: episodes that the file has already are not played again. A file of another policy, of other sampling or
-    of another step limit is refused.
+    Resumable: episodes in the file are not played again. A file of another policy, other sampling or another step limit
+    is rejected.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
-            writes its own, `-rank<n>` before the suffix.
+            writes its own file, with `-rank<n>` before the suffix.
     """
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
         if path is not None and Path(path).suffix != ".jsonl":
-            raise ValueError(f"path must end in .jsonl, which can be appended to, got {path}")
+            raise ValueError(f"path must end in .jsonl, got {path}")
         self.path = path
         self._writer: EpisodeWriter | None = None
 
@@ -161,15 +163,15 @@ class EpisodeFiles(BasePredictionWriter):
             if episode.step_limit != limit:
                 self._close()
                 raise ValueError(
-                    f"{path} holds an episode of at most {episode.step_limit} steps, now it is {limit} ({episode.id}): "
-                    "name another file, or move this one away"
+                    f"expected episodes of at most {limit} steps in {path}, got {episode.id} with a limit of "
+                    f"{episode.step_limit}: set another file (EpisodeFiles.path), or move this one"
                 )
             made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
             if made_by != source:
                 self._close()
                 raise ValueError(
-                    f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): name "
-                    "another file, or move this one away"
+                    f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): set "
+                    "another file (EpisodeFiles.path), or move this one"
                 )
         evaluator.skip = set(self._writer.ids)
 
@@ -185,7 +187,7 @@ class EpisodeFiles(BasePredictionWriter):
     ) -> None:
         assert self._writer is not None
         for played in prediction:
-            if played.episode.outcome.reason != "env_error":  # resuming plays it again
+            if played.episode.outcome.reason != "env_error":  # played again when resumed
                 self._writer.append(played.episode)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -203,8 +205,10 @@ class EpisodeFiles(BasePredictionWriter):
 
 
 def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
-    """Where this process writes: the path, or a default under the run's folder; with several processes each has its
-    own, `-rank<n>` before the suffix. Its folder is made."""
+    """Return this process's output file, and create its folder.
+
+    It is the path, or a default in the run's folder; with several processes it gets `-rank<n>` before the suffix.
+    """
     chosen = Path(path or os.path.join(trainer.default_root_dir, default))
     if trainer.world_size > 1:
         chosen = chosen.with_name(f"{chosen.stem}-rank{trainer.global_rank}{chosen.suffix}")

@@ -1,4 +1,4 @@
-"""The model card of an exported policy: what it is, how it was trained, how to load it."""
+"""The model card of an exported policy: contents, training, loading."""
 
 import datetime
 import importlib.metadata
@@ -15,13 +15,13 @@ _PACKAGES = ("torch", "transformers", "peft", "lightning")
 
 
 def public_name(model: str) -> str:
-    """Return the name by which others know a model: the hub's id for a folder of the hub's cache, else as it is."""
+    """Return a model's public name: the hub id for a folder of the hub's cache, else the name itself."""
     cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", model)
     return f"{cached[1]}/{cached[2]}" if cached else model
 
 
 def name_base_model(folder: Path, model: str) -> None:
-    """Write the base model's public name into all adapter configurations of a folder, and no path of this machine."""
+    """Write the base model's public name, not a local path, into all adapter configurations of a folder."""
     for path in folder.rglob("adapter_config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(config | {"base_model_name_or_path": public_name(model)}, indent=2) + "\n")
@@ -37,10 +37,10 @@ def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapte
 
     Args:
         stage: a LightningModule with hyper-parameters.
-        datamodule: what it was trained on; None if nothing is known of it.
-        step: optimiser steps done.
+        datamodule: the training data; None if unknown.
+        step: number of optimiser steps.
         model: name of the base model.
-        adapter: whether an adapter is exported, or a whole model.
+        adapter: true for an adapter, false for a full model.
     """
     name, kind = public_name(model), type(stage).__name__
     summary = (inspect.getdoc(type(stage)) or kind).strip().splitlines()[0]
@@ -72,9 +72,9 @@ def _loading(name: str, adapter: bool) -> list[str]:
 
 
 def _data(datamodule: Any | None) -> list[str]:
-    """The data module's settings, as far as they are plain."""
+    """List the data module's plain settings."""
     if datamodule is None:
-        return ["A data loader of the user's own."]
+        return ["A user-defined data loader."]
     names = [name for name in inspect.signature(type(datamodule)).parameters if hasattr(datamodule, name)]
     values = {name: getattr(datamodule, name) for name in names}
     plain = {name: value for name, value in values.items() if _is_plain(value)}
@@ -91,7 +91,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _without_folders(value: Any) -> Any:
-    """Shorten paths of this machine to the file's name."""
+    """Shorten local paths to the file's name."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Random numbers that go on where a checkpoint left them."""
+"""Random states that continue after a resume."""
 
 import random
 from typing import Any
@@ -9,17 +9,16 @@ import torch
 
 
 class RandomState(L.Callback):
-    """Saves the random states of torch, NumPy and Python in every process, and restores them right before the first
-    batch after a resume.
+    """Saves the random states of torch, NumPy and Python in every process, and restores them before the first batch.
 
-    Lightning keeps none, so that dropout would differ. What happens between two batches (validation, a new epoch's
-    iterators) draws no numbers of training's: each batch begins where the one before has ended, in a run that was
-    resumed as in one that was not.
+    Lightning saves none, so that dropout would differ after a resume. Operations between batches (validation, iterators
+    of a new epoch) do not affect training: each batch starts with the state at the end of the one before, resumed or
+    not.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, list[Any]] | None = None
-        self._kept: dict[str, Any] | None = None  # at the end of the last batch
+        self._kept: dict[str, Any] | None = None  # states at the end of the last batch
 
     def state_dict(self) -> dict[str, Any]:
         return {name: _gather(state) for name, state in (self._kept or _current()).items()}
@@ -37,7 +36,7 @@ class RandomState(L.Callback):
         rank = trainer.global_rank
         if states is not None and rank < len(states["cpu"]):
             _set({name: gathered[rank] for name, gathered in states.items()})
-        elif self._kept is not None:  # or more processes than before: the new ones keep the seed's state
+        elif self._kept is not None:  # with more processes than before, new ones keep the seed's state
             _set(self._kept)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -49,7 +48,8 @@ def _current() -> dict[str, Any]:
     states: dict[str, Any] = {
         "cpu": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": (state[0], torch.from_numpy(state[1].astype(np.int64)), *state[2:]),  # no arrays: they are pickled
+        # not an array, which would be pickled
+        "numpy": (state[0], torch.from_numpy(state[1].astype(np.int64)), *state[2:]),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -67,7 +67,7 @@ def _set(states: dict[str, Any]) -> None:
 
 
 def _gather(state: Any) -> list[Any]:
-    """The state of every process; all of them must call this."""
+    """Gather the states of all processes; a collective call."""
     if not torch.distributed.is_initialized():
         return [state]
     states: list[Any] = [None] * torch.distributed.get_world_size()

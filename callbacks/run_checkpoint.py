@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, and the best by a metric if one is named, in `<default_root_dir>/checkpoints`.
+    """Keeps `last.ckpt`, and the best by a metric if one is set, in `<default_root_dir>/checkpoints`.
 
-    The last is written every `every_n_steps` optimiser steps and at the end of training; `--ckpt_path last` resumes
-    from it. A folder that holds the checkpoints of another run is refused.
+    The last one is written every `every_n_steps` optimiser steps and at the end of training; `--ckpt_path last` resumes
+    from it. A folder with checkpoints of another run is rejected.
 
     SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
     128 plus the signal's number (docs/runs.md).
 
     Args:
         every_n_steps: optimiser steps between two checkpoints.
-        monitor: name of a logged metric; its best checkpoint is kept as `best.ckpt`. Null: the last only.
-        mode: whether the metric should be large ("max") or small ("min").
+        monitor: name of a logged metric whose best checkpoint is kept as `best.ckpt`; null for the last one only.
+        mode: "max" if larger values of the metric are better, else "min".
         dirpath: another folder.
     """
 
@@ -46,9 +46,9 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._last_step = -1
-        self._writes_here = False  # what is in the folder is this run's own
+        self._writes_here = False  # the folder's contents are from this run
         self._signals = StopSignals()
-        self._agreed = False  # all processes stop at the same point
+        self._agreed = False  # all processes stop at the same step
         self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -60,13 +60,14 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
 
     def check_folder(self, trainer: L.Trainer, ckpt_path: Any) -> None:
-        """Refuse to overwrite another run.
+        """Check that the run does not overwrite another one.
 
         Args:
-            ckpt_path: what the run resumes from: None, a file, or "last" and the like.
+            trainer: of the run.
+            ckpt_path: checkpoint to resume from: None, a file, or a keyword such as "last".
 
         Raises:
-            FileExistsError: If the folder holds checkpoints, and the run does not go on from one of them.
+            FileExistsError: If the folder holds checkpoints and the run does not resume one of them.
         """
         self._choose_folder(trainer)
         folder = Path(self.dirpath or "")
@@ -83,8 +84,10 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def remove_run(self, trainer: L.Trainer) -> None:
-        """Remove a run's checkpoints, TensorBoard files, texts and figures from the folder, to start another one
-        there. A dry run (`fast_dev_run`) removes nothing."""
+        """Remove a run's checkpoints, TensorBoard files, texts and figures from the folder, for a new run there.
+
+        A dry run (`fast_dev_run`) removes nothing.
+        """
         if self._is_dry(trainer):
             return
         self._choose_folder(trainer)
@@ -92,19 +95,21 @@ class RunCheckpoint(ModelCheckpoint):
         logs = folder / "tensorboard"
         for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
-        for name in ("texts", "figures"):  # those that a logger has not taken
+        for name in ("texts", "figures"):  # those of loggers without support
             shutil.rmtree(folder / name, ignore_errors=True)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """Where `--ckpt_path last` looks. Training may begin without one; playing untrained by mistake must not be.
+        """Return the files for `--ckpt_path last`. Training may start without one, evaluation must not.
 
         Raises:
-            FileNotFoundError: .
+            FileNotFoundError: There is none, except for training.
         """
         self._choose_folder(trainer)
         checkpoints: set[str] = super()._find_last_checkpoints(trainer)
         if not checkpoints and trainer.state.fn != "fit":
-            raise FileNotFoundError(f"there is no last checkpoint in {self.dirpath}: train first, or name a file")
+            raise FileNotFoundError(
+                f"there is no last checkpoint in {self.dirpath}: train first, or set ckpt_path to a file"
+            )
         return checkpoints
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -113,7 +118,7 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             FileExistsError: If this would overwrite another run.
         """
-        if not trainer.strategy.restore_checkpoint_after_setup:  # else it is not known yet what is resumed
+        if not trainer.strategy.restore_checkpoint_after_setup:  # otherwise the resumed checkpoint is not known yet
             self.check_folder(trainer, trainer.ckpt_path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,13 +134,13 @@ class RunCheckpoint(ModelCheckpoint):
     on_test_start = on_predict_start = on_validation_start
 
     def _listen(self, trainer: L.Trainer) -> None:
-        self._signals.install()  # Lightning has put its own handlers there meanwhile
+        self._signals.install()  # Lightning has installed its own handlers in the meantime
         self._signals.held = self._together(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        self._signals.held = True  # from here to the end of the batch the state is not one to resume from
+        self._signals.held = True  # until the end of the batch the state is inconsistent
 
-    # Lightning's own hooks save what was before the step under manual optimisation, and skip the last without a top-k
+    # With manual optimisation, Lightning's own hooks save the state before the step, and no last one without a top-k
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._signals.held = True
@@ -151,10 +156,10 @@ class RunCheckpoint(ModelCheckpoint):
             self._signals.release()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing: steps count, not epochs."""
+        """Do nothing: checkpoints are by steps, not epochs."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the best."""
+        """Save the best checkpoint."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not self._is_dry(trainer)
         if fitting and self.monitor in trainer.callback_metrics:
             self._signals.held = True
@@ -163,13 +168,13 @@ class RunCheckpoint(ModelCheckpoint):
                 self._signals.release()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what came after the last regular checkpoint."""
+        """Save the steps since the last regular checkpoint."""
         self._signals.held = True
         self._save_last(trainer)
         self._snapshot = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the last complete step if a signal has stopped the run, and end its workers."""
+        """Save the last complete step if a signal has stopped the run, and stop its workers."""
         if isinstance(exception, StoppedBySignal):
             self._save_snapshot(trainer)
             pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
@@ -190,7 +195,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._signals.check()
 
     def _agreed_signal(self, trainer: L.Trainer) -> int:
-        """Return the signal that any process has got, in all of them; 0 for none."""
+        """Return, in all processes, the signal that any of them received; 0 for none."""
         if not self._together(trainer):
             return self._signals.received
         number = torch.tensor(self._signals.received, device=trainer.strategy.root_device)
@@ -204,7 +209,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._last_step = snapshot["global_step"]
 
     def _end_other_processes(self, trainer: L.Trainer, number: int) -> None:
-        """Wait until the first process is done, if all have stopped together; else pass the signal on."""
+        """Wait until the first process is done, if all have stopped together; else forward the signal."""
         if self._agreed and self._together(trainer):
             trainer.strategy.barrier("stopped by a signal")
         elif trainer.world_size > 1 and hasattr(trainer.strategy.launcher, "kill"):
@@ -212,8 +217,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     @staticmethod
     def _together(trainer: L.Trainer) -> bool:
-        """Whether other processes take part in each step: one alone must not leave them waiting. Sharded weights count
-        as such, too: a snapshot of them would be a copy."""
+        """Return whether other processes take part in each step, so that none may leave alone.
+
+        Sharded weights count as well: a snapshot of them would be a copy.
+        """
         together = trainer.world_size > 1 or trainer.strategy.restore_checkpoint_after_setup
         return together and trainer.state.fn == "fit"
 

@@ -10,15 +10,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 import lit_rft
 from lit_rft._files import replacing
 
-# Keys of one call, not of the run: with them a config could not be given to another verb, or would resume unasked.
+# Keys of one call, not of the run: with them a config would not fit other verbs, or would resume unintentionally.
 _OF_ONE_CALL = ("ckpt_path", "overwrite", "return_predictions", "verbose", "weights_only")
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `config.yaml` when training begins, and `config_validate.yaml`, `config_test.yaml`, `config_predict.yaml`.
+    """Writes `config.yaml` when training starts, and `config_validate.yaml`, `config_test.yaml`, `config_predict.yaml`.
 
-    Any verb takes any of them with `-c`. They are in `trainer.default_root_dir`. A training run that is refused leaves
-    the earlier file as it is; one that goes on with other settings keeps it as `config.1.yaml` and so on.
+    Every verb accepts each of them with `-c`. They are in `trainer.default_root_dir`. A rejected training run leaves
+    the existing file unchanged; a resumed one with other settings keeps it as `config.1.yaml` and so on.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -48,7 +48,7 @@ class RunConfig(SaveConfigCallback):
 
 
 def _leave_folder_to_the_run(config: Any) -> None:
-    """Take back a logger's folder where it is the run's own: with another `default_root_dir` it is that one."""
+    """Remove a logger's folder if it is the run's: with another `default_root_dir` it follows that one."""
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         settings = getattr(logger, "init_args", None)

@@ -10,10 +10,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StoppedBySignal(SystemExit):
-    """A signal has stopped the run; the process exits with 128 plus the signal's number, as a shell reports it.
+    """The run was stopped by a signal; the process exits with 128 plus the signal's number, as shells do.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -26,10 +26,10 @@ class StoppedBySignal(SystemExit):
 
 
 class StopSignals:
-    """Handlers that raise `StoppedBySignal` at once, or remember the signal while `held`.
+    """Handlers that raise `StoppedBySignal` at once, or keep the signal while `held`.
 
-    Raising is safe wherever the weights are those of a complete optimiser step: in a rollout, in a forward pass, in
-    validation. A second Ctrl-C ends a run that is held, without saving.
+    Raising is safe whenever the weights are those of a complete optimiser step: in a rollout, a forward pass or
+    validation. A second Ctrl-C ends a held run without saving.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals, but for those that the process was told to ignore; again if others have since.
+        """Install the handlers, except for signals that the process ignores; again if they were replaced.
 
-        Python allows it in the main thread only; elsewhere nothing happens.
+        Python allows this in the main thread only; elsewhere nothing happens.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -63,7 +63,7 @@ class StopSignals:
         """Stop holding signals back.
 
         Raises:
-            StoppedBySignal: If one has come meanwhile.
+            StoppedBySignal: If one was received in the meantime.
         """
         self.held = False
         self.check()
@@ -78,7 +78,7 @@ class StopSignals:
             raise StoppedBySignal(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._active:  # put back by somebody who had saved this handler
+        if not self._active:  # reinstalled by code that had saved this handler
             before = self._before.get(number)
             signal.signal(number, before if before is not None else signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -87,5 +87,5 @@ class StopSignals:
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not again and not self.held:
-            self.held = True  # what follows is the saving
+            self.held = True  # saving comes next
             raise StoppedBySignal(number)

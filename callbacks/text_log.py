@@ -7,9 +7,9 @@ import lightning as L
 
 
 def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
-    """Give a Markdown text to all loggers, from the first process.
+    """Send a Markdown text to all loggers, from the first process.
 
-    TensorBoard's `add_text` and `log_text` of Weights & Biases are used where a logger has them; for others the text is
+    Uses TensorBoard's `add_text` or the `log_text` of Weights & Biases if a logger has them; for others the text is
     appended to `<default_root_dir>/texts/<tag>.md`. Without a logger nothing is written.
     """
     if not trainer.is_global_zero:
@@ -30,7 +30,7 @@ def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
 
 
 def log_figure(trainer: L.Trainer, tag: str, figure: Any) -> None:
-    """Give a matplotlib figure to all loggers, or write it to `<default_root_dir>/figures/<tag>-<step>.png`."""
+    """Send a matplotlib figure to all loggers, or write it to `<default_root_dir>/figures/<tag>-<step>.png`."""
     if not trainer.is_global_zero:
         return
     step, without = trainer.global_step, False

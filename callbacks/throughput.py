@@ -7,8 +7,10 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Logs `perf/step_seconds` and, where a batch or the module knows `num_tokens`, `perf/tokens_per_second` (tokens of
-    this process, without padding)."""
+    """Logs `perf/step_seconds`, and `perf/tokens_per_second` if a batch or the module has `num_tokens`.
+
+    Tokens are those of this process, without padding.
+    """
 
     def __init__(self) -> None:
         self._started = 0.0

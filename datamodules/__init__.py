@@ -2,8 +2,8 @@
 
 if __name__ != "lit_rft.datamodules":
     raise ImportError(
-        f"this package is lit_rft.datamodules, but it was imported as {__name__}: a folder that holds it is on "
-        "sys.path; write `from lit_rft.datamodules import ...`"
+        f"expected to be imported as lit_rft.datamodules, got {__name__}: its parent folder is on sys.path; "
+        "write `from lit_rft.datamodules import ...`"
     )
 
 from typing import TYPE_CHECKING

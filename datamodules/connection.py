@@ -1,7 +1,7 @@
-"""What data modules take from the stage they are trained with, where it is not given to them.
+"""Defaults that data modules take from the stage they are trained with.
 
-Stages are known here by the attributes of `StageSettings` only: data modules do not import them, and a LightningModule
-of the user's own may have any of them.
+Data modules do not import stages: they read the attributes of `StageSettings`, which a user's LightningModule may also
+have.
 """
 
 from typing import Any, Protocol
@@ -15,11 +15,11 @@ class StageSettings(Protocol):
     """Attributes of a stage that its data depend on; each is optional.
 
     Attributes:
-        model_name: whose tokenizer makes token ids.
+        model_name: model of the tokenizer.
         agent: renders stored episodes.
-        max_tokens: maximum tokens of a rollout, and so of a trace beside it.
-        needs_outcomes: whether critics learn from the outcomes of decisions.
-        needs_traces: whether training without off-policy traces would be another method.
+        max_tokens: maximum tokens of a rollout, and thus of a trace.
+        needs_outcomes: true if critics learn from the outcomes of decisions.
+        needs_traces: true if training without off-policy traces would be another method.
         reward: of completions in training.
         verifier: of completions in evaluation.
     """
@@ -34,7 +34,7 @@ class StageSettings(Protocol):
 
 
 class Connection:
-    """The stage that a data module is trained with; what it lacks is None, as without a trainer.
+    """The stage that a data module is trained with; missing attributes are None, as without a trainer.
 
     Args:
         data: the data module.

@@ -1,4 +1,4 @@
-"""Tasks of a text environment with expert episodes of them, for groups of episodes."""
+"""Tasks of a text environment with their expert episodes, for groups of episodes."""
 
 import functools
 import logging
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
-    """Tasks in shuffled batches, shared among processes.
+    """Tasks in shuffled batches, split over processes.
 
     Args:
         groups: all of them.
         jobs: see `EpisodeGroupBatch`.
-        batch_size: tasks a batch, over all processes.
+        batch_size: tasks per batch, over all processes.
         seed: of the order.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
 
 
 class EpisodeGroupDataModule(TrajectoryDataModule):
-    """Gives `MixedPolicyEpisodes` the tasks to play, each with the expert episodes that there are of it.
+    """Tasks to play for `MixedPolicyEpisodes`, each with its expert episodes.
 
-    Which ones, and how they are evaluated, the arguments of `TrajectoryDataModule` say: `train_files` or collected
-    expert episodes (none where the stage's objective has no use for them), `train_variations` of each task, of one
-    half or both. `batch_size` is the number of tasks per rollout.
+    Their choice and evaluation are set by the arguments of `TrajectoryDataModule`: `train_files` or collected expert
+    episodes (none if the stage's objective does not use them), `train_variations` of each task, of one half or both.
+    `batch_size` is the number of tasks per rollout.
 
     Args:
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
@@ -73,7 +73,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
     training_batch = "EpisodeGroupBatch"
 
     def __init__(self, **trajectories: Any) -> None:
-        # an argument given here is none of this class
+        # reject arguments that do not belong to this class
         super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
         self.groups: list[EpisodeGroup] = []
 
@@ -86,22 +86,22 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         for episode in self.episodes:
             if episode.id in by_id:
                 text = "\n".join(step.action for step in episode.steps)
-                found = ExpertEpisode(by_id[episode.id], text, episode.outcome.score)
-                experts.setdefault(problem_key(episode), []).append(found)
+                expert = ExpertEpisode(by_id[episode.id], text, episode.outcome.score)
+                experts.setdefault(problem_key(episode), []).append(expert)
         jobs = self._make_jobs("train", self.train_variations, self.train_half)
         self.groups = [EpisodeGroup(job, experts.get(problem_key(job), [])) for job in jobs]
         without = sum(not group.experts for group in self.groups)
         if self._stage_needs_experts() and without == len(jobs):
             raise ValueError(
-                f"the objective needs expert episodes, and none of {len(self.episodes)} is of one of the {len(jobs)} "
-                "problems to play (same task and meta): choose them alike (data.init_args.train_files, "
-                "train_variations), or train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
+                f"the objective needs expert episodes, but none of {len(self.episodes)} matches one of the {len(jobs)} "
+                "problems to play (same task and meta): set data.init_args.train_files and train_variations to the "
+                "same problems, or train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
             )
         if without and self.episodes:
             logger.warning("%d of %d tasks have no expert episode: their groups are on-policy", without, len(jobs))
 
     def prepare_data(self) -> None:
-        """Collect expert episodes where the objective needs them, and there are no files."""
+        """Collect expert episodes if the objective needs them and there are no files."""
         if self._wants_experts():
             super().prepare_data()
 
@@ -112,7 +112,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
             self._read_tokenizer()
 
     def _wants_experts(self) -> bool:
-        """Whether there are files of expert episodes, or the objective needs them; by itself it takes what there is."""
+        """Return whether to load expert episodes: if there are files, or the objective needs them."""
         if self.train_files is not None or self._stage_needs_experts():
             return True
         return self.trainer is None and getattr(self.suite, "expert", None) is not None

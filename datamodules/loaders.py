@@ -1,4 +1,4 @@
-"""Data loaders that know their position: they resume exactly and share each step's work among processes."""
+"""Data loaders with a position, for exact resumption, that split each step's work over processes."""
 
 import functools
 import hashlib
@@ -21,23 +21,23 @@ Batch = TypeVar("Batch")
 class TrainingLoader(Generic[Batch]):
     """A data loader whose position is saved in checkpoints and restored from them.
 
-    Subclasses number the batches since the start of training (`batch`), and say how many an epoch has (`__len__`) and
-    what a position is a position in (`shape`).
+    Subclasses define the number of batches per epoch (`__len__`), the batches of an epoch (`batches_of_epoch`), and the
+    properties of the data that a position depends on (`shape`).
     """
 
     def __init__(self) -> None:
         self.epoch = 0
-        self._position = 0  # batches of this epoch so far
+        self._position = 0  # number of batches of this epoch so far
         self._overfit: int | None = None
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches per epoch."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of an epoch: of the one that is under way, or of the next one if that is complete.
+        """Yield the rest of the current epoch, or the next one if it is complete.
 
-        A trainer that stops before (`limit_train_batches`) gets the batches that follow next time.
+        If a trainer stops early (`limit_train_batches`), the next iteration continues with the following batches.
         """
         end = len(self) if self._overfit is None else self._overfit
         if self._position >= end:
@@ -49,11 +49,11 @@ class TrainingLoader(Generic[Batch]):
             yield make_batch(position)
 
     def batches_of_epoch(self, epoch: int) -> Callable[[int], Batch]:
-        """A function that makes the batches of an epoch, by their position in it."""
+        """Return a function that makes the batches of an epoch, by their position in it."""
         raise NotImplementedError
 
     def shape(self) -> dict[str, int | str]:
-        """What must not change between a checkpoint and its resumption: sizes, seed, and a `digest` of the data."""
+        """Return the properties that must not change before a resumption: sizes, seed, and a `digest` of the data."""
         raise NotImplementedError
 
     def overfit(self, batches: int | float) -> None:
@@ -72,14 +72,16 @@ class TrainingLoader(Generic[Batch]):
         """Continue at a saved position.
 
         Raises:
-            ValueError: If it is a position in other data.
+            ValueError: If the position belongs to other data.
         """
         check_position(state, self.shape())
         self.epoch, self._position = state["epoch"], state["position"]
 
     def follow(self, previous: "TrainingLoader[Batch]") -> None:
-        """Continue where another loader is, which this one replaces (`reload_dataloaders_every_n_epochs`). If the data
-        have changed in between, with the next epoch."""
+        """Continue at the position of the loader that this one replaces (`reload_dataloaders_every_n_epochs`).
+
+        If the data have changed, continue with the next epoch.
+        """
         if previous.shape() == self.shape():
             self.epoch, self._position = previous.epoch, previous._position
         else:
@@ -90,13 +92,13 @@ class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
     """Batches of items, in another order in each epoch.
 
     The order depends on seed and epoch only, not on the number of processes nor on global random numbers. Subclasses
-    say which items an epoch has (`order`), and what becomes of `batch_size` of them (`make_batch`).
+    define the items of an epoch (`order`), and the batch of `batch_size` items (`make_batch`).
 
     Args:
-        number: items of an epoch.
+        number: number of items per epoch.
         batch_size: items per batch, over all processes.
         seed: of the order.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
     """
 
     def __init__(self, number: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
@@ -115,20 +117,20 @@ class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
         return lambda position: self.make_batch(order[position * size : (position + 1) * size])
 
     def order(self) -> list[Item]:
-        """This epoch's items."""
+        """Return this epoch's items."""
         raise NotImplementedError
 
     def make_batch(self, items: list[Item]) -> Batch:
-        """This process's part of a batch."""
+        """Make this process's part of a batch."""
         raise NotImplementedError
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
-        """In this epoch's order."""
+        """Return the items in this epoch's order."""
         return [items[index] for index in shuffled_indices(len(items), self.seed, self.epoch)]
 
 
 def shuffled_indices(number: int, seed: int, epoch: int) -> list[int]:
-    """0 .. number - 1 in an order that depends on seed and epoch only."""
+    """Return 0 .. number - 1 in an order that depends on seed and epoch only."""
     generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
     return torch.randperm(number, generator=generator).tolist()
 
@@ -142,24 +144,24 @@ def check_position(state: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
     if missing := [name for name in shape if name not in state]:
         raise ValueError(
             f"cannot resume: the checkpoint was made with another kind of training data, which has {', '.join(state)}; "
-            f"this one has {', '.join(missing)}: use the data module that it was made with"
+            f"this one has {', '.join(missing)}: use the data module of that run"
         )
     for name, value in shape.items():
         if state[name] != value and name == "digest":
             raise ValueError(
-                "cannot resume: the checkpoint was made with other training data (as many, but not the same tokens); "
-                "use its files, tokenizer and prompts, or start anew from its weights (policy.start_from)"
+                "cannot resume: the checkpoint was made with other training data (equally many other tokens); use "
+                "its files, tokenizer and prompts, or start a new run from its weights (policy.start_from)"
             )
         if state[name] != value:
             where = " (data.init_args.seed, or else seed_everything)" if name == "seed" else ""
             raise ValueError(
                 f"cannot resume: the checkpoint was made with {name}={state[name]}, now it is {value}{where}; set it "
-                "back, or start anew from its weights (policy.start_from)"
+                "back, or start a new run from its weights (policy.start_from)"
             )
 
 
 def digest_of(parts: Iterable[Sequence[int] | str]) -> str:
-    """A short name for the contents of a data set, given as token ids and texts in order."""
+    """Return a short digest of a data set's contents, given as token ids and texts in order."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else array("q", part).tobytes()
@@ -168,7 +170,7 @@ def digest_of(parts: Iterable[Sequence[int] | str]) -> str:
 
 
 def transcript_parts(transcript: Transcript) -> list[Sequence[int] | str]:
-    """What is learnt from a transcript, for `digest_of`."""
+    """Return the trained content of a transcript, for `digest_of`."""
     decisions = [*transcript.utterance_starts, *transcript.utterance_ends]
     return [transcript.level, transcript.input_ids, decisions, repr([tuple(o) for o in transcript.outcomes])]
 
@@ -179,12 +181,12 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepTranscripts]):
     The stage splits them into micro-batches (`BatchingSettings`).
 
     Args:
-        episodes: the transcripts of each episode; an epoch sees all of them.
+        episodes: the transcripts of each episode; all are used in each epoch.
         mixed_episodes: additional episodes; each epoch uses a part of them, cycling through all.
         mixed_per_epoch: number of additional episodes per epoch; repeated if there are fewer.
         batch_size: episodes per optimiser step, over all processes.
         seed: of the order.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
     """
 
     def __init__(
@@ -204,7 +206,7 @@ class StepLoader(EpochLoader[Sequence[Transcript], StepTranscripts]):
         self.episodes, self.mixed_episodes, self.mixed_per_epoch = episodes, mixed_episodes, mixed_per_epoch
 
     def order(self) -> list[Sequence[Transcript]]:
-        """This epoch's episodes. Those mixed in go round and round through the same shuffled list."""
+        """Return this epoch's episodes. Additional ones cycle through one shuffled list."""
         chosen = list(self.episodes)
         if self.mixed_per_epoch:
             turns = range(self.epoch * self.mixed_per_epoch, (self.epoch + 1) * self.mixed_per_epoch)
@@ -231,9 +233,9 @@ class JobLoader:
     """Episodes to play; each process gets its share, and none is played twice.
 
     The first batch holds all of them, so that as many as possible are played at once; the others are empty. A stage
-    hands back one ended episode a batch: progress bars and prediction writers see them as they end.
+    returns one finished episode per batch, so that progress bars and prediction writers receive them as they end.
 
-    The order goes round the tasks, so that a part of the episodes is a part of every task.
+    The order alternates between tasks, so that any first part of the episodes covers all tasks.
 
     Raises:
         ValueError: If there are fewer episodes than processes.
@@ -243,7 +245,9 @@ class JobLoader:
         self, jobs: Sequence[EpisodeSpec], make_env: Callable[[], Any], *, rank: int = 0, world_size: int = 1
     ) -> None:
         if len(jobs) < world_size:
-            raise ValueError(f"{len(jobs)} episodes are too few for {world_size} processes: each needs at least one")
+            raise ValueError(
+                f"expected at least one episode per process, got {len(jobs)} episodes for {world_size} processes"
+            )
         self.jobs = round_robin(jobs, lambda job: job.task)[rank::world_size]
         self.make_env = make_env
         self.tasks = sorted({job.task for job in jobs})
@@ -257,7 +261,7 @@ class JobLoader:
 
 
 def round_robin(items: Sequence[Item], kind: Callable[[Item], Hashable]) -> list[Item]:
-    """The first item of each kind, then the second of each: the beginning of the list is a sample of every kind."""
+    """Alternate between kinds: the first item of each kind, then the second of each, and so on."""
     seen: Counter[Hashable] = Counter()
     turns = []
     for item in items:
@@ -267,7 +271,7 @@ def round_robin(items: Sequence[Item], kind: Callable[[Item], Hashable]) -> list
 
 
 def _share(transcripts: list[Transcript], rank: int, world_size: int) -> list[Transcript]:
-    """One process's part: longest first, each to the process with the fewest tokens so far."""
+    """Return one process's part: longest first, each to the process with the fewest tokens so far."""
     load = [0] * world_size
     result = []
     for transcript in sorted(transcripts, key=len, reverse=True):

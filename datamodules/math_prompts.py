@@ -14,24 +14,24 @@ from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
-_HELD_OUT = 1_000_003  # added to eval_seed: small seeds of training generate other problems
+_HELD_OUT = 1_000_003  # added to eval_seed, so that small training seeds generate other problems
 
 
 class MathPromptDataModule(ResumableDataModule):
     """Problems from files, the Hugging Face hub, or reasoning-gym (no download).
 
-    Files replace generated problems: with `train_files` there are no `train_tasks`, with `eval_files` no
-    `eval_tasks`. Repeats of a problem are kept once; in evaluation each stands for further answers
-    (`AnsweringSettings`). docs/problems.md has the formats.
+    Files replace generated problems: `train_tasks` are not used with `train_files`, nor `eval_tasks` with `eval_files`.
+    Repeats of a problem are kept once; in evaluation each adds samples (`AnsweringSettings`). docs/problems.md has the
+    formats.
 
     Args:
-        model: whose tokenizer to use; null for the stage's (without a trainer, the default model's).
+        model: model of the tokenizer; null for the stage's (without a trainer, the default model's).
         train_files: Parquet, JSON lines, JSON or CSV files, folders, patterns (`data/*.jsonl`), or `hf:NAME`,
             `hf:NAME:SPLIT`, `hf:NAME:CONFIGURATION:SPLIT`.
         eval_files: the same for `validate`, `test` and `predict`.
-        columns: which column holds a field, where it has none of the usual names
-            (`{prompt: question, ground_truth: answer, traces: solution}`); null for a field that no column holds.
-        eval_columns: the same for `eval_files`; null: as `columns`.
+        columns: field -> its column, for fields without a common name
+            (`{prompt: question, ground_truth: answer, traces: solution}`); null for a field without a column.
+        eval_columns: the same for `eval_files`; null for `columns`.
         train_tasks: reasoning-gym tasks to train on, each with a number of problems.
         eval_tasks: the same for evaluation; other problems, by another seed.
         task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
@@ -43,12 +43,12 @@ class MathPromptDataModule(ResumableDataModule):
         batch_size: prompts per rollout, over all processes.
         eval_batch_size: problems per evaluation batch and process.
         seed: of the order and of generated training problems; null for the run's `seed_everything`.
-        eval_seed: of generated evaluation problems, which `seed_everything` does not change: runs of different seeds
-            are compared on the same ones.
+        eval_seed: of generated evaluation problems, not changed by `seed_everything`: runs with different seeds are
+            compared on the same ones.
 
     Raises:
         ValueError: For a value out of range.
-        ProblemError: For a bad row.
+        ProblemError: For an invalid row.
     """
 
     training_batch = evaluation_batch = "PromptBatch"
@@ -91,7 +91,7 @@ class MathPromptDataModule(ResumableDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.eval_seed = resolve_seed(seed), _HELD_OUT + eval_seed
         if self.seed == self.eval_seed:
-            raise ValueError(f"seed {self.seed} would generate the evaluation problems to train on: use another")
+            raise ValueError(f"seed {self.seed} would generate the evaluation problems for training: set another")
         self._prompts: dict[str, list[Prompt]] = {}
         self._cut = 0  # traces that were too long
 
@@ -112,7 +112,7 @@ class MathPromptDataModule(ResumableDataModule):
         self._check_ground_truths()
 
     def _check_ground_truths(self) -> None:
-        """Warn of ground truths that the stage's reward, or its verifier in evaluation, can give nothing for."""
+        """Warn about ground truths that no answer matches by the stage's reward, or its verifier in evaluation."""
         if self.trainer is None or not self.trainer.is_global_zero:
             return
         for name, grader in (("train", "reward"), ("eval", "verifier")):
@@ -122,7 +122,9 @@ class MathPromptDataModule(ResumableDataModule):
     def _problems(
         self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str
     ) -> list[Problem]:
-        """Problems of files, or else of tasks: configs name tasks, and sums must not get among a user's problems.
+        """Read problems from files, or else generate them.
+
+        Generated problems of a config must not mix with a user's files.
 
         Raises:
             ValueError: If there are neither; see also `read_problems` and `generate_problems`.
@@ -131,11 +133,11 @@ class MathPromptDataModule(ResumableDataModule):
         if files:
             problems = read_problems(files, columns)
             if tasks:
-                logger.warning("%s: %d problems of %s_files take the place of %s (%s_tasks)",
+                logger.warning("%s: %d problems of %s_files replace %s (%s_tasks)",
                                name, len(problems), name, generated, name)  # fmt: skip
             return problems
         if not tasks:
-            raise ValueError(f"no problems: name {name}_files or {name}_tasks")
+            raise ValueError(f"no problems: set {name}_files or {name}_tasks")
         other, other_files = ("train", self.train_files) if name == "eval" else ("eval", self.eval_files)
         if other_files:
             logger.warning("%s: %s_files are given, but no %s_files: %s are used (%s_tasks)",
@@ -147,7 +149,7 @@ class MathPromptDataModule(ResumableDataModule):
         ]
 
     def _check_traces(self, prompts: list[Prompt]) -> None:
-        """Refuse to train without traces what needs them: LUFFY would be GRPO.
+        """Reject data without traces if the objective needs them: LUFFY would be GRPO.
 
         Raises:
             ValueError: If the stage needs traces and no problem has one.
@@ -158,8 +160,8 @@ class MathPromptDataModule(ResumableDataModule):
         limit = "max_trace_length" if self.max_trace_length else "the stage's completions, max_trace_length"
         reason = f"all {given} are longer than {limit}={self.trace_limit}" if given else "none was found"
         raise ValueError(
-            f"the objective needs off-policy traces, and none of {len(prompts)} training problems has one: {reason}; "
-            "name the column that holds them (data.init_args.columns: {traces: NAME}), or train without them "
+            f"the objective needs off-policy traces, but none of {len(prompts)} training problems has one: {reason}; "
+            "set their column (data.init_args.columns: {traces: NAME}), or train without them "
             "(model.init_args.objective.traces_per_group 0 is GRPO)"
         )
 
@@ -173,7 +175,9 @@ class MathPromptDataModule(ResumableDataModule):
             logger.warning("%d of %d prompts are longer than max_prompt_length=%d and are left out",
                            len(prompts) - len(kept), len(prompts), self.max_prompt_length)  # fmt: skip
         if not kept:
-            raise ValueError(f"all {len(prompts)} prompts are longer than max_prompt_length={self.max_prompt_length}")
+            raise ValueError(
+                f"all {len(prompts)} prompts are longer than max_prompt_length={self.max_prompt_length}: raise it"
+            )
         self._report(kept, name)
         return kept
 
@@ -185,7 +189,7 @@ class MathPromptDataModule(ResumableDataModule):
             if log_probs and len(log_probs) != len(ids):
                 raise ValueError(
                     f"problem {problem.id}: trace {number} has {len(log_probs)} trace_log_probs and {len(ids)} tokens, "
-                    f"its end included, by the tokenizer of {self.model_name}: they must be of that tokenizer"
+                    f"including its end, with the tokenizer of {self.model_name}: the numbers must be equal"
                 )
             traces.append((ids, text, list(log_probs)))
         limit = self.trace_limit
@@ -197,7 +201,7 @@ class MathPromptDataModule(ResumableDataModule):
             problem,
             form.prompt_ids(problem.prompt),
             [ids[cut] for ids, _, _ in traces],
-            [form.text(ids[cut]) for ids, _, _ in traces],  # what is trained on is what is rewarded
+            [form.text(ids[cut]) for ids, _, _ in traces],  # rewards are of the trained text
             [log_probs[cut] for _, _, log_probs in traces],
         )
 

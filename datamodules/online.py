@@ -1,4 +1,4 @@
-"""Episodes to play and to learn from while training goes on."""
+"""Data of online training: episodes to play, and stored ones to mix in."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,17 +12,17 @@ from lit_rft.envs.jobs import EpisodeJobs
 
 
 class OnlineLoader(TrainingLoader[OnlineBatch]):
-    """One `OnlineBatch` per round: the next episodes of an endless shuffled list, shared among processes.
+    """One `OnlineBatch` per round: the next episodes of an endless shuffled list, split over processes.
 
     The order depends on the seed only; a checkpoint keeps the position.
 
     Args:
         jobs: episodes that may be played.
-        rounds: of an epoch.
-        episodes_per_round: played in each, over all processes.
+        rounds: rounds per epoch.
+        episodes_per_round: episodes to play per round, over all processes.
         make_batch: makes a batch of the episodes of a round.
         seed: of the order.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
         world_size: int = 1,
     ) -> None:
         if episodes_per_round < world_size:
-            raise ValueError(f"episodes_per_round={episodes_per_round} is too small for {world_size} processes")
+            raise ValueError(
+                f"episodes_per_round must be >= the number of processes, got {episodes_per_round} and {world_size}"
+            )
         super().__init__()
         self.jobs, self.rounds, self.episodes_per_round, self.seed = list(jobs), rounds, episodes_per_round, seed
         self.rank, self.world_size, self._make_batch = rank, world_size, make_batch
@@ -49,7 +51,7 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
         return lambda position: self._make_batch(self._episodes(epoch * self.rounds + position))
 
     def _episodes(self, number: int) -> list[EpisodeSpec]:
-        """This process's episodes of a round, each with a name of its own."""
+        """Return this process's episodes of a round, with unique names."""
         turns = range(number * self.episodes_per_round, (number + 1) * self.episodes_per_round)
         mine = list(turns)[self.rank :: self.world_size]
         chosen = [self._job(turn) for turn in mine]
@@ -65,20 +67,22 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
 
 
 class OnlineDataModule(TrajectoryDataModule):
-    """Gives online fine-tuning the episodes to play, and stored ones to mix in.
+    """Episodes to play in online fine-tuning, and stored ones to mix in.
 
     Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
-    `train_files` and `medium_files`, in one heap; with neither nothing is mixed in: no expert episodes are collected.
-    The stage sets the share of stored episodes and the batch size (`OnlineSettings`).
+    `train_files` and `medium_files`, pooled; without either nothing is mixed in: no expert episodes are collected. The
+    stage sets the share of stored episodes and the batch size (`OnlineSettings`).
 
     Args:
-        collect_split: the episodes played while training are of this split.
-        collect_tasks: and of these tasks; null for `tasks`.
-        collect_variations: and of so many variations of each; null for all.
-        rounds: of an epoch; each plays some episodes and then learns.
-        episodes_per_round: over all processes.
+        collect_split: split of the episodes to play in training.
+        collect_tasks: their tasks; null for `tasks`.
+        collect_variations: their maximum number of variations per task; null for all.
+        rounds: rounds per epoch; each plays episodes and then trains.
+        episodes_per_round: episodes to play per round, over all processes.
         trajectories: arguments of `TrajectoryDataModule` other than `batch_size`, `medium_per_expert` and `outcomes`.
-    Raises: ValueError for a value out of range.
+
+    Raises:
+        ValueError: For a value out of range.
     """
 
     training_batch = "OnlineBatch"
@@ -92,7 +96,7 @@ class OnlineDataModule(TrajectoryDataModule):
         episodes_per_round: int = 8,
         **trajectories: Any,
     ) -> None:
-        # an argument given here is none of this class
+        # reject arguments that do not belong to this class
         super().__init__(outcomes=True, batch_size=1, medium_per_expert=1.0, **trajectories)
         if rounds < 1 or episodes_per_round < 1:
             raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
@@ -101,7 +105,7 @@ class OnlineDataModule(TrajectoryDataModule):
         self.rounds, self.episodes_per_round = rounds, episodes_per_round
 
     def prepare_data(self) -> None:
-        """Nothing to make: stored episodes are given by name, others are played."""
+        """Do nothing: stored episodes are read from files, others are played in training."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -13,31 +13,31 @@ Loader = TypeVar("Loader", bound=TrainingLoader[Any])
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """Saves the position of its training loader, and restores it wherever a checkpoint was written.
+    """Saves the position of its training loader, and restores it from any checkpoint.
 
-    Lightning restores the state of loaders only if an epoch was under way; a data module's state is restored always.
-    Subclasses give their training loaders to `in_position`.
+    Lightning restores the state of loaders only within an epoch; a data module's state is always restored. Subclasses
+    pass their training loaders to `in_position`.
     """
 
-    model: str | None = None  # whose tokenizer to use; None: the stage's
+    model: str | None = None  # model of the tokenizer; None for the stage's
 
     def __init__(self) -> None:
         super().__init__()
         self.stage = Connection(self)
-        self.tokenizer: Any = None  # of the token ids in its batches, once they are made
-        self._resumed: dict[str, Any] | None = None  # a checkpoint's position, until a loader takes it
+        self.tokenizer: Any = None  # of the token ids in its batches, after their creation
+        self._resumed: dict[str, Any] | None = None  # position of a checkpoint, until a loader restores it
         self._training: tuple[Any, TrainingLoader[Any]] | None = None  # the trainer and its loader
 
     @property
     def model_name(self) -> str:
-        """The model whose tokenizer makes the token ids: this data module's, the stage's, or else the default one."""
+        """Model of the tokenizer: this data module's, the stage's, or else the default one."""
         return self.model or self.stage.get("model_name") or SMOLLM2
 
     def in_position(self, loader: Loader) -> Loader:
-        """A new training loader at the position where training is: the checkpoint's, or that of the loader before.
+        """Move a new training loader to the position of training: the checkpoint's, or that of the previous loader.
 
         Raises:
-            ValueError: If a checkpoint's position is one in other data.
+            ValueError: If a checkpoint's position belongs to other data.
         """
         trainer = self.trainer
         if trainer is None:

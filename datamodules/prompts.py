@@ -9,18 +9,18 @@ from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
-    """Prompts in batches, shared among processes.
+    """Prompts in batches, split over processes.
 
-    Each training epoch has its own order. For evaluation (`shuffle=False`) every pass begins with the first
-    prompt, and the order takes one problem of each benchmark in turn: the first batches (`limit_val_batches`) are
-    always the same problems, of all benchmarks.
+    Each training epoch has its own order. For evaluation (`shuffle=False`) every pass starts with the first prompt, and
+    the order alternates between benchmarks: the first batches (`limit_val_batches`) are always the same problems, of
+    all benchmarks.
 
     Args:
         prompts: all of them.
         batch_size: prompts per batch, over all processes.
-        shuffle: for training; else for evaluation.
+        shuffle: true for training, false for evaluation.
         seed: of the order.
-        rank, world_size: this process, and how many there are.
+        rank, world_size: index of this process, and number of processes.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         if self.shuffle:
             return PromptBatch(items[self.rank :: self.world_size], self.sources)
         start, end = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return PromptBatch(items[start:end], self.sources)  # a benchmark's problems are shared evenly
+        return PromptBatch(items[start:end], self.sources)  # splits the problems of each benchmark evenly
 
     def shape(self) -> dict[str, int | str]:
         sizes = {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
@@ -62,7 +62,7 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         return digest_of(parts)
 
     def fingerprint(self) -> str:
-        """Digest of all prompts, whatever their order: ids, content, tokens and repeats."""
+        """Return a digest of all prompts, independent of their order: ids, content, tokens and repeats."""
         parts = sorted(
             f"{prompt.problem.id} {prompt.problem.fingerprint()} {prompt.problem.repeats} {prompt.ids}"
             for prompt in self.prompts

@@ -22,39 +22,43 @@ logger = logging.getLogger(__name__)
 
 
 class TrajectoryDataModule(ResumableDataModule):
-    """Trains on stored episodes (expert ones are collected if there are none) and evaluates on held-out variations.
+    """Trains on stored episodes (by default collected expert episodes) and evaluates on held-out variations.
 
-    One record an episode; the high-level view (subgoals) and the low-level view (actions) are derived from it.
+    Each record is an episode, from which the agent derives its transcripts (such as subgoals and actions).
 
     Args:
-        model: whose tokenizer to use; null for the stage's (without a trainer, the default model's).
-        agent: the agent that episodes are rendered for, with its context length: longer transcripts lose their earliest
-            turns. Null for the stage's (without a trainer, `HierarchicalAgent`).
+        model: model of the tokenizer; null for the stage's (without a trainer, the default model's).
+        agent: renders episodes as transcripts within its context length: longer transcripts lose their earliest turns.
+            Null for the stage's (without a trainer, `HierarchicalAgent`).
         train_files: episode files or folders (.jsonl, .parquet) to train on; null collects expert episodes of the
             suite's training split into `data_dir`, by the suite's expert.
-        medium_files: files or folders of mediocre episodes (played by a policy, say) to mix in; null for none.
-        medium_per_expert: how many of them each epoch sees for one of `train_files`, others each time.
-        outcomes: add reward and end of each decision, which critics learn from; null: where the stage has critics.
-        annotate: a function of your own that gives an episode's subgoals, as (start, end, goal) over step indices
-            (an import path in a config), in place of those in the files; null keeps theirs.
-        data_dir: where collected episodes go.
+        medium_files: files or folders of medium-quality episodes (for example played by a policy) to mix in; null for
+            none.
+        medium_per_expert: number of medium-quality episodes per expert episode in each epoch, cycling through them.
+        outcomes: add reward and end of each decision, which critics learn from; null: if the stage has critics.
+        annotate: a function that returns an episode's subgoals, as (start, end, goal) over step indices (an import path
+            in a config), in place of those in the files; null keeps theirs.
+        data_dir: folder of collected episodes.
         suite: the tasks and their environment (`lit_rft.envs.TaskSuite`); null for `scienceworld.short_tasks`.
-        tasks: some of the suite's tasks; null for all.
-        train_variations: episodes of each task to collect or play for training; null for all.
+        tasks: names of tasks of the suite; null for all.
+        train_variations: episodes per task to collect or play for training; null for all.
         train_half: collect from one half of the variations only; null for both.
-        eval_split: of `validate` and `test`, by the suite's names.
-        eval_variations: episodes of each task to play; null for the suite's own number.
-        predict_split: of `predict`.
-        predict_variations: episodes of each task that `predict` plays; null for the suite's own number.
-        predict_half: play one half of the variations only, the one that was not trained on, say; null for both.
-        predict_repeats: how often `predict` plays each; they differ if the sampling temperature is above 0.
-        batch_size: episodes an optimiser step, over all processes.
-        collect_workers: simulators that collect at the same time.
+        eval_split: split of `validate` and `test`, by the suite's names.
+        eval_variations: episodes per task to play; null for the suite's default.
+        predict_split: split of `predict`.
+        predict_variations: episodes per task to play in `predict`; null for the suite's default.
+        predict_half: play one half of the variations only, for example the one without training; null for both.
+        predict_repeats: number of times that `predict` plays each; they differ if the sampling temperature is above 0.
+        batch_size: episodes per optimiser step, over all processes.
+        collect_workers: number of simulators for collection.
         seed: of the order of training and of the variations that are collected, trained on and played by `predict`;
             null for the run's `seed_everything`.
-        eval_seed: of the choice of evaluation variations, which `seed_everything` does not change: runs of different
-            seeds are compared on the same ones.
-    Raises: ValueError for a value out of range, an unknown task or split; EpisodeError for damaged files.
+        eval_seed: of the choice of evaluation variations, not changed by `seed_everything`: runs with different seeds
+            are compared on the same ones.
+
+    Raises:
+        ValueError: For a value out of range, an unknown task or split.
+        EpisodeError: For corrupt files.
     """
 
     training_batch, evaluation_batch = "StepTranscripts", "EpisodeJobs"
@@ -102,35 +106,36 @@ class TrajectoryDataModule(ResumableDataModule):
         self.predict_repeats = predict_repeats
         self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
-        self.episodes: list[Episode] = []  # to train on; the medium ones come last
+        self.episodes: list[Episode] = []  # training episodes; medium-quality ones come last
         self._transcripts: list[list[Transcript]] = []
         self._medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeSpec]] = {}
-        self._without_decisions = 0  # transcripts that truncation left nothing of
+        self._without_decisions = 0  # number of transcripts without decisions after truncation
 
     @property
     def acting_agent(self) -> Agent:
-        """The data module's own agent, or the stage's."""
+        """The data module's agent, or else the stage's."""
         agent: Agent = self.agent or self.stage.get("agent") or HierarchicalAgent()
         return agent
 
     @property
     def expert_file(self) -> Path:
-        """File of the collected expert episodes; its name depends on all that they depend on."""
+        """File of the collected expert episodes; its name depends on everything they depend on."""
         digest = hashlib.sha256(describe(self.suite).encode()).hexdigest()[:8]
         number = "all" if self.train_variations is None else str(self.train_variations)
         half = f"-{self.train_half}" if self.train_half else ""
         return self.data_dir / f"expert-{self.suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
 
     def prepare_data(self) -> None:
-        """Collect expert episodes, if they are wanted and not there yet. Resumes where it was stopped."""
+        """Collect missing expert episodes, if required. Resumes an interrupted collection."""
         if self.train_files is None and self.trainer is not None and self.trainer.state.fn == "fit":
             self.collect()
 
     def collect(self) -> list[Episode]:
-        """The expert episodes of the training split, from the file or by the suite's expert.
+        """Return the expert episodes of the training split, from the file or by the suite's expert.
 
-        Raises: ValueError if there is neither.
+        Raises:
+            ValueError: If there is neither.
         """
         expert_of(self.suite)
         jobs = self._make_jobs("train", self.train_variations, self.train_half)
@@ -154,7 +159,7 @@ class TrajectoryDataModule(ResumableDataModule):
             ]
 
     def _validates(self) -> bool:
-        """Whether this fit will ever validate: otherwise it needs no simulator."""
+        """Return whether this fit will ever validate; otherwise it needs no simulator."""
         trainer = self.trainer
         if trainer is None or trainer.limit_val_batches == 0:
             return False
@@ -175,7 +180,7 @@ class TrajectoryDataModule(ResumableDataModule):
 
     def _load_training_data(self) -> None:
         if self.train_files is None and not self.expert_file.exists():
-            self.collect()  # used without a trainer: with one, `prepare_data` has done it in one process
+            self.collect()  # without a trainer; otherwise `prepare_data` has done it in one process
         files = [self.expert_file] if self.train_files is None else self.train_files
         expert, medium = self._read(files), self._read(self.medium_files or [])
         self.episodes = expert + medium
@@ -199,30 +204,30 @@ class TrajectoryDataModule(ResumableDataModule):
     def _make_transcripts(
         self, episodes: list[Episode], chat: ChatFormat, files: Sequence[str | Path]
     ) -> list[list[Transcript]]:
-        """The transcripts of each episode that has any."""
-        found, agent = [], self.acting_agent
+        """Make the transcripts of each episode that has any."""
+        groups, agent = [], self.acting_agent
         outcomes = self.stage.get("needs_outcomes") if self.outcomes is None else self.outcomes
         for episode in episodes:
             transcripts = agent.transcripts(episode, chat)
             if outcomes:
                 transcripts = add_outcomes(transcripts, episode, chat, agent)
-            whole = [t.truncated(agent.max_length) for t in transcripts]
-            # where the state after the last decision fills the context, no decision is left
-            kept = [t for t in whole if t.num_decisions]
-            self._without_decisions += len(whole) - len(kept)
+            truncated = [t.truncated(agent.max_length) for t in transcripts]
+            # if the state after the last decision fills the context, no decision is left
+            kept = [t for t in truncated if t.num_decisions]
+            self._without_decisions += len(truncated) - len(kept)
             if kept:
-                found.append(kept)
-        if not found:
+                groups.append(kept)
+        if not groups:
             raise ValueError(
-                f"no episodes to train on: {', '.join(map(str, files))} hold {len(episodes)} episodes, none of them "
-                "with a step"
+                f"expected episodes with steps to train on, got {len(episodes)} episodes without any in "
+                f"{', '.join(map(str, files))}: set data.init_args.train_files to others"
             )
-        return found
+        return groups
 
     def _report(self, episodes: Sequence[Sequence[Transcript]]) -> None:
         if self._without_decisions:
             logger.warning(
-                "%d transcripts are left out: what is read after the last decision fills max_length=%d",
+                "%d transcripts are left out: the state after the last decision fills max_length=%d",
                 self._without_decisions, self.acting_agent.max_length,
             )  # fmt: skip
         flat = [t for ts in episodes for t in ts]

@@ -1,7 +1,7 @@
 """Reinforcement fine-tuning of language models as PyTorch Lightning modules.
 
-What most programs need is here by name: `from lit_rft import HierarchicalSFT, PolicySettings`; the rest is in the
-packages below. `import lit_rft` loads none of torch, Lightning or transformers: names are imported when first used.
+The most common names are importable from here: `from lit_rft import HierarchicalSFT, PolicySettings`; the others are in
+the packages below. `import lit_rft` loads neither torch, Lightning nor transformers: names load on first use.
 """
 
 from typing import TYPE_CHECKING

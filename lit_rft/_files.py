@@ -24,14 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name as well
+        os.fsync(folder)  # the renaming as well
     finally:
         os.close(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values for people and programs to read; folders are made as needed, numbers that JSON has no word for
-    (NaN) are null."""
+    """Write plain values as readable JSON, creating folders; NaN is written as null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n")

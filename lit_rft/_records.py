@@ -9,10 +9,10 @@ class RecordError(ValueError):
     """Invalid record: violates its schema.
 
     Attributes:
-        message: what was expected and what came.
-        field: path of the field, for example ``steps[3].reward``; empty where the record as a whole is meant.
-        path: file that the record came from; empty when it came from memory.
-        line: line (JSON lines) or row (Parquet) in that file, counted from 1; None when unknown.
+        message: expected and actual value.
+        field: path of the field, for example ``steps[3].reward``; empty for the record as a whole.
+        path: file of the record; empty for records in memory.
+        line: line (JSON lines) or row (Parquet) in that file, counted from 1; None if unknown.
     """
 
     def __init__(self, message: str, field: str = "", path: str = "", line: int | None = None) -> None:

@@ -14,14 +14,14 @@ def run_seed() -> int:
 
 
 def resolve_seed(seed: int | None) -> int:
-    """Return an explicit seed as it is, and the run's seed for None."""
+    """Return an explicit seed unchanged, and the run's seed for None."""
     return run_seed() if seed is None else seed
 
 
 def derive_seed(seed: int, *names: object) -> int:
     """Return a seed for one purpose, unrelated to those of other names and of neighbouring seeds.
 
-    A sum would not do: `seed + step` gives two runs with neighbouring seeds the same samples one step apart.
+    A sum is not enough: with `seed + step`, runs with neighbouring seeds have the same samples one step apart.
     """
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -28,9 +28,9 @@ class StepTranscripts(HostBatch):
     """Transcripts of stored episodes for one optimiser step, this process's share.
 
     Args:
-        transcripts: may be empty on a process that got nothing.
-        num_utterances: of each level, over all processes: dividing by it makes the update independent of how the step
-            is split.
+        transcripts: may be empty if there are fewer transcripts than processes.
+        num_utterances: number of utterances of each level, over all processes: normalised by it, the update does not
+            depend on how the step is split.
     """
 
     def __init__(self, transcripts: list[Transcript], num_utterances: dict[str, int]) -> None:
@@ -38,7 +38,7 @@ class StepTranscripts(HostBatch):
 
     @property
     def num_tokens(self) -> int:
-        """This process's tokens."""
+        """Number of this process's tokens."""
         return sum(map(len, self.transcripts))
 
 
@@ -56,7 +56,7 @@ class OnlineBatch(HostBatch):
 
 @dataclass(frozen=True)
 class ExpertEpisode:
-    """An expert's episode as token ids.
+    """An expert episode as token ids.
 
     Args:
         transcripts: its conversations.
@@ -96,9 +96,9 @@ class Prompt:
     Args:
         problem: the record.
         ids: of the prompt.
-        traces: ids of the off-policy completions, each with its end.
+        traces: ids of the off-policy completions, including their end tokens.
         trace_texts: texts of the traces.
-        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list where they are not known.
+        trace_log_probs: of each trace's tokens under the policy that wrote it; an empty list if unknown.
     """
 
     problem: Problem

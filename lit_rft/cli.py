@@ -24,7 +24,7 @@ verbs:
   test      play the evaluation episodes and report the scores by task
   predict   play episodes and write them as a data set for the next stage
 
-  check-env play episodes of an environment, given by its import path, and report what is wrong; check-env --help
+  check-env play episodes of an environment, given by its import path, and report errors; check-env --help
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -38,7 +38,7 @@ configs: files of your own, or shipped ones by name; several are read in order, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; usage and version are answered without importing anything heavy."""
+    """Run the command line; usage and version are printed without importing anything heavy."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(configs="\n".join(f"  {name}" for name in shipped_configs())))
@@ -80,7 +80,7 @@ def stop(message: str) -> NoReturn:
 
 
 def take_debug(argv: list[str]) -> list[str]:
-    """Take `--debug` out of the arguments into LIT_RFT_DEBUG, which the processes of a run inherit."""
+    """Move `--debug` from the arguments to LIT_RFT_DEBUG, which the processes of a run inherit."""
     if "--debug" in argv:
         os.environ["LIT_RFT_DEBUG"] = "1"
     return [argument for argument in argv if argument != "--debug"]
@@ -100,9 +100,9 @@ def shipped_configs() -> list[str]:
 
 
 def resolve_configs(argv: list[str]) -> list[str]:
-    """Replace names of shipped configs after -c and --config by their paths; files of the user's come first.
+    """Replace names of shipped configs after -c and --config by their paths; the user's files take precedence.
 
-    `--KEY null` becomes a config of its own: as a mere value it would not take back what an earlier config has set.
+    `--KEY null` becomes a separate config: as a plain value it would not undo the setting of an earlier config.
     """
     resolved: list[Any] = []
     previous = ""
@@ -131,7 +131,7 @@ def _split_nulls(argv: list[str]) -> list[str]:
 
 
 def _find_config(name: str) -> str:
-    if name.lstrip().startswith("{") or Path(name).is_file():  # settings as text, or a file of the user's
+    if name.lstrip().startswith("{") or Path(name).is_file():  # settings as text, or a user's file
         return name
     shipped = config_folder() / name
     if shipped.is_file():

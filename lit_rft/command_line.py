@@ -1,4 +1,4 @@
-"""LightningCLI for the stages; apart from `lit_rft.cli` because importing it takes seconds."""
+"""LightningCLI for the stages; separate from `lit_rft.cli` because importing it takes seconds."""
 
 import importlib
 import logging
@@ -21,11 +21,11 @@ from lit_rft.stages.core.policy import PolicyModule
 
 
 class StageCLI(LightningCLI):
-    """Reads base.yaml under all other configs.
+    """Reads base.yaml before all other configs, and passes the stage's shared settings to the data module.
 
     Args:
         arguments: of the command line, configs by path.
-        run: run the verb that `arguments` begin with; False: take no verb and only build trainer, model and data.
+        run: run the verb at the beginning of `arguments`; False: expect no verb and only build trainer, model and data.
     """
 
     def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
@@ -64,7 +64,7 @@ class StageCLI(LightningCLI):
             raise UsageError(with_full_key(innermost(str(error)), flat_values(config))) from error
 
     def before_instantiate_classes(self) -> None:
-        """Take back what base.yaml adds where the trainer is told to do without."""
+        """Remove the defaults of base.yaml that the trainer's settings exclude."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         join_callbacks(config.trainer)
         drop_defaults(config.trainer)
@@ -72,8 +72,10 @@ class StageCLI(LightningCLI):
         check_checkpoint(config.get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
-        """Leave out Lightning's own step: the configuration counts, and not the hyper-parameters that a checkpoint
-        has; the stage says where they differ."""
+        """Skip Lightning's own step, which reads hyper-parameters from checkpoints.
+
+        The configuration takes precedence; the stage reports differences.
+        """
 
     def before_fit(self) -> None:
         """Check the run's folder before anything is loaded or deleted.
@@ -86,7 +88,7 @@ class StageCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
-        for callback in callbacks or [RunCheckpoint()]:  # a run without checkpoints has curves and an adapter
+        for callback in callbacks or [RunCheckpoint()]:  # runs without checkpoints still write curves and an adapter
             if config["overwrite"] and ckpt_path is None:
                 callback.remove_run(self.trainer)
             callback.check_folder(self.trainer, ckpt_path)
@@ -129,10 +131,10 @@ _OF_BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_
 
 
 def drop_defaults(trainer: Any) -> None:
-    """Leave out what base.yaml adds and Lightning refuses together with some settings of the trainer.
+    """Drop defaults of base.yaml that Lightning rejects together with some settings of the trainer.
 
     Args:
-        trainer: the parsed configuration's part.
+        trainer: the trainer's part of the parsed configuration.
     """
     if trainer.barebones:
         for name in _OF_BAREBONES:
@@ -154,7 +156,7 @@ def check_checkpoint(path: Any) -> None:
     """
     name = "" if path is None else str(path)
     if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
-        raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's own")
+        raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's latest one")
 
 
 def build(arguments: Sequence[str], run: bool) -> StageCLI:
@@ -169,7 +171,7 @@ def build(arguments: Sequence[str], run: bool) -> StageCLI:
 
 
 def know_short_names() -> None:
-    """Import every stage, data module and callback: the parser knows a class by its short name once it is imported."""
+    """Import every stage, data module and callback: the parser knows the short names of imported classes only."""
     for package in ("stages", "datamodules", "callbacks"):
         module = importlib.import_module(f"lit_rft.{package}")
         for name in module.__all__:
@@ -189,4 +191,5 @@ def quiet_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=library)
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # of our loaders; nobody needs them
+    # batch indices of our loaders are not used
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")

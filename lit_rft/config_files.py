@@ -26,10 +26,10 @@ class ConfigFile:
     """One configuration given with `-c`.
 
     Args:
-        path: the file; None for a configuration that is given as text.
+        path: the file; None for a configuration given as text.
         written: content of the file.
         content: the same, merged over the file's base.
-        position: in the command's arguments, of the file's name.
+        position: of the file's name in the command's arguments.
     """
 
     path: Path | None
@@ -43,28 +43,28 @@ class ConfigFile:
 
     @property
     def folder(self) -> str | None:
-        """The run's folder that it names."""
+        """The run's folder, if set in this file."""
         trainer = self.written.get("trainer")
         return trainer.get("default_root_dir") if isinstance(trainer, dict) else None
 
     @property
     def holds_for_every_stage(self) -> bool:
-        """Whether it is an overlay that all stages of a chain have in common."""
+        """True for an overlay shared by all stages of a chain."""
         value = self.written.get(EVERY_STAGE, False)
         if not isinstance(value, bool):
             raise UsageError(f"{self.path or '-c'}: {EVERY_STAGE}: expected true or false, got {value!r}")
         return value
 
     def changes_the_method(self) -> bool:
-        """Whether it is about more than the trainer: devices, precision and limits are no other method."""
+        """Return whether it changes more than the trainer: devices, precision and limits do not change the method."""
         return any(self.written.get(name) for name in ("model", "data"))
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
-    """Check the configuration files of a command, make functions beside them importable, and name the run's folder.
+    """Check the configuration files of a command, make functions beside them importable, and set the run's folder.
 
     Raises:
-        UsageError: For a file that is no configuration, or has a key in the wrong place.
+        UsageError: For a file that is not a configuration, or has a key in the wrong place.
     """
     files = list(read_configs(arguments))
     for file in files:
@@ -76,7 +76,7 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def insert_layers(arguments: Sequence[str], files: Sequence[ConfigFile]) -> list[str]:
-    """Give the parser merged configurations in place of files that build on others."""
+    """Replace files that build on others by their merged configurations."""
     suffix = "".join(f"-{file.path.stem}" for file in files if file.holds_for_every_stage and file.path is not None)
     result = list(arguments)
     for file in files:
@@ -92,7 +92,7 @@ def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
     """Read the configurations of `-c` and `--config`, in order.
 
     Raises:
-        UsageError: For one that is no YAML mapping.
+        UsageError: For one that is not a YAML mapping.
     """
     for position, argument in enumerate(arguments):
         if argument in ("-c", "--config") and position + 1 < len(arguments):
@@ -153,8 +153,8 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
         places += [a.partition("=")[0] for a in arguments if a.startswith(f"--{name}.init_args")]
         if places and not named:
             raise UsageError(
-                f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: name a "
-                "recipe first (-c; the first lines of an overlay say which)"
+                f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: set a "
+                "recipe first (-c; see the first lines of the overlay)"
             )
 
 
@@ -169,13 +169,13 @@ def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
     for file in files:
         data = file.content.get("data")
         settings = data.get("init_args") if isinstance(data, dict) else None
-        # null follows the stage, as in the config that a run writes
+        # null follows the stage, as in the config written by a run
         names += [key for key, value in settings.items() if value is not None] if isinstance(settings, dict) else []
     for name in names:
         if name in _OF_THE_STAGE:
             raise UsageError(
-                f"data.init_args.{name}: the data follow model.init_args.{_OF_THE_STAGE[name]}: set that, and leave "
-                "this out"
+                f"data.init_args.{name}: the data module follows model.init_args.{_OF_THE_STAGE[name]}: set that, and "
+                "remove this key"
             )
 
 
@@ -199,9 +199,9 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def add_import_folders(paths: Iterator[Path | None]) -> None:
-    """Let configurations name functions of modules in the working directory and beside their files.
+    """Make functions in the working directory and beside configuration files importable.
 
-    The folders come last, so that no file in them hides a library.
+    These folders come last, so that their files hide no library.
     """
     for folder in dict.fromkeys([Path.cwd(), *(path.resolve().parent for path in paths if path is not None)]):
         if str(folder) not in sys.path and config_folder().resolve() not in (folder, *folder.parents):
@@ -209,10 +209,10 @@ def add_import_folders(paths: Iterator[Path | None]) -> None:
 
 
 def name_run_folder(arguments: Sequence[str], files: Sequence[ConfigFile]) -> list[str]:
-    """Give every combination of configurations a folder of its own.
+    """Set a separate folder for each combination of configurations.
 
-    A folder that the user names is taken as it is. Otherwise it is the recipe's, followed by the names of all overlays
-    that change the model or the data and name none: `arithmetic.yaml` with `on_policy.yaml` runs in
+    A folder set by the user is unchanged. Otherwise it is the recipe's, followed by the names of all overlays that
+    change the model or the data and set none: `arithmetic.yaml` with `on_policy.yaml` runs in
     `runs/luffy/arithmetic-on_policy`.
 
     Returns:
@@ -225,7 +225,7 @@ def name_run_folder(arguments: Sequence[str], files: Sequence[ConfigFile]) -> li
     for file in files:
         if file.folder is not None:
             folder = file.folder
-            overlays = overlays if file.shipped else []  # what the user names holds for all that came before
+            overlays = overlays if file.shipped else []  # a folder in a user's file holds for all files before it
         elif file.path is not None and file.changes_the_method():
             overlays.append(file.path.stem)
     if not overlays:

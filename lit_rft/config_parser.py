@@ -15,37 +15,37 @@ from lit_rft.error_messages import UsageError, arguments_of, debugging, did_you_
 
 
 class ExplainingParser(LightningArgumentParser):
-    """Raises `UsageError` with what is allowed where something is not, in place of a page of usage."""
+    """Raises `UsageError` with the allowed values, in place of a page of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # the parsers of the verbs take this over from the one above them
+        # inherited by the parsers of the verbs
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():
             super().error(message, ex)
         explained = explain(message, [action.dest for action in self._parser_of(message)._actions])
-        # the parsers of classes, which stand within this one, do not know where they stand
+        # nested parsers of classes do not know their own position
         raise UsageError(re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", explained)) from ex
 
     def _parser_of(self, message: str) -> Any:
-        """The parser of the verb that a message is about, whose keys are those of its configurations."""
+        """Return the parser of the verb in a message, whose keys are those of its configurations."""
         match = re.search(r"Subcommand '(\w+)'", message)
         verbs = getattr(self._subcommands_action, "choices", None) or {}
         return verbs.get(match.group(1), self) if match else self
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
-        """Validate, after loggers without a folder have got the run's."""
+        """Validate, after setting the run's folder for loggers without one."""
         if "trainer.logger" in namespace:
             give_folder(namespace["trainer.logger"], namespace["trainer.default_root_dir"])
         super().validate(namespace, *args, **kwargs)
 
 
 def give_folder(loggers: Any, folder: str | None) -> None:
-    """Let loggers that take a folder and were given none write into the run's.
+    """Set the run's folder for loggers without one.
 
-    What base.yaml says of TensorBoard (`name: tensorboard, version: ""`) is taken back from a logger of another class,
-    which the parser hands it on to.
+    The settings of base.yaml for TensorBoard (`name: tensorboard, version: ""`), which the parser passes on to loggers
+    of other classes, are removed there.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         class_path = getattr(logger, "class_path", None)
@@ -70,7 +70,7 @@ def _imported(path: str) -> Any:
 
 
 def explain(message: str, keys: Sequence[str]) -> str:
-    """A parser's message in one line; for an unknown key with those that there are, and the one that was meant."""
+    """Return a parser's message in one line; for an unknown key with the known ones and a suggestion."""
     if match := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted(?![\s\S]*class_path)", message):
         owner, wrong = match.groups()
         return unknown_key(wrong, _imported(owner), innermost(message).partition(": ")[0])
@@ -85,7 +85,7 @@ def explain(message: str, keys: Sequence[str]) -> str:
 
 
 def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
-    """The message for a key that a class or function does not take."""
+    """Return the message for a key that a class or function does not accept."""
     allowed = arguments_of(owner)
     name = wrong.partition(".")[0]
     where = f" ({section})" if section and section != wrong else ""
@@ -93,7 +93,7 @@ def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
 
 
 def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
-    is_main = "trainer" in {key.partition(".")[0] for key in keys}  # else the parser of one class or of settings
+    is_main = "trainer" in {key.partition(".")[0] for key in keys}  # otherwise the parser of a class or of settings
     section, name = wrong.rpartition(".")[0] if is_main else "", wrong if is_main else wrong.partition(".")[0]
     hidden = ("help", "print_config", "print_shtab", "subcommand")
     allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in hidden]
@@ -108,7 +108,7 @@ def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
 
 
 def _full_keys(wrong: str) -> list[str]:
-    """Where a key is that was given without its beginning."""
+    """Return the full keys that end with an incomplete key."""
     places = places_of(wrong, {"trainer": L.Trainer})
     for prefix, package, kind in _PARTS:
         for owner in class_names(package, kind).values():
@@ -123,7 +123,7 @@ _PARTS: list[tuple[str, str, type]] = [
 
 
 def class_names(package: str, kind: type) -> dict[str, type]:
-    """Short name -> class, for the classes of a kind that a package exports."""
+    """Return short name -> class, for the exported classes of a kind in a package."""
     module = importlib.import_module(package)
     exports = {name: getattr(module, name) for name in module.__all__}
     return {name: part for name, part in exports.items() if isinstance(part, type) and issubclass(part, kind)}
@@ -141,7 +141,7 @@ def _unknown_class(message: str, wrong: str) -> str:
 
 
 def flat_values(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Full key -> value of a parsed configuration, for its plain values."""
+    """Return full key -> value of a parsed configuration, for its plain values."""
     values: dict[str, Any] = {}
     parts: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
     for name, value in parts.items():

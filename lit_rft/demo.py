@@ -1,7 +1,7 @@
-"""The main job from end to end, on a laptop: `python -m lit_rft.demo`, or `make demo`.
+"""The complete workflow on a laptop: `python -m lit_rft.demo`, or `make demo`.
 
-Expert episodes out of the ScienceWorld simulator, the score of the untrained model on held-out variations, hierarchical
-SFT, the score after it. Nothing here that the command line could not do:
+It collects expert episodes from the ScienceWorld simulator, tests the untrained model on held-out variations, runs
+hierarchical SFT, and tests again. The same with the command line:
 
     lit-rft test -c glider/scienceworld/sft.yaml
     lit-rft fit  -c glider/scienceworld/sft.yaml
@@ -25,7 +25,11 @@ _CONFIG = "glider/scienceworld/sft.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the demo; returns what `summary.json` holds."""
+    """Run the demo.
+
+    Returns:
+        The contents of `summary.json`.
+    """
     description = (__doc__ or "").split("\n\n")[1]
     parser = argparse.ArgumentParser(prog="python -m lit_rft.demo", description=description, allow_abbrev=False)
     parser.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
@@ -43,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     console.rule("[bold]lit-rft: hierarchical SFT on ScienceWorld")
     console.print("Loading libraries, model and configuration ...")
     arguments = resolve_configs(["-c", _CONFIG])
-    fixed = ["--trainer.default_root_dir", str(folder), "--trainer.limit_val_batches", "0"]  # it tests before and after
+    # tests come before and after
+    fixed = ["--trainer.default_root_dir", str(folder), "--trainer.limit_val_batches", "0"]
     cli = build([*arguments, *fixed, *overrides], run=False)
     stage, data, trainer = cli.model, cli.datamodule, cli.trainer
 
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, RunCheckpoint):
-            if (folder / "episodes" / "before.jsonl").exists():  # of an earlier demo
+            if (folder / "episodes" / "before.jsonl").exists():  # from an earlier demo
                 callback.remove_run(trainer)
             callback.check_folder(trainer, None)
 
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _play(trainer: Any, stage: Any, data: Any, path: Path) -> dict[str, dict[str, float]]:
-    """Test, and keep the episodes."""
+    """Test, and write the episodes."""
     from lit_rft.episodes.io import write_episodes
 
     trainer.test(stage, datamodule=data, verbose=False)
@@ -98,7 +103,7 @@ def _summary(before: dict[str, Any], after: dict[str, Any], episodes: int, secon
 
 
 def _plot_learning_curve(logs: Path, picture: Path) -> None:
-    """The losses of the latest fit in a TensorBoard folder, as a picture."""
+    """Plot the losses of the latest fit in a TensorBoard folder."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,7 +139,7 @@ def _report(console: Any, summary: dict[str, Any], folder: Path) -> None:
         shares = [f"{summary[key][task]:.0%}" for key in ("success_before", "success_after")]
         table.add_row(task, *scores, *shares, style="bold" if task == "mean" else None)
     console.print(table)
-    console.print(f"{summary['seconds'] / 60:.1f} minutes in all. What is where:")
+    console.print(f"{summary['seconds'] / 60:.1f} minutes in total. Output:")
     for name, path in {
         "TensorBoard": f"tensorboard --logdir {folder / 'tensorboard'}",
         "learning curve": folder / "learning_curve.png",

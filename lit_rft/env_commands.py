@@ -1,4 +1,4 @@
-"""Commands about environments, which train nothing: `lit-rft check-env`."""
+"""Commands for environments, without training: `lit-rft check-env`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_rft.error_messages import UsageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises `UsageError`, which becomes one line, in place of a page of usage."""
+    """Raises `UsageError`, reported in one line, in place of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")

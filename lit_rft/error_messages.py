@@ -28,15 +28,15 @@ class UsageError(ValueError):
 
 
 def debugging() -> bool:
-    """Whether errors come with their traceback: `--debug`, or LIT_RFT_DEBUG=1."""
+    """Return whether errors are shown with their traceback: `--debug`, or LIT_RFT_DEBUG=1."""
     return os.environ.get("LIT_RFT_DEBUG", "") not in ("", "0", "false")
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with one line for an error of the user's: exit code 2 for a wrong command, 1 for a failed run.
+    """Exit with one line for a user's error: exit code 2 for an invalid command, 1 for a failed run.
 
-    Other exceptions are bugs, ours or of the user's own code, and keep their traceback.
+    Other exceptions are bugs, of this library or of user code, and keep their traceback.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def _print_error(message: str) -> None:
 
 
 def is_meant_for_users(error: BaseException) -> bool:
-    """Whether an exception was raised on purpose (a `raise` of ours or Lightning's), or is of the file system."""
+    """Return whether an exception was raised explicitly (by this library or Lightning), or by the file system."""
     if isinstance(error, UsageError | OSError):
         return True
     trace = error.__traceback__
@@ -66,7 +66,7 @@ def is_meant_for_users(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception in one line, with the kind of those that do not explain themselves."""
+    """Return the message of an exception in one line, with its type if the message is not clear without it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno is not None:
         name = f"{error.filename}: " if error.filename else ""
@@ -78,7 +78,7 @@ def one_line(error: BaseException) -> str:
 
 
 def innermost(message: str) -> str:
-    """The reason in a parser's message, a tree of all that was tried, as `KEY: what was expected, what came`."""
+    """Return the reason in a parser's message (a tree of all attempts) as `KEY: expected ..., got ...`."""
     keys: list[str] = []
     leaves: list[tuple[int, str]] = []
     given = ""
@@ -100,14 +100,14 @@ def innermost(message: str) -> str:
     reasons = list(dict.fromkeys(text for depth, text in leaves if depth == deepest))
     reason = _readable(reasons, given)
     path = _without_repeats(keys)
-    if re.match(r"[\w.+]+: ", reason):  # the message of a parser within the parser, of a class or of settings
+    if re.match(r"[\w.+]+: ", reason):  # the message of a nested parser, of a class or of settings
         return ".".join([*path, reason])
     key = ".".join(path[:-1] if path[-1:] == ["init_args"] else path)
     return f"{key}: {reason}" if key else reason
 
 
 def _without_repeats(keys: Sequence[str]) -> list[str]:
-    """The path to the first branch's leaf: `model`, `init_args`, `policy`, ..."""
+    """Return the path to the first branch's leaf: `model`, `init_args`, `policy`, ..."""
     path: list[str] = []
     for key in keys:
         if key not in path or (key == "init_args" and path[-1] != "init_args"):
@@ -140,17 +140,17 @@ def _type_name(text: str) -> str:
 
 
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing where nothing is near."""
+    """Return `; did you mean ...?`, or nothing without a similar name."""
     near = difflib.get_close_matches(wrong, list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def places_of(key: str, classes: Mapping[str, Any]) -> list[str]:
-    """Full keys that a key may stand for: `policy.model` is `model.init_args.policy.model`.
+    """Return full keys for a key: `policy.model` is `model.init_args.policy.model`.
 
     Args:
-        key: as it was given.
-        classes: prefix of full keys -> the class or function whose arguments they are.
+        key: as given.
+        classes: prefix of full keys -> the class or function of the arguments below it.
     """
     first = key.partition(".")[0]
     return [f"{prefix}.{name}{key[len(first):]}" for prefix, owner in classes.items()
@@ -158,7 +158,7 @@ def places_of(key: str, classes: Mapping[str, Any]) -> list[str]:
 
 
 def _argument_paths(owner: Any, depth: int = 0) -> list[str]:
-    """The names of a callable's arguments, with those of settings below them."""
+    """Return the names of a callable's arguments, with those of nested settings."""
     paths = []
     hints = _hints(owner)
     for name in arguments_of(owner):
@@ -174,13 +174,13 @@ def _hints(owner: Any) -> dict[str, Any]:
     for part in reversed(owner.__mro__[:-1]) if isinstance(owner, type) else (owner,):
         function = vars(part).get("__init__") if isinstance(part, type) else part
         if isinstance(function, types.FunctionType):
-            with contextlib.suppress(NameError):  # a name that is imported for type checkers only
+            with contextlib.suppress(NameError):  # a name imported for type checkers only
                 hints |= typing.get_type_hints(function)
     return hints
 
 
 def arguments_of(owner: Any) -> list[str]:
-    """The names of a callable's arguments, those that it hands on to its base classes included."""
+    """Return the names of a callable's arguments, including those passed on to its base classes."""
     names: dict[str, None] = {}
     for part in owner.__mro__[:-1] if isinstance(owner, type) else (owner,):
         function = vars(part).get("__init__") if isinstance(part, type) else part
@@ -195,10 +195,10 @@ def arguments_of(owner: Any) -> list[str]:
 
 
 def with_full_key(message: str, config: Mapping[str, Any]) -> str:
-    """Replace the key at the beginning of a message by its full name, where it is one key of the configuration only.
+    """Replace the key at the beginning of a message by its full name, if the configuration has exactly one.
 
     Args:
-        message: `learning_rate must be > 0, got -1.0`.
+        message: for example `learning_rate must be > 0, got -1.0`.
         config: full key -> value.
     """
     name = message.split(" ", 1)[0].rstrip(":,")

@@ -18,10 +18,10 @@ ENV_METRICS = "metrics/"  # prefix of the columns of an environment's own metric
 class EpisodeMetrics(Metric):
     """Means over episodes for each task, and over tasks.
 
-    `score` is in 0..100; `success`, `valid_actions` (of all actions), `invalid_answers` (of all utterances: those that
-    are not in the agent's answer format) and `env_errors` (of all episodes) are shares in 0..1; `steps` is a mean per
-    episode. Episodes whose environment failed count in `env_errors` only.
-    Metrics of the environment's own are further columns, `metrics/NAME`: means over the episodes that have them.
+    `score` is in 0..100; `success`, `valid_actions` (of all actions), `invalid_answers` (of all utterances: those
+    outside the agent's answer format) and `env_errors` (of all episodes) are shares in 0..1; `steps` is a mean per
+    episode. Episodes whose environment failed count in `env_errors` only. The environment's metrics are further
+    columns, `metrics/NAME`: means over the episodes that have them.
 
     Args:
         tasks: names of all tasks.
@@ -39,10 +39,10 @@ class EpisodeMetrics(Metric):
         shape = (len(self.tasks), self._columns)
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        # Which names there are, only the episodes tell, and those of other processes may have others; what is gathered
-        # are tensors. Hence texts as bytes: a line of JSON for each episode, its task and metrics.
+        # Names are known from the episodes only, and may differ between processes; only tensors can be gathered:
+        # a line of JSON per episode, as bytes, with its task and metrics.
         self.add_state("reported", [], dist_reduce_fx="cat")
-        self.reported.append(torch.zeros(0, dtype=torch.uint8))  # a process may have no episode at all
+        self.reported.append(torch.zeros(0, dtype=torch.uint8))  # a process may have no episode
 
     def update(self, episode: Episode) -> None:
         """Count one episode.
@@ -63,40 +63,41 @@ class EpisodeMetrics(Metric):
         kept = torch.tensor([0.0 if failed and c != "env_errors" else 1.0 for c in COLUMNS], dtype=torch.float64)
         self.sums[row] += (torch.tensor(sums, dtype=torch.float64) * kept).to(self.sums)
         self.counts[row] += torch.tensor(counts, dtype=torch.float64).to(self.counts)
-        if (own := env_metrics(episode)) and not failed:
-            line = json.dumps([row, own]).encode() + b"\n"
+        if (reported := env_metrics(episode)) and not failed:
+            line = json.dumps([row, reported]).encode() + b"\n"
             self.reported.append(torch.frombuffer(bytearray(line), dtype=torch.uint8).to(self.device))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """task -> column -> mean, and `mean` -> column -> the plain mean over the tasks that were played.
+        """Compute task -> column -> mean, and `mean` -> column -> mean over the tasks with episodes.
 
-        NaN where there is nothing to take the mean of: the score of a task whose environments have all failed."""
+        NaN without values: for example the score of a task whose environments have all failed.
+        """
         table: dict[str, dict[str, float]] = {}
         reported = self._reported()
         for row, task in enumerate(self.tasks):
             if self.counts[row].sum() > 0:
-                own = mean_env_metrics(metrics for index, metrics in reported if index == row)
-                table[task] = dict(zip(COLUMNS, (self.sums[row] / self.counts[row]).tolist(), strict=True)) | own
+                more = mean_env_metrics(metrics for index, metrics in reported if index == row)
+                table[task] = dict(zip(COLUMNS, (self.sums[row] / self.counts[row]).tolist(), strict=True)) | more
         if table:
             columns = dict.fromkeys(column for row in table.values() for column in row)
             table["mean"] = {c: _mean([row[c] for row in table.values() if c in row]) for c in columns}
         return table
 
     def _reported(self) -> list[tuple[int, dict[str, float]]]:
-        """Task and metrics of each episode whose environment has metrics of its own."""
+        """Return task and metrics of each episode whose environment has metrics."""
         parts = self.reported if isinstance(self.reported, list) else [self.reported]
         text = b"".join(bytes(part.cpu().tolist()) for part in parts).decode()
         return [json.loads(line) for line in text.splitlines()]
 
 
 def env_metrics(episode: Episode) -> dict[str, float]:
-    """The environment's own metrics of an episode, by their names."""
+    """Return an episode's metrics from the environment, by name."""
     metrics: dict[str, float] = episode.extra.get("metrics", {})
     return metrics
 
 
 def mean_env_metrics(metrics: Iterable[dict[str, float]]) -> dict[str, float]:
-    """`metrics/NAME` -> mean over the episodes that have it, by name.
+    """Return `metrics/NAME` -> mean over the episodes that have it.
 
     Args:
         metrics: of each episode, see `env_metrics`.
@@ -115,9 +116,11 @@ def _mean(values: list[float]) -> float:
 
 
 def pass_at_k(right: Tensor, answers: Tensor, k: int) -> Tensor:
-    r"""Unbiased estimate of the chance that at least one of k answers is right (Chen et al. 2021, arXiv 2107.03374).
+    r"""Estimate the probability that at least one of k answers is right (Chen et al. 2021, arXiv 2107.03374).
 
         pass@k = 1 - C(n - c, k) / C(n, k)
+
+    The estimate is unbiased.
 
     Args:
         right: c, right answers of each problem, [P].
@@ -131,19 +134,19 @@ def pass_at_k(right: Tensor, answers: Tensor, k: int) -> Tensor:
         ValueError: If a problem has fewer than k answers.
     """
     if k < 1 or (answers < k).any():
-        raise ValueError(f"pass@{k} needs at least {max(k, 1)} answers of each problem, got {int(answers.min())}")
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} answers per problem, got {int(answers.min())}")
     n, c = answers.double(), right.double()
     factors = torch.arange(k, dtype=torch.float64, device=right.device)
-    # C(n - c, k) / C(n, k) as a product; a factor that is not positive means that too few wrong answers are left
+    # C(n - c, k) / C(n, k) as a product; a factor <= 0 means fewer than k wrong answers
     terms = ((n - c)[:, None] - factors) / (n[:, None] - factors)
     return 1.0 - terms.clamp_min(0).prod(-1)
 
 
 class AnswerMetrics(Metric):
-    """avg@k and pass@k of each benchmark, and their plain mean over benchmarks, as shares in 0..1.
+    """avg@k and pass@k of each benchmark, and their mean over benchmarks, as shares in 0..1.
 
-    avg@k: the share of right answers, of k for each problem. An interval for it comes from resampling problems
-    (bootstrap, 95%). k is the number of answers that every problem of the benchmark has.
+    avg@k: the mean share of right answers among the k of each problem, with an interval from resampling problems
+    (bootstrap, 95%). k is the smallest number of answers per problem in the benchmark.
 
     Args:
         sources: names of all benchmarks.
@@ -158,7 +161,7 @@ class AnswerMetrics(Metric):
         super().__init__()
         self.sources, self.resamples, self.seed = list(sources), resamples, seed
         self.add_state("rows", [], dist_reduce_fx="cat")
-        self.rows.append(torch.zeros(0, 3, dtype=torch.long))  # a process may have no problem at all
+        self.rows.append(torch.zeros(0, 3, dtype=torch.long))  # a process may have no problem
 
     def update(self, source: str, right: int, answers: int) -> None:
         """Count one problem.
@@ -172,8 +175,11 @@ class AnswerMetrics(Metric):
         self.rows.append(row)
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Benchmark -> column -> value: `average`, `low`, `high` (its interval), `pass`, `k`, `problems`; and `mean`
-        over the benchmarks that had problems."""
+        """Compute benchmark -> column -> value.
+
+        Columns: `average`, `low`, `high` (its interval), `pass`, `k`, `problems`; the row `mean` is over the benchmarks
+        with problems.
+        """
         rows = self.rows
         table = torch.cat(rows) if isinstance(rows, list) and rows else torch.as_tensor(rows)
         report: dict[str, dict[str, float]] = {}

@@ -22,16 +22,16 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def find_files(source: str, content: str = "rows") -> list[str]:
-    """Files that a name stands for.
+    """Find the files of a source.
 
     Args:
         source: a file, a folder (its files by name, not recursively; or a data set saved by `datasets`), a pattern
             (``data/*.jsonl``), or a data set of the hub (``hf:...``).
-        content: name of the content (problems, say), for errors.
+        content: name of the content (for example problems), for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file's kind is unknown.
+        ValueError: the file has an unknown type.
     """
     if source.startswith("hf:"):
         return [source]
@@ -45,12 +45,12 @@ def find_files(source: str, content: str = "rows") -> list[str]:
     else:
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
     if not files:
-        raise FileNotFoundError(f"no {content} at {source}: there is no such file ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"no {content} at {source}: no such file ({', '.join(SUFFIXES)})")
     for file in files:
         if not _is_known(file):
-            raise ValueError(f"{content} come from {', '.join(SUFFIXES)} files (or hf:NAME), got {file}")
+            raise ValueError(f"expected {content} in a {', '.join(SUFFIXES)} file or hf:NAME, got {file}")
         if not file.is_file():
-            raise FileNotFoundError(f"no {content} at {file}: there is no such file")
+            raise FileNotFoundError(f"no {content} at {file}: no such file")
     return [str(file) for file in files]
 
 
@@ -63,14 +63,14 @@ def _is_saved_data_set(path: Path) -> bool:
 
 
 def read_rows(file: str, error: type[RecordError] = RecordError) -> Iterator[tuple[int, Any]]:
-    """Rows of one of `find_files`' files, each with its number (the line in JSON lines and CSV).
+    """Read the rows of one of the files from `find_files`, each with its number (the line in JSON lines and CSV).
 
     Args:
         file: its name.
-        error: class of the error for a line that is not of the file's kind; it names file and line.
+        error: class of the error for an invalid line; it names file and line.
 
     Raises:
-        ValueError: the file is damaged or not of its kind.
+        ValueError: the file is corrupt or has another type than its name.
     """
     if file.startswith("hf:"):
         return enumerate(_hub_rows(file), start=1)
@@ -89,7 +89,7 @@ def read_rows(file: str, error: type[RecordError] = RecordError) -> Iterator[tup
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, unpacked where its name ends in .gz."""
+    """Return the lines of a file, decompressed if its name ends in .gz."""
     if not path.name.lower().endswith(".gz"):
         with path.open("rb") as stream:
             yield from stream
@@ -98,19 +98,19 @@ def _lines(path: Path) -> Iterator[bytes]:
         with gzip.open(path, "rb") as packed:
             yield from packed
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is incomplete or no gzip file: {error}") from error
+        raise ValueError(f"expected a complete gzip file, got {path}: {error}") from error
 
 
 def json_lines(
     path: Path, lines: Iterable[bytes], error: type[RecordError] = RecordError, *, finite: bool = False
 ) -> Iterator[tuple[int, Any]]:
-    """Values of JSON lines, each with the number of its line; empty lines are skipped.
+    """Parse JSON lines, each with its line number; empty lines are skipped.
 
     Args:
         path: the file, for errors.
         lines: its lines.
         error: class of the error for a line that is not JSON; it names file and line.
-        finite: whether NaN and infinite numbers, which are no JSON, are errors.
+        finite: reject NaN and infinite numbers, which are not JSON.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -124,7 +124,7 @@ def json_lines(
 
 
 def parse_json(text: bytes | str, *, finite: bool = False) -> Any:
-    """Parse JSON, with or without a byte order mark, which editors on Windows put before the first line.
+    """Parse JSON, with or without a byte order mark (written by editors on Windows).
 
     Raises:
         ValueError: it is not JSON; with `finite`, a number is NaN or infinite.
@@ -139,7 +139,7 @@ def _refuse(constant: str) -> None:
 
 
 def _json_rows(path: Path, content: bytes, error: type[RecordError]) -> Iterator[tuple[int, Any]]:
-    """A list of rows; an object that holds one list of rows; or JSON lines under another name."""
+    """Return the rows of a list, of an object that holds one list, or of JSON lines under another name."""
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as cause:
@@ -156,14 +156,14 @@ def _json_rows(path: Path, content: bytes, error: type[RecordError]) -> Iterator
 
 
 def _csv_rows(path: Path, content: bytes, tabs: bool, error: type[RecordError]) -> Iterator[tuple[int, Any]]:
-    """Rows of a table with a header; empty cells have no value, all others are texts."""
+    """Return the rows of a table with a header; empty cells have no value, all others are texts."""
     try:
         text = content.decode()
     except UnicodeDecodeError as cause:
         raise ValueError(f"{path} is not UTF-8: {cause}") from cause
     header = text.partition("\n")[0]
     delimiter = "\t" if tabs else ";" if ";" in header and "," not in header else ","
-    limit = csv.field_size_limit(sys.maxsize)  # traces are longer than a cell may be by default
+    limit = csv.field_size_limit(sys.maxsize)  # traces exceed the default limit
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows, start = [], 1
@@ -176,7 +176,7 @@ def _csv_rows(path: Path, content: bytes, tabs: bool, error: type[RecordError]) 
         csv.field_size_limit(limit)
     names = rows[0][1] if rows else []
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected columns of different names, got {', '.join(names)}")
+        raise ValueError(f"{path}: expected unique column names, got {', '.join(names)}")
     for number, cells in rows[1:]:
         if not cells:
             continue
@@ -194,7 +194,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is an incomplete or damaged Parquet file: {error}") from error
+        raise ValueError(f"{path} is an incomplete or corrupt Parquet file: {error}") from error
 
 
 def _saved_rows(path: Path) -> Iterator[Any]:
@@ -203,20 +203,20 @@ def _saved_rows(path: Path) -> Iterator[Any]:
 
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if child.is_dir())
-        raise ValueError(f"{path} has several splits: name the folder of one of them ({', '.join(splits)})")
+        raise ValueError(f"{path} has several splits: set the folder of one of them ({', '.join(splits)})")
     try:
         rows = load_from_disk(str(path))
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{path} is an incomplete or damaged data set: {error}") from error
+        raise ValueError(f"{path} is an incomplete or corrupt data set: {error}") from error
     yield from rows
 
 
 def _hub_rows(source: str) -> Iterator[Any]:
-    """Rows of ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIGURATION:SPLIT``."""
+    """Read the rows of ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIGURATION:SPLIT``."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    parts = re.split(r":(?![^\[]*\])", source.removeprefix("hf:"))  # a split may have a colon: train[:100]
+    parts = re.split(r":(?![^\[]*\])", source.removeprefix("hf:"))  # a split may contain a colon: train[:100]
     if len(parts) > 3 or not all(parts):
         raise ValueError(f"expected hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT, got {source}")
     name, *between, split = parts if len(parts) > 1 else [*parts, "train"]

@@ -119,7 +119,7 @@ def test_overlays_need_a_recipe(arguments: list[str], expected: str) -> None:
 def test_what_the_data_take_from_the_stage_is_not_set_twice(key: str) -> None:
     value = {"data": {"init_args": {key.partition(".")[0]: "false"}}}
     for more in (["-c", json.dumps(value)], [f"--data.init_args.{key}", "false"], [f"--data.{key}=false"]):
-        with pytest.raises(UsageError, match=r"^data.init_args.\w+: the data follow model.init_args"):
+        with pytest.raises(UsageError, match=r"^data.init_args.\w+: the data module follows model.init_args"):
             prepare_arguments(resolve_configs(["-c", OFFLINE, *more]))
 
 

@@ -149,7 +149,7 @@ def test_demonstrations_that_are_needed_and_missing_are_an_error(
 ) -> None:
     monkeypatch.syspath_prepend(str(PLUGINS))
     wanted = "--model.init_args.objective.traces_per_group"
-    with pytest.raises(ValueError, match="the suite 'Guess' has no expert that could collect episodes"):
+    with pytest.raises(ValueError, match="the suite 'Guess' has no expert to collect episodes"):
         main(["fit", *arguments(tiny_model_folder, tmp_path, wanted, "1")])
 
 

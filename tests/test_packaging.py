@@ -104,7 +104,7 @@ def test_installed_wheel_imports_everything_from_outside_the_root(installed: Pat
 def test_bare_import_is_refused(name: str) -> None:
     done = python("-c", f"import {name}", cwd=ROOT)
     assert done.returncode == 1
-    assert f"ImportError: this package is lit_rft.{name}, but it was imported as {name}" in done.stderr
+    assert f"ImportError: expected to be imported as lit_rft.{name}, got {name}" in done.stderr
 
 
 def test_import_is_light(tmp_path: Path) -> None:

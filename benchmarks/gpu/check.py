@@ -1,4 +1,4 @@
-"""Does the library do on a GPU what it does on a CPU?
+"""Agreement of the library's results on a GPU and on a CPU.
 
     python benchmarks/gpu/check.py --output runs/gpu
 
@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kit import BENCHMARKS, DEVICE, Kit, begin, environment, has_flash_attention  # first: it finds the shared modules
+# first: it adds the shared modules to the path
+from kit import BENCHMARKS, DEVICE, Kit, begin, environment, has_flash_attention
 
 import lightning as L  # isort: skip
 import torch
@@ -29,10 +30,10 @@ TESTS = ("test_gpu.py", "generation/test_graphs.py")
 
 
 class Gradients(L.Callback):
-    """Keeps the gradients of the last optimiser step. (Adam's first step is little but their signs.)
+    """Keeps the gradients of the last optimiser step. (Adam's first step has little but their signs.)
 
-    Training starts from the same weights on all devices: fresh adapters are drawn on the device itself, and half of
-    them are zero, so that the other half would get no gradient.
+    Training starts from the same weights on all devices: new adapters are drawn on the device itself, and half of them
+    are zero, so that the other half would get no gradient.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Gradients(L.Callback):
 
 
 def fit(stage: Any, loader: Any, accelerator: str, precision: str) -> dict[str, torch.Tensor]:
-    """One optimiser step; returns its gradients."""
+    """Run one optimiser step and return its gradients."""
     gradients = Gradients()
     trainer = L.Trainer(
         max_steps=1, accelerator=accelerator, devices=1, precision=precision, logger=False, enable_checkpointing=False,
@@ -78,7 +79,7 @@ def one_step(kind: str, model: Path, accelerator: str, precision: str) -> dict[s
 
 
 def compare_steps(kind: str, model: Path) -> dict[str, float]:
-    """How far gradients on the device are from those on the CPU in float32, relative to their norm."""
+    """Return the differences of gradients from those on the CPU in float32, relative to their norm."""
     accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
     expected = one_step(kind, model, "cpu", "32-true")
 
@@ -94,7 +95,7 @@ def compare_steps(kind: str, model: Path) -> dict[str, float]:
 
 
 def compare_rollouts(model: Path) -> dict[str, float]:
-    """Completion tokens and their log-probabilities on both devices: the random numbers are drawn on the CPU."""
+    """Compare completion tokens and log-probabilities on both devices: random numbers are drawn on the CPU."""
     from lit_rft.generation import SamplingSettings, sample_groups
     from lit_rft.models import load_backbone
 
@@ -116,7 +117,7 @@ def compare_rollouts(model: Path) -> dict[str, float]:
 
 
 def attention(model: Path) -> dict[str, Any]:
-    """Which attention the model takes by default, and which kernels PyTorch takes for 12 heads that share 2 of keys."""
+    """Return the model's default attention, and PyTorch's kernels for 12 heads that share 2 of keys."""
     from lit_rft.models import load_backbone
 
     net: Any = load_backbone(str(model))
@@ -136,8 +137,8 @@ def attention(model: Path) -> dict[str, Any]:
 
 
 def run_tests(kit: Kit) -> dict[str, Any]:
-    """The tests marked `gpu`; what failed is in the log."""
-    # not from the repository's root, where `import lit_rft` finds the folder without what installs inside it
+    """Run the tests marked `gpu`; failures are in the log."""
+    # not from the repository's root: `import lit_rft` would find the folder instead of the installed package
     command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", *TESTS, "-v"]
     if chosen := os.environ.get("TESTS"):
         command += ["-k", chosen]
@@ -148,7 +149,7 @@ def run_tests(kit: Kit) -> dict[str, Any]:
             command, cwd=BENCHMARKS.parent / "tests", capture_output=True, text=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace")  # bytes, whatever was asked for
+        output = (error.stdout or b"").decode(errors="replace")  # always bytes
         print(output[-12000:])
         return {"failed": f"stopped after {seconds:.0f} s: {output[-1500:]}", "error": True}
     print(done.stdout[-12000:], done.stderr[-2000:])

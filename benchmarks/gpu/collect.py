@@ -1,6 +1,6 @@
-"""Put the figures of the steps together: `benchmarks/results/gpu.json`, and tables for the console.
+"""Combine the figures of the steps: `benchmarks/results/gpu.json`, and tables for the console.
 
-python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders that run.sh wrote; a later one wins
+python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders written by run.sh; later ones take precedence
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kit import BENCHMARKS  # first: it finds the shared modules
+from kit import BENCHMARKS  # first: it adds the shared modules to the path
 
 from experiment import read_results  # isort: skip
 from peers import RESULTS
@@ -20,7 +20,7 @@ STEPS = ("check", "train", "rollout", "grpo", "learn")
 
 
 def collect(folders: list[Path]) -> dict[str, Any]:
-    """step -> its figures."""
+    """Return step -> its figures."""
     results: dict[str, Any] = {}
     for folder in folders:
         results |= {step: figures for step in STEPS if (figures := read_results(folder / f"{step}.json"))}
@@ -29,7 +29,7 @@ def collect(folders: list[Path]) -> dict[str, Any]:
 
 def report(results: dict[str, Any], console: Console) -> None:
     for step, figures in results.items():
-        items = figures.get("items", {}) | figures.get("running", {})  # of a step that was cut
+        items = figures.get("items", {}) | figures.get("running", {})  # of an interrupted step
         columns = list(dict.fromkeys(key for item in items.values() for key, value in item.items() if _is_plain(value)))
         cut = "" if figures["complete"] else ", cut at its limit"
         table = Table(title=f"{step}: {figures['device']['name']}, torch {figures['versions']['torch']}{cut}")

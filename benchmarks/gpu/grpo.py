@@ -1,11 +1,11 @@
-"""A whole GRPO step against TRL: rollout, rewards, loss, gradients, optimiser.
+"""A complete GRPO step against TRL: rollout, rewards, loss, gradients, optimiser.
 
     python benchmarks/gpu/grpo.py --output runs/gpu
 
 A random model in the shape of Qwen2.5-1.5B, 16 prompts of 200 tokens x 8 completions of at most 256, LoRA of rank 16 on
 the attention's projections, bf16, as in `benchmarks/grpo_step.py`; all completions are sampled at once, and a
-micro-batch is one group, on all sides. Each side in a process of its own; the second step counts (the first one
-compiles and allocates). TRL without gradient checkpointing, as we do, and with it, its default.
+micro-batch is one group, on all sides. Each side has its own process; the second step counts (the first one compiles
+and allocates). TRL without gradient checkpointing, as lit-rft, and with it, its default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import Kit, begin, environment  # first: it finds the shared modules
+from kit import Kit, begin, environment  # first: it adds the shared modules to the path
 
 import grpo_step  # isort: skip
 from made_up import make_model, make_problems
@@ -30,7 +30,7 @@ SIDES = ("lit-rft", "trl", "trl-defaults")
 
 
 def alternating(texts: Sequence[str]) -> list[float]:
-    """Rewards that differ within each group: random ids hardly make text, so that one of texts would be the same."""
+    """Return rewards that differ within each group: random ids hardly form text, so rewards of texts would be equal."""
     return [float(n % 2) for n in range(len(texts))]
 
 
@@ -42,7 +42,7 @@ def run_side(side: str, model: str, work: dict[str, Any]) -> dict[str, float]:
 
 
 def in_process(kit: Kit, side: str, model: Path) -> dict[str, Any]:
-    """Figures of one side, run in a process of its own."""
+    """Measure one side in its own process."""
     import json
 
     command = [sys.executable, __file__, "--size", kit.size, "--side", side, "--model", str(model)]

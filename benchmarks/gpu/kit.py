@@ -1,4 +1,4 @@
-"""What the steps share: their arguments, their time, and figures that are on disk as soon as they exist."""
+"""Shared parts of the steps: arguments, time limits, and figures written as soon as they exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[1]
-sys.path.insert(0, str(BENCHMARKS))  # the modules that all benchmarks share
+sys.path.insert(0, str(BENCHMARKS))  # modules shared by all benchmarks
 
 import torch  # noqa: E402
 from peers import machine, versions  # noqa: E402
@@ -26,12 +26,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass
 class Kit:
-    """One step's run.
+    """The run of one step.
 
     Args:
         step: its name, and that of its file of figures.
-        size: "full", or "tiny" for a try on any machine.
-        seconds: the step ends by itself after this many.
+        size: "full", or "tiny" for a trial on any machine.
+        seconds: time limit of the step.
         output: folder of the figures.
     """
 
@@ -58,13 +58,15 @@ class Kit:
         write_json(self.output / f"{self.step}.json", self.figures)
 
     def measure(self, name: str, work: Callable[[], Any], at_least: float = 0.0) -> Any:
-        """Run one item and write its figures; an item that fails or runs out of memory is a result, too.
+        """Run one item and write its figures; a failure or running out of memory is a result, too.
 
         Args:
-            at_least: skip the item where fewer seconds than this are left.
+            name: of the item.
+            work: returns its figures.
+            at_least: skip the item if fewer seconds are left.
 
         Returns:
-            The item's figures, or None where it failed or was skipped.
+            The item's figures, or None if it failed or was skipped.
         """
         items, started = self.figures.setdefault("items", {}), time.monotonic()
         if self.seconds_left() < at_least:
@@ -76,7 +78,7 @@ class Kit:
             items[name] = work()
         except torch.OutOfMemoryError as error:
             items[name] = {"failed": f"out of memory: {str(error)[:200]}"}
-        except Exception as error:  # the other items are worth having; the exit code tells of this one
+        except Exception as error:  # go on with the other items; the exit code reports this one
             traceback.print_exc()
             items[name] = {"failed": f"{type(error).__name__}: {error}"[:2000], "error": True}
         print(f"[{time.monotonic() - self.started:5.0f} s] {name}: {items[name]}", flush=True)
@@ -85,8 +87,7 @@ class Kit:
         return None if "failed" in items[name] else items[name]
 
     def finish(self) -> None:
-        """Record that the step has finished; exit with 1 if an item failed with an error (memory that ran out is a
-        figure)."""
+        """Record the end of the step; exit with 1 if an item failed with an error other than running out of memory."""
         self.figures["complete"] = True
         self.write()
         failed = [name for name, item in self.figures.get("items", {}).items() if item.get("error")]
@@ -95,10 +96,12 @@ class Kit:
 
 
 def begin(step: str, description: str | None, *more: Callable[[argparse.ArgumentParser], Any]) -> tuple[Kit, Any]:
-    """Read the arguments that every step takes.
+    """Read the arguments of a step.
 
     Args:
-        more: functions that add arguments of a step's own.
+        step: its name.
+        description: for the help text.
+        more: functions that add the step's own arguments.
     """
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
@@ -114,13 +117,13 @@ def begin(step: str, description: str | None, *more: Callable[[argparse.Argument
 
 
 def environment() -> dict[str, Any]:
-    """Machine, device and versions, as every step's figures begin."""
+    """Describe machine, device and versions."""
     import importlib.util
 
     names = [name for name in ("lightning", "trl", "accelerate", "flash_attn") if importlib.util.find_spec(name)]
     facts: dict[str, Any] = {
         "machine": machine(), "versions": versions(*names), "complete": False,
-        "cudnn_attention": os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1",  # first, where PyTorch prefers it
+        "cudnn_attention": os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1",  # preferred by PyTorch
     }  # fmt: skip
     if DEVICE.type == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -134,7 +137,7 @@ def environment() -> dict[str, Any]:
 
 
 def free_memory() -> None:
-    """Forget the item before, its peak included."""
+    """Free the memory of the previous item, and reset its peak."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()

@@ -4,9 +4,9 @@
     python benchmarks/gpu/learn.py --write-problems benchmarks/gpu/carry/problems      # needs reasoning-gym
 
 SmolLM2-135M-Instruct, the same settings, 100 optimiser steps of 16 prompts; held-out problems are answered every 20
-steps and at the end. Runs go side by side on one GPU, each in a process of its own. Problems come out of files, so that
-reasoning-gym is not needed where this runs. What is unfinished when time is up counts with its last validation; every
-15 seconds the figures so far are written, under `running`.
+steps and at the end. Runs share one GPU, each in its own process. Problems are read from files, so reasoning-gym is not
+needed. Runs that are unfinished at the time limit count with their last validation; every 15 seconds the figures so far
+are written, under `running`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import DEVICE, Kit, begin, environment  # first: it finds the shared modules
+from kit import DEVICE, Kit, begin, environment  # first: it adds the shared modules to the path
 
 from experiment import curve, read_results  # isort: skip
 from luffy_arithmetic import HELD_OUT, METHODS, PROMPTS, TASKS
 from made_up import make_model
 
 LEGS, SEEDS = TASKS["legs"], (0, 1, 2)
-COMPARED = ("LUFFY", "GRPO", "SFT")  # SFT, which samples nothing, fits into what time is left
-PLACES, MICRO_BATCH_TOKENS, WRITE_EVERY = 4, 16384, 15.0  # processes only take turns on one GPU: few of them
+COMPARED = ("LUFFY", "GRPO", "SFT")  # SFT, which samples nothing, fits into the remaining time
+PLACES, MICRO_BATCH_TOKENS, WRITE_EVERY = 4, 16384, 15.0  # processes only alternate on one GPU: few of them
 CARRIED = Path(__file__).parent / "carry" / "problems"
 VALIDATED = "val/average"
 
 
 @dataclass
 class Run:
-    """A method and a seed, in a process of its own."""
+    """The process of a method and a seed."""
 
     method: str
     seed: int
     folder: Path
     process: Any
     started: float
-    stopped: bool = False  # by us, as time was up
+    stopped: bool = False  # at the time limit
 
 
 def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | None = None) -> None:
-    """Training problems of each seed, and the held-out ones, as JSON lines."""
+    """Write the training problems of each seed, and the held-out ones, as JSON lines."""
     import ast
 
     from lit_rft.problems import generate_problems, write_problems
@@ -62,7 +62,7 @@ def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | N
 
 
 def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> dict[str, Any]:
-    """What differs from `luffy/arithmetic.yaml`."""
+    """Return the differences from `luffy/arithmetic.yaml`."""
     data = "data.init_args"
     arguments = {
         name: value for name, value in LEGS.keys().items() if "_tasks" not in name and "task_settings" not in name
@@ -128,13 +128,13 @@ def figures(run: Run) -> dict[str, Any]:
 
 
 def write_running(kit: Kit, running: Sequence[Run]) -> None:
-    """Write the figures of unfinished runs: a step that is cut at its limit keeps them."""
+    """Write the figures of unfinished runs, to keep them if the step is interrupted."""
     kit.figures["running"] = {f"{run.method}, seed {run.seed}": figures(run) for run in running}
     kit.write()
 
 
 def stop(running: Sequence[Run]) -> None:
-    """End runs, which is no fault of theirs."""
+    """Stop runs at the time limit, which is not a failure."""
     for run in running:
         if run.process.poll() is None:
             run.stopped = True
@@ -145,7 +145,7 @@ def stop(running: Sequence[Run]) -> None:
 def side_by_side(
     kit: Kit, folder: Path, problems: Path, waiting: list[tuple[str, int]], places: int, tiny_model: Path | None
 ) -> None:
-    """Start runs as there is room, until all have ended or time is up."""
+    """Start runs whenever there is a free process, until all have ended or time is up."""
     running: list[Run] = []
     written = time.monotonic()
     while waiting or running:

@@ -1,4 +1,4 @@
-"""Random models in the shapes of real ones, and made-up text: nothing has to be downloaded."""
+"""Random models in the shapes of real ones, and artificial text: nothing has to be downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END = 2  # <|im_end|>
 
 
 def make_model(shape: str, folder: Path) -> Path:
-    """Write a model with random bf16 weights and a byte-level tokenizer; returns the folder, to be loaded by name."""
+    """Write a model with random bf16 weights and a byte-level tokenizer, and return its folder."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -55,12 +55,12 @@ def _make_tokenizer() -> Any:
 
 
 def words(number: int, randoms: random.Random) -> str:
-    """A text of this many characters, of which each is a token."""
+    """Make a text of this many characters, one token each."""
     return "".join(randoms.choice("abcdefgh ") for _ in range(number))
 
 
 def make_problems(number: int, characters: int) -> list[Any]:
-    """Problems with prompts of this many characters."""
+    """Make problems with prompts of this many characters."""
     from lit_rft.problems import Problem
 
     randoms = random.Random(0)

@@ -1,12 +1,12 @@
-"""Decoding 8, 64 and 256 rows against transformers' `generate`, and what one step is made of.
+"""Decoding of 8, 64 and 256 rows against transformers' `generate`, and the shares of operations in one step.
 
     python benchmarks/gpu/rollout.py --output runs/gpu
 
 A random model in the shape of Qwen2.5-1.5B in bf16, prompts of 200 tokens in groups of 8, completions of 256 tokens at
-temperature 1. `generate` with its dynamic cache and with its static one (which it compiles: warmed up, not counted).
-Ours with CUDA graphs, and without them (eager). One step: milliseconds, beside the time that reading the weights and
-the cache takes at the bandwidth of a copy. Kernel launches and shares of an eager step come after all speeds, as the
-profiler slows what follows it down; they and the static cache only where a minute is left.
+temperature 1. `generate` with its dynamic and its static cache (which it compiles during warm-up, not timed); lit-rft
+with CUDA graphs and without them (eager). One step: milliseconds, and the time to read the weights and the cache at
+copy bandwidth. Kernel launches and shares of an eager step are measured last, since the profiler slows down later work;
+they and the static cache only if a minute is left.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import DEVICE, Kit, begin, environment  # first: it finds the shared modules
+from kit import DEVICE, Kit, begin, environment  # first: it adds the shared modules to the path
 
 import torch  # isort: skip
 from limits import copy_bandwidth, decode_profile, decode_speed, synchronize
 from made_up import make_model, make_problems
 from peers import peak_memory
-from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file itself is __main__
+from rollout import GROUP, left_padded, ours  # benchmarks/rollout.py: this file is __main__
 
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.models import load_backbone, load_tokenizer
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {"shape": "tiny", "rows": (8, 16), "prompt": 20, "new": 8
 
 
 def by_generate(model: Any, prompts: Sequence[list[int]], new: int, cache: str) -> dict[str, float]:
-    """Tokens per second of `generate`; none of its completions ends early."""
+    """Measure the tokens per second of `generate`; none of its completions ends early."""
     rows = [ids for ids in prompts for _ in range(GROUP)]
     ids, mask = left_padded(rows, 0, model.device)
 
@@ -65,20 +65,20 @@ def switch_graphs(model: Any, on: bool) -> None:
 
 
 def by_us(model: Any, prompts: list[list[int]], new: int, graphs: bool) -> dict[str, Any]:
-    """Tokens per second of the library, with the decoder that it took."""
+    """Measure the tokens per second of this library with its default decoder."""
     switch_graphs(model, graphs)
-    never = model.config.vocab_size - 1  # a token that a random model hardly ever samples
+    never = model.config.vocab_size - 1  # a token that a random model rarely samples
     warm, _ = ours(model, prompts, 4 if not graphs else min(new, 8), [never])
     seconds, tokens = ours(model, prompts, new, [never])
-    decoder = make_decoder(model, 1, never)  # another one than Decoder is a fallback
+    decoder = make_decoder(model, 1, never)  # anything but Decoder is a fallback
     return {
         "seconds": seconds, "warm_up_seconds": warm, "tokens_per_second": tokens / seconds, "peak_gb": peak_memory(),
-        "decoder": type(decoder).__name__, "graphs": decoder.graphs is not None,  # False where they were refused
+        "decoder": type(decoder).__name__, "graphs": decoder.graphs is not None,  # False if capturing failed
     }  # fmt: skip
 
 
 def one_step(model: Any, rows: int, context: int, bandwidth: float, graphs: bool) -> dict[str, float]:
-    """Milliseconds of one decoding step, and those that reading its weights and cache takes."""
+    """Measure the milliseconds of one decoding step, and of reading its weights and cache."""
     switch_graphs(model, graphs)
     speed = decode_speed(model, rows, context)
     read = speed["bytes_per_second"] * speed["seconds"]
@@ -86,22 +86,22 @@ def one_step(model: Any, rows: int, context: int, bandwidth: float, graphs: bool
 
 
 def measure(kit: Kit, model: Any, prompts: list[list[int]], work: dict[str, Any], bandwidth: float) -> None:
-    """All items, the most telling first."""
+    """Measure all items, the most informative first."""
     new, context = work["new"], work["prompt"]
     given = {rows: prompts[: rows // GROUP] for rows in work["rows"]}
-    for rows, some in given.items():
-        kit.measure(f"lit-rft, {rows} rows", lambda some=some: by_us(model, some, new, True), 5)
-    for rows, some in given.items():
-        kit.measure(f"generate, {rows} rows", lambda some=some: by_generate(model, some, new, "dynamic"), 8)
-    for rows, some in given.items():
-        kit.measure(f"lit-rft eager, {rows} rows", lambda some=some: by_us(model, some, new, False), 12)
+    for rows, subset in given.items():
+        kit.measure(f"lit-rft, {rows} rows", lambda subset=subset: by_us(model, subset, new, True), 5)
+    for rows, subset in given.items():
+        kit.measure(f"generate, {rows} rows", lambda subset=subset: by_generate(model, subset, new, "dynamic"), 8)
+    for rows, subset in given.items():
+        kit.measure(f"lit-rft eager, {rows} rows", lambda subset=subset: by_us(model, subset, new, False), 12)
     for graphs, kind in ((True, "one step"), (False, "one eager step")):
         for rows in given:
             step = functools.partial(one_step, model, rows, context, bandwidth, graphs)
             kit.measure(f"{kind}, {rows} rows", step, 3)
     at_least = 0 if kit.tiny else 60
     for rows in given:
-        profile = functools.partial(decode_profile, model, rows, context)  # without graphs, whose launch is one
+        profile = functools.partial(decode_profile, model, rows, context)  # without graphs, which have a single launch
         kit.measure(f"profile of an eager step, {rows} rows", profile, at_least)
     for rows, prompts in given.items():
         name = f"generate with a static cache, {rows} rows"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import DEVICE, Kit, begin, environment, has_flash_attention  # first: it finds the shared modules
+from kit import DEVICE, Kit, begin, environment, has_flash_attention  # first: it adds the shared modules to the path
 
 import torch  # isort: skip
 from limits import matrix_peak, synchronize, training_flop
@@ -47,7 +47,8 @@ from lit_rft.transcripts import PromptFormat, Transcript, collate_padded
 
 SFT, PLAIN, GRPO, GROUP, STEPS = "sft", "transformers", "grpo", 8, 2
 SHORT, LONG = 0, -1  # of a size's rows
-ORDER: tuple[tuple[tuple[str, ...], bool, int], ...] = (  # sides, LoRA, row: most telling first, a cut loses the rest
+# sides, LoRA, row: most informative first, a time limit loses the rest
+ORDER: tuple[tuple[tuple[str, ...], bool, int], ...] = (
     ((SFT, PLAIN), True, LONG),
     ((SFT, PLAIN, GRPO), True, SHORT),
     ((SFT, PLAIN, GRPO), False, SHORT),
@@ -60,7 +61,7 @@ TINY: dict[str, Any] = {"shapes": ("tiny",), "rows": (32,), "step_tokens": 64}
 
 
 def make_transcripts(number: int, length: int, vocabulary: int) -> list[Transcript]:
-    """Random tokens: an eighth of them a prompt, the rest one utterance."""
+    """Make transcripts of random tokens: an eighth of them a prompt, the rest one utterance."""
     randoms = random.Random(0)
     transcripts = []
     for n in range(number):
@@ -73,12 +74,12 @@ def make_transcripts(number: int, length: int, vocabulary: int) -> list[Transcri
 
 
 class GivenCompletions(MixedPolicyGRPO):
-    """GRPO on random completions of one length, so that only the update is timed.
+    """GRPO on random completions of one length, to time only the update.
 
     Args:
-        prompts: groups an optimiser step.
-        completion: tokens of each completion.
-        vocabulary: tokens are drawn from.
+        prompts: groups per optimiser step.
+        completion: tokens per completion.
+        vocabulary: number of token ids to draw from.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class GivenCompletions(MixedPolicyGRPO):
         self._completions = [Completion([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
 
     def loader(self, model: Path, prompt: int) -> PromptLoader:
-        """Prompts of this many characters, all of them in each batch."""
+        """Make prompts of this many characters, all of them in each batch."""
         form = PromptFormat(load_tokenizer(str(model)))
         problems = make_problems(self._number, prompt)
         prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
@@ -117,7 +118,7 @@ def settings(model: Path, lora: bool, checkpointing: bool) -> PolicySettings:
 
 
 def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool) -> dict[str, Any]:
-    """Figures of the last optimiser step of a stage."""
+    """Measure the last optimiser step of a stage."""
     clock, number, vocabulary = Clock(), max(1, step_tokens // row), _vocabulary(model)
     optimizer, policy = OptimizerSettings(1e-5), settings(model, lora, checkpointing)
     micro_batch_tokens, prompt = max(row, step_tokens // 2), row // 8
@@ -143,7 +144,7 @@ def ours(kind: str, model: Path, lora: bool, row: int, step_tokens: int, checkpo
 
 
 def plain(model: Path, lora: bool, row: int, step_tokens: int, checkpointing: bool, attention: str) -> dict[str, Any]:
-    """The same by transformers and PEFT: rows of one sequence, logits of all tokens, AdamW."""
+    """Measure the same with transformers and PEFT: rows of one sequence, logits of all tokens, AdamW."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if lora else torch.float32
     adapters = LoraSettings(16, 32, 0.0, "all-linear") if lora else None
@@ -180,10 +181,13 @@ _peak: list[float] = []
 def figures(
     net: Any, seconds: Sequence[float], lengths: Sequence[int], chosen: int, reused: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """Speeds of the last step.
+    """Compute the speeds of the last step.
 
     Args:
-        chosen, reused: as `limits.training_flop` takes them.
+        net: the model.
+        seconds: of each step.
+        lengths: of all sequences.
+        chosen, reused: see `limits.training_flop`.
     """
     memory = peak_memory()
     if not _peak:
@@ -205,7 +209,7 @@ def _vocabulary(model: Path) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """One item: a side, or the attention that transformers' side takes, and its work."""
+    """One item: a side, or an attention implementation of transformers, and its work."""
 
     side: str
     shape: str
@@ -219,7 +223,7 @@ class Case:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether 80 GB are known not to suffice without gradient checkpointing."""
+        """True if 80 GB are known not to suffice without gradient checkpointing."""
         largest = self.shape == "qwen2.5-1.5b" and self.row == 16384
         return largest and (not self.lora or self.side not in (SFT, GRPO))
 
@@ -229,7 +233,7 @@ class Case:
 
 
 def cases(work: dict[str, Any]) -> list[Case]:
-    """All items, in order."""
+    """Return all items, in order."""
     kernels = ("sdpa", "flash_attention_2") if has_flash_attention() else ("sdpa",)
     all_cases = [
         Case(side, shape, lora, work["rows"][row])
@@ -238,11 +242,11 @@ def cases(work: dict[str, Any]) -> list[Case]:
         for name in sides
         for side in (kernels if name == PLAIN else (name,))
     ]
-    return list(dict.fromkeys(all_cases))  # a tiny size's rows are both the same
+    return list(dict.fromkeys(all_cases))  # both rows of a tiny size are equal
 
 
 def measure(kit: Kit, case: Case, folder: Path, step_tokens: int) -> None:
-    """Measure an item; with gradient checkpointing if memory does not suffice without."""
+    """Measure an item; with gradient checkpointing if memory is insufficient without."""
     at_least = 0 if kit.tiny else 30 if case.side == GRPO and case.row == 16384 else 10
     for checkpointing in (True,) if case.is_too_large else (False, True):
         name = case.name + (", gradient checkpointing" if checkpointing else "")

@@ -25,13 +25,13 @@ def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
 
 
 class OverlongPenalty:
-    """Any advantages, of rewards with `overlong_penalty` added to the policy's own rollouts.
+    """Any advantages, with `overlong_penalty` added to the rewards of on-policy rollouts.
 
-    Traces get none, and the reported rewards stay those without it.
+    Traces get none, and the reported rewards do not include it.
 
     Args:
-        max_length: tokens of a rollout from which on the whole penalty counts: `sampling.max_new_tokens`, say.
-        buffer: tokens before it in which the penalty grows.
+        max_length: tokens of a rollout with the full penalty, for example `sampling.max_new_tokens`.
+        buffer: number of tokens before it in which the penalty grows.
         penalty: at the maximum length, >= 0.
         advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
 

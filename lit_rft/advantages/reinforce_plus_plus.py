@@ -1,4 +1,4 @@
-"""REINFORCE++: normalised over the whole batch, not over a prompt's group (Hu et al. 2025, arXiv 2501.03262)."""
+"""REINFORCE++: normalised over the full batch, not over a prompt's group (Hu et al. 2025, arXiv 2501.03262)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

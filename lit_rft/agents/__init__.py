@@ -1,4 +1,4 @@
-"""Agents: flat, hierarchical and scripted, and the player that lets many of them act at once."""
+"""Agents: flat, hierarchical and scripted, and the player for many of them at once."""
 
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn

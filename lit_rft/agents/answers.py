@@ -1,4 +1,4 @@
-"""Answers in the utterances of a chat format, where a thought may precede them."""
+"""Answers in the utterances of a chat format, possibly after a thought."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from lit_rft.transcripts import ChatFormat
 
 
 class ReadAnswer(NamedTuple):
-    """An utterance taken apart.
+    """The parts of an utterance.
 
     Attributes:
         action: for the environment; empty for an invalid answer.
-        malformed: whether the utterance was not in the format; an invalid one is malformed.
+        malformed: whether the utterance departs from the format; invalid answers are malformed.
         valid: whether it has an action.
     """
 
@@ -21,7 +21,7 @@ class ReadAnswer(NamedTuple):
 
 
 def read_answer(answer_format: AnswerFormat | None, chat: ChatFormat, text: str) -> ReadAnswer:
-    """Read any utterance. One without an action, or whose thought never ends, is invalid: its action is empty."""
+    """Parse any utterance. One without an action, or with an unfinished thought, is invalid: its action is empty."""
     spoken = chat.answer(text)
     answer = None if spoken is None else (answer_format or FirstLine()).parse(spoken)
     return ReadAnswer("", True, False) if answer is None else ReadAnswer(answer.action, answer.malformed, True)
@@ -34,10 +34,10 @@ def write_answer(
 
     Args:
         answer_format: of the action; None for `FirstLine`.
-        chat: where its template opens a thought, the thought stands there, and ends before the answer.
+        chat: if its template opens a thought, the thought is written there, and closed before the answer.
         action: any text.
         thought: empty for none.
-        more: text behind the action.
+        more: text after the action.
     """
     answer_format = answer_format or FirstLine()
     if chat.thoughts.opening:

@@ -1,4 +1,4 @@
-"""What an agent is: immutable settings that make sessions (episodes in progress) and render stored episodes."""
+"""Agents: immutable settings that make sessions (episodes in progress) and render stored episodes."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 @dataclass(frozen=True)
 class Ask:
-    """The agent's level reads `ids` and is to write its next utterance: sample it."""
+    """A turn in which the level reads `ids`; sample its next utterance."""
 
     level: str
     ids: list[int]
@@ -17,10 +17,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Act:
-    """The agent acts: `text` goes to the environment.
+    """A turn in which the agent acts: `text` goes to the environment.
 
-    `valid` is False for an invalid answer, which had no action: its text is empty, and the step counts as not valid,
-    whatever the environment reports.
+    `valid` is False for an invalid answer without an action: its text is empty, and the step counts as not valid,
+    independent of the environment's report.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Stop:
-    """The agent ends the episode, which is truncated; `reason` is a short word for its record."""
+    """A turn in which the agent ends the episode, which is truncated; `reason` is a short word for its record."""
 
     reason: str
 
@@ -40,49 +40,49 @@ Turn = Ask | Act | Stop
 class Session(Protocol):
     """One episode in progress.
 
-    A session never calls the model: it answers with a `Turn`, and whoever plays samples for it.
+    A session never calls the model: it returns a `Turn`, and the player samples for it.
     """
 
     @property
     def malformed(self) -> int:
-        """Number of utterances so far that did not have the expected form, invalid answers among them."""
+        """Number of utterances so far without the expected form, including invalid answers."""
         ...
 
     def start(self, task_description: str, observation: str) -> Turn:
-        """Begin the episode."""
+        """Start the episode."""
         ...
 
     def receive(self, text: str) -> Turn:
-        """Take the utterance that the last `Ask` asked for."""
+        """Process the utterance for the last `Ask`."""
         ...
 
     def observe(self, observation: str) -> Turn:
-        """Take the environment's answer to the last `Act`."""
+        """Process the observation after the last `Act`."""
         ...
 
     def subgoals(self, num_steps: int) -> list[Subgoal]:
-        """Return what the record keeps beside the actions: contiguous spans over the first `num_steps` steps, or []."""
+        """Return the subgoals for the record: contiguous spans over the first `num_steps` steps, or []."""
         ...
 
 
 class Agent(Protocol):
-    """Settings of an agent: a frozen dataclass, given by `class_path` and `init_args` in a config.
+    """Settings of an agent: a frozen dataclass, set by `class_path` and `init_args` in a config.
 
-    An agent holds neither model nor tokenizer; the chat format comes in where token ids are made. The command line
-    accepts a class whose methods have the same annotations.
+    An agent holds neither model nor tokenizer: methods that make token ids take the chat format. The command line
+    accepts any class whose methods have the same annotations.
 
     An agent may also have `keep_thoughts: bool`. If it is False, no level reads its earlier thoughts again, and each
-    decision has a transcript of its own.
+    decision has its own transcript.
     """
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Names of its conversations, one per level in each episode; metrics and transcripts carry them."""
+        """Names of its conversations, one per level in each episode, used by metrics and transcripts."""
         ...
 
     @property
     def max_length(self) -> int:
-        """Context length of each level in tokens; earlier turns are dropped when it is full."""
+        """Context length of each level in tokens; the earliest turns are dropped when it is full."""
         ...
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
@@ -90,9 +90,10 @@ class Agent(Protocol):
         ...
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
-        """Render a stored episode: the token ids of each level, as they are when it is played.
+        """Render a stored episode: the token ids of each level, as in play.
 
-        Raises: ValueError if the episode lacks what the agent needs.
+        Raises:
+            ValueError: If the episode lacks required parts.
         """
         ...
 
@@ -101,12 +102,16 @@ class Agent(Protocol):
         ...
 
     def update(self, level: str, observation: str) -> str:
-        """Return what a level reads after its last decision: the state whose value stands for the future."""
+        """Return the prompt of a level after its last decision: the state whose value is bootstrapped."""
         ...
 
 
 def check_positive(agent: Agent, *names: str) -> None:
-    """Raises: ValueError for a setting that is not a positive number."""
+    """Check settings of an agent.
+
+    Raises:
+        ValueError: For a setting that is not a positive number.
+    """
     for name in names:
         if not getattr(agent, name) > 0:
             raise ValueError(f"{name} must be > 0, got {getattr(agent, name)}")

@@ -1,4 +1,4 @@
-"""What one level of an episode has read and written, as the transcripts to learn from."""
+"""The context of one level in an episode, as transcripts for training."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,30 +7,30 @@ from lit_rft.transcripts import ChatFormat, Transcript
 
 
 class Context(Protocol):
-    """Grows turn by turn. Both play and replay use it: their transcripts are the same."""
+    """A growing context. Play and replay both use it: their transcripts are the same."""
 
     @property
     def level(self) -> str:
-        """Whose context it is."""
+        """The level of this context."""
         ...
 
     @property
     def append_only(self) -> bool:
-        """Whether the level reads its utterances again exactly as it wrote them."""
+        """True if the level reads its utterances again exactly as it wrote them."""
         ...
 
     @property
     def transcripts(self) -> list[Transcript]:
-        """Transcripts so far, token for token what was read and written."""
+        """Transcripts so far: all tokens that were read and written."""
         ...
 
     @property
     def ids(self) -> list[int]:
-        """Everything that the level reads before its next utterance."""
+        """All tokens that the level reads before its next utterance."""
         ...
 
     def read(self, ids: Sequence[int]) -> list[int]:
-        """Append a prompt; returns the ids really appended."""
+        """Append a prompt; return the appended ids."""
         ...
 
     def write(self, ids: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ class Context(Protocol):
 
 
 class FullContext:
-    """A level reads its thoughts again: one transcript of all turns.
+    """The context of a level that reads its thoughts again: one transcript of all turns.
 
     Args:
         transcript: empty, with its level and episode.
@@ -82,14 +82,14 @@ class FullContext:
 
 
 class ContextWithoutThoughts:
-    """A level never reads its earlier thoughts again: one transcript per turn, of what it read there.
+    """The context of a level that never reads its earlier thoughts again: one transcript per turn.
 
-    The ids of earlier answers and of what was read stay as they are; only the ids of thoughts, and the mark with which
-    the generation prompt opened them, are left out.
+    The ids of earlier answers and prompts are unchanged; only the ids of thoughts are left out, and the mark in the
+    generation prompt that opened them.
 
     Args:
         transcript: empty, with its level and episode.
-        chat: knows where thoughts begin and end.
+        chat: finds the beginning and end of thoughts.
     """
 
     append_only = False

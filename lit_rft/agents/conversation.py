@@ -1,4 +1,4 @@
-"""One conversation of an agent: its context and its place in the generator."""
+"""One conversation of an agent: its context and its slot in the generator."""
 
 from lit_rft.agents.contexts import Context
 from lit_rft.generation import Completion, Conversations
@@ -6,20 +6,20 @@ from lit_rft.transcripts import Transcript
 
 
 class ContextFullError(RuntimeError):
-    """What has to be read next does not fit into the model's context, even without any history."""
+    """The next prompt does not fit into the model's context, even without any history."""
 
 
 class Conversation:
-    """A context that grows turn by turn, in step with the generator's cache.
+    """A growing context, in sync with the generator's cache.
 
-    When it outgrows `max_length`, its earliest turns are dropped until half of the room is free again,
-    and what remains is read anew: the price of one long read instead of one each turn. A context without thoughts is
-    read anew in each turn.
+    When it exceeds `max_length`, the earliest turns are dropped until half of it is free again, and the rest is
+    prefilled again: one long prefill instead of one per turn. A context without thoughts is prefilled again in each
+    turn.
 
     Args:
         generator: samples the utterances.
         context: of a level, empty.
-        max_length: context length in tokens, the next utterance included.
+        max_length: context length in tokens, including the next utterance.
         episode_id: with the level, seeds the sampling.
     """
 
@@ -27,24 +27,25 @@ class Conversation:
         self.context, self.level = context, context.level
         self.generator, self._max_length = generator, max_length
         self.slot = generator.open(f"{episode_id}/{self.level}")
-        self._log_probs: list[list[float]] = []  # of each decision that is still in the transcripts
+        self._log_probs: list[list[float]] = []  # of each remaining decision in the transcripts
         self._unread: list[int] = []
 
     @property
     def transcripts(self) -> list[Transcript]:
-        """What was read and written."""
+        """All tokens that were read and written."""
         return self.context.transcripts
 
     @property
     def log_probs(self) -> list[list[list[float]]]:
-        """Log-probabilities of each decision of each of the transcripts."""
+        """Log-probabilities of each decision in each transcript."""
         remaining = iter(self._log_probs)
         return [[next(remaining) for _ in range(transcript.num_decisions)] for transcript in self.transcripts]
 
     def read(self, ids: list[int]) -> None:
-        """Give the model more to read before its next utterance.
+        """Append prompt tokens for the next utterance.
 
-        Raises: ContextFullError.
+        Raises:
+            ContextFullError: They do not fit into the context.
         """
         self._unread += self.context.read(ids)
         room = self._max_length - self.generator.sampling.max_new_tokens
@@ -56,11 +57,11 @@ class Conversation:
             self._unread = list(self.context.ids)
 
     def unread(self) -> list[int]:
-        """Ids that the model has not read yet."""
+        """Return the ids that are not yet in the model's cache."""
         return self._unread
 
     def write(self, sampled: Completion) -> None:
-        """Take the sampled utterance into the context."""
+        """Append the sampled utterance to the context."""
         self.context.write(sampled.ids)
         self._log_probs.append(sampled.log_probs)
         self._unread = []

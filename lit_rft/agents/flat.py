@@ -12,13 +12,13 @@ from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 @dataclass(frozen=True)
 class FlatAgent:
-    """An agent without hierarchy, which answers each observation with an action.
+    """An agent without hierarchy: it answers each observation with an action.
 
     Args:
-        prompt: system text; the instruction of the answer format follows it.
-        max_length: context length in tokens, > 0; earlier turns are dropped when it is full.
-        answer_format: how an action is written, see `lit_rft.agents.formats`; null for `FirstLine`.
-        keep_thoughts: whether earlier thoughts stay in the context. If not, each decision has a transcript of its own.
+        prompt: system prompt, followed by the instruction of the answer format.
+        max_length: context length in tokens, > 0; the earliest turns are dropped when it is full.
+        answer_format: format of actions, see `lit_rft.agents.formats`; null for `FirstLine`.
+        keep_thoughts: keep earlier thoughts in the context. Otherwise each decision has its own transcript.
     """
 
     prompt: str = "You act. Read the task and what was observed, and answer with the next action."
@@ -37,7 +37,7 @@ class FlatAgent:
         return FlatSession(self, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
-        """One transcript of observations and actions; without earlier thoughts, one for each action."""
+        """Make one transcript of observations and actions; without earlier thoughts, one per action."""
         steps = zip(episode.steps, recorded_thoughts(episode), strict=True)
         texts = [write_answer(self.answer_format, chat, step.action, thought) for step, thought in steps]
 
@@ -51,7 +51,7 @@ class FlatAgent:
         )  # fmt: skip
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        """The environment's reward of each step."""
+        """Return the environment's reward of each step."""
         return step_outcomes(episode)
 
     def update(self, level: str, observation: str) -> str:

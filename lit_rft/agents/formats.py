@@ -1,6 +1,6 @@
-"""Answer formats: how an action, or a subgoal, is written in an utterance, and read from it.
+"""Answer formats: the form of an action, or a subgoal, in an utterance.
 
-Every format reads back what it writes: `parse(render(action)).action == action` for any text. Parsing never raises.
+Every format parses its own output: `parse(render(action)).action == action` for any text. Parsing never raises.
 """
 
 import json
@@ -14,14 +14,14 @@ _MAX_JSON_CHARACTERS = 20_000  # longer answers are not parsed
 
 
 class Answer(NamedTuple):
-    """The action that an utterance has, and whether the utterance departs from the format all the same."""
+    """The action in an utterance, and whether the utterance nevertheless departs from the format."""
 
     action: str
     malformed: bool = False
 
 
 class AnswerFormat(Protocol):
-    """How the answers of a level are written. A frozen dataclass of settings, given by `class_path` in a config."""
+    """The format of a level's answers. A frozen dataclass of settings, set by `class_path` in a config."""
 
     @property
     def instruction(self) -> str:
@@ -33,11 +33,11 @@ class AnswerFormat(Protocol):
         ...
 
     def render(self, action: str, thought: str = "") -> str:
-        """Write an answer, as stored episodes are trained on.
+        """Write an answer, as in training on stored episodes.
 
         Args:
             action: any text.
-            thought: reasoning before the action; formats without a place for it leave it out.
+            thought: reasoning before the action; left out by formats without a place for it.
         """
         ...
 
@@ -48,7 +48,7 @@ class FirstLine:
 
     @property
     def instruction(self) -> str:
-        return ""  # the prompts of the agents ask for it
+        return ""  # the agents' prompts contain it
 
     def parse(self, text: str) -> Answer | None:
         """Read the first line that is not blank."""
@@ -103,7 +103,7 @@ class Tags:
         return Answer(read_line(content.strip())) if start and end and content.strip() else None
 
     def render(self, action: str, thought: str = "") -> str:
-        """Write the thought, and the action between tags; as a JSON string where it would not come back otherwise."""
+        """Write the thought, and the action between tags; as a JSON string if parsing would change it otherwise."""
         answer = Answer(action)
         plain = f"<{self.tag}>{action}</{self.tag}>"
         if self.parse(plain) == answer:

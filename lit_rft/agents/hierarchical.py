@@ -1,6 +1,6 @@
 """The hierarchical agent (GLIDER): the high level writes subgoals, the low level acts until its subgoal is done.
 
-The same session plays episodes and renders stored ones: a policy is trained on exactly what it will read.
+The same session plays episodes and renders stored ones: a policy is trained on exactly the tokens of its play.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,14 @@ DONE, CONTINUE = "done", "continue"
 
 @dataclass(frozen=True)
 class HierarchyPrompts:
-    """System texts (GLIDER's hierarchy prompts, which name the level) and what the low level may read. Leading and
-    trailing whitespace of what a level reads in a turn is removed.
+    """System prompts (GLIDER's hierarchy prompts, which name the level) and the inputs of the low level.
+
+    Leading and trailing whitespace of prompts is removed.
 
     Args:
-        high: system text of the high level, which writes subgoals.
-        low: system text of the low level, which acts and reports whether its subgoal is done.
-        low_level_sees_task: if False, the low level reads subgoals and observations only, pi(a | g, o) to the letter.
+        high: system prompt of the high level, which writes subgoals.
+        low: system prompt of the low level, which acts and reports whether its subgoal is done.
+        low_level_sees_task: if False, the low level reads subgoals and observations only: pi(a | g, o) exactly.
     """
 
     high: str = "You plan. Read the task and what was observed, and answer with the next subgoal."
@@ -37,7 +38,7 @@ class HierarchyPrompts:
         return f"Task: {task_description}\n\n{observation}".strip()
 
     def high_update(self, observation: str) -> str:
-        """What the high level reads when a subgoal has ended: the observation it ended with (o_{t+c})."""
+        """Return the high level's prompt at the end of a subgoal: its last observation (o_{t+c})."""
         return observation.strip()
 
     def low_opening(self, task_description: str, observation: str, goal: str) -> str:
@@ -45,14 +46,13 @@ class HierarchyPrompts:
         return f"{task}{observation}\n\nSubgoal: {goal}".strip()
 
     def low_update(self, observation: str, goal: str | None = None) -> str:
-        """What the low level reads after its action; `goal` when a new subgoal begins with it."""
+        """Return the low level's prompt after its action; with `goal` if a new subgoal starts."""
         return (observation if goal is None else f"{observation}\n\nSubgoal: {goal}").strip()
 
 
 @dataclass(frozen=True)
 class LowLevelAnswer:
-    """A low-level utterance taken apart: the action, the completion flag, whether its form was wrong, and whether it
-    has an action at all."""
+    """The parts of a low-level utterance: action, completion flag, whether its form is malformed, and whether valid."""
 
     action: str
     subgoal_done: bool
@@ -61,7 +61,7 @@ class LowLevelAnswer:
 
 
 def write_low_level_answer(action: str, subgoal_done: bool, answer_format: AnswerFormat | None = None) -> str:
-    """Write an action in a format (default: as one line), and a flag; `parse_low_level_answer` gives both back."""
+    """Write an action in a format (default: as one line), and a flag; `parse_low_level_answer` is the inverse."""
     return f"{(answer_format or FirstLine()).render(action)}{_flag_line(subgoal_done)}"
 
 
@@ -70,8 +70,11 @@ def _flag_line(subgoal_done: bool) -> str:
 
 
 def parse_low_level_answer(text: str, answer_format: AnswerFormat | None = None) -> LowLevelAnswer:
-    """Read an action and a flag from any text. Without a proper flag the action is that of the whole text, the subgoal
-    goes on, and the answer is `malformed`. Never raises."""
+    """Parse an action and a flag from any text.
+
+    Without a valid flag the action is that of the full text, the subgoal continues, and the answer is `malformed`.
+    Never raises.
+    """
     answer_format = answer_format or FirstLine()
     lines = text.rstrip().splitlines(keepends=True)
     flag = lines[-1].strip() if lines else ""
@@ -85,17 +88,16 @@ def parse_low_level_answer(text: str, answer_format: AnswerFormat | None = None)
 
 @dataclass(frozen=True)
 class HierarchicalAgent:
-    """Two levels: the high level writes subgoals, the low level acts until its flag ends the subgoal, or until
-    `subgoal_steps` are spent.
+    """Two levels: the high level writes subgoals, the low level acts until its flag or its budget ends the subgoal.
 
     Args:
-        prompts: what each level reads.
-        max_length: context length of each level in tokens, > 0; earlier turns are dropped when it is full.
-        subgoal_steps: actions after which a subgoal ends by itself, > 0.
-        answer_format: how the low level writes an action, before its flag, see `lit_rft.agents.formats`;
-            null for `FirstLine`.
-        subgoal_format: how the high level writes a subgoal; null for `FirstLine`.
-        keep_thoughts: whether earlier thoughts stay in the contexts. If not, each decision has a transcript of its own.
+        prompts: prompts of each level.
+        max_length: context length of each level in tokens, > 0; the earliest turns are dropped when it is full.
+        subgoal_steps: maximum actions per subgoal, > 0.
+        answer_format: format of the low level's actions, before its flag, see `lit_rft.agents.formats`; null for
+            `FirstLine`.
+        subgoal_format: format of the high level's subgoals; null for `FirstLine`.
+        keep_thoughts: keep earlier thoughts in the contexts. Otherwise each decision has its own transcript.
     """
 
     prompts: HierarchyPrompts = field(default_factory=HierarchyPrompts)
@@ -116,9 +118,10 @@ class HierarchicalAgent:
         return HierarchicalSession(self, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
-        """A high-level and a low-level transcript; subgoals end where they end in the record.
+        """Make a high-level and a low-level transcript; subgoals end as in the record.
 
-        Raises: ValueError if the episode has steps but no subgoals.
+        Raises:
+            ValueError: If the episode has steps but no subgoals.
         """
         if episode.steps and not episode.subgoals:
             raise ValueError(f"episode {episode.id!r} has no subgoals: annotate it first, or train a flat agent")
@@ -129,7 +132,7 @@ class HierarchicalAgent:
         )  # fmt: skip
 
     def _goals(self, episode: Episode, chat: ChatFormat) -> list[str]:
-        """The high level's utterances."""
+        """Return the high level's utterances."""
 
         def means(text: str, index: int) -> bool:
             return _goal_of(read_answer(self.subgoal_format, chat, text).action) == episode.subgoals[index].goal
@@ -138,7 +141,7 @@ class HierarchicalAgent:
         return recorded_utterances(episode, "high", texts, means)
 
     def _actions(self, episode: Episode, chat: ChatFormat) -> list[str]:
-        """The low level's utterances."""
+        """Return the low level's utterances."""
         completed = {subgoal.end - 1 for subgoal in episode.subgoals if subgoal.completed}
 
         def means(text: str, index: int) -> bool:
@@ -152,17 +155,20 @@ class HierarchicalAgent:
         return recorded_utterances(episode, "low", texts, means)
 
     def low_level_answer(self, text: str, chat: ChatFormat) -> LowLevelAnswer:
-        """Read any low-level utterance."""
+        """Parse any low-level utterance."""
         spoken = chat.answer(text)
         if spoken is None:
             return LowLevelAnswer("", False, malformed=True, valid=False)
         return parse_low_level_answer(spoken, self.answer_format)
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        """High level: the environment's reward over the steps of the subgoal (GLIDER's D^h). Low level: the intrinsic
+        """Return the outcomes of a level.
+
+        High level: the environment's reward over the steps of the subgoal (GLIDER's D^h). Low level: the intrinsic
         reward (D^l).
 
-        Raises: ValueError if the episode has steps but no subgoals.
+        Raises:
+            ValueError: If the episode has steps but no subgoals.
         """
         return _high_outcomes(episode) if level == "high" else _low_outcomes(episode)
 
@@ -171,7 +177,7 @@ class HierarchicalAgent:
 
 
 class HierarchicalSession:
-    """One episode of a `HierarchicalAgent`: each level has one conversation over the whole episode.
+    """One episode of a `HierarchicalAgent`: each level has one conversation over the full episode.
 
     Args:
         agent: its settings.
@@ -198,7 +204,7 @@ class HierarchicalSession:
         return self._begin_subgoal(text) if self._asked == "high" else self._act(text)
 
     def observe(self, observation: str) -> Ask:
-        """Take the environment's answer to the last action; the level that must decide next reads it."""
+        """Process the observation after the last action; the level that decides next reads it."""
         self._observation = observation
         level = "high" if self._subgoal_over else "low"
         return self._ask(level, self.chat.turn(self.agent.update(level, observation)))
@@ -241,7 +247,7 @@ class HierarchicalSession:
 
 
 def _goal_of(text: str) -> str:
-    """A subgoal as a record has it, which must say something."""
+    """Return a subgoal for the record, which must not be empty."""
     return text if text.strip() else "(none)"
 
 
@@ -255,10 +261,13 @@ def _high_outcomes(episode: Episode) -> list[DecisionOutcome]:
 
 
 def _low_outcomes(episode: Episode) -> list[DecisionOutcome]:
-    """The low level's task ends when its subgoal is completed, and at the latest with the subgoal, by its own flag or
-    its step budget, after which another subgoal takes its place. Only where the episode was cut in the middle of a
-    subgoal does the value of the next state stand for what would have come. (A record does not tell whether a budget
-    ran out in the very step at which the episode was cut: that counts as cut.)"""
+    """Return the low level's outcomes.
+
+    Its task ends when its subgoal is completed, and at the latest at the end of the subgoal (by its flag or step
+    budget), when the next subgoal starts. Only if the episode was cut in the middle of a subgoal is the value of the
+    next state bootstrapped. (A record does not tell whether a budget ended in the very step at which the episode was
+    cut: that counts as cut.)
+    """
     rewards = intrinsic_rewards(episode)
     ends = {subgoal.end - 1 for subgoal in episode.subgoals}
     completed = {index for index, reward in enumerate(rewards) if reward}

@@ -1,42 +1,43 @@
-"""Texts of one line: how actions and subgoals are written as utterances, and read back."""
+"""Texts of one line: the form of actions and subgoals in utterances."""
 
 import json
 
 
 def write_single_line(text: str) -> str:
-    """Write an action or a subgoal as one line; `parse_single_line` gives it back.
+    """Write an action or a subgoal as one line; `parse_single_line` is the inverse.
 
-    Nearly every text is its own line. What would not come back (an empty text, line breaks, outer blanks, and what is
-    a JSON string itself) is written as a JSON string.
+    Most texts are unchanged. Others (an empty text, line breaks, outer blanks, JSON strings) are written as a JSON
+    string.
     """
     if len(text.splitlines()) == 1 and text == text.strip() and _quoted(text) is None:
         return text
     line = json.dumps(text, ensure_ascii=False)
-    return line if len(line.splitlines()) == 1 else json.dumps(text)  # Unicode's line breaks are escaped here only
+    return line if len(line.splitlines()) == 1 else json.dumps(text)  # escapes Unicode's line breaks
 
 
 def parse_single_line(text: str) -> tuple[str, bool]:
-    """Read an action or a subgoal.
+    """Parse an action or a subgoal.
 
-    Returns: the first line, or the text that it has as a JSON string; and whether there was anything but one line.
+    Returns:
+        The first line, or the text that it encodes as a JSON string; and whether there was anything but one line.
     """
     lines = lines_of(text)
     return (read_line(lines[0]) if lines else ""), len(lines) != 1
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines of a text that hold more than whitespace, stripped."""
+    """Return the non-blank lines of a text, stripped."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_line(line: str) -> str:
-    """Return a line, or the text that it has as a JSON string."""
+    """Return a line, or the text that it encodes as a JSON string."""
     quoted = _quoted(line)
     return line if quoted is None else quoted
 
 
 def _quoted(line: str) -> str | None:
-    """The text that a line has as a JSON string; None if it is none."""
+    """Return the text that a line encodes as a JSON string; None if it is not one."""
     if not (len(line) >= 2 and line[0] == line[-1] == '"'):
         return None
     try:

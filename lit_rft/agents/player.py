@@ -1,4 +1,4 @@
-"""Playing many episodes at once: sessions on one side, simulators on the other."""
+"""A player of many concurrent episodes: sessions on one side, simulators on the other."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.generation import Conversations
 from lit_rft.transcripts import ChatFormat, Transcript
 
-_PATIENCE = 0.1  # of a round's time, for episodes that are not ready
+_PATIENCE = 0.1  # share of a round's time to wait for episodes that are not ready
 
 
 @dataclass
 class PlayedEpisode:
-    """An episode with what the model read and wrote in it, token by token.
+    """An episode with all tokens that the model read and wrote.
 
     `log_probs[i][k]` are those of decision k of `transcripts[i]`, as sampled. A level has one transcript, or, without
     its earlier thoughts, one per decision.
@@ -34,34 +34,33 @@ class PlayedEpisode:
 
 @dataclass
 class _Live:
-    """One episode between its reset and its end."""
+    """One episode in progress."""
 
     job: EpisodeSpec
     session: Session
-    conversations: dict[str, Conversation]  # of each of the agent's levels
+    conversations: dict[str, Conversation]  # by level
     info: dict[str, Any]
     observation: str
     act: Act = field(default_factory=lambda: Act(""))
     utterances: dict[str, list[str]] = field(default_factory=dict)  # level -> texts
-    asked: Conversation | None = None  # that the next utterance is sampled for
+    waiting: Conversation | None = None  # waits for its next utterance
     steps: list[Step] = field(default_factory=list)
 
 
 class EpisodePlayer:
     """Plays episodes of an agent on a pool of environments.
 
-    Each round samples the next utterance of every episode that waits for one, in one forward pass, while the
-    simulators work on the others. A round starts when all episodes in progress are ready, or half of them and the
-    others have not come within a tenth of the time that the last round took: full rounds are the faster ones, but none
-    waits long for the slowest.
+    Each round samples the next utterances of all waiting episodes in one forward pass, while the simulators work on the
+    others. A round starts when all episodes in progress are ready, or when half of them are and a tenth of the last
+    round's time has passed: full rounds are faster, but none waits long for the slowest.
 
     Args:
         agent: makes a session for each episode.
         pool: of environments.
-        chat: chat format of the model's tokenizer; not needed for an agent without levels.
-        generators: samples the utterances of all levels, or a generator for each level (with other weights, say). Each
-            needs one slot per level that it serves, for each worker of the pool.
-        source: `source` of the records, who played them.
+        chat: chat format of the model's tokenizer; not required for an agent without levels.
+        generators: samples the utterances of all levels, or a generator per level (for example with other weights).
+            Each needs one slot per level and worker of the pool.
+        source: `source` of the records: the acting policy.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class EpisodePlayer:
         self._generators: Any = dict.fromkeys(agent.levels, generators) if shared else generators
         self.source = source or {"kind": "policy"}
         self._live: dict[int, _Live] = {}
-        self._deciding: set[int] = set()  # workers whose episode waits for an utterance
+        self._deciding: set[int] = set()  # workers with an episode that waits for an utterance
         self._round_seconds = 0.0  # of sampling, in the last round
 
     def submit(self, jobs: Sequence[EpisodeSpec]) -> None:
@@ -87,18 +86,17 @@ class EpisodePlayer:
             self.pool.submit(job)
 
     def run(self, max_unfinished: int = 0) -> Iterator[PlayedEpisode]:
-        """Play until at most `max_unfinished` of the submitted episodes are left; yields each when it ends, in the
-        order in which they end.
+        """Play until at most `max_unfinished` of the submitted episodes are left; yield each at its end.
 
-        An episode whose environment failed for good comes with outcome reason `env_error`.
+        An episode whose environment failed for good has the outcome reason `env_error`.
         """
         while self.pool.outstanding > max_unfinished:
             yield from self._handle_events(max_unfinished)
             yield from self._decide()
 
     def _handle_events(self, max_unfinished: int = 0) -> Iterator[PlayedEpisode]:
-        """Take what the simulators have answered until enough episodes are ready to decide."""
-        begin: float | None = None  # of the round, at the latest
+        """Process events of the simulators until enough episodes wait for an utterance."""
+        begin: float | None = None  # latest start of the round
         while self.pool.outstanding > max_unfinished:
             ready, live = len(self._deciding), len(self._live)
             timeout = None
@@ -122,7 +120,7 @@ class EpisodePlayer:
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
-        # the environment is gone: "lost" episodes restart in another worker, "error" ones are over
+        # the environment has failed: "lost" episodes restart in another worker, "error" ones are over
         live_or_none = self._live.pop(event.worker, None)
         self._deciding.discard(event.worker)
         if live_or_none is not None:
@@ -148,11 +146,11 @@ class EpisodePlayer:
         return self._continue(worker, live, live.session.observe(observation))
 
     def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
-        """Do what the agent's turn asks for: queue an utterance, act, or end the episode."""
+        """Process the agent's turn: queue an utterance, act, or end the episode."""
         if isinstance(turn, Ask):
-            live.asked = live.conversations[turn.level]
+            live.waiting = live.conversations[turn.level]
             try:
-                live.asked.read(turn.ids)
+                live.waiting.read(turn.ids)
             except ContextFullError:
                 return self._end(worker, live, False, "context_full")
             self._deciding.add(worker)
@@ -165,20 +163,20 @@ class EpisodePlayer:
         return None
 
     def _decide(self) -> Iterator[PlayedEpisode]:
-        """One utterance for each waiting episode; those that got an action go on to their simulators."""
-        groups: dict[int, list[int]] = {}  # workers by the generator that has to sample for them
+        """Sample one utterance for each waiting episode; those with an action continue in their simulators."""
+        groups: dict[int, list[int]] = {}  # workers by their generator
         for worker in sorted(self._deciding):
-            groups.setdefault(id(self._asked(worker).generator), []).append(worker)
+            groups.setdefault(id(self._waiting_conversation(worker).generator), []).append(worker)
         self._round_seconds = 0.0
         for workers in groups.values():
             yield from self._decide_for(workers)
 
     def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
-        asked = {worker: self._asked(worker) for worker in workers}
+        waiting = {worker: self._waiting_conversation(worker) for worker in workers}
         started = time.monotonic()
-        completions = asked[workers[0]].generator.sample({c.slot: c.unread() for c in asked.values()})
+        completions = waiting[workers[0]].generator.sample({c.slot: c.unread() for c in waiting.values()})
         self._round_seconds += time.monotonic() - started
-        for worker, conversation in asked.items():
+        for worker, conversation in waiting.items():
             live, completion = self._live[worker], completions[conversation.slot]
             conversation.write(completion)
             text = self._chat.text(completion.ids)
@@ -187,8 +185,8 @@ class EpisodePlayer:
             if played is not None:
                 yield played
 
-    def _asked(self, worker: int) -> Conversation:
-        conversation = self._live[worker].asked
+    def _waiting_conversation(self, worker: int) -> Conversation:
+        conversation = self._live[worker].waiting
         assert conversation is not None
         return conversation
 
@@ -205,7 +203,7 @@ class EpisodePlayer:
         return played
 
     def _env_error(self, event: PoolEvent, live: _Live | None) -> PlayedEpisode:
-        if live is None:  # it never came to a first observation
+        if live is None:  # without a first observation
             info = {"env": "unknown", "env_version": "", "task_description": ""}
             episode = self._record(event.job, info, "", [], "env_error")
         else:

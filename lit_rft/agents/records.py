@@ -1,4 +1,4 @@
-"""Stored episodes as an agent's transcripts, and what each of their decisions led to."""
+"""Stored episodes as an agent's transcripts, and the outcomes of their decisions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from lit_rft.agents.contexts import make_context
 from lit_rft.episodes import Episode
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
-UTTERANCES = "utterances"  # key of a record's `extra`: level -> texts that the policy wrote when it played
-THOUGHTS = "thoughts"  # key of a record's `extra`: a thought before each of the steps, of annotated episodes
+UTTERANCES = "utterances"  # key of a record's `extra`: level -> the policy's utterances as text
+THOUGHTS = "thoughts"  # key of a record's `extra`: a thought before each step, in annotated episodes
 
 
 def replay(
@@ -21,9 +21,9 @@ def replay(
     keep_thoughts: bool = True,
     max_length: int | None = None,
 ) -> list[Transcript]:
-    """Let a session play a stored episode again: it reads what it read, and writes the given utterances.
+    """Replay a stored episode with a session: the same prompts, with the given utterances.
 
-    A policy is thereby trained on exactly what it reads when it plays.
+    A policy is thereby trained on exactly the tokens of its play.
 
     Args:
         session: of this episode, not started yet.
@@ -32,8 +32,12 @@ def replay(
         utterances: texts of each level, in order.
         keep_thoughts: whether levels read their earlier thoughts again; see `Agent`.
         max_length: context length of levels that do not; None for any.
-    Returns: the transcripts of each level of `utterances`; none for an episode without steps.
-    Raises: ValueError if the session plays anything but the record's actions.
+
+    Returns:
+        The transcripts of each level of `utterances`; none for an episode without steps.
+
+    Raises:
+        ValueError: If the session's actions differ from the record's.
     """
     if not episode.steps:
         return []
@@ -64,14 +68,14 @@ def replay(
 def recorded_utterances(
     episode: Episode, level: str, rendered: Sequence[str], means: Callable[[str, int], bool]
 ) -> list[str]:
-    """Return the utterances of a level: those that the record has, word for word, and `rendered` for the others.
+    """Return the utterances of a level: those in the record, word for word, and `rendered` for the others.
 
     Args:
         episode: the record.
-        level: of the agent that reads it.
+        level: of the agent.
         rendered: text of each utterance, from the record's actions and subgoals.
-        means: whether a text, read as the utterance of an index, is what the record says was done: a record of another
-            agent or format has other texts.
+        means: whether a text, parsed as the utterance of an index, has the record's action or subgoal: a record of
+            another agent or format has other texts.
     """
     recorded = _texts(episode, UTTERANCES, level)
     return [
@@ -81,7 +85,7 @@ def recorded_utterances(
 
 
 def recorded_thoughts(episode: Episode) -> list[str]:
-    """Return a thought for each step; empty texts where the record has none."""
+    """Return a thought for each step; empty texts if the record has none."""
     thoughts = _texts(episode, THOUGHTS)
     return [*thoughts, *[""] * (len(episode.steps) - len(thoughts))]
 
@@ -99,17 +103,21 @@ def _texts(episode: Episode, *keys: str) -> list[str]:
 def add_outcomes(
     transcripts: Sequence[Transcript], episode: Episode, chat: ChatFormat, agent: Agent
 ) -> list[Transcript]:
-    """Add what each decision led to.
+    """Add the outcomes of decisions.
 
     Args:
-        transcripts: of this episode, from its record or as they were played; early turns may have been dropped.
+        transcripts: of this episode, from its record or from play; early turns may have been dropped.
         episode: the record.
         chat: writes the state after the last decision.
-        agent: whose transcripts they are.
-    Returns: copies that end with the state after the last decision, unless that decision terminated its level. A last
+        agent: the agent of the transcripts.
+
+    Returns:
+        Copies that end with the state after the last decision, unless that decision terminated its level. A last
         utterance that produced no step (a subgoal without an action) is left out; so is a transcript without any
         decision.
-    Raises: ValueError if the episode lacks what the agent needs, such as subgoals.
+
+    Raises:
+        ValueError: If the episode lacks required parts, such as subgoals.
     """
     completed = []
     for transcript in transcripts:
@@ -128,9 +136,9 @@ def add_outcomes(
 
 
 def step_outcomes(episode: Episode) -> list[DecisionOutcome]:
-    """Outcomes of a level that decides once per step: the environment's rewards.
+    """Return the outcomes of a level that decides once per step: the environment's rewards.
 
-    A time limit does not terminate: the value of the next state stands for what would have come.
+    A time limit does not terminate: the value of the next state is bootstrapped.
     """
     last = len(episode.steps) - 1 if episode.outcome.terminated else -1
     return [DecisionOutcome(step.reward, 1, index == last) for index, step in enumerate(episode.steps)]

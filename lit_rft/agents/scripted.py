@@ -7,12 +7,12 @@ from lit_rft.agents.base import Act, Session, Stop
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
-SCRIPT_END = "script_end"  # reason of an episode that was not over after its last scripted action
+SCRIPT_END = "script_end"  # reason of an episode that was not over after the last scripted action
 
 
 @dataclass(frozen=True)
 class ScriptedAgent:
-    """An agent whose actions are given in advance. It has no levels: nothing is sampled and nothing can be learnt.
+    """An agent with given actions. It has no levels: nothing is sampled or trained.
 
     Args:
         script: from an episode's id to its actions.

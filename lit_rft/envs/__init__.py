@@ -1,4 +1,4 @@
-"""Text environments: their contract, suites of tasks, and pools of worker processes that play many episodes at once."""
+"""Text environments: their contract, suites of tasks, and pools of workers for many episodes at once."""
 
 from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.checking import EnvReport, check_env

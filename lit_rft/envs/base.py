@@ -1,4 +1,4 @@
-"""The contract with environments: suites of tasks, specifications of episodes, and the keys of an environment's info.
+"""The contract of environments: suites of tasks, specifications of episodes, and the keys of an environment's info.
 
 An environment is any `gymnasium.Env` with text observations and text actions. `docs/environments.md` has an example.
 """
@@ -24,17 +24,17 @@ Metric = Literal["score", "success"]
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSpec:
-    """An episode to be played.
+    """The specification of an episode.
 
     Attributes:
-        id: unique among the episodes that are played at the same time; the id of the episode's record.
-        task: name of the task, by which scores are reported.
-        split: split of the data that the episode is of.
+        id: unique among concurrent episodes; the id of the episode's record.
+        task: name of the task, for scores by task.
+        split: split of the data.
         seed: for the environment's `reset`.
         options: for the environment's `reset`; any JSON values.
-        step_limit: maximum number of actions; the episode is truncated after them. 0 for the environment's own limit.
-        meta: identifies the problem within its task (variation, simplification, game file, ...); JSON values, which
-            the episode's record keeps.
+        step_limit: maximum number of actions, after which the episode is truncated; 0 for the environment's own limit.
+        meta: identifies the problem within its task (variation, simplification, game file, ...); JSON values, stored in
+            the episode's record.
     """
 
     id: str
@@ -47,24 +47,24 @@ class EpisodeSpec:
 
 
 class StepInfo(TypedDict, total=False):
-    """The keys of an environment's info that are read, all of them optional. `EpisodeEnv` fills in the defaults.
+    """Keys of an environment's info, all optional. `EpisodeEnv` fills in the defaults.
 
-    Of `reset` and of `step`:
+    From `reset` and `step`:
         score: score so far, any finite number. Default: the sum of the rewards so far.
         achieved: conditions newly met, as `Achieved`, as ``{"key": ..., "text": ...}`` or as text. Default: none.
         admissible: actions that the environment would accept now. Absent by default.
-        metrics: further finite numbers by their names. The last value of each counts for the episode: it is kept in its
-            record, and averaged over episodes for reports. Default: none.
+        metrics: further finite numbers by name. The last value of each is stored in the episode's record, and averaged
+            over episodes in reports. Default: none.
 
-    Of `reset` only:
+    From `reset` only:
         env, env_version: name and version for the records. Default: the name of the class, and no version.
         task_description: the task in words. Default: the first observation.
 
-    Of `step` only:
+    From `step` only:
         valid: whether the environment understood the action. Default: True.
         success: whether the task is solved. Default: the environment has terminated the episode with a reward above 0.
-        reason: why the episode ended, None before its end. Default: ``goal`` or ``failed`` where the environment
-            terminated it, ``step_limit`` where the limit of its `EpisodeSpec` was reached, ``truncated`` otherwise.
+        reason: reason of the episode's end, None before it. Default: ``goal`` or ``failed`` if the environment
+            terminated it, ``step_limit`` at the limit of its `EpisodeSpec`, ``truncated`` otherwise.
     """
 
     env: str
@@ -80,35 +80,35 @@ class StepInfo(TypedDict, total=False):
 
 
 class Expert(Protocol):
-    """Solves a suite's tasks: gives the actions of expert episodes, see `collect_expert_episodes`."""
+    """An expert for a suite's tasks, used by `collect_expert_episodes`."""
 
     @property
     def kind(self) -> str:
-        """``source["kind"]`` of the episodes, such as ``gold``."""
+        """Value of ``source["kind"]`` in its episodes, such as ``gold``."""
 
     @property
     def irreversible(self) -> tuple[str, ...]:
-        """Beginnings of actions that could end an episode at once: a perturbation never inserts them."""
+        """Prefixes of actions that could end an episode at once: a perturbation never inserts them."""
 
     def prepare(self, spec: EpisodeSpec, admissible_at: Sequence[int]) -> EpisodeSpec:
-        """The specification to play.
+        """Adapt the specification of an episode for this expert.
 
         Args:
             spec: the episode.
-            admissible_at: numbers of steps before which the info must have `StepInfo.admissible`.
+            admissible_at: steps before which the info must have `StepInfo.admissible`.
         """
 
     def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
-        """The actions that solve the task, given the info that `reset` returned."""
+        """Return the actions that solve the task, given the info from `reset`."""
 
     def annotate(self, episode: Episode) -> Any:
-        """The default annotator of the suite's episodes, see `lit_rft.episodes.subgoals`."""
+        """Apply the default annotator of the suite's episodes, see `lit_rft.episodes.subgoals`."""
 
 
 class TaskSuite(Protocol):
     """Tasks of an environment. Suites may also have an `expert: Expert` that solves them.
 
-    A suite must be picklable if `make_env` is one of its methods, since it is called in worker processes.
+    If `make_env` is a method of the suite, the suite must be picklable: it is called in worker processes.
     """
 
     @property
@@ -117,7 +117,7 @@ class TaskSuite(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """The measure by which results on this suite are compared."""
+        """The metric for comparing results on this suite."""
 
     def make_env(self) -> gym.Env[str, str]:
         """Make an environment."""
@@ -131,14 +131,14 @@ class TaskSuite(Protocol):
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        """The episodes of a split, task by task.
+        """Return the episodes of a split, task by task.
 
         Args:
             split: name of the split.
-            tasks: some of the tasks; None for all of them.
-            limit: maximum number of episodes of each task; None for the suite's own number.
+            tasks: names of tasks; None for all of them.
+            limit: maximum number of episodes per task; None for the suite's default.
             half: one of two disjoint halves of each task's episodes; None for both.
-            seed: of the choice where a task has more than `limit` episodes.
+            seed: of the choice among more than `limit` episodes.
 
         Raises:
             ValueError: unknown split or task, or a limit below 1.
@@ -146,7 +146,7 @@ class TaskSuite(Protocol):
 
 
 def expert_of(suite: TaskSuite) -> Expert:
-    """A suite's expert.
+    """Return a suite's expert.
 
     Raises:
         ValueError: the suite has none.
@@ -154,7 +154,7 @@ def expert_of(suite: TaskSuite) -> Expert:
     expert: Expert | None = getattr(suite, "expert", None)
     if expert is None:
         raise ValueError(
-            f"the suite {suite.name!r} has no expert that could collect episodes: name files of stored episodes "
+            f"the suite {suite.name!r} has no expert to collect episodes: set files of stored episodes "
             "(data.init_args.train_files), or train without demonstrations"
         )
     return expert
@@ -162,12 +162,12 @@ def expert_of(suite: TaskSuite) -> Expert:
 
 @dataclass(frozen=True)
 class ScriptedExpert:
-    """An expert whose actions are known beforehand.
+    """An expert with scripted actions.
 
     Attributes:
-        script: gives the actions of an episode.
+        script: returns the actions of an episode.
         kind, irreversible: see `Expert`.
-        annotator: see `Expert.annotate`; by default subgoals are cut at the conditions that were achieved.
+        annotator: see `Expert.annotate`; by default subgoals end at achieved conditions.
     """
 
     script: Callable[[EpisodeSpec], Sequence[str]]
@@ -186,7 +186,7 @@ class ScriptedExpert:
 
 
 def describe(suite: TaskSuite) -> str:
-    """A suite's class and arguments as JSON: the same text for suites of the same episodes."""
+    """Return a suite's class and arguments as JSON: equal for suites with the same episodes."""
     names = vars(suite) if hasattr(suite, "__dict__") else {}
     settings = {name: value for name, value in names.items() if not name.startswith("_")}
     return json.dumps([type(suite).__module__, type(suite).__qualname__, settings], sort_keys=True, default=_name_of)
@@ -199,7 +199,7 @@ def _name_of(value: Any) -> Any:
 
 
 def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:
-    """What two episodes have in common if they are of the same problem: task and `meta`."""
+    """Return the key of an episode's problem: task and `meta`."""
     return item.task, json.dumps(item.meta, sort_keys=True)
 
 
@@ -209,7 +209,7 @@ def choose_tasks(available: Iterable[str], tasks: Sequence[str] | None, owner: s
     Args:
         available: names of all tasks, in order.
         tasks: the chosen ones, in order; None for all.
-        owner: who has the tasks, for the error.
+        owner: of the tasks, for the error.
 
     Raises:
         ValueError: unknown task.
@@ -222,13 +222,13 @@ def choose_tasks(available: Iterable[str], tasks: Sequence[str] | None, owner: s
 
 
 def choose(items: Sequence[Item], limit: int | None, half: Half | None, seed: str) -> list[Item]:
-    """Choose some items, evenly spread: they are cut into `limit` equal parts, each of which gives one at random.
+    """Choose items, evenly spread: one at random from each of `limit` equal parts.
 
     Args:
         items: to choose from, in order.
         limit: maximum number; None for all.
         half: choose from every second item, beginning with the ``first`` or ``second``; None for all items.
-        seed: of the choice, which depends on nothing else but the number of items.
+        seed: of the choice, which depends only on it and the number of items.
 
     Raises:
         ValueError: `limit` is below 1.

@@ -1,6 +1,6 @@
-"""Collecting episodes with a suite's expert: expert episodes, and worse ones made from them.
+"""Collection of episodes with a suite's expert: expert episodes, and medium-quality ones derived from them.
 
-Both are one loop: a player follows the expert's actions, and a `Perturbation` may put random actions between them.
+Both share one loop: a player follows the expert's actions, and a `Perturbation` may insert random actions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lit_rft.episodes.subgoals import Annotator, apply_annotator
 
 logger = logging.getLogger(__name__)
 
-_PATH_END = "path_end"  # reason of an episode whose expert's actions were played to their end without solving the task
+_PATH_END = "path_end"  # reason of an episode whose expert's actions ran out before the task was solved
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Perturbation:
 
     Attributes:
         probability: of a random action at each step, in [0, 1].
-        insert: False: it takes the place of the expert's action. True: it comes in addition, and is never one that
-            could end the episode at once (`Expert.irreversible`).
-        seed: of the steps and of the actions. (The simulator has some randomness of its own.)
+        insert: False: replace the expert's action. True: insert an additional action, never one that could end the
+            episode at once (`Expert.irreversible`).
+        seed: of the steps and the actions. (The simulator has some randomness of its own.)
     """
 
     probability: float
@@ -48,15 +48,15 @@ class Perturbation:
             raise ValueError(f"probability must be in 0..1, got {self.probability}")
 
     def rng(self, job_id: str) -> random.Random:
-        """Of one episode; its choices do not depend on which other episodes are played, or when."""
+        """Return the random generator of an episode; its choices do not depend on other episodes."""
         return random.Random(f"{self.seed}/{job_id}")
 
     def random_steps(self, rng: random.Random, num_steps: int) -> frozenset[int]:
-        """The steps at which the action is random, known before the episode begins."""
+        """Choose the steps with a random action, before the episode starts."""
         return frozenset(i for i in range(num_steps) if rng.random() < self.probability)
 
     def choose(self, rng: random.Random, admissible: Sequence[str], irreversible: tuple[str, ...]) -> str | None:
-        """One of the admissible actions, none of which need be harmless; None where none is allowed."""
+        """Choose an admissible action, at random; None if none is allowed."""
         allowed = [a for a in sorted(admissible) if not (self.insert and a.startswith(irreversible))]
         return rng.choice(allowed) if allowed else None
 
@@ -73,28 +73,30 @@ def collect_expert_episodes(
 ) -> list[Episode]:
     """Play the expert's actions of each episode, up to the task's completion, and write the episodes to a file.
 
-    Resumable: finished episodes are kept in ``<path>.partial`` while the work goes on, and neither they nor those that
-    `path` has already are played again. `path` itself is written atomically when all is done: the episodes of `specs`
-    in their order, then others that it had.
+    Resumable: finished episodes are kept in ``<path>.partial`` during the collection; they and the episodes in `path`
+    are not played again. `path` is written atomically at the end: the episodes of `specs` in their order, then its
+    others.
 
-    An episode that the step limit cuts is kept and marked ``truncated``: choose a limit that the expert's actions fit
-    into (of ScienceWorld's gold paths, 69% have at most 50 steps, 88% at most 100).
+    Episodes cut by the step limit are kept and marked ``truncated``: choose a sufficient limit (of ScienceWorld's gold
+    paths, 69% have at most 50 steps, 88% at most 100).
 
     Args:
         suite: has an `expert`.
-        specs: what to play, see `TaskSuite.episodes`.
+        specs: episodes to play, see `TaskSuite.episodes`.
         path: a ``.jsonl`` or ``.parquet`` file.
         num_workers: see `EnvPool`.
-        annotate: gives the subgoals, see `lit_rft.episodes.subgoals`; None for the expert's own annotator.
+        annotate: annotator of subgoals, see `lit_rft.episodes.subgoals`; None for the expert's own.
         annotator: its name in the records.
-        progress: whether to show a progress bar.
+        progress: show a progress bar.
+
     Returns:
-        The episodes of `specs`, in their order. One whose environment failed for good is left out, with a warning;
-        the next call tries it again.
+        The episodes of `specs`, in their order. Those whose environment failed repeatedly are left out, with a warning;
+        the next call retries them.
+
     Raises:
-        EpisodeError: `path` or its partial file is damaged, or `annotate` does not cover every step.
-        ValueError: the suite has no expert, the environment refuses its options, or the suffix is neither.
-        RuntimeError: not a single episode could be played.
+        EpisodeError: `path` or its partial file is corrupt, or `annotate` does not cover every step.
+        ValueError: the suite has no expert, the environment rejects its options, or the suffix is neither.
+        RuntimeError: all episodes failed.
     """
     return _collect(suite, specs, path, None, num_workers, annotate, annotator, progress)
 
@@ -110,22 +112,24 @@ def collect_perturbed_episodes(
     annotator: str = "events",
     progress: bool = True,
 ) -> list[Episode]:
-    """Like `collect_expert_episodes`, with random actions put between the expert's: medium-quality data.
+    """Collect episodes as `collect_expert_episodes` does, with random actions among the expert's: medium-quality data.
 
-    An episode whose actions are played to their end without solving the task is truncated, with the reason
-    ``path_end``.
+    If the actions run out before the task is solved, the episode is truncated with the reason ``path_end``.
 
     Args:
-        suite: its environment must report `StepInfo.admissible`, always or where its expert asks for it.
-        specs: with their `step_limit`, up to which random actions are planned.
-        perturbation: number and kind of random actions. It is part of the ids, so that several may share a file.
+        suite: its environment must report `StepInfo.admissible`, always or where its expert requests it.
+        specs: with a `step_limit`, up to which random actions are planned.
+        path: see `collect_expert_episodes`, as for the other arguments.
+        perturbation: number and kind of random actions; part of the ids, so that a file can hold several.
+
     Raises:
-        ValueError: an episode without a step limit or without admissible actions, besides what
-            `collect_expert_episodes` raises.
+        ValueError: an episode has no step limit or no admissible actions, or as in `collect_expert_episodes`.
     """
     for spec in specs:
         if spec.step_limit < 1:
-            raise ValueError(f"episode {spec.id!r} needs a step limit to plan random actions, got 0")
+            raise ValueError(
+                f"episode {spec.id!r} needs a step limit to plan random actions, got 0: set the suite's step_limit"
+            )
     return _collect(suite, specs, path, perturbation, num_workers, annotate, annotator, progress)
 
 
@@ -140,7 +144,7 @@ def _collect(
     progress: bool,
 ) -> list[Episode]:
     path = Path(path)
-    check_suffix(path)  # now, and not after all the work
+    check_suffix(path)  # before the collection
     expert = expert_of(suite)
     existing = {episode.id: episode for episode in read_episodes(path)} if path.exists() else {}
     wanted = {_episode_id(spec, expert, perturbation): spec for spec in specs}
@@ -166,10 +170,10 @@ def _collect(
 
 def _report(episodes: list[Episode], wanted: int) -> None:
     if wanted and not episodes:
-        raise RuntimeError(f"none of {wanted} episodes could be played; the warnings above say why")
+        raise RuntimeError(f"none of {wanted} episodes could be played: see the warnings above")
     truncated = sum(episode.outcome.truncated for episode in episodes if episode.source["kind"] != "perturbed")
     if truncated:
-        logger.warning("%d of %d expert episodes were cut before completion: raise the step limit", truncated, wanted)
+        logger.warning("%d of %d expert episodes were truncated early: raise the step limit", truncated, wanted)
     if len(episodes) < wanted:
         logger.warning("%d of %d episodes are missing; collect again to retry them", wanted - len(episodes), wanted)
 
@@ -187,12 +191,12 @@ def _prepared(spec: EpisodeSpec, expert: Expert, perturbation: Perturbation | No
 
 
 def _play(pool: EnvPool, expert: Expert, perturbation: Perturbation | None) -> Iterator[Episode]:
-    """Play all episodes of the pool; yields each when it ends."""
+    """Play all episodes of the pool; yield each at its end."""
     players: dict[int, _ExpertPlayer] = {}
     while pool.outstanding:
         for event in pool.wait():
             if event.kind in ("lost", "error"):
-                players.pop(event.worker, None)  # a lost episode comes again, with a reset
+                players.pop(event.worker, None)  # a lost episode restarts with a reset
                 continue
             if event.kind == "reset":
                 players[event.worker] = _ExpertPlayer(event, expert, perturbation)
@@ -207,7 +211,7 @@ def _play(pool: EnvPool, expert: Expert, perturbation: Perturbation | None) -> I
 
 
 class _ExpertPlayer:
-    """One episode along the expert's actions."""
+    """A player of one episode by the expert's actions."""
 
     def __init__(self, event: PoolEvent, expert: Expert, perturbation: Perturbation | None) -> None:
         self._spec, self._expert, self._perturbation = event.job, expert, perturbation
@@ -223,7 +227,7 @@ class _ExpertPlayer:
             self._random_steps = perturbation.random_steps(self._rng, self._spec.step_limit)
 
     def next_action(self) -> str | None:
-        """The next action; None when the episode is over."""
+        """Return the next action; None at the end of the episode."""
         if self._end is not None:
             return None
         if self._position == len(self._script):
@@ -236,11 +240,13 @@ class _ExpertPlayer:
         return self._action
 
     def _random_action(self) -> str | None:
-        """A random action where one was planned."""
+        """Return a random action if one is planned for this step."""
         if self._perturbation is None or len(self._steps) not in self._random_steps:
             return None
         if "admissible" not in self._latest_info:
-            raise ValueError(f"{self._info['env']} reports no admissible actions (StepInfo.admissible) to choose from")
+            raise ValueError(
+                f"{self._info['env']} reports no admissible actions (StepInfo.admissible), which perturbations need"
+            )
         return self._perturbation.choose(self._rng, self._latest_info["admissible"], self._expert.irreversible)
 
     def observe(self, event: PoolEvent) -> None:

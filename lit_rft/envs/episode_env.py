@@ -1,4 +1,4 @@
-"""Any gymnasium text environment with the defaults of `StepInfo` filled in."""
+"""Any gymnasium text environment, with the defaults of `StepInfo` filled in."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lit_rft.episodes.record import Achieved
 
 
 class ContractError(ValueError):
-    """An environment's answer that breaks the contract (`StepInfo`); to play the episode again would not help."""
+    """A result of an environment that violates the contract (`StepInfo`); playing the episode again would not help."""
 
 
 class EpisodeEnv:
-    """An environment that plays `EpisodeSpec`s, and whose info has every key of `StepInfo` but `admissible`.
+    """An environment for `EpisodeSpec`s whose info has every key of `StepInfo` except `admissible`.
 
     Args:
         env: a text environment.
 
     Raises:
-        TypeError: it is no `gymnasium.Env`.
+        TypeError: it is not a `gymnasium.Env`.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -39,8 +39,8 @@ class EpisodeEnv:
         """Start an episode.
 
         Raises:
-            ValueError: the environment refuses the options.
-            ContractError: it answers with anything but text and a dictionary, or with numbers that are none.
+            ValueError: the environment rejects the options.
+            ContractError: it returns anything but text and a dictionary, or numbers that are not finite.
         """
         self._step_limit, self._steps, self._total_reward = spec.step_limit, 0, 0.0
         self._metrics = {}
@@ -55,11 +55,11 @@ class EpisodeEnv:
         return observation, {**defaults, **info, **checked}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Do an action. An episode is never both terminated and truncated.
+        """Apply an action. An episode is never both terminated and truncated.
 
         Raises:
-            ContractError: the environment answers with anything but the five values of `gymnasium.Env.step`, or with
-                numbers that are none.
+            ContractError: the environment returns anything but the five values of `gymnasium.Env.step`, or numbers that
+                are not finite.
         """
         answer = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
@@ -113,7 +113,7 @@ class EpisodeEnv:
         return float(value)
 
     def _all_metrics(self, info: Mapping[str, Any], method: str) -> dict[str, float]:
-        """The last value of every metric that the episode has reported so far."""
+        """Return the last value of every metric that the episode has reported so far."""
         reported = info.get("metrics", {})
         if not isinstance(reported, Mapping) or not all(isinstance(key, str) and key for key in reported):
             got = show_value(reported)

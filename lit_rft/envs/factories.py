@@ -1,4 +1,4 @@
-"""Environment factories as bytes, which other processes and threads make environments from."""
+"""Environment factories as bytes, for other processes and threads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import gymnasium as gym
 
 
 def factory_key(make_env: Callable[[], gym.Env[Any, Any]], *, importable: bool = True) -> bytes:
-    """Pickle an environment factory. Bound methods and partials of equal objects make the same environment, and have
-    the same key.
+    """Pickle an environment factory.
+
+    Bound methods and partials of equal objects make the same environment, and have the same key.
 
     Args:
         make_env: the factory.
-        importable: whether it must come from a module that other processes can import.
+        importable: require a module that other processes can import.
 
     Raises:
         ValueError: it cannot be pickled, or other processes cannot import it.

@@ -24,7 +24,7 @@ class GymSuite:
 
     Attributes:
         env: import path (``my_envs.Guess``) of the environment's class, or of a function that makes it; or either
-            itself, if it can be imported by its name.
+            object, if importable by its name.
         env_args: keyword arguments for it.
         name: for reports and files; empty for the name of `env`.
         step_limit: actions per episode, after which it is truncated; 0 for the environment's own limit.
@@ -50,7 +50,7 @@ class GymSuite:
     metric: Metric = "score"
 
     def __post_init__(self) -> None:
-        make = import_env(self.env)  # now, and not in the first worker process
+        make = import_env(self.env)  # check it before any worker process starts
         if not self.name:
             object.__setattr__(self, "name", getattr(make, "__name__", type(make).__name__))
         if self.step_limit < 0:
@@ -61,7 +61,7 @@ class GymSuite:
 
     @property
     def expert(self) -> Expert | None:
-        """Plays the `script`."""
+        """The expert that plays the `script`, if there is one."""
         return None if self.script is None else ScriptedExpert(self.script)
 
     def make_env(self) -> gym.Env[str, str]:
@@ -78,7 +78,7 @@ class GymSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        """The episodes of a split, task by task; see `TaskSuite.episodes`.
+        """Return the episodes of a split, task by task; see `TaskSuite.episodes`.
 
         Raises:
             ValueError: unknown split or task, a limit below 1, or a row that is no object of JSON values.
@@ -98,7 +98,7 @@ class GymSuite:
         if split not in self.seeds:
             known = dict.fromkeys([*self.rows, *self.seeds])
             raise ValueError(f"{self.name!r} has the splits {', '.join(known)}, got {split!r}")
-        first = list(self.seeds).index(split) * _SEEDS_PER_SPLIT  # whatever the sizes of the other splits
+        first = list(self.seeds).index(split) * _SEEDS_PER_SPLIT  # independent of the sizes of other splits
         return [self._of_seed(seed, split) for seed in range(first, first + self.seeds[split])]
 
     def _of_seed(self, seed: int, split: str) -> EpisodeSpec:
@@ -113,10 +113,10 @@ class GymSuite:
 
 
 def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The class or function of an import path; anything but text stands for itself.
+    """Import the class or function of an import path; return anything but text unchanged.
 
     Raises:
-        ValueError: there is no such module or attribute, or it cannot be called.
+        ValueError: there is no such module or attribute, or it is not callable.
     """
     if isinstance(env, str):
         module, _, name = env.rpartition(".")
@@ -126,7 +126,7 @@ def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
             env = getattr(importlib.import_module(module), name)
         except ImportError as error:
             raise ValueError(
-                f"env {module}.{name}: {error}; its folder must be on PYTHONPATH, or be that of the configuration file"
+                f"env {module}.{name}: {error}; add its folder to PYTHONPATH, or put it beside the configuration file"
             ) from error
         except AttributeError as error:
             raise ValueError(f"env {module}.{name}: {error}") from error

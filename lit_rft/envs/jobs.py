@@ -1,4 +1,4 @@
-"""Episode specifications and their environment, as data loaders give them to stages."""
+"""Batches of episode specifications and their environment, from data loaders to stages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from lit_rft.envs.base import EpisodeSpec
 class EpisodeJobs:
     """Episodes to play.
 
-    No dataclass: Lightning would look into it for tensors to move and to cast.
+    Not a dataclass: Lightning would search it for tensors to move and to cast.
 
     Args:
         jobs: the episodes.
         make_env: makes an environment (picklable: a class or a functools.partial of one).
-        tasks: all tasks of the evaluation, those of other batches and processes included.
+        tasks: all tasks of the evaluation, including those of other batches and processes.
     """
 
     def __init__(

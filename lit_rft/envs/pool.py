@@ -1,4 +1,4 @@
-"""Many episodes at once: workers with one environment each, which can hang or die without harm."""
+"""Concurrent episodes: workers with one environment each, which can hang or die without harm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_rft.envs.worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_INTERVAL = 1.0  # seconds between measurements of the memory of workers in mid-call
+_MEMORY_INTERVAL = 1.0  # seconds between measurements of the memory of busy workers
 
 
 class EnvPool:
@@ -39,14 +39,14 @@ class EnvPool:
                 for event in pool.wait():
                     ...
 
-    Every job ends exactly once: by the consumer's `finish` or by an ``error`` event. A worker that dies, does not
-    answer in time, takes too much memory or whose environment raises is killed with everything it started (a Java
-    process, say) and replaced; its job is played again from the start, `PoolSettings.max_attempts` times in all.
+    Every job ends exactly once: by the consumer's `finish` or by an ``error`` event. A worker that dies, exceeds a
+    limit of time or memory, or whose environment raises is killed with everything it started (for example a Java
+    process) and replaced; its job is played again from the start, up to `PoolSettings.max_attempts` attempts.
 
-    Workers are started when there is work for them, side by side, in fresh interpreters that do not import the running
-    script: they need no ``if __name__ == "__main__"`` guard, and load no torch unless the environment does. They end,
-    with what they started, when this process ends in any way. Threads share the interpreter: see `PoolSettings.threads`
-    for what they cannot do.
+    Workers are started on demand, in parallel, in fresh interpreters that do not import the running script: they need
+    no ``if __name__ == "__main__"`` guard, and do not load torch unless the environment does. They end, with all
+    processes that they started, when this process ends in any way. Threads share the interpreter: see
+    `PoolSettings.threads` for their limitations.
 
     Args:
         make_env: makes the environment; must be picklable and come from an importable module: a class, or a
@@ -91,8 +91,10 @@ class EnvPool:
         return len(self._queue) + sum(slot.playing is not None for slot in self._slots)
 
     def process_id(self, worker: int) -> int | None:
-        """The worker's process, which leads the group of all that its environment started; None when not running, and
-        for a thread."""
+        """Return the id of the worker's process, the leader of the group of all that its environment started.
+
+        None if it is not running, and for a thread.
+        """
         running = self._slots[worker].worker
         return None if running is None else running.pid
 
@@ -111,7 +113,7 @@ class EnvPool:
         self._dispatch()
 
     def step(self, worker: int, action: str) -> None:
-        """Have a worker do an action; the answer is an event of `wait`.
+        """Send an action to a worker; the result is an event of `wait`.
 
         Raises:
             RuntimeError: the worker is not waiting for an action, or the pool is closed.
@@ -119,7 +121,7 @@ class EnvPool:
         self._check_waiting(worker).send(STEP, action, self.settings.call_timeout)
 
     def finish(self, worker: int) -> None:
-        """End the worker's job, whether the episode is over or not. The worker, or its replacement, takes the next one.
+        """End the worker's job, at the end of the episode or before; the worker or its replacement takes the next.
 
         Raises:
             RuntimeError: the worker is not waiting for an action, or the pool is closed.
@@ -132,20 +134,20 @@ class EnvPool:
         self._dispatch()
 
     def wait(self, timeout: float | None = None) -> list[PoolEvent]:
-        """Events that have happened, at least one; in the order of their happening.
+        """Wait for at least one event, and return events in the order of their occurrence.
 
         Args:
-            timeout: seconds to wait at most; None: as long as it takes (the time limits end every call).
+            timeout: maximum seconds to wait; None: no limit (the time limits end every call).
 
         Returns:
-            The events; empty when the time is over or nothing is outstanding.
+            The events; empty after the timeout, or if nothing is outstanding.
 
         Raises:
             ValueError: an environment's `reset` refused a job's options (its own exception; the job is over).
             ContractError: an environment's answer was of the wrong form.
             TimeoutError: a call in a thread exceeded its time limit.
             RuntimeError: the pool is closed; or there is no `timeout` and every running episode waits for the consumer.
-            Exception: what `make_env` raised, if no worker has ever worked.
+            Exception: the error of `make_env`, if no worker has ever worked.
         """
         self._check_open()
         end = None if timeout is None else time.monotonic() + timeout
@@ -168,7 +170,7 @@ class EnvPool:
         return events
 
     def close(self) -> None:
-        """End all workers and what they started. Outstanding jobs are dropped. A second call does nothing."""
+        """Stop all workers and the processes they started. Outstanding jobs are dropped. A second call does nothing."""
         self._closed = True
         self._queue.clear()
         self._events.clear()
@@ -177,12 +179,12 @@ class EnvPool:
                 self._retired.add(slot.worker)
                 slot.worker = None
         self._retired.wait()
-        for slot in self._slots:  # those in mid-call may hang, and are killed as they are
+        for slot in self._slots:  # busy workers may hang, and are killed
             slot.kill()
             slot.playing = slot.call = None
 
     def _dispatch(self) -> None:
-        """Give queued jobs to free workers, to running ones first; start others as needed."""
+        """Assign queued jobs to free workers, running ones first; start others as needed."""
         self._retired.reap()
         free = sorted((slot for slot in self._slots if slot.playing is None), key=lambda slot: slot.worker is None)
         for slot in free[: len(self._queue)]:
@@ -196,7 +198,7 @@ class EnvPool:
             slot.send(RESET, slot.playing.job, timeout)
 
     def _receive(self, until: float) -> None:
-        """Take in answers, ends of pipes, missed deadlines and too much memory."""
+        """Process responses, ends of pipes, missed deadlines and excess memory."""
         running = {slot.worker.connection: slot for slot in self._slots if slot.worker is not None}
         ready = wait(list(running), max(0.0, until - time.monotonic()))
         for connection, slot in running.items():
@@ -204,14 +206,14 @@ class EnvPool:
                 self._take_answer(slot)
         now = time.monotonic()
         for connection, slot in running.items():
-            # An answer that lies in the pipe counts, however late we come to read it.
+            # A response in the pipe counts, however late it is read.
             if slot.call is not None and now >= slot.deadline and connection not in ready:
                 self._time_out(slot)
         if self.settings.memory_limit and now >= self._next_measurement:
             self._check_memory()
 
     def _check_memory(self) -> None:
-        """Kill the workers in mid-call that hold more than twice the limit."""
+        """Kill busy workers with more than twice the memory limit."""
         for slot in self._slots:
             if slot.call is not None and (memory := slot.memory()) > 2 * self.settings.memory_limit:
                 limit = self.settings.memory_limit
@@ -236,7 +238,7 @@ class EnvPool:
             message, traceback = payload
             logger.debug("worker %d:\n%s", slot.index, traceback)
             self._fail(slot, message)
-        elif kind == BAD_START and self._has_worked:  # the machine's trouble, not the user's
+        elif kind == BAD_START and self._has_worked:  # a problem of the machine, not of make_env
             self._fail(slot, f"a new environment could not be made: {payload}")
         else:
             if kind == BAD_START:

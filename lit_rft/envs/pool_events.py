@@ -1,4 +1,4 @@
-"""What an `EnvPool` tells its consumer."""
+"""Events of an `EnvPool`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lit_rft.envs.base import EpisodeSpec
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that happened to a job.
+    """An event of a job.
 
     Attributes:
-        kind: ``reset`` and ``step``: the environment answered. ``lost``: the worker failed in mid-episode and the job
-            has been queued again; drop what was played. ``error``: it failed for the last time and the job is over.
+        kind: ``reset`` and ``step``: the environment responded. ``lost``: the worker failed during the episode and the
+            job has been queued again; discard its steps. ``error``: it failed for the last time and the job is over.
         worker: index of the worker, for `EnvPool.step` and `EnvPool.finish`.
         job: the job.
-        payload: what `reset` or `step` returned; for ``lost`` and ``error`` a message.
+        payload: result of `reset` or `step`; for ``lost`` and ``error`` a message.
     """
 
     kind: Literal["reset", "step", "lost", "error"]

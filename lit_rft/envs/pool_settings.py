@@ -1,4 +1,4 @@
-"""Settings of environment pools: limits of time and memory, and where environments run."""
+"""Settings of environment pools: limits of time and memory, processes or threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lit_rft.envs.memory import can_measure
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How a pool runs its environments.
+    """Settings of environment pools.
 
     Args:
-        call_timeout: maximum seconds of one step.
-        reset_timeout: maximum seconds of one reset; a fresh worker has them once more for making its environment.
-        max_attempts: how often an episode is started before it counts as an environment error.
-        episodes_per_worker: episodes after which a worker is replaced by a fresh one; 0 for never.
+        call_timeout: maximum seconds per step.
+        reset_timeout: maximum seconds per reset; a new worker has the same limit for making its environment.
+        max_attempts: number of attempts before an episode counts as an environment error.
+        episodes_per_worker: episodes after which a worker is replaced; 0 for never.
         memory_limit: MiB of resident memory of a worker and of all processes that its environment has started; 0 for no
             limit. A worker above it is replaced after its episode. One above twice the limit is killed at once, and its
             episode is played again, up to `max_attempts` times.

@@ -1,4 +1,4 @@
-"""Pools of environments, one for each way to make them."""
+"""Pools of environments, one per environment factory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lit_rft.envs.pool_settings import PoolSettings
 
 
 class EnvPools:
-    """`EnvPool`s by their environment factory, started when first needed: training and evaluation may differ in it.
+    """`EnvPool`s by their environment factory, started on first use: training and evaluation may have different ones.
 
     Args:
-        num_workers: environments of each pool.
+        num_workers: number of environments per pool.
         settings: of each pool.
     """
 
@@ -25,11 +25,11 @@ class EnvPools:
         self._pools: dict[bytes, EnvPool] = {}
 
     def __len__(self) -> int:
-        """Number of pools that are running."""
+        """Return the number of running pools."""
         return len(self._pools)
 
     def get(self, make_env: Callable[[], gym.Env[Any, Any]]) -> EnvPool:
-        """The pool of an environment factory.
+        """Return the pool of an environment factory.
 
         Raises:
             ValueError: `make_env` cannot be sent to another process.
@@ -40,7 +40,7 @@ class EnvPools:
         return self._pools[key]
 
     def close(self) -> None:
-        """End all workers. A second call does nothing."""
+        """Stop all workers. A second call does nothing."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()

@@ -1,4 +1,4 @@
-"""The slots of an `EnvPool`: each has a worker, replaced when it fails or is worn, and the episode that it plays."""
+"""The slots of an `EnvPool`: each has a worker, replaced when it fails or exceeds a limit, and its current episode."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lit_rft.envs.worker import CLOSE, Worker
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_TIMEOUT = 5.0  # seconds in which a worker must have closed its environment, before it is killed
+_CLOSE_TIMEOUT = 5.0  # maximum seconds for a worker to close its environment before it is killed
 _REPORT_EVERY = 5.0  # seconds between reports of how many environments are ready
 
 
 @dataclass(slots=True)
 class QueuedJob:
-    """An episode to play, and how often that has failed."""
+    """An episode to play, with its number of failed attempts."""
 
     job: EpisodeSpec
     failures: int = 0
@@ -29,16 +29,16 @@ class QueuedJob:
 
 @dataclass(slots=True)
 class Slot:
-    """A place for one worker.
+    """The slot of one worker.
 
     Attributes:
         index: number of the slot.
-        worker: started when first needed, and again after a failure.
-        playing: the episode that the worker plays.
-        call: what the worker has been asked for and has not answered.
+        worker: started on first use, and again after a failure.
+        playing: the worker's current episode.
+        call: the pending request to the worker.
         deadline: of the call, on the monotonic clock.
-        known: whether the consumer has been told of the episode.
-        episodes: number of episodes that the worker has begun.
+        known: whether the consumer has received an event of the episode.
+        episodes: number of episodes that the worker has started.
     """
 
     index: int
@@ -50,24 +50,24 @@ class Slot:
     episodes: int = 0
 
     def send(self, call: Literal["reset", "step"], argument: Any, timeout: float) -> None:
-        """Ask the worker for something."""
+        """Send a request to the worker."""
         assert self.worker is not None
         self.call, self.deadline = call, time.monotonic() + timeout
         self.worker.send(call, argument)
 
     def kill(self) -> None:
-        """End the worker as it is."""
+        """Kill the worker."""
         if self.worker is not None:
             self.worker.kill()
         self.worker, self.episodes = None, 0
 
     def memory(self) -> float:
-        """Resident memory of the worker and what it has started, in MiB; 0 without a process."""
+        """Return the resident memory of the worker and all it has started, in MiB; 0 without a process."""
         pid = None if self.worker is None else self.worker.pid
         return 0.0 if pid is None else group_memory(pid)
 
     def worn(self, settings: PoolSettings) -> bool:
-        """Whether another worker must play the next episode."""
+        """Return whether the worker must be replaced before the next episode."""
         if self.worker is None:
             return False
         if 0 < settings.episodes_per_worker <= self.episodes:
@@ -82,20 +82,20 @@ class Slot:
 
 
 class RetiredWorkers:
-    """Workers that are closing their environments, while others have taken their places."""
+    """Replaced workers that are closing their environments."""
 
     def __init__(self) -> None:
         self._deadlines: dict[Worker, float] = {}
 
     def add(self, worker: Worker) -> None:
-        """Ask a worker that is in no call to close its environment and end."""
+        """Make an idle worker close its environment and end."""
         worker.send(CLOSE)
         self._deadlines[worker] = time.monotonic() + _CLOSE_TIMEOUT
 
     def reap(self) -> None:
-        """Take leave of those that have ended, and kill those whose time is over."""
+        """Remove workers that have ended, and kill those past their deadline."""
         for worker, deadline in list(self._deadlines.items()):
-            if time.monotonic() >= deadline or worker.connection.poll(0):  # readable: the pipe has ended
+            if time.monotonic() >= deadline or worker.connection.poll(0):  # readable: end of the pipe
                 worker.kill()
                 del self._deadlines[worker]
 
@@ -108,10 +108,10 @@ class RetiredWorkers:
 
 
 class StartReport:
-    """Logs how many environments are ready, while they start side by side for the first time.
+    """Logs the number of ready environments during the first concurrent start.
 
     Args:
-        clock: gives the time in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -121,13 +121,13 @@ class StartReport:
         self._first = self._reported = 0.0
 
     def started(self, index: int) -> None:
-        """Count a slot whose environment is being made."""
+        """Count a slot whose environment is starting."""
         if not self._started:
             self._first = self._reported = self._clock()
         self._started.add(index)
 
     def ready(self, index: int) -> None:
-        """Count a slot whose environment has been made; its replacements are not counted again."""
+        """Count a slot whose environment is ready; its replacements are not counted again."""
         if index in self._ready:
             return
         self._ready.add(index)

@@ -1,4 +1,4 @@
-"""Workers of an `EnvPool`: what the pool asks and gets, and the loop that serves an environment at the other end."""
+"""Workers of an `EnvPool`: requests and responses, and the loop that serves an environment."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from typing import Any, Final, Protocol
 
 from lit_rft.envs.episode_env import ContractError, EpisodeEnv
 
-# Requests: (verb, argument), verb RESET, STEP or CLOSE. Answers: (kind, payload), kind one of those below.
+# Requests: (verb, argument), verb RESET, STEP or CLOSE. Responses: (kind, payload), with the kinds below.
 RESET: Final = "reset"
 STEP: Final = "step"
 CLOSE: Final = "close"
-READY: Final = "ready"  # the environment has been made; nobody asked
-DONE: Final = "done"  # payload: what the environment returned
-BAD_START: Final = "bad_start"  # payload: the exception that the environment could not be made for
-REFUSED: Final = "refused"  # payload: the ValueError of reset, or the ContractError: trying again would not help
+READY: Final = "ready"  # the environment is ready; sent without a request
+DONE: Final = "done"  # payload: the environment's result
+BAD_START: Final = "bad_start"  # payload: the exception raised while making the environment
+REFUSED: Final = "refused"  # payload: reset's ValueError, or a ContractError: another attempt would not help
 FAILED: Final = "failed"  # payload: message and traceback; the environment is in an unknown state
 
 
 class Worker(Protocol):
-    """An environment that runs elsewhere, as the pool sees it."""
+    """The pool's view of an environment that runs elsewhere."""
 
     @property
     def connection(self) -> Connection:
-        """The pool's end of the pipe; it reads as ended when the worker has."""
+        """The pool's end of the pipe; it reads as ended after the worker's end."""
 
     @property
     def pid(self) -> int | None:
-        """The worker's own process, the leader of the group of all that its environment starts; None for a thread."""
+        """The worker's process, leader of the group of all that its environment starts; None for a thread."""
 
     def send(self, verb: str, argument: Any = None) -> None:
-        """Send a request. A dead worker takes it without a word; the pipe's end says so to its reader."""
+        """Send a request. A dead worker raises no error here; its pipe ends."""
 
     def kill(self) -> None:
-        """End the worker and everything that its environment has started, as far as it can be ended from outside."""
+        """End the worker and everything that its environment has started, as far as possible from outside."""
 
 
 def serve(connection: Connection, make_env: bytes, requests: Iterable[tuple[str, Any]]) -> None:
-    """Make an environment and answer requests with it, until there are no more or one of them is CLOSE.
+    """Make an environment and serve requests with it, until there are no more or one of them is CLOSE.
 
     Args:
-        connection: takes the answers; one that its other end has closed takes them without a word.
+        connection: for the responses; those to a closed connection are dropped.
         make_env: pickled callable that makes the environment.
         requests: verbs with their arguments.
     """
@@ -68,7 +68,7 @@ def _send(connection: Connection, kind: str, payload: Any) -> None:
         message = pickle.dumps((kind, payload), pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         message = pickle.dumps((FAILED, (f"the environment's answer cannot be sent: {error!r}", "")))
-    with contextlib.suppress(OSError):  # nobody is there to read it: the requests end, too
+    with contextlib.suppress(OSError):  # the reader is gone: the requests end as well
         connection.send_bytes(message)
 
 
@@ -82,7 +82,7 @@ def _answer(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The exception itself if it survives pickling, else its text in one of its built-in base classes."""
+    """Return the exception if it survives pickling, else its text in one of its built-in base classes."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

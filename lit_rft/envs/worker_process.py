@@ -1,4 +1,4 @@
-"""A worker in a process of its own, which can hang or die without harm."""
+"""A worker in a separate process, which can hang or die without harm."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class WorkerProcess:
         self.connection, far_end = Pipe()
         fd, path = far_end.fileno(), [str(entry) for entry in sys.path]
         code = f"import sys; sys.path[:] = {path!r}; from lit_rft.envs.worker_process import main; main({fd})"
-        # A session of its own makes the process the leader of a group, and keeps Ctrl-C away from it.
+        # A new session makes the process the leader of a group, and Ctrl-C does not reach it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[fd], stdin=subprocess.DEVNULL, start_new_session=True
         )
         far_end.close()
         self.pid = self._process.pid
-        with contextlib.suppress(OSError):  # died at once: the pipe's end says so to its reader
+        with contextlib.suppress(OSError):  # died at once: the reader sees the end of the pipe
             self.connection.send_bytes(make_env)
 
     def send(self, verb: str, argument: Any = None) -> None:
@@ -45,20 +45,20 @@ class WorkerProcess:
             self.connection.send((verb, argument))
 
     def kill(self) -> None:
-        """End the process and everything it has started, stopped or hung as they may be."""
+        """Kill the process and everything it has started, even if stopped or hung."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # before wait(): until then nobody else can get the group's number
+            os.killpg(self.pid, signal.SIGKILL)  # before wait(): until then the group's number cannot be reused
         self._process.wait()
         self.connection.close()
 
 
 def main(fd: int) -> None:
-    """Serve the pool at the other end of a pipe until it says close or is gone.
+    """Serve the pool at the other end of a pipe until a close request or the end of the pipe.
 
     Args:
         fd: file descriptor of the pipe; its first message is the pickled callable that makes the environment.
     """
-    os.set_inheritable(fd, False)  # what the environment starts must not keep the pipe open
+    os.set_inheritable(fd, False)  # processes started by the environment must not keep the pipe open
     connection = Connection(fd)
     make_env = connection.recv_bytes()
     requests: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -72,9 +72,9 @@ def _endless(requests: queue.SimpleQueue[tuple[str, Any]]) -> Iterator[tuple[str
 
 
 def _read(connection: Connection, requests: queue.SimpleQueue[tuple[str, Any]]) -> None:
-    """Pass requests on. In a thread of its own, so that the pool's end is noticed even while the environment hangs."""
+    """Forward requests, in a separate thread, so that the pool's end is noticed even while the environment hangs."""
     try:
         while True:
             requests.put(connection.recv())
     except (EOFError, OSError):
-        os.killpg(0, signal.SIGKILL)  # this process and whatever the environment has started
+        os.killpg(0, signal.SIGKILL)  # this process and everything that the environment has started

@@ -13,7 +13,7 @@ from lit_rft.envs.worker import serve
 
 
 class WorkerThread:
-    """A `Worker` in a daemon thread. Requests and answers are pickled, as those of a process are: nothing is shared.
+    """A `Worker` in a daemon thread. Requests and responses are pickled, as for processes: nothing is shared.
 
     Args:
         make_env: pickled callable that makes the environment.
@@ -33,7 +33,7 @@ class WorkerThread:
             self.connection.send((verb, argument))
 
     def kill(self) -> None:
-        """Leave the thread alone: it closes its environment and ends when the call that it is in returns."""
+        """Abandon the thread: it closes its environment and ends when its current call returns."""
         self.connection.close()
 
 

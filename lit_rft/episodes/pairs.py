@@ -51,7 +51,7 @@ class PairReport:
 
 
 def problem_of(episode: Episode) -> Problem:
-    """Return what two attempts at the same problem have in common: environment, task, split and `meta`."""
+    """Return the key of an episode's problem: environment, task, split and `meta`."""
     return episode.env, episode.task, episode.split, json.dumps(episode.meta, sort_keys=True)
 
 
@@ -66,12 +66,12 @@ def pair_with_experts(
     """Compare explored episodes with the expert's episode of the same problem.
 
     Args:
-        experts: one per problem; of several, the one with the highest score, then the shortest.
-        explored: of the policy that is to improve, on training problems.
-        margin: scores that differ by no more are tied, >= 0.
-        max_extra_steps: a rejected episode is cut this many steps after the expert's length (ETO on ScienceWorld: 5):
-            a policy that walks about until the step limit would make most of the loss. None cuts nothing.
-        pairs_per_problem: at most so many for a problem, those of the first explored episodes; None for all.
+        experts: one per problem; of several, the one with the highest score, then the shortest, is used.
+        explored: of the policy to improve, on training problems.
+        margin: maximum difference of tied scores, >= 0.
+        max_extra_steps: rejected episodes are cut this many steps after the expert's length (ETO on ScienceWorld: 5):
+            otherwise episodes that wander until the step limit would dominate the loss. None for no cut.
+        pairs_per_problem: maximum number of pairs per problem, of the first explored episodes; None for all.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -107,14 +107,14 @@ def pair_with_experts(
 
 
 def cut_episode(episode: Episode, num_steps: int) -> Episode:
-    """Return the first steps of an episode, as one that was truncated there; itself if it has no more steps.
+    """Return the first steps of an episode, truncated there; the episode itself if it has no more steps.
 
     Args:
-        episode: stays as it is.
-        num_steps: to keep, >= 1.
+        episode: is not changed.
+        num_steps: number of steps to keep, >= 1.
 
     Raises:
-        ValueError: If none is to be kept.
+        ValueError: `num_steps` is below 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be >= 1, got {num_steps}")

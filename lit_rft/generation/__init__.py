@@ -1,4 +1,4 @@
-"""Generation: conversations with kept caches, sampled together."""
+"""Batched generation with a KV cache that is kept between turns."""
 
 from lit_rft.generation.generator import ConversationGenerator, Conversations
 from lit_rft.generation.groups import sample_groups

@@ -1,4 +1,4 @@
-"""A model that reads and predicts for many sequences at once, each with its kept cache."""
+"""Prefill and decoding steps of a model for many sequences at once, with a KV cache per sequence."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,14 @@ from lit_rft.models.forward import similar_lengths
 
 
 class Decoder:
-    """Reads new tokens of some slots, and says what comes next.
+    """Prefill and decode the sequences in the slots of a KV cache.
 
     Args:
-        model: a causal language model, with or without adapters; switched to evaluation by the caller.
-        num_slots: sequences at the same time.
-        end_of_turn_id: the token that ends an utterance; it also fills what is shorter than others.
-        max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
-        acting: makes a context in which the model acts: with another adapter, or with a merged one.
+        model: a causal language model, with or without adapters; the caller switches it to evaluation mode.
+        num_slots: maximum number of sequences at the same time.
+        end_of_turn_id: token that ends an utterance, also used as padding.
+        max_prefill_tokens: maximum tokens per prefill pass, padding included.
+        acting: makes the context of forward passes, for example with merged adapters.
     """
 
     def __init__(
@@ -41,23 +41,24 @@ class Decoder:
         self._config = causal_lm(model).config.get_text_config()
         self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
         self._products = PackedProducts(model, num_slots)
-        self.tokens_read = 0  # so far, without padding
+        self.tokens_read = 0  # total, without padding
         self.graphs = StepGraphs(model, end_of_turn_id) if can_capture(model) else None
-        self._state: tuple[Any, ...] = ()  # where weights are, and what multiplies with them
+        self._state: tuple[Any, ...] = ()  # identifies the weights and their packed form
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """The model as it decodes: every `read` and `step` is made within."""
+        """Prepare the model for decoding: every `read` and `step` is within this context."""
         with decoding_attention(self.model), self.acting(), self._products.active():
-            if self.graphs is not None:  # acting may have put others in their place
+            if self.graphs is not None:  # acting may have exchanged the weights
                 casts = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
                 self._state = *casts, *(weight.data_ptr() for weight in self.model.parameters())
             yield
 
     def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:
-        """Prefill in groups of similar length; leaves the slots side by side, in the order of the answer.
+        """Prefill in groups of similar length; the slots get consecutive rows, in the order of the result.
 
-        Returns: slot -> logits [V] after its last token.
+        Returns:
+            slot -> logits [V] after its last token.
         """
         groups = similar_lengths({slot: len(ids) for slot, ids in new_ids.items()}, self.max_prefill_tokens)
         self.cache.arrange([slot for group in groups for slot in group])
@@ -67,13 +68,17 @@ class Decoder:
         return logits
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Read one token of each slot; returns logits [B, V]."""
+        """Decode one token in each slot.
+
+        Returns:
+            Logits [B, V].
+        """
         self.cache.arrange(slots)
         logits = None if self.graphs is None else self._step_by_graph(self.graphs, slots, tokens)
         return self._forward(slots, [[token] for token in tokens]) if logits is None else logits
 
     def _step_by_graph(self, graphs: StepGraphs, slots: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
-        """The same as a pass of fixed shape; None where there is none (yet)."""
+        """Decode with a pass of fixed shape; None without one (yet)."""
         columns = self.cache.next_columns(rows_of_graph(len(slots), self.num_slots))
         graphs.keep_only_for((self.cache.place, self._state))
         logits = graphs.step(self._static_step, tokens, columns)
@@ -83,12 +88,12 @@ class Decoder:
         return logits
 
     def _static_step(self, input_ids: Tensor, columns: Tensor) -> Tensor:
-        """Logits [R, V] of one token [R, 1] of each of the cache's first rows, at positions [R, 1]."""
+        """Compute the logits [R, V] of one token [R, 1] of each of the cache's first rows, at positions [R, 1]."""
         hidden = self._hidden(input_ids, columns, self.cache.prepare_rows(columns))
         return output_logits(self.model, hidden[:, -1])
 
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
-        """One pass over the slots' new tokens; logits after the last real one of each, [B, V]."""
+        """Compute the slots' new tokens in one pass; return logits after the last real token of each, [B, V]."""
         device = next(self.model.parameters()).device
         counts = [len(ids) for ids in new_ids]
         width = max(counts)
@@ -101,7 +106,7 @@ class Decoder:
         return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor, visible: Tensor) -> Tensor:
-        """Last hidden states [B, T, D] of a pass that the cache is prepared for."""
+        """Compute the last hidden states [B, T, D] of a pass for which the cache is prepared."""
         keys = torch.arange(visible.shape[-1], device=visible.device)
         masks = attention_masks(visible, position_ids, keys, self._config, causal_lm(self.model).dtype)
         return final_hidden_states(

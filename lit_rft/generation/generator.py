@@ -1,4 +1,4 @@
-"""Sampling the next utterance of many conversations at once, each with its kept cache."""
+"""Batched sampling of the next utterances of conversations, with a KV cache kept between turns."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from lit_rft.models.backbone import model_end_ids
 
 
 class Conversations(Protocol):
-    """What samples the utterances of conversations, turn by turn: `ConversationGenerator`, `ServedConversations`."""
+    """A sampler of conversations, turn by turn: `ConversationGenerator` or `ServedConversations`."""
 
     sampling: SamplingSettings
     tokens_sampled: int
@@ -38,28 +38,28 @@ class Conversations(Protocol):
 
 @dataclass
 class _Conversation:
-    """One slot's state between turns."""
+    """The state of a slot between turns."""
 
     random: RandomStream
-    pending: list[int] = field(default_factory=list)  # sampled but not yet read by the model
+    pending: list[int] = field(default_factory=list)  # sampled but not yet in the cache
 
 
 class ConversationGenerator:
-    """Samples utterances for conversations whose keys and values stay in the cache from turn to turn.
+    """Sample the utterances of conversations whose keys and values stay in the cache from turn to turn.
 
-    Each conversation draws from a random generator of its own, seeded by `seed` and its name: what it
-    samples does not depend on which others are in the batch, but for rounding.
+    Each conversation has its own random generator, seeded by `seed` and its name: its samples do not depend on the
+    other conversations in the batch (up to rounding).
 
     Args:
-        model: a causal language model, with or without adapters; switched to evaluation by the caller.
-        end_ids: the tokens that end an utterance, the template's first (`ChatFormat.end_ids`); the model's own
-            (`generation_config.eos_token_id`) end it, too.
-        sampling: how to sample.
-        num_slots: conversations at the same time.
+        model: a causal language model, with or without adapters; the caller switches it to evaluation mode.
+        end_ids: tokens that end an utterance, the template's first (`ChatFormat.end_ids`); the model's own
+            (`generation_config.eos_token_id`) are added.
+        sampling: temperature, limits and stop criteria.
+        num_slots: maximum number of conversations at the same time.
         seed: of all random numbers.
-        max_prefill_tokens: at most so many tokens (with padding) are read in one pass.
-        decode: ids to text, for stop strings.
-        acting: makes a context in which the model acts: with another adapter, or with a merged one.
+        max_prefill_tokens: maximum tokens per prefill pass, padding included.
+        decode: token ids to text, for stop strings.
+        acting: makes the context of forward passes, see `Decoder`.
     """
 
     def __init__(
@@ -83,13 +83,14 @@ class ConversationGenerator:
 
     @property
     def tokens_read(self) -> int:
-        """What the model has read so far, without padding."""
+        """Total number of tokens read, without padding."""
         return self._decoder.tokens_read
 
     def open(self, name: str) -> int:
-        """Begin a conversation; returns its slot.
+        """Start a conversation and return its slot.
 
-        Raises: RuntimeError if all slots are taken.
+        Raises:
+            RuntimeError: All slots are taken.
         """
         return self._conversations.open(_Conversation(RandomStream(self.seed, name)))
 
@@ -99,7 +100,7 @@ class ConversationGenerator:
         self._decoder.cache.clear(slot)
 
     def forget(self, slot: int) -> None:
-        """Drop what a conversation has read; its random numbers go on. For histories that were cut."""
+        """Clear a conversation's history, after truncation; its random generator keeps its state."""
         self._conversations[slot].pending = []
         self._decoder.cache.clear(slot)
 
@@ -108,7 +109,7 @@ class ConversationGenerator:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
-            prompts: slot -> ids that are new since its last utterance (at least one).
+            prompts: slot -> new ids since its last utterance (at least one).
         """
         check_new_ids(prompts)
         with self._decoder.ready():

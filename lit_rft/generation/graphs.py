@@ -13,8 +13,8 @@ from lit_rft.models.accel import is_on
 
 logger = logging.getLogger(__name__)
 
-_MIN_ROWS = 8  # a graph of fewer rows costs as much
-_EAGER_STEPS = 4  # of a shape before it is captured, which costs about as much as these
+_MIN_ROWS = 8  # smaller graphs cost as much
+_EAGER_STEPS = 4  # steps of a shape before its capture, which costs about as much
 _refused: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # models whose steps could not be captured
 _TOLERANCE = 1e-2  # between the logits of a graph's first replay and those of the same step without it
 
@@ -22,7 +22,7 @@ Compute = Callable[[Tensor, Tensor], Tensor]  # token ids [R, 1] and positions [
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Whether decoding steps of a model may be captured.
+    """Return whether decoding steps of a model may be captured.
 
     Requires all of its weights unsharded on a CUDA device, `cuda_graphs` among its fast paths, and no failed capture
     before.
@@ -38,7 +38,7 @@ def rows_of_graph(rows: int, num_slots: int) -> int:
 
 
 class StaticStep:
-    """One decoding step of a fixed shape, whose inputs and outputs stay where they are.
+    """One decoding step of a fixed shape, with inputs and outputs at fixed addresses.
 
     Args:
         rows: of the step, padding included.
@@ -76,20 +76,20 @@ class StaticStep:
         return self._logits[:wanted].clone()  # the next replay overwrites them
 
     def _record(self, compute: Compute, wanted: int) -> None:
-        """Capture the step, after a run on another stream, in which libraries set themselves up."""
+        """Capture the step, after a run on another stream, in which libraries initialise themselves."""
         cached, stream = torch.is_autocast_cache_enabled(), torch.cuda.current_stream()
-        torch.set_autocast_cache_enabled(False)  # cast weights that are freed afterwards must not be a graph's inputs
+        torch.set_autocast_cache_enabled(False)  # cast weights are freed afterwards and must not be inputs of a graph
         graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
             aside.wait_stream(stream)
             with torch.cuda.stream(aside):
                 expected = compute(*self._inputs)[:wanted].clone()
             stream.wait_stream(aside)
-            # other threads may go on using the device
+            # other threads may use the device in the meantime
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = compute(*self._inputs)
         finally:
-            torch.cuda.set_stream(stream)  # a failed capture leaves its own behind
+            torch.cuda.set_stream(stream)  # a failed capture leaves its own stream current
             torch.cuda.synchronize()
             torch.set_autocast_cache_enabled(cached)
         graph.replay()
@@ -104,16 +104,16 @@ class StepGraphs:
 
     Args:
         model: of the decoder.
-        fill: the token in padding.
+        fill: token of padding.
         capture: see `StaticStep`.
-        eager_steps: steps of each shape that are left to the caller before one is captured.
+        eager_steps: steps of each shape computed by the caller before its capture.
     """
 
     def __init__(self, model: nn.Module, fill: int, *, capture: bool = True, eager_steps: int = _EAGER_STEPS) -> None:
         self._model, self._fill, self._capture, self._eager_steps = model, fill, capture, eager_steps
         self._device = next(model.parameters()).device
         self._steps: dict[int, StaticStep] = {}
-        self._seen: Counter[int] = Counter()  # steps of so many rows
+        self._seen: Counter[int] = Counter()  # number of rows -> steps so far
         self._state: Any = None
         self._pool: Any = None
         self._off = False
@@ -129,7 +129,7 @@ class StepGraphs:
         self._state = state
         self._steps.clear()
         self._seen.clear()
-        # a pool must not be used again once its graphs are gone
+        # a pool must not be reused after its graphs are freed
         self._pool = torch.cuda.graph_pool_handle() if self._capture else None
 
     def step(self, compute: Compute, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
@@ -154,7 +154,7 @@ class StepGraphs:
         except RuntimeError as error:  # capturing is an optimisation: decoding works without it
             if not self._capture:
                 raise
-            logger.warning("decoding goes on without CUDA graphs: a step could not be captured: %s", error)
+            logger.warning("decoding continues without CUDA graphs: a step could not be captured: %s", error)
             self._steps.clear()
             self._off = True
             _refused.add(self._model)

@@ -21,7 +21,7 @@ from lit_rft.generation.sampling import (
 )
 from lit_rft.models.backbone import model_end_ids
 
-# New prompts are read together: not before so large a part of the slots is free.
+# Prefill new prompts together: wait until this share of the slots is free.
 _FREE_SHARE = 1 / 8
 
 
@@ -70,22 +70,22 @@ def sample_groups(
     try:
         number = max(1, min(max_concurrent, sum(sizes)))
         decoder = make_decoder(model, number, end_ids[0], acting=acting)
-        ending = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
-        return _GroupSampler(decoder, prompts, sizes, sampling, ending, seed).run()
+        stop_criteria = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
+        return _GroupSampler(decoder, prompts, sizes, sampling, stop_criteria, seed).run()
     finally:
         model.train(training)
 
 
 @dataclass
 class _Prompt:
-    """A prompt whose completions have begun."""
+    """A prompt with completions in progress."""
 
-    slots: set[int] = field(default_factory=set)  # where its tokens are in the cache
+    slots: set[int] = field(default_factory=set)  # slots with its tokens in the cache
     logits: Tensor | None = None  # after its last token
 
 
 class _GroupSampler:
-    """See `sample_groups`."""
+    """The state of `sample_groups`."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class _GroupSampler:
         prompts: Sequence[tuple[str, list[int]]],
         sizes: Sequence[int],
         sampling: SamplingSettings,
-        ending: StopCriteria,
+        stop_criteria: StopCriteria,
         seed: int,
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
-        self.ending = ending
-        # prompts of similar length are read together; names, not places, decide what is sampled
+        self.stop_criteria = stop_criteria
+        # prompts of similar length are prefilled together; samples depend on names, not on this order
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p][1]), reverse=True)
         self.waiting = deque((p, n) for p in order for n in range(sizes[p]))
         self.num_slots = decoder.num_slots
@@ -107,7 +107,7 @@ class _GroupSampler:
         self.place: dict[int, tuple[int, int]] = {}  # slot -> prompt, number
         self.randoms: dict[int, RandomStream] = {}
         self.begun: dict[int, _Prompt] = {}
-        self.sampled: dict[int, Completion] = {}  # slot -> what is being said
+        self.sampled: dict[int, Completion] = {}  # slot -> its unfinished completion
         self.groups: list[list[Completion]] = [[Completion([], [], False)] * size for size in sizes]
 
     def run(self) -> list[list[Completion]]:
@@ -117,11 +117,11 @@ class _GroupSampler:
                     self._begin()
                 if self.active:
                     tokens = [self.sampled[slot].ids[-1] for slot in self.active]
-                    self._say(self.active, self.decoder.step(self.active, tokens))
+                    self._sample_next(self.active, self.decoder.step(self.active, tokens))
         return self.groups
 
     def _begin(self) -> None:
-        """Let waiting completions into free slots, and draw their first tokens."""
+        """Move waiting completions into free slots, and sample their first tokens."""
         fresh: dict[int, list[int]] = {}  # a prompt's first slot
         copies: dict[int, list[int]] = {}
         new: list[int] = []
@@ -147,13 +147,13 @@ class _GroupSampler:
         if new:
             first = [self.begun[self.place[slot][0]].logits for slot in new]
             self.active += new
-            self._say(new, torch.stack([logits for logits in first if logits is not None]))
+            self._sample_next(new, torch.stack([logits for logits in first if logits is not None]))
 
-    def _say(self, slots: Sequence[int], logits: Tensor) -> None:
-        """Draw a token for each slot; those that have come to their end make room."""
+    def _sample_next(self, slots: Sequence[int], logits: Tensor) -> None:
+        """Sample a token for each slot; finished completions free their slots."""
         tokens, log_probs = sample_tokens(logits, self.sampling, [self.randoms[slot] for slot in slots])
         for slot, token, log_prob in zip(list(slots), tokens, log_probs, strict=True):
-            if self.ending.append(self.sampled, slot, token, log_prob):
+            if self.stop_criteria.append(self.sampled, slot, token, log_prob):
                 self._end(slot)
 
     def _end(self, slot: int) -> None:
@@ -163,5 +163,5 @@ class _GroupSampler:
         self.decoder.cache.clear(slot)
         self.begun[p].slots.discard(slot)
         if not self.begun[p].slots:
-            del self.begun[p]  # prefilled again if more of its completions are waiting
+            del self.begun[p]  # prefilled again if more completions of it are waiting
         self.free.append(slot)

@@ -1,4 +1,4 @@
-"""A key-value cache with one slot a conversation, kept over all its turns and written in place."""
+"""A KV cache with one slot per conversation, kept between turns and written in place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_STEP = 64  # tokens; a full store grows by as many, or by an eighth
-_WIDE_STEP = 256  # the same where each capacity costs a captured graph
-_FULL = 0.5  # from here on a store is read as a whole: the copy of a part costs as much as its product
+_STEP = 64  # tokens; a full store grows by this many, or by an eighth
+_WIDE_STEP = 256  # the same with CUDA graphs: each capacity needs another one
+_FULL = 0.5  # above this share a store is read in full: copying a part costs as much as its product
 
 
 class _Plan:
-    """Where the next forward pass writes and reads; shared by all layers."""
+    """Write and read positions of the next forward pass; shared by all layers."""
 
     rows: Tensor  # [B] rows of the store
-    first: int | None  # rows are first, first + 1, ...: reading needs no copy
+    first: int | None  # rows are first, first + 1, ...: read without a copy
     columns: Tensor  # [B, T] positions of the new tokens
     width: int  # keys to read
     capacity: int = 0  # of the stores
@@ -25,7 +25,7 @@ class _Plan:
 class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, [rows, heads, capacity, head_dim]."""
 
-    is_sliding = False  # a sliding layer keeps its whole past; the mask does the sliding
+    is_sliding = False  # sliding layers keep all tokens; the mask does the sliding
 
     def __init__(self, plan: _Plan, num_slots: int) -> None:
         super().__init__()
@@ -83,15 +83,15 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """A cache whose slots have different lengths without holes.
+    """A KV cache whose slots have different lengths without holes.
 
-    New tokens of a slot are written behind its old ones; tokens of padding are overwritten by the next real ones and
-    never seen, because a query sees no position behind its own. Slots whose rows lie side by side are read without a
-    copy: `arrange` puts them there.
+    New tokens of a slot are written after its old ones; padding is overwritten by the next real tokens and never
+    visible, because a query attends to no later position. Slots in consecutive rows are read without a copy: `arrange`
+    moves them there.
 
     Args:
         num_layers: of the model.
-        num_slots: conversations that can be kept at the same time.
+        num_slots: maximum number of conversations at the same time.
     """
 
     def __init__(self, num_layers: int, num_slots: int) -> None:
@@ -103,7 +103,7 @@ class SlotCache(Cache):
         self._slot_in = list(range(num_slots))
 
     def arrange(self, slots: Sequence[int]) -> None:
-        """Bring slots into the first rows, in this order."""
+        """Move slots to the first rows, in this order."""
         for row, slot in enumerate(slots):
             self._exchange(row, self._row_of[slot])
 
@@ -118,7 +118,7 @@ class SlotCache(Cache):
         self._row_of[first], self._row_of[second] = b, a
 
     def copy_prefix(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Let slots begin with the first tokens of another one."""
+        """Copy the first tokens of a slot to the beginning of others."""
         for store in self._stores if targets else []:
             store.copy(self._row_of[source], [self._row_of[slot] for slot in targets], length)
         for slot in targets:
@@ -127,7 +127,8 @@ class SlotCache(Cache):
     def prepare(self, slots: Sequence[int], new_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Plan a forward pass that appends `new_tokens` (padding included) to each of `slots`.
 
-        Returns: position ids [B, T], and which keys each query sees, bool [B, T, S].
+        Returns:
+            Position ids [B, T], and the visible keys of each query, bool [B, T, S].
         """
         plan = self._plan
         rows = [self._row_of[slot] for slot in slots]
@@ -137,32 +138,35 @@ class SlotCache(Cache):
         plan.columns = starts[:, None] + torch.arange(new_tokens, device=device)
         plan.width = max(self.lengths[slot] for slot in slots) + new_tokens
         self._make_room(plan.width, _STEP)
-        if device.type == "cuda":  # products of odd sizes are slower there, and each new size needs another kernel
+        if device.type == "cuda":  # odd sizes are slower there, and each new size needs another kernel
             plan.width = min(-(-plan.width // _STEP) * _STEP, plan.capacity)
         if new_tokens == 1 and plan.width >= _FULL * plan.capacity:
-            plan.width = plan.capacity  # products of a part of a store would copy it first, at every step
+            plan.width = plan.capacity  # reading a part of a store would copy it at every step
         visible = torch.arange(plan.width, device=device) <= plan.columns[:, :, None]
         return plan.columns, visible
 
     def _make_room(self, width: int, step: int) -> None:
-        """Let stores grow, when they are next written to, if they have fewer columns than this."""
+        """Let stores with fewer columns than this grow on their next write."""
         plan = self._plan
-        if width > plan.capacity:  # in small steps: twice the room would be gigabytes for long completions
+        if width > plan.capacity:  # in small steps: doubling would waste gigabytes for long completions
             plan.capacity = -(-max(width, plan.capacity + max(step, plan.capacity // 8)) // step) * step
 
     def next_columns(self, rows: int) -> list[int]:
-        """Where the next token of each of the first rows is written, whatever slots are in them; makes room for it."""
+        """Return the next write position of each of the first rows, in use or not, after making room for it."""
         columns = [self.lengths[self._slot_in[row]] for row in range(rows)]
         self._make_room(max(columns) + 1, _WIDE_STEP)
         return columns
 
     def prepare_rows(self, columns: Tensor) -> Tensor:
-        """Plan a pass that appends one token to each of the first rows and reads the whole stores: its shapes do not
-        change with lengths. A row that is only padding is written behind its own tokens.
+        """Plan a pass that appends one token to each of the first rows and reads the full stores.
+
+        Its shapes do not depend on lengths. Rows of padding are written after their own tokens.
 
         Args:
-            columns: [R, 1], as `next_columns` has them.
-        Returns: which keys each query sees, bool [R, 1, S].
+            columns: [R, 1], from `next_columns`.
+
+        Returns:
+            The visible keys of each query, bool [R, 1, S].
         """
         plan = self._plan
         plan.rows, plan.first = torch.arange(len(columns), device=columns.device), 0
@@ -170,16 +174,16 @@ class SlotCache(Cache):
         return torch.arange(plan.width, device=columns.device) <= columns[:, :, None]
 
     def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
-        """Count the real tokens of the pass that has just been made."""
+        """Count the real tokens of the latest pass."""
         for slot, count in zip(slots, counts, strict=True):
             self.lengths[slot] += count
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Says where the stores are: another one when they have moved, or will when they are next written to."""
+        """Identifies the memory of the stores: changes when they move, or will on their next write."""
         keys = [store.keys for store in self._stores]
         return self._plan.capacity, *(0 if key is None else key.data_ptr() for key in keys)
 
     def clear(self, slot: int) -> None:
-        """Forget a slot; its memory is used again."""
+        """Clear a slot for reuse."""
         self.lengths[slot] = 0

@@ -1,4 +1,4 @@
-"""Fresh utterances in the states of stored transcripts."""
+"""New utterances in the states of stored transcripts."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,13 +19,21 @@ def sample_decisions(
     seed: int = 0,
     decode: Callable[[list[int]], str] | None = None,
 ) -> list[Transcript]:
-    """One new utterance of the model in every state of the transcripts, `num_slots` states at a time.
+    """Sample a new utterance in every state of the transcripts, `num_slots` states at a time.
 
-    Each state is read from its start: this costs about as many passes over the transcripts as they have decisions.
+    Each state is prefilled from its start: the cost is about one pass over the transcripts per decision.
 
     Args:
-        end_ids, decode: what ends an utterance, as in acting; see `ConversationGenerator`.
-    Returns: a transcript of one decision for each decision given, in order: the state's ids and the new utterance.
+        model: with or without adapters.
+        transcripts: with the states.
+        sampling: temperature, limits and stop criteria.
+        end_ids: tokens that end an utterance; see `ConversationGenerator`.
+        num_slots: maximum number of states at the same time.
+        seed: of the sampling.
+        decode: token ids to text, for stop strings.
+
+    Returns:
+        A transcript of one decision for each decision, in order: the state's ids and the new utterance.
     """
     states, names = [], []
     for transcript in transcripts:
@@ -33,7 +41,7 @@ def sample_decisions(
             state = Transcript(transcript.level, transcript.end_of_turn_id, transcript.episode_id)
             state.append_prompt(transcript.input_ids[:start])
             states.append(state)
-            # random numbers of its own, whatever else is sampled beside it
+            # a separate random generator, independent of the batch
             names.append(f"{transcript.episode_id}/{transcript.level}/{transcript.first_decision + decision}")
     training = model.training
     model.eval()

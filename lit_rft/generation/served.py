@@ -1,4 +1,4 @@
-"""Conversations whose utterances a generation server samples."""
+"""Conversations sampled by a generation server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lit_rft.generation.vllm import VllmServer
 
 @dataclass
 class _Conversation:
-    """One slot's state between turns."""
+    """The state of a slot between turns."""
 
     name: str
     turn: int = 0
@@ -18,15 +18,16 @@ class _Conversation:
 
 
 class ServedConversations:
-    """As `ConversationGenerator`, by a server: a turn is a request with the whole conversation, of whose beginning the
-    server keeps keys and values (vLLM's prefix cache).
+    """`ConversationGenerator` with a server: each turn is a request with the full conversation.
+
+    The server keeps keys and values of the beginning (vLLM's prefix cache).
 
     Args:
-        server: samples.
-        adapter: the name by which it knows the policy.
-        end_ids: all tokens that end an utterance, the model's own included (`ChatFormat.end_ids`).
-        sampling: how to sample.
-        num_slots: conversations at the same time.
+        server: samples the utterances.
+        adapter: the server's name of the policy.
+        end_ids: all tokens that end an utterance, including the model's own (`ChatFormat.end_ids`).
+        sampling: temperature, limits and stop criteria.
+        num_slots: maximum number of conversations at the same time.
         seed: of all random numbers.
     """
 
@@ -46,9 +47,10 @@ class ServedConversations:
         self.tokens_read = self.tokens_sampled = 0
 
     def open(self, name: str) -> int:
-        """Begin a conversation; returns its slot.
+        """Start a conversation and return its slot.
 
-        Raises: RuntimeError if all slots are taken.
+        Raises:
+            RuntimeError: All slots are taken.
         """
         return self._conversations.open(_Conversation(name))
 
@@ -57,28 +59,31 @@ class ServedConversations:
         self._conversations.close(slot)
 
     def forget(self, slot: int) -> None:
-        """Drop what a conversation has read; its random numbers go on."""
+        """Clear a conversation's history; its random generator keeps its state."""
         self._conversations[slot].history = []
 
     def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
-            prompts: slot -> ids that are new since its last utterance (at least one).
-        Raises: ValueError for a slot without new ids; RuntimeError if the server does not answer as it should.
+            prompts: slot -> new ids since its last utterance (at least one).
+
+        Raises:
+            ValueError: A slot has no new ids.
+            RuntimeError: The server's response is invalid.
         """
         check_new_ids(prompts)
-        asked = {slot: self._conversations[slot] for slot in prompts}
-        for slot, one in asked.items():
-            one.history += prompts[slot]
+        conversations = {slot: self._conversations[slot] for slot in prompts}
+        for slot, conversation in conversations.items():
+            conversation.history += prompts[slot]
             self.tokens_read += len(prompts[slot])
-        named = [(f"{one.name}/{one.turn}", one.history) for one in asked.values()]
+        named = [(f"{state.name}/{state.turn}", state.history) for state in conversations.values()]
         groups = self.server.sample_groups(
             self.adapter, named, [1] * len(named), self.sampling, self._end_ids, seed=self.seed
         )
-        found = {slot: sampled for slot, (sampled,) in zip(asked, groups, strict=True)}
-        for slot, sampled in found.items():
-            asked[slot].history += sampled.ids
-            asked[slot].turn += 1
+        completions = {slot: sampled for slot, (sampled,) in zip(conversations, groups, strict=True)}
+        for slot, sampled in completions.items():
+            conversations[slot].history += sampled.ids
+            conversations[slot].turn += 1
             self.tokens_sampled += len(sampled.ids)
-        return found
+        return completions

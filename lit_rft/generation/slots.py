@@ -1,4 +1,4 @@
-"""Which conversations are under way."""
+"""Slots of open conversations."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -7,10 +7,10 @@ State = TypeVar("State")
 
 
 class Slots(dict[int, State]):
-    """Slot -> what is known of the conversation in it, for at most so many at the same time.
+    """Slot -> state of its conversation, for a fixed number of slots.
 
     Args:
-        number: of slots.
+        number: number of slots.
     """
 
     def __init__(self, number: int) -> None:
@@ -18,9 +18,10 @@ class Slots(dict[int, State]):
         self._free = list(range(number))
 
     def open(self, state: State) -> int:
-        """Begin a conversation in the first free slot; returns the slot.
+        """Start a conversation in the first free slot and return the slot.
 
-        Raises: RuntimeError if all slots are taken.
+        Raises:
+            RuntimeError: All slots are taken.
         """
         if not self._free:
             raise RuntimeError(f"all {len(self)} slots are taken: close a conversation first")
@@ -36,7 +37,11 @@ class Slots(dict[int, State]):
 
 
 def check_new_ids(prompts: Mapping[int, Sequence[int]]) -> None:
-    """Raises: ValueError for a slot that has nothing to read."""
+    """Check that every slot has new ids.
+
+    Raises:
+        ValueError: A slot has none.
+    """
     for slot, ids in prompts.items():
         if not ids:
-            raise ValueError(f"slot {slot} was given no new ids: every turn reads something before it writes")
+            raise ValueError(f"slot {slot} needs at least one new prompt id before its next utterance, got none")

@@ -1,13 +1,13 @@
-"""Completions by a vLLM server, which follows the policy: only its adapter travels.
+"""Completions by a vLLM server in sync with the policy: only the adapter is sent.
 
-The server is a process, and often a Python environment and a GPU, of its own. It must allow adapters to come and go:
+The server is a separate process, often with its own Python environment and GPU. It must allow loading adapters:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 64 \
         --max-loras 2 --logprobs-mode processed_logprobs
 
-Its log-probabilities differ from those of the policy in training by rounding; `loss.importance_cap` corrects for
-that. With vLLM's default `--logprobs-mode` they would be those at temperature 1, and no correction would be right at
-another one: such a server is refused. Those of top-k and top-p are taken after them, unlike `sample_groups`'.
+Its log-probabilities differ from those of the trained policy by rounding; `loss.importance_cap` corrects for that. With
+vLLM's default `--logprobs-mode` they are those at temperature 1, which cannot be corrected at another temperature: such
+a server is rejected. Unlike those of `sample_groups`, they include top-k and top-p.
 """
 
 import hashlib
@@ -29,20 +29,20 @@ from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 
 logger = logging.getLogger(__name__)
 
-# requests do not go through a proxy that the environment names: a server is near, and is told paths
+# no proxy from the environment: the server is local and receives paths
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _UNLOAD_TIMEOUT = 10.0  # seconds
 
 
 @dataclass
 class ServerSettings:
-    """A vLLM server that makes completions in place of this process.
+    """A vLLM server that samples completions in place of this process.
 
     Args:
         url: of the server.
-        adapter_dir: where adapters are written for it, which both see; null for a temporary one of this machine.
-        timeout: seconds until an answer must have come.
-        parallel_requests: prompts at the same time.
+        adapter_dir: folder for adapters that both processes can access; null for a temporary one on this machine.
+        timeout: maximum seconds per request.
+        parallel_requests: maximum number of prompts at the same time.
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -61,33 +61,37 @@ class ServerSettings:
 class VllmServer:
     """A client of vLLM's OpenAI-compatible server.
 
-    What it has given the server is taken back when it is closed, or at the latest when this process ends.
+    Loaded adapters are removed from the server by `close`, at the latest when this process ends.
 
     Args:
-        settings: where it is.
+        settings: of the server.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._url = settings.url.rstrip("/")
-        # name -> folder, from which the server may read again while it has the adapter
+        # name -> folder, which the server may read again while the adapter is loaded
         self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
         self._checked = False
         weakref.finalize(self, _unload_all, self._url, self._folders)
 
     def load(self, write: Callable[[Path], Path | None]) -> str:
-        """Give the server an adapter.
+        """Load an adapter into the server.
 
         Args:
-            write: writes it into a folder, in PEFT's format; returns the folder within, where it is in one.
-        Returns: its name, which is used only once: the server keeps what it has read by the name.
-        Raises: RuntimeError if the server cannot be reached, refuses it, or tells other log-probabilities.
+            write: writes it into a folder, in PEFT's format; returns the subfolder with the adapter, if it is in one.
+
+        Returns:
+            Its name, never reused: the server caches adapters by name.
+
+        Raises:
+            RuntimeError: The server is unreachable, rejects it, or returns other log-probabilities.
         """
         if self.settings.adapter_dir is not None:
             Path(self.settings.adapter_dir).mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="lit-rft-", dir=self.settings.adapter_dir)
         path, name = Path(folder.name).absolute(), f"lit-rft-{uuid.uuid4().hex}"
-        path.chmod(0o755)  # the server may be another user's
+        path.chmod(0o755)  # the server may run as another user
         within = write(path) or path
         self._folders[name] = folder
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(within)})
@@ -96,25 +100,24 @@ class VllmServer:
         return name
 
     def _check_log_probs(self, adapter: str) -> None:
-        """Of one token that alone may be said the probability is 1, if it is that of what was sampled from."""
+        """Check that the only allowed token has probability 1, as in the distribution that is sampled from."""
         sampling = SamplingSettings(1, 1.0, top_k=1)
         answer = self._post("/v1/completions", self._request(adapter, [0], 1, sampling, [0]))
-        (one,) = _samples(answer, 1, sampling, {0})
-        if abs(one.log_probs[0]) > 1e-3:
+        (completion,) = _samples(answer, 1, sampling, {0})
+        if abs(completion.log_probs[0]) > 1e-3:
             raise RuntimeError(
-                f"expected log-probabilities of what the server at {self._url} samples from, got others: start it with "
-                "--logprobs-mode processed_logprobs"
+                f"expected log-probabilities of the sampling distribution from {self._url}, got others: start the "
+                "server with --logprobs-mode processed_logprobs"
             )
         self._checked = True
 
     def unload(self, name: str) -> None:
-        """Take an adapter from the server, if that is still there: nothing is lost if not. Nothing happens if another
-        process has given it."""
+        """Remove an adapter from the server; nothing happens if it is gone or was loaded by another process."""
         if name in self._folders:
             _unload(self._url, name, self._folders.pop(name))
 
     def close(self) -> None:
-        """Take all adapters from the server."""
+        """Remove all adapters from the server."""
         _unload_all(self._url, self._folders)
 
     def sample_groups(
@@ -127,22 +130,29 @@ class VllmServer:
         *,
         seed: int = 0,
     ) -> list[list[Completion]]:
-        """As `rollout.sample_groups`, but with vLLM's random numbers: the same seed gives other samples there.
+        """Sample groups of completions as `generation.sample_groups` does, with vLLM's random numbers.
 
         Args:
-            end_ids: all tokens that end a completion, the model's own included (`ChatFormat.end_ids`): the server is
-                told to end at these only.
-        Raises: RuntimeError if the server cannot be reached, refuses, or gives something else than was asked for;
-            ValueError if there are not as many sizes as prompts.
+            adapter: its name on the server.
+            prompts: name and token ids of each prompt.
+            sizes: number of completions of each prompt, >= 0.
+            sampling: temperature, limits and stop criteria.
+            end_ids: all tokens that end a completion, including the model's own (`ChatFormat.end_ids`): the server ends
+                completions at these only.
+            seed: of the sampling; gives other samples than in this process.
+
+        Raises:
+            RuntimeError: The server is unreachable, rejects the request, or returns an invalid response.
+            ValueError: The numbers of prompts and sizes differ.
         """
         if len(prompts) != len(sizes):
-            raise ValueError(f"expected {len(prompts)} sizes, got {len(sizes)}")
+            raise ValueError(f"expected one size per prompt, got {len(prompts)} prompts and {len(sizes)} sizes")
         ends = as_ids(end_ids)
 
         def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Completion]:
             if size == 0:
                 return []
-            wanted = 1 if sampling.temperature == 0 else size  # vLLM refuses to say the most likely one more than once
+            wanted = 1 if sampling.temperature == 0 else size  # vLLM rejects several greedy completions
             request = self._request(adapter, list(prompt[1]), wanted, sampling, ends)
             answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])})
             return _samples(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
@@ -164,10 +174,10 @@ class VllmServer:
             "top_p": sampling.top_p,
             "stop": list(sampling.stop_strings),
             "stop_token_ids": [*end_ids, *sampling.stop_token_ids],
-            "ignore_eos": True,  # the end tokens are those named above, whatever the server reads
+            "ignore_eos": True,  # only the end tokens named above count
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
-            # what a model's generation_config.json would change behind our back
+            # override the model's generation_config.json
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
@@ -178,24 +188,28 @@ class VllmServer:
 
     def _post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         text = _post(self._url + path, content, self.settings.timeout)
-        # loading is answered in words
-        found = json.loads(text) if path == "/v1/completions" else {}
-        return dict(found)
+        # the response to loading is plain text
+        parsed = json.loads(text) if path == "/v1/completions" else {}
+        return dict(parsed)
 
 
 def _post(url: str, content: Mapping[str, Any], timeout: float) -> str:
-    """Raises: RuntimeError with what the server says."""
+    """Send a request.
+
+    Raises:
+        RuntimeError: The server is unreachable or rejects it; the message has the server's response.
+    """
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
     try:
         with _OPENER.open(request, timeout=timeout) as response:
-            found: str = response.read().decode()
-            return found
+            text: str = response.read().decode()
+            return text
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")[:2000]
-        raise RuntimeError(f"the server refused {url} ({error.code}): {said}") from error
+        reason = error.read().decode(errors="replace")[:2000]
+        raise RuntimeError(f"the server rejected {url} ({error.code}): {reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(
-            f"no answer from {url} ({error}): is `vllm serve` running there, with --enable-lora and "
+            f"no response from {url} ({error}): is `vllm serve` running there, with --enable-lora and "
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
         ) from error
 
@@ -210,34 +224,34 @@ def _unload(url: str, name: str, folder: tempfile.TemporaryDirectory[str]) -> No
         with folder:
             _post(url + "/v1/unload_lora_adapter", {"lora_name": name}, _UNLOAD_TIMEOUT)
     except RuntimeError as error:
-        logger.warning("the adapter %s stays with the server: %s", name, error)
+        logger.warning("cannot remove the adapter %s from the server: %s", name, error)
 
 
 def _seed(seed: int, name: str) -> int:
-    """Of one prompt; vLLM counts on from it within a group."""
+    """Return the seed of a prompt; within a group vLLM increments it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1
 
 
 def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, ends: set[int]) -> list[Completion]:
-    """A server's answer, checked: what is trained on must be what was sampled."""
+    """Check a server's response and return its completions."""
     choices = sorted(answer.get("choices", []), key=lambda choice: choice["index"])
     if len(choices) != size:
-        raise RuntimeError(f"asked the server for {size} completions, got {len(choices)}")
-    found = []
+        raise RuntimeError(f"expected {size} completions from the server, got {len(choices)}")
+    completions = []
     for choice in choices:
         ids, log_probs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if ids is None:
-            raise RuntimeError("the server gives no token_ids: vLLM 0.10.2 or later does")
+            raise RuntimeError("expected token_ids from the server, got none: use vLLM 0.10.2 or later")
         if log_probs is None or len(log_probs) != len(ids) or not ids:
             raise RuntimeError(f"expected a log-probability for each of {len(ids)} tokens, got {log_probs}")
         stopped = choice["finish_reason"] == "stop"
         if stopped and not sampling.stop_strings and ids[-1] not in ends:
-            raise RuntimeError(f"a completion has ended with token {ids[-1]}, expected one of {sorted(ends)}")
-        finished = stopped or ids[-1] in ends  # an end in the last place is `length` to some versions
+            raise RuntimeError(f"expected a completion to end with a token of {sorted(ends)}, got {ids[-1]}")
+        finished = stopped or ids[-1] in ends  # some versions report `length` for an end in the last position
         if not finished and len(ids) != sampling.max_new_tokens:
             raise RuntimeError(
-                f"a completion was cut after {len(ids)} tokens, not {sampling.max_new_tokens} "
+                f"expected up to {sampling.max_new_tokens} tokens, got a completion cut after {len(ids)} "
                 f"({choice['finish_reason']}): is the server's --max-model-len too short?"
             )
-        found.append(Completion([int(i) for i in ids], [float(p) for p in log_probs], finished))
-    return found
+        completions.append(Completion([int(i) for i in ids], [float(p) for p in log_probs], finished))
+    return completions

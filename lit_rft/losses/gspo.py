@@ -50,7 +50,7 @@ def sequence_ratio_losses(
 
 @dataclass(frozen=True)
 class GSPO:
-    """Clip the ratio of whole sequences; the mean over rollouts. A sequence is a completion, or one turn of an episode.
+    """Clipping of sequence ratios; the mean over rollouts. A sequence is a completion, or one turn of an episode.
 
     Args:
         clip_low: see `sequence_ratio_losses`; ratios of sequences are close to 1, so that the paper's ranges are small.

@@ -11,13 +11,13 @@ class OnPolicyTokens(NamedTuple):
     """The values of a loss without off-policy term, all [U, L]; 0 outside `mask`."""
 
     log_probs: Tensor  # log pi_theta, with gradients
-    old_log_probs: Tensor  # log pi_old, of the policy that sampled, detached
+    old_log_probs: Tensor  # log pi_old, of the sampling policy, detached
     advantages: Tensor  # detached
     mask: Tensor  # bool
 
 
 def on_policy_tokens(name: str, log_probs: Tensor, rollouts: RolloutBatch) -> OnPolicyTokens:
-    """Gather what an on-policy loss needs, and refuse traces.
+    """Gather the inputs of an on-policy loss, and reject traces.
 
     Args:
         name: the loss, for the error.

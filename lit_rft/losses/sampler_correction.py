@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_rft.objectives import Sums, mean_parts, truncated_importance_weights
 from lit_rft.rollouts import MixedPolicyLoss, Normalizer, RolloutBatch
 
-# log-probabilities under the training policy when it sampled, and as the sampler reported them, [U, L] each, and the
+# log-probabilities at sampling time under the training policy, and those reported by the sampler, [U, L] each, and the
 # mask, [U, L] -> weights >= 0, [U, L]
 ImportanceWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -1,5 +1,7 @@
-r"""Advantage-weighted likelihood: how GLIDER's actor learns from critics offline (AWAC / AWR: Nair et al. 2020, arXiv
-2006.09359; Peng et al. 2019, arXiv 1910.00177)."""
+r"""Advantage-weighted likelihood: GLIDER's actor loss for offline critics.
+
+AWAC / AWR: Nair et al. 2020, arXiv 2006.09359; Peng et al. 2019, arXiv 1910.00177.
+"""
 
 from typing import NamedTuple
 
@@ -11,21 +13,21 @@ from lit_rft.objectives.checks import check_dims, check_same_shape
 
 class AdvantageWeights(NamedTuple):
     weights: Tensor  # [N], detached, in (0, max_weight]
-    clamped: Tensor  # [N] bool, where max_weight was reached
+    clamped: Tensor  # [N] bool, True at max_weight
 
 
 def advantage_weights(
     q_values: Tensor, values: Tensor, *, advantage_temperature: float, max_weight: float = 20.0
 ) -> AdvantageWeights:
-    r"""How much each decision of the data is worth imitating.
+    r"""Compute the weight of each decision of the data.
 
         w = min( exp( (Q(s, u) - V(s)) / advantage_temperature ), max_weight )
 
     Args:
         q_values: Q(s, u), [N].
         values: V(s), [N].
-        advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
-        max_weight: the largest weight, > 0.
+        advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
+        max_weight: upper bound of the weights, > 0.
 
     Returns:
         The weights, without a gradient.
@@ -41,19 +43,19 @@ def advantage_weights(
     check_same_shape(q_values=q_values, values=values)
     exponent = (q_values - values).detach() / advantage_temperature
     limit = torch.log(torch.as_tensor(max_weight, dtype=exponent.dtype, device=exponent.device))
-    return AdvantageWeights(exponent.clamp_max(limit).exp(), exponent >= limit)  # clamped first: exp never overflows
+    return AdvantageWeights(exponent.clamp_max(limit).exp(), exponent >= limit)  # clamp first: exp never overflows
 
 
 def weighted_likelihood_loss(
     log_likelihood: Tensor, weights: Tensor, *, normalizer: Tensor | float | None = None
 ) -> Tensor:
-    r"""Likelihood of the data's utterances, each by its weight (GLIDER, L_pi).
+    r"""Compute the weighted negative log-likelihood of the data's utterances (GLIDER, L_pi).
 
         L_pi = - 1/N sum_k w_k log pi(u_k | s_k)
 
     Args:
         log_likelihood: log pi(u_k | s_k), [N], see `utterance_log_likelihood`; gradients flow here only.
-        weights: w_k, of `advantage_weights` or any other, [N].
+        weights: w_k, from `advantage_weights` or elsewhere, [N].
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
 
     Returns:

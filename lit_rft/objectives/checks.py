@@ -1,5 +1,7 @@
-"""Argument checks shared by the objectives; they cost nothing next to a forward pass and turn a
-silent broadcast into an error that names the argument."""
+"""Argument checks shared by the objectives.
+
+They cost nothing next to a forward pass and turn silent broadcasting into an error that names the argument.
+"""
 
 from torch import Tensor
 

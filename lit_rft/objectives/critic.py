@@ -1,8 +1,8 @@
-r"""Critics of decisions: temporal-difference targets, regression of Q, expectile regression of V, slow targets.
+r"""Critics of decisions: temporal-difference targets, regression of Q, expectile regression of V, target networks.
 
-Offline RL of GLIDER's second stage (L_Q and L_V; the expectile is implicit Q-learning's, Kostrikov et al. 2021,
-arXiv 2110.06169). A decision is one utterance; all tensors are [N], one entry a decision of one level. The loss of a
-batch that is split over micro-batches or processes is the sum of the parts' losses, if `normalizer` counts all of it.
+Offline RL of GLIDER's second stage (L_Q and L_V; the expectile is that of implicit Q-learning, Kostrikov et al. 2021,
+arXiv 2110.06169). A decision is one utterance; all tensors are [N], one entry per decision of one level. The loss of a
+batch split over micro-batches or processes is the sum of the parts' losses if `normalizer` counts all of it.
 """
 
 from collections.abc import Iterable
@@ -22,23 +22,22 @@ def td_target(
     discount: float,
     steps: Tensor | None = None,
 ) -> Tensor:
-    r"""What Q(s, u) should be, by the value of where the decision led.
+    r"""Compute the temporal-difference target of Q(s, u).
 
         y = r + discount^k (1 - terminated) V_target(s')
 
     Args:
-        rewards: r, what the decision earned, [N].
-        next_values: V_target(s'), [N]; what stands at terminated decisions is ignored, NaN included.
-        terminated: whether the decision ended what its level was asked to do, [N]. A time limit does not: what would
-            have come after it has a value.
+        rewards: r, reward of the decision, [N].
+        next_values: V_target(s'), [N]; ignored at terminated decisions, NaN included.
+        terminated: True if the decision ended its level's task, [N]; not at time limits, after which states have value.
         discount: in [0, 1].
-        steps: k, environment steps that the decision lasted, [N]; None for k = 1 (one decision, one step).
+        steps: k, environment steps of the decision, [N]; None for k = 1 (one decision per step).
 
     Returns:
-        Y, detached, [N].
+        y, detached, [N].
 
     Raises:
-        ValueError: The message names the argument that is wrong.
+        ValueError: The message names the wrong argument.
     """
     check_fraction(discount=discount)
     check_dims(1, rewards=rewards)
@@ -53,7 +52,7 @@ def td_target(
 
 class QLoss(NamedTuple):
     loss: Tensor  # scalar
-    error_mean: Tensor  # detached, mean |Q - y| over the decisions that count
+    error_mean: Tensor  # detached, mean |Q - y| over the masked decisions
 
 
 def q_loss(
@@ -66,7 +65,7 @@ def q_loss(
     Args:
         q_values: Q(s_k, u_k), [N]; gradients flow here only.
         targets: y_k of `td_target`, [N].
-        mask: 1 on decisions that have a target, [N]; None for all.
+        mask: 1 on decisions with a target, [N]; None for all.
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
 
     Raises:
@@ -95,13 +94,13 @@ def expectile_value_loss(
 
         L_V = 1/N sum_k |expectile - 1(x_k < 0)| x_k^2,     x_k = Q_target(s_k, u_k) - V(s_k)
 
-    The direction: `expectile > 0.5` weights Q > V more, so that V is optimistic about the utterances it was given, as
-    in implicit Q-learning; 0.5 is half the squared error; towards 1, V(s) goes to the largest Q(s, .). GLIDER's paper
-    writes the argument as V - Q, which read to the letter would make an expectile above 0.5 pessimistic.
+    Sign: `expectile > 0.5` weights Q > V more, so V is optimistic about the given utterances, as in implicit
+    Q-learning; 0.5 is half the squared error; towards 1, V(s) approaches the maximum of Q(s, .). GLIDER's paper writes
+    the argument as V - Q, which taken literally would make an expectile above 0.5 pessimistic.
 
     Args:
         values: V(s_k), [N]; gradients flow here only.
-        target_q_values: the slow copy's Q(s_k, u_k), of the data's utterances or of the policy's own, [N].
+        target_q_values: the target network's Q(s_k, u_k), of the data's utterances or of the policy's, [N].
         expectile: in (0, 1).
         normalizer: N, the number of decisions over all micro-batches and devices; default N of this call.
 
@@ -121,9 +120,11 @@ def expectile_value_loss(
 
 @torch.no_grad()
 def polyak_update(targets: Iterable[Tensor], sources: Iterable[Tensor], *, rate: float) -> None:
-    r"""Let target parameters follow, in place: target <- (1 - rate) target + rate source.
+    r"""Update target parameters in place: target <- (1 - rate) target + rate source.
 
     Args:
+        targets: parameters to update.
+        sources: parameters to follow, in the same order.
         rate: in [0, 1]; 1 copies.
 
     Raises:
@@ -138,22 +139,22 @@ def polyak_update(targets: Iterable[Tensor], sources: Iterable[Tensor], *, rate:
 def discounted_returns(
     rewards: Tensor, terminated: Tensor, last: Tensor, *, discount: float, steps: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""What was really earned from each decision on, for comparison with Q.
+    r"""Compute the observed return from each decision on, for comparison with Q.
 
         G_k = r_k + discount^{k's steps} G_{k+1},    G = r at a terminated decision
 
     Args:
         rewards: [N], the decisions of one trajectory after another, in their order.
-        terminated: whether the decision ended what its level was asked to do, [N].
+        terminated: True if the decision ended its level's task, [N].
         last: 1 on the last decision of each trajectory, [N].
         discount: in [0, 1].
         steps: as in `td_target`.
 
     Returns:
-        The returns [N], and whether each is known: False where a trajectory was cut by a time limit, [N].
+        The returns [N], and whether each is known [N]: False in a trajectory that was cut by a time limit.
 
     Raises:
-        ValueError: The message names the argument that is wrong.
+        ValueError: The message names the wrong argument.
     """
     check_fraction(discount=discount)
     check_same_shape(rewards=rewards, terminated=terminated, last=last)

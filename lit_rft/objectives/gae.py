@@ -1,8 +1,8 @@
-r"""Generalised advantage estimation and PPO's value loss, over the tokens or utterances that a policy wrote.
+r"""Generalised advantage estimation and PPO's value loss, over the tokens or utterances of a policy.
 
 Schulman et al. 2016 (arXiv 1506.02438) and 2017 (arXiv 1707.06347). Tensors are [N]: the decisions (tokens, or
-utterances) of one trajectory after another, in their order. Observations are not decisions and take no part: the
-value that follows the last token of an action is that of the first token of the next action.
+utterances) of one trajectory after another, in their order. Observations are not decisions: the value after the last
+token of an action is that of the first token of the next action.
 """
 
 from typing import NamedTuple
@@ -66,12 +66,12 @@ def generalized_advantages(
         next_value, following = (after[k], 0.0) if ends[k] else (value[k + 1], following)
         delta = reward[k] + factor[k] * next_value - value[k]
         advantages[k] = following = delta + factor[k] * gae_lambda * following
-    found = values.new_tensor(advantages)
-    return GAE(found, found + values.detach())
+    advantage_tensor = values.new_tensor(advantages)
+    return GAE(advantage_tensor, advantage_tensor + values.detach())
 
 
 def whitened(values: Tensor, sums: Tensor, *, epsilon: float = 1e-8) -> Tensor:
-    r"""Shift to mean 0 and scale to standard deviation 1 over a whole batch.
+    r"""Normalise to mean 0 and standard deviation 1 over the full batch.
 
     Args:
         values: of this process, [N].
@@ -79,19 +79,19 @@ def whitened(values: Tensor, sums: Tensor, *, epsilon: float = 1e-8) -> Tensor:
         epsilon: >= 0, added to the standard deviation.
 
     Returns:
-        [N]; only shifted where all values of the batch are equal.
+        [N]; only shifted if all values of the batch are equal.
     """
     number, total, squares = sums.to(values).unbind()
     mean = total / number.clamp_min(1)
     variance = (squares / number.clamp_min(1) - mean.square()).clamp_min(0.0)
-    # a spread below rounding is none: equal values must not become values of size 1
+    # a spread below rounding counts as zero: equal values must not become values of size 1
     relative = torch.finfo(values.dtype).eps ** 0.75
     std = torch.where(variance > relative * mean.square(), variance.sqrt(), torch.ones_like(variance))
     return (values - mean) / (std + epsilon)
 
 
 def moments(values: Tensor) -> Tensor:
-    """Return the number of values, their sum and the sum of their squares, [3], to be added up over processes."""
+    """Return the number of values, their sum and the sum of their squares, [3], for summation over processes."""
     return torch.stack([values.new_tensor(float(values.numel())), values.sum(), values.square().sum()])
 
 
@@ -115,7 +115,7 @@ def clipped_value_loss(
     Args:
         values: V(s_k), [N]; gradients flow here only.
         old_values: before the first update on this batch, [N].
-        returns: R of `generalized_advantages`, [N].
+        returns: targets R, from `generalized_advantages`, [N].
         clip: > 0; None for none.
         normalizer: N over all micro-batches and devices; default N of this call.
 

@@ -15,21 +15,20 @@ def group_advantages(
     scale_by_std: bool = True,
     std_epsilon: float = 1e-6,
 ) -> Tensor:
-    r"""How much better each completion is than the others of its prompt.
+    r"""Compare each completion with the others of its prompt.
 
         A_i = ( R_i - mean(R_group) ) / ( std(R_group) + std_epsilon )       scale_by_std (LUFFY's paper)
         A_i =   R_i - mean(R_group)                                          else (LUFFY's release, Dr. GRPO)
 
-    Mean and (unbiased) standard deviation are over the whole group, on- and off-policy members together, or over its
-    on-policy members alone. Groups may have any sizes and their members may stand anywhere. A group with one
-    member compares it with nothing: its advantage is 0. A standard deviation of 0 counts as 1 (as in the release). A
-    group without any on-policy member is compared as a whole.
+    Mean and (unbiased) standard deviation are over the full group, on- and off-policy members together, or over its
+    on-policy members only. Groups may have any sizes, with members in any order. The advantage of a single member is 0.
+    A standard deviation of 0 counts as 1 (as in the release). A group without on-policy members uses all of them.
 
     Args:
         rewards: R_i, [N].
-        group: which prompt each completion answers, any whole numbers, [N].
-        off_policy_mask: True on off-policy members (traces), [N]; needed for `on_policy_statistics`.
-        on_policy_statistics: leave the off-policy members out of mean and standard deviation.
+        group: any integer index of each completion's prompt, [N].
+        off_policy_mask: True on off-policy members (traces), [N]; required for `on_policy_statistics`.
+        on_policy_statistics: exclude off-policy members from mean and standard deviation.
         scale_by_std: divide by the standard deviation.
         std_epsilon: >= 0.
 
@@ -44,7 +43,7 @@ def group_advantages(
     check_non_negative(std_epsilon=std_epsilon)
     rewards = rewards.detach()
     _, index = group.unique(return_inverse=True)
-    # as differences from the group's lowest: equal rewards are zeros then, and not nearly zeros
+    # subtract the group's minimum first: equal rewards become exact zeros
     lowest = rewards.new_full((int(index.max()) + 1 if index.numel() else 0,), float("inf"))
     rewards = rewards - lowest.scatter_reduce(0, index, rewards, "amin")[index]
     counted = torch.ones_like(rewards)
@@ -65,5 +64,5 @@ def group_advantages(
 
 
 def _sum_by(values: Tensor, index: Tensor) -> Tensor:
-    """Sums of the values [N] with the same index, [number of indices]."""
+    """Sum the values [N] with the same index, [number of indices]."""
     return values.new_zeros(int(index.max()) + 1 if index.numel() else 0).index_add(0, index, values)

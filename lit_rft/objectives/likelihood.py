@@ -1,7 +1,7 @@
 r"""Likelihood of utterances, and their expected length: the parts of GLIDER's first stage.
 
-An utterance is one decision of a policy (a subgoal, or an action): row `u` of tensors [U, L] holds its
-L (padded) tokens, `utterance_mask` is 1 on the real ones, the end-of-turn token among them.
+An utterance is one decision of a policy (a subgoal, or an action): row `u` of tensors [U, L] holds its L (padded)
+tokens; `utterance_mask` is 1 on real tokens, including the end of turn.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lit_rft.objectives.checks import check_dims, check_non_negative, check_same
 
 
 def utterance_log_likelihood(token_log_probs: Tensor, utterance_mask: Tensor, *, average_tokens: bool = True) -> Tensor:
-    r"""Log-likelihood of each utterance under the policy.
+    r"""Compute the log-likelihood of each utterance under the policy.
 
         log pi(u | s) = sum_i log pi(w_i | s, w_<i)          (average_tokens=False)
         the same divided by the utterance's number of tokens (average_tokens=True, GLIDER's release)
@@ -21,6 +21,7 @@ def utterance_log_likelihood(token_log_probs: Tensor, utterance_mask: Tensor, *,
     Args:
         token_log_probs: log pi(w_i | s, w_<i), [U, L]; values in padding are ignored, NaN included.
         utterance_mask: 1 on the utterance's tokens, [U, L].
+        average_tokens: divide by the number of tokens.
 
     Returns:
         [U]; 0 for an utterance without tokens.
@@ -40,8 +41,8 @@ def expected_utterance_length(end_log_probs: Tensor, utterance_mask: Tensor) -> 
 
         n~ = sum_i prod_{j <= i} (1 - e_j),     e_j = pi(end of turn | s, w_<j)
 
-    GLIDER's regulariser `lambda n` is constant in theta when n is the data's length; n~ counts the
-    tokens that the policy would still write at the utterance's positions, so lambda n~ pushes it to end earlier.
+    GLIDER's regulariser `lambda n` is constant in theta if n is the data's length; n~ counts the tokens that the policy
+    would still write at the utterance's positions, so lambda n~ favours earlier ends.
 
     Args:
         end_log_probs: log e_i, the log-probability of the end-of-turn token at each position, <= 0, [U, L].
@@ -56,7 +57,7 @@ def expected_utterance_length(end_log_probs: Tensor, utterance_mask: Tensor) -> 
     check_dims(2, end_log_probs=end_log_probs)
     check_same_shape(end_log_probs=end_log_probs, utterance_mask=utterance_mask)
     mask = utterance_mask.bool()
-    # log(1 - e) in a form that keeps its gradient finite where e rounds to 1
+    # log(1 - e) with a finite gradient where e rounds to 1
     ending = end_log_probs.masked_fill(~mask, -1.0).clamp_max(-torch.finfo(end_log_probs.dtype).eps)
     log_continue = torch.log(-torch.expm1(ending)).masked_fill(~mask, 0.0)
     still_writing = log_continue.cumsum(-1).exp()
@@ -78,15 +79,15 @@ def utterance_likelihood_loss(
     average_tokens: bool = True,
     normalizer: Tensor | float | None = None,
 ) -> LikelihoodLoss:
-    r"""One level's term of hierarchical SFT (GLIDER, L_SFT).
+    r"""Compute one level's term of hierarchical SFT (GLIDER, L_SFT).
 
         L = 1/N sum_u ( - log pi(u | s) + length_coef * n~(u) )
 
     Args:
         token_log_probs: log pi(w_i | s, w_<i), [U, L].
         utterance_mask: 1 on the utterances' tokens, [U, L].
-        end_log_probs: log-probability of the end-of-turn token at each position, [U, L]; needed when length_coef > 0.
-        length_coef: GLIDER's lambda, >= 0; 0 switches the term off.
+        end_log_probs: log-probability of the end-of-turn token at each position, [U, L]; required for length_coef > 0.
+        length_coef: GLIDER's lambda, >= 0; 0 disables the term.
         average_tokens: see `utterance_log_likelihood`.
         normalizer: N, the number of utterances over all micro-batches and devices; default U.
 

@@ -12,7 +12,7 @@ from lit_rft.objectives.checks import check_dims, check_non_negative, check_same
 
 
 def shape_policy(importance_ratio: Tensor, *, policy_shaping: float) -> Tensor:
-    r"""Regularised importance sampling: lifts the gradient of a trace's unlikely tokens.
+    r"""Apply regularised importance sampling, which increases the gradient of unlikely tokens of traces.
 
         f(x) = x / (x + gamma),     f'(x) = gamma / (x + gamma)^2
 
@@ -30,7 +30,7 @@ def shape_policy(importance_ratio: Tensor, *, policy_shaping: float) -> Tensor:
 
 class OnPolicyTerms(NamedTuple):
     losses: Tensor  # [B, T], one per token
-    clipped: Tensor  # [B, T] bool, true where clipping is active
+    clipped: Tensor  # [B, T] bool, True where clipping is active
 
 
 def clipped_surrogate(
@@ -41,15 +41,15 @@ def clipped_surrogate(
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
 ) -> OnPolicyTerms:
-    r"""PPO's loss of each token (Schulman et al. 2017, arXiv 1707.06347), CLIP(r, A, eps) with a minus sign.
+    r"""Compute PPO's loss of each token (Schulman et al. 2017, arXiv 1707.06347): CLIP(r, A, eps) with a minus sign.
 
         l = -min( r A, clamp(r, 1 - clip_low, 1 + clip_high) A ),     r = pi_theta / pi_old
 
     Args:
         log_probs: log pi_theta, [B, T]; gradients flow here only.
-        old_log_probs: log pi_old, of the policy that sampled, [B, T].
+        old_log_probs: log pi_old, of the sampling policy, [B, T].
         advantages: A, [B, T].
-        clip_low, clip_high: >= 0; None leaves that side open (both None: LUFFY's release).
+        clip_low, clip_high: >= 0; None for no bound on that side (both None: LUFFY's release).
 
     Raises:
         ValueError: The message names the argument whose shape or range is wrong.
@@ -73,14 +73,14 @@ def off_policy_losses(
     behaviour_log_probs: Tensor | None = None,
     policy_shaping: float | None = 0.1,
 ) -> Tensor:
-    r"""The loss of each token of a trace, never clipped.
+    r"""Compute the loss of each token of a trace, without clipping.
 
-        l = -f( pi_theta / pi_phi ) A,     pi_phi = 1 where the behaviour policy's probabilities are not known
+        l = -f( pi_theta / pi_phi ) A,     pi_phi = 1 where the behaviour policy's probabilities are unknown
 
     Args:
         log_probs: log pi_theta, [B, T]; gradients flow here only.
         advantages: A, [B, T].
-        behaviour_log_probs: log pi_phi, [B, T]; NaN in a token where it is not known; None: in none.
+        behaviour_log_probs: log pi_phi, [B, T]; NaN at tokens where it is unknown; None if all are.
         policy_shaping: gamma of `shape_policy`; None: f is the identity (plain mixed-policy GRPO).
 
     Returns:
@@ -123,23 +123,22 @@ def mixed_policy_loss(
     token_weights: Tensor | None = None,
     normalizer: Tensor | float | None = None,
 ) -> MixedPolicyLoss:
-    r"""LUFFY's objective J, as a loss.
+    r"""Compute the negative of LUFFY's objective J.
 
         L = 1/Z ( sum_{j off} sum_t -f(pi_theta / pi_phi) A_j  +  sum_{i on} sum_t -CLIP(r_it, A_i, eps) )
 
     Args:
         log_probs: log pi_theta of the completions' tokens, [B, T]; gradients flow here only.
         advantages: A of each completion, [B], or of each token, [B, T].
-        completion_mask: 1 on the tokens that count, [B, T].
+        completion_mask: 1 on tokens in the loss, [B, T].
         off_policy_mask: 1 on off-policy completions (traces), [B].
-        old_log_probs: log pi_old of on-policy tokens, [B, T]; None: the policy is still the one that sampled them, the
-            ratio is 1.
+        old_log_probs: log pi_old of on-policy tokens, [B, T]; None for ratio 1: the policy is unchanged since sampling.
         behaviour_log_probs: see `off_policy_losses`.
         policy_shaping: gamma, see `shape_policy`; None for none.
         clip_low, clip_high: see `clipped_surrogate`.
-        token_weights: factors of single tokens, [B, T]: `truncated_importance_weights`, say.
+        token_weights: factors of single tokens, [B, T], for example `truncated_importance_weights`.
         normalizer: Z, over all micro-batches and devices: the number of their tokens (the paper), or the maximum length
-            of a completion (the release); default the number of tokens given.
+            of a completion (the release); default the number of tokens of this call.
 
     Raises:
         ValueError: The message names the argument whose shape or range is wrong.
@@ -178,13 +177,13 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, max_weight: float = 2.0) -> Tensor:
-    r"""Correct for rollouts sampled in lower precision, or by another engine, than the training policy.
+    r"""Compute weights that correct for sampling in lower precision, or by another engine, than training.
 
         w = min( pi / pi_sampler, max_weight )
 
     Args:
         log_probs: of the sampled tokens under the training policy at the time of sampling, [B, T].
-        sampler_log_probs: as the sampler reported them, [B, T].
+        sampler_log_probs: as reported by the sampler, [B, T].
         max_weight: > 0.
 
     Returns:
@@ -217,12 +216,12 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def masked_token_mean(values: Tensor, mask: Tensor, *, normalizer: Tensor | float | None = None) -> Tensor:
-    """A mean over all tokens of a batch: of entropies, of `kl_estimate`.
+    """Average over all tokens of a batch, for example entropies or `kl_estimate`.
 
     Args:
         values: [B, T].
-        mask: 1 on the tokens that count, [B, T].
-        normalizer: their number over all micro-batches and devices; default that of the tokens given.
+        mask: 1 on tokens in the mean, [B, T].
+        normalizer: their number over all micro-batches and devices; default the number of tokens of this call.
 
     Returns:
         Scalar.

@@ -24,17 +24,17 @@ def preference_loss(
     label_smoothing: float = 0.0,
     normalizer: Tensor | float | None = None,
 ) -> PreferenceLoss:
-    r"""Raise the chosen trajectory's likelihood over the rejected one's, relative to a reference.
+    r"""Increase the chosen trajectory's likelihood over the rejected one's, relative to a reference.
 
         L = -1/P sum_p [ (1 - e) log sigmoid(beta h_p) + e log sigmoid(-beta h_p) ]
         h = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected)
 
-    Each log-ratio is a sum over all tokens that the policy wrote in the trajectory; observations are not among them.
+    Each log-ratio is a sum over all tokens of the policy in the trajectory, without observations.
 
     Args:
-        chosen_log_ratios: log pi(chosen) - log pi_ref(chosen), [P]; gradients flow here ...
-        rejected_log_ratios: of the rejected, [P]; ... and here.
-        beta: > 0, how much a deviation from the reference costs.
+        chosen_log_ratios: log pi(chosen) - log pi_ref(chosen), [P]; gradients flow here and ...
+        rejected_log_ratios: of the rejected, [P]; ... here.
+        beta: strength of the penalty on deviations from the reference, > 0.
         label_smoothing: e in [0, 0.5), the assumed share of wrong labels (conservative DPO).
         normalizer: P over all micro-batches and devices; default P of this call.
 

@@ -1,8 +1,8 @@
-r"""Token-level offline Q-learning: what implicit language Q-learning adds to a critic (ILQL, arXiv 2206.11871).
+r"""Token-level offline Q-learning: the additions of implicit language Q-learning to a critic (ILQL, arXiv 2206.11871).
 
-Tensors are [N] or [N, V]: the tokens that a policy wrote, one trajectory after another, V the vocabulary. The value
-that follows a token is that of the next token *written*: observations in between are skipped. Targets, regression of
-Q and the expectile of V are those of `critic.py`, with tokens for decisions.
+Tensors are [N] or [N, V]: the tokens of a policy, one trajectory after another, V the vocabulary. The value after a
+token is that of the policy's next token: observations in between are skipped. Targets, regression of Q and the
+expectile of V are those of `critic.py`, with tokens for decisions.
 """
 
 import torch
@@ -34,7 +34,7 @@ def next_token_values(values: Tensor, last: Tensor, *, final_values: Tensor | No
 
 
 def conservative_q_loss(q_values: Tensor, actions: Tensor, *, normalizer: Tensor | float | None = None) -> Tensor:
-    r"""Keep Q of tokens that the data did not take below Q of those that it took (the discrete form of CQL).
+    r"""Keep Q of tokens outside the data below Q of those in the data (the discrete form of CQL).
 
         L = 1/N sum_k [ log sum_w exp Q(h_k, w) - Q(h_k, a_k) ]
 
@@ -56,16 +56,16 @@ def conservative_q_loss(q_values: Tensor, actions: Tensor, *, normalizer: Tensor
 def perturbed_logits(
     log_probs: Tensor, q_values: Tensor, values: Tensor, *, weight: float, max_advantage: float | None = None
 ) -> Tensor:
-    r"""Shift a behaviour policy's logits by the advantages of tokens, to sample the improved policy.
+    r"""Shift a behaviour policy's logits by the advantages of tokens, to sample from the improved policy.
 
         z(w) = log pi_beta(w | h) + weight A(h, w),     A = Q(h, w) - V(h), at most max_advantage
 
     Args:
         log_probs: log pi_beta(. | h), [N, V].
-        q_values: Q(h, .), the smaller one of two, [N, V].
+        q_values: Q(h, .), the minimum of two, [N, V].
         values: V(h), [N].
         weight: >= 0; 0 is the behaviour policy.
-        max_advantage: upper bound of A, 0 for one that only takes tokens away; None for none.
+        max_advantage: upper bound of A; 0 to only decrease probabilities, None for none.
 
     Returns:
         Logits, [N, V].

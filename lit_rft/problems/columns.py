@@ -1,4 +1,4 @@
-"""Which column of a row is its prompt, ground truth, traces, and so on: by the usual names, or by a mapping."""
+"""The columns of a row that hold its prompt, ground truth, traces, and so on: by common names, or by a mapping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_rft.problems.record import ProblemError
 
 logger = logging.getLogger(__name__)
 
-# field of a problem -> columns that may hold it; the first one with a value counts
+# field of a problem -> columns that may hold it; the first one with a value is used
 FIELDS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "messages", "conversations", "problem", "question"),
     "ground_truth": (
@@ -29,20 +29,20 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
     "repeats": ("repeats",),
 }
-# columns that reward functions do not get, since a problem has them as fields
+# columns that are fields of a problem, not passed to reward functions
 OWN_COLUMNS = frozenset(
     name.partition(".")[0]
     for names in (*(FIELDS[f] for f in ("traces", "trace_log_probs", "source", "id", "repeats")), ("prompt",))
     for name in names
 ) | {"ground_truth", "reward_model"}
-_NEAR = 0.83  # similarity from which a name is taken for a misspelt one
+_NEAR = 0.83  # minimum similarity of a misspelt name
 
 
 class Columns:
-    """Find the fields of problems in the rows of one file, and report what the file has.
+    """Find the fields of problems in the rows of one file, and report the columns in use.
 
     Args:
-        mapping: field -> column, in place of the usual names; a dotted name reaches into an object
+        mapping: field -> column, in place of the common names; a dotted name selects a part of an object
             (``reward_model.ground_truth``), null means that no column holds the field.
 
     Raises:
@@ -63,13 +63,13 @@ class Columns:
         self._names.update(dict.fromkeys(row))
 
     def find(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
-        """The column that holds a field in this row, and its value.
+        """Return the column of a field in this row, and its value.
 
         Returns:
-            ("", None) where there is no such column.
+            ("", None) without such a column.
 
         Raises:
-            ProblemError: If an object that is to be reached into is none.
+            ProblemError: If a dotted name refers to a cell that is not an object.
         """
         first: tuple[str, Any] = ("", None)
         for candidate in self._candidates(name):
@@ -91,10 +91,10 @@ class Columns:
         return () if column is None else (column,)
 
     def require(self, row: Mapping[str, Any], name: str) -> tuple[str, Any]:
-        """`find` for a field that every problem has.
+        """Return column and value of a required field, as `find` does.
 
         Raises:
-            ProblemError: The message names the row's columns if there is none.
+            ProblemError: There is no such column; the message lists the row's columns.
         """
         column, value = self.find(row, name)
         if column:
@@ -102,20 +102,20 @@ class Columns:
         wanted = self._candidates(name)
         expected = " or ".join([", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted) or "a column"
         raise ProblemError(
-            f"expected {expected}, and the row has {', '.join(row) or 'no column'}; name the column "
+            f"expected {expected}, got a row with {', '.join(row) or 'no column'}; name the column "
             f"that holds it (columns: {{{name}: NAME}}){did_you_mean(wanted, row)}",
             name,
         )
 
     def extra(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns of a row to pass on to reward functions."""
+        """Return the columns of a row for reward functions."""
         return {name: value for name, value in row.items() if name not in OWN_COLUMNS}
 
     def check(self, path: str) -> None:
-        """Check the columns of a file whose rows have all been read, and log which were used.
+        """Check the columns of a file after reading all rows, and log those in use.
 
         Raises:
-            ValueError: If a mapped column is in no row, or no column holds the traces and one is nearly called so.
+            ValueError: If a mapped column is in no row, or no column holds the traces but one has a similar name.
         """
         names = list(self._names)
         for name, column in self.mapping.items():
@@ -134,7 +134,7 @@ class Columns:
                     path, ", ".join(used_fields), ", ".join(others) or "none")  # fmt: skip
 
     def _check_spelling(self, path: str) -> None:
-        """Refuse a file in which an optional field would be lost because its column is misspelt."""
+        """Reject a file if a misspelt column would silently lose an optional field."""
         for field, known in FIELDS.items():
             if self._used_columns[field] or field in self.mapping:
                 continue
@@ -151,7 +151,7 @@ _ALL_NAMES = frozenset(name.partition(".")[0] for names in FIELDS.values() for n
 
 
 def _as_spelt(column: str, row: Mapping[str, Any]) -> str:
-    """A usual name as the row has it: `Answer` for `answer`."""
+    """Return a common name in the row's spelling: `Answer` for `answer`."""
     head, dot, rest = column.partition(".")
     if head in row:
         return column
@@ -159,15 +159,15 @@ def _as_spelt(column: str, row: Mapping[str, Any]) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell has no value: null, a blank text, or an empty list or object."""
+    """Return whether a cell has no value: null, a blank text, or an empty list or object."""
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
 def lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
-    """A cell by its column's name, or a part of one by a dotted name.
+    """Look up a cell by the name of its column, or a part of one by a dotted name.
 
     Returns:
-        Whether it is there, and its value.
+        Whether it exists, and its value.
 
     Raises:
         ProblemError: If the cell is neither an object nor the text of one.
@@ -181,7 +181,7 @@ def lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
 
 
 def as_object(value: Any, name: str) -> dict[str, Any]:
-    """An object, or the JSON text of one.
+    """Return an object, also from its JSON text.
 
     Raises:
         ProblemError: If it is neither.
@@ -193,7 +193,7 @@ def as_object(value: Any, name: str) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that another one is a misspelling of."""
+    """Return the known name of which another one is a misspelling, if any."""
     plain = {_plain(candidate): candidate for candidate in known}
     if any(name.lower().startswith(f"{candidate}_") for candidate in plain.values()):  # target_length, prompt_id
         return None
@@ -206,7 +206,7 @@ def _plain(name: str) -> str:
 
 
 def did_you_mean(wanted: str | Iterable[str], names: Iterable[str]) -> str:
-    """The end of an error: the name that is nearest to one of those that were wanted, if any."""
+    """Return the end of an error message: a suggestion if a name resembles one of the wanted ones, else nothing."""
     names = list(names)
     for name in [wanted] if isinstance(wanted, str) else wanted:
         near = nearest(name, names)

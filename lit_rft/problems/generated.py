@@ -1,6 +1,6 @@
-"""Problems without any download: out of `reasoning-gym`, with off-policy traces.
+"""Generated problems of `reasoning-gym`, without any download, with off-policy traces.
 
-`gsm_symbolic` brings worked solutions. For some arithmetic tasks a trace is built from the problem's own parts.
+`gsm_symbolic` includes worked solutions. For some arithmetic tasks traces are built from the parts of the problem.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from lit_rft.problems.traces import ANSWER, TRACES
 
 
 def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any) -> list[Problem]:
-    """Problems of one task.
+    """Generate problems of one task.
 
     Args:
-        task: of reasoning-gym: `gsm_symbolic`, or one of those that traces are built for (`TRACES`); any other one
-            gives problems without traces.
-        number: how many, >= 1.
+        task: of reasoning-gym: `gsm_symbolic`, or one with built traces (`TRACES`); problems of other tasks have no
+            traces.
+        number: number of problems, >= 1.
         seed: of the generator.
-        settings: of the task, as reasoning-gym names them.
+        settings: of the task, as in reasoning-gym.
 
     Raises:
         ValueError: For an unknown task or a number below 1.
@@ -30,12 +30,12 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ImportError("generated problems come out of reasoning-gym: pip install 'lit-rft[math]'") from error
+        raise ImportError("generated problems need reasoning-gym: pip install 'lit-rft[math]'") from error
     if number < 1:
         raise ValueError(f"number must be >= 1, got {number}")
     if task not in DATASETS:
         raise ValueError(f"unknown task {task!r}; reasoning-gym has {', '.join(sorted(DATASETS))}")
-    # reasoning-gym draws item i by seed + i: seeds side by side would share nearly all problems
+    # reasoning-gym seeds item i with seed + i: consecutive seeds would share nearly all problems
     apart = int.from_bytes(hashlib.sha256(f"{task}/{seed}".encode()).digest()[:6], "little")
     entries = reasoning_gym.create_dataset(task, size=number, seed=apart, **settings)
     return [_problem(task, seed, index, entries[index]) for index in range(number)]

@@ -1,4 +1,4 @@
-"""Problems from files and data sets, in the usual schemas (docs/problems.md), and into JSON lines."""
+"""Read problems from files and data sets in common schemas (docs/problems.md), and write them as JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_rft.problems.repeats import merge_repeats
 from lit_rft.rows import find_files, read_rows
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:\{|(?P<token>-?[\w.]+))")
-_LONGEST_ANSWER = 100  # characters of a `solution` that is taken for the answer itself
+_LONGEST_ANSWER = 100  # maximum characters of a `solution` that is itself the answer
 
 
 def read_problems(
@@ -28,12 +28,12 @@ def read_problems(
 
     Args:
         sources: files, folders, patterns, or data sets of the Hugging Face hub; see `find_files`.
-        columns: field of a problem -> column that holds it, in place of the usual names; see `Columns`.
+        columns: field of a problem -> column that holds it, in place of the common names; see `Columns`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is of an unknown kind, damaged or empty, or `columns` does not fit it.
-        ProblemError: a row is wrong; it names file, row and field.
+        ValueError: a file has an unknown type, is corrupt or empty, or does not match `columns`.
+        ProblemError: a row is invalid; the message names file, row and field.
     """
     names = [sources] if isinstance(sources, (str, Path)) else list(sources)
     problems = [p for name in names for file in find_files(str(name), "problems") for p in _read_file(file, columns)]
@@ -43,7 +43,7 @@ def read_problems(
 def _read_file(file: str, mapping: Mapping[str, str | None] | None) -> list[Problem]:
     columns = Columns(mapping)
     problems = []
-    given: dict[tuple[str, str], tuple[str, int]] = {}  # ids that the file itself gives -> content, row
+    given: dict[tuple[str, str], tuple[str, int]] = {}  # ids in the file -> content, row
     for number, row in read_rows(file, ProblemError):
         try:
             problem, has_id = problem_from_row(row, number, columns, origin=f"{file}:{number}")
@@ -52,30 +52,30 @@ def _read_file(file: str, mapping: Mapping[str, str | None] | None) -> list[Prob
                 first, earlier = given.setdefault((problem.source, problem.id), (content, number))
                 if first != content:
                     raise ProblemError(
-                        f"expected an id of its own, {problem.id!r} is another problem in row {earlier}; correct it, "
-                        "or number the rows instead (columns: {id: null})",
+                        f"expected a unique id, got {problem.id!r}, the id of another problem in row {earlier}; "
+                        "correct it, or number the rows instead (columns: {id: null})",
                         "id",
                     )
         except ProblemError as error:
             raise ProblemError(error.message, error.field, file, number) from error
         problems.append(problem)
     if not problems:
-        raise ValueError(f"{file} holds no problem")
+        raise ValueError(f"expected at least one problem in {file}, got none")
     columns.check(file)
     return problems
 
 
 def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") -> tuple[Problem, bool]:
-    """Read a row.
+    """Make a problem from a row.
 
     Args:
         row: columns by name.
-        number: of the row, for its id where it has none.
-        columns: where the fields of a problem are.
+        number: number of the row, used as id if it has none.
+        columns: maps fields of problems to columns.
         origin: file and row.
 
     Returns:
-        The problem, and whether the row itself gives the id.
+        The problem, and whether its id is from the row.
 
     Raises:
         ProblemError: The message names the field.
@@ -109,7 +109,7 @@ def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") 
 
 
 def _prompt(row: dict[str, Any], columns: Columns) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
-    """The prompt, and the answer to it where the column holds a whole conversation."""
+    """Return the prompt, and the answer to it if the column holds a complete conversation."""
     column, value = columns.require(row, "prompt")
     if column.lower() == "prompt":
         return check_messages(value, column, "user"), ()
@@ -117,7 +117,7 @@ def _prompt(row: dict[str, Any], columns: Columns) -> tuple[tuple[dict[str, str]
 
 
 def _index(row: dict[str, Any], columns: Columns) -> int | str | None:
-    """`extra_info.index`, LUFFY's and verl's; negative numbers are placeholders."""
+    """Return `extra_info.index` of LUFFY and verl; negative numbers are placeholders."""
     if "id" in columns.mapping or is_empty(row.get("extra_info")):
         return None
     information = row["extra_info"]
@@ -130,9 +130,9 @@ def _index(row: dict[str, Any], columns: Columns) -> int | str | None:
 
 
 def _ground_truth(column: str, value: Any) -> str:
-    """The final answer, which some columns hold at the end of a worked solution."""
+    """Return the final answer, which some columns hold at the end of a worked solution."""
     if isinstance(value, str) and value.lstrip().startswith(('["', "['")):
-        parsed = parse_literal(value)  # a list of one as text; several in one text are an answer in words
+        parsed = parse_literal(value)  # the text of a list with one answer; several answers in one text are words
         value = parsed[0] if isinstance(parsed, list) and len(parsed) == 1 else value
     if isinstance(value, list):
         if len(value) != 1:
@@ -141,7 +141,7 @@ def _ground_truth(column: str, value: Any) -> str:
     text = check_text(value, column)
     if column.lower() in ("ground_truth", "reward_model.ground_truth"):
         return text
-    marked = text.rpartition("####")[2].strip() if "####" in text else ""  # GSM8K; elsewhere it begins a heading
+    marked = text.rpartition("####")[2].strip() if "####" in text else ""  # GSM8K; in other data it begins a heading
     answer = marked if marked and "\n" not in marked and not last_box(marked) else last_box(text)
     if answer:
         return answer
@@ -155,7 +155,7 @@ def _ground_truth(column: str, value: Any) -> str:
 
 
 def last_box(text: str) -> str:
-    r"""Content of the last \boxed{...}, \fbox{...} or \boxed 5; an empty text if there is none."""
+    r"""Return the content of the last \boxed{...}, \fbox{...} or \boxed 5; an empty text if there is none."""
     for box in reversed(list(_BOX.finditer(text))):
         content = box["token"] or _braced(text, box.end())
         if content.strip():
@@ -164,7 +164,7 @@ def last_box(text: str) -> str:
 
 
 def _braced(text: str, start: int) -> str:
-    """What stands before the brace that closes one opened just before `start`; an empty text if none does."""
+    """Return the text up to the brace that closes the one just before `start`; an empty text without one."""
     depth = 1
     for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -174,14 +174,14 @@ def _braced(text: str, start: int) -> str:
 
 
 def _traces(column: str, value: Any) -> tuple[str, ...]:
-    """Texts, or messages that end with the assistant's; one of them or a list."""
+    """Return traces from texts, or from messages that end with the assistant's; one or a list."""
     value = messages_from_text(value, column)
     if isinstance(value, str) and value.lstrip().startswith(("['", '["', "[[", "[ ")):
-        parsed = parse_literal(value)  # a list in a cell of CSV
+        parsed = parse_literal(value)  # a list in a CSV cell
         if isinstance(parsed, list) and all(isinstance(part, (str, list)) for part in parsed):
             value = parsed
         elif parsed is None and value.lstrip().startswith(("['", '["')) and value.rstrip().endswith("]"):
-            expected = "expected a list of texts, as JSON or with commas between them"  # numpy writes none
+            expected = "expected a list of texts, as JSON or with commas between them"  # numpy writes no commas
             raise ProblemError(f"{expected}, got {show_value(value)}", column)
     if is_empty(value):
         return ()
@@ -199,7 +199,7 @@ def _traces(column: str, value: Any) -> tuple[str, ...]:
 
 
 def _last_answer(messages: list[Any], name: str) -> tuple[str, ...]:
-    """The assistant's last message, if there is text in it."""
+    """Return the assistant's last message, if it has a text."""
     if len(messages) == 1 and isinstance(messages[0], dict) and is_empty(messages[0].get("content", "x")):
         return ()
     return (check_messages(messages, name, "assistant")[-1]["content"],)
@@ -222,7 +222,8 @@ def _repeats(value: Any) -> int:
     if is_empty(value):
         return 1
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    number = int(number) if isinstance(number, float) and number.is_integer() else number  # beside empty cells
+    # floats in columns with empty cells
+    number = int(number) if isinstance(number, float) and number.is_integer() else number
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ProblemError(f"expected a number of at least 1, got {show_value(value)}", "repeats")
     return number

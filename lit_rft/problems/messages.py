@@ -1,4 +1,4 @@
-"""Messages of a conversation in the forms that data sets have: chats, ShareGPT, content parts, JSON text."""
+"""Messages of a conversation in the forms of common data sets: chats, ShareGPT, content parts, JSON text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_rft.problems.record import ROLES, ProblemError, check_text
 
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 _KEYS = (("role", "content"), ("from", "value"))  # chats, ShareGPT
-_PYTHON_LITERAL = re.compile(r"\s*[\[{]\s*[\[{]?\s*['\"]")  # a list or dictionary with a text first
+_PYTHON_LITERAL = re.compile(r"\s*[\[{]\s*[\[{]?\s*['\"]")  # a list or dictionary that begins with a text
 _LITERAL_ERRORS = (ValueError, SyntaxError, MemoryError, RecursionError)
 
 
@@ -25,14 +25,14 @@ def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ..
 
     Args:
         value: a list of messages, its JSON text, or a plain text.
-        name: field to name in errors.
+        name: name of the field, for errors.
         last: role of the last message.
 
     Returns:
         Messages with ``role`` and ``content``; system messages without text are left out.
 
     Raises:
-        ProblemError: The message names the part that is wrong.
+        ProblemError: The message names the wrong part.
     """
     messages = read_messages(value, name, last)
     if messages[-1]["role"] != last:
@@ -41,13 +41,13 @@ def check_messages(value: Any, name: str, last: str) -> tuple[dict[str, str], ..
 
 
 def split_conversation(value: Any, name: str) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
-    """Split a conversation into the prompt and the assistant's last answer, where it ends with one.
+    """Split a conversation into the prompt and the assistant's last answer, if it ends with one.
 
     Returns:
-        Prompt, and no trace or one.
+        The prompt, and at most one trace.
 
     Raises:
-        ProblemError: The message names the part that is wrong.
+        ProblemError: The message names the wrong part.
     """
     messages = read_messages(value, name, "user", empty_end=True)
     if messages[-1]["role"] != "assistant":
@@ -59,15 +59,15 @@ def split_conversation(value: Any, name: str) -> tuple[tuple[dict[str, str], ...
 
 
 def read_messages(value: Any, name: str, role: str, *, empty_end: bool = False) -> tuple[dict[str, str], ...]:
-    """Read messages whatever the role of the last one.
+    """Read messages with any role of the last one.
 
     Args:
         value, name: see `check_messages`.
         role: role of a plain text.
-        empty_end: the assistant's last message may be without text.
+        empty_end: the assistant's last message may be empty.
 
     Raises:
-        ProblemError: The message names the part that is wrong.
+        ProblemError: The message names the wrong part.
     """
     value = messages_from_text(value, name)
     if isinstance(value, str):
@@ -85,10 +85,10 @@ def read_messages(value: Any, name: str, role: str, *, empty_end: bool = False) 
 
 
 def _message(message: Any, where: str, may_be_empty: bool) -> dict[str, str] | None:
-    """A checked message; None for a system message without text."""
+    """Return a checked message; None for a system message without text."""
     if not isinstance(message, dict) or not any(keys[0] in message for keys in _KEYS):
         raise ProblemError(f"expected a message with role and content, got {show_value(message)}", where)
-    # in Parquet all messages have all columns, and null in those that are not theirs
+    # in Parquet all messages have all columns, with null in those of other messages
     keys = max(_KEYS, key=lambda keys: (message.get(keys[0]) is not None, keys[0] in message))
     role, content = message[keys[0]], join_parts(message.get(keys[1]), f"{where}.{keys[1]}")
     role = ROLE_NAMES.get(role, role) if isinstance(role, str) else role
@@ -105,7 +105,7 @@ def _message(message: Any, where: str, may_be_empty: bool) -> dict[str, str] | N
 
 
 def join_parts(content: Any, where: str) -> Any:
-    """Join content parts (``[{"type": "text", "text": ...}]``) to one text; anything else is returned as it is.
+    """Join content parts (``[{"type": "text", "text": ...}]``) to one text; other values are returned unchanged.
 
     Raises:
         ProblemError: For a part that is not text, an image for example.
@@ -124,13 +124,13 @@ def join_parts(content: Any, where: str) -> Any:
 
 
 def messages_from_text(value: Any, name: str) -> Any:
-    """Parse a text that is a list of messages: JSON, or Python's notation, which pandas writes into CSV.
+    """Parse a text that is a list of messages: JSON, or Python's notation (as pandas writes it to CSV).
 
     Returns:
-        The list; any other value as it is.
+        The list; other values unchanged.
 
     Raises:
-        ProblemError: For a text that begins as messages do and cannot be parsed.
+        ProblemError: For a text that begins like messages and cannot be parsed.
     """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
@@ -142,7 +142,7 @@ def messages_from_text(value: Any, name: str) -> Any:
     start = "".join(value[:80].split()).replace('"', "'")
     if any(f"'{key}':" in start for keys in _KEYS for key in keys) and start.startswith(("[{", "{")):
         raise ProblemError(
-            f"expected messages as a list, as JSON text, or the words of a problem, got {show_value(value)}, which "
+            f"expected messages as a list, as JSON text, or the text of a problem, got {show_value(value)}, which "
             "begins like messages and cannot be parsed",
             name,
         )
@@ -174,7 +174,7 @@ def parse_literal(text: str) -> Any:
 
 
 def _joins_texts(literal: str) -> bool:
-    """Whether texts stand side by side without a comma, as numpy writes a list: Python would make one of them."""
+    """Return whether texts follow each other without a comma, as in lists by numpy: Python would concatenate them."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(literal).readline)]
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
     return any(first == second == tokenize.STRING for first, second in itertools.pairwise(kinds))

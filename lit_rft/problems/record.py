@@ -15,23 +15,23 @@ ROLES = ("system", "user", "assistant")
 
 
 class ProblemError(RecordError):
-    """A row that is no problem."""
+    """An invalid row of a data set."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt, the answer that is right, and what others answered.
+    """A prompt, its ground truth, and off-policy answers.
 
     Attributes:
         id: unique within a data set.
         prompt: messages, each with ``role`` and ``content``; the last one is the user's.
         ground_truth: the final answer, with or without dollars, units, and so on.
-        traces: off-policy answers, each a whole completion; none in evaluation sets.
-        trace_log_probs: log pi_phi of each trace's tokens under the policy that wrote it, end of turn included, as many
-            as the tokenizer of the trained model makes of it; empty where they are not known.
-        source: which benchmark or generator it comes from.
+        traces: off-policy answers, each a complete completion; none in evaluation sets.
+        trace_log_probs: log pi_phi of each trace's tokens under the policy that wrote it, including the end of turn, in
+            the tokenisation of the trained model; empty if unknown.
+        source: benchmark or generator.
         repeats: number of rows that hold this problem; evaluation samples `answering.num_samples` answers for each.
-        extra: other columns of the row, for reward functions of one's own.
+        extra: other columns of the row, for user-defined reward functions.
         origin: file and row, for messages; not compared and not written.
     """
 
@@ -46,17 +46,17 @@ class Problem:
     origin: str = field(default="", compare=False)
 
     def row(self) -> dict[str, Any]:
-        """What reward functions get."""
+        """Return the row for reward functions."""
         return {**self.extra, "id": self.id, "ground_truth": self.ground_truth, "source": self.source}
 
     def fingerprint(self) -> str:
-        """Digest of source, prompt and ground truth: equal for repeats of a problem, and for them only."""
+        """Return a digest of source, prompt and ground truth: equal exactly for repeats of a problem."""
         content = json.dumps([self.source, self.prompt, self.ground_truth], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def check_text(value: Any, name: str) -> str:
-    """A text that is not empty; numbers are written out.
+    """Return a non-empty text; numbers are written out.
 
     Raises:
         ProblemError: Also for NaN and infinity.
@@ -72,9 +72,9 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ProblemError(f"expected a text, got {show_value(value)}", name)
     if not value.strip():
-        raise ProblemError("expected some text, got an empty one", name)
+        raise ProblemError("expected a text, got an empty one", name)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ProblemError(f"expected text that UTF-8 can hold: {error}", name) from error
+        raise ProblemError(f"expected text that can be encoded as UTF-8: {error}", name) from error
     return value

@@ -1,4 +1,4 @@
-"""Problems that are read together: repeats are counted and kept once, and every id is unique."""
+"""Problems of one data set: repeats are counted and kept once, and every id is unique."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _SHOWN = 8  # benchmarks named in a message
 
 
 def merge_repeats(problems: Iterable[Problem]) -> list[Problem]:
-    """Keep one of all problems alike in source, prompt and ground truth, and make ids unique.
+    """Keep one of all problems with the same source, prompt and ground truth, and make ids unique.
 
     A kept problem has the traces of all its rows, their number in `repeats`, and id and other columns of the first one.
-    Problems that are not alike and bear the same id, as those of two files do, get ids with a part of their
-    fingerprint: `7#3fa2b1c9`.
+    Different problems with the same id (from two files) get ids with a part of their fingerprint: `7#3fa2b1c9`.
     """
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
@@ -71,7 +70,7 @@ def _report(groups: Sequence[Sequence[Problem]]) -> None:
     if len(times) > _SHOWN:
         parts.append(f"and {len(times) - _SHOWN} more")
     rows_read = sum(map(len, groups))
-    logger.info("%d of %d rows are repeats, alike in source, prompt and ground truth; each problem is kept once (%s)",
+    logger.info("%d of %d rows are repeats, equal in source, prompt and ground truth; each problem is kept once (%s)",
                 rows_read - len(groups), rows_read, "; ".join(parts))  # fmt: skip
     differing = sorted({name for rows in repeated for name in _differing(rows)})
     if differing:
@@ -79,7 +78,7 @@ def _report(groups: Sequence[Sequence[Problem]]) -> None:
 
 
 def _differing(rows: Sequence[Problem]) -> list[str]:
-    """Other columns in which repeats differ; `extra_info` numbers the rows."""
+    """Return the other columns in which repeats differ, without `extra_info`, which numbers the rows."""
     first = rows[0].extra
     names = dict.fromkeys(name for row in rows for name in row.extra)
     names.pop("extra_info", None)

@@ -1,4 +1,4 @@
-"""Worked solutions to reasoning-gym's problems, built from the problem's own parts.
+"""Worked solutions to reasoning-gym's problems, built from the parts of each problem.
 
 Each function takes an entry of one task and returns a text that ends with the answer in a box.
 """
@@ -14,13 +14,13 @@ ANSWER = "\\boxed{{{}}}"
 
 
 def _worked_solution(entry: dict[str, Any]) -> str:
-    """gsm_symbolic's own prose ends with `#### answer`."""
+    """Convert the solution of gsm_symbolic, which ends with `#### answer`."""
     prose = entry["metadata"]["answer_cot"].split("####")[0].strip()
     return f"{prose}\n{ANSWER.format(entry['answer'])}"
 
 
 def _chain_sum(entry: dict[str, Any]) -> str:
-    """One term after the other: 4 - 3 + 7 is 4 - 3 = 1, then 1 + 7 = 8."""
+    """Add one term after the other: 4 - 3 + 7 is 4 - 3 = 1, then 1 + 7 = 8."""
     parts = entry["metadata"]["expression"].split()
     total, lines = int(parts[0]), []
     for sign, term in zip(parts[1::2], parts[2::2], strict=True):
@@ -31,7 +31,7 @@ def _chain_sum(entry: dict[str, Any]) -> str:
 
 
 def _products(entry: dict[str, Any]) -> str:
-    """One factor after the other."""
+    """Multiply one factor after the other."""
     factors = [int(part) for part in entry["metadata"]["expression"].split(" * ")]
     total, lines = factors[0], []
     for factor in factors[1:]:
@@ -41,7 +41,7 @@ def _products(entry: dict[str, Any]) -> str:
 
 
 def _prime_factorization(entry: dict[str, Any]) -> str:
-    """The smallest factor is divided out, again and again."""
+    """Divide out the smallest factor repeatedly."""
     rest, lines = int(entry["metadata"]["number"]), []
     for factor in entry["metadata"]["factors"]:
         lines.append(f"{rest} = {factor} * {rest // factor}")
@@ -50,7 +50,7 @@ def _prime_factorization(entry: dict[str, Any]) -> str:
 
 
 def _leg_counting(entry: dict[str, Any]) -> str:
-    """Each animal's legs, then their sum."""
+    """Count each animal's legs, then add them up."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
     animals = entry["metadata"]["animals"]
@@ -62,7 +62,7 @@ def _leg_counting(entry: dict[str, Any]) -> str:
 
 
 def _basic_arithmetic(entry: dict[str, Any]) -> str:
-    """One operation after the other, innermost first."""
+    """Evaluate one operation after the other, innermost first."""
     lines: list[str] = []
 
     def value(node: ast.expr) -> Fraction:
@@ -90,7 +90,7 @@ def _operation(operator: ast.operator, left: Fraction, right: Fraction) -> tuple
 
 
 def _simple_equations(entry: dict[str, Any]) -> str:
-    """Terms with the unknown and terms without are collected; then the one are divided by the other."""
+    """Collect the terms with and without the unknown, then divide."""
     left, _, right = entry["metadata"]["equation"].partition("=")
     unknown = entry["metadata"]["variable"]
     factor, constant = _linear(ast.parse(left.strip(), mode="eval").body)
@@ -105,7 +105,7 @@ def _simple_equations(entry: dict[str, Any]) -> str:
 
 
 def _linear(node: ast.expr) -> tuple[int, int]:
-    """The factor of the unknown, and the constant."""
+    """Return the coefficient of the unknown, and the constant."""
     if isinstance(node, ast.Name):
         return 1, 0
     if isinstance(node, ast.UnaryOp):
@@ -113,14 +113,14 @@ def _linear(node: ast.expr) -> tuple[int, int]:
         return -factor, -constant
     if isinstance(node, ast.BinOp):
         (a, b), (c, d) = _linear(node.left), _linear(node.right)
-        if isinstance(node.op, ast.Mult):  # one of the two has no unknown
+        if isinstance(node.op, ast.Mult):  # at most one factor has the unknown
             return a * d + b * c, b * d
         return (a + c, b + d) if isinstance(node.op, ast.Add) else (a - c, b - d)
     return 0, int(ast.literal_eval(node))
 
 
 def _gcd(entry: dict[str, Any]) -> str:
-    """Euclid: the larger is divided by the smaller, and the remainder takes its place, until nothing remains."""
+    """Apply Euclid's algorithm: replace the larger number by the remainder until nothing remains."""
     numbers, lines = entry["metadata"]["numbers"], []
     gcd = numbers[0]
     for number in numbers[1:]:
@@ -133,7 +133,7 @@ def _gcd(entry: dict[str, Any]) -> str:
 
 
 def _number_sequence(entry: dict[str, Any]) -> str:
-    """The rule, in the generator's words."""
+    """State the rule in the generator's words."""
     *known, last = entry["metadata"]["sequence"]
     return f"The rule: {entry['metadata']['rule']}.\n{', '.join(map(str, known))}, {last}\n{ANSWER.format(last)}"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-MAX_LINE = 400  # characters of an anchored answer that are read
+MAX_LINE = 400  # maximum characters of an anchored answer
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_JOINT = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")  # between boxes of one list
+_JOINT = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")  # text between the boxes of one list
 _ANSWER = r"(?:final|correct|right|best|numerical|exact)?[ ]?(?:answers?|ans)"
 _MARKUP = r"[*_`#\s]{0,6}"
 _IS = r"(?:\b(?:is|are|equals|would be|will be|must be)\b|[:=])"
@@ -49,10 +49,10 @@ def find_answer(text: str, lenient: bool = False) -> list[str]:
 
     Args:
         text: the completion.
-        lenient: also take an unfinished box, a weakly anchored result, or the last number.
+        lenient: also accept an unfinished box, a weakly anchored result, or the last number.
 
     Returns:
-        Readings of one answer, from the longest to the shortest (one of them must be right); empty if there is none.
+        Readings of one answer, from the longest to the shortest (one of them must be right); empty without an answer.
     """
     marked = _last_mark(text, lenient)
     if marked is not None:
@@ -69,7 +69,7 @@ def find_answer(text: str, lenient: bool = False) -> list[str]:
 
 
 def _last_mark(text: str, lenient: bool) -> list[str] | None:
-    """Readings of the last box or answer tag: of blank texts for an unfinished one; None without any."""
+    """Return the readings of the last box or answer tag: blank texts for an unfinished one; None without any."""
     tags = list(_TAGS.finditer(text))
     tag = tags[-1] if tags else None
     boxes = [match for match in _BOX.finditer(text) if tag is None or match.start() > tag.end()]
@@ -98,7 +98,7 @@ def _is_joint(between: str) -> bool:
 
 
 def _box_content(text: str, start: int) -> tuple[str | None, int]:
-    r"""Content of a box whose brace opens at `start` (or the single token of `\boxed 5`), and where it ends."""
+    r"""Return the content of a box whose brace opens at `start` (or the single token of `\boxed 5`), and its end."""
     if start >= len(text):
         return None, start
     if text[start] != "{":
@@ -114,7 +114,7 @@ def _box_content(text: str, start: int) -> tuple[str | None, int]:
 
 
 def _strip_box(content: str) -> str:
-    """The content of a box in a box."""
+    """Return the content of a box in a box."""
     for _ in range(8):
         match = _BOX.match(content.strip())
         if match is None:
@@ -127,7 +127,7 @@ def _strip_box(content: str) -> str:
 
 
 def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
-    """Readings of what follows the last anchor that asserts an answer."""
+    """Return the readings of the text after the last anchor that asserts an answer."""
     anchors = [match for match in pattern.finditer(text) if _asserts(text, match)]
     if not anchors:
         return None
@@ -136,7 +136,7 @@ def _after_anchor(text: str, pattern: re.Pattern[str]) -> list[str] | None:
 
 
 def _asserts(text: str, anchor: re.Match[str]) -> bool:
-    """Whether an anchor asserts an answer, neither conditional nor a question."""
+    """Return whether an anchor asserts an answer: it is neither conditional nor a question."""
     end = _SENTENCE_END.search(text[anchor.end() : anchor.end() + MAX_LINE].split("\n")[0])
     return not (_is_hedged(text, anchor.start()) or (end and end.group() == "?"))
 
@@ -147,7 +147,7 @@ def _is_hedged(text: str, start: int) -> bool:
 
 
 def _readings(rest: str) -> list[str]:
-    """A line, its first sentence, and what stands before a reason; or the mathematics that it begins with."""
+    """Return a line, its first sentence and the text before a reason; or its leading mathematics."""
     math = _MATH.match(rest)
     line = rest[: math.end()] + rest[math.end() :].split("\n")[0] if math else rest.split("\n")[0]
     line = line[:MAX_LINE].strip()
@@ -166,7 +166,7 @@ def _readings(rest: str) -> list[str]:
 
 
 def _last_number(text: str) -> list[str]:
-    """The last mathematics between dollars or number, and the last single capital letter."""
+    """Return the last number or mathematics between dollars, and the last single capital letter."""
     last: dict[re.Pattern[str], re.Match[str]] = {}
     for pattern in (_MATH, _NUMBER, _LETTER):
         for match in pattern.finditer(text):

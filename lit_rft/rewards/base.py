@@ -24,7 +24,10 @@ class RewardSum:
         self.functions = list(functions)
         self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
         if len(self.functions) != len(self.weights) or not self.functions:
-            raise ValueError(f"{len(self.functions)} reward functions need as many weights, got {len(self.weights)}")
+            raise ValueError(
+                f"expected one weight per reward function, got {len(self.functions)} functions, {len(self.weights)} "
+                "weights"
+            )
         for function in self.functions:
             check_reward(function)
 

@@ -1,4 +1,4 @@
-"""Call a reward function in the form that its signature shows, and check what comes back."""
+"""Call a reward function in the form of its signature, and check its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 RewardFunction = Callable[..., Sequence[float]]
 BATCH_ARGUMENTS = ("prompts", "completions", "completion_ids")
 _FORMS = (
-    "expected (completions, rows), or the names of what it needs: completions, prompts, completion_ids and columns of "
+    "expected (completions, rows), or parameters by name: completions, prompts, completion_ids and columns of "
     "the problems (ground_truth, ...), as in `def reward(completions, ground_truth, **kwargs)`"
 )
 
@@ -46,8 +46,8 @@ def compute_rewards(
     """Call a reward function on a batch.
 
     A function whose first parameters are `(completions, rows)` gets those by position. Any other is called by name, as
-    in TRL: with `completions`, `prompts`, `completion_ids` and each column of the rows as a list, as far as it has
-    parameters of these names or `**kwargs`.
+    in TRL: with `completions`, `prompts`, `completion_ids` and each column of the rows as a list, restricted to its
+    parameters unless it has `**kwargs`.
 
     Args:
         function: the reward function.
@@ -55,16 +55,18 @@ def compute_rewards(
         rows: the row of data of each completion.
         prompts: messages of each completion's prompt.
         completion_ids: token ids of each completion.
-        allow_none: whether None ("does not apply") may come back.
+        allow_none: allow None ("does not apply") as a result.
 
     Returns:
-        A finite number for each completion, or None where that may be.
+        A finite number for each completion, or None if allowed.
 
     Raises:
-        RewardError: The message names the function, and the row where one is at fault.
+        RewardError: The message names the function, and the row if one is at fault.
     """
     if len(completions) != len(rows):
-        raise RewardError(f"each completion needs a row of data: got {len(completions)} and {len(rows)}")
+        raise RewardError(
+            f"expected one row of data per completion, got {len(completions)} completions and {len(rows)} rows"
+        )
     parameters = _parameters(function)
     if not completions:
         return []
@@ -84,11 +86,13 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     if not callable(function):
         raise RewardError(f"the reward {name} is not callable: {_FORMS}")
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        raise RewardError(f"the reward function {name} is async: expected a plain function (asyncio.run inside of it)")
+        raise RewardError(
+            f"the reward function {name} is async: expected a plain function (call asyncio.run inside it)"
+        )
     try:
         parameters = dict(inspect.signature(function).parameters)
     except (TypeError, ValueError) as error:
-        raise RewardError(f"the reward function {name} has no signature to read: {_FORMS}") from error
+        raise RewardError(f"the reward function {name} has no readable signature: {_FORMS}") from error
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     by_position_only = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
     unnamed = bool(by_position_only) and not _is_by_rows(parameters)
@@ -96,7 +100,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
         raise RewardError(f"the reward function {name}{inspect.signature(function)} cannot be called: {_FORMS}")
     if "rows" in parameters and not _is_by_rows(parameters):
         signature = inspect.signature(function)
-        raise RewardError(f"the reward function {name}{signature} has rows in another place: {_FORMS}")
+        raise RewardError(f"the reward function {name}{signature} has rows in another position: {_FORMS}")
     return parameters
 
 
@@ -116,14 +120,14 @@ def _arguments(
     for name, parameter in parameters.items():
         if parameter.kind not in variadic and parameter.default is parameter.empty and name not in wanted:
             raise RewardError(
-                f"the reward function {reward_name(function)} asks for {name}, which the problems do not have: "
+                f"the reward function {reward_name(function)} needs {name}, which the problems do not have: "
                 f"expected one of {', '.join(sorted(available))}, or a default value"
             )
     return wanted
 
 
 def _checked(function: Any, result: Any, rows: Sequence[Mapping[str, Any]], allow_none: bool) -> list[Any]:
-    """One number for each completion, as plain floats."""
+    """Return a plain float for each completion, or None if allowed."""
     name, number = reward_name(function), len(rows)
     if inspect.iscoroutine(result):
         result.close()

@@ -1,4 +1,4 @@
-"""Verify the ground truths of a data set against themselves, to name those that no answer can earn before training."""
+"""Verify the ground truths of a data set against themselves, to report before training those that no answer matches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 20  # in the log
 
 
 class WithGroundTruth(Protocol):
-    """What is verified; `problems.Problem` is one. An `origin` (file and row) is used where there is one."""
+    """An item with a ground truth (`problems.Problem` is one); its `origin` (file and row) is used if there is one."""
 
     @property
     def id(self) -> str: ...
@@ -28,13 +28,13 @@ class WithGroundTruth(Protocol):
 
 
 class Unearnable(NamedTuple):
-    """A ground truth that answers cannot earn.
+    """A ground truth that no answer matches.
 
     Attributes:
         id: of the problem.
         origin: its file and row, or an empty text.
-        ground_truth: as it stands in the data.
-        reason: why.
+        ground_truth: as written in the data.
+        reason: why no answer matches.
     """
 
     id: str
@@ -47,11 +47,12 @@ class Unearnable(NamedTuple):
 
 
 def unearnable(problems: Sequence[WithGroundTruth], reward: Any) -> list[Unearnable]:
-    """Find the ground truths that are not right when given back in a box, or can be read only word for word.
+    """Find ground truths that are graded wrong when given back in a box, or match only word for word.
 
     Args:
-        problems: of a data set; repeats of a ground truth are verified once.
-        reward: a `MathReward`, or a `RewardSum` with one; others set their own rules, and nothing is verified.
+        problems: of a data set; repeated ground truths are verified once.
+        reward: a `MathReward`, or a `RewardSum` with one; other functions have their own rules, and nothing is
+            verified.
 
     Returns:
         One entry per problem, in order.
@@ -76,13 +77,13 @@ def unearnable(problems: Sequence[WithGroundTruth], reward: Any) -> list[Unearna
 
 
 def warn_of_unearnable(problems: Sequence[WithGroundTruth], reward: Any) -> list[Unearnable]:
-    """Find them as `unearnable` does, and log a warning that lists them."""
+    """Log a warning that lists the ground truths found by `unearnable`, and return them."""
     entries = unearnable(problems, reward)
     if entries:
         lines = [f"\n  {entry}" for entry in entries[:_SHOWN]]
         more = f"\n  and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
         logger.warning(
-            "%d of %d ground truths cannot be earned by an answer that differs in form, or not at all:%s%s",
+            "%d of %d ground truths match no answer, or none that differs in form: correct them in the data:%s%s",
             len(entries), len(problems), "".join(lines), more,
         )  # fmt: skip
     return entries

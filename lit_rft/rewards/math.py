@@ -11,16 +11,16 @@ from lit_rft.rewards.pool import Verdict, VerifierPool
 class MathReward:
     """Reward 1 if a completion's final answer is its row's `ground_truth`, else 0; docs/grading.md has the rules.
 
-    What a model writes cannot hang, crash or slow the run: see `VerifierPool`. `verdicts` holds the last call's, and
-    `counts` how many there were of each since the start.
+    Model output cannot hang, crash or slow the run: see `VerifierPool`. `verdicts` holds the verdicts of the last call,
+    and `counts` their numbers since the start.
 
     Args:
-        after_thinking: look only at what follows the first `</think>`, and give nothing where there is none (LUFFY's
-            release); else look at all of the completion.
-        num_workers: processes.
-        time_limit: seconds of CPU time for one answer.
+        after_thinking: grade only the text after the first `</think>`, with reward 0 without one (LUFFY's release);
+            else the full completion.
+        num_workers: number of processes.
+        time_limit: maximum seconds of CPU time per answer.
         lenient: also accept unmarked answers, such as the last number; see `answers.find_answer`.
-        wall_limit: wall-clock seconds for one answer; generous, because a busy machine is slow.
+        wall_limit: maximum wall-clock seconds per answer; generous, because busy machines are slow.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MathReward:
         return [float(verdict is Verdict.RIGHT) for verdict in self.verdicts]
 
     def pool(self) -> VerifierPool:
-        """Get the processes that grade; they start with the first use."""
+        """Return the processes that grade; they start on first use."""
         if self._pool is None:
             self._pool = VerifierPool(
                 self.num_workers, self.time_limit, wall_limit=self.wall_limit, lenient=self.lenient
@@ -63,12 +63,12 @@ class MathReward:
         return self._pool
 
     def metrics(self) -> dict[str, float]:
-        """Count the last call's answers that could not be read, and those that cost a process (hung, or crashed it)."""
+        """Count the last call's answers that were unreadable, and those whose process was killed (hung or crashed)."""
         wanted = (Verdict.UNREADABLE, Verdict.KILLED)
         return {verdict.value: float(self.verdicts.count(verdict)) for verdict in wanted}
 
     def reward_settings(self) -> dict[str, Any]:
-        """The settings that decide what is right; limits only say when to give up."""
+        """Return the settings that decide whether an answer is right; time limits are left out."""
         return {"after_thinking": self.after_thinking, "lenient": self.lenient}
 
     def close(self) -> None:
@@ -79,12 +79,14 @@ class MathReward:
 
 
 def text_after_thinking(text: str, mark: str = "</think>") -> str | None:
-    """Get what follows the first mark; None without one."""
+    """Return the text after the first mark; None without one."""
     _, separator, rest = text.partition(mark)
     return rest if separator else None
 
 
 def _ground_truth(row: Mapping[str, Any]) -> str:
     if row.get("ground_truth") is None:
-        raise ValueError(f"a row needs a ground_truth to be rewarded: got {sorted(row)}")
+        raise ValueError(
+            f"expected a row with a ground_truth, got the columns {sorted(row)}: name the column in data.columns"
+        )
     return str(row["ground_truth"])

@@ -1,4 +1,4 @@
-r"""Read and compare rational numbers exactly, however they are written; see docs/grading.md."""
+r"""Read and compare rational numbers exactly, in any notation; see docs/grading.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_rft.rewards.reading import TEXT, strip_unit
 
 
 class Number(NamedTuple):
-    """A number as it is written.
+    """A number with its notation.
 
     Attributes:
         value: exact.
@@ -65,7 +65,7 @@ def join_thousands(text: str) -> str:
 
 
 def as_number(text: str) -> Number | None:
-    """Read one rational number exactly, with a unit, a percent sign or a base behind it; None for anything else."""
+    """Read one rational number exactly, with an optional unit, percent sign or base; None for anything else."""
     text = re.sub(r"^(?:-?)\{(.*)\}$", r"\1", text) if text.startswith("{") else text
     text = join_thousands(text)
     text = re.sub(r"^\((.*)\)$", r"\1", text) if re.fullmatch(r"\([^(),]*\)", text) else text
@@ -77,7 +77,7 @@ def as_number(text: str) -> Number | None:
             continue
         behind = re.sub(TEXT + r"\{\s*(percent|%|\\%|pct)\s*\}", r"\1", text[match.end() :])
         scale = _SCALE.match(behind)
-        if scale:  # of "\\text{ million dollars}" the dollars stay text
+        if scale:  # "\\text{ million dollars}": the dollars stay text
             behind = ("\\text{" if scale[1] and not scale[3] else "") + behind[scale.end() :]
         tail = _TAIL.match(behind)
         rest = behind[tail.end("mark") :] if tail else behind
@@ -91,7 +91,7 @@ def as_number(text: str) -> Number | None:
 
 
 def _repeating_value(match: re.Match[str]) -> Fraction:
-    r"""The value of a repeating decimal: `0.1\overline{6}` is 1/6."""
+    r"""Return the value of a repeating decimal: `0.1\overline{6}` is 1/6."""
     once, cycle = match["once"], match["cycle"]
     value = Fraction(int(match["whole"] + once or 0) + Fraction(int(cycle), 10 ** len(cycle) - 1), 10 ** len(once))
     return -value if match["sign"] == "-" else value
@@ -133,7 +133,7 @@ def _value(parts: dict[str, str | None], name: str) -> Fraction | None:
 def same_number(gold: Number, answer: Number) -> bool:
     """Compare two numbers exactly; a decimal with six significant digits or more may be a rounded fraction.
 
-    A percent sign that only one of them has is ignored or means hundredths: 10 %, 10 and 0.1 are right for 10 %.
+    A percent sign on only one of them is ignored or means hundredths: 10 %, 10 and 0.1 are right for 10 %.
     """
     if answer.base and answer.base != gold.base and not (answer.base == "10" and not gold.base):
         return False
@@ -152,6 +152,6 @@ def _close(first: Number, second: Number) -> bool:
     unit = Fraction(1, 10**short.decimals)
     difference = abs(long.value) - abs(short.value)
     if long.is_fraction and long.value * short.value > 0 and 0 <= difference < unit:
-        return True  # cut off instead of rounded
+        return True  # truncated instead of rounded
     longer = long.is_fraction or (long.decimals is not None and long.decimals > short.decimals)
     return longer and abs(first.value - second.value) <= unit / 2

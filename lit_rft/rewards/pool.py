@@ -1,4 +1,4 @@
-"""Answers graded in processes of their own: one that hangs or dies costs one verdict, never the run."""
+"""Answers graded in separate processes: a process that hangs or dies costs one verdict, never the run."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any
 
 from lit_rft.rewards.template import Template, TemplateError, Worker
 
-_KILLED = object()  # in place of a worker's answer
+_KILLED = object()  # in place of a worker's response
 
 
 class Verdict(enum.Enum):
-    """What became of an answer."""
+    """The result of grading an answer."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    UNREADABLE = "unreadable"  # no answer was found, or the parser gave up
-    KILLED = "killed"  # out of CPU time, of memory or of patience, or the process crashed, twice
+    UNREADABLE = "unreadable"  # no answer, or none that the parser could read
+    KILLED = "killed"  # out of CPU time, memory or wall-clock time, or a crash of the process, twice
 
 
 class VerifierPool:
-    """Grades completions in processes that are killed when they take too long; see `verify.grade` and docs/grading.md.
+    """Grade completions in processes that are killed if they take too long; see `verify.grade` and docs/grading.md.
 
-    The limit is CPU time of the process, so that a busy machine changes no verdict, and counts from a process that has
-    everything imported and warmed up. A pair that costs a process is tried once more when nothing else is graded.
+    The limit is CPU time, so that load on the machine changes no verdict, and counts from a process with everything
+    imported and warmed up. A pair whose process was killed is retried once while nothing else is graded.
 
     Args:
-        num_workers: processes.
-        time_limit: seconds of CPU time for one answer.
-        wall_limit: wall-clock seconds for one answer, for a process that waits instead of computing; generous.
-        memory_limit: bytes of address space of each process.
-        max_characters: characters of a completion's end that are read; the final answer stands last.
+        num_workers: number of processes.
+        time_limit: maximum seconds of CPU time per answer.
+        wall_limit: maximum wall-clock seconds per answer, for a process that waits instead of computing; generous.
+        memory_limit: maximum bytes of address space per process.
+        max_characters: number of characters read from the end of a completion; the final answer comes last.
         lenient: see `answers.find_answer`.
 
     Raises:
@@ -59,8 +59,8 @@ class VerifierPool:
                 raise ValueError(f"{name} must be > 0, got {value}")
         self.num_workers, self.time_limit, self.wall_limit = num_workers, time_limit, wall_limit
         self.memory_limit, self.max_characters, self.lenient = memory_limit, max_characters, lenient
-        self.killed = 0  # verdicts that cost a process twice, since the start
-        self.retried = 0  # pairs that cost a process once
+        self.killed = 0  # pairs whose process was killed twice, since the start
+        self.retried = 0  # pairs whose process was killed once
         self._template: Template | None = None
         self._workers: list[Worker] = []
         self._owner = os.getpid()
@@ -70,16 +70,18 @@ class VerifierPool:
 
         Args:
             golds: ground truths.
-            answers: completions, one for each.
+            answers: completions, one per ground truth.
 
         Returns:
             A verdict for each pair, in order.
 
         Raises:
-            ValueError: If there are not as many ground truths as answers.
+            ValueError: If the numbers of ground truths and answers differ.
         """
         if len(golds) != len(answers):
-            raise ValueError(f"each answer needs a ground truth: got {len(answers)} and {len(golds)}")
+            raise ValueError(
+                f"expected one ground truth per answer, got {len(golds)} ground truths and {len(answers)} answers"
+            )
         texts = [_encodable(answer[-self.max_characters :]) for answer in answers]
         results = self._ask([(_encodable(gold), text, self.lenient) for gold, text in zip(golds, texts, strict=True)])
         self.killed += sum(result is _KILLED for result in results)
@@ -87,12 +89,12 @@ class VerifierPool:
         return [Verdict.KILLED if result is _KILLED else names[result] for result in results]
 
     def kinds(self, golds: Sequence[str]) -> list[str | None]:
-        """Read ground truths: see `verify.ground_truth_kind`; None also for those that cost a process."""
+        """Classify ground truths: see `verify.ground_truth_kind`; None also for those whose process was killed."""
         results = self._ask([(_encodable(gold), None, False) for gold in golds])
         return [None if result is _KILLED else result for result in results]
 
     def _ask(self, requests: list[tuple[Any, ...]]) -> list[Any]:
-        """Answers to all requests; those that cost a process are asked once more, each alone."""
+        """Return the responses to all requests; those whose process was killed are retried once, each alone."""
         results: list[Any] = [_KILLED] * len(requests)
         if not requests:
             return results
@@ -105,7 +107,7 @@ class VerifierPool:
         return results
 
     def _start(self) -> None:
-        if self._owner != os.getpid():  # a copy in a forked process: the other ends are the original's
+        if self._owner != os.getpid():  # a copy in a forked process: the pipes belong to the original
             self._template, self._workers, self._owner = None, [], os.getpid()
         if self._template is None:
             self._template = Template(self.memory_limit)
@@ -139,7 +141,7 @@ class VerifierPool:
         return worker
 
     def _collect(self, results: list[Any]) -> None:
-        """Wait until something happens: an answer, a death, or the end of somebody's time."""
+        """Wait for the next event: a response, the end of a process, or a missed deadline."""
         busy = [worker for worker in self._workers if worker.index is not None]
         patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         connections: list[Any] = [worker.connection for worker in busy]
@@ -162,7 +164,7 @@ class VerifierPool:
         worker.connection.close()
 
     def close(self) -> None:
-        """End the processes; the next use starts new ones."""
+        """Stop the processes; the next use starts new ones."""
         if self._template is not None and self._owner == os.getpid():
             self._template.close()
             for worker in self._workers:
@@ -171,9 +173,9 @@ class VerifierPool:
         atexit.unregister(self.close)
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a VerifierPool holds processes and cannot be pickled: make one in each process")
+        raise TypeError("a VerifierPool holds processes and cannot be pickled: create one in each process")
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which cannot be sent; they are no part of any answer."""
+    """Replace lone surrogates, which cannot be encoded and are part of no answer."""
     return text.encode("utf-8", "replace").decode()

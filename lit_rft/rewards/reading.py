@@ -1,4 +1,4 @@
-r"""Read an answer as what it is before any algebra: a choice or words, with or without a unit; see docs/grading.md."""
+r"""Read an answer without algebra: a choice or words, with or without a unit; see docs/grading.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _DEGREES = re.compile(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*[CF]?\s*$|\s*\\deg
 
 
 def clean(text: str) -> str:
-    r"""Remove what does not change the meaning: delimiters, spacing, currency, separators of thousands, a full stop."""
+    r"""Remove everything without meaning: delimiters, spacing, currency, separators of thousands, a full stop."""
     text = text.translate(_SYMBOL_TABLE)
     text = re.sub(r"\s+", " ", text).strip()
     text = _unwrap(text)
@@ -78,7 +78,7 @@ def _unwrap(text: str) -> str:
         match = _TEXT_GROUP.fullmatch(text)
         if match and re.search(r"\d", match.group(1)):
             text = match.group(1).strip()
-        if text.count("**") == 1:  # half of a pair that the cut left
+        if text.count("**") == 1:  # half of a truncated pair
             text = text.strip("*").strip()
         text = re.sub(r"(?:__|`)$", "", text)
         if text == before:
@@ -87,7 +87,7 @@ def _unwrap(text: str) -> str:
 
 
 def flatten(text: str) -> str:
-    r"""Replace \text{...} and its like by their content."""
+    r"""Replace \text{...} and similar commands by their content."""
     for _ in range(4):
         text, changes = _TEXT_GROUP.subn(r"\1", text)
         if not changes:
@@ -96,7 +96,7 @@ def flatten(text: str) -> str:
 
 
 def as_choice(text: str, lenient: bool = False) -> str | None:
-    """Read one letter of a multiple choice, with or without the option's own text behind it: `C`, `(C)`, `C) 10 eV`."""
+    """Read one letter of a multiple choice, with or without the option's text after it: `C`, `(C)`, `C) 10 eV`."""
     letters = "A-Ja-j" if lenient else "A-J"
     plain = re.sub(r"^(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*", "", flatten(text), flags=re.I).strip(" *")
     plain = re.sub(r"^\{?\\(?:bf|rm|it)\s+", "", plain).strip("{} ")
@@ -109,7 +109,7 @@ def as_choice(text: str, lenient: bool = False) -> str | None:
 
 
 def _names_options(text: str) -> bool:
-    """Whether another letter or more options stand behind an option's letter: `(A)/(B)`, `A) 1, B) 2`."""
+    """Return whether an option's letter is followed by other letters or options: `(A)/(B)`, `A) 1, B) 2`."""
     if re.search(r"\b(?:all|both|none|neither|either|only)\b", text, re.I):  # `D) both (A) and (B)`
         return False
     is_letter = re.fullmatch(r"\W*\(?[A-J]\)?\W*", text) is not None
@@ -117,13 +117,13 @@ def _names_options(text: str) -> bool:
 
 
 def option_text(text: str) -> str | None:
-    """Read what stands behind an option's letter: `10 eV` of `C) 10 eV`; None without a letter."""
+    """Return the text after an option's letter: `10 eV` of `C) 10 eV`; None without a letter."""
     match = re.match(r"(?:\(([A-J])\)|[A-J][):]|[A-J]\.(?=\s))\s*(\S.*)$", flatten(text))
     return match.group(2) if match else None
 
 
 def as_words(text: str) -> str | None:
-    """Read words, without case, punctuation and superfluous spaces; None for anything with digits or operators."""
+    """Read words, without case, punctuation and extra spaces; None for anything with digits or operators."""
     marked = _TEXT_GROUP.search(text) is not None
     plain = flatten(text)
     if not re.fullmatch(r"[^\W\d_](?:[^\W\d_]|[ '\".,;:!?()-])*", plain):
@@ -141,7 +141,7 @@ def as_words(text: str) -> str | None:
 
 
 def words_in(text: str) -> list[str]:
-    """Words of three letters or more among mathematics: letters that are no product and no function."""
+    """Return the words of three letters or more in mathematics: letters that are neither a product nor a function."""
     plain = re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}", " ", text)
     plain = re.sub(r"\\[a-zA-Z]+", " ", flatten(plain))
     return sorted(word.casefold() for word in re.findall(r"[^\W\d_]{3,}", plain) if word not in FUNCTIONS | {"and"})
@@ -172,7 +172,7 @@ def strip_unit(text: str) -> str:
 
 
 def _is_bare_unit(tail: str, spaced: bool) -> bool:
-    """Whether words are a unit rather than a product of letters or a sentence."""
+    """Return whether words are a unit rather than a product of letters or a sentence."""
     words = re.findall(r"[A-Za-z]+", tail)
     if not words:
         return not tail.strip()

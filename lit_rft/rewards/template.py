@@ -1,4 +1,4 @@
-"""The pool's hold on the processes that grade: a template process, and the workers that it forks."""
+"""The pool's access to the processes that grade: a template process, and the workers that it forks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_rft.rewards import worker
 
-START_LIMIT = 300.0  # seconds for imports and warm-up, on however busy a machine
+START_LIMIT = 300.0  # seconds for imports and warm-up, also on a busy machine
 
 
 class TemplateError(RuntimeError):
@@ -24,11 +24,11 @@ class Template:
     """A fresh interpreter that imports the parsers once and forks workers; it never imports the running script.
 
     Args:
-        memory_limit: bytes of address space of each worker.
+        memory_limit: maximum bytes of address space of each worker.
 
     Raises:
         ImportError: math-verify is not installed.
-        TemplateError: the process did not get ready.
+        TemplateError: the process did not start in time.
     """
 
     def __init__(self, memory_limit: int) -> None:
@@ -39,7 +39,7 @@ class Template:
         fd, path = far_end.fileno(), [str(entry) for entry in sys.path]
         call = f"from lit_rft.rewards.worker import main; main({fd}, {memory_limit})"
         code = f"import sys; sys.path[:] = {path!r}; {call}"
-        # a session of its own keeps Ctrl-C away from it: the pool ends it
+        # a separate session: Ctrl-C does not reach it, the pool stops it
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[fd], stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -78,13 +78,13 @@ class Template:
         return Worker(connection, int(pid))
 
     def end(self, pid: int) -> None:
-        """Kill a worker. A template that has died has none; the next `fork` says so."""
+        """Kill a worker. A dead template has none; the next `fork` raises the error."""
         with contextlib.suppress(OSError):
             self._control.sendall(worker.END + str(pid).encode())
             self._control.recv(64)
 
     def close(self) -> None:
-        """End the template and its workers."""
+        """Stop the template and its workers."""
         self._control.close()
         try:
             self._process.wait(timeout=5.0)
@@ -94,12 +94,12 @@ class Template:
 
 
 class Worker:
-    """A worker as the pool sees it.
+    """The pool's view of a worker.
 
     Attributes:
         pid: process id.
         connection: the pool's end of the pipe.
-        index: number of the request it works on; None while idle.
+        index: number of the current request; None while idle.
         deadline: of that request, by the monotonic clock.
     """
 
@@ -109,13 +109,13 @@ class Worker:
         self.deadline = float("inf")
 
     def send(self, index: int, deadline: float, request: tuple[Any, ...]) -> None:
-        """Send a request. A dead process takes it in silence; the end of its pipe tells."""
+        """Send a request. A dead process raises no error here; its pipe ends."""
         self.index, self.deadline = index, deadline
         with contextlib.suppress(OSError):
             self.connection.send_bytes(json.dumps(request).encode())
 
     def receive(self) -> Any:
-        """Receive the answer, and be idle again.
+        """Receive the response and become idle.
 
         Raises:
             EOFError: If the process is dead.

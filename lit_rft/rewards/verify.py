@@ -1,7 +1,7 @@
-r"""Grade a completion against a ground truth: its answer is read exactly where possible, else compared by Math-Verify.
+r"""Grade a completion against a ground truth: exactly where its answer can be read, else with Math-Verify.
 
-Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits, signals of the main thread, are off.
-Its parser of LaTeX evaluates nothing; its parser of plain expressions, which goes through `eval`, is not used.
+Runs in killable processes only (`rewards.pool`): Math-Verify's own time limits (signals of the main thread) are off.
+Its LaTeX parser evaluates nothing; its parser of plain expressions, which uses `eval`, is not used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from lit_rft.rewards.reading import (
     words_in,
 )
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off: ours are outside
+# silences the warning that its time limits are off: the pool has its own
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-# Units are removed by `strip_unit`: Math-Verify's own rule takes the c of 2c for one.
+# Units are removed by `strip_unit`: Math-Verify's own rule reads the c of 2c as one.
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=-1,
     normalization_config=NormalizationConfig(
@@ -41,8 +42,8 @@ _NAME = re.compile(
     r"(?:\s*\(\s*\\?[a-z](?:\s*,\s*\\?[a-z])*\s*\))?'*"
 )
 _VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
-_LETTER = re.compile(r"[^\W\d_]")  # n is not N
-_NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # read as a sum, and as a product
+_LETTER = re.compile(r"[^\W\d_]")  # compared with case: n is not N
+_NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # misread as a sum, and as a product
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -66,7 +67,7 @@ def grade(gold: str, completion: str, lenient: bool = False) -> bool | None:
 
 
 def ground_truth_kind(gold: str) -> str | None:
-    """Read a ground truth: "choice", "words", "number", "mathematics", or None if only the same text can be right."""
+    """Classify a ground truth: "choice", "words", "number", "mathematics", or None if only the same text can match."""
     expected = clean(_unboxed(gold))
     if as_choice(expected) is not None:
         return "choice"
@@ -78,7 +79,7 @@ def ground_truth_kind(gold: str) -> str | None:
 
 
 def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
-    """Compare an answer with the ground truth: as text, choice, words, exact number, and at last by Math-Verify."""
+    """Compare an answer with the ground truth: as text, choice, words, exact number, and finally with Math-Verify."""
     expected, given = clean(_unboxed(gold)), clean(_unboxed(answer))
     if not given:
         return False
@@ -100,7 +101,7 @@ def same_answer(gold: str, answer: str, lenient: bool = False) -> bool:
 
 
 def _bare(text: str) -> str:
-    """A text without marks of text and spaces, but for those between digits: 3 1/2 is not 31/2."""
+    """Remove text commands and spaces, except between digits: 3 1/2 is not 31/2."""
     return re.sub(r"(?<!\d)\s|\s(?!\d)", "", re.sub(r"\s+", " ", flatten(text)))
 
 
@@ -140,12 +141,12 @@ def _same_value(expected: str, given: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """The right side of `x = 5`; other texts as they are."""
+    """Return the right side of `x = 5`; other texts unchanged."""
     return (_right_side(text) or text) if _EQUALS.search(text) else text
 
 
 def _right_side(text: str) -> str | None:
-    """What an equation says that a name, or a calculation without letters, is equal to; None for other equations."""
+    """Return the side of an equation that gives the value of a name or of a calculation; None for other equations."""
     if re.search(r",|;|\b(?:and|or)\b|\\text", text):
         return text  # several equations
     *left, value = _EQUALS.split(text)
@@ -181,7 +182,7 @@ def _parse(text: str) -> list[Any]:
 
 
 def _differ(gold: Any, answer: Any) -> bool:
-    """Whether two expressions that Math-Verify takes for equal differ after all: it rounds at a fixed decimal place."""
+    """Return whether two expressions differ although Math-Verify calls them equal (it rounds decimal places)."""
     pairs = _parts(gold, answer)
     try:
         return pairs is not None and any(_numbers_differ(first, second) for first, second in pairs)

@@ -1,6 +1,6 @@
-"""Processes that grade answers: a template that has everything imported and tried, and the workers it forks.
+"""Processes that grade answers: a template with everything imported and warmed up, and the workers it forks.
 
-Imports nothing of ours that is heavy: a killed worker must be replaced in a moment.
+Heavy modules of this library are not imported: a killed worker must be replaced quickly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(fd: int, memory_limit: int) -> None:
 
     Args:
         fd: file descriptor of the socket.
-        memory_limit: bytes of address space of each worker.
+        memory_limit: maximum bytes of address space of each worker.
     """
     os.set_inheritable(fd, False)
     control = socket.socket(fileno=fd)
@@ -48,7 +48,7 @@ def main(fd: int, memory_limit: int) -> None:
             control.sendall(str(pid).encode())
         elif message.startswith(END):
             pid = int(message[len(END) :])
-            if pid in workers:  # not yet reaped: the number is still this worker's
+            if pid in workers:  # not yet reaped: the process id still belongs to this worker
                 _end(pid)
                 workers.discard(pid)
             control.sendall(READY)
@@ -59,7 +59,7 @@ def main(fd: int, memory_limit: int) -> None:
 
 
 def _warm_up() -> None:
-    """Import the parsers and use each of their parts once: what is first used is slow."""
+    """Import the parsers and use each part once: the first use is slow."""
     sys.setrecursionlimit(2000)  # deep nesting is an error, not a crash of the interpreter
     from lit_rft.rewards.verify import grade
 
@@ -85,12 +85,12 @@ def _end(pid: int) -> None:
 
 
 def _serve(connection: Connection, memory_limit: int) -> None:
-    """Answer requests until the pipe closes. A request that takes more CPU time than it may ends the process.
+    """Serve requests until the pipe closes. A request that exceeds its CPU time ends the process.
 
     A request is JSON: seconds of CPU time, then the arguments of `_answer`.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, also inside of C code
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, even inside C code
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     while True:
         try:
@@ -100,7 +100,7 @@ def _serve(connection: Connection, memory_limit: int) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             answer = _answer(*request)
-        except (Exception, MemoryError, RecursionError):  # whatever a parser makes of it, it is no right answer
+        except (Exception, MemoryError, RecursionError):  # a parser's failure is never a right answer
             answer = None
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(json.dumps(answer).encode())

@@ -1,4 +1,4 @@
-"""Advantages of rollouts. A stage takes any function or object of this form by `class_path`."""
+"""Advantages of rollouts. A stage accepts any function or object with this signature by `class_path`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ AdvantagesFunction = Callable[..., Any]  # an `Advantages`; the command line tak
 
 
 class Advantages(Protocol):
-    """Advantages of the rollouts of this process, which have their rewards; groups are complete."""
+    """Advantages of this process's rollouts, given their rewards; groups are complete."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
         """Return one advantage per rollout, [N]."""
@@ -28,7 +28,7 @@ class GroupAdvantages:
 
     Args:
         scale_by_std: divide by the standard deviation of the group's rewards.
-        on_policy_statistics: compare with the on-policy rollouts of a group only.
+        on_policy_statistics: use only the on-policy rollouts of a group for mean and standard deviation.
     """
 
     scale_by_std: bool = True
@@ -59,7 +59,7 @@ def group_metrics(rollouts: Sequence[Rollout], device: torch.device) -> dict[str
 
 
 def group_statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return sums over the rollouts and groups of this process, to be added up over processes."""
+    """Return sums over the rollouts and groups of this process, for summation over processes."""
     compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
     on_policy = [rollout for rollout in compared if not rollout.off_policy]
     groups: dict[int, list[float]] = {}
@@ -81,7 +81,7 @@ def group_statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def summarize_groups(sums: dict[str, Any]) -> dict[str, Tensor]:
-    """Return means and shares from `group_statistics`, added up over processes."""
+    """Return means and shares from `group_statistics`, summed over processes."""
     report: dict[str, Tensor] = {}
     if sums["completions"] > 0:
         n = sums["completions"]
@@ -91,7 +91,7 @@ def summarize_groups(sums: dict[str, Any]) -> dict[str, Tensor]:
             "reward_std": (sums["reward_squared"] / n - mean**2).clamp_min(0).sqrt(),
             "completion_length": sums["length"] / n,
             "truncated_fraction": sums["truncated"] / n,
-            # sampled tokens estimate the entropy without bias, and cost nothing
+            # sampled tokens give an unbiased estimate of the entropy at no cost
             "sampled_entropy": sums["nll"] / sums["length"].clamp_min(1),
         }
     if sums["groups"] > 0:

@@ -56,7 +56,7 @@ class EpisodeRunner:
 
     @property
     def playing(self) -> bool:
-        """Whether a session is in progress."""
+        """True if a session is in progress."""
         return self._player is not None
 
     @property

@@ -1,4 +1,4 @@
-"""Policy losses over rollouts. A stage takes any function or object of this form by `class_path`."""
+"""Policy losses over rollouts. A stage accepts any function or object with this signature by `class_path`."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -11,24 +11,26 @@ from lit_rft.rollouts.rollout import RolloutBatch
 
 
 class Normalizer(NamedTuple):
-    """What a loss may divide by: counts over all micro-batches and processes of an optimiser step."""
+    """Normalisers of a loss: counts over all micro-batches and processes of an optimiser step."""
 
-    tokens: Tensor  # of the rollouts that count in the policy loss, >= 1
+    tokens: Tensor  # tokens of the rollouts in the policy loss, >= 1
     rollouts: Tensor  # their number, >= 1
-    max_length: int  # tokens that a rollout may have
+    max_length: int  # maximum tokens per rollout
 
 
 class PolicyLoss(Protocol):
-    """Loss of a micro-batch of rollouts. It must add up over micro-batches, and so must its diagnostics."""
+    """Loss of a micro-batch of rollouts. Losses and diagnostics must be additive over micro-batches."""
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
-        """Compute the share of the loss of a micro-batch.
+        """Compute a micro-batch's share of the loss.
 
         Args:
             log_probs: log pi_theta of the tokens, [U, L]; 0 in padding.
             rollouts: advantages, masks and other log-probabilities of the same tokens.
             normalizer: counts to divide by.
-        Returns: loss, scalar, and diagnostics (see `lit_rft.objectives.Sums`).
+
+        Returns:
+            The loss, scalar, and diagnostics (see `lit_rft.objectives.Sums`).
         """
         ...
 
@@ -43,7 +45,8 @@ class MixedPolicyLoss:
         clip_high: upwards; null for none.
         normalizer: divide the sum over tokens by their number (tokens), or by the maximum length of a rollout
             (max_length, the release).
-        importance_cap: correct for rollouts sampled in another precision or engine, by weights up to this; null: not.
+        importance_cap: upper bound of the weights that correct for sampling in another precision or engine; null for no
+            correction.
     """
 
     policy_shaping: float | None = 0.1

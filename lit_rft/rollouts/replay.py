@@ -1,4 +1,4 @@
-"""The newest episodes that a policy has played, to learn from more than once."""
+"""A buffer of a policy's latest episodes, for repeated use."""
 
 import dataclasses
 import random
@@ -9,10 +9,10 @@ from lit_rft.transcripts import DecisionOutcome, Transcript
 
 
 class EpisodeReplay:
-    """Transcripts of the last `capacity` episodes; older ones make room for newer.
+    """Transcripts of the latest `capacity` episodes; new ones replace the oldest.
 
     Args:
-        capacity: episodes, >= 1.
+        capacity: maximum number of episodes, >= 1.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,16 +25,16 @@ class EpisodeReplay:
         return len(self.episodes)
 
     def add(self, transcripts: Sequence[Transcript]) -> None:
-        """Take an episode in; one without transcripts is nothing to learn from."""
+        """Add an episode; one without transcripts is ignored."""
         if transcripts:
             self.episodes = [*self.episodes, list(transcripts)][-self.capacity :]
 
     def sample(self, number: int, rng: random.Random) -> list[list[Transcript]]:
-        """Some episodes, none twice: all of them, if there are not more."""
+        """Sample episodes without replacement; all of them if there are not more."""
         return rng.sample(self.episodes, min(number, len(self.episodes)))
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
-        """Plain lists, dictionaries and numbers, as checkpoints need them."""
+        """Return plain lists, dictionaries and numbers for checkpoints."""
         return [[_to_plain(transcript) for transcript in episode] for episode in self.episodes]
 
     def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""Rollouts: completions of a prompt, or episodes of a task, with what learning needs of them."""
+"""Rollouts: completions of a prompt, or episodes of a task, with the values for training."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from lit_rft.transcripts import Transcript, TranscriptBatch
 
 @dataclass
 class Rollout:
-    """A completion, or an episode. Token-wise values are a list for each transcript, over all its utterances.
+    """A completion, or an episode. Token-wise values are one list per transcript, over all its utterances.
 
     Args:
         transcripts: a prompt with its completion; the conversations of an episode.
         text: its text.
         group: number of its prompt or task.
-        off_policy: whether it is a trace, or an expert's episode.
+        off_policy: true for a trace or an expert episode.
         finished: whether it finished (EOS or stop).
         reward: its reward.
-        sampled_log_probs: as the sampler reported them; none for off-policy rollouts.
-        behaviour_log_probs: log pi_phi of the tokens of an off-policy rollout, where it is known.
+        sampled_log_probs: log-probabilities reported by the sampler; none for off-policy rollouts.
+        behaviour_log_probs: log pi_phi of the tokens of an off-policy rollout, if known.
         advantage: of all its tokens.
-        old_log_probs: before the first update; none while that is still to come.
-        counts_in_baseline: whether it is compared with the others of its group; else a trace that is only imitated.
-        episode: record of a played episode.
+        old_log_probs: log-probabilities before the first update; none until they are computed.
+        counts_in_baseline: whether it is compared with the others of its group; false for a trace that is only
+            imitated.
     """
 
     transcripts: list[Transcript]
@@ -50,13 +50,13 @@ class Rollout:
 
     @property
     def has_finite_rewards(self) -> bool:
-        """Whether its reward, and those of an episode's steps, are finite."""
+        """True if its reward, and those of an episode's steps, are finite."""
         steps = self.episode.steps if self.episode is not None else []
         return all(math.isfinite(reward) for reward in (self.reward, *(step.reward for step in steps)))
 
     @property
     def length(self) -> int:
-        """Tokens of its utterances."""
+        """Number of tokens of its utterances."""
         return sum(
             end + 1 - start
             for transcript in self.transcripts
@@ -68,16 +68,16 @@ class Rollout:
 class RolloutBatch:
     """A micro-batch of rollouts: one row per utterance (U; a completion is one), one column per token (L)."""
 
-    mask: Tensor  # [U, L] bool, tokens that count in the policy loss
+    mask: Tensor  # [U, L] bool, tokens in the policy loss
     off_policy: Tensor  # [U] bool
     advantages: Tensor  # [U]
-    old_log_probs: Tensor | None = None  # [U, L]; None before the first update: the policy is the one that sampled
-    sampled_log_probs: Tensor | None = None  # [U, L], as the sampler reported them; 0 where it did not
-    behaviour_log_probs: Tensor | None = None  # [U, L], log pi_phi of traces; NaN where it is not known
+    old_log_probs: Tensor | None = None  # [U, L]; None before the first update, while the policy is the sampling policy
+    sampled_log_probs: Tensor | None = None  # [U, L], as reported by the sampler, else 0
+    behaviour_log_probs: Tensor | None = None  # [U, L], log pi_phi of traces; NaN where unknown
 
     @classmethod
     def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
-        """Gather the values of the rollouts that the transcripts of a micro-batch belong to."""
+        """Gather the values of the rollouts of a micro-batch's transcripts."""
         places, counts = _places(batch, rollouts), _token_counts(batch)
         device, owner = batch.level.device, batch.transcript_index
 
@@ -107,20 +107,20 @@ def keep_old_log_probs(batch: TranscriptBatch, rollouts: Sequence[Rollout], log_
 
 
 def _places(batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
-    """The rollout of each transcript of a batch, and the transcript's index in it."""
+    """Return the rollout of each transcript of a batch, and the transcript's index in the rollout."""
     places = {id(t): (rollout, k) for rollout in rollouts for k, t in enumerate(rollout.transcripts)}
     return [places[id(transcript)] for transcript in batch.transcripts]
 
 
 def _of_transcript(values: Sequence[list[float] | Tensor], index: int) -> list[float] | Tensor:
-    """Token-wise values of one transcript; empty where a rollout has none."""
+    """Return the token-wise values of one transcript; empty if the rollout has none."""
     return values[index] if values else []
 
 
 def _per_token(
     mask: Tensor, counts: Sequence[int], values: Sequence[list[float] | Tensor], missing: float
 ) -> Tensor | None:
-    """Values of each transcript's utterance tokens (so many of each) as [U, L]; None if no transcript has any."""
+    """Arrange the values of each transcript's utterance tokens (`counts` of each) as [U, L]; None without values."""
     if not any(len(row) for row in values):
         return None
     device = mask.device
@@ -133,7 +133,7 @@ def _per_token(
 
 
 def _token_counts(batch: TranscriptBatch) -> list[int]:
-    """Utterance tokens of each transcript."""
+    """Count the utterance tokens of each transcript."""
     counts = torch.zeros(len(batch.transcripts), dtype=torch.long, device=batch.level.device)
     counts.index_add_(0, batch.transcript_index, batch.utterance_mask.sum(1))
     return counts.tolist()

@@ -1,4 +1,4 @@
-"""Where rollouts come from: the interface, and sampling of completions with the current policy."""
+"""Sources of rollouts: the interface, and sampling of completions with the current policy."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,18 @@ class RolloutSource(Protocol):
         ...
 
     def __call__(self, policy: Policy, batch: Any) -> list[Rollout]:
-        """Return rollouts with their rewards; advantages are still to come.
+        """Return rollouts with their rewards; advantages are computed later.
 
         All processes must call this, each with its share of the batch.
 
         Args:
             policy: the current one.
-            batch: what the data loader yields: prompts, or episode specifications.
+            batch: from the data loader: prompts, or episode specifications.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for checkpoints."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

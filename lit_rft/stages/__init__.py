@@ -1,4 +1,4 @@
-"""One LightningModule per stage, and the parts for a new one. Names load on first use."""
+"""One LightningModule per stage. Names load on first use."""
 
 from typing import TYPE_CHECKING
 

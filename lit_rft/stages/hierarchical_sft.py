@@ -19,24 +19,24 @@ class HierarchicalSFT(EpisodeStage):
 
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
 
-    Each expectation is a mean over the utterances of its level in the whole optimiser step, see
-    `utterance_likelihood_loss`. `FlatAgent` is flat SFT: the same likelihood on one transcript of actions.
+    Each expectation is a mean over the utterances of its level in the optimiser step, see `utterance_likelihood_loss`.
+    `FlatAgent` is flat SFT: the same likelihood on one transcript of actions.
 
-    Deviations: the length term counts the policy's expected length n~, because the data's length n has no gradient; by
-    default the low level reads the task as well as the subgoal (`HierarchyPrompts.low_level_sees_task`), and it reads
-    the whole episode so far, not only the last observation.
+    Deviations: the length term uses the policy's expected length n~, because the data's length n has no gradient; by
+    default the low level reads the task as well as the subgoal (`HierarchyPrompts.low_level_sees_task`), and the full
+    episode so far, not only the last observation.
 
     Args:
-        policy: which model, and from where it starts.
+        policy: model and initial weights.
         optimizer: AdamW and its schedule.
-        acting: how episodes are played.
+        acting: sampling and environment workers in validation, test and predict.
         agent: the agent that acts; null for `HierarchicalAgent`.
         batching: micro-batches of an optimiser step.
         high_weight: w_h, >= 0.
-        low_weight: w_l, >= 0; of a flat agent's transcript, too. Other levels weigh 1.
+        low_weight: w_l, >= 0; also of a flat agent's transcript. Other levels have weight 1.
         length_coef: lambda, >= 0.
         average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
-        chunk_tokens: logits are made for so many action tokens at a time.
+        chunk_tokens: logits are computed in chunks of this many tokens.
     """
 
     training_batch = STEPS

@@ -119,7 +119,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
     def _remember(self, rollouts: Sequence[Rollout]) -> None:
         """Add the episodes of all processes to the replay buffer of each."""
         shares = all_gather_objects([self._learnable(rollout) for rollout in rollouts])
-        for turn in itertools.zip_longest(*shares, fillvalue=[]):  # in the order in which they were dealt out
+        for turn in itertools.zip_longest(*shares, fillvalue=[]):  # in the order of the batch
             for transcripts in turn:
                 self.replay.add(transcripts)
         self.log("train/buffer", float(len(self.replay)))
@@ -135,7 +135,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
         return [transcript for transcript in transcripts if transcript.num_decisions]
 
     def _draw(self, batch: OnlineBatch, name: str) -> StepBatch:
-        """Draw episodes of the buffer and stored ones for an optimiser step: this process's share of them."""
+        """Sample episodes from the buffer and stored ones for an optimiser step: this process's share."""
         rng = random.Random(name)  # the same in all processes, like the buffer
         num_stored = round(self.online.offline_share * self.online.batch_episodes) if batch.offline else 0
         episodes = self.replay.sample(self.online.batch_episodes - num_stored, rng)

@@ -1,7 +1,7 @@
 """Small real parts for tests: a model, a tokenizer, an environment, episodes and stages that train in a second.
 
-For tests of your own callbacks, stages, rewards and agents (docs/testing.md). Nothing is downloaded. Names load on
-first use, so that a process that plays the environment loads no torch.
+For tests of user-defined callbacks, stages, rewards and agents (docs/testing.md). Nothing is downloaded. Names load on
+first use, so processes with the environment do not load torch.
 """
 
 from typing import TYPE_CHECKING

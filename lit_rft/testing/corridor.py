@@ -1,4 +1,4 @@
-"""A corridor to walk along: a small real environment, importable by worker processes."""
+"""A corridor: a small real environment, importable by worker processes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LENGTH = 3
 class CorridorEnv(gym.Env[str, str]):
     """Walk from room 0 to room 3 ("go right"); "go left" goes back, anything else is invalid.
 
-    `die_once`: a file; as long as it does not exist, the first step makes it and kills the process.
+    `die_once`: a file; if it does not exist, the first step creates it and kills the process.
     `die_in`: a variation in which every step kills the process.
-    `measure`: report the room as a metric, and from room 1 on that it has been left.
-    `wait_once`: a file; the first step makes it and waits until it has gone again.
+    `measure`: report the room as a metric, and leaving room 0 as another one from room 1 on.
+    `wait_once`: a file; the first step creates it and waits until it is removed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CorridorEnv(gym.Env[str, str]):
         try:
             file.with_suffix(".begun").touch(exist_ok=False)
         except FileExistsError:
-            return  # another one waits
+            return  # another environment waits
         file.touch()
         while file.exists():
             time.sleep(0.01)

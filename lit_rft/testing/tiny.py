@@ -1,4 +1,4 @@
-"""Small real things that tests are made of: tokenizers with and without a template, tiny models, episodes."""
+"""Small real parts for tests: tokenizers with and without a template, tiny models, episodes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from lit_rft.episodes import Achieved, Episode, Outcome, Step, Subgoal
 from lit_rft.transcripts import Transcript, completion_transcript
 
-SHAPES = ("llama", "qwen2", "gemma", "mistral")  # the architectures that every fast path is tested with
+SHAPES = ("llama", "qwen2", "gemma", "mistral")  # architectures for the tests of fast paths
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Gemma's manners: no system role, a bos token, other words for the roles
+# as Gemma's: no system role, a bos token, other names of the roles
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
     "{% endif %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
@@ -29,7 +29,7 @@ REWRITES = CHATML.replace(
 
 
 def make_tokenizer(template: str | None = CHATML) -> Any:
-    """A byte-level tokenizer with three special tokens and no merges but a few."""
+    """Make a byte-level tokenizer with three special tokens and only a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +53,7 @@ def make_tokenizer(template: str | None = CHATML) -> Any:
 
 
 def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0, **overrides: Any) -> Any:
-    """A random model of two small layers."""
+    """Make a random model of two small layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -73,7 +73,7 @@ def make_model(architecture: str = "llama", vocab_size: int = 272, seed: int = 0
     torch.manual_seed(seed)
     config = AutoConfig.for_model(architecture, **{**settings, **overrides})
     model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # larger weights: a random model should have opinions
+    for parameter in model.parameters():  # larger weights: random models should have distinct preferences
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model.eval()
@@ -86,7 +86,8 @@ def save_tiny_model(folder: str | Path, seed: int = 0) -> Path:
         folder: a new or empty one.
         seed: of the weights.
 
-    Returns: The folder.
+    Returns:
+        The folder.
     """
     tokenizer = make_tokenizer()
     make_model(vocab_size=len(tokenizer), seed=seed).save_pretrained(folder)
@@ -95,7 +96,7 @@ def save_tiny_model(folder: str | Path, seed: int = 0) -> Path:
 
 
 def with_adapters(model: Any) -> Any:
-    """LoRA of rank 2 on all linear layers, which does change what the model says."""
+    """Add LoRA of rank 2 to all linear layers, with an effect on the outputs."""
     import torch
 
     from lit_rft.models import LoraSettings
@@ -108,7 +109,7 @@ def with_adapters(model: Any) -> Any:
 
 
 def let_adapters_act(model: Any, std: float = 0.3) -> None:
-    """Fresh adapters do nothing: now they do."""
+    """Randomise new adapters, which have no effect on the outputs at first."""
     import torch
 
     for name, parameter in model.named_parameters():
@@ -117,7 +118,7 @@ def let_adapters_act(model: Any, std: float = 0.3) -> None:
 
 
 def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
-    """Completions that share a prompt, of different lengths, in groups of these sizes."""
+    """Make groups of these sizes of completions with a common prompt and different lengths."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -133,7 +134,7 @@ def make_groups(sizes: tuple[int, ...] = (3, 1, 4)) -> list[list[Transcript]]:
 
 
 def make_episode(seed: int = 0, num_steps: int = 5, task: str = "find-plant", subgoals: bool = True) -> Episode:
-    """A made-up episode in the schema."""
+    """Make an artificial valid episode."""
     rng = random.Random(seed)
     rooms = ["kitchen", "hallway", "greenhouse", "workshop", "outside"]
     steps, score = [], 0.0

@@ -1,4 +1,4 @@
-"""A stage on a tiny model, and how to fit it."""
+"""Stages on a tiny model, and a trainer for them."""
 
 import dataclasses
 from pathlib import Path
@@ -25,9 +25,9 @@ from lit_rft.transcripts import ChatFormat
 
 AGENT = HierarchicalAgent(HierarchyPrompts("Plan.", "Act."))
 FLAT = FlatAgent("Act.")
-PLAYER = dataclasses.replace(AGENT, max_length=900, subgoal_steps=2)  # for a small context
+PLAYER = dataclasses.replace(AGENT, max_length=900, subgoal_steps=2)  # for a short context
 FLAT_PLAYER = dataclasses.replace(FLAT, max_length=900)
-# of one optimiser step over micro-batches: the same update
+# between micro-batch sizes: the update must be the same
 SPLITS = [
     BatchingSettings(1),
     BatchingSettings(700),
@@ -44,7 +44,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
     Args:
         model: the folder of `save_tiny_model`.
         lora: the adapters; None trains all weights.
-        seed: of the adapters' start.
+        seed: of the adapters' initial weights.
         **options: of the stage.
     """
     optimizer = options.pop("optimizer", OptimizerSettings(learning_rate=5e-3))
@@ -54,7 +54,7 @@ def make_stage(model: Path, *, lora: LoraSettings | None = ADAPTERS, seed: int =
 
 
 def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierarchicalRL:
-    """Make a stage of offline RL: as `make_stage`, with critics."""
+    """Make a stage of offline RL: `make_stage` with critics."""
     lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
     settings = {
         "optimizer": OptimizerSettings(learning_rate=5e-3),
@@ -69,20 +69,20 @@ def make_offline(model: Path, *, seed: int = 0, **options: Any) -> OfflineHierar
 def make_loader(
     model: Path, *, agent: Any = AGENT, episodes: int = 6, outcomes: bool = False, **options: Any
 ) -> StepLoader:
-    """Make a data loader of made-up episodes for the stages here.
+    """Make a data loader of artificial episodes for these stages.
 
     Args:
         model: the folder of `save_tiny_model`, for its tokenizer.
-        hierarchy: transcripts of both levels, or of one policy without levels.
-        episodes: how many.
-        outcomes: with rewards and ends, which offline RL needs; every other episode is then cut by a time limit.
+        agent: renders the episodes as transcripts.
+        episodes: number of episodes.
+        outcomes: add rewards and ends, required by offline RL; every second episode is then cut by a time limit.
         **options: of the loader.
     """
     chat = ChatFormat(load_tokenizer(str(model)))
     transcripts = []
     for seed in range(episodes):
         episode = make_episode(seed, 2 + seed % 3)
-        if outcomes and seed % 2:  # every other one is cut by a time limit, in the middle of a subgoal
+        if outcomes and seed % 2:  # a time limit in the middle of a subgoal
             episode.outcome.terminated, episode.outcome.truncated = False, True
             episode.subgoals[-1].completed = False
         made = agent.transcripts(episode, chat)
@@ -94,12 +94,13 @@ def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.T
     """Train a stage for some optimiser steps on the CPU, writing nothing.
 
     Args:
-        stage: to be trained.
+        stage: to train.
         loader: its data.
-        steps: optimiser steps.
-        **options: of the trainer, `callbacks=[...]` for example.
+        steps: number of optimiser steps.
+        **options: of the trainer, for example `callbacks=[...]`.
 
-    Returns: The trainer after the last step.
+    Returns:
+        The trainer after the last step.
     """
     settings = {
         "max_steps": steps,
@@ -117,7 +118,7 @@ def fit(stage: EpisodeStage, loader: Any, steps: int = 2, **options: Any) -> L.T
 
 
 def speak_out(stage: EpisodeStage) -> None:
-    """Let fresh adapters, which do nothing, change what the policy says."""
+    """Randomise new adapters so that they change the policy's outputs."""
     L.seed_everything(3, verbose=False)
     stage.configure_model()
     assert stage.policy is not None
@@ -129,22 +130,22 @@ def trained(stage: EpisodeStage) -> dict[str, torch.Tensor]:
 
 
 def gradient_norms(trainer: L.Trainer) -> dict[str, torch.Tensor]:
-    """Of the last step: to Adam, gradients that are all twice as large are the same ones."""
+    """Return the gradient norms of the last step: Adam's update does not depend on the scale of gradients."""
     norms = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("grad_norm")}
     assert norms
     return norms
 
 
 def updated(stage: EpisodeStage) -> dict[str, torch.Tensor]:
-    """The trained weights, and the norms of the last step's gradients."""
+    """Return the trained weights, and the norms of the last step's gradients."""
     return trained(stage) | gradient_norms(stage.trainer)
 
 
 def differs(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float = 1e-4, atol: float = 1e-6) -> bool:
-    """Whether weights differ."""
+    """Return whether weights differ."""
     return any(not torch.allclose(a[name], b[name], rtol, atol) for name in a if not name.endswith("grad_norm"))
 
 
 def make_strategy(name: str) -> Any:
-    """`auto`, `ddp`, or `fsdp`: weights split over processes."""
+    """Make `auto`, `ddp`, or `fsdp` (weights sharded over processes)."""
     return FSDP2Strategy() if name == "fsdp" else name

@@ -80,5 +80,5 @@ def test_jobs_are_shared_without_repetition() -> None:
     played = [job.id for loader in loaders for batch in loader for job in batch.jobs]
     assert sorted(played) == sorted(job.id for job in jobs)
     assert all(loader.tasks == ["run", "walk"] for loader in loaders)
-    with pytest.raises(ValueError, match="too few for 9 processes"):
+    with pytest.raises(ValueError, match="episodes for 9 processes"):
         JobLoader(jobs, suite.make_env, world_size=9)

@@ -51,7 +51,7 @@ def test_formats_by_name_and_of_ones_own() -> None:
     assert tokenizer.decode(own.prompt_ids(MESSAGES)) == "[Think.][1+1?]>"
     without = PromptFormat(make_tokenizer(None), "chat")
     assert without.chat.tokenizer.decode(without.prompt_ids(MESSAGES)) == "System: Think.\n\nUser: 1+1?\n\nAssistant:\n"
-    with pytest.raises(ValueError, match="chat or think, or a Jinja template; got 'chatty'"):
+    with pytest.raises(ValueError, match="chat or think, or a Jinja template, got 'chatty'"):
         PromptFormat(tokenizer, "chatty")
 
 
@@ -135,7 +135,7 @@ def test_files_take_the_place_of_generated_problems(
         data.setup("fit")
     assert {p.problem.id for p in data._prompts["train"]} == {f"p{i}" for i in range(10)}
     assert {p.problem.source for p in data._prompts["eval"]} == {"chain_sum"}
-    assert "10 problems of train_files take the place of 5 generated problems of chain_sum" in caplog.text
+    assert "10 problems of train_files replace 5 generated problems of chain_sum" in caplog.text
     assert "eval: train_files are given, but no eval_files: 3 generated problems of chain_sum are used" in caplog.text
     MathPromptDataModule(str(tiny_model_folder), eval_files=file, train_tasks={"gcd": 4}).setup("fit")
     assert "train: eval_files are given, but no train_files: 4 generated problems of gcd are used" in caplog.text
@@ -144,7 +144,7 @@ def test_files_take_the_place_of_generated_problems(
     with caplog.at_level(logging.WARNING, "lit_rft"):
         data.setup("test")
     assert len(data._prompts["eval"]) == 10
-    assert "10 problems of eval_files take the place of 4 generated problems of gcd" in caplog.text
+    assert "10 problems of eval_files replace 4 generated problems of gcd" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "lit_rft"):
         make_data(tiny_model_folder, file)
@@ -175,7 +175,7 @@ def test_columns_of_training_and_evaluation(tiny_model_folder: Path, tmp_path: P
     assert data._prompts["train"][0].trace_texts == ["It is 2."]
     assert data._prompts["eval"][0].problem.ground_truth == "3"
     data = MathPromptDataModule(str(tiny_model_folder), **files, columns=columns)
-    with pytest.raises(ValueError, match=r"held_out\.jsonl:1: prompt: expected q, and the row has question, answer"):
+    with pytest.raises(ValueError, match=r"held_out\.jsonl:1: prompt: expected q, got a row with question, answer"):
         data.setup("fit")
 
 
@@ -199,5 +199,5 @@ def test_problems_of_two_files_stay_apart(tiny_model_folder: Path, tmp_path: Pat
 
 
 def test_no_problems_are_refused(tiny_model_folder: Path) -> None:
-    with pytest.raises(ValueError, match="no problems: name train_files or train_tasks"):
+    with pytest.raises(ValueError, match="no problems: set train_files or train_tasks"):
         MathPromptDataModule(str(tiny_model_folder)).setup("fit")

@@ -75,7 +75,7 @@ def test_an_empty_data_set_is_refused(tiny_model_folder: Path, tmp_path: Path) -
     path = tmp_path / "a.jsonl"
     write_episodes(path, [])
     data = _module(tiny_model_folder, tmp_path, train_files=[str(path)])
-    with pytest.raises(ValueError, match="no episodes to train on"):
+    with pytest.raises(ValueError, match="expected episodes with steps to train on"):
         data.setup("fit")
 
 

@@ -122,7 +122,7 @@ def test_rows_come_from_every_kind_of_data_set(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_of_rows_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no rows at .*none\.jsonl: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"no rows at .*none\.jsonl: no such file"):
         specs_of(tmp_path / "none.jsonl")
 
 
@@ -130,7 +130,7 @@ def test_a_missing_file_of_rows_is_named(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"env": "Guess"}, "must be an import path such as my_envs.Guess, got 'Guess'"),
-        ({"env": "nowhere.Guess"}, "No module named 'nowhere'; its folder must be on PYTHONPATH"),
+        ({"env": "nowhere.Guess"}, "No module named 'nowhere'; add its folder to PYTHONPATH"),
         ({"env": "lit_rft.envs.games.Gess"}, "has no attribute 'Gess'"),
         ({"env": "lit_rft.envs.gym._SEEDS_PER_SPLIT"}, "must be a class or a function .*, got int"),
         ({"env": GUESS, "step_limit": -1}, "step_limit must be >= 0, got -1"),

@@ -95,7 +95,7 @@ def test_what_cannot_use_the_cache_does_without_and_says_so_once(
     without = architecture in WITHOUT_CACHE
     assert [isinstance(decoder, RecomputeDecoder) for decoder in decoders] == [without] * 2
     said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
-    assert len(said) == without and all("reads everything anew for each token" in line for line in said)
+    assert len(said) == without and all("recomputes the full prefix at every sampled token" in line for line in said)
 
 
 def test_reading_anew_equals_the_cache() -> None:
@@ -187,7 +187,7 @@ def test_slots_and_prompts_are_checked() -> None:
     slot = generator.open("a")
     with pytest.raises(RuntimeError, match="slots are taken"):
         generator.open("b")
-    with pytest.raises(ValueError, match="no new ids"):
+    with pytest.raises(ValueError, match="needs at least one new prompt id"):
         generator.sample({slot: []})
 
 

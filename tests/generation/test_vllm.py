@@ -145,11 +145,11 @@ def drop_end(answer: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_ids, "no token_ids"),
+        (drop_ids, "expected token_ids"),
         (drop_log_probs, "expected a log-probability"),
-        (drop_choice, "asked the server for 2 completions, got 1"),
-        (drop_end, "has ended with token 77"),
-        (cut, "a completion was cut after 2 tokens, not 5"),
+        (drop_choice, "expected 2 completions from the server, got 1"),
+        (drop_end, ", got 77"),
+        (cut, "expected up to 5 tokens, got a completion cut after 2"),
     ],
 )
 def test_a_wrong_answer_is_refused(fake: FakeVllm, server: VllmServer, change: Any, message: str) -> None:
@@ -200,16 +200,16 @@ def test_a_server_that_has_gone_does_not_keep_a_run_from_ending(fake: FakeVllm, 
         server = VllmServer(ServerSettings(url, timeout=60))
         name = server.load(adapted().save_pretrained)
     server.unload(name)
-    assert "stays with the server" in caplog.text and not folders(fake)[0].exists()
+    assert "from the server" in caplog.text and not folders(fake)[0].exists()
 
 
 def test_sizes_and_prompts_are_checked(server: VllmServer) -> None:
-    with pytest.raises(ValueError, match="expected 3 sizes, got 1"):
+    with pytest.raises(ValueError, match="expected one size per prompt, got 3 prompts and 1 sizes"):
         server.sample_groups("any", PROMPTS, [1], SamplingSettings(5), END)
 
 
 def test_what_the_server_says_is_passed_on(server: VllmServer) -> None:
-    with pytest.raises(RuntimeError, match=r"refused http\S+/v1/completions \(404\).*does not exist"):
+    with pytest.raises(RuntimeError, match=r"rejected http\S+/v1/completions \(404\).*does not exist"):
         server.sample_groups("unknown", PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
 
 
@@ -255,7 +255,7 @@ def test_slots_of_served_conversations_are_limited(server: VllmServer) -> None:
     slot = served.open("one")
     with pytest.raises(RuntimeError, match="all 1 slots are taken"):
         served.open("two")
-    with pytest.raises(ValueError, match="was given no new ids"):
+    with pytest.raises(ValueError, match="needs at least one new prompt id"):
         served.sample({slot: []})
     served.close(slot)
     assert served.open("two") == slot

@@ -181,8 +181,8 @@ def test_a_stage_takes_the_paths_of_its_setting_and_logs_them_once(
         assert stage.policy is not None
         on = [name for name in FAST_PATHS if is_on(stage.policy, name)]
         assert sorted(on) == sorted(choice if isinstance(choice, list) else [])
-        lines = [r.message for r in caplog.records if "takes the fast paths" in r.message]
-        assert lines == [f"LlamaForCausalLM takes the fast paths {', '.join(on) or 'none'}"]
+        lines = [r.message for r in caplog.records if "uses the fast paths" in r.message]
+        assert lines == [f"LlamaForCausalLM uses the fast paths {', '.join(on) or 'none'}"]
         reasons = [r.message for r in caplog.records if r.levelno == logging.DEBUG and "is off: " in r.message]
         assert len(reasons) == len(FAST_PATHS) - len(on)
         fused = any(isinstance(vars(layer).get("forward"), Exchanged) for layer in stage.policy.modules())

@@ -157,7 +157,7 @@ def test_packed_sequences_equal_separate_ones(starts: tuple[int, ...], window: i
 
 
 def test_an_architecture_that_loses_the_starts_raises() -> None:
-    with pytest.raises(TypeError, match="leave packing off"):
+    with pytest.raises(TypeError, match="disable packing"):
         blockwise_attention.attend_packed(None, *make_parts(4, 0), None)
 
 

@@ -45,7 +45,7 @@ def test_a_missing_operator_loses_a_path_and_no_run(
         accelerate(model)
     reason = f"torch {torch.__version__} has no torch.{operator}"
     on = [name for name in FAST_PATHS if name not in lost]
-    expected_line = f"LlamaForCausalLM takes the fast paths {', '.join(on)}; lost: "
+    expected_line = f"LlamaForCausalLM uses the fast paths {', '.join(on)}; lost: "
     assert caplog.records[-1].message == expected_line + ", ".join(f"{name} ({reason})" for name in lost)
     actual = [logits(model), *log_probs_and_gradients(model, LAYOUTS[layout])]
     for ours, default in zip(actual, expected, strict=True):

@@ -39,7 +39,7 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [ROW])
     with pytest.raises(ValueError, match=r"columns has 'promt', expected prompt, .*; did you mean 'prompt'\?"):
         read_problems(path, {"promt": "question"})
-    with pytest.raises(ProblemError, match=r"p\.jsonl:1: prompt: expected questoin, and the row has question, answer, "
+    with pytest.raises(ProblemError, match=r"p\.jsonl:1: prompt: expected questoin, got a row with question, answer, "
                                            r".*did you mean 'question'\?"):  # fmt: skip
         read_problems(path, {"prompt": "questoin"})
     with pytest.raises(ValueError, match=r"p\.jsonl: columns\.traces is 'solutoin', expected one of the file's columns"

@@ -99,11 +99,11 @@ def test_an_id_of_two_contents_in_one_file_is_an_error(tmp_path: Path) -> None:
     for change in ({"prompt": "1+2?"}, {"ground_truth": 3}):
         same = plain("x", "1+1?", 2)
         path = write(tmp_path / "p.jsonl", [same, same, same | change])
-        with pytest.raises(ProblemError, match=r"p\.jsonl:3: id: .*'x' is another problem in row 1.*\{id: null\}"):
+        with pytest.raises(ProblemError, match=r"p\.jsonl:3: id: .*'x', .* another problem in row 1.*\{id: null\}"):
             read_problems(path)
         assert len(read_problems(path, {"id": None})) == 2
     path = write(tmp_path / "p.parquet", [row(0, "amc"), row(0, "amc", prompt=[{"role": "user", "content": "?"}])])
-    with pytest.raises(ProblemError, match="'amc/0' is another problem in row 1"):
+    with pytest.raises(ProblemError, match="'amc/0', the id of another problem in row 1"):
         read_problems(path)
 
 

@@ -85,12 +85,12 @@ def by_position(completions: Any, rows: Any, /) -> list[float]:
     ("function", "message"),
     [
         (asynchronous, "asynchronous is async: expected a plain function"),
-        (other_names, r"other_names\(texts: .*cannot be called: expected \(completions, rows\), or the names"),
-        (rows_elsewhere, "rows in another place"),
-        (rows_by_name, "rows in another place"),
+        (other_names, r"other_names\(texts: .*cannot be called: expected \(completions, rows\), or parameters by name"),
+        (rows_elsewhere, "rows in another position"),
+        (rows_by_name, "rows in another position"),
         (lambda: [0.0], "cannot be called"),
         (7, "int is not callable"),
-        (dict, "cannot be called|no signature"),
+        (dict, "cannot be called|no readable signature"),
     ],
 )
 def test_other_forms_are_refused_at_once(function: Any, message: str) -> None:
@@ -108,7 +108,7 @@ def test_a_column_that_is_not_there_is_named() -> None:
     def solved(completions: Any, solution: Any) -> list[float]:
         return [0.0]
 
-    message = "solved asks for solution, which the problems do not have: expected one of completions, ground_truth, id"
+    message = "solved needs solution, which the problems do not have: expected one of completions, ground_truth, id"
     with pytest.raises(RewardError, match=message):
         compute_rewards(solved, TEXTS, ROWS)
 

@@ -54,7 +54,7 @@ def test_the_releases_rule_looks_after_the_thinking() -> None:
     plain = MathReward()
     try:
         assert plain(texts, rows) == [1.0, 1.0, 1.0, 0.0]
-        with pytest.raises(ValueError, match="needs a ground_truth"):
+        with pytest.raises(ValueError, match="expected a row with a ground_truth"):
             plain(["x"], [{"answer": "1"}])
     finally:
         plain.close()
@@ -69,7 +69,7 @@ def test_rewards_add_up_by_weight() -> None:
 
     total = RewardSum([short, known], [0.5, 2.0])
     assert total(["ab", "abc", "q"], [{"x": "ab"}, {"x": "abc"}, {"x": "-"}]) == [2.5, 2.0, 0.5]
-    with pytest.raises(ValueError, match="2 reward functions need as many weights, got 1"):
+    with pytest.raises(ValueError, match="expected one weight per reward function, got 2 functions, 1 weights"):
         RewardSum([short, known], [1.0])
     with pytest.raises(ValueError, match="returned 1 rewards for 2 completions"):
         RewardSum([lambda completions, rows: [1.0]])(["a", "b"], [{}, {}])

@@ -166,7 +166,7 @@ def test_why_processes_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ValueError, match="time_limit must be > 0"):
         VerifierPool(time_limit=0)
-    with pytest.raises(ValueError, match="needs a ground truth"):
+    with pytest.raises(ValueError, match="expected one ground truth per answer"):
         VerifierPool().verify(["1"], [])
     with pytest.raises(TypeError, match="cannot be pickled"):
         VerifierPool().__getstate__()

@@ -125,7 +125,7 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     with pytest.raises(ValueError, match="another policy, reward or sampling"):
         predict(tmp_path / "parts", seed=9)
     path.write_text("{torn\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"completions\.jsonl is corrupt beyond its last line"):
+    with pytest.raises(ValueError, match=r"completions\.jsonl is corrupt before its last line"):
         predict(tmp_path / "parts")
     path.write_text('{"id": "someone\'s"}\n')
     with pytest.raises(ValueError, match=r"completions\.jsonl is not a completions file"):

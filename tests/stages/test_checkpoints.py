@@ -189,7 +189,7 @@ except OSError as error:
 
 def test_a_checkpoint_of_another_library_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="is no checkpoint of a training run"):
+    with pytest.raises(ValueError, match="is not a checkpoint of a training run"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
@@ -199,7 +199,7 @@ def test_a_torn_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
         io.load_checkpoint(target)
     io.save_checkpoint({"weights": torch.ones(1000)}, target)
     target.write_bytes(target.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="incomplete or corrupt checkpoint"):
         io.load_checkpoint(target)
 
 

@@ -56,7 +56,7 @@ def test_data_modules_of_another_kind(
     stage: str, kind: type, needed: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     data = data_module(kind, tiny_model_folder, tmp_path)
-    with pytest.raises(ValueError, match=f"needs a data module that gives {needed} does: got {kind.__name__}, which"):
+    with pytest.raises(ValueError, match=f"needs a data module that yields {needed} does: got {kind.__name__}, which"):
         fit(make(stage, tiny_model_folder, tmp_path), data, 1)
 
 

@@ -160,6 +160,6 @@ def test_no_expert_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) ->
         fit(stage, data, 1)
 
     for objective in ({}, {"traces_per_group": 0, "sft_coef": 0.1}):
-        with pytest.raises(ValueError, match="needs expert episodes, and none of 4 is of one of the 4 problems"):
+        with pytest.raises(ValueError, match="needs expert episodes, but none of 4 matches one of the 4 problems"):
             train(**objective)
     train(traces_per_group=0)

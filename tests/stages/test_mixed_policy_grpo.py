@@ -155,7 +155,7 @@ def test_what_no_fast_path_serves_trains_too_and_says_so_once(
     with caplog.at_level(logging.WARNING, "lit_rft"):
         whole = after(tmp_path, steps=3, lora=lora)
     said = [record.message for record in caplog.records if record.name.startswith("lit_rft")]
-    for line in ("reads everything anew for each token", "recomputes the prompt for each completion"):
+    for line in ("recomputes the full prefix at every sampled token", "recomputes the prompt for each completion"):
         assert sum(line in message for message in said) == 1, said
     assert any(weight.abs().max() > 1e-3 for name, weight in whole.items() if "lora_B" in name)  # it did train
     split = after(tmp_path, steps=3, lora=lora, batching=BatchingSettings(1))
@@ -463,7 +463,7 @@ def fit_on_rows(model: Path, folder: Path, rows: list[dict[str, Any]], **objecti
 def test_no_trace_at_all_is_refused(objective: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown column 'trace'; did you mean 'traces'"):
         fit_on_rows(tiny_model_folder, tmp_path, [{"trace": "It is 1."}] * 4, **objective)
-    with pytest.raises(ValueError, match=r"needs off-policy traces, and none of 4 .* none was found; name the column"):
+    with pytest.raises(ValueError, match=r"needs off-policy traces, but none of 4 .* none was found; set their column"):
         fit_on_rows(tiny_model_folder, tmp_path, [{"worked": "It is 1."}] * 4, **objective)
     with pytest.raises(ValueError, match=r"all 4 are longer than max_trace_length=40"):
         fit_on_rows(tiny_model_folder, tmp_path, [{"traces": ["so " * 99]}] * 4, **objective)

@@ -119,7 +119,7 @@ def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, t
         _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
 
     predict(3)
-    with pytest.raises(ValueError, match=r"an episode of at most 3 steps, now it is 4 .*: name another file"):
+    with pytest.raises(ValueError, match=r"expected .* at most 4 steps in .*with a limit of 3: set another file"):
         predict(4)
     predict(3)
     assert {e.step_limit for e in read_episodes(tmp_path / "episodes" / "predicted.jsonl")} == {3}

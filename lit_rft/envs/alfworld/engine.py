@@ -1,7 +1,7 @@
-"""TextWorld's PDDL engine, on which ALFWorld's games are played.
+"""TextWorld's PDDL engine for ALFWorld's games.
 
-The state and the grammar are TextWorld's. Its `PddlEnv` is not used: it translates a problem four times for one game,
-parses the same grammar for each, and changes `sys.argv` of the process.
+State and grammar are TextWorld's. Its `PddlEnv` is not used: it translates a problem four times per game, parses the
+grammar for each, and changes `sys.argv` of the process.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lit_rft.envs.alfworld.games import number_names
 from lit_rft.envs.alfworld.grammar import check_game, load_logic, task_text
 from lit_rft.envs.alfworld.world import NOTHING_HAPPENS
 
-_PLAIN = frozenset("#[]|")  # signs of which a template without grammar has none
+_PLAIN = frozenset("#[]|")  # characters that only templates with grammar contain
 
 
 class TextWorldGame:
-    """Plays the contents of game files, one after another. In one process there can be only one.
+    """Plays the contents of game files, one after another. A process can have only one.
 
-    It cannot be stopped from within: keep it in a worker process, whose calls have time limits.
+    It cannot be stopped from within: use it in a worker process, whose calls have time limits.
 
     Attributes:
-        put: the game's form of the command that puts an object down, with the fields ``o`` and ``r``.
+        put: the game's form of the command to put an object down, with the fields ``o`` and ``r``.
 
     Raises:
         ImportError: the extra ``lit-rft[alfworld]`` is missing.
@@ -46,8 +46,7 @@ class TextWorldGame:
             The first observation (with "Welcome" and without the task), and the task in words.
 
         Raises:
-            ValueError: the game is damaged, or contains expressions that are not allowed, or this is not the main
-                thread: the engine's library is not safe in threads.
+            ValueError: the game is corrupt, or contains expressions that are not allowed.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ValueError("TextWorld's engine cannot run in threads: set acting.pool.threads to false")
@@ -57,14 +56,14 @@ class TextWorldGame:
         self.put = put.template if put is not None else "move {o} to {r}"
         try:
             self._state = self._make_state(data["pddl_problem"])
-        except (Exception, SystemExit) as error:  # the translator's exceptions have no base class of their own
+        except (Exception, SystemExit) as error:  # the translator's exceptions have no common base class
             raise ValueError(f"pddl_problem: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
         self._entities = self._make_entities()
         self._note_commands()
         return self._derive("#intro#", {}), task_text(data["grammar"])
 
     def step(self, command: str) -> str:
-        """Do one command, and return the reply."""
+        """Execute one command, and return the reply."""
         action = self._commands.get(command)
         if action is None:
             return NOTHING_HAPPENS
@@ -74,15 +73,15 @@ class TextWorldGame:
         return reply
 
     def won(self) -> bool:
-        """Whether the goal is reached."""
+        """Return whether the goal is reached."""
         return bool(self._state.check_goal())
 
     def admissible(self) -> list[str]:
-        """All commands that are possible now, sorted."""
+        """Return all commands that are possible now, sorted."""
         return sorted(self._commands)
 
     def facts(self) -> set[tuple[str, ...]]:
-        """The facts that hold now, by name, with the names of their objects; agents are left out."""
+        """Return the current facts by name, with the names of their objects, without agents."""
         return {
             (fact.name, *(self._entities[v.name].name for v in fact.arguments if v.type != "agent"))
             for fact in self._state.facts
@@ -110,7 +109,7 @@ class TextWorldGame:
         return entities
 
     def _note_commands(self) -> None:
-        """Note the commands that are possible now. Of two actions with the same command the first counts."""
+        """Record the possible commands. Of two actions with the same command the first counts."""
         self._commands = {}
         for action in self._state.all_applicable_actions():
             fields = {placeholder.name: self._entities[v.name].name for placeholder, v in action.mapping.items()}
@@ -120,7 +119,7 @@ class TextWorldGame:
             self._commands.setdefault(template.format(**fields), action)
 
     def _derive(self, rule: str, mapping: Mapping[Any, Any]) -> str:
-        """The text that the grammar derives from a rule."""
+        """Return the text that the grammar derives from a rule."""
         context = {
             "state": self._state,
             "facts": list(self._state.facts),
@@ -147,7 +146,7 @@ class _WithoutReplanning:
 
 @contextlib.contextmanager
 def _one_translation(fast_downward: Any) -> Iterator[None]:
-    """Leave out the second translation, which is for the planner, and take back what the first does to the process."""
+    """Skip the second translation, which is for the planner, and undo the first one's changes to the process."""
     translate, arguments, stdout = fast_downward.pddl2sas, sys.argv, sys.stdout
 
     def pddl2sas(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:

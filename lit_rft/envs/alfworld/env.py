@@ -21,14 +21,14 @@ class AlfworldEnv(gym.Env[str, str]):
     """Household games in text.
 
     The task paragraph of a game's first text becomes ``task_description``, and "You arrive at ..." is left out, as in
-    the prompts of ReAct and of those who follow it. Both forms of the command that puts an object down are understood
-    (``move mug 1 to desk 1``, ``put mug 1 in/on desk 1``), whichever the game has.
+    the prompts of ReAct and later work. Both forms of the command to put an object down are understood (``move mug 1 to
+    desk 1``, ``put mug 1 in/on desk 1``), for any game.
 
-    An episode terminates, with reward and score 1, when the goal is reached. A command that is not possible is answered
-    with "Nothing happens." and counts as invalid.
+    An episode terminates, with reward and score 1, when the goal is reached. The reply to an impossible command is
+    "Nothing happens."; it counts as invalid.
 
     Args:
-        games: where games come from.
+        games: source of games.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own annotation)
@@ -52,7 +52,7 @@ class AlfworldEnv(gym.Env[str, str]):
             The first observation, and info: ``env``, ``env_version``, ``task_description`` and ``admissible``.
 
         Raises:
-            ValueError: the source refuses the options, or the game is damaged.
+            ValueError: the source rejects the options, or the game is corrupt.
         """
         super().reset(seed=seed)
         self._simulator = None
@@ -67,14 +67,14 @@ class AlfworldEnv(gym.Env[str, str]):
         return start.observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Do one action.
+        """Apply one action.
 
         Returns:
             observation, reward, terminated, truncated (always False), and info: ``score``, ``success``, ``valid``,
             ``achieved`` (facts gained), ``admissible`` and ``reason``.
 
         Raises:
-            RuntimeError: no episode is being played.
+            RuntimeError: no episode is in progress.
         """
         if self._simulator is None:
             raise RuntimeError("no episode is being played: call reset first")
@@ -96,7 +96,7 @@ class AlfworldEnv(gym.Env[str, str]):
         return _ARRIVAL.sub("", reply, count=1), float(won), won, False, info
 
     def _command(self, action: str) -> str:
-        """The action in the game's own words."""
+        """Convert an action to the game's form."""
         command = action.strip()
         match = _PUT.fullmatch(command)
         return self._put.format(o=match["o"], r=match["r"]) if match else command

@@ -1,4 +1,4 @@
-"""Experts of the suites: the explorer's actions, worked out in plain Python before an episode is played."""
+"""Experts of the suites: the explorer's actions, computed in plain Python before an episode is played."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lit_rft.episodes.subgoals import annotate_events
 
 @dataclass(frozen=True)
 class ExplorerExpert:
-    """Looks for objects where they are likely to be (`Explorer`); an `Expert`.
+    """Searches objects in likely places (`Explorer`); an `Expert`.
 
-    Games are deterministic, so actions that solve a game once solve it again. Wrong actions come from here, with the
-    explorer's recovery from them: an open loop with random actions in between (`collect_perturbed_episodes`) achieves
-    nothing after the first of them.
+    Games are deterministic, so a solution can be replayed. Wrong actions are made here, with the explorer's recovery
+    from them: with random actions in an open loop (`collect_perturbed_episodes`) nothing is achieved after the first of
+    them.
 
     Attributes:
-        games: where games come from.
-        mistakes: probability of a wrong action at each step: medium-quality data, in [0, 1).
-        omniscient: knows from the start where everything is. Such paths are shorter, but depend on what the policy
-            cannot know.
+        games: source of games.
+        mistakes: probability of a wrong action at each step, for medium-quality data, in [0, 1).
+        omniscient: know all positions from the start. Such paths are shorter, but depend on facts unknown to the
+            policy.
         seed: of the wrong actions.
         irreversible: see `Expert`.
     """

@@ -1,4 +1,4 @@
-"""An expert that a policy can learn from: it looks where objects are likely to be, and acts on what it sees."""
+"""An expert that a policy can imitate: it searches likely places, and acts on its observations."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _NAME = re.compile(r"\ban? (\S+ \d+)")
 
 
 class Explorer:
-    """Solves a game from what it has seen so far; deterministic.
+    """Solves a game from its observations so far; deterministic.
 
-    It searches the receptacles that may contain the object in a fixed order, takes it when it sees it, remembers what
-    else it has seen, and puts back what it should not hold. It can go on from any state.
+    It searches the receptacles that may contain the object in a fixed order, takes the object when it sees it,
+    remembers other objects, and puts back objects it should not hold. It can continue from any state.
 
     Args:
-        goal: what is to be done.
+        goal: the goal of the game.
         places: names of all receptacles (the first observation lists them).
         likely: type of object -> types of receptacles that may contain it.
     """
 
     def __init__(self, goal: Goal, places: Sequence[str], likely: Mapping[str, frozenset[str]]) -> None:
         self._goal, self._places, self._likely = goal, list(places), likely
-        self._seen: dict[str, list[str]] = {}  # receptacle -> objects that are known to be there
+        self._seen: dict[str, list[str]] = {}  # receptacle -> objects known to be there
         self._closed: set[str] = set()
         self._place: str | None = None
         self._holding: str | None = None
@@ -44,11 +44,11 @@ class Explorer:
         self._treated: set[str] = set()
 
     def know(self, contents: Mapping[str, Sequence[str]]) -> None:
-        """Know from the start what is where."""
+        """Set the contents of receptacles, known from the start."""
         self._seen = {place: list(names) for place, names in contents.items()}
 
     def next_action(self) -> str | None:
-        """The next action; None where nothing is left to try."""
+        """Return the next action; None if nothing is left to try."""
         goal, held = self._goal, self._holding
         if held is not None and type_of(held) != goal.object:
             return self._at(self._taken_from) or f"move {held} to {self._taken_from}"
@@ -64,7 +64,7 @@ class Explorer:
         return None if target is None else self._at(target) or f"move {held} to {target}"
 
     def observe(self, action: str, reply: str) -> None:
-        """Take note of the reply to an action."""
+        """Process the reply to an action."""
         verb, _, rest = action.partition(" ")
         if reply == NOTHING_HAPPENS:
             self._note_nothing(verb, rest.removeprefix("to "))
@@ -86,7 +86,7 @@ class Explorer:
         self._read(reply)
 
     def _note_nothing(self, verb: str, name: str) -> None:
-        """Going where one is already is not possible: the receptacle shares its location with the one before."""
+        """Process a move to the current location, which is impossible: receptacles can share a location."""
         if name not in self._places:
             return
         if verb == "go":
@@ -128,14 +128,14 @@ class Explorer:
         return self._search(self._goal.lamp)
 
     def _search(self, kind: str) -> str | None:
-        """Look into the next receptacle that has not been looked into."""
+        """Look into the next unsearched receptacle."""
         for place in self._by_rank(kind):
             if place not in self._seen:
                 return self._at(place) or f"examine {place}"
         return None
 
     def _by_rank(self, kind: str) -> list[str]:
-        """All receptacles: where the agent is, then those that may contain the type, in the order of the search."""
+        """Return all receptacles: the current one, then those that may contain the type, in the order of the search."""
         likely = self._likely.get(kind, frozenset())
 
         def rank(place: str) -> tuple[bool, bool, int, int]:
@@ -145,7 +145,7 @@ class Explorer:
         return sorted(self._places, key=rank)
 
     def _target(self) -> str | None:
-        """The receptacle of the goal: where most of its objects are already, and else the first."""
+        """Return the receptacle of the goal: the one with most of its objects, else the first."""
 
         def rank(place: str) -> tuple[int, int]:
             return -sum(type_of(name) == self._goal.object for name in self._seen.get(place, [])), _number(place)
@@ -157,7 +157,7 @@ class Explorer:
         return min((place for place in self._places if type_of(place) == kind), key=_number, default=None)
 
     def _at(self, place: str, is_open: bool = True) -> str | None:
-        """The action that leads to a receptacle (and opens it); None where that is done."""
+        """Return the action that leads to a receptacle (and opens it); None if that is done."""
         if self._place != place:
             return f"go to {place}"
         return f"open {place}" if is_open and place in self._closed else None
@@ -169,7 +169,7 @@ def _number(name: str) -> int:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Wrong actions among an expert's, which goes on from where they lead.
+    """Wrong actions among an expert's, which continues from their results.
 
     Attributes:
         probability: of a wrong action at each step, in [0, 1).
@@ -184,7 +184,7 @@ class Mistakes:
             raise ValueError(f"probability must be in [0, 1), got {self.probability}")
 
     def choose(self, rng: random.Random, world: World) -> str:
-        """A wrong action: a place that does not exist, an object that is not there, or anything that is possible."""
+        """Choose a wrong action: a place that does not exist, an object that is not there, or any possible action."""
         kind = rng.random()
         if kind < 0.35:
             name = type_of(rng.choice(world.household.receptacles).name)

@@ -24,11 +24,11 @@ _TEXTS = {
 
 
 def gained(before: Set[Fact], after: Set[Fact]) -> list[Achieved]:
-    """The conditions that hold now and did not hold before.
+    """Return the new conditions.
 
     Args:
-        before, after: facts by name, each with the names of its objects (``("holds", "mug 2")``); facts of other
-            kinds than those named above are ignored.
+        before, after: facts by name, each with the names of its objects (``("holds", "mug 2")``); facts of other kinds
+            than those named above are ignored.
     """
     new = sorted(fact for fact in after - before if fact[0] in _TEXTS)
     return [Achieved(":".join(fact), _TEXTS[fact[0]].format(*map(type_of, fact[1:]))) for fact in new]

@@ -1,4 +1,4 @@
-"""A household game: its furniture, its objects and its goal, and the same as a game in ALFWorld's file format."""
+"""A household game: its furniture, its objects and its goal; and its conversion to ALFWorld's file format."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FLAGS = ("cleanable", "heatable", "coolable", "toggleable", "sliceable")
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be done.
+    """The goal of a game.
 
     Attributes:
         task: one of `TASKS`.
         object: type of the object, in lower case as in commands (``mug``).
-        receptacle: type of the receptacle it goes to; empty for `look_at_obj_in_light`.
+        receptacle: type of its target receptacle; empty for `look_at_obj_in_light`.
         lamp: type of the lamp; empty for the other tasks.
     """
 
@@ -90,7 +90,7 @@ class Household:
 
     Attributes:
         scene: number of the floor plan; 0 if unknown.
-        goal: what is to be done.
+        goal: the goal.
         description: the goal in words.
         receptacles, things: sorted by id.
     """
@@ -103,7 +103,7 @@ class Household:
 
 
 def instance_ids(kind: str, count: int) -> Iterable[tuple[str, str]]:
-    """Ids and names of the instances of a type, in order of the ids. ALFWorld numbers them downwards."""
+    """Return ids and names of the instances of a type, in order of the ids. ALFWorld numbers them downwards."""
     for index in range(1, count + 1):
         base = f"{kind.removesuffix('Basin')}_bar_{index:02d}"
         identifier = f"{base}_bar_{kind}" if kind.endswith("Basin") else base
@@ -111,7 +111,7 @@ def instance_ids(kind: str, count: int) -> Iterable[tuple[str, str]]:
 
 
 def number_names(ids: Iterable[str]) -> dict[str, str]:
-    """Names in commands of the ids of a PDDL problem, numbered as ALFWorld does: downwards in the order of the ids."""
+    """Return the names in commands of the ids of a PDDL problem, numbered downwards as in ALFWorld."""
     types: dict[str, str] = {}
     for identifier in sorted(ids):
         kind, bar, _ = identifier.partition("_bar_")
@@ -128,7 +128,7 @@ def number_names(ids: Iterable[str]) -> dict[str, str]:
 
 
 def pddl_problem(household: Household, resources: Resources) -> str:
-    """The game as a PDDL problem of ALFWorld's domain."""
+    """Convert a game to a PDDL problem of ALFWorld's domain."""
     receptacle_types = {r.type for r in household.receptacles} | {"sinkbasin", "microwave", "fridge"}
     object_types = {t.type for t in household.things} | {"knife", "butterknife"}  # the domain names these
     locations = sorted({r.location for r in household.receptacles} | {"loc_bar_0"})
@@ -169,7 +169,7 @@ def pddl_problem(household: Household, resources: Resources) -> str:
 
 
 def game_data(household: Household, resources: Resources) -> dict[str, Any]:
-    """The game as the contents of one of ALFWorld's ``game.tw-pddl`` files."""
+    """Convert a game to the contents of one of ALFWorld's ``game.tw-pddl`` files."""
     return {
         "pddl_domain": resources.domain,
         "grammar": resources.grammar.replace("UNKNOWN GOAL", household.description),
@@ -179,5 +179,5 @@ def game_data(household: Household, resources: Resources) -> dict[str, Any]:
 
 
 def type_of(name: str) -> str:
-    """The type in a name: ``mug`` of ``mug 2``."""
+    """Return the type in a name: ``mug`` of ``mug 2``."""
     return re.sub(r" \d+$", "", name)

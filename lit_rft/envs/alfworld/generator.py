@@ -1,6 +1,6 @@
-"""Synthetic households: games generated from ALFWorld's floor plans, with furniture, objects and goals of their own.
+"""Synthetic households: games generated from ALFWorld's floor plans, with new furniture, objects and goals.
 
-They follow ALFWorld's domain and grammar but are not its games: nothing measured on them is a result on ALFWorld.
+They follow ALFWorld's domain and grammar but are not its games: results on them are not results on ALFWorld.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ _ATTEMPTS = 200
 
 @dataclass(frozen=True)
 class Layout:
-    """How full and how hidden generated households are.
+    """The number of objects in generated households, and the share of hidden ones.
 
     Attributes:
         max_per_type: maximum number of receptacles of one type; 20 cabinets make a long game.
         max_instances: maximum number of objects of one type.
-        closed: share of the objects that lie in closed receptacles where they can, in [0, 1]; None leaves it to
-            chance.
+        closed: share of the objects that are in closed receptacles if possible, in [0, 1]; None for chance.
     """
 
     max_per_type: int = 4
@@ -44,7 +43,7 @@ class Layout:
 
 
 def scenes(split: str, resources: Resources) -> list[int]:
-    """Numbers of the floor plans of a split. Splits share none.
+    """Return the numbers of the floor plans of a split. Splits have no common ones.
 
     Raises:
         ValueError: unknown split.
@@ -102,7 +101,7 @@ class _Draft:
             self._by_type.setdefault(receptacle.type, []).append(receptacle)
 
     def household(self, task: str) -> Household | None:
-        """A game of the task, or None where this floor plan has none."""
+        """Make a game of the task, or None if this floor plan has none."""
         goals = self._goals(task)
         if not goals:
             return None
@@ -127,12 +126,12 @@ class _Draft:
         return tuple(sorted(receptacles, key=lambda receptacle: receptacle.id))
 
     def _places(self, kind: str, excluded: str = "") -> list[str]:
-        """Types of receptacles of this household that may contain a type of object, in lower case."""
+        """Return the types of this household's receptacles that may contain a type of object, in lower case."""
         types = [place.lower() for place in self._resources.places[kind]]
         return [place for place in types if place in self._by_type and place != excluded]
 
     def _goals(self, task: str) -> list[tuple[str, str]]:
-        """Pairs of an object's type and of a receptacle's type that the task is possible with."""
+        """Return the pairs of an object's and a receptacle's type for which the task is possible."""
         verb, tool = TREATMENTS.get(task, ("", ""))
         if tool and tool not in self._by_type:
             return []
@@ -153,7 +152,7 @@ class _Draft:
         return any(kind in self._plan.objects and self._places(kind) for kind in ("DeskLamp", "FloorLamp"))
 
     def _place_all(self, kind: str, goal: Goal) -> list[Thing]:
-        """Instances of one type of object, none of the goal's where the goal wants it."""
+        """Place the instances of one type of object, none of the goal's at its target."""
         is_goal = kind.lower() == goal.object
         places = self._places(kind, goal.receptacle if is_goal else "")
         if not places:
@@ -170,7 +169,7 @@ class _Draft:
         return things
 
     def _choose_place(self, types: list[str]) -> Receptacle:
-        """A type first and then one of its instances: else 20 cabinets would swallow everything."""
+        """Choose a type first and then one of its instances: otherwise 20 cabinets would hold everything."""
         closed = self._layout.closed
         if closed is not None:
             is_closed = self._rng.random() < closed

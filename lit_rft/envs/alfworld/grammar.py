@@ -1,7 +1,7 @@
-"""Checks of game files before TextWorld gets them.
+"""Checks of game files for TextWorld.
 
-TextWorld evaluates the Python expressions that a game's grammar contains. Only those are accepted here that read the
-names of entities, so that a game file is data and not a program.
+TextWorld evaluates the Python expressions in a game's grammar. Only expressions that read the names of entities are
+accepted, so that a game file is data and not a program.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _TASK = re.compile(r"(?<=Your task is to: )[^\"\\]*")
 
 
 def check_game(data: Mapping[str, Any]) -> None:
-    """Check that the contents of a game file are texts of a size that the engine can take.
+    """Check that a game file contains texts of a supported size.
 
     Raises:
-        ValueError: a part is missing, is no text or is too large, or a name is too long.
+        ValueError: a part is missing, not a text or too large, or a name is too long.
     """
     for part in ("pddl_domain", "pddl_problem", "grammar"):
         if not isinstance(data.get(part), str):
@@ -62,19 +62,19 @@ def check_expression(expression: str) -> None:
 
 
 def task_text(grammar: str) -> str:
-    """The task in words that a game's grammar contains; empty if it contains none."""
+    """Return the task in words from a game's grammar; empty if there is none."""
     match = _TASK.search(grammar)
     return match[0] if match else ""
 
 
 def load_logic(domain: str, grammar: str) -> Any:
-    """TextWorld's `GameLogic` of a game, checked; its intro leaves the task out (see `task_text`).
+    """Load and check TextWorld's `GameLogic` of a game; its intro does not contain the task (see `task_text`).
 
-    Games of one release differ in nothing but the task, so most are answered from a cache.
+    Games of one release differ only in the task, so most are cached.
 
     Raises:
         ImportError: the extra ``lit-rft[alfworld]`` is missing.
-        ValueError: the grammar cannot be read, or contains expressions that are not allowed.
+        ValueError: the grammar cannot be parsed, or contains expressions that are not allowed.
     """
     return _load_logic(domain, _TASK.sub("", grammar, count=1))
 
@@ -88,7 +88,7 @@ def _load_logic(domain: str, grammar: str) -> Any:
         for action in logic.actions.values():
             for text in (action.template, action.feedback_rule):
                 symbols += textgen._parse_and_convert(text, rule_name="symbols")
-    except Exception as error:  # the parser's exceptions have no base class of their own
+    except Exception as error:  # the parser's exceptions have no common base class
         raise ValueError(f"grammar: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
     try:
         for symbol in symbols:

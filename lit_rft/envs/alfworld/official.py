@@ -1,4 +1,4 @@
-"""ALFWorld's own games, as `alfworld-download` puts them into a folder."""
+"""ALFWorld's own games, in the folder of `alfworld-download`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFAULT_FOLDER = "~/.cache/alfworld"  # of alfworld-download
 
 
 def data_folder(data: str = "") -> Path:
-    """The folder of ALFWorld's data.
+    """Return the folder of ALFWorld's data.
 
     Args:
         data: the folder; empty for ``$ALFWORLD_DATA``, else that of `alfworld-download`.
@@ -36,7 +36,7 @@ def data_folder(data: str = "") -> Path:
         ValueError: it has no games.
     """
     folder = Path(data or os.environ.get("ALFWORLD_DATA") or _DEFAULT_FOLDER).expanduser()
-    if not (folder / _FOLDER).is_dir():  # importing alfworld sets the variable and makes an empty folder
+    if not (folder / _FOLDER).is_dir():  # importing alfworld sets the variable and creates an empty folder
         raise ValueError(
             f"no ALFWorld games in {folder}: expected a folder {_FOLDER} there. Download them with alfworld-download "
             "and set ALFWORLD_DATA, or use generated games (lit_rft.envs.alfworld.SyntheticSuite)"
@@ -45,9 +45,9 @@ def data_folder(data: str = "") -> Path:
 
 
 def official_games(folder: Path, split: str) -> dict[str, list[str]]:
-    """The games of a split: task -> paths relative to the folder, sorted.
+    """Return the games of a split: task -> paths relative to the folder, sorted.
 
-    As ALFWorld counts them: with one of the six tasks, without movable receptacles or slicing, and solvable.
+    As counted by ALFWorld: with one of the six tasks, without movable receptacles or slicing, and solvable.
 
     Raises:
         ValueError: unknown split, or a file that cannot be read.
@@ -106,14 +106,14 @@ class OfficialGames:
 
 
 def read_household(game: Mapping[str, Any], trial: Mapping[str, Any]) -> Household:
-    """A game file as data, for experts.
+    """Convert a game file to data for experts.
 
     Args:
         game: contents of ``game.tw-pddl``.
-        trial: contents of ``traj_data.json``, which has the goal.
+        trial: contents of ``traj_data.json``, with the goal.
 
     Raises:
-        ValueError: either is damaged.
+        ValueError: either is corrupt.
     """
     check_game(game)
     goal = _goal(trial)
@@ -139,7 +139,7 @@ def _goal(trial: Mapping[str, Any]) -> Goal:
 
 
 def _facts(problem: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The facts of a problem's ``:init`` part; PDDL knows no upper case."""
+    """Yield the facts of a problem's ``:init`` part; PDDL has no upper case."""
     text = re.sub(r";[^\n]*", "", problem).lower()
     start, end = text.find("(:init"), text.find("(:goal")
     if start < 0 or end < start:

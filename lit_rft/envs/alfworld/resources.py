@@ -1,7 +1,7 @@
-"""The parts of the `alfworld` package that games are made of: domain, grammar, floor plans and tables of objects.
+"""Parts of the `alfworld` package for games: domain, grammar, floor plans and tables of objects.
 
-They are read from the installed package's files. The package itself is never imported: that would create a folder in
-the user's home and set an environment variable.
+They are read from the files of the installed package, which is never imported: that would create a folder in the user's
+home and set an environment variable.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Resources:
     rooms: Mapping[str, frozenset[str]]
 
     def room(self, scene: int) -> str:
-        """The kind of room of a scene."""
+        """Return the kind of room of a scene."""
         return next(room for room, numbers in ROOMS.items() if scene in numbers)
 
 
@@ -118,7 +118,7 @@ def load_resources() -> Resources:
 
 
 def package_folder() -> Path:
-    """Folder of the installed `alfworld` package, which is not imported.
+    """Return the folder of the installed `alfworld` package, without importing it.
 
     Raises:
         ImportError: the extra ``lit-rft[alfworld]`` is missing.
@@ -130,7 +130,7 @@ def package_folder() -> Path:
 
 
 def _run_module(path: Path) -> Any:
-    """Run one file of the package as a module of its own."""
+    """Run one file of the package as a separate module."""
     spec = importlib.util.spec_from_file_location(f"_lit_rft_alfworld_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -139,7 +139,7 @@ def _run_module(path: Path) -> Any:
 
 
 def _places(contents: Mapping[str, set[str]]) -> dict[str, tuple[str, ...]]:
-    """Turn the table receptacle -> objects around, without movable receptacles (a mug, a pan)."""
+    """Invert the table receptacle -> objects, without movable receptacles (a mug, a pan)."""
     movable = {name for objects in contents.values() for name in objects}
     places: dict[str, set[str]] = {lamp: set(_LAMP_PLACES) for lamp in _LAMPS}
     for receptacle, objects in contents.items():

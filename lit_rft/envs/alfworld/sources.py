@@ -1,4 +1,4 @@
-"""Where games come from: generated households. What is played is a `Simulator` in either case."""
+"""Sources of games: ALFWorld's own, and generated households. Both play on a `Simulator`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYNTHETIC = "alfworld-synthetic"  # in ids, tables and records: results on gener
 
 
 class Simulator(Protocol):
-    """A game being played: `World` or `TextWorldGame`."""
+    """A game in progress: `World` or `TextWorldGame`."""
 
     def step(self, command: str) -> str: ...
 
@@ -35,7 +35,7 @@ class Start:
         simulator: plays it.
         observation: the first observation.
         description: the task in words.
-        put: the game's own form of the command that puts an object down, with the fields ``o`` and ``r``.
+        put: the game's form of the command to put an object down, with the fields ``o`` and ``r``.
     """
 
     simulator: Simulator
@@ -63,7 +63,7 @@ class GameSource(Protocol):
         """
 
     def household(self, options: Mapping[str, Any]) -> Household:
-        """The game as data, for experts."""
+        """Return the game as data, for experts."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class SyntheticGames:
 
     Attributes:
         layout: settings of the households.
-        textworld: play on TextWorld's engine, some hundred times slower, and not on the equivalent in plain Python.
+        textworld: play on TextWorld's engine, some hundred times slower, instead of the equivalent in plain Python.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -104,7 +104,7 @@ class SyntheticGames:
 
 
 def first_observation(text: str) -> str:
-    """The first observation out of a game's first text ("Welcome", the room, the task).
+    """Return the first observation in a game's first text ("Welcome", the room, the task).
 
     Raises:
         ValueError: the text has no such paragraph.

@@ -51,11 +51,11 @@ class AlfworldSuite:
 
     @property
     def expert(self) -> Expert:
-        """Looks for objects where they are likely to be."""
+        """An expert that searches objects in likely places."""
         return ExplorerExpert(OfficialGames(self.data), self.mistakes, self.omniscient, self.expert_seed)
 
     def make_env(self) -> gym.Env[str, str]:
-        """An environment that plays game files on TextWorld."""
+        """Make an environment for game files on TextWorld."""
         return AlfworldEnv(OfficialGames(self.data))
 
     def episodes(
@@ -67,7 +67,7 @@ class AlfworldSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        """The games of a split, task by task, sorted by path; see `TaskSuite.episodes`.
+        """Return the games of a split, task by task, sorted by path; see `TaskSuite.episodes`.
 
         Args:
             split: the suite's name for it, or ALFWorld's.
@@ -150,11 +150,11 @@ class SyntheticSuite:
 
     @property
     def expert(self) -> Expert:
-        """Looks for objects where they are likely to be."""
+        """An expert that searches objects in likely places."""
         return ExplorerExpert(self._source(), self.mistakes, self.omniscient, self.expert_seed)
 
     def make_env(self) -> gym.Env[str, str]:
-        """An environment that generates its games."""
+        """Make an environment that generates its games."""
         return AlfworldEnv(self._source())
 
     def episodes(
@@ -166,7 +166,7 @@ class SyntheticSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        """The episodes of a split, task by task; see `TaskSuite.episodes`.
+        """Return the episodes of a split, task by task; see `TaskSuite.episodes`.
 
         Raises:
             ValueError: unknown split or task, or a limit below 1.
@@ -200,17 +200,17 @@ class SyntheticSuite:
 
 
 def small_households(step_limit: int = 30, mistakes: float = 0.0) -> SyntheticSuite:
-    """Households with at most two receptacles of a type, for demonstrations on small machines."""
+    """Make a suite of households with at most two receptacles per type, for demonstrations on small machines."""
     return SyntheticSuite(step_limit=step_limit, max_receptacles=2, mistakes=mistakes)
 
 
 def glider(data: str = "") -> AlfworldSuite:
-    """GLIDER's setting by its paper (the release has none): 140 seen and 134 unseen games, at most 50 actions."""
+    """Make GLIDER's setting by its paper (the release has none): 140 seen and 134 unseen games, at most 50 actions."""
     return AlfworldSuite("alfworld-glider", 50, _SEEN_UNSEEN, data)
 
 
 def eto(data: str = "") -> AlfworldSuite:
-    """ETO's setting: the same games, at most 40 actions."""
+    """Make ETO's setting: the same games, at most 40 actions."""
     return AlfworldSuite("alfworld-eto", 40, _SEEN_UNSEEN, data)
 
 

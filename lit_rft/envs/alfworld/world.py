@@ -1,7 +1,7 @@
-"""A household game in plain Python: the rules and the words of ALFWorld's domain and grammar, without its engine.
+"""A household game in plain Python, with the rules and words of ALFWorld's domain and grammar but without its engine.
 
-A step takes a fraction of a millisecond. On games in which every receptacle has a location of its own, as in generated
-ones, observations, actions and the goal test are those of TextWorld (a test compares them word for word).
+A step takes a fraction of a millisecond. On games with a separate location for each receptacle, as in generated ones,
+observations, actions and the goal test are those of TextWorld (a test compares them word for word).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _HELP = (
 
 
 class World:
-    """One game being played.
+    """One game in progress.
 
     Args:
         household: the game.
 
     Attributes:
         holding: name of the object in hand, or None.
-        place: name of the receptacle where the agent is, or None at the start.
+        place: name of the receptacle at the agent's location, or None at the start.
     """
 
     def __init__(self, household: Household) -> None:
@@ -49,12 +49,12 @@ class World:
         self.place: str | None = None
 
     def intro(self) -> str:
-        """The first observation: the receptacles of the room."""
+        """Return the first observation: the receptacles of the room."""
         names = _listed(f"a {r.name}" for r in self.household.receptacles)
         return f"{_MIDDLE} {names}."
 
     def step(self, command: str) -> str:
-        """Do one command, and return the reply; `NOTHING_HAPPENS` for everything that is not possible now."""
+        """Execute one command, and return the reply; `NOTHING_HAPPENS` for everything that is impossible now."""
         if command not in self._commands():
             return NOTHING_HAPPENS
         if command == "look":
@@ -68,11 +68,11 @@ class World:
         return self._do(match["verb"], match["what"], match["where"] or "")
 
     def admissible(self) -> list[str]:
-        """All commands that are possible now, sorted."""
+        """Return all commands that are possible now, sorted."""
         return sorted(self._commands())
 
     def won(self) -> bool:
-        """Whether the goal is reached."""
+        """Return whether the goal is reached."""
         goal = self.household.goal
         if goal.lamp:
             lit = any(
@@ -92,14 +92,14 @@ class World:
         return max(counts.values(), default=0) >= (2 if goal.task == "pick_two_obj_and_place" else 1)
 
     def facts(self) -> set[tuple[str, ...]]:
-        """What holds now of the facts that subgoals are made of, see `gained`."""
+        """Return the current facts for subgoals, see `gained`."""
         facts: set[tuple[str, ...]] = {("holds", self.holding)} if self.holding else set()
         facts |= {("inreceptacle", name, place) for name, place in self._place_of.items() if place is not None}
         names = ("isclean", "ishot", "iscool", "istoggled")
         return facts | {(state, name) for name, states in self._states.items() for state in names if state in states}
 
     def contents(self, place: str) -> list[str]:
-        """Names of the objects in a receptacle, in order of their ids."""
+        """Return the names of the objects in a receptacle, in order of their ids."""
         return [t.name for t in self.household.things if self._place_of[t.name] == place]
 
     def _do(self, verb: str, what: str, where: str) -> str:
@@ -194,7 +194,7 @@ class World:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Words of the grammar for a list."""
+    """Return the grammar's words for a list."""
     items = list(names)
     if len(items) < 2:
         return items[0] if items else "nothing"

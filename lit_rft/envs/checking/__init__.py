@@ -1,4 +1,4 @@
-"""Checking an environment before anything is trained on it: what it reports, what is wrong, how fast it is."""
+"""Checks of an environment before training: its info, its errors, its speed."""
 
 from lit_rft.envs.checking.check import check_env
 from lit_rft.envs.checking.report import EnvReport, Finding

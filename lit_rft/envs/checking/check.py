@@ -31,22 +31,23 @@ def check_env(
     seed: int = 0,
     timeout: float = 30.0,
 ) -> EnvReport:
-    """Play episodes in a worker process, repeat the first, try odd actions, run gymnasium's checker, and close.
+    """Play episodes in a worker process, repeat the first, try unusual actions, run gymnasium's checker, and close.
 
     Args:
         env: an environment's class, or a function that makes one; a suite, its class or a function that makes it; or
             the import path of any of these.
         env_args: keyword arguments for it.
         options: of `reset`, in addition to those of the suite's episodes.
-        episodes: how many are played, > 0.
-        step_limit: of episodes that have none, > 0.
+        episodes: number of episodes, > 0.
+        step_limit: for episodes without one, > 0.
         split: of a suite's episodes.
-        expert: chooses each action from the observation and the info, None to stop; without one actions are chosen at
-            random among the admissible ones, or else among a few words.
+        expert: chooses each action from the observation and the info, None to stop; without an expert, actions are
+            chosen at random among the admissible ones, or else among a few words.
         seed: of the first episode (the others follow) and of the random actions.
-        timeout: seconds that the environment may take for one answer, and for being made.
+        timeout: maximum seconds per call of the environment, and for making it.
 
-    Returns: The report. Failures of the environment are findings, not exceptions.
+    Returns:
+        The report. Failures of the environment are findings, not exceptions.
 
     Raises:
         ValueError: `env` cannot be imported or sent to another process, a number is out of range, or the split is
@@ -74,7 +75,7 @@ def check_env(
 
 
 def _suite_or_env(env: Any, args: dict[str, Any]) -> tuple[TaskSuite | None, Callable[..., Any]]:
-    """The suite, if it is one, and what makes its environment; else what makes the environment."""
+    """Return the suite, if it is one, and the factory of its environment; else the factory of the environment."""
     made = import_env(env) if isinstance(env, str) else env
     if not _is_suite(made):
         return None, import_env(made)
@@ -83,7 +84,7 @@ def _suite_or_env(env: Any, args: dict[str, Any]) -> tuple[TaskSuite | None, Cal
 
 
 def _is_suite(value: Any) -> bool:
-    """Whether this is a suite, the class of one, or a function that is annotated to return one."""
+    """Return whether this is a suite, the class of one, or a function annotated to return one."""
     if isinstance(value, type) and issubclass(value, gym.Env):
         return False
     if callable(value) and not isinstance(value, type) and not hasattr(value, "episodes"):
@@ -92,15 +93,13 @@ def _is_suite(value: Any) -> bool:
 
 
 def _episodes(suite: TaskSuite, split: str, number: int, seed: int, report: EnvReport) -> list[EpisodeSpec]:
-    """Some of a suite's episodes, evenly spread over its tasks."""
+    """Choose some of a suite's episodes, evenly spread over its tasks."""
     available = suite.episodes(split, seed=seed)
     ids = [spec.id for spec in available]
     if not ids:
         raise ValueError(f"the split {split!r} of {suite.name!r} has no episodes")
     if len(set(ids)) < len(ids):
-        report.add(
-            "error", "episodes", f"expected an id of its own for each, got {len(ids) - len(set(ids))} duplicates"
-        )
+        report.add("error", "episodes", f"expected unique ids, got {len(ids) - len(set(ids))} duplicates")
     if suite.metric not in ("score", "success"):
         report.add("error", "metric", f"expected 'score' or 'success', got {suite.metric!r}")
     return choose(available, number, None, str(seed))

@@ -1,4 +1,4 @@
-"""The worker's side of `check_env`: an environment around the checked one, which examines what that answers."""
+"""The worker's side of `check_env`: a wrapper that examines the results of the checked environment."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lit_rft.episodes.record import Achieved
 
 WORDS = ("look", "help", "yes", "no", "0", "1", "go north", "take", "open door", "wait")
 RESET_ONLY = ("env", "env_version", "task_description")
-_LONG = 20_000  # characters of an observation
+_LONG = 20_000  # characters of a long observation
 
 
 class AnyText(gym.spaces.Text):
-    """The space of all texts, which gymnasium's own checker is given: `gymnasium.spaces.Text` limits the characters."""
+    """The space of all texts, for gymnasium's checker: `gymnasium.spaces.Text` limits the characters."""
 
     def __init__(self) -> None:
         super().__init__(max_length=_LONG, min_length=0)
@@ -40,11 +40,11 @@ class AnyText(gym.spaces.Text):
 
 
 class Examiner(gym.Env[str, str]):
-    """Plays an environment and reports on the answers in `info`: ``findings``, ``seconds``, the ``keys`` of the
-    environment's info, and the ``values`` of those that are read.
+    """Plays an environment and reports on its results.
 
-    It raises nothing itself. Of `reset`, the option ``part`` says what to do: ``play`` an episode (with the option
-    ``options``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
+    Its `info` has the ``findings``, the ``seconds``, the ``keys`` of the environment's info, and the ``values`` of
+    those in use. It raises nothing itself. The option ``part`` of `reset` selects the part of the check: ``play`` an
+    episode (with the option ``options``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
 
     Args:
         make_env: makes the environment.
@@ -101,7 +101,7 @@ class Examiner(gym.Env[str, str]):
                 check_with_gymnasium(bare, skip_render_check=True)
             except Exception as error:
                 findings.append(Finding("warning", "gymnasium", _one_line(error)))
-        with contextlib.suppress(Exception):  # closing is a part of its own
+        with contextlib.suppress(Exception):  # closing is a separate part
             env.close()
         texts = dict.fromkeys(_plain(str(warning.message)) for warning in caught if _is_gymnasium(warning))
         return findings + [Finding("note", "gymnasium", text) for text in texts]
@@ -121,7 +121,7 @@ def _is_gymnasium(warning: warnings.WarningMessage) -> bool:
 
 
 def _plain(text: str) -> str:
-    """A warning of gymnasium without its colours and its beginning."""
+    """Return a warning of gymnasium without its colours and prefix."""
     return text.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ").strip()
 
 
@@ -149,9 +149,10 @@ def _report(
 
 
 def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
-    """Examine what `reset` returned.
+    """Examine the result of `reset`.
 
-    Returns: findings, and observation and info, empty ones in place of wrong ones.
+    Returns:
+        Findings, and observation and info, empty ones in place of invalid ones.
     """
     if not isinstance(answer, tuple) or len(answer) != 2:
         return [Finding("error", "reset", f"expected (observation, info), got {_shape(answer)}")], "", {}
@@ -165,9 +166,10 @@ def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
 
 
 def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bool], dict[str, Any]]:
-    """Examine what `step` returned.
+    """Examine the result of `step`.
 
-    Returns: findings; observation, reward, terminated and truncated; info; neutral ones in place of wrong ones.
+    Returns:
+        Findings; observation, reward, terminated and truncated; info; neutral values in place of invalid ones.
     """
     if not isinstance(answer, tuple) or len(answer) != 5:
         expected = "(observation, reward, terminated, truncated, info)"
@@ -218,7 +220,7 @@ def _wrong_info(where: str, info: Any) -> Iterator[Finding]:
 
 
 def _wrong_value(name: Any, value: Any) -> str | None:
-    """What is wrong with the value of a key of `StepInfo`; None if nothing is."""
+    """Describe the error in the value of a key of `StepInfo`; None if there is none."""
     expected, right = {
         "env": ("text", isinstance(value, str)),
         "env_version": ("text", isinstance(value, str)),

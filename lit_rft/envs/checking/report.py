@@ -1,4 +1,4 @@
-"""What `check_env` found, as an object and as tables for the console."""
+"""The report of `check_env`, as an object and as tables for the console."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _EXAMPLE_STEPS, _EXAMPLE_WIDTH = 4, 400
 
 
 class Finding(NamedTuple):
-    """Something that `check_env` found.
+    """A finding of `check_env`.
 
     Attributes:
-        level: ``error``: training would fail, or learn from wrong data. ``warning``: training would work, but hardly as
-            intended. ``note``: worth knowing.
+        level: ``error``: training would fail, or learn from wrong data. ``warning``: training would work, but probably
+            not as intended. ``note``: information.
         where: method, key or part of the check.
-        message: what was expected, and what came.
+        message: expected and actual value.
     """
 
     level: Level
@@ -44,18 +44,18 @@ class Finding(NamedTuple):
 
 @dataclass
 class EnvReport:
-    """What `check_env` found.
+    """The report of `check_env`.
 
     Attributes:
         name: of the environment or suite.
-        findings: what is wrong or worth knowing, without repeats.
+        findings: errors, warnings and notes, without repeats.
         keys: key of info -> the methods that report it (``reset``, ``step`` or ``reset, step``).
-        returns: sum of the rewards of each episode that was played.
-        lengths: its number of steps.
-        ended: whether it ended by itself.
+        returns: sum of the rewards of each episode.
+        lengths: number of steps of each episode.
+        ended: whether each episode ended by itself.
         example: the first episode as (action, observation); the first action is empty.
-        resets_per_second, steps_per_second: of the environment itself; None if there was none.
-        repeatable: whether the same seed and actions gave the same episode again; None if that was not tried.
+        resets_per_second, steps_per_second: of the environment itself; None without measurements.
+        repeatable: whether the same seed and actions gave the same episode again; None if not tested.
     """
 
     name: str
@@ -71,7 +71,7 @@ class EnvReport:
 
     @property
     def errors(self) -> list[Finding]:
-        """Findings because of which training would fail, or learn from wrong data."""
+        """Findings that would make training fail, or learn from wrong data."""
         return [finding for finding in self.findings if finding.level == "error"]
 
     @property
@@ -80,7 +80,7 @@ class EnvReport:
         return {name: default for name, default in DEFAULTS.items() if name not in self.keys}
 
     def add(self, level: Level, where: str, message: str) -> None:
-        """Add a finding, unless it is there already."""
+        """Add a finding, unless it is already there."""
         finding = Finding(level, where, message)
         if finding not in self.findings:
             self.findings.append(finding)

@@ -1,4 +1,4 @@
-"""The course of a check: which episodes are played with which actions, and what follows from the answers."""
+"""The course of a check: episodes, actions, and conclusions from the results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ExpertPolicy = Callable[[str, Mapping[str, Any]], str | None]
 
 
 class FailedError(Exception):
-    """The environment did not answer, or could not be made.
+    """The environment did not respond, or could not be made.
 
     Args:
         where: the call.
-        message: what happened.
+        message: description of the failure.
     """
 
     def __init__(self, where: str, message: str) -> None:
@@ -33,7 +33,7 @@ class FailedError(Exception):
 
 @dataclass
 class Transition:
-    """What came back from one call: text, reward and ends, and the examiner's report as `info`."""
+    """The result of one call: text, reward and ends, and the examiner's report as `info`."""
 
     observation: str
     info: dict[str, Any]
@@ -46,7 +46,7 @@ class Transition:
         return self.terminated or self.truncated or self.info["failed"]
 
     def comparable(self) -> tuple[Any, ...]:
-        """What the same seed and actions should give again."""
+        """Return the values that must be equal for the same seed and actions."""
         return self.observation, self.reward, self.terminated, self.truncated
 
 
@@ -55,7 +55,7 @@ class CheckRun:
 
     Args:
         pool: of one worker, with an `Examiner`.
-        report: takes in what is found.
+        report: receives the findings.
         expert: chooses the actions; None for random ones.
         rng: of the random actions.
     """
@@ -66,10 +66,10 @@ class CheckRun:
         self._calls = 0
 
     def run(self, specs: Sequence[EpisodeSpec]) -> None:
-        """Do all parts of the check.
+        """Run all parts of the check.
 
         Raises:
-            FailedError: the environment is gone, so that nothing more can be tried.
+            FailedError: the environment has failed, so that no other part can run.
         """
         first: list[tuple[str, Transition]] = []
         for spec in specs:
@@ -83,12 +83,12 @@ class CheckRun:
             self._repeat(specs[0], first)
         actions = iter(ODD_ACTIONS)
         self._play(specs[0], lambda now: next(actions, None))
-        for part in ("close", "gymnasium"):  # which makes an environment of its own
+        for part in ("close", "gymnasium"):  # gymnasium's checker makes another environment
             self._reset(specs[0], part)
             self._pool.finish(0)
 
     def _play(self, spec: EpisodeSpec, choose: Callable[[Transition], str | None]) -> list[tuple[str, Transition]]:
-        """Play an episode; returns its actions, the first of them empty, with what they led to."""
+        """Play an episode; return its actions, the first of them empty, with their results."""
         now = self._reset(spec, "play")
         self._take_keys(now, "reset")
         episode = [("", now)]
@@ -112,7 +112,7 @@ class CheckRun:
     def _answer(self, where: str) -> Transition:
         try:
             (event,) = self._pool.wait()
-        except Exception as error:  # whatever the environment's constructor raises
+        except Exception as error:  # any error of the environment's constructor
             raise FailedError("constructor", f"raised {type(error).__name__}: {error}") from error
         if event.kind == "error":
             raise FailedError(where, str(event.payload))
@@ -122,7 +122,7 @@ class CheckRun:
         return answer
 
     def _take_keys(self, answer: Transition, method: str) -> None:
-        """Take in the time of a call and the keys of its info."""
+        """Record the time of a call and the keys of its info."""
         self._seconds[method].append(answer.info["seconds"])
         for name in answer.info["keys"]:
             if name in DEFAULTS and not (method == "step" and name in RESET_ONLY):

@@ -1,7 +1,7 @@
-"""Small text games whose optimum is known: examples, tests and first runs, without a download and without Java.
+"""Small text games with a known optimum, for examples, tests and first runs, without download or Java.
 
 Each module has the game, `optimal_return` (the best expected return) and `expert`, which chooses the next action of an
-optimal policy from what the environment has answered.
+optimal policy from the latest observation and info.
 """
 
 from lit_rft.envs.games.guess import GuessNumber

@@ -11,13 +11,13 @@ import gymnasium as gym
 
 
 class GuessNumber(gym.Env[str, str]):
-    """Guess a number within a few guesses; each wrong one is answered with the range that is left.
+    """Guess a number with few guesses; each wrong one is answered with the remaining range.
 
-    The right guess is rewarded with 1. The episode ends after it, or after the last guess.
+    The right guess has reward 1. The episode ends after it, or after the last guess.
 
     Args:
         highest: the number is in 0..highest, > 0.
-        guesses: how many there are, > 0; invalid ones count.
+        guesses: maximum number of guesses, > 0; invalid ones count.
 
     Raises:
         ValueError: a number is out of range; at `reset`, for the option `number`.
@@ -31,7 +31,7 @@ class GuessNumber(gym.Env[str, str]):
         self.highest, self.guesses = highest, guesses
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Choose a number, or take that of the option `number`."""
+        """Choose a number, or use the option `number`."""
         super().reset(seed=seed)
         self.number = int((options or {}).get("number", self.np_random.integers(self.highest + 1)))
         if not 0 <= self.number <= self.highest:
@@ -63,11 +63,11 @@ class GuessNumber(gym.Env[str, str]):
 
 
 def expert(observation: str, info: Mapping[str, Any]) -> str:
-    """The middle of the range that is left: an optimal guess."""
+    """Return the middle of the remaining range: an optimal guess."""
     low, high = map(int, re.findall(r"(\d+)\.\.(\d+)", observation)[-1])
     return str((low + high) // 2)
 
 
 def optimal_return(highest: int = 9, guesses: int = 3) -> float:
-    """The best expected return over uniformly chosen numbers: k guesses tell 2^k - 1 numbers apart."""
+    """Return the best expected return over uniformly chosen numbers: k guesses distinguish 2^k - 1 numbers."""
     return min(1.0, (2**guesses - 1) / (highest + 1))

@@ -1,4 +1,4 @@
-"""A task of two steps with a tool: look a price up, then answer with it."""
+"""A task of two steps with a tool: look up a price, then answer with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LOWEST, _HIGHEST = 10, 99
 
 
 class PriceLookup(gym.Env[str, str]):
-    """Answer what an item costs. The prices are new in each episode: without the tool one can only guess.
+    """Answer with the price of an item. Prices are new in each episode: without the tool they can only be guessed.
 
-    The right answer is rewarded with 1, and an answer ends the episode; each other action costs `tool_cost`.
+    The right answer has reward 1, and an answer ends the episode; each other action costs `tool_cost`.
 
     Args:
-        tool_cost: what a call of the tool costs, >= 0; an action that is neither a call nor an answer costs as much.
+        tool_cost: cost of a tool call, >= 0; also of an action that is neither a call nor an answer.
 
     Raises:
         ValueError: the cost is negative; at `reset`, for an unknown item as option `item`.
@@ -33,7 +33,7 @@ class PriceLookup(gym.Env[str, str]):
         self.tool_cost = tool_cost
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Make a price list and choose an item, or take that of the option `item`."""
+        """Make a price list and choose an item, or use the option `item`."""
         super().reset(seed=seed)
         prices = self.np_random.integers(_LOWEST, _HIGHEST + 1, size=len(_ITEMS))
         self.prices = {item: int(price) for item, price in zip(_ITEMS, prices, strict=True)}
@@ -64,12 +64,12 @@ class PriceLookup(gym.Env[str, str]):
 
 
 def expert(observation: str, info: Mapping[str, Any]) -> str:
-    """Call the tool for the item that is asked for, then answer with its price."""
+    """Call the tool for the requested item, then answer with its price."""
     if match := re.search(r"costs (\d+)", observation):
         return f"answer {match.group(1)}"
     return "price " + re.findall(r"the (\w+) cost\?", observation)[-1]
 
 
 def optimal_return(tool_cost: float = 0.1) -> float:
-    """The best expected return: one call and the right answer, or a guess where the call costs more than it gains."""
+    """Return the best expected return: one call and the right answer, or a guess if calls cost more than they gain."""
     return max(1.0 - tool_cost, 1 / (_HIGHEST - _LOWEST + 1))

@@ -19,12 +19,12 @@ _ACTIONS = [*_MOVES, "take", "open"]
 class KeyRooms(gym.Env[str, str]):
     """Fetch a key and open a door with it, in a square grid of rooms.
 
-    Taking the key and opening the door are rewarded with 0.5 each; every action costs `step_cost`, in vain or not. An
+    Taking the key and opening the door have reward 0.5 each; every action costs `step_cost`, also without effect. An
     episode ends when the door is open; the environment has no step limit.
 
     Args:
         size: rooms per side, > 1.
-        step_cost: what an action costs, >= 0.
+        step_cost: cost of an action, >= 0.
 
     Raises:
         ValueError: a number is out of range.
@@ -64,7 +64,7 @@ class KeyRooms(gym.Env[str, str]):
         return text if possible else f"That is not possible. {text}", reward, done, False, info
 
     def _possible(self) -> list[str]:
-        """The actions that have an effect."""
+        """Return the actions that have an effect."""
         column, row = self.position
         inside = {"north": row > 0, "south": row < self.size - 1, "east": column < self.size - 1, "west": column > 0}
         moves = [name for name in _MOVES if inside[name]]
@@ -83,7 +83,7 @@ class KeyRooms(gym.Env[str, str]):
 
 
 def expert(observation: str, info: Mapping[str, Any]) -> str:
-    """The next action on a shortest way."""
+    """Return the next action on a shortest path."""
     ways = re.findall(r"\b(north|south|east|west)\b", observation)
     if ways:
         return str(ways[0])
@@ -91,9 +91,10 @@ def expert(observation: str, info: Mapping[str, Any]) -> str:
 
 
 def optimal_return(size: int = 3, step_cost: float = 0.02) -> float:
-    """The best expected return over all placements, where the step limit leaves time for the way: at most 4 size - 2.
+    """Return the best expected return over all placements, if the step limit permits the path.
 
-    It costs a step to the key for every row and column between, one to take it, and as much again for the door.
+    The path has a step per row and column up to the key, one to take it, and as much again for the door: at most
+    4 size - 2 steps.
     """
     rooms: list[Room] = [(column, row) for column in range(size) for row in range(size)]
     lengths = [

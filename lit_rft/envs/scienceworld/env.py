@@ -24,19 +24,20 @@ _ELECTRICAL_TASKS = ("power-component", "conductivity")
 class ScienceWorldEnv(gym.Env[str, str]):
     """One simulator in one Java process, stepped with as few calls as possible.
 
-    Plain `scienceworld.ScienceWorldEnv.step` also fetches all valid actions, one call for each of several hundred. Here
-    they come on request (`valid_actions`). Steps are counted here too: the simulator's own count is its clock.
+    Plain `scienceworld.ScienceWorldEnv.step` also fetches all valid actions, with one call for each of several hundred.
+    Here they are available on request (`valid_actions`). Steps are counted here too: the simulator's own count is its
+    clock.
 
-    Scores are in [0, 1], in hundredths as the simulator's authors round them, and rewards are their differences. An
+    Scores are in [0, 1], in hundredths as rounded by the simulator's authors, and rewards are their differences. An
     episode terminates with reason ``goal``, or with ``failed`` and score 0 (the wrong object was focused on), and is
     truncated with reason ``step_limit``.
 
     Episodes cannot be replayed from their actions alone: gold paths and some observations differ between loads.
 
     Args:
-        step_limit: actions per episode, at least 1; invalid ones count.
-        simplification: ``""`` (none), ``"easy"``, or some of the simulator's own, joined by commas.
-        java_options: of the virtual machine. With the default one takes about 0.5 GB instead of 2.
+        step_limit: maximum actions per episode, at least 1; invalid ones count.
+        simplification: ``""`` (none), ``"easy"``, or names of the simulator's simplifications, joined by commas.
+        java_options: of the virtual machine. The default uses about 0.5 GB instead of 2.
 
     Attributes:
         process_id: of the Java process.
@@ -44,7 +45,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
 
     Raises:
         ImportError: the extra ``lit-rft[scienceworld]`` is missing.
-        ValueError: bad `step_limit` or `simplification`.
+        ValueError: invalid `step_limit` or `simplification`.
         SimulatorError: Java did not start.
     """
 
@@ -77,26 +78,27 @@ class ScienceWorldEnv(gym.Env[str, str]):
         """Start an episode.
 
         Args:
-            seed: unused by the simulator, which draws from the variation's number.
-            options: ``task`` (a name out of `tasks`), ``variation`` (0 to `max_variations` - 1) and perhaps
-                ``gold_path`` (True: have the simulator solve the task too, which takes seconds) and ``admissible_at``
-                (a list of numbers of steps before which the info has ``admissible``, see `valid_actions`).
+            seed: unused: the simulator's randomness depends on the variation.
+            options: ``task`` (one of `tasks`), ``variation`` (0 to `max_variations` - 1), and optionally ``gold_path``
+                (True: let the simulator solve the task too, which takes seconds) and ``admissible_at`` (a list of steps
+                before which the info has ``admissible``, see `valid_actions`).
 
         Returns:
-            The first observation, and info: ``env``, ``env_version``, ``task_description``, ``achieved`` (what holds
-            from the start), and ``gold_path`` (actions; it goes on after the task is complete) if asked for.
+            The first observation, and info: ``env``, ``env_version``, ``task_description``, ``achieved`` (conditions
+                met
+            from the start), and ``gold_path`` (actions, also after the task's completion) if requested.
 
         Raises:
             ValueError: an option is missing, unknown or out of range.
-            SimulatorError: the simulator is gone or failed; make a new environment.
+            SimulatorError: the simulator has died or failed; make a new environment.
         """
         super().reset(seed=seed)
         task, variation, gold_path = self._check_options(options or {})
         self._admissible_at = frozenset((options or {}).get("admissible_at", ()))
         self._playing = False
-        # The server's own reset() loads once more (and solves once more): a fresh load is a reset.
+        # The server's own reset() loads (and solves) the task again: a load is a reset.
         self._call("load", task, variation, self.simplification, gold_path)
-        observation = self._call("step", "look around")  # also replaces the last episode's score and completion
+        observation = self._call("step", "look around")  # also resets the score and completion of the last episode
         if observation.startswith("ERROR: "):
             raise SimulatorError(f"task {task}, variation {variation} did not load: {observation}")
         self._playing, self._steps, self._raw_score = True, 0, self._read_score(observation)
@@ -112,26 +114,26 @@ class ScienceWorldEnv(gym.Env[str, str]):
         return observation, info | self._admissible()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Do one action.
+        """Apply one action.
 
-        Whatever cannot be an action (not a string, or text that UTF-8 cannot hold) counts as an invalid one.
+        Anything but a valid UTF-8 text counts as an invalid action.
 
         Returns:
             observation, reward, terminated, truncated, and info: ``score`` in [0, 1], ``valid`` (the simulator
-            understood the action), ``achieved`` (what is new), ``reason`` (of the end, else None), ``success`` and
-            ``steps``.
+                understood the
+            action), ``achieved`` (new conditions), ``reason`` (of the end, else None), ``success`` and ``steps``.
 
         Raises:
-            RuntimeError: no episode is being played.
-            SimulatorError: the simulator is gone or failed; make a new environment.
+            RuntimeError: no episode is in progress.
+            SimulatorError: the simulator has died or failed; make a new environment.
         """
         if not self._playing:
-            raise RuntimeError("no episode is being played: call reset(options={'task': ..., 'variation': ...}) first")
+            raise RuntimeError("no episode is in progress: call reset(options={'task': ..., 'variation': ...}) first")
         observation = self._call("step", action if _is_sendable(action) else "")
         raw_score, before = self._read_score(observation), self._raw_score
         self._raw_score = raw_score
         self._steps += 1
-        # Every condition is worth something: where the score stays, nothing was achieved or completed. Ask no more.
+        # Every condition changes the score: with the same score nothing was achieved, and no further calls are needed.
         progress = self._call("getGoalProgressStr") if raw_score != before else ""
         reason = None
         if raw_score < 0:
@@ -154,25 +156,25 @@ class ScienceWorldEnv(gym.Env[str, str]):
         return observation, reward, reason in ("goal", "failed"), reason == "step_limit", info
 
     def valid_actions(self) -> list[str]:
-        """All actions that the simulator would accept now, several hundred; 0.1 s.
+        """Return all actions that the simulator would accept now, several hundred, in 0.1 s.
 
         Raises:
-            RuntimeError: no episode is being played.
+            RuntimeError: no episode is in progress.
         """
         if not self._playing:
-            raise RuntimeError("no episode is being played: call reset first")
+            raise RuntimeError("no episode is in progress: call reset first")
         return list(dict.fromkeys(self._list(self._call("getValidActionObjectCombinations"))))
 
     def _admissible(self) -> dict[str, list[str]]:
-        """They take a tenth of a second, so they come only where they are asked for."""
+        """Return the admissible actions at requested steps only: they take 0.1 s."""
         return {"admissible": self.valid_actions()} if self._playing and self._steps in self._admissible_at else {}
 
     def tasks(self) -> list[str]:
-        """Names of all tasks."""
+        """Return the names of all tasks."""
         return list(self._tasks)
 
     def max_variations(self, task: str) -> int:
-        """Number of variations of a task.
+        """Return the number of variations of a task.
 
         Raises:
             ValueError: unknown task.
@@ -182,7 +184,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
         return number
 
     def variations(self, task: str, split: Split) -> list[int]:
-        """Variations of a task in one of the official splits.
+        """Return the variations of a task in one of the official splits.
 
         Raises:
             ValueError: unknown task or split.
@@ -199,7 +201,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
     def _splits(self, task: str) -> dict[str, list[int]]:
         self._check_task(task)
         if task not in self._variations:
-            # The splits depend on the task's name only: set it without a load, which would end a running episode.
+            # The splits depend on the task's name only: set it without loading, which would end an episode in progress.
             self._call("taskStr_$eq", task)
             self._variations[task] = {
                 split: json.loads(self._call(f"getVariations{split.capitalize()}").toString())
@@ -224,7 +226,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
         if not 0 <= variation < number:
             raise ValueError(f"variation of {task} must be 0 to {number - 1}, got {variation}")
         if "noElectricalAction" in self.simplification and any(name in task for name in _ELECTRICAL_TASKS):
-            raise ValueError(f"{task} needs electrical actions: leave noElectricalAction out of the simplification")
+            raise ValueError(f"{task} needs electrical actions: remove noElectricalAction from the simplification")
         return task, variation, bool(options.get("gold_path", False))
 
     def _check_task(self, task: str) -> None:
@@ -244,15 +246,15 @@ class ScienceWorldEnv(gym.Env[str, str]):
                 )
 
     def _read_score(self, observation: str) -> float:
-        """The simulator's score, up to 1; negative when the task has failed."""
+        """Return the simulator's score, up to 1; negative after a failure."""
         score: float = self._call("getScore")
         if score < 0 and observation.partition(":")[0].endswith(("Exception", "Error")):
-            # An exception inside leaves the simulator in an error state: its message is every later observation.
+            # An exception leaves the simulator in an error state: all later observations are its message.
             raise SimulatorError(f"the simulator failed: {observation[:300]}")
         return score
 
     def _list(self, strings: Any) -> list[str]:
-        """A Java list of strings, none with a line break, in one call instead of one for each item."""
+        """Convert a Java list of strings without line breaks in one call instead of one per item."""
         joined = self._java.jvm.java.lang.String.join("\n", strings)
         return joined.split("\n") if joined else []
 
@@ -265,7 +267,7 @@ class ScienceWorldEnv(gym.Env[str, str]):
             raise SimulatorError(f"the simulator failed in {method}: {str(error)[:500]}") from error
         except Py4JError as error:
             raise SimulatorError(
-                f"the simulator's Java process {self.process_id} has ended; make a new ScienceWorldEnv"
+                f"the simulator's Java process {self.process_id} has ended: make a new ScienceWorldEnv"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The simulator as an expert: it can solve its own tasks."""
+"""The simulator as an expert: its solver for its own tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_rft.episodes.record import Episode
 
 @dataclasses.dataclass(frozen=True)
 class GoldPaths:
-    """ScienceWorld's gold paths; an `Expert`. They differ between loads, so each is played where it was made."""
+    """ScienceWorld's gold paths; an `Expert`. They differ between loads, so each is played in the load that made it."""
 
     kind: str = "gold"
     irreversible: tuple[str, ...] = ("focus",)  # a wrong focus ends the episode

@@ -1,4 +1,4 @@
-"""What ScienceWorld reports as achieved: conditions of the goal, and rooms entered."""
+"""Conditions that ScienceWorld reports as achieved: those of the goal, and rooms entered."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _ROOM = re.compile(r"(?:This (?:room|outside location) is called the|You (?:move
 
 
 def completed_conditions(progress: str) -> list[Achieved]:
-    """The completed conditions in the simulator's goal-progress text.
+    """Parse the completed conditions in the simulator's goal-progress text.
 
     Returns:
         Sequential conditions (key ``prog:<i>``) and then unordered, optional ones (``opt:<i>``), each in its order.
-        The few that have no description are named by their kind ("find inclined plane").
+        The few without a description are named by their kind ("find inclined plane").
     """
     prefix, completed = "prog", []
     for line in progress.splitlines():
@@ -30,7 +30,7 @@ def completed_conditions(progress: str) -> list[Achieved]:
 
 
 def room_in(observation: str) -> str | None:
-    """The room that an observation of looking around or of moving names, else None."""
+    """Return the room in an observation of looking around or moving, else None."""
     match = _ROOM.match(observation)
     return match[1] if match else None
 
@@ -43,10 +43,10 @@ class AchievedTracker:
         self._room: str | None = None
 
     def update(self, observation: str, progress: str) -> list[Achieved]:
-        """What is new since the last call.
+        """Return the conditions that are new since the last call.
 
         Args:
-            observation: the simulator's answer to the action.
+            observation: the simulator's observation after the action.
             progress: its goal-progress text after the action.
         """
         new = [item for item in completed_conditions(progress) if item.key not in self._seen]

@@ -1,6 +1,6 @@
-"""ScienceWorld's tasks as suites: which tasks and variations, under which limits.
+"""ScienceWorld's tasks as suites: tasks and variations with their limits.
 
-A score means something only together with these, so the settings of papers have names. For others make a
+Scores are comparable only with equal settings, so the settings of papers have names. For others make a
 `ScienceWorldSuite`, or change one: ``dataclasses.replace(glider(), step_limit=100)``.
 """
 
@@ -20,7 +20,7 @@ OFFICIAL_SPLITS = ("train", "dev", "test")
 
 
 class TaskSource(typing.Protocol):
-    """The part of a simulator that knows the tasks and the official splits; `ScienceWorldEnv` has it."""
+    """The part of a simulator with the tasks and the official splits; `ScienceWorldEnv` implements it."""
 
     def tasks(self) -> list[str]: ...
 
@@ -35,13 +35,13 @@ class ScienceWorldSuite:
 
     Attributes:
         name: for reports.
-        step_limit: actions per episode.
-        simplification: the simulator's: ``""`` (none), ``"easy"``, or some of its own names, joined by commas.
+        step_limit: maximum actions per episode.
+        simplification: ``""`` (none), ``"easy"``, or names of the simulator's simplifications, joined by commas.
         splits: names of splits -> official ones (train, dev, test).
-        max_variations_per_task: official split -> maximum number of variations of each task; all where it is absent.
+        max_variations_per_task: official split -> maximum number of variations per task; all if absent.
         tasks: the tasks in use; empty for all.
-        excluded: tasks that are left out.
-        task_step_limits: tasks with a limit of their own.
+        excluded: excluded tasks.
+        task_step_limits: tasks with their own limit.
     """
 
     name: str = "scienceworld"
@@ -57,7 +57,7 @@ class ScienceWorldSuite:
     expert: ClassVar[Expert] = GoldPaths()
 
     def make_env(self) -> gym.Env[str, str]:
-        """A simulator; the limits of single tasks come with the episodes' specifications."""
+        """Make a simulator; the limits of single tasks come with the episodes' specifications."""
         from lit_rft.envs.scienceworld.env import ScienceWorldEnv
 
         return ScienceWorldEnv(max(self.step_limit, *self.task_step_limits.values(), 1), self.simplification)
@@ -71,13 +71,13 @@ class ScienceWorldSuite:
         half: Half | None = None,
         seed: int = 0,
     ) -> list[EpisodeSpec]:
-        """The episodes of a split; see `TaskSuite.episodes`. Asks a simulator, and ends it again.
+        """Return the episodes of a split; see `TaskSuite.episodes`. Starts a simulator for the query.
 
-        Where a task has more variations than are wanted, they are evenly spread over the split. The choice depends on
-        nothing but seed, task, split and their number.
+        If a task has more variations than requested, the choice is evenly spread over the split, and depends only on
+        seed, task, split and their number.
 
         Args:
-            split: official, or one of the suite's own names for it.
+            split: an official split, or the suite's own name of one.
             tasks, limit, half, seed: see `TaskSuite.episodes`.
 
         Raises:
@@ -97,7 +97,7 @@ class ScienceWorldSuite:
             simulator.close()
 
     def episode(self, task: str, variation: int, split: str) -> EpisodeSpec:
-        """The specification of one episode."""
+        """Make the specification of one episode."""
         env = f"scienceworld-{self.simplification}" if self.simplification else "scienceworld"
         return EpisodeSpec(
             id=f"{env}/{split}/{task}/{variation}",
@@ -109,7 +109,7 @@ class ScienceWorldSuite:
         )
 
     def official_split(self, split: str) -> str:
-        """The official split of a name; official names stand for themselves.
+        """Return the official split of a name; official names are unchanged.
 
         Raises:
             ValueError: this suite has no such split.
@@ -131,9 +131,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-# GLIDER leaves out the tasks 14-16, 21, 23 and 24. Its release counts them, from 0, in the order in which the simulator
-# itself lists them (getTaskNames: alphabetical), not in that of the simulator's documentation (1-1, 1-2, ...), where 14
-# would be find-animal. They are also the six tasks that ETO's table of step limits, below, does not have.
+# GLIDER excludes the tasks 14-16, 21, 23 and 24. Its release counts them from 0 in the order of the simulator
+# (getTaskNames: alphabetical), not of the simulator's documentation (1-1, 1-2, ...), where 14 would be find-animal.
+# The same six tasks are missing in ETO's table of step limits, below.
 _GLIDER_EXCLUDED = (
     "inclined-plane-determine-angle",  # 14
     "inclined-plane-friction-named-surfaces",  # 15
@@ -143,7 +143,7 @@ _GLIDER_EXCLUDED = (
     "mendelian-genetics-unknown-plant",  # 24
 )
 
-# ETO (Song et al., ACL 2024), table of the public release, by the simulator's present names.
+# ETO (Song et al., ACL 2024), table of the public release, with the simulator's current names.
 _ETO_STEP_LIMITS = {
     "boil": 100,
     "change-the-state-of-matter-of": 80,
@@ -177,14 +177,17 @@ SHORT_TASKS = ("find-animal", "find-living-thing", "find-non-living-thing", "fin
 
 
 def glider(step_limit: int = 50, simplification: str = "") -> ScienceWorldSuite:
-    """GLIDER's evaluation. The paper draws its (at most ten) variations at random; here they are spread, by seed."""
+    """Make GLIDER's evaluation.
+
+    The paper draws its (at most ten) variations at random; here they are spread evenly, by seed.
+    """
     return ScienceWorldSuite(
         "glider", step_limit, simplification, _SEEN_UNSEEN, max_variations_per_task=_TEN_EACH, excluded=_GLIDER_EXCLUDED
     )
 
 
 def eto(simplification: str = "easy") -> ScienceWorldSuite:
-    """ETO's evaluation: each task has its own step limit."""
+    """Make ETO's evaluation: each task has its own step limit."""
     return ScienceWorldSuite(
         "eto",
         120,
@@ -197,7 +200,7 @@ def eto(simplification: str = "easy") -> ScienceWorldSuite:
 
 
 def short_tasks(step_limit: int = 20, simplification: str = "easy") -> ScienceWorldSuite:
-    """Four tasks that the simulator solves in a handful of steps, for demonstrations on small machines."""
+    """Make a suite of four tasks that the simulator solves in a few steps, for demonstrations on small machines."""
     return ScienceWorldSuite(
         "short-tasks", step_limit, simplification, {"train": "train", "held_out": "dev"}, tasks=SHORT_TASKS
     )

@@ -1,4 +1,4 @@
-"""Fast paths: other ways to compute the same, each behind the switch `policy.accelerate` and with an equality test."""
+"""Fast paths: optimised implementations, each behind the switch `policy.accelerate` and with an equality test."""
 
 from typing import TYPE_CHECKING
 

@@ -26,7 +26,7 @@ from lit_rft.transcripts import TranscriptBatch
 
 _BLOCKWISE, _PACKED = "lit_rft_blockwise", "lit_rft_blockwise_packed"
 _SIZE = 128  # queries per block; 32 to 256 have been tried
-_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of attention, the same within windows
+_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of attention, equal within windows
 
 
 def blockwise_attention(
@@ -37,17 +37,16 @@ def blockwise_attention(
     hidden: Tensor | None = None,
     starts: Sequence[int] = (0,),
 ) -> Tensor:
-    """Compute attention in which query t sees the P + t + 1 first keys.
+    """Compute attention in which query t attends to the first P + t + 1 keys.
 
     Memory grows with the length, not with its square.
-
 
     Args:
         query: [B, H, T, D].
         key, value: [B, H_kv, P + T, D].
-        scale: of the scores; 1 / sqrt(D) if not given.
-        hidden: bool [B, P], true for those of the first P keys that no query sees.
-        starts: first positions of sequences that do not see each other; several only if P is 0.
+        scale: of the scores; default 1 / sqrt(D).
+        hidden: bool [B, P], True for keys among the first P that no query attends to.
+        starts: first positions of sequences that do not attend to each other; several only if P is 0.
 
     Returns:
         [B, H, T, D].
@@ -85,7 +84,7 @@ class _Blockwise(torch.autograd.Function):
         for block, seen in _blocks(query, key, ctx.starts):
             q, k, v = query[:, :, :, block], key[:, :, seen], value[:, :, seen]
             grad_out = grad[:, :, :, block].flatten(2, 3)
-            weights = _weights(q, k, ctx.hidden)  # recomputed: kept, they would take memory in the square of the length
+            weights = _weights(q, k, ctx.hidden)  # recomputed: storing them would take memory quadratic in the length
             d_value[:, :, seen].add_(weights.transpose(-1, -2) @ grad_out)
             d_weights = grad_out @ v.transpose(-1, -2)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
@@ -95,7 +94,7 @@ class _Blockwise(torch.autograd.Function):
 
 
 def _blocks(query: Tensor, key: Tensor, starts: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Yield blocks of queries, each with the keys that its last query sees."""
+    """Yield blocks of queries, each with the keys that its last query attends to."""
     length, prefix = query.shape[3], key.shape[2] - query.shape[3]
     for first, last in sequence_spans(starts, length):
         for start in range(first, last, _SIZE):
@@ -116,7 +115,7 @@ def _weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
 
 @functools.lru_cache(8)
 def _future(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make a mask of -inf where a key of a block comes after the query: adding it is faster than filling in."""
+    """Make a mask of -inf where a key of a block comes after the query: adding it is faster than `masked_fill`."""
     return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
@@ -162,10 +161,10 @@ def attend_packed(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """Compute `attend` for packed sequences.
 
     Raises:
-        TypeError: the architecture does not pass `sequence_starts` on to attention.
+        TypeError: the architecture does not pass `sequence_starts` to attention.
     """
     if kwargs.get("sequence_starts") is None:
-        raise TypeError("sequence_starts did not reach attention: leave packing off for this architecture")
+        raise TypeError("attention did not receive sequence_starts: disable packing for this architecture")
     return attend(*args, **kwargs)
 
 
@@ -179,15 +178,15 @@ def obstacle(device: str, dtype: torch.dtype) -> str | None:
 
 
 def is_supported(query: Tensor, dropout: float, sliding_window: int | None, length: int) -> bool:
-    """Whether blockwise attention is faster and applicable to sequences of at most `length` keys."""
+    """Return whether blockwise attention is applicable and faster for sequences of at most `length` keys."""
     within_window = sliding_window is None or sliding_window >= length
     return within_window and not dropout and obstacle(query.device.type, query.dtype) is None
 
 
 def block_starts(model: nn.Module, position_ids: Tensor) -> list[int]:
-    """Return the first positions of sequences that blockwise attention supports, or none.
+    """Return the first positions of sequences, or none if blockwise attention does not support them.
 
-    Those on a CPU, within all windows, in rows of one sequence each or one row of several. (Not every architecture
+    Supported are sequences on a CPU, within all windows, one per row or packed in one row. (Not every architecture
     passes its windows to attention: some only put them into their masks.)
     """
     lm = causal_lm(model)
@@ -200,7 +199,7 @@ def block_starts(model: nn.Module, position_ids: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def causal_attention(model: nn.Module, starts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Switch a model to blockwise attention; yields keyword arguments for each pass within.
+    """Switch a model to blockwise attention; yield keyword arguments for each pass.
 
     Args:
         model: with or without adapters.
@@ -224,7 +223,7 @@ def blockwise_hidden_states(model: nn.Module, batch: TranscriptBatch, starts: Se
 
 
 def _starts(position_ids: Tensor) -> list[int]:
-    """Return the first positions of the sequences of one row, [0] for rows of one each, [] for several packed rows."""
+    """Return the first positions of the sequences of one row: [0] for rows of one each, [] for several packed rows."""
     starts, (rows, width) = sequence_starts(position_ids), position_ids.shape
     if rows == 1:
         return starts
@@ -237,7 +236,7 @@ def _longest(starts: Sequence[int], length: int) -> int:
 
 
 def takes_blocks(model: nn.Module) -> bool:
-    """Whether an architecture declares that its attention can be exchanged, and blocks can replace it."""
+    """Return whether an architecture declares exchangeable attention for which blocks are applicable."""
     lm = causal_lm(model)
     config = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

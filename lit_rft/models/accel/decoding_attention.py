@@ -14,10 +14,10 @@ _DECODING = "lit_rft_decoding"
 
 
 def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Switch a model to attention that takes additive masks and is fast for single queries.
+    """Switch a model to attention that supports additive masks and is fast for single queries.
 
-    The attention of training comes back afterwards. Flash attention, which takes no masks, is replaced as well. A model
-    in eager mode stays in it, and one that caps its scores is put into it. With the path off this is sdpa.
+    Training's attention is restored afterwards. Flash attention, which does not support masks, is replaced as well.
+    Models in eager mode stay in it, and models with capped scores switch to it. With this path off sdpa is used.
     """
     lm = causal_lm(model)
     if obstacle(lm):
@@ -48,9 +48,12 @@ def grouped_query_attention(
     Keys and values are neither copied nor repeated for the heads that share them. Several queries go through sdpa.
 
     Args:
+        module: the attention layer.
         query: [B, H, T, D].
         key, value: [B, H_kv, S, D].
         attention_mask: additive, [B, 1, T, S].
+        scaling: of the scores; default 1 / sqrt(D).
+        **kwargs: ignored.
 
     Returns:
         [B, T, H, D], and no weights.

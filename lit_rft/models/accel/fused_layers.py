@@ -1,6 +1,6 @@
 """Fused layers of a frozen backbone, for training on a CPU.
 
-Products with packed weights, the adapter's part added within them, and no passes over activations in between.
+Products with packed weights include the adapter, without separate passes over activations.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lit_rft.models.backbone import causal_lm
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 1024  # of most products
+_ROWS = 1024  # rows of most products
 
 
 class Adapter(NamedTuple):
@@ -26,7 +26,7 @@ class Adapter(NamedTuple):
     a: Tensor  # [rank, in]
     b: Tensor  # [out, rank]
     scale: float
-    dropped: Tensor | None = None  # [..., in], its input in place of x (after dropout)
+    dropped: Tensor | None = None  # [..., in], input after dropout, in place of x
 
 
 class Packs(NamedTuple):
@@ -39,13 +39,13 @@ class Packs(NamedTuple):
 def frozen_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None = None, packs: Packs | None = None
 ) -> Tensor:
-    """Compute W x + bias + scale B A x (LoRA, Hu et al. 2022, equation 3), all of one type.
+    """Compute W x + bias + scale B A x (LoRA, Hu et al. 2022, equation 3) in one data type.
 
     Args:
         x: [..., in].
         weight, bias: [out, in] and [out]; they get no gradient.
         adapter: LoRA's part, if any.
-        packs: of this weight, where all is bf16.
+        packs: of this weight, if everything is bf16.
 
     Returns:
         [..., out].
@@ -63,7 +63,7 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.packs, ctx.scale, ctx.separate_input = packs, scale, dropped is not None
         adapter_in: Any = None
         low: Any = None
-        if a is not None:  # first, while x is still in the CPU's cache
+        if a is not None:  # first, while x is in the CPU's cache
             adapter_in = (x if dropped is None else dropped).flatten(0, -2)
             low = adapter_in @ a.t()
         out = packs.forward.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
@@ -123,21 +123,22 @@ def obstacle(model: nn.Module, device: str, sharded: bool) -> str | None:
     if device != "cpu":
         return f"serves CPUs only, not {device}"
     if sharded:
-        return "weights are sharded"  # packed copies would have no place
+        return "weights are sharded"  # packed copies would not be sharded
     return None if any(not p.requires_grad for p in model.parameters()) else "all weights train"
 
 
 def fuse(model: nn.Module, *, pack: bool = True) -> None:
-    """Fuse a model's frozen linear layers, adapted or not, and its RMS norms, where gradients are wanted on a CPU.
+    """Fuse a model's frozen linear layers, adapted or not, and its RMS norms, for passes with gradients on a CPU.
 
-    In all other cases they are unchanged. A warning names layers with other kinds of LoRA.
+    Other passes are unchanged. A warning names layers with other kinds of LoRA.
 
     Args:
         model: with or without adapters.
-        pack: multiply with packed weights, which take the memory of these weights twice more, once they are used.
+        pack: multiply with packed weights, which take twice the memory of these weights in addition, once they are
+            used.
     """
     layer: Any
-    head = causal_lm(model).get_output_embeddings()  # so wide that packing it gains nothing
+    head = causal_lm(model).get_output_embeddings()  # so wide that packing it has no benefit
     pack = pack and can_pack_weights()
     packs = {
         layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if pack else None
@@ -161,7 +162,7 @@ def unfuse(model: nn.Module) -> None:
         if isinstance(fused, Exchanged):
             _, default, *_ = fused.bound
             del layer.forward
-            if getattr(default, "__func__", None) is not type(layer).forward:  # others had put it there
+            if getattr(default, "__func__", None) is not type(layer).forward:  # set by other code
                 layer.forward = default
 
 
@@ -215,8 +216,8 @@ def _normalized(layer: Any, default: Any, x: Tensor) -> Tensor:
 
 
 def _is_supported(x: Tensor, layer: Any) -> bool:
-    """Whether gradients are wanted of a layer that does not train, on a CPU, and its product needs no casting."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled():  # first: on a GPU nothing else is evaluated
+    """Return whether a frozen layer's gradients are required on a CPU, for a product without casts."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled():  # first: skips the other checks on a GPU
         return False
     weights = [weight for weight in (layer.weight, getattr(layer, "bias", None)) if weight is not None]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -225,7 +226,7 @@ def _is_supported(x: Tensor, layer: Any) -> bool:
 
 @torch.no_grad()
 def _is_plain_norm(layer: Any) -> bool:
-    """Whether a norm is the usual one, and does not add 1 to its weight (Gemma), for example: found by trying it."""
+    """Return whether a norm is the usual one, and does not add 1 to its weight (as Gemma's), by evaluating it."""
     weight, eps = getattr(layer, "weight", None), getattr(layer, "variance_epsilon", None)
     if weight is None or eps is None or weight.device.type != "cpu":
         return False

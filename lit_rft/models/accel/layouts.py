@@ -1,4 +1,4 @@
-"""Which layouts of a batch a model supports: each is compared with separate rows, once."""
+"""Layouts of batches that a model supports: each is compared once with separate rows."""
 
 import logging
 from functools import partial
@@ -22,7 +22,7 @@ _attends_blockwise = Verdicts()
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether a model keeps packed sequences apart, whose positions begin again at 0.
+    """Return whether a model separates packed sequences, whose positions restart at 0.
 
     Compared on first use; a warning names a model that does not. False if `packed_sequences` is off.
     """
@@ -31,10 +31,10 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def can_share_prompts(model: nn.Module) -> bool:
-    """Whether the outputs of completions that share a prompt match those of separate ones, compared on a few tokens.
+    """Return whether outputs of completions with a shared prompt match separate ones, compared on a few tokens.
 
-    Attention of another kind (recurrent, flash_attention_2, which takes no masks, ...) is not supported; a warning says
-    so. False if `shared_prompts` is off.
+    Other kinds of attention (recurrent, flash_attention_2, which does not support masks, ...) are not supported and
+    cause a warning. False if `shared_prompts` is off.
     """
     if not is_on(model, "shared_prompts"):
         return False
@@ -46,12 +46,12 @@ def can_share_prompts(model: nn.Module) -> bool:
 
 
 def longest_shared_row(model: nn.Module) -> int | None:
-    """Return the tokens per row of completions with a shared prompt: eager attention costs their square."""
+    """Return the maximum tokens per row of completions with a shared prompt: eager attention costs their square."""
     return _EAGER_ROW if is_eager(model) else None
 
 
 def can_attend_blockwise(model: nn.Module) -> bool:
-    """Whether the outputs of a model match with blockwise attention on a CPU, compared on first use.
+    """Return whether a model's outputs match with blockwise attention on a CPU, compared on first use.
 
     A warning names a model whose outputs differ. False if `blockwise_attention` is off.
     """
@@ -79,7 +79,7 @@ def _sharing_difference(model: nn.Module) -> str | None:
 
 
 def _blockwise_difference(model: nn.Module) -> str | None:
-    """With rows of one sequence each and, where the model can pack, with one row of several."""
+    """Compare rows of one sequence each and, if the model supports packing, one row of several."""
     if not takes_blocks(model):
         return "it cannot take another"
     layouts = [collate_padded(sample_completions(model), 0)]

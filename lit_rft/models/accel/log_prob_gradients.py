@@ -1,4 +1,4 @@
-"""Gradients of log-probabilities made while the logits are there, for an output layer that does not train."""
+"""Gradients of log-probabilities computed together with the logits, for a frozen output layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,16 @@ from lit_rft.models.backbone import causal_lm
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Return why a model's logits have to be computed again in the backward pass, or None."""
+    """Return why a model's logits have to be recomputed in the backward pass, or None."""
     head = causal_lm(model).get_output_embeddings()
     return "the output layer trains" if any(p.requires_grad for p in head.parameters()) else None
 
 
 class ChosenLogProbs(torch.autograd.Function):
-    """log softmax(z)[w] of rows z [N, V] and choices w [N]. (`cross_entropy` writes gradients of zeros first.)"""
+    """The function log softmax(z)[w] of rows z [N, V] and choices w [N].
+
+    (`cross_entropy` writes gradients of zeros first.)
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, choices: Tensor) -> Tensor:
@@ -29,15 +32,15 @@ class ChosenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         log_probs, choices = ctx.saved_tensors
-        grad_logits = log_probs.exp_().mul_(-grad[:, None])  # in place: a second backward pass would be refused
+        grad_logits = log_probs.exp_().mul_(-grad[:, None])  # in place: autograd rejects a second backward pass
         return grad_logits.scatter_add_(-1, choices[:, None], grad[:, None]), None
 
 
 class RowwiseGradients(torch.autograd.Function):
-    """A function of rows whose outputs [N] each depend on their own row of the input [N, D] alone.
+    """A function of rows whose outputs [N] each depend only on their own row of the input [N, D].
 
-    The gradient of a sum over rows then holds the gradient of each row. It is computed at once, while the logits are
-    there, so that the backward pass need not compute them again. Nothing else that the function uses may train.
+    The gradient of a sum over rows then holds the gradient of each row. It is computed together with the logits, so
+    that the backward pass need not recompute them. Nothing else in the function may be trainable.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Private operators of torch that fast paths use: a version of torch without one loses the path, never a run."""
+"""Private operators of torch for fast paths: a version of torch without one loses the path, never a run."""
 
 import functools
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def missing_operator(names: Sequence[str]) -> str | None:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has products of bf16, and this torch the library (oneDNN) for them."""
+    """Return whether this CPU has bf16 products, and this torch the library (oneDNN) for them."""
     return torch.backends.mkldnn.is_available() and not missing_operator([BF16_SUPPORT]) and _supports_bf16()
 
 
@@ -38,7 +38,7 @@ def _supports_bf16() -> bool:
 
 
 def bf16_obstacle(device: str, dtype: torch.dtype) -> str | None:
-    """Return why a computation is not one in bf16 on a CPU that multiplies it, or None."""
+    """Return why products on a device are not in bf16 on a CPU that supports them, or None."""
     if device != "cpu":
         return f"serves CPUs only, not {device}"
     if dtype != torch.bfloat16:

@@ -1,4 +1,4 @@
-"""Packed weights: in the order in which the CPU multiplies them, which an ordinary product brings about every time."""
+"""Packed weights: stored in the layout of the CPU's products, which ordinary products recreate every time."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ def obstacle(device: str, dtype: torch.dtype) -> str | None:
 
 
 def can_pack_weights() -> bool:
-    """Whether packed bf16 weights can be multiplied on this CPU."""
+    """Return whether this CPU supports products with packed bf16 weights."""
     return obstacle("cpu", torch.bfloat16) is None
 
 
 class PackedWeight:
-    """A bf16 weight that is packed on first use, and again if it has changed.
+    """A bf16 weight that is packed on first use, and again after changes.
 
     Args:
         rows: number of rows of most products.
@@ -58,7 +58,7 @@ class PackedWeight:
 class Exchanged:
     """A forward method that a fast path has put in place of a layer's own.
 
-    A class, so that it is recognised: a forward method that others have put there is left alone.
+    A class, to recognise it: forward methods set by other code are left alone.
     """
 
     def __init__(self, function: Callable[..., Tensor], *bound: Any) -> None:
@@ -69,25 +69,25 @@ class Exchanged:
 
 
 class PackedProducts:
-    """Linear layers that multiply with packed copies of their weights while a model decodes; products stay the same.
+    """Linear layers with packed copies of their weights while a model decodes; results are the same.
 
     Supports plain linear layers with bf16 weights on a CPU that multiplies bf16 (oneDNN); other layers are unchanged.
     Takes the memory of those weights once more.
 
     Args:
-        model: with the weights it has when this is `active`; a weight that has changed is packed again.
+        model: its weights at the time of `active` are used; changed weights are packed again.
         rows: number of rows of most products.
     """
 
     def __init__(self, model: nn.Module, rows: int) -> None:
-        # a subclass may multiply in its own way
+        # subclasses may compute other products
         linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
         packs = is_on(model, "packed_weights") and can_pack_weights()
         self._layers = {layer: PackedWeight(rows) for layer in linear} if packs else {}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let the model multiply with packed weights; no gradients within."""
+        """Use packed weights in the model, without gradients."""
         supported = {layer: vars(layer).get("forward") for layer in self._layers if _is_supported(layer)}
         try:
             for layer in supported:

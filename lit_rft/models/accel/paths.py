@@ -1,4 +1,4 @@
-"""The door of the fast paths: one call decides which of them a model takes, and logs it."""
+"""The choice of fast paths: one call decides which of them a model uses, and logs it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class Situation(NamedTuple):
-    """The conditions under which a model trains and samples."""
+    """The conditions of a model's training and sampling."""
 
     model: nn.Module
-    device: str  # its type: cpu, cuda, ...
+    device: str  # device type: cpu, cuda, ...
     dtype: torch.dtype  # of products
     sharded: bool
 
 
-# path -> why it cannot serve. Paths that are not here depend on the architecture alone, which is compared with the
-# default implementation on first use: a forward pass would be too much for the start of a run.
+# path -> why it is not applicable. Other paths depend only on the architecture, whose outputs are compared with the
+# default implementation on first use: a forward pass would take too long at the start of a run.
 _OBSTACLES: dict[FastPathName, Callable[[Situation], str | None]] = {
     "blockwise_attention": lambda s: _not_sdpa(s.model) or blockwise_attention.obstacle(s.device, s.dtype),
     "fused_layers": lambda s: fused_layers.obstacle(s.model, s.device, s.sharded),
@@ -49,16 +49,16 @@ def accelerate(
     dtype: torch.dtype | None = None,
     sharded: bool = False,
 ) -> None:
-    """Decide which fast paths a model takes; one log line names them.
+    """Decide which fast paths a model uses; one log line names them.
 
-    A path serves only where it can: each checks device, data type and architecture when it is used. With all of them
-    off the model computes as transformers, PEFT and torch do. May be called again.
+    Each path checks device, data type and architecture when it is used. Without any of them the model computes as
+    transformers, PEFT and torch do. May be called again.
 
     Args:
         model: with or without adapters.
         choice: `auto` for all paths, `off` for none, or a list of names.
-        device: where the model will train; by default where it is.
-        dtype: of its products, autocast's included; by default its own.
+        device: device of training; default the model's current one.
+        dtype: of its products, including autocast; default the model's.
         sharded: whether its weights are sharded over processes.
 
     Raises:
@@ -93,7 +93,7 @@ def _report(model: str, reasons: dict[FastPathName, str | None]) -> None:
     on = [name for name, reason in reasons.items() if reason is None]
     lost = [f"{name} ({reason})" for name, reason in reasons.items() if reason and reason.startswith("torch ")]
     logger.info(
-        "%s takes the fast paths %s%s", model, ", ".join(on) or "none", f"; lost: {', '.join(lost)}" if lost else ""
+        "%s uses the fast paths %s%s", model, ", ".join(on) or "none", f"; lost: {', '.join(lost)}" if lost else ""
     )
     for name, reason in reasons.items():
         if reason is not None:

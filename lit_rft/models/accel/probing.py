@@ -13,20 +13,20 @@ from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded
 
 logger = logging.getLogger(__name__)
 
-# what an architecture may raise that does not support a path
+# errors of architectures that do not support a path
 _REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError)
 
 Verdicts = weakref.WeakKeyDictionary[nn.Module, bool]  # model -> whether it supports a path
 
 
 def tried_once(verdicts: Verdicts, model: nn.Module, reason: Callable[[], str | None], warning: str) -> bool:
-    """Whether a model supports a fast path, compared on first use.
+    """Return whether a model supports a fast path, compared on first use.
 
     Args:
         verdicts: the results so far.
         model: with or without adapters.
-        reason: computes why it does not, if so; called once per model.
-        warning: for that case, with places for the model's name and the reason.
+        reason: returns why the path is not supported, or None; called once per model.
+        warning: a format for the model's name and the reason.
     """
     lm = causal_lm(model)
     if lm not in verdicts:
@@ -38,7 +38,7 @@ def tried_once(verdicts: Verdicts, model: nn.Module, reason: Callable[[], str | 
 
 
 def sample_completions(model: nn.Module) -> list[Transcript]:
-    """Make four completions of one prompt; in one row all but the first follow others, which must not change them."""
+    """Make four completions of one prompt; in a shared row all but the first follow others, without an effect."""
     ids = common_ids(model, 24)
     transcripts = []
     for start in range(4, 24, 5):
@@ -50,9 +50,9 @@ def sample_completions(model: nn.Module) -> list[Transcript]:
 
 
 def common_ids(model: nn.Module, number: int) -> list[int]:
-    """Return tokens to compare a model's outputs on: mostly the first ones that a tokenizer has merged.
+    """Return tokens for comparing a model's outputs: mostly the first merges of a tokenizer.
 
-    On special tokens, which it may never have seen in such an order, the outputs of a model in bf16 are arbitrary.
+    Outputs of a bf16 model on special tokens, in an order it may never have seen, are arbitrary.
     """
     vocabulary = causal_lm(model).config.get_text_config().vocab_size
     return [(300 + n) % vocabulary for n in range(number)]
@@ -61,11 +61,11 @@ def common_ids(model: nn.Module, number: int) -> list[int]:
 def layout_difference(
     model: nn.Module, batch: TranscriptBatch, states: Callable[[TranscriptBatch], Tensor]
 ) -> str | None:
-    """Return why the hidden states of a batch are not those of its transcripts in rows of their own, or None.
+    """Return why the hidden states of a batch differ from those of its transcripts in separate rows, or None.
 
     Args:
         model: with or without adapters.
-        batch: in the layout to be tried.
+        batch: in the layout to compare.
         states: computes its hidden states [B, T, D].
     """
     if "position_ids" not in inspect.signature(causal_lm(model).get_decoder().forward).parameters:
@@ -82,9 +82,9 @@ def layout_difference(
 
 @torch.no_grad()
 def difference(model: nn.Module, default: Callable[[], Tensor], fast: Callable[[], Tensor]) -> str | None:
-    """Return why a fast path does not give the rows [N, D] of the default implementation, or None.
+    """Return why a fast path's rows [N, D] differ from those of the default implementation, or None.
 
-    Only the fast path may raise what an architecture raises that does not support it.
+    Errors of unsupported architectures are accepted from the fast path only.
     """
     if has_local_attention(causal_lm(model).config.get_text_config()):
         return "its windows count places in a row"
@@ -100,10 +100,10 @@ def difference(model: nn.Module, default: Callable[[], Tensor], fast: Callable[[
             return f"{type(error).__name__}: {error}"
     finally:
         model.train(training)
-        torch.clear_autocast_cache()  # what was cast here has no gradient
+        torch.clear_autocast_cache()  # casts made here have no gradient
     exact = causal_lm(model).dtype.itemsize >= 4 and not torch.is_autocast_enabled(actual.device.type)
     errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
-    # in bf16 a single row may be anywhere
+    # in bf16 a single row may differ by chance
     same = errors.max() <= 1e-3 if exact else errors.quantile(0.75) <= 0.05
     return None if same else "its outputs differ"
 

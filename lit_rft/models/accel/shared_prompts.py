@@ -1,4 +1,4 @@
-"""Completions that share a prompt, which is computed once: each sees the prompt and itself, not the others."""
+"""Completions with a shared prompt, computed once: each attends to the prompt and itself, not to the others."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _SHARED = "lit_rft_shared_prompts"
 
 @dataclass
 class SharedPromptPlan:
-    """Where the completions of a batch and their prompts are, for all layers.
+    """Positions of the completions of a batch and their prompts, for all layers.
 
     Positions are indices into the flattened [B * T] tokens; C completions of up to L tokens, prompts of up to P.
     """
@@ -33,7 +33,7 @@ class SharedPromptPlan:
     real_places: Tensor  # [N] indices of real queries into the flattened [C * L] ones
     real_positions: Tensor  # [N] their positions
     keys: Tensor  # [C, P + L], 0 in padding
-    hidden: Tensor | None  # [C, P] keys that are no prompt, if any
+    hidden: Tensor | None  # [C, P] keys outside the prompt, if any
     blockwise: bool = True  # use blockwise attention where it is supported
     windows: list[int | None] = field(default_factory=list)  # received by attention, layer by layer
     _masks: dict[Any, Tensor] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class SharedPromptPlan:
     def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """Make the additive mask [C, 1, groups * L, P + L], once for all layers of a kind.
 
-        A bool mask would be converted, and kept, by each layer. Rows are a multiple of 8 elements apart: GPU kernels
-        would otherwise copy the mask in each layer.
+        A bool mask would be converted, and kept, by each layer. The row stride is a multiple of 8 elements: otherwise
+        GPU kernels would copy the mask in each layer.
 
         Args:
             window: of the layers, if any.
-            groups: query heads that share keys, one after the other.
+            groups: number of query heads that share keys, arranged one after the other.
             dtype: of the mask.
         """
         key = (window, groups, dtype)
@@ -59,12 +59,12 @@ class SharedPromptPlan:
         return self._masks[key]
 
     def _visible(self, window: int | None) -> Tensor:
-        """Bool [C, L, P + L]."""
+        """Return the visible keys, bool [C, L, P + L]."""
         steps = torch.arange(self.real.shape[1], device=self.real.device)
         places = torch.arange(self.prompt_width, device=self.real.device)
         in_prompt = places < self.prompt_lengths[:, None]
         in_completion = (steps[:, None] >= steps) & self.real[:, None, :]
-        # padding sees its prompt: a query that sees nothing has no value
+        # padding attends to its prompt: a query without keys is undefined
         visible = torch.cat([in_prompt[:, None, :].expand(-1, len(steps), -1), in_completion], dim=2)
         if window is not None:
             query_positions = self.prompt_lengths[:, None] + steps
@@ -85,7 +85,7 @@ def shared_prompt_plan(model: nn.Module, batch: TranscriptBatch) -> SharedPrompt
     keys = torch.cat([(rows[:, None] * width + places) * in_prompt, batch.utterance_tokens], dim=1)
     hidden = None if bool(in_prompt.all()) else ~in_prompt
     queries, real = batch.utterance_tokens, batch.utterance_mask
-    real_places = real.flatten().nonzero().flatten()  # here, for all layers: on a GPU this waits for the device
+    real_places = real.flatten().nonzero().flatten()  # once for all layers: on a GPU this synchronises
     real_positions = queries.flatten().index_select(0, real_places)
     blockwise = is_on(model, "blockwise_attention")
     return SharedPromptPlan(prompt_width, lengths, queries, real, real_places, real_positions, keys, hidden, blockwise)
@@ -97,8 +97,8 @@ def shared_hidden_states(model: nn.Module, batch: TranscriptBatch, plan: SharedP
     Args:
         model: with or without adapters.
         batch: see `collate_shared`.
-        plan: `shared_prompt_plan` of it; None for a mask, which eager attention takes: that has what others leave out
-            (soft capping).
+        plan: `shared_prompt_plan` of it; None for eager attention with a mask, which supports features such as soft
+            capping.
     """
     if plan is not None:
         with shared_prompt_attention(model):
@@ -118,7 +118,7 @@ def shared_prompt_masks(model: nn.Module, batch: TranscriptBatch) -> Tensor | di
 
 
 def shared_prompt_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Switch a model to this attention; every pass within takes `shared_prompts`, a plan."""
+    """Switch a model to this attention; every pass receives `shared_prompts`, a plan."""
     return attention_implementation(model, _SHARED)
 
 
@@ -134,7 +134,7 @@ def attend(
     shared_prompts: SharedPromptPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute causal attention of prompts, and attention of each completion over its prompt and itself.
+    """Compute causal attention of prompts, and attention of each completion to its prompt and itself.
 
     Args:
         query: [B, H, T, D].
@@ -145,14 +145,16 @@ def attend(
         [B, T, H, D], and no weights.
 
     Raises:
-        TypeError: the architecture does not pass the plan on to attention.
+        TypeError: the architecture does not pass the plan to attention.
     """
     if shared_prompts is None:
-        raise TypeError("shared_prompts did not reach attention")
+        raise TypeError(
+            "attention did not receive shared_prompts: turn the fast path shared_prompts off for this architecture"
+        )
     plan, (batch, heads, width, _) = shared_prompts, query.shape
     plan.windows.append(sliding_window)
     out = query.new_zeros(batch, width, heads, value.shape[-1])
-    # positions behind a shorter prompt come out wrong here, and are corrected below
+    # positions after a shorter prompt are wrong here, and corrected below
     first = slice(0, plan.prompt_width)
     q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
     prompts, _ = attend_causally(module, q, k, v, None, scaling, dropout, sliding_window, blocks=plan.blockwise)
@@ -171,7 +173,7 @@ def _attend_completions(
     sliding_window: int | None,
     plan: SharedPromptPlan,
 ) -> Tensor:
-    """Attend each completion over its prompt and itself: [B, heads, T, D] -> [N, H, D] at the plan's positions."""
+    """Compute attention of completions to their prompt and themselves: [B, heads, T, D] -> [N, H, D]."""
     queries, keys, values = (
         _gathered(part, places)  # [C, heads, L or P + L, D]
         for part, places in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
@@ -184,16 +186,16 @@ def _attend_completions(
 
 
 def _gathered(part: Tensor, places: Tensor) -> Tensor:
-    """Gather [B, H, T, D] at places [C, L] of the flattened tokens: [C, H, L, D].
+    """Gather [B, H, T, D] at positions [C, L] of the flattened tokens: [C, H, L, D].
 
-    By `index_select`, as advanced indexing has a slow backward pass.
+    Uses `index_select`: advanced indexing has a slow backward pass.
     """
     rows = part.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten())
     return rows.unflatten(0, places.shape).transpose(1, 2)
 
 
 def _attention_dtype(query: Tensor) -> torch.dtype:
-    """Return the data type of fused attention: autocast would convert a mask of another one in each layer."""
+    """Return the data type of fused attention: autocast would convert a mask of another type in each layer."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
@@ -207,9 +209,9 @@ def _attend_masked(
     sliding_window: int | None,
     plan: SharedPromptPlan,
 ) -> Tensor:
-    """Attend by sdpa: [C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D].
+    """Compute attention by sdpa: [C, H, L, D] and keys [C, H_kv, P + L, D] -> [C, H, L, D].
 
-    The heads that share keys come one after the other as queries, so that keys are not repeated.
+    Heads that share keys become additional queries, so that keys are not repeated.
     """
     groups = query.shape[1] // key.shape[1]
     mask = plan.mask(sliding_window, groups, _attention_dtype(query))

@@ -1,4 +1,4 @@
-"""The switch of the fast paths: their names, and which of them a model may take."""
+"""The switch of the fast paths: their names, and which of them a model may use."""
 
 import weakref
 from collections.abc import Sequence
@@ -53,5 +53,5 @@ def choose(model: nn.Module, names: frozenset[str]) -> None:
 
 
 def is_on(model: nn.Module, name: FastPathName) -> bool:
-    """Whether a model may take a fast path; a model for which nothing was chosen may take all."""
+    """Return whether a model may use a fast path; without a choice for the model, all are allowed."""
     return name in _chosen.get(causal_lm(model), FAST_PATHS)

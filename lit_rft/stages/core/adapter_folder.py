@@ -1,4 +1,4 @@
-"""PEFT adapter folders as a stage's start: which settings count, and whether the adapter is of this model."""
+"""PEFT adapter folders as initial weights: their settings, and their base model."""
 
 import dataclasses
 import json
@@ -17,38 +17,40 @@ from lit_rft.stages.core.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
 
-RECORD = "policy.json"  # in a folder that a run has exported: what policy its adapter belongs to
+RECORD = "policy.json"  # in an exported folder: the identity of the adapter's policy
 _PEFT_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 
 def is_adapter(path: str | None) -> bool:
-    """Return whether a start is a folder (of an adapter), and not a checkpoint file."""
+    """Return whether initial weights are in an adapter folder, not in a checkpoint file."""
     return path is not None and Path(path).is_dir()
 
 
 def check_adapter_folder(
     folder: Path, policy: nn.Module, identity: Mapping[str, Any], settings: PolicySettings
 ) -> None:
-    """Compare a loaded adapter folder with the settings; the folder's adapter counts.
+    """Compare a loaded adapter folder with the settings; the folder's adapter takes precedence.
 
     Args:
-        folder: the one that the adapter of `policy` was loaded from.
+        folder: of the loaded adapter.
         policy: a PEFT model.
         identity: of `policy`.
-        settings: which may name other values.
-    Raises: ValueError if `settings.lora` sets other values than the folder has, or if the folder says that its adapter
-        is of another base model or chat format.
+        settings: may have other values.
+
+    Raises:
+        ValueError: If `settings.lora` sets other values than the folder has, or if the folder's adapter belongs to
+            another base model or chat format.
     """
     configs: Any = policy.peft_config
     config = configs["default"]
     record = folder / RECORD
     if record.is_file():
-        found = identity_differences(json.loads(record.read_text(encoding="utf-8")), identity)
-        if found:
-            raise ValueError(f"{folder} does not fit the model: {'; '.join(found)} (in the folder -> here)")
+        mismatches = identity_differences(json.loads(record.read_text(encoding="utf-8")), identity)
+        if mismatches:
+            raise ValueError(f"{folder} does not fit the model: {'; '.join(mismatches)} (in the folder -> here)")
     elif config.base_model_name_or_path and config.base_model_name_or_path != settings.model:
         logger.warning(
-            "the adapter of %s was made for the model %s, and here it is put on %s: make sure that they are the same",
+            "the adapter of %s was made for the model %s, but is loaded on %s: make sure that they are the same",
             folder, config.base_model_name_or_path, settings.model,
         )  # fmt: skip
     if settings.lora is not None:
@@ -62,7 +64,7 @@ def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings
     for field in dataclasses.fields(lora):
         ours = getattr(lora, field.name)
         theirs = to_plain(getattr(config, _PEFT_NAMES.get(field.name, field.name), None))
-        if field.name == "init_lora_weights":  # of fresh adapters only
+        if field.name == "init_lora_weights":  # for new adapters only
             continue
         if field.name == "target_modules":
             same, theirs = _wanted_modules(policy, ours) in (None, set(modules)), modules
@@ -81,7 +83,7 @@ def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings
 
 
 def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
-    """Return the last names of the modules that LoRA settings mean; None for a pattern, which is not compared."""
+    """Return the last names of the modules in LoRA settings; None for a pattern, which is not compared."""
     if not isinstance(target, str):
         return {name.rpartition(".")[2] for name in target}
     if target not in (ALL_LINEAR, ATTENTION):
@@ -96,17 +98,17 @@ def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
 
 
 def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:
-    """Return settings of a policy whose weights all come from a checkpoint, with the adapter that it is of.
+    """Return the settings of a policy whose weights all come from a checkpoint, with the adapter of that checkpoint.
 
     Args:
-        settings: those of the run.
-        identity: of the policy, out of the checkpoint.
+        settings: of the run.
+        identity: of the policy, from the checkpoint.
     """
     adapter = identity["adapter"]
     if not identity["adapter_from_folder"]:
         return dataclasses.replace(settings, start_from=None)
     if adapter["peft_type"] != "LORA":
-        return settings  # only the folder that it started from has its settings
+        return settings  # its settings are only in its initial folder
     lora = settings.lora or LoraSettings(dropout=0.0)
     names = {field.name: _PEFT_NAMES.get(field.name, field.name) for field in dataclasses.fields(lora)}
     values = {name: adapter[peft] for name, peft in names.items() if peft in adapter}

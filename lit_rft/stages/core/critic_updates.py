@@ -23,13 +23,13 @@ class LevelDecisions(NamedTuple):
     rewards: Tensor  # [N]
     steps: Tensor  # [N]
     terminated: Tensor  # [N] bool
-    owner: Tensor  # [N], which transcript
+    owner: Tensor  # [N], index of the transcript
 
 
 def decisions_at(
     level: str, code: int, micro: TranscriptBatch, features: DecisionFeatures, proposals: Tensor | None
 ) -> LevelDecisions:
-    """The decisions of a micro-batch that are of one level."""
+    """Select the decisions of one level in a micro-batch."""
     rows = micro.at_level(level)
     selected = DecisionFeatures(*(feature[rows] for feature in features))
     return LevelDecisions(
@@ -66,7 +66,7 @@ def known_returns(decisions: LevelDecisions, settings: CriticSettings, q: Tensor
 
 
 class CriticTerms(NamedTuple):
-    """The critics' losses, and how much each decision counts in the actor's."""
+    """The critics' losses, and the weight of each decision in the actor's loss."""
 
     q_loss: Tensor
     value_loss: Tensor
@@ -77,15 +77,16 @@ class CriticTerms(NamedTuple):
 
 
 class CriticUpdate(Protocol):
-    """Critic losses and actor weights of one level. A stage takes any function or object of this form by `class_path`.
+    """Critic losses and actor weights of one level.
 
-    An object with an attribute `reads_values = False` has no use for V, nor for `value_actions`.
+    A stage accepts any function or object with this signature by `class_path`. An object with an attribute
+    `reads_values = False` uses neither V nor `value_actions`.
     """
 
     def __call__(
         self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
     ) -> CriticTerms:
-        """Compute losses that add up over micro-batches.
+        """Compute losses that are additive over micro-batches.
 
         Args:
             critic: online and target networks.
@@ -101,9 +102,12 @@ class IQLUpdate:
     """L_Q, L_V and the weights of L_pi as in the paper.
 
     Args:
-        advantage_temperature: GLIDER's lambda, > 0; large values give plain likelihood.
+        advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
         max_weight: maximum weight of a decision, > 0.
-        expectile: of Q that V regresses to, in (0, 1); above 0.5 an optimistic value.
+        expectile: target of V, in (0, 1); above 0.5 V is optimistic.
+
+    Raises:
+        ValueError: For a value out of range.
     """
 
     advantage_temperature: float = 0.1
@@ -141,8 +145,9 @@ class IQLUpdate:
 
 @dataclass(frozen=True)
 class SarsaUpdate:
-    """The public release: no V, Q towards r + gamma Q_target(s', u'), Q_target as the weight, the low level by
-    likelihood alone.
+    """The public release: Q towards r + gamma Q_target(s', u') without V, and Q_target as weights.
+
+    The low level is trained by likelihood alone.
     """
 
     reads_values = False
@@ -159,7 +164,7 @@ class SarsaUpdate:
         next_q = torch.cat([target_q[1:], zeros[:1]])
         has_next = torch.cat([owner[1:] == owner[:-1], none[:1]])
         q = critic.online.q(utterance, code)
-        known = has_next | decisions.terminated  # a last decision that was cut off has no u' in the data
+        known = has_next | decisions.terminated  # a truncated last decision has no u' in the data
         loss = q_loss(q, _targets(decisions, next_q, settings), mask=known, normalizer=normalizer).loss
         return CriticTerms(loss, zeros.sum(), q.detach(), zeros, target_q, none)
 

@@ -81,7 +81,7 @@ class Critics(WeightPart):
 
 
 class FeatureReader:
-    """Features of decisions, as `CriticSettings.features` says.
+    """Features of decisions, according to `CriticSettings.features`.
 
     Args:
         settings: of the critics.
@@ -140,7 +140,7 @@ class FeatureReader:
         return gather_features(hidden, batch).utterance
 
     def retain(self, transcripts: Iterable[Transcript]) -> None:
-        """Forget the features of all other transcripts that are in memory."""
+        """Drop the features of all other transcripts from memory."""
         if self.cache is not None:
             self.cache.retain(transcripts)
 

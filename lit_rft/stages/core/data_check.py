@@ -50,14 +50,14 @@ def check_data_module(stage: Any, kinds: dict[str, BatchKind | None]) -> None:
         given = getattr(data, attribute, None)
         if kind is not None and given not in (None, kind.name):
             raise ValueError(
-                f"{type(stage).__name__} needs a data module that gives {kind.name}, as {kind.data_module} does: got "
-                f"{type(data).__name__}, which gives {given}"
+                f"{type(stage).__name__} needs a data module that yields {kind.name}, as {kind.data_module} does: got "
+                f"{type(data).__name__}, which yields {given}"
             )
     agent = getattr(data, "agent", None)
     if "training_batch" in kinds and agent is not None and stage.agent is not None and agent != stage.agent:
         raise ValueError(
             f"the agent must be the same for stage and data module: {type(stage).__name__} has {stage.agent}, "
-            f"{type(data).__name__} has {agent}; leave out the data module's, and it takes the stage's"
+            f"{type(data).__name__} has {agent}; remove the data module's, which then takes the stage's"
         )
 
 

@@ -1,7 +1,7 @@
-"""Training continues where a checkpoint was written: in the data, and in the trainer's count of epochs.
+"""Exact continuation after a checkpoint: the position in the data, and the trainer's count of epochs.
 
-Lightning restores the position of loaders only if an epoch was under way, counts an epoch in which training stopped
-(`max_steps`, `max_time`) as complete, and mistakes a complete one for one under way if `max_steps` is set.
+Lightning restores the position of loaders only within an epoch, counts an interrupted epoch (`max_steps`, `max_time`)
+as complete, and a complete one as interrupted if `max_steps` is set.
 """
 
 from typing import Any
@@ -11,8 +11,10 @@ from lightning.pytorch.loops.loop import _Loop
 
 
 def count_epochs(checkpoint: dict[str, Any]) -> None:
-    """Correct a checkpoint's number of epochs: one with all its batches is complete, whenever the checkpoint was
-    written, and one in which training stopped is not."""
+    """Correct a checkpoint's number of epochs.
+
+    An epoch with all its batches is complete, at any time of the checkpoint; an interrupted one is not.
+    """
     progress = checkpoint.get("loops", {}).get("fit_loop", {})
     if not progress or not (batches := progress["epoch_loop.batch_progress"])["total"]["ready"]:
         return
@@ -27,10 +29,12 @@ def count_epochs(checkpoint: dict[str, Any]) -> None:
 
 
 def restore_position(trainer: L.Trainer) -> None:
-    """Restore the position of training loaders also where an epoch had just ended, and let them overfit if the trainer
-    does. Loaders of other libraries are left to Lightning.
+    """Restore the position of training loaders also at the end of an epoch, and apply the trainer's `overfit_batches`.
 
-    Raises: ValueError if a loader refuses the position, as it is one in other data.
+    Loaders of other libraries are left to Lightning.
+
+    Raises:
+        ValueError: If a loader rejects the position because it belongs to other data.
     """
     loop: Any = trainer.fit_loop
     states, loop._combined_loader_states_to_load = loop._combined_loader_states_to_load, []

@@ -13,8 +13,8 @@ def mean_over_steps(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Average diagnostics over optimiser steps.
 
     Args:
-        steps: results of `optimize`. A sum that a step lacks is 0 there; a mean (a sum and its count, [2]) is averaged
-            over the steps that have it, and left out where none has.
+        steps: results of `optimize`. A missing sum counts as 0; a mean (a sum and its count, [2]) is averaged over the
+            steps that have it, and left out if none has.
     """
     values: dict[str, list[Tensor]] = {}
     for name in sorted({name for step in steps for name in step}):
@@ -27,7 +27,7 @@ def mean_over_steps(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clamped: Tensor) -> dict[str, Tensor]:
-    """Return sums over the decisions of one level, all [N]; those of micro-batches and processes add up."""
+    """Return sums over the decisions of one level, all [N]; they are additive over micro-batches and processes."""
     q, value, weights = q.detach().float(), value.detach().float(), weights.detach().float()
     advantage = q - value
     positive = weights.clamp_min(0)  # the release's weights are values, which may be negative
@@ -37,10 +37,10 @@ def decision_sums(level: str, *, q: Tensor, value: Tensor, weights: Tensor, clam
 
 
 def summarize(sums: dict[str, Tensor], levels: Sequence[str]) -> dict[str, Tensor]:
-    """Return means, standard deviations and shares from added `decision_sums`, for levels that had decisions.
+    """Return means, standard deviations and shares from added `decision_sums`, for levels with decisions.
 
     `weight_entropy` is the entropy of the normalised weights divided by its maximum, log N: 1 for equal weights, near 0
-    where a few decisions have all the weight.
+    if a few decisions have all the weight.
     """
     report: dict[str, Tensor] = {}
     for level in levels:

@@ -1,4 +1,4 @@
-"""All processes stop together where a loss or reward is not finite."""
+"""A common stop of all processes if a loss or reward is not finite."""
 
 from collections.abc import Sequence
 

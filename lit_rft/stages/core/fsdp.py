@@ -1,4 +1,4 @@
-"""The strategy that splits weights over devices."""
+"""The strategy for sharded weights."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +10,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's `ModelParallelStrategy` (FSDP2) over all devices, with checkpoints in one file.
 
-    A checkpoint that does not fit is refused before it is loaded, with a word about why.
+    A checkpoint that does not fit is rejected before it is loaded, with an explanatory message.
 
     Args:
-        process_group_backend: how the processes talk; null for nccl on GPUs, gloo on CPUs.
-        timeout_minutes: how long they wait for each other.
+        process_group_backend: communication backend; null for nccl on GPUs, gloo on CPUs.
+        timeout_minutes: maximum minutes to wait for other processes.
     """
 
     def __init__(self, process_group_backend: str | None = None, timeout_minutes: float = 30.0) -> None:
@@ -26,14 +26,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Split over as many devices as there are."""
+        """Shard over all devices."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Raises: ValueError if the module has a `check_file` that refuses it."""
+        """Load a checkpoint after the module's `check_file`, if it has one.
+
+        Raises:
+            ValueError: If `check_file` rejects the checkpoint.
+        """
         check = getattr(self.lightning_module, "check_file", None)
         if check is not None:
             check(Path(checkpoint_path))
-        found: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
-        return found
+        checkpoint: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return checkpoint

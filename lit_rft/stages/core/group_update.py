@@ -82,7 +82,7 @@ class GroupUpdate:
 
     @torch.no_grad()
     def keep_old_log_probs(self, policy: Policy, rollouts: Sequence[Rollout]) -> None:
-        """Set `old_log_probs` of the on-policy rollouts, under the policy as it is."""
+        """Set `old_log_probs` of the on-policy rollouts, under the current policy."""
         on_policy = [rollout for rollout in rollouts if not rollout.off_policy]
         training = policy.model.training
         policy.model.eval()  # as they were sampled: without dropout

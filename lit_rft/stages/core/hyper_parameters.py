@@ -13,17 +13,17 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_OBJECT = "object"  # key of the description that stands in for an object which is no plain data
+_OBJECT = "object"  # key of the description of an object that is not plain data
 _MISSING = "(not set)"
 
-# Where a stage keeps the effective value of an argument that may be None, if not under the argument's own name.
+# Attribute with the effective value of an argument that may be None, if it has another name.
 _ATTRIBUTES = {"policy": "policy_settings", "optimizer": "optimizer_settings", "critic": "critic_settings"}
 
 
 def to_plain(value: Any) -> Any:
     """Convert settings to JSON-like data: dictionaries, lists, strings, numbers, None.
 
-    An object that is no plain data (a reward function) becomes `{"object": "module.Class"}`.
+    Other objects (a reward function) become `{"object": "module.Class"}`.
     """
     if isinstance(value, enum.Enum):
         return to_plain(value.value)
@@ -37,7 +37,7 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((to_plain(item) for item in value), key=str)
-    for kind in (bool, int, float, str):  # subclasses, as of str
+    for kind in (bool, int, float, str):  # also subclasses, for example of str
         if isinstance(value, kind):
             return kind(value)
     if hasattr(value, "__fspath__"):
@@ -58,13 +58,15 @@ def _name_of(named: Any) -> str:
 
 
 def with_class(settings: Any) -> dict[str, Any]:
-    """Convert settings whose class is a setting, too: `class_path` and `init_args`, as in a config."""
+    """Convert settings together with their class: `class_path` and `init_args`, as in a config."""
     return {"class_path": _name_of(type(settings)), "init_args": to_plain(settings)}
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:
-    """Return the arguments that the constructor of `module`'s own class was called with, those that it hands on to its
-    base classes with their defaults; to be called in a constructor of a base class."""
+    """Return the arguments of the call of `module`'s constructor, including the defaults of those for base classes.
+
+    To be called in the constructor of a base class.
+    """
     frame, constructors = inspect.currentframe(), []
     while frame is not None:
         code = frame.f_code
@@ -76,22 +78,22 @@ def constructor_arguments(module: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for constructor in reversed(constructors):
         names, _, keywords, values = inspect.getargvalues(constructor)
-        own = {name: values[name] for name in names[1:]} | (values[keywords] if keywords else {})
-        arguments = own | arguments
+        call_arguments = {name: values[name] for name in names[1:]} | (values[keywords] if keywords else {})
+        arguments = call_arguments | arguments
         if not keywords:
             break
     return arguments
 
 
 def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments as plain data, what the module chose in place of None: defaults, and the run's seed."""
+    """Return the arguments as plain data, with the module's values in place of None: defaults, and the run's seed."""
     plain, hints = {}, _constructor_hints(type(module))
     for name, value in arguments.items():
         chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
         by_class = dataclasses.is_dataclass(value) and type(value) not in _options(hints.get(name, Any))
-        plain[name] = with_class(value) if by_class else to_plain(value)  # a part given by class_path, with its class
+        plain[name] = with_class(value) if by_class else to_plain(value)  # a part set by class_path, with its class
         if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
             plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
@@ -100,15 +102,15 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     """Make constructor arguments of `cls` from plain data.
 
-    A part given by class path is made again with its settings; of any other object there is only a description: it is
-    left to its default, with a warning.
+    A part set by class path is made again with its settings; of any other object there is only a description: it gets
+    its default, with a warning.
     """
     hints = _constructor_hints(cls)
     arguments: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, dict) and _OBJECT in value:
             logger.warning(
-                "%s was %s, which a checkpoint does not hold: the default takes its place; pass %s=... to "
+                "%s was %s, which is not part of a checkpoint: the default is used; pass %s=... to "
                 "load_from_checkpoint for another", name, value[_OBJECT], name,
             )  # fmt: skip
             arguments[name] = None
@@ -118,7 +120,7 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _constructor_hints(cls: type) -> dict[str, Any]:
-    """Return the annotations of the constructor's arguments, those of base classes included."""
+    """Return the annotations of the constructor's arguments, including those of base classes."""
     hints: dict[str, Any] = {}
     for owner in reversed(cls.__mro__[:-1]):
         if "__init__" in vars(owner):
@@ -127,7 +129,7 @@ def _constructor_hints(cls: type) -> dict[str, Any]:
 
 
 def _rebuild(annotation: Any, value: Any) -> Any:
-    """Make a dataclass of a dictionary where the annotation has one; all else is plain already."""
+    """Make a dataclass from a dictionary if the annotation has one; other values are plain already."""
     if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
         return _rebuild(_settings_class(value["class_path"]), value["init_args"])
     classes = [option for option in _options(annotation) if isinstance(option, type)]
@@ -139,15 +141,16 @@ def _rebuild(annotation: Any, value: Any) -> Any:
 
 
 def _settings_class(path: str) -> type:
-    """Find a dataclass by its path in this library or among the imported modules: a checkpoint must not import others.
+    """Find a dataclass by its path in this library or among imported modules: a checkpoint must not import others.
 
-    Raises: ValueError if it is not there.
+    Raises:
+        ValueError: If it is not there.
     """
     module, _, name = path.rpartition(".")
     loaded = importlib.import_module(module) if module.startswith("lit_rft.") else sys.modules.get(module)
     cls = getattr(loaded, name, None)
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise ValueError(f"the checkpoint names {path}, which is not imported here: import {module} first")
+        raise ValueError(f"the checkpoint needs {path}, which is not imported: import {module} first")
     return cls
 
 

@@ -1,4 +1,4 @@
-"""What a policy is: its base model, adapter and chat format, as plain data that checkpoints keep and compare."""
+"""The identity of a policy: base model, adapter and chat format, as plain data for checkpoints to store and compare."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ from lit_rft.models.sharding import unsharded
 from lit_rft.stages.core.hyper_parameters import to_plain
 from lit_rft.transcripts import ChatFormat
 
-_SAMPLES = 64  # values of each weight
+_SAMPLES = 64  # number of values per weight
 
-# Of a model's configuration: not part of the function that the model computes, or different between two loads of it.
+# Keys of a model's configuration that do not affect its outputs, or differ between two loads of it.
 _CONFIG_NOISE = {
     "_name_or_path", "architectures", "attn_implementation", "_attn_implementation", "auto_map", "bos_token_id",
     "dtype", "eos_token_id", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
     "output_hidden_states", "pad_token_id", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
-# Of an adapter's configuration: where it came from and how it trains, but not what it computes.
+# Keys of an adapter's configuration about its origin and training that do not affect its outputs.
 _ADAPTER_NOISE = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout", "peft_version",
     "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 
-# Kept to make the adapter again, and not compared: two patterns may mean the same modules.
+# Stored to make the adapter again, but not compared: two patterns may match the same modules.
 _TARGETS = "targets"
 
 _PROBE = "Go to the kitchen, 12.5 times:\n  look <at> it."
@@ -48,8 +48,8 @@ def policy_identity(policy: nn.Module, chat: ChatFormat, model_name: str) -> dic
 def weights_fingerprint(policy: nn.Module) -> str:
     """Hash some values of each weight of the base model.
 
-    The same for a model whether it is loaded in float32 or bfloat16, with or without adapters, and from any folder:
-    values are rounded to bfloat16, and names do not count.
+    The same for a model in float32 or bfloat16, with or without adapters, and from any folder: values are rounded to
+    bfloat16, and names are not included.
     """
     prefix = getattr(getattr(policy, "base_model", None), "prefix", "lora_")
     skipped = (prefix, "modules_to_save.", "trainable_tokens_")
@@ -62,9 +62,9 @@ def weights_fingerprint(policy: nn.Module) -> str:
 
 
 def current_fingerprint(policy: nn.Module) -> str:
-    """Hash some values of each weight as it is now, adapters included: what tells two checkpoints apart.
+    """Hash some values of each current weight, including adapters, to distinguish checkpoints.
 
-    Of a split model all processes must ask.
+    A collective call for a sharded model.
     """
     digests = []
     with unsharded(policy):
@@ -76,7 +76,7 @@ def current_fingerprint(policy: nn.Module) -> str:
 def _digest(parameter: torch.Tensor, dtype: torch.dtype) -> bytes:
     """Hash a weight's shape and some of its values, rounded to a data type."""
     flat = parameter.detach().flatten()
-    # a copy, as a view of numpy's would keep the storage of a gathered weight; as bytes, as numpy has no bfloat16
+    # a copy, since a numpy view would keep the storage of a gathered weight; as bytes, since numpy has no bfloat16
     values = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", dtype, copy=True).view(torch.uint8)
     return hashlib.sha256(f"{tuple(parameter.shape)}".encode() + values.numpy().tobytes()).digest()
 
@@ -87,7 +87,7 @@ def digest(plain: Any) -> str:
 
 
 def adapter_identity(policy: nn.Module) -> dict[str, Any] | None:
-    """Describe the adapter that trains: its PEFT configuration and the modules it is on; None without one."""
+    """Describe the trained adapter: its PEFT configuration and modules; None without one."""
     configs: Any = getattr(policy, "peft_config", None)
     if not configs:
         return None
@@ -104,9 +104,9 @@ def adapted_modules(policy: nn.Module) -> list[str]:
 
 
 def chat_identity(chat: ChatFormat) -> dict[str, Any]:
-    """Describe how text becomes tokens: template, end token, tokenizer.
+    """Describe the conversion of text to tokens: template, end token, tokenizer.
 
-    The template's text is hashed, not what it renders, which may contain today's date.
+    The template's text is hashed, not its rendering, which may contain today's date.
     """
     template = json.dumps(to_plain(chat.tokenizer.chat_template), sort_keys=True) if chat.uses_template else None
     tokens: list[Any] = [chat.utterance(_PROBE), chat.tokenizer.bos_token_id]
@@ -120,7 +120,7 @@ def chat_identity(chat: ChatFormat) -> dict[str, Any]:
 
 
 def identity_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each way in which two policies differ: first the saved one, then the current one."""
+    """Return a sentence for each difference between two policies: first the saved one, then the current one."""
     return [
         *_model_differences(saved["model"], current["model"]),
         *_adapter_differences(saved.get("adapter"), current.get("adapter")),
@@ -129,30 +129,31 @@ def identity_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
 
 
 def _model_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    found = [f"{key}={_short(old)} -> {_short(new)}" for key, old, new in _changed(saved["config"], current["config"])]
+    pairs = _changed(saved["config"], current["config"])
+    changes = [f"{key}={_short(old)} -> {_short(new)}" for key, old, new in pairs]
     if saved["weights"] != current["weights"]:
-        found.insert(0, "other weights")
+        changes.insert(0, "other weights")
     names = f"{saved['name']!r} -> {current['name']!r}"
-    return [f"the base model is another one: {names} ({', '.join(found)})"] if found else []
+    return [f"the base model is another one: {names} ({', '.join(changes)})"] if changes else []
 
 
 def _adapter_differences(saved: Mapping[str, Any] | None, current: Mapping[str, Any] | None) -> list[str]:
     if saved is None or current is None:
-        kinds = [f"a {one['peft_type']} adapter" if one else "all weights" for one in (saved, current)]
+        kinds = [f"a {adapter['peft_type']} adapter" if adapter else "all weights" for adapter in (saved, current)]
         return [] if saved == current else [f"what trains is another part: {kinds[0]} -> {kinds[1]}"]
     names = {"r": "lora.rank", "lora_alpha": "lora.alpha", "modules": "lora.target_modules"}
-    found = [f"{names.get(key, key)}: {_short(old)} -> {_short(new)}" for key, old, new in _changed(saved, current)]
-    return [f"the adapter has other settings: {', '.join(found)}"] if found else []
+    changes = [f"{names.get(key, key)}: {_short(old)} -> {_short(new)}" for key, old, new in _changed(saved, current)]
+    return [f"the adapter has other settings: {', '.join(changes)}"] if changes else []
 
 
 def _chat_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     names = {"template": "chat template", "end_of_turn": "end token", "tokens": "tokenizer"}
-    found = [f"{names.get(key, key)} {_short(old)} -> {_short(new)}" for key, old, new in _changed(saved, current)]
-    return [f"the chat format is another one: {', '.join(found)}"] if found else []
+    changes = [f"{names.get(key, key)} {_short(old)} -> {_short(new)}" for key, old, new in _changed(saved, current)]
+    return [f"the chat format is another one: {', '.join(changes)}"] if changes else []
 
 
 def _changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Sequence[tuple[str, Any, Any]]:
-    """Compare the keys that both have: a newer version of a library may have more."""
+    """Compare the common keys: a newer version of a library may have more."""
     keys = [key for key in saved if key in current and key != _TARGETS]
     return [(key, saved[key], current[key]) for key in keys if saved[key] != current[key]]
 

