@@ -73,7 +73,8 @@ class MixedPolicyEpisodes(EpisodeStage):
             self.objective, self.batching, loss=loss, temperature=self.sampling.temperature,
             max_tokens=self.max_tokens, chunk_tokens=chunk_tokens,
         )  # fmt: skip
-        check_served(self.acting.server, self.sampling, self.update.policy_loss)
+        self.loss = self.update.policy_loss
+        check_served(self.acting.server, self.sampling, self.loss)
 
     def training_step(self, batch: EpisodeGroupBatch, batch_idx: int) -> None:
         policy = self.current_policy()

@@ -28,9 +28,8 @@ class MixedPolicyGRPO(PolicyModule):
         L   = -1/Z ( sum_off f(pi/pi_phi) A  +  sum_on CLIP(pi/pi_old, A, eps) )                   `mixed_policy_loss`
               - entropy_coef H + kl_coef KL(pi || pi_ref) - sft_coef log pi(trace)
 
-    One training step is a rollout: completions of a batch of prompts by the current policy, their rewards and
-    advantages, then `mini_batches` times `epochs` optimiser steps. `traces_per_group=0` is GRPO; docs/algorithms.md
-    lists the settings of the release and of the baselines it is compared with.
+    One training step: completions of a batch of prompts by the current policy, their rewards and advantages, then
+    `mini_batches` times `epochs` optimiser steps. docs/algorithms.md lists settings of the release and of baselines.
 
     Args:
         policy: model and initial weights.
@@ -91,7 +90,8 @@ class MixedPolicyGRPO(PolicyModule):
             self.objective, self.batching, loss=loss, temperature=self.sampling.temperature,
             max_tokens=self.max_tokens, chunk_tokens=chunk_tokens, share_prompts=share_prompts,
         )  # fmt: skip
-        check_served(self.answering.server, self.sampling, self.update.policy_loss)
+        self.loss = self.update.policy_loss
+        check_served(self.answering.server, self.sampling, self.loss)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         policy = self.current_policy()

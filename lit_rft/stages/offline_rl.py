@@ -71,7 +71,7 @@ class OfflineHierarchicalRL(EpisodeStage):
             value_actions=value_actions, average_tokens=average_tokens,
             level_weights=level_weights(high_weight, low_weight), chunk_tokens=chunk_tokens,
         )  # fmt: skip
-        self.weight_parts = [self.actor_critic.critics]
+        self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)

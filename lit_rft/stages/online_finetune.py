@@ -92,7 +92,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
             value_actions=value_actions, average_tokens=average_tokens,
             level_weights=level_weights(high_weight, low_weight), chunk_tokens=chunk_tokens,
         )  # fmt: skip
-        self.weight_parts = [self.actor_critic.critics]
+        self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
         if LOW in self.agent.levels:
             self.weight_parts.append(FrozenLevel())
             self.level_adapters = {LOW: LOW}

@@ -17,9 +17,17 @@ class RolloutSplitter:
         batching: maximum tokens, and packing.
         share_prompts: compute a prompt once for all completions of its group, where the model supports it; becomes
             False where it does not.
+
+    Raises:
+        ValueError: For packing together with shared prompts.
     """
 
     def __init__(self, batching: BatchingSettings, share_prompts: bool = False) -> None:
+        if share_prompts and batching.packing:
+            raise ValueError(
+                "batching.packing has no effect with share_prompts, which puts the completions of a prompt into one "
+                "row: leave packing out, or set share_prompts to false"
+            )
         self.batching, self.share_prompts = batching, share_prompts
         self._checked = False
 
