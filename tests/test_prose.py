@@ -1,4 +1,4 @@
-"""Docs, docstrings and comments use the field's standard terms (docs/glossary.md), not the phrases listed here.
+"""Docs, configs, docstrings and comments use the standard terms (docs/glossary.md), not the phrases listed here.
 
 Docstrings begin with an imperative or a noun, list `Raises:` as a block, and identifiers are nouns.
 """
@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 FOLDERS = ("lit_rft", "datamodules", "callbacks", "benchmarks", "tools")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -85,9 +86,9 @@ VAGUE_NAMES = {"one", "found", "told", "own", "asked", "whole", "some", "said"}
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """Return the text to check, with line numbers: pages in full, sources by docstring and comment."""
+    """Return the text to check, with line numbers: pages and configs in full, sources by docstring and comment."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
+    if path.suffix != ".py":
         return [(1, text)]
     parts = []
     for node in ast.walk(ast.parse(text)):
@@ -116,14 +117,14 @@ def complaints(path: Path) -> list[str]:
         f"{name}:{line + text[: match.start()].count(chr(10))}: {match.group()!r}, write: {term}"
         for line, part in prose(path)
         for text in [re.sub(r"[ \t]+", " ", part)]
-        for phrase, term in {**PHRASES, **({} if path.suffix == ".md" or part.startswith("#") else DOCSTRINGS)}.items()
+        for phrase, term in (PHRASES if path.suffix != ".py" or part.startswith("#") else PHRASES | DOCSTRINGS).items()
         for match in re.finditer(phrase.replace(" ", r"\s+"), text, re.IGNORECASE)
     ]
 
 
 @pytest.mark.parametrize("folder", ["", *FOLDERS])
 def test_standard_terms(folder: str) -> None:
-    paths = [path for path in SOURCES if path.is_relative_to(ROOT / folder)] if folder else PAGES
+    paths = [path for path in SOURCES if path.is_relative_to(ROOT / folder)] if folder else PAGES + CONFIGS
     bad = [line for path in paths for line in complaints(path)]
     assert not bad, "\n".join(bad)
 
