@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lit_rft.datamodules.math_prompts import MathPromptDataModule as MathPromptDataModule
     from lit_rft.datamodules.online import OnlineDataModule as OnlineDataModule
     from lit_rft.datamodules.online import OnlineLoader as OnlineLoader
+    from lit_rft.datamodules.pairs import EpisodePairDataModule as EpisodePairDataModule
+    from lit_rft.datamodules.preferences import PreferenceDataModule as PreferenceDataModule
     from lit_rft.datamodules.prompts import PromptLoader as PromptLoader
     from lit_rft.datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
 
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 _EXPORTS: dict[str, str] = {
     "EpisodeGroupDataModule": "lit_rft.datamodules.episode_groups",
     "EpisodeGroupLoader": "lit_rft.datamodules.episode_groups",
+    "EpisodePairDataModule": "lit_rft.datamodules.pairs",
     "JobLoader": "lit_rft.datamodules.loaders",
     "MathPromptDataModule": "lit_rft.datamodules.math_prompts",
     "OnlineDataModule": "lit_rft.datamodules.online",
     "OnlineLoader": "lit_rft.datamodules.online",
+    "PreferenceDataModule": "lit_rft.datamodules.preferences",
     "PromptLoader": "lit_rft.datamodules.prompts",
     "StepLoader": "lit_rft.datamodules.loaders",
     "TrajectoryDataModule": "lit_rft.datamodules.trajectories",

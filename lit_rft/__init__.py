@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from lit_rft import advantages as advantages
     from lit_rft import agents as agents
     from lit_rft import batches as batches
     from lit_rft import callbacks as callbacks
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lit_rft import envs as envs
     from lit_rft import episodes as episodes
     from lit_rft import generation as generation
+    from lit_rft import losses as losses
     from lit_rft import metrics as metrics
     from lit_rft import models as models
     from lit_rft import objectives as objectives
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from lit_rft.agents import FlatAgent as FlatAgent
     from lit_rft.agents import HierarchicalAgent as HierarchicalAgent
     from lit_rft.agents import HierarchyPrompts as HierarchyPrompts
+    from lit_rft.agents import MarkedAgent as MarkedAgent
     from lit_rft.callbacks import AdapterExport as AdapterExport
     from lit_rft.callbacks import AnswerTable as AnswerTable
     from lit_rft.callbacks import AtomicCheckpointIO as AtomicCheckpointIO
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
     from lit_rft.callbacks import ScoreTable as ScoreTable
     from lit_rft.callbacks import Throughput as Throughput
     from lit_rft.datamodules import EpisodeGroupDataModule as EpisodeGroupDataModule
+    from lit_rft.datamodules import EpisodePairDataModule as EpisodePairDataModule
     from lit_rft.datamodules import MathPromptDataModule as MathPromptDataModule
     from lit_rft.datamodules import OnlineDataModule as OnlineDataModule
+    from lit_rft.datamodules import PreferenceDataModule as PreferenceDataModule
     from lit_rft.datamodules import TrajectoryDataModule as TrajectoryDataModule
     from lit_rft.envs import EpisodeSpec as EpisodeSpec
     from lit_rft.envs import GymSuite as GymSuite
@@ -66,7 +71,9 @@ if TYPE_CHECKING:
     from lit_rft.rollouts import GroupAdvantages as GroupAdvantages
     from lit_rft.rollouts import MixedPolicyLoss as MixedPolicyLoss
     from lit_rft.rollouts import Rollout as Rollout
+    from lit_rft.stages import DPO as DPO
     from lit_rft.stages import GRPO as GRPO
+    from lit_rft.stages import PPO as PPO
     from lit_rft.stages import ActingSettings as ActingSettings
     from lit_rft.stages import AnsweringSettings as AnsweringSettings
     from lit_rft.stages import BatchingSettings as BatchingSettings
@@ -84,7 +91,10 @@ if TYPE_CHECKING:
     from lit_rft.stages import OptimizerSettings as OptimizerSettings
     from lit_rft.stages import PolicyModule as PolicyModule
     from lit_rft.stages import PolicySettings as PolicySettings
+    from lit_rft.stages import PPOEpisodes as PPOEpisodes
+    from lit_rft.stages import PPOSettings as PPOSettings
     from lit_rft.stages import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages import TrajectoryDPO as TrajectoryDPO
     from lit_rft.transcripts import ChatFormat as ChatFormat
     from lit_rft.transcripts import PromptFormat as PromptFormat
     from lit_rft.transcripts import Transcript as Transcript
@@ -92,6 +102,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBPACKAGES = (
+    "advantages",
     "agents",
     "batches",
     "callbacks",
@@ -100,10 +111,10 @@ _SUBPACKAGES = (
     "envs",
     "episodes",
     "generation",
+    "losses",
     "metrics",
     "models",
     "objectives",
-    "generation",
     "problems",
     "rewards",
     "rollouts",
@@ -145,6 +156,14 @@ _NAMES: dict[str, str] = {
     "MathPromptDataModule": "lit_rft.datamodules",
     "MathReward": "lit_rft.rewards",
     "MixedPolicyEpisodes": "lit_rft.stages",
+    "PPO": "lit_rft.stages",
+    "PPOEpisodes": "lit_rft.stages",
+    "PPOSettings": "lit_rft.stages",
+    "DPO": "lit_rft.stages",
+    "TrajectoryDPO": "lit_rft.stages",
+    "EpisodePairDataModule": "lit_rft.datamodules",
+    "PreferenceDataModule": "lit_rft.datamodules",
+    "MarkedAgent": "lit_rft.agents",
     "MixedPolicyGRPO": "lit_rft.stages",
     "MixedPolicyLoss": "lit_rft.rollouts",
     "ObjectiveSettings": "lit_rft.stages",

@@ -31,7 +31,7 @@ MAY_KNOW: dict[str, set[str]] = {
     | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
-    "datamodules": {"batches", "agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
+    "datamodules": {"batches", "rows", "agents", "transcripts", "envs", "episodes", "problems", "models", "rewards"},
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from lit_rft.stages.core.settings import OnlineSettings as OnlineSettings
     from lit_rft.stages.core.settings import OptimizerSettings as OptimizerSettings
     from lit_rft.stages.core.settings import PolicySettings as PolicySettings
+    from lit_rft.stages.core.values import PPOSettings as PPOSettings
     from lit_rft.stages.grpo import GRPO as GRPO
     from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
     from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
     from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
     from lit_rft.stages.offline_rl import OfflineHierarchicalRL as OfflineHierarchicalRL
     from lit_rft.stages.online_finetune import OnlineHighLevelFinetune as OnlineHighLevelFinetune
+    from lit_rft.stages.ppo import PPO as PPO
+    from lit_rft.stages.ppo import PPOEpisodes as PPOEpisodes
+    from lit_rft.stages.preference import DPO as DPO
+    from lit_rft.stages.preference import TrajectoryDPO as TrajectoryDPO
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
@@ -45,6 +50,11 @@ _EXPORTS: dict[str, str] = {
     "EpisodeStage": "lit_rft.stages.core.episode_stage",
     "Evaluator": "lit_rft.stages.core.evaluate",
     "FSDP2Strategy": "lit_rft.stages.core.fsdp",
+    "DPO": "lit_rft.stages.preference",
+    "PPO": "lit_rft.stages.ppo",
+    "PPOEpisodes": "lit_rft.stages.ppo",
+    "PPOSettings": "lit_rft.stages.core.values",
+    "TrajectoryDPO": "lit_rft.stages.preference",
     "GRPO": "lit_rft.stages.grpo",
     "GroupUpdate": "lit_rft.stages.core.group_update",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",

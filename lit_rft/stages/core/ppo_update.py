@@ -1,0 +1,243 @@
+"""PPO's update: token-wise advantages by GAE, clipped policy loss, clipped value loss."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rft.models.forward import hidden_states
+from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.models.processes import sum_numbers, sum_over_processes
+from lit_rft.models.reference import reference_policy
+from lit_rft.models.sharding import unsharded
+from lit_rft.objectives import (
+    Sums,
+    clipped_value_loss,
+    generalized_advantages,
+    kl_estimate,
+    mean_parts,
+    moments,
+    whitened,
+)
+from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import RolloutBatch
+from lit_rft.stages.core.settings import BatchingSettings
+from lit_rft.stages.core.values import PPOSettings, ValuePart
+from lit_rft.transcripts import Transcript, TranscriptBatch, count_utterances, step_batch
+
+Loss = Callable[[TranscriptBatch], tuple[Tensor, Sums]]
+
+
+class Decisions(NamedTuple):
+    """Token-wise values of one transcript before the update, [N] each: all tokens of its utterances in order."""
+
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class PPOUpdate:
+    """Advantages of transcripts, and the losses of their optimiser steps.
+
+    Each transcript is a chain of its own: with a hierarchy, the high level's decisions and the low level's are two.
+    Rewards, durations and ends of decisions are the transcripts' outcomes.
+
+    Args:
+        settings: of PPO.
+        batching: micro-batches of an optimiser step.
+        values: the stage's value heads.
+        loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; None for the clipped one of `MixedPolicyLoss`.
+        temperature: of the sampling; the ratios are those of the same distribution.
+        max_tokens: maximum tokens of a rollout, for `Normalizer.max_length`.
+    """
+
+    def __init__(
+        self,
+        settings: PPOSettings,
+        batching: BatchingSettings,
+        values: ValuePart,
+        *,
+        loss: Callable[..., Any] | None = None,
+        temperature: float = 1.0,
+        max_tokens: int,
+    ) -> None:
+        self.settings, self.batching, self.values = settings, batching, values
+        self.policy_loss: Callable[..., Any] = loss if loss is not None else MixedPolicyLoss()
+        self.temperature, self.max_tokens = temperature or 1.0, max_tokens
+        self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
+        self._kl = 0.0  # sum over the tokens of the last batch of this process
+
+    @torch.no_grad()
+    def prepare(self, policy: Policy, transcripts: Sequence[Transcript]) -> dict[str, Tensor]:
+        """Compute values, advantages and log-probabilities under the policy that sampled; returns metrics."""
+        self._before, self._kl = {}, 0.0
+        training = policy.model.training
+        policy.model.eval()  # as it sampled: without dropout
+        with unsharded(policy.model):
+            for micro in self._split(policy, transcripts):
+                self._evaluate(policy, micro)
+        policy.model.train(training)
+        return self._whiten(policy)
+
+    def mini_batches(self, transcripts: Sequence[Sequence[Transcript]]) -> list[list[Transcript]]:
+        """Return the transcripts of each optimiser step: complete rollouts, in their order.
+
+        Args:
+            transcripts: of each rollout of this process.
+        """
+        parts: list[list[Transcript]] = [[] for _ in range(self.settings.mini_batches)]
+        for index, rollout in enumerate(transcripts):
+            parts[index * len(parts) // len(transcripts)] += rollout
+        return parts * self.settings.epochs
+
+    def step(self, policy: Policy, transcripts: Sequence[Transcript]) -> tuple[list[TranscriptBatch], Loss]:
+        """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them."""
+        micro_batches = self._split(policy, transcripts)
+        numbers = {
+            "tokens": float(sum(int(micro.utterance_mask.sum()) for micro in micro_batches)),
+            "rollouts": float(len({transcript.episode_id for transcript in transcripts})),
+        }
+        counts = {name: number.clamp_min(1) for name, number in sum_numbers(numbers, policy.device).items()}
+        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens)
+        return micro_batches, partial(self._loss, policy=policy, normalizer=normalizer)
+
+    def _split(self, policy: Policy, transcripts: Sequence[Transcript]) -> list[TranscriptBatch]:
+        batch = step_batch(
+            transcripts, count_utterances(transcripts), micro_batch_tokens=self.batching.micro_batch_tokens, pad_id=0,
+            packing=self.batching.packing,
+        )  # fmt: skip
+        return batch.to(policy.device).micro_batches
+
+    def _loss(self, micro: TranscriptBatch, policy: Policy, normalizer: Normalizer) -> tuple[Tensor, Sums]:
+        """Compute the share of the loss of a micro-batch, and its diagnostics."""
+        log_probs, values = self._forward(policy, micro)
+        before = [self._before[id(transcript)] for transcript in micro.transcripts]
+        mask, number = micro.utterance_mask, micro.utterance_mask.sum()
+        grids = [_grid(mask, [getattr(b, name) for b in before]) for name in ("log_probs", "advantages")]
+        off_policy = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        batch = RolloutBatch(mask, off_policy, grids[1], old_log_probs=grids[0])
+        policy_loss, sums = self.policy_loss(log_probs, batch, normalizer=normalizer)
+        value = clipped_value_loss(
+            values, torch.cat([b.values for b in before]), torch.cat([b.returns for b in before]),
+            clip=self.settings.value_clip, normalizer=normalizer.tokens,
+        )  # fmt: skip
+        sums = {**sums, "policy_loss": policy_loss, "value_loss": value.loss,
+                "value_clip_fraction": mean_parts(value.clip_fraction * number, number)}  # fmt: skip
+        return policy_loss + self.settings.value_coef * value.loss, sums
+
+    def _forward(self, policy: Policy, micro: TranscriptBatch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities, [U, L], and the values before each token, flat [N]."""
+        hidden = hidden_states(policy.model, micro) if hidden is None else hidden
+        log_probs = utterance_log_probs(
+            policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, temperature=self.temperature,
+            chunk_tokens=self.settings.chunk_tokens, hidden=hidden, ends=False,
+        ).tokens  # fmt: skip
+        before = hidden.flatten(0, 1)[micro.preceding[micro.utterance_mask]]
+        levels = self._levels(micro)[:, None].expand_as(micro.utterance_mask)[micro.utterance_mask]
+        assert self.values.heads is not None
+        return log_probs, self.values.heads(before, levels)
+
+    def _levels(self, micro: TranscriptBatch) -> Tensor:
+        """Return the index of the value head of each utterance, [U]."""
+        heads = torch.tensor([self.values.levels.index(name) for name in micro.levels], device=micro.level.device)
+        return heads[micro.level]
+
+    # --- advantages --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, policy: Policy, micro: TranscriptBatch) -> None:
+        """Keep the values and advantages of a micro-batch's transcripts."""
+        hidden = hidden_states(policy.model, micro)
+        log_probs, values = self._forward(policy, micro, hidden)
+        assert self.values.heads is not None
+        after = self.values.heads(hidden.flatten(0, 1)[micro.next_state_ends], self._levels(micro))
+        mask, penalty = micro.utterance_mask, torch.zeros_like(values)
+        if self.settings.kl_coef > 0:
+            with reference_policy(policy.model):
+                reference = self._forward(policy, micro)[0]
+            penalty = self.settings.kl_coef * (log_probs - reference)[mask]
+            self._kl += float(kl_estimate(log_probs, reference)[mask].sum())
+        lengths, start = mask.sum(1), 0
+        for index, transcript in enumerate(micro.transcripts):
+            rows = micro.transcript_index == index
+            tokens = slice(start, start := start + int(lengths[rows].sum()))
+            chain = _Chain(lengths[rows], micro.rewards[rows], micro.steps[rows], micro.terminated[rows], after[rows])
+            found = chain.advantages(values[tokens], penalty[tokens], self.settings)
+            self._before[id(transcript)] = Decisions(log_probs[rows][mask[rows]], values[tokens], *found)
+
+    def _whiten(self, policy: Policy) -> dict[str, Tensor]:
+        """Whiten the advantages over all processes, and return metrics of the values before the update."""
+        empty = torch.zeros(0, device=policy.device)
+        joined = {
+            name: torch.cat([getattr(d, name) for d in self._before.values()] or [empty]).double()
+            for name in ("advantages", "values", "returns")
+        }
+        error = joined["returns"] - joined["values"]
+        found = sum_over_processes(
+            {"advantages": moments(joined["advantages"]), "returns": moments(joined["returns"]),
+             "error": moments(error), "kl": torch.tensor(self._kl, device=policy.device)}
+        )  # fmt: skip
+        if self.settings.whiten:
+            for key, decisions in self._before.items():
+                advantages = whitened(decisions.advantages, found["advantages"])
+                self._before[key] = decisions._replace(advantages=advantages)
+        number = found["returns"][0].clamp_min(1)
+        spread = {name: found[name][2] / number - (found[name][1] / number).square() for name in ("returns", "error")}
+        metrics = {
+            "value_mean": (found["returns"][1] - found["error"][1]) / number,
+            "return_mean": found["returns"][1] / number,
+            "explained_variance": 1 - spread["error"] / spread["returns"].clamp_min(1e-12),
+        }
+        return metrics | ({"kl": found["kl"] / number} if self.settings.kl_coef > 0 else {})
+
+
+class _Chain(NamedTuple):
+    """The decisions of one transcript, [K] each."""
+
+    lengths: Tensor  # tokens of each utterance
+    rewards: Tensor
+    steps: Tensor  # environment steps
+    terminated: Tensor
+    after: Tensor  # V of the state after each decision, read where the chain was cut
+
+    def advantages(self, values: Tensor, penalty: Tensor, settings: PPOSettings) -> tuple[Tensor, Tensor]:
+        """Return the advantages and returns of its tokens, [N] each.
+
+        Args:
+            values: before each token, [N].
+            penalty: subtracted from each token's reward, [N].
+            settings: of PPO.
+        """
+        ends = self.lengths.cumsum(0) - 1  # the last token of each utterance
+        starts = ends - self.lengths + 1
+        cut = torch.zeros_like(self.terminated)
+        cut[-1] = True
+        last, final = self.terminated | cut, torch.where(self.terminated, 0.0, self.after)
+        rates = {"discount": settings.discount, "gae_lambda": settings.gae_lambda}
+        if settings.utterance_level:
+            owner = torch.arange(len(ends), device=ends.device).repeat_interleave(self.lengths)
+            rewards = self.rewards - penalty.new_zeros(len(ends)).index_add(0, owner, penalty)
+            found = generalized_advantages(
+                rewards, values[starts], last, **rates, final_values=final, steps=self.steps
+            )
+            return found.advantages[owner], found.returns[owner]
+        rewards, time = -penalty, torch.zeros_like(values)
+        rewards[ends] += self.rewards
+        time[ends] = self.steps.to(time.dtype)
+        everywhere = torch.zeros_like(values)
+        everywhere[ends] = final
+        token_last = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        token_last[ends] = last
+        found = generalized_advantages(
+            rewards, values, token_last, **rates, final_values=everywhere, steps=time
+        )
+        return found.advantages, found.returns
+
+
+def _grid(mask: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """Return flat token-wise values as [U, L], 0 in padding."""
+    flat = torch.cat(list(values))
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)

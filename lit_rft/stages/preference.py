@@ -1,0 +1,215 @@
+"""Preference optimisation: DPO over pairs of answers, and over pairs of episodes (ETO's second step)."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.agents import Agent
+from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.models.processes import sum_numbers
+from lit_rft.models.reference import reference_policy
+from lit_rft.models.sharding import unsharded
+from lit_rft.objectives import PreferenceLoss, Sums, preference_loss, trajectory_log_probs
+from lit_rft.rollouts.policy import Policy
+from lit_rft.stages.core.adapter_folder import is_adapter
+from lit_rft.stages.core.data_check import BatchKind
+from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.policy import PolicyModule
+from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
+from lit_rft.transcripts import TranscriptBatch, count_utterances
+
+PAIRS = BatchKind("PreferenceBatch", ("pairs", "num_pairs"), "EpisodePairDataModule or PreferenceDataModule")
+
+
+class PreferenceUpdate:
+    r"""One optimiser step on preference pairs of any length.
+
+        L = -1/P sum_p log sigmoid( beta [ log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected) ] )
+
+    The loss couples all tokens of a pair, which may be more than a micro-batch holds. A first pass without gradients
+    computes each trajectory's log-ratio, and from these dL/d log pi(trajectory). A second pass, over micro-batches
+    of any split, has the sum of (dL/d log pi) log pi as its loss: the same gradient, token for token.
+
+    Args:
+        beta: > 0, how much a deviation from the reference costs.
+        label_smoothing: assumed share of wrong labels, in [0, 0.5).
+        chunk_tokens: logits are computed in chunks of this many tokens.
+
+    Raises:
+        ValueError: For a value out of its range.
+    """
+
+    def __init__(self, beta: float, label_smoothing: float, chunk_tokens: int) -> None:
+        preference_loss(torch.zeros(1), torch.zeros(1), beta=beta, label_smoothing=label_smoothing)
+        self.beta, self.label_smoothing, self.chunk_tokens = beta, label_smoothing, chunk_tokens
+
+    def __call__(self, stage: PolicyModule, batch: Any) -> dict[str, Tensor]:
+        """Make the step, and return its metrics."""
+        policy = stage.current_policy()
+        trajectories, micro_batches = self._split(stage, batch)
+        log_ratios = self._log_ratios(policy, micro_batches, trajectories).requires_grad_()
+        result = self._loss(log_ratios, len(batch.pairs), max(batch.num_pairs, 1))
+        (slopes,) = torch.autograd.grad(result.loss, log_ratios)
+
+        def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
+            return (slopes * self._log_probs(policy, micro, trajectories)).sum(), {}
+
+        stage.optimize(micro_batches, loss)
+        return self.metrics(batch, log_ratios.detach(), policy.device)
+
+    @torch.no_grad()
+    def evaluate(self, stage: PolicyModule, batch: Any) -> dict[str, Tensor]:
+        """Return the metrics of a batch, without a step."""
+        policy = stage.current_policy()
+        trajectories, micro_batches = self._split(stage, batch)
+        return self.metrics(batch, self._log_ratios(policy, micro_batches, trajectories), policy.device)
+
+    def metrics(self, batch: Any, log_ratios: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Average over the pairs of all processes."""
+        n = float(len(batch.pairs))
+        result = self._loss(log_ratios, len(batch.pairs), 1.0)
+        sums = {"loss": float(result.loss), "accuracy": n * float(result.accuracy),
+                "chosen_reward": n * float(result.chosen_reward),
+                "rejected_reward": n * float(result.rejected_reward), "pairs": n}  # fmt: skip
+        totals = sum_numbers(sums, device)
+        count = totals.pop("pairs").clamp_min(1)
+        means = {name: total / count for name, total in totals.items()}
+        return means | {"margin": means["chosen_reward"] - means["rejected_reward"]}
+
+    def _loss(self, log_ratios: Tensor, number: int, normalizer: float) -> PreferenceLoss:
+        return preference_loss(
+            log_ratios[:number], log_ratios[number:], beta=self.beta, label_smoothing=self.label_smoothing,
+            normalizer=normalizer,
+        )  # fmt: skip
+
+    def _split(self, stage: PolicyModule, batch: Any) -> tuple[dict[int, int], list[TranscriptBatch]]:
+        """Return the trajectory of each transcript, by its `id()`: chosen ones first; and micro-batches."""
+        sides = [pair.chosen for pair in batch.pairs] + [pair.rejected for pair in batch.pairs]
+        trajectories = {id(transcript): number for number, side in enumerate(sides) for transcript in side}
+        transcripts = [transcript for side in sides for transcript in side]
+        return trajectories, stage.step_batch(transcripts, count_utterances(transcripts)).micro_batches
+
+    @torch.no_grad()
+    def _log_ratios(self, policy: Policy, micro_batches: Sequence[TranscriptBatch], owner: dict[int, int]) -> Tensor:
+        """Return log(pi / pi_ref) of each trajectory, without dropout, [2 P]."""
+        number = max(owner.values(), default=-1) + 1
+        total = torch.zeros(number, device=policy.device)
+        with unsharded(policy.model), _evaluating(policy.model):
+            for micro in micro_batches:
+                total += self._log_probs(policy, micro, owner)
+                with reference_policy(policy.model):
+                    total -= self._log_probs(policy, micro, owner)
+        return total
+
+    def _log_probs(self, policy: Policy, micro: TranscriptBatch, owner: dict[int, int]) -> Tensor:
+        """Sum the log-probabilities of a micro-batch's utterances by trajectory, [2 P]."""
+        tokens = utterance_log_probs(
+            policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, ends=False
+        ).tokens
+        of_transcript = torch.tensor([owner[id(t)] for t in micro.transcripts], device=policy.device)
+        number = max(owner.values()) + 1
+        return trajectory_log_probs(tokens, of_transcript[micro.transcript_index], micro.utterance_mask, number=number)
+
+
+class TrajectoryDPO(EpisodeStage):
+    """DPO over whole episodes: a better and a worse one of the same problem (ETO, arXiv 2403.02502).
+
+    The log-ratio of an episode is the sum over all tokens that the agent wrote, at all levels; observations take no
+    part. The reference is the policy that the stage starts from: for ETO's iterations each starts from the last one's
+    adapter (`policy.start_from`). `EpisodePairDataModule` makes the pairs; evaluation plays episodes.
+
+    Args:
+        policy: model and initial weights; LoRA, whose frozen copy is the reference.
+        optimizer: AdamW and its schedule.
+        acting: sampling and environment workers in evaluation.
+        agent: the agent that acts; null for `HierarchicalAgent`.
+        batching: micro-batches of an optimiser step.
+        beta: how much a deviation from the reference costs, > 0 (ETO: 0.1, later iterations 0.5).
+        label_smoothing: assumed share of wrong labels, in [0, 0.5).
+        chunk_tokens: logits are computed in chunks of this many tokens.
+    """
+
+    training_batch = PAIRS
+    needs_reference = True
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        acting: ActingSettings | None = None,
+        agent: Agent | None = None,
+        batching: BatchingSettings | None = None,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        chunk_tokens: int = 256,
+    ) -> None:
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), acting, agent, batching)
+        _check_reference(self)
+        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_terms(self.update(self, batch))
+
+
+class DPO(PolicyModule):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) on plain pairs of answers.
+
+    Args:
+        policy: model and initial weights; LoRA, whose frozen copy, or the model without it, is the reference.
+        optimizer: AdamW and its schedule.
+        batching: micro-batches of an optimiser step.
+        beta: how much a deviation from the reference costs, > 0.
+        label_smoothing: assumed share of wrong labels, in [0, 0.5).
+        chunk_tokens: logits are computed in chunks of this many tokens.
+    """
+
+    training_batch = PAIRS
+    needs_reference = True
+
+    def __init__(
+        self,
+        policy: PolicySettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        batching: BatchingSettings | None = None,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        chunk_tokens: int = 256,
+    ) -> None:
+        super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), batching)
+        _check_reference(self)
+        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_terms(self.update(self, batch))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log_pairs(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._log_pairs(batch, "test")
+
+    def _log_pairs(self, batch: Any, prefix: str) -> None:
+        metrics = self.update.evaluate(self, batch)
+        self.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=batch.num_pairs)
+
+
+def _check_reference(stage: PolicyModule) -> None:
+    settings = stage.policy_settings
+    if settings.lora is None and not is_adapter(settings.start_from):
+        raise ValueError(
+            f"{type(stage).__name__} needs LoRA, got policy.lora null: the reference policy is a frozen copy of the "
+            "adapter, on the same backbone"
+        )
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
