@@ -34,7 +34,7 @@ class PreferenceUpdate:
     of any split, has the sum of (dL/d log pi) log pi as its loss: the same gradient, token for token.
 
     Args:
-        beta: > 0, how much a deviation from the reference costs.
+        beta: cost of a deviation from the reference, > 0.
         label_smoothing: assumed share of wrong labels, in [0, 0.5).
         chunk_tokens: logits are computed in chunks of this many tokens.
 
@@ -127,7 +127,7 @@ class TrajectoryDPO(EpisodeStage):
         acting: sampling and environment workers in evaluation.
         agent: the agent that acts; null for `HierarchicalAgent`.
         batching: micro-batches of an optimiser step.
-        beta: how much a deviation from the reference costs, > 0 (ETO: 0.1, later iterations 0.5).
+        beta: cost of a deviation from the reference, > 0 (ETO: 0.1, later iterations 0.5).
         label_smoothing: assumed share of wrong labels, in [0, 0.5).
         chunk_tokens: logits are computed in chunks of this many tokens.
     """
@@ -161,7 +161,7 @@ class DPO(PolicyModule):
         policy: model and initial weights; LoRA, whose frozen copy, or the model without it, is the reference.
         optimizer: AdamW and its schedule.
         batching: micro-batches of an optimiser step.
-        beta: how much a deviation from the reference costs, > 0.
+        beta: cost of a deviation from the reference, > 0.
         label_smoothing: assumed share of wrong labels, in [0, 0.5).
         chunk_tokens: logits are computed in chunks of this many tokens.
     """
