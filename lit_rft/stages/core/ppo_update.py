@@ -165,8 +165,8 @@ class PPOUpdate:
             rows = micro.transcript_index == index
             tokens = slice(start, start := start + int(lengths[rows].sum()))
             chain = _Chain(lengths[rows], micro.rewards[rows], micro.steps[rows], micro.terminated[rows], after[rows])
-            found = chain.advantages(values[tokens], penalty[tokens], self.settings)
-            self._before[id(transcript)] = Decisions(log_probs[rows][mask[rows]], values[tokens], *found)
+            estimate = chain.advantages(values[tokens], penalty[tokens], self.settings)
+            self._before[id(transcript)] = Decisions(log_probs[rows][mask[rows]], values[tokens], *estimate)
 
     def _whiten(self, policy: Policy) -> dict[str, Tensor]:
         """Whiten the advantages over all processes, and return metrics of the values before the update."""
@@ -176,22 +176,22 @@ class PPOUpdate:
             for name in ("advantages", "values", "returns")
         }
         error = joined["returns"] - joined["values"]
-        found = sum_over_processes(
+        sums = sum_over_processes(
             {"advantages": moments(joined["advantages"]), "returns": moments(joined["returns"]),
              "error": moments(error), "kl": torch.tensor(self._kl, device=policy.device)}
         )  # fmt: skip
         if self.settings.whiten:
             for key, decisions in self._before.items():
-                advantages = whitened(decisions.advantages, found["advantages"])
+                advantages = whitened(decisions.advantages, sums["advantages"])
                 self._before[key] = decisions._replace(advantages=advantages)
-        number = found["returns"][0].clamp_min(1)
-        spread = {name: found[name][2] / number - (found[name][1] / number).square() for name in ("returns", "error")}
+        number = sums["returns"][0].clamp_min(1)
+        spread = {name: sums[name][2] / number - (sums[name][1] / number).square() for name in ("returns", "error")}
         metrics = {
-            "value_mean": (found["returns"][1] - found["error"][1]) / number,
-            "return_mean": found["returns"][1] / number,
+            "value_mean": (sums["returns"][1] - sums["error"][1]) / number,
+            "return_mean": sums["returns"][1] / number,
             "explained_variance": 1 - spread["error"] / spread["returns"].clamp_min(1e-12),
         }
-        return metrics | ({"kl": found["kl"] / number} if self.settings.kl_coef > 0 else {})
+        return metrics | ({"kl": sums["kl"] / number} if self.settings.kl_coef > 0 else {})
 
 
 class _Chain(NamedTuple):
@@ -220,10 +220,10 @@ class _Chain(NamedTuple):
         if settings.utterance_level:
             owner = torch.arange(len(ends), device=ends.device).repeat_interleave(self.lengths)
             rewards = self.rewards - penalty.new_zeros(len(ends)).index_add(0, owner, penalty)
-            found = generalized_advantages(
+            estimate = generalized_advantages(
                 rewards, values[starts], last, **rates, final_values=final, steps=self.steps
             )
-            return found.advantages[owner], found.returns[owner]
+            return estimate.advantages[owner], estimate.returns[owner]
         rewards, time = -penalty, torch.zeros_like(values)
         rewards[ends] += self.rewards
         time[ends] = self.steps.to(time.dtype)
@@ -231,10 +231,10 @@ class _Chain(NamedTuple):
         everywhere[ends] = final
         token_last = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         token_last[ends] = last
-        found = generalized_advantages(
+        estimate = generalized_advantages(
             rewards, values, token_last, **rates, final_values=everywhere, steps=time
         )
-        return found.advantages, found.returns
+        return estimate.advantages, estimate.returns
 
 
 def _grid(mask: Tensor, values: Sequence[Tensor]) -> Tensor:
