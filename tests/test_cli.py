@@ -36,6 +36,14 @@ LUFFY = "luffy/arithmetic.yaml"
 BASES = {
     **{base: [SFT] for base in ("base.yaml", "policy.yaml", "episodes.yaml", "short_tasks.yaml")},
     "prompts.yaml": [LUFFY],
+    "households.yaml": ["glider/alfworld/sft.yaml"],
+    **{
+        f"glider/alfworld/{overlay}.yaml": [f"glider/alfworld/{config}.yaml", f"glider/alfworld/{overlay}.yaml"]
+        for overlay, config in (
+            ("debug", "sft"), ("flat_sft", "sft"), ("flat_offline_rl", "offline_rl"), ("flat_online", "online"),
+            ("official", "sft"),
+        )
+    },
     "glider/scienceworld/llama3_8b_common.yaml": ["glider/scienceworld/llama3_8b.yaml"],
 }
 OVERLAYS = {
