@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 import gymnasium as gym
 
+from lit_rft._plain import with_class
 from lit_rft.episodes.record import Achieved, Episode
 from lit_rft.episodes.subgoals import Annotator, annotate_events
 
@@ -187,15 +188,7 @@ class ScriptedExpert:
 
 def describe(suite: TaskSuite) -> str:
     """Return a suite's class and arguments as JSON: equal for suites with the same episodes."""
-    names = vars(suite) if hasattr(suite, "__dict__") else {}
-    settings = {name: value for name, value in names.items() if not name.startswith("_")}
-    return json.dumps([type(suite).__module__, type(suite).__qualname__, settings], sort_keys=True, default=_name_of)
-
-
-def _name_of(value: Any) -> Any:
-    if callable(value):
-        return [getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__qualname__)]
-    return describe(value) if hasattr(value, "__dict__") else repr(value)
+    return json.dumps(with_class(suite, deep=True), sort_keys=True)
 
 
 def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Suites of any gymnasium environment: seeds or rows as episodes."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import pickle
@@ -154,8 +155,32 @@ def test_a_script_is_the_expert() -> None:
         expert_of(GymSuite(GUESS))
 
 
+class Level:
+    """A part that is no dataclass."""
+
+    def __init__(self, height: int) -> None:
+        self.height, self._cache = height, object()
+
+
+class Tower:
+    """A suite that is no dataclass."""
+
+    def __init__(self, *heights: int) -> None:
+        self.levels = [Level(height) for height in heights]
+
+
+def test_suites_that_are_no_dataclasses_are_described_by_their_public_attributes() -> None:
+    described = describe(Tower(1, 2))  # type: ignore[arg-type]
+    assert described == describe(Tower(1, 2)) != describe(Tower(1, 3))  # type: ignore[arg-type]
+    tower = json.loads(described)
+    assert tower["class_path"] == f"{__name__}.Tower"
+    assert tower["init_args"]["levels"][1] == {"class_path": f"{__name__}.Level", "init_args": {"height": 2}}
+
+
 def test_suites_are_described_by_their_settings_and_sent_to_workers() -> None:
     suite = GymSuite(GUESS, step_limit=4)
     assert describe(suite) == describe(GymSuite(GUESS, step_limit=4)) != describe(GymSuite(GUESS, step_limit=5))
     assert describe(GymSuite(GuessNumber)) == describe(GymSuite(GuessNumber)) != describe(GymSuite(GUESS))
+    partials = [functools.partial(GuessNumber, highest=highest) for highest in (5, 5, 6)]
+    assert describe(GymSuite(partials[0])) == describe(GymSuite(partials[1])) != describe(GymSuite(partials[2]))
     assert isinstance(pickle.loads(pickle.dumps(GymSuite(GuessNumber).make_env))(), GuessNumber)

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 
+from lit_rft._plain import to_plain
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO
 from lit_rft.generation import SamplingSettings
@@ -24,7 +25,6 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.stages.core.hyper_parameters import to_plain
 from lit_rft.stages.core.identity import weights_fingerprint
 from lit_rft.testing.tiny import CHATML, make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.generator import SPLITS, Layout
 from lit_rft.envs.alfworld.official import OFFICIAL_GAMES, OfficialGames, data_folder, official_games
 from lit_rft.envs.alfworld.sources import SYNTHETIC, SyntheticGames
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
 
 _PREFIX = "synthetic-"
 
@@ -89,7 +89,7 @@ class AlfworldSuite:
             )
         return [
             self._episode(task, path, official)
-            for task in _choose_tasks(self.name, tasks, TASKS)
+            for task in choose_tasks(TASKS, tasks, repr(self.name))
             for path in choose(games[task], limit, half, f"{seed}/{task}/{official}")
         ]
 
@@ -176,7 +176,7 @@ class SyntheticSuite:
         names = {_PREFIX + task: task for task in TASKS}
         return [
             self._episode(task, names[task], split, number)
-            for task in _choose_tasks(self.name, tasks, names)
+            for task in choose_tasks(names, tasks, repr(self.name))
             for number in choose(range(self.games[split]), limit, half, f"{seed}/{task}/{split}")
         ]
 
@@ -222,10 +222,3 @@ def _check(step_limit: int, mistakes: float) -> None:
         raise ValueError(f"step_limit must be at least 1, got {step_limit}")
     if not 0.0 <= mistakes < 1.0:
         raise ValueError(f"mistakes must be in [0, 1), got {mistakes}")
-
-
-def _choose_tasks(suite: str, wanted: Sequence[str] | None, known: Collection[str]) -> list[str]:
-    for task in wanted or ():
-        if task not in known:
-            raise ValueError(f"unknown task {task!r}; {suite!r} has {', '.join(known)}")
-    return list(dict.fromkeys(known if wanted is None else wanted))

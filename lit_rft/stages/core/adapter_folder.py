@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from lit_rft._plain import to_plain
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.lora import ALL_LINEAR, ATTENTION, LoraSettings, is_attention
-from lit_rft.stages.core.hyper_parameters import to_plain
 from lit_rft.stages.core.identity import adapted_modules, identity_differences
 from lit_rft.stages.core.settings import PolicySettings
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from lit_rft._plain import with_class
 from lit_rft.models.reference import add_reference, is_reference
 from lit_rft.stages.core.adapter_folder import without_start
-from lit_rft.stages.core.hyper_parameters import differences, rebuild_arguments, with_class
+from lit_rft.stages.core.hyper_parameters import differences, rebuild_arguments
 from lit_rft.stages.core.identity import identity_differences
 
 logger = logging.getLogger(__name__)

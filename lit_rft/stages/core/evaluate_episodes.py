@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_rft._plain import with_class
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
@@ -9,7 +10,6 @@ from lit_rft.metrics import EpisodeMetrics
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import EPISODES
-from lit_rft.stages.core.hyper_parameters import with_class
 from lit_rft.stages.core.identity import digest
 from lit_rft.stages.core.settings import ActingSettings, as_json
 

@@ -1,65 +1,22 @@
 """Hyper-parameters of a stage as plain data: saved in checkpoints, compared on resume, rebuilt on loading."""
 
 import dataclasses
-import enum
 import importlib
 import inspect
 import logging
 import sys
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from lit_rft._plain import OBJECT, annotated_options, to_plain, with_class
+
 logger = logging.getLogger(__name__)
 
-_OBJECT = "object"  # key of the description of an object that is not plain data
 _MISSING = "(not set)"
 
 # Attribute with the effective value of an argument that may be None, if it has another name.
 _ATTRIBUTES = {"policy": "policy_settings", "optimizer": "optimizer_settings", "critic": "critic_settings"}
-
-
-def to_plain(value: Any) -> Any:
-    """Convert settings to JSON-like data: dictionaries, lists, strings, numbers, None.
-
-    Other objects (a reward function) become `{"object": "module.Class"}`.
-    """
-    if isinstance(value, enum.Enum):
-        return to_plain(value.value)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _setting(value, field.name) for field in dataclasses.fields(value) if field.init}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((to_plain(item) for item in value), key=str)
-    for kind in (bool, int, float, str):  # also subclasses, for example of str
-        if isinstance(value, kind):
-            return kind(value)
-    if hasattr(value, "__fspath__"):
-        return str(value)
-    return {_OBJECT: _name_of(value if isinstance(value, (type, types.FunctionType)) else type(value))}
-
-
-def _setting(settings: Any, name: str) -> Any:
-    """Convert one of the settings; a part whose class is a setting (an agent's answer format), with its class."""
-    value = getattr(settings, name)
-    if dataclasses.is_dataclass(value) and type(value) not in _options(typing.get_type_hints(type(settings))[name]):
-        return with_class(value)
-    return to_plain(value)
-
-
-def _name_of(named: Any) -> str:
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def with_class(settings: Any) -> dict[str, Any]:
-    """Convert settings together with their class: `class_path` and `init_args`, as in a config."""
-    return {"class_path": _name_of(type(settings)), "init_args": to_plain(settings)}
 
 
 def constructor_arguments(module: Any) -> dict[str, Any]:
@@ -92,8 +49,8 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         chosen = getattr(module, _ATTRIBUTES.get(name, name), None)
         if value is None:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
-        by_class = dataclasses.is_dataclass(value) and type(value) not in _options(hints.get(name, Any))
-        plain[name] = with_class(value) if by_class else to_plain(value)  # a part set by class_path, with its class
+        by_class = dataclasses.is_dataclass(value) and type(value) not in annotated_options(hints.get(name, Any))
+        plain[name] = with_class(value) if by_class else to_plain(value)  # a part given by class_path, with its class
         if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
             plain[name]["seed"] = getattr(chosen, "seed", None)
     return plain
@@ -108,10 +65,10 @@ def rebuild_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     hints = _constructor_hints(cls)
     arguments: dict[str, Any] = {}
     for name, value in plain.items():
-        if isinstance(value, dict) and _OBJECT in value:
+        if isinstance(value, dict) and OBJECT in value:
             logger.warning(
-                "%s was %s, which is not part of a checkpoint: the default is used; pass %s=... to "
-                "load_from_checkpoint for another", name, value[_OBJECT], name,
+                "%s was %s, which a checkpoint does not hold: the default takes its place; pass %s=... to "
+                "load_from_checkpoint for another", name, value[OBJECT], name,
             )  # fmt: skip
             arguments[name] = None
         else:
@@ -132,7 +89,7 @@ def _rebuild(annotation: Any, value: Any) -> Any:
     """Make a dataclass from a dictionary if the annotation has one; other values are plain already."""
     if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
         return _rebuild(_settings_class(value["class_path"]), value["init_args"])
-    classes = [option for option in _options(annotation) if isinstance(option, type)]
+    classes = [option for option in annotated_options(annotation) if isinstance(option, type)]
     settings = [option for option in classes if dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
         return value
@@ -152,14 +109,6 @@ def _settings_class(path: str) -> type:
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise ValueError(f"the checkpoint needs {path}, which is not imported: import {module} first")
     return cls
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

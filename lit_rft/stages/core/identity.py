@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_rft._plain import to_plain
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.sharding import unsharded
-from lit_rft.stages.core.hyper_parameters import to_plain
 from lit_rft.transcripts import ChatFormat
 
 _SAMPLES = 64  # number of values per weight
