@@ -76,7 +76,7 @@ def test_two_processes_fine_tune_online(pair: ProcessPair, tiny_model_folder: Pa
             assert each["replay"] == one["replay"]
         check_close(found[0]["weights"], one["weights"])
         checkpoint = torch.load(last, weights_only=True)
-        assert checkpoint["replay"] == found[0]["replay"] and len(checkpoint["replay"]) == 5
+        assert checkpoint["parts"]["replay"] == found[0]["replay"] and len(checkpoint["parts"]["replay"]) == 5
     assert all(torch.equal(weight, found[1]["weights"][name]) for name, weight in found[0]["weights"].items())
     two = last.with_name("two.ckpt")
     shutil.copy(last, two)

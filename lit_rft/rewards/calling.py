@@ -163,3 +163,10 @@ def _number(name: str, value: Any, index: int, row: Mapping[str, Any], allow_non
 def _show(value: Any) -> str:
     text = repr(value)
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
+
+
+def close_reward(function: RewardFunction) -> None:
+    """Stop the worker processes of a reward function, if it has a method `close`."""
+    close = getattr(function, "close", None)
+    if close is not None:
+        close()

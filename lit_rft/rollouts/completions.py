@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.generation import SamplingSettings
-from lit_rft.rewards.calling import RewardFunction
+from lit_rft.rewards.calling import RewardFunction, close_reward
 from lit_rft.rollouts.grading import grade
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
@@ -116,6 +116,10 @@ class CompletionSource:
             self._warned = True
             logger.warning("none of a batch's %d prompts has an off-policy trace: this step is plain GRPO",
                            len(prompts))  # fmt: skip
+
+    def close(self) -> None:
+        close_reward(self.reward)
+        self.sampler.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._batches}

@@ -89,6 +89,9 @@ class EpisodeGroupSource:
                 rollouts.append(rollout)
         return rollouts
 
+    def close(self) -> None:
+        self.episodes.close()
+
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._batches, **self.episodes.state_dict()}
 

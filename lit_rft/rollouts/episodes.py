@@ -84,6 +84,9 @@ class EpisodeSource:
         means = mean_env_metrics(metrics for share in shares for metrics in share)
         self.metrics |= {name: torch.tensor(value, device=device) for name, value in means.items()}
 
+    def close(self) -> None:
+        self.runner.close()
+
     def state_dict(self) -> dict[str, Any]:
         return {"env_steps": self.env_steps}
 

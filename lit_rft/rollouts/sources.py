@@ -34,6 +34,10 @@ class RolloutSource(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Stop the worker processes; a second call does nothing."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for checkpoints."""
         ...

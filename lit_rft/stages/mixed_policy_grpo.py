@@ -8,7 +8,7 @@ from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, ass
 from lit_rft.rollouts.completions import CompletionSource
 from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
 from lit_rft.stages.core.diagnostics import mean_over_steps
-from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards, close_function
+from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.served import check_served
@@ -110,7 +110,3 @@ class MixedPolicyGRPO(PolicyModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         warn_of_context(self, self.max_tokens)
-
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        close_function(self.reward)

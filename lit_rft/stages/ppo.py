@@ -15,7 +15,7 @@ from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.data_check import PROMPTS, ROUNDS, warn_of_context
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage
-from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards, close_function
+from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import PolicyLossFunction
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.ppo_update import PPOUpdate
@@ -118,10 +118,6 @@ class PPO(PolicyModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         warn_of_context(self, self.max_tokens)
-
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        close_function(self.reward)
 
 
 class PPOEpisodes(EpisodeStage):

@@ -12,7 +12,7 @@ from lit_rft.metrics import AnswerMetrics
 from lit_rft.models.processes import barrier, global_rank, sum_numbers
 from lit_rft.problems import Problem
 from lit_rft.rewards.base import describe_reward, reward_metrics
-from lit_rft.rewards.calling import RewardFunction, check_reward, compute_rewards
+from lit_rft.rewards.calling import RewardFunction, check_reward, close_reward, compute_rewards
 from lit_rft.rewards.math import MathReward
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.sources import CompletionSampler
@@ -164,14 +164,7 @@ class ProblemEvaluator:
     def close(self) -> None:
         """Stop the verifier's processes, and remove the policy from the server."""
         self.sampler.close()
-        close_function(self.verifier)
-
-
-def close_function(function: RewardFunction) -> None:
-    """Stop the worker processes of a reward function that has some."""
-    close = getattr(function, "close", None)
-    if close is not None:
-        close()
+        close_reward(self.verifier)
 
 
 def choose_rewards(

@@ -254,9 +254,10 @@ class PolicyModule(L.LightningModule):
         return self.policy_source() | ({} if self.evaluator is None else self.evaluator.settings())
 
     def teardown(self, stage: str) -> None:
-        """Stop the processes of the parts."""
-        if self.evaluator is not None:
-            self.evaluator.close()
+        """Stop the worker processes of the parts."""
+        for part in (self.evaluator, self.source):
+            if part is not None:
+                part.close()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
