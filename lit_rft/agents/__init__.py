@@ -1,5 +1,6 @@
 """Agents: flat, hierarchical and scripted, and the player for many of them at once."""
 
+from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import Context, ContextWithoutThoughts, FullContext, make_context
@@ -31,6 +32,7 @@ from lit_rft.agents.scripted import ScriptedAgent
 
 __all__ = [
     "Act",
+    "AdmissibleActions",
     "Agent",
     "Answer",
     "AnswerFormat",

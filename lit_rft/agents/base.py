@@ -1,5 +1,6 @@
 """Agents: immutable settings that make sessions (episodes in progress) and render stored episodes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,10 +10,14 @@ from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 @dataclass(frozen=True)
 class Ask:
-    """A turn in which the level reads `ids`; sample its next utterance."""
+    """A turn in which the level reads `ids`; sample its next utterance.
+
+    `choices`: utterances, as token ids, among which it chooses; empty if it is free.
+    """
 
     level: str
     ids: list[int]
+    choices: Sequence[list[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class Session(Protocol):
     """One episode in progress.
 
     A session never calls the model: it returns a `Turn`, and the player samples for it.
+
+    The session of an agent with `admissible` also has `admit(actions: Sequence[str])`, called before `start` and
+    `observe` with the admissible actions; empty if the environment reports none.
     """
 
     @property
@@ -72,7 +80,8 @@ class Agent(Protocol):
     accepts any class whose methods have the same annotations.
 
     An agent may also have `keep_thoughts: bool`. If it is False, no level reads its earlier thoughts again, and each
-    decision has its own transcript.
+    decision has its own transcript. If it has `admissible: AdmissibleActions | None`, its sessions receive the
+    admissible actions.
     """
 
     @property

@@ -33,8 +33,8 @@ class Context(Protocol):
         """Append a prompt; return the appended ids."""
         ...
 
-    def write(self, ids: Sequence[int]) -> None:
-        """Append an utterance."""
+    def write(self, ids: Sequence[int], allowed: list[list[int]] | None = None) -> None:
+        """Append an utterance; `allowed`: see `Transcript.append_utterance`."""
         ...
 
     def shorten(self, max_length: int) -> int:
@@ -72,8 +72,8 @@ class FullContext:
     def read(self, ids: Sequence[int]) -> list[int]:
         return self.transcript.append_prompt(list(ids))
 
-    def write(self, ids: Sequence[int]) -> None:
-        self.transcript.append_utterance(list(ids))
+    def write(self, ids: Sequence[int], allowed: list[list[int]] | None = None) -> None:
+        self.transcript.append_utterance(list(ids), allowed)
 
     def shorten(self, max_length: int) -> int:
         before = self.transcript.num_decisions
@@ -109,13 +109,13 @@ class ContextWithoutThoughts:
     def read(self, ids: Sequence[int]) -> list[int]:
         return self._history.append_prompt(list(ids))
 
-    def write(self, ids: Sequence[int]) -> None:
+    def write(self, ids: Sequence[int], allowed: list[list[int]] | None = None) -> None:
         history = self._history
         turn = Transcript(
             history.level, history.end_of_turn_id, history.episode_id, earlier_decisions=len(self._written)
         )
         turn.append_prompt(history.input_ids)
-        turn.append_utterance(list(ids))
+        turn.append_utterance(list(ids), allowed)
         self._written.append(turn)
         history.input_ids = self._chat.thoughts.history_ids(history.input_ids)
         if not history.utterance_ends:

@@ -1,7 +1,9 @@
 """One conversation of an agent: its context and its slot in the generator."""
 
+from collections.abc import Sequence
+
 from lit_rft.agents.contexts import Context
-from lit_rft.generation import Completion, Conversations
+from lit_rft.generation import Completion, Conversations, TokenTrie
 from lit_rft.transcripts import Transcript
 
 
@@ -29,6 +31,7 @@ class Conversation:
         self.slot = generator.open(f"{episode_id}/{self.level}")
         self._log_probs: list[list[float]] = []  # of each remaining decision in the transcripts
         self._unread: list[int] = []
+        self.choices: TokenTrie | None = None  # for the next utterance
 
     @property
     def transcripts(self) -> list[Transcript]:
@@ -41,12 +44,17 @@ class Conversation:
         remaining = iter(self._log_probs)
         return [[next(remaining) for _ in range(transcript.num_decisions)] for transcript in self.transcripts]
 
-    def read(self, ids: list[int]) -> None:
+    def read(self, ids: list[int], choices: Sequence[list[int]] = ()) -> None:
         """Append prompt tokens for the next utterance.
+
+        Args:
+            ids: token ids.
+            choices: utterances among which the next one is chosen; empty if it is free.
 
         Raises:
             ContextFullError: They do not fit into the context.
         """
+        self.choices = TokenTrie(choices) if choices else None
         self._unread += self.context.read(ids)
         room = self._max_length - self.generator.sampling.max_new_tokens
         shortened = len(self.context.ids) > room
@@ -62,7 +70,8 @@ class Conversation:
 
     def write(self, sampled: Completion) -> None:
         """Append the sampled utterance to the context."""
-        self.context.write(sampled.ids)
+        allowed = None if self.choices is None else self.choices.allowed_along(sampled.ids)
+        self.context.write(sampled.ids, allowed)
         self._log_probs.append(sampled.log_probs)
         self._unread = []
 

@@ -1,7 +1,9 @@
 """The flat agent: one conversation of observations and actions (the baseline of GLIDER's ablations)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.formats import AnswerFormat
@@ -19,12 +21,14 @@ class FlatAgent:
         max_length: context length in tokens, > 0; the earliest turns are dropped when it is full.
         answer_format: format of actions, see `lit_rft.agents.formats`; null for `FirstLine`.
         keep_thoughts: keep earlier thoughts in the context. Otherwise each decision has its own transcript.
+        admissible: use of the admissible actions that an environment reports; null for none.
     """
 
     prompt: str = "You act. Read the task and what was observed, and answer with the next action."
     max_length: int = 2048
     answer_format: AnswerFormat | None = None
     keep_thoughts: bool = True
+    admissible: AdmissibleActions | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length")
@@ -64,10 +68,16 @@ class FlatSession:
     def __init__(self, agent: FlatAgent, chat: ChatFormat) -> None:
         self.agent, self.chat = agent, chat
         self.malformed = 0
+        self._actions: list[str] = []
+
+    def admit(self, actions: Sequence[str]) -> None:
+        """Take the admissible actions at the next observation."""
+        self._actions = list(actions)
 
     def start(self, task_description: str, observation: str) -> Ask:
-        opening = f"Task: {task_description}\n\n{observation}".strip()
-        return Ask("flat", self.chat.head(system_text(self.agent.prompt, self.agent.answer_format), opening))
+        opening = f"Task: {task_description}\n\n{self._shown(observation)}".strip()
+        ids = self.chat.head(system_text(self.agent.prompt, self.agent.answer_format), opening)
+        return Ask("flat", ids, self._choices())
 
     def receive(self, text: str) -> Act:
         answer = read_answer(self.agent.answer_format, self.chat, text)
@@ -75,7 +85,18 @@ class FlatSession:
         return Act(answer.action, answer.valid)
 
     def observe(self, observation: str) -> Ask:
-        return Ask("flat", self.chat.turn(self.agent.update("flat", observation)))
+        ids = self.chat.turn(self.agent.update("flat", self._shown(observation)))
+        return Ask("flat", ids, self._choices())
+
+    def _shown(self, observation: str) -> str:
+        settings = self.agent.admissible
+        return observation if settings is None else settings.text(observation, self._actions)
+
+    def _choices(self) -> list[list[int]]:
+        """The utterances of the actions to choose among; none if the level is free."""
+        settings = self.agent.admissible
+        actions = self._actions if settings is not None and settings.choose else []
+        return [self.chat.utterance(write_answer(self.agent.answer_format, self.chat, action)) for action in actions]
 
     def subgoals(self, num_steps: int) -> list[Subgoal]:
         return []

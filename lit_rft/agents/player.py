@@ -3,8 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from lit_rft.agents.admissible import ADMISSIBLE
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
@@ -43,6 +44,7 @@ class _Live:
     observation: str
     act: Act = field(default_factory=lambda: Act(""))
     utterances: dict[str, list[str]] = field(default_factory=dict)  # level -> texts
+    admissible: list[list[str]] = field(default_factory=list)  # with each observation
     waiting: Conversation | None = None  # waits for its next utterance
     steps: list[Step] = field(default_factory=list)
 
@@ -117,6 +119,7 @@ class EpisodePlayer:
             observation, info = event.payload
             session = self.agent.session(event.job.id, self._chat)
             live = self._live[event.worker] = _Live(event.job, session, self._open(event.job.id), info, observation)
+            self._admit(live, info)
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
             return self._step(event.worker, event.payload)
@@ -141,16 +144,24 @@ class EpisodePlayer:
         valid = info["valid"] and live.act.valid
         live.steps.append(Step(live.act.text, observation, reward, info["score"], valid, info["achieved"]))
         live.info["metrics"] = info["metrics"]  # the last values of the episode so far
+        self._admit(live, info)
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"], info)
         return self._continue(worker, live, live.session.observe(observation))
+
+    def _admit(self, live: _Live, info: dict[str, Any]) -> None:
+        """Give the session the admissible actions, if its agent wants them."""
+        settings = getattr(self.agent, "admissible", None)
+        if settings is not None:
+            live.admissible.append(settings.select(info))
+            cast(Any, live.session).admit(live.admissible[-1])
 
     def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
         """Process the agent's turn: queue an utterance, act, or end the episode."""
         if isinstance(turn, Ask):
             live.waiting = live.conversations[turn.level]
             try:
-                live.waiting.read(turn.ids)
+                live.waiting.read(turn.ids, turn.choices)
             except ContextFullError:
                 return self._end(worker, live, False, "context_full")
             self._deciding.add(worker)
@@ -174,7 +185,10 @@ class EpisodePlayer:
     def _decide_for(self, workers: list[int]) -> Iterator[PlayedEpisode]:
         waiting = {worker: self._waiting_conversation(worker) for worker in workers}
         started = time.monotonic()
-        completions = waiting[workers[0]].generator.sample({c.slot: c.unread() for c in waiting.values()})
+        prompts = {c.slot: c.unread() for c in waiting.values()}
+        choices = {c.slot: c.choices for c in waiting.values() if c.choices is not None}
+        generator = waiting[workers[0]].generator
+        completions = generator.sample(prompts, choices) if choices else generator.sample(prompts)
         self._round_seconds += time.monotonic() - started
         for worker, conversation in waiting.items():
             live, completion = self._live[worker], completions[conversation.slot]
@@ -217,6 +231,8 @@ class EpisodePlayer:
         episode.source["malformed"] = live.session.malformed
         if live.info.get("metrics"):
             episode.extra["metrics"] = live.info["metrics"]
+        if any(live.admissible):
+            episode.extra[ADMISSIBLE] = live.admissible
         if live.utterances:
             episode.extra[UTTERANCES] = live.utterances
         conversations = live.conversations.values()

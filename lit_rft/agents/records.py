@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lit_rft.agents.admissible import recorded_actions
 from lit_rft.agents.base import Act, Agent, Ask, Session
 from lit_rft.agents.contexts import make_context
 from lit_rft.episodes import Episode
+from lit_rft.generation import TokenTrie
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 UTTERANCES = "utterances"  # key of a record's `extra`: level -> the policy's utterances as text
@@ -46,9 +48,11 @@ def replay(
         for level in utterances
     }
     texts = {level: iter(lines) for level, lines in utterances.items()}
+    _admit(session, episode, 0)
     turn = session.start(episode.task_description, episode.initial_observation)
     for index, step in enumerate(episode.steps):
         if index:
+            _admit(session, episode, index)
             turn = session.observe(episode.steps[index - 1].observation)
         while isinstance(turn, Ask):
             text = next(texts[turn.level], None)
@@ -58,11 +62,23 @@ def replay(
             context.read(turn.ids)
             if max_length is not None and not context.append_only:
                 context.shorten(max_length - len(ids))
-            context.write(ids)
+            context.write(ids, TokenTrie(turn.choices).allowed_along(ids) if ids in turn.choices else None)
             turn = session.receive(text)
         if not isinstance(turn, Act) or turn.text != step.action:
             raise ValueError(f"episode {episode.id!r}, step {index}: expected the action {step.action!r}, got {turn}")
     return [made for context in contexts.values() for made in context.transcripts if made.num_decisions]
+
+
+def _admit(session: Session, episode: Episode, index: int) -> None:
+    admit = getattr(session, "admit", None)
+    if admit is not None:
+        admit(recorded_actions(episode, index))
+
+
+def _observation(agent: Agent, episode: Episode, index: int) -> str:
+    """The observation after so many steps, as the agent reads it."""
+    text, settings = episode.steps[index - 1].observation, getattr(agent, "admissible", None)
+    return text if settings is None else settings.text(text, recorded_actions(episode, index))
 
 
 def recorded_utterances(
@@ -130,7 +146,7 @@ def add_outcomes(
         extended.outcomes = outcomes
         if not outcomes[-1].terminated and extended.utterance_ends[-1] == len(extended) - 1:
             steps = sum(outcome.steps for outcome in known[: transcript.first_decision + len(outcomes)])
-            extended.append_prompt(chat.turn(agent.update(transcript.level, episode.steps[steps - 1].observation)))
+            extended.append_prompt(chat.turn(agent.update(transcript.level, _observation(agent, episode, steps))))
         completed.append(extended)
     return completed
 

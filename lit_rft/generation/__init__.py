@@ -1,5 +1,6 @@
 """Batched generation with a KV cache that is kept between turns."""
 
+from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.generator import ConversationGenerator, Conversations
 from lit_rft.generation.groups import sample_groups
 from lit_rft.generation.kv_cache import SlotCache
@@ -15,6 +16,7 @@ __all__ = [
     "ServedConversations",
     "ServerSettings",
     "SlotCache",
+    "TokenTrie",
     "VllmServer",
     "sample_groups",
 ]

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from lit_rft.generation.choices import Constraints, TokenTrie
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
     Completion,
@@ -33,7 +34,9 @@ class Conversations(Protocol):
     def open(self, name: str) -> int: ...
     def close(self, slot: int) -> None: ...
     def forget(self, slot: int) -> None: ...
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]: ...
+    def sample(
+        self, prompts: Mapping[int, Sequence[int]], choices: Mapping[int, TokenTrie] | None = None
+    ) -> dict[int, Completion]: ...
 
 
 @dataclass
@@ -105,17 +108,21 @@ class ConversationGenerator:
         self._decoder.cache.clear(slot)
 
     @torch.no_grad()
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
+    def sample(
+        self, prompts: Mapping[int, Sequence[int]], choices: Mapping[int, TokenTrie] | None = None
+    ) -> dict[int, Completion]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
             prompts: slot -> new ids since its last utterance (at least one).
+            choices: slot -> utterances among which it chooses; other slots are free.
         """
+        constraints = Constraints(choices or {}, self.sampling.max_new_tokens)
         check_new_ids(prompts)
         with self._decoder.ready():
-            return self._sample(prompts)
+            return self._sample(prompts, constraints)
 
-    def _sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
+    def _sample(self, prompts: Mapping[int, Sequence[int]], constraints: Constraints) -> dict[int, Completion]:
         new_ids = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
         first = self._decoder.read(new_ids)
         sampled: dict[int, Completion] = {slot: Completion([], [], False) for slot in prompts}
@@ -123,10 +130,11 @@ class ConversationGenerator:
         logits = torch.stack(list(first.values()))
         while active:
             randoms = [self._conversations[slot].random for slot in active]
-            tokens, log_probs = sample_tokens(logits, self.sampling, randoms)
+            tokens, log_probs = sample_tokens(constraints.mask(logits, active), self.sampling, randoms)
             self.tokens_sampled += len(active)
             for slot, token, log_prob in zip(list(active), tokens, log_probs, strict=True):
                 self._conversations[slot].pending = [token]
+                constraints.advance(slot, token)
                 if self._ending.append(sampled, slot, token, log_prob):
                     swap_remove(active, slot)
             if active:

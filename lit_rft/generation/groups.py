@@ -2,12 +2,13 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from lit_rft.generation.choices import Constraints, TokenTrie
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
@@ -37,6 +38,7 @@ def sample_groups(
     max_concurrent: int = 64,
     decode: Callable[[list[int]], str] | None = None,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    choices: Mapping[int, TokenTrie] | None = None,
 ) -> list[list[Completion]]:
     """Sample groups of completions; whenever one finishes, the next starts in its place.
 
@@ -53,6 +55,7 @@ def sample_groups(
         max_concurrent: maximum number of completions sampled at the same time.
         decode: token ids to text, for stop strings.
         acting: context around each forward pass, see `Decoder`.
+        choices: index of a prompt -> the completions to choose among; other prompts are free.
 
     Returns:
         The completions of each prompt, in order.
@@ -71,7 +74,7 @@ def sample_groups(
         number = max(1, min(max_concurrent, sum(sizes)))
         decoder = make_decoder(model, number, end_ids[0], acting=acting)
         stop_criteria = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
-        return _GroupSampler(decoder, prompts, sizes, sampling, stop_criteria, seed).run()
+        return _GroupSampler(decoder, prompts, sizes, sampling, stop_criteria, seed, choices or {}).run()
     finally:
         model.train(training)
 
@@ -95,9 +98,11 @@ class _GroupSampler:
         sampling: SamplingSettings,
         stop_criteria: StopCriteria,
         seed: int,
+        choices: Mapping[int, TokenTrie],
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
         self.stop_criteria = stop_criteria
+        self.choices, self.constraints = choices, Constraints({}, sampling.max_new_tokens)
         # prompts of similar length are prefilled together; samples depend on names, not on this order
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p][1]), reverse=True)
         self.waiting = deque((p, n) for p in order for n in range(sizes[p]))
@@ -137,6 +142,8 @@ class _GroupSampler:
             self.place[slot], self.sampled[slot] = (p, n), Completion([], [], False)
             self.randoms[slot] = RandomStream(self.seed, f"{self.prompts[p][0]}/{n}")
             new.append(slot)
+            if p in self.choices:
+                self.constraints.begin(slot, self.choices[p])
         if fresh:
             for slot, logits in self.decoder.read(fresh).items():
                 self.begun[self.place[slot][0]].logits = logits
@@ -151,8 +158,10 @@ class _GroupSampler:
 
     def _sample_next(self, slots: Sequence[int], logits: Tensor) -> None:
         """Sample a token for each slot; finished completions free their slots."""
+        logits = self.constraints.mask(logits, slots)
         tokens, log_probs = sample_tokens(logits, self.sampling, [self.randoms[slot] for slot in slots])
         for slot, token, log_prob in zip(list(slots), tokens, log_probs, strict=True):
+            self.constraints.advance(slot, token)
             if self.stop_criteria.append(self.sampled, slot, token, log_prob):
                 self._end(slot)
 

@@ -35,6 +35,8 @@ def sample_decisions(
     Returns:
         A transcript of one decision for each decision, in order: the state's ids and the new utterance.
     """
+    if any(transcript.allowed for transcript in transcripts):
+        raise ValueError("fresh utterances are not sampled among given choices: set value_actions to dataset")
     states, names = [], []
     for transcript in transcripts:
         for decision, start in enumerate(transcript.utterance_starts):

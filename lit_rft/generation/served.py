@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 from lit_rft.generation.slots import Slots, check_new_ids
 from lit_rft.generation.vllm import VllmServer
@@ -62,17 +63,25 @@ class ServedConversations:
         """Clear a conversation's history; its random generator keeps its state."""
         self._conversations[slot].history = []
 
-    def sample(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
+    def sample(
+        self, prompts: Mapping[int, Sequence[int]], choices: Mapping[int, TokenTrie] | None = None
+    ) -> dict[int, Completion]:
         """Read each slot's new prompt ids and sample its next utterance.
 
         Args:
             prompts: slot -> new ids since its last utterance (at least one).
+            choices: not supported.
 
         Raises:
-            ValueError: A slot has no new ids.
+            ValueError: A slot has no new ids, or choices are given.
             RuntimeError: The server's response is invalid.
         """
         check_new_ids(prompts)
+        if choices:
+            raise ValueError(
+                "a generation server does not sample among given choices: unset acting.server, or the agent's "
+                "admissible.choose"
+            )
         conversations = {slot: self._conversations[slot] for slot in prompts}
         for slot, conversation in conversations.items():
             conversation.history += prompts[slot]

@@ -13,6 +13,7 @@ from lit_rft.transcripts.batch import (
 from lit_rft.transcripts.chat import ChatFormat, ChatTemplateWarning
 from lit_rft.transcripts.prompts import PromptFormat, completion_transcript
 from lit_rft.transcripts.shared import collate_shared, shared_step_batch, split_shared
+from lit_rft.transcripts.thoughts import ThoughtMarks
 from lit_rft.transcripts.transcript import DecisionOutcome, Transcript
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DecisionOutcome",
     "PromptFormat",
     "StepBatch",
+    "ThoughtMarks",
     "Transcript",
     "TranscriptBatch",
     "collate_packed",

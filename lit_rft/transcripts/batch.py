@@ -31,6 +31,7 @@ class TranscriptBatch:
     terminated: Tensor  # [U] bool
     transcript_index: Tensor  # [U] index into transcripts
     transcripts: list[Transcript]
+    allowed: Tensor | None = None  # [N, K], for the N tokens of utterances: ids that each was chosen among, else -1
     segments: Tensor | None = None  # [B, T] with shared prompts: 0 in the prompt, then the number of the completion
 
     @property
@@ -153,8 +154,24 @@ def with_decisions(
     mask = tokens <= ends[:, None]
     return TranscriptBatch(
         input_ids, position_ids, tokens * mask, mask, (tokens - 1) * mask, level, starts - 1, ends, next_ends,
-        torch.tensor(rewards), steps, terminated.bool(), owners, transcripts,
+        torch.tensor(rewards), steps, terminated.bool(), owners, transcripts, allowed_ids(transcripts),
     )  # fmt: skip
+
+
+def allowed_ids(transcripts: Sequence[Transcript]) -> Tensor | None:
+    """Collect the ids among which each token of the transcripts' utterances was chosen.
+
+    Returns:
+        [N, K], -1 in padding and for free tokens; None if all are free.
+    """
+    if not any(transcript.allowed for transcript in transcripts):
+        return None
+    rows: list[list[int]] = []
+    for transcript in transcripts:
+        for k, (start, end) in enumerate(zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)):
+            rows += transcript.allowed.get(k) or [[]] * (end + 1 - start)
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
 
 
 def _decisions(transcript: Transcript, level: int, offset: int, owner: int) -> list[tuple[int, ...]]:

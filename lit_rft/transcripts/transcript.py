@@ -24,6 +24,7 @@ class Transcript:
     `outcomes[k]`: outcome of decision k, if known (for critics). A last decision that did not terminate is followed by
     one more prompt, at whose end the value of the next state is read.
     `dropped_turns`, `dropped_tokens`: numbers of turns and tokens that truncation has removed so far.
+    `allowed[k]`: for each token of decision k the token ids among which it was chosen; no entry for free decisions.
     `earlier_decisions`: number of earlier decisions of the conversation, if each of them has a transcript of its own.
     """
 
@@ -38,6 +39,7 @@ class Transcript:
     dropped_tokens: int = 0
     earlier_decisions: int = 0
     outcomes: list[DecisionOutcome] = field(default_factory=list)
+    allowed: dict[int, list[list[int]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -85,10 +87,17 @@ class Transcript:
             self.head_length = len(self.input_ids)
         return appended
 
-    def append_utterance(self, ids: list[int]) -> None:
-        """Append the tokens of an utterance, exactly as sampled."""
+    def append_utterance(self, ids: list[int], allowed: list[list[int]] | None = None) -> None:
+        """Append the tokens of an utterance, exactly as sampled.
+
+        Args:
+            ids: its token ids.
+            allowed: for each of them, those among which it was chosen; None if it was free.
+        """
         if not ids:
             raise ValueError("an utterance needs at least one token (its end of turn), got none")
+        if allowed is not None:
+            self.allowed[self.num_decisions] = allowed
         self.utterance_starts.append(len(self.input_ids))
         self.input_ids.extend(ids)
         self.utterance_ends.append(len(self.input_ids) - 1)
@@ -106,6 +115,7 @@ class Transcript:
             utterance_starts=self.utterance_starts[:number],
             utterance_ends=self.utterance_ends[:number],
             outcomes=self.outcomes[:number],
+            allowed={k: ids for k, ids in self.allowed.items() if k < number},
         )
 
     def without_last_prompt(self) -> "Transcript":
@@ -151,4 +161,5 @@ class Transcript:
             dropped_tokens=self.dropped_tokens + cut,
             earlier_decisions=self.earlier_decisions,
             outcomes=self.outcomes[turns:],
+            allowed={k - turns: ids for k, ids in self.allowed.items() if k >= turns},
         )

@@ -43,7 +43,8 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
     """Check an agent.
 
     Raises:
-        ValueError: For settings that checkpoints cannot keep, or a context without room for an utterance.
+        ValueError: For settings that checkpoints cannot keep, a context without room for an utterance, or choices with
+            a generation server.
     """
     if not dataclasses.is_dataclass(agent):
         raise ValueError(f"agent must be a frozen dataclass, whose fields checkpoints keep; got {type(agent).__name__}")
@@ -51,6 +52,11 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
         raise ValueError(
             f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and "
             f"{acting.sampling.max_new_tokens}"
+        )
+    if acting.server is not None and getattr(getattr(agent, "admissible", None), "choose", False):
+        raise ValueError(
+            "a generation server does not sample among given choices: unset acting.server or the agent's "
+            "admissible.choose"
         )
 
 

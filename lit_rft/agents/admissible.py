@@ -1,0 +1,55 @@
+"""Admissible actions: what an agent is shown of them, and what it may choose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rft.episodes import Episode
+
+ADMISSIBLE = "admissible"  # key of a record's `extra`: the actions that were listed with each observation
+
+
+@dataclass(frozen=True)
+class AdmissibleActions:
+    """What an agent makes of the admissible actions, where the environment reports them (`StepInfo.admissible`).
+
+    Args:
+        show: list them below each observation.
+        choose: the policy's answer can only be one of them: at each token, its distribution is renormalised over the
+            tokens with which an admissible action can go on, in sampling and in training. Not with a generation server.
+        limit: maximum number of actions, > 0; the environment's first ones.
+        max_characters: maximum length of the list, > 0; longer lists are cut after an action.
+    """
+
+    show: bool = True
+    choose: bool = False
+    limit: int = 50
+    max_characters: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "max_characters"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"admissible.{name} must be > 0, got {getattr(self, name)}")
+
+    def select(self, info: Mapping[str, Any]) -> list[str]:
+        """Return the actions to use of an environment's info, in its order, without duplicates; none if it has none."""
+        selected: list[str] = []
+        length = 0
+        for action in dict.fromkeys(info.get("admissible") or ()):
+            length += len(action)
+            if len(selected) == self.limit or length > self.max_characters:
+                break
+            selected.append(action)
+        return selected
+
+    def text(self, observation: str, actions: Sequence[str]) -> str:
+        """Return an observation with the list of actions below it."""
+        if not self.show or not actions:
+            return observation
+        return "\n".join([f"{observation}\n\nAdmissible actions:", *(f"- {action}" for action in actions)])
+
+
+def recorded_actions(episode: Episode, index: int) -> list[str]:
+    """Return the actions that a record has for an observation, the initial one at index 0; none if it has none."""
+    recorded = episode.extra.get(ADMISSIBLE) or []
+    return list(recorded[index]) if index < len(recorded) else []

@@ -1,0 +1,99 @@
+"""Admissible actions: listed below observations, and as the only answers that a policy can give."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from local_play import Writer, assert_recorded, assert_what_was_read, chat_of, play
+
+from lit_rft.agents import AdmissibleActions, FlatAgent, Tags, add_outcomes
+from lit_rft.generation import ConversationGenerator, SamplingSettings
+from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.testing.corridor import CorridorEnv
+from lit_rft.testing.tiny import make_model
+from lit_rft.transcripts import collate_packed, collate_padded
+
+
+class DoorsEnv(CorridorEnv):
+    """The corridor, which reports what can be done; in room 2 it says nothing."""
+
+    def reset(self, **options: Any) -> tuple[str, dict[str, Any]]:
+        observation, info = super().reset(**options)
+        return observation, {**info, "admissible": self._admissible()}
+
+    def step(self, action: str) -> Any:
+        *answer, info = super().step(action)
+        return (*answer, info if self.room == 2 else {**info, "admissible": self._admissible()})
+
+    def _admissible(self) -> list[str]:
+        return ["go right", "go left", "go right"] if self.room else ["go right"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (AdmissibleActions(), ["a b", "c", "d"]),
+        (AdmissibleActions(limit=2), ["a b", "c"]),
+        (AdmissibleActions(max_characters=4), ["a b", "c"]),
+        (AdmissibleActions(max_characters=3), ["a b"]),
+    ],
+    ids=repr,
+)
+def test_selected_actions_are_bounded(settings: AdmissibleActions, expected: list[str]) -> None:
+    assert settings.select({"admissible": ["a b", "c", "a b", "d"]}) == expected
+    assert settings.select({}) == settings.select({"admissible": None}) == []
+
+
+@pytest.mark.parametrize("bad", ["limit", "max_characters"])
+def test_bad_bounds_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match=f"admissible.{bad} must be > 0, got 0"):
+        AdmissibleActions(**{bad: 0})
+
+
+@pytest.mark.parametrize("choose", [False, True])
+def test_shown_actions_are_read_recorded_and_read_again(choose: bool) -> None:
+    chat, settings = chat_of("chatml"), AdmissibleActions(choose=choose)
+    agent = FlatAgent("Act.", 4000, Tags(), admissible=settings)
+    texts = [f"<action>go {d}</action>" for d in ("right", "right", "left", "right", "right")]
+    writer = Writer(chat, {"flat": texts})
+    played = play(agent, chat, writer, DoorsEnv)
+    read = chat.tokenizer.decode(writer.seen[2][0])
+    assert "Go to room 3.\n\nYou are in room 0.\n\nAdmissible actions:\n- go right<|im_end|>" in read
+    assert "You are in room 1.\n\nAdmissible actions:\n- go right\n- go left<|im_end|>" in read
+    assert "user\nYou are in room 2.<|im_end|>" in read
+    assert played.episode.extra["admissible"][:3] == [["go right"], ["go right", "go left"], []]
+    assert_what_was_read(played, writer)
+    assert_recorded(agent, chat, played)
+    (transcript,) = played.transcripts
+    assert set(transcript.allowed) == ({0, 1, 3} if choose else set())
+    assert len(played.episode.extra["admissible"]) == len(played.episode.steps) + 1
+    played.episode.outcome.terminated, played.episode.steps = False, played.episode.steps[:3]
+    (extended,) = add_outcomes([transcript.first_decisions(3).without_last_prompt()], played.episode, chat, agent)
+    assert extended.input_ids[extended.utterance_ends[-1] + 1 :] == chat.turn(
+        settings.text("You are in room 1.", ["go right", "go left"])
+    )
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen3.5", "llama3", "mistral"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_random_model_that_chooses_is_always_valid(family: str, keep: bool) -> None:
+    """And what trains are the log-probabilities with which it has chosen."""
+    chat = chat_of(family)
+    model = make_model(vocab_size=len(chat.tokenizer))
+    agent = FlatAgent("Act.", 4000, Tags(), keep, AdmissibleActions(show=False, choose=True))
+    generator = ConversationGenerator(model, chat.end_ids, SamplingSettings(60, 1.5), num_slots=1, seed=3)
+    played = play(agent, chat, generator, DoorsEnv)
+    listed = played.episode.extra["admissible"]
+    free = [index for index, actions in enumerate(listed[:-1]) if not actions]
+    for index, step in enumerate(played.episode.steps):
+        assert index in free or step.action in listed[index]
+    assert len(played.episode.steps) - len(free) >= 2
+    sampled = [v for values in played.log_probs for row in values for v in row]
+    for batch in (collate_padded(played.transcripts, 0), collate_packed(played.transcripts, 0, 9000)):
+        trained = utterance_log_probs(model, batch, end_of_turn_id=chat.end_of_turn_id, temperature=1.5, ends=False)
+        order = [played.transcripts.index(transcript) for transcript in batch.transcripts]
+        expected = [v for index in order for row in played.log_probs[index] for v in row]
+        torch.testing.assert_close(trained.tokens[batch.utterance_mask], torch.tensor(expected), rtol=1e-3, atol=1e-3)
+    (first, *_) = played.log_probs[0]
+    assert all(value == 0 for value in first) and math.isfinite(sum(sampled))  # one action only
