@@ -83,7 +83,10 @@ def test_training_log_probs_equal_brute_force_for_every_choice(model: Any) -> No
         values = utterance_log_probs(
             double, batch, end_of_turn_id=END, temperature=0.7, chunk_tokens=5, ends=False, entropy=True
         )
-        found = {t.episode_id: float(row.detach().sum().exp()) for t, row in zip(batch.transcripts, values.tokens, strict=True)}
+        found = {
+            t.episode_id: float(row.detach().sum().exp())
+            for t, row in zip(batch.transcripts, values.tokens, strict=True)
+        }
         assert [found[str(n)] for n in range(len(expected))] == pytest.approx(expected, rel=1e-9)
         for start in range(0, len(expected), len(CHOICES)):
             assert sum(found[str(start + n)] for n in range(len(CHOICES))) == pytest.approx(1.0, abs=1e-12)
