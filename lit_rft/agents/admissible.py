@@ -1,4 +1,4 @@
-"""Admissible actions: what an agent is shown of them, and what it may choose."""
+"""Admissible actions: lists in prompts, and choices among them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ ADMISSIBLE = "admissible"  # key of a record's `extra`: the actions that were li
 
 @dataclass(frozen=True)
 class AdmissibleActions:
-    """What an agent makes of the admissible actions, where the environment reports them (`StepInfo.admissible`).
+    """Use of the admissible actions that an environment reports (`StepInfo.admissible`).
 
     Args:
         show: list them below each observation.

@@ -57,7 +57,7 @@ def _leaves(node: dict[int, Any]) -> int:
 
 
 class Constraints:
-    """Where the utterances of some slots are in their tries.
+    """Positions of slots in their tries, during sampling.
 
     Args:
         choices: slot -> its trie; other slots are free.
