@@ -29,11 +29,15 @@ class AlfworldEnv(gym.Env[str, str]):
 
     Args:
         games: source of games.
+
+    Raises:
+        ImportError: the extra ``lit-rft[alfworld]`` is missing.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own annotation)
 
     def __init__(self, games: GameSource) -> None:
+        games.check()  # now: an error of a later reset would be taken for a failure of the environment
         self.games = games
         self.action_space = Text(min_length=0, max_length=2**20, charset=string.printable)
         self.observation_space = Text(min_length=0, max_length=2**20, charset=string.printable)

@@ -81,7 +81,7 @@ def load_logic(domain: str, grammar: str) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _load_logic(domain: str, grammar: str) -> Any:
-    pddl_logic, textgen = _import_textworld()
+    pddl_logic, textgen = import_textworld()
     try:
         logic = pddl_logic.GameLogic(domain=domain, grammar=grammar)
         symbols = [symbol for rules in logic.grammar._rules.values() for rule in rules for symbol in rule.rhs]
@@ -110,7 +110,12 @@ def _check_symbol(symbol: Any) -> None:
         raise ValueError(f"unknown symbol {kind}")
 
 
-def _import_textworld() -> tuple[Any, Any]:
+def import_textworld() -> tuple[Any, Any]:
+    """Import the engine's modules of rules and of texts.
+
+    Raises:
+        ImportError: the extra ``lit-rft[alfworld]`` is missing.
+    """
     try:
         from textworld.envs.pddl import logic, textgen
     except ImportError as error:

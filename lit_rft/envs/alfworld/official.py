@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_rft.envs.alfworld.engine import TextWorldGame
 from lit_rft.envs.alfworld.games import TASKS, Goal, Household, Receptacle, Thing, number_names
-from lit_rft.envs.alfworld.grammar import check_game, task_text
+from lit_rft.envs.alfworld.grammar import check_game, import_textworld, task_text
 from lit_rft.envs.alfworld.resources import load_resources
 from lit_rft.envs.alfworld.sources import Start, first_observation
 
@@ -85,6 +85,10 @@ class OfficialGames:
     @property
     def version(self) -> str:
         return load_resources().version
+
+    def check(self) -> None:
+        load_resources()
+        import_textworld()
 
     def start(self, options: Mapping[str, Any]) -> Start:
         game = _read(self._path(options))

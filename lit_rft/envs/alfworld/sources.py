@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lit_rft.envs.alfworld.engine import TextWorldGame
 from lit_rft.envs.alfworld.games import Household, game_data
 from lit_rft.envs.alfworld.generator import Layout, generate
+from lit_rft.envs.alfworld.grammar import import_textworld
 from lit_rft.envs.alfworld.resources import load_resources
 from lit_rft.envs.alfworld.world import World
 
@@ -55,6 +56,13 @@ class GameSource(Protocol):
     def version(self) -> str:
         """``env_version`` of the records."""
 
+    def check(self) -> None:
+        """Check that what the games need is installed.
+
+        Raises:
+            ImportError: the extra ``lit-rft[alfworld]`` is missing.
+        """
+
     def start(self, options: Mapping[str, Any]) -> Start:
         """Start a game.
 
@@ -83,6 +91,11 @@ class SyntheticGames:
     @property
     def version(self) -> str:
         return load_resources().version
+
+    def check(self) -> None:
+        load_resources()
+        if self.textworld:
+            import_textworld()
 
     def start(self, options: Mapping[str, Any]) -> Start:
         household = self.household(options)

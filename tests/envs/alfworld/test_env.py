@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lit_rft.envs import EpisodeEnv
-from lit_rft.envs.alfworld import SyntheticSuite, small_households
+from lit_rft.envs.alfworld import AlfworldSuite, SyntheticSuite, small_households
 from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.resources import Resources
 from lit_rft.envs.base import describe, expert_of
@@ -167,5 +168,14 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_rft.envs.alfworld import resources
 
     monkeypatch.setattr(resources.importlib.machinery.PathFinder, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'lit-rft\[alfworld\]'"):
-        resources.package_folder()
+    resources.load_resources.cache_clear()
+    for suite in (SyntheticSuite(), AlfworldSuite()):
+        with pytest.raises(ImportError, match=r"pip install 'lit-rft\[alfworld\]'"):
+            suite.make_env()
+
+
+def test_a_missing_engine_is_named(rooms: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "textworld.envs.pddl", None)
+    with pytest.raises(ImportError, match=r"played with TextWorld: pip install 'lit-rft\[alfworld\]'"):
+        SyntheticSuite(textworld=True).make_env()
+    SyntheticSuite().make_env()
