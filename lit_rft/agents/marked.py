@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.base import Agent, Session, Turn
 from lit_rft.agents.flat import FlatAgent
 from lit_rft.episodes import Episode
@@ -70,6 +71,10 @@ class MarkedAgent:
     @property
     def keep_thoughts(self) -> bool:
         return getattr(self.agent, "keep_thoughts", True)
+
+    @property
+    def admissible(self) -> AdmissibleActions | None:
+        return getattr(self.agent, "admissible", None)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         """Make a session that reads the best marker."""

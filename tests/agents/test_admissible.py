@@ -7,7 +7,7 @@ import pytest
 import torch
 from local_play import Writer, assert_recorded, assert_what_was_read, chat_of, play
 
-from lit_rft.agents import AdmissibleActions, FlatAgent, Tags, add_outcomes
+from lit_rft.agents import AdmissibleActions, FlatAgent, MarkedAgent, Tags, add_outcomes
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.testing.corridor import CorridorEnv
@@ -49,6 +49,15 @@ def test_selected_actions_are_bounded(settings: AdmissibleActions, expected: lis
 def test_bad_bounds_are_refused(bad: str) -> None:
     with pytest.raises(ValueError, match=f"admissible.{bad} must be > 0, got 0"):
         AdmissibleActions(**{bad: 0})
+
+
+def test_a_marked_agent_chooses_as_its_inner_agent_does() -> None:
+    chat = chat_of("chatml")
+    agent = MarkedAgent(FlatAgent("Act.", 4000, admissible=AdmissibleActions(choose=True)))
+    writer = Writer(chat, {"flat": ["go right"] * 3})
+    played = play(agent, chat, writer, DoorsEnv)
+    assert set(played.transcripts[0].allowed) == {0, 1} and "- go left" in chat.tokenizer.decode(writer.seen[1][0])
+    assert_recorded(agent, chat, played)
 
 
 @pytest.mark.parametrize("choose", [False, True])
