@@ -20,6 +20,7 @@ AGENT = {"class_path": "plugins.thinking_agent.ThinkingAgent", "init_args": {"ma
 
 def command(backbone: Path, folder: Path, stage: str, data: str, **more: Any) -> list[str]:
     config = {
+        "base": "episodes.yaml",
         "trainer": {
             "default_root_dir": str(folder / stage), "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0,
             "accelerator": "cpu", "precision": "32-true",
