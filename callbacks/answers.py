@@ -90,8 +90,9 @@ def _cell(text: str) -> str:
 
 
 class AnswerTable(ScoreTable):
-    """Prints the scores by benchmark after each validation and test, and writes those of a test to
-    `<default_root_dir>/scores.json`.
+    """Prints the scores by benchmark after each validation and test, and writes those of a test.
+
+    They are in `<default_root_dir>/scores.json`.
     """
 
     def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:

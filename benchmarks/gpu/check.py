@@ -30,10 +30,10 @@ TESTS = ("test_gpu.py", "generation/test_graphs.py")
 
 
 class Gradients(L.Callback):
-    """Keeps the gradients of the last optimiser step. (Adam's first step has little but their signs.)
+    """Keeps the gradients of the last optimiser step.
 
-    Training starts from the same weights on all devices: new adapters are drawn on the device itself, and half of them
-    are zero, so that the other half would get no gradient.
+    Adam's first step has little but their signs. Training starts from the same weights on all devices: new adapters are
+    drawn on the device itself, and half of them are zero, so that the other half would get no gradient.
     """
 
     def __init__(self) -> None:

@@ -93,7 +93,7 @@ class FlatSession:
         return observation if settings is None else settings.text(observation, self._actions)
 
     def _choices(self) -> list[list[int]]:
-        """The utterances of the actions to choose among; none if the level is free."""
+        """Return the utterances of the actions to choose among; none if the level is free."""
         settings = self.agent.admissible
         actions = self._actions if settings is not None and settings.choose else []
         return [self.chat.utterance(write_answer(self.agent.answer_format, self.chat, action)) for action in actions]

@@ -76,7 +76,7 @@ def _admit(session: Session, episode: Episode, index: int) -> None:
 
 
 def _observation(agent: Agent, episode: Episode, index: int) -> str:
-    """The observation after `index` steps, as the agent reads it."""
+    """Return the observation after `index` steps, as the agent reads it."""
     text, settings = episode.steps[index - 1].observation, getattr(agent, "admissible", None)
     return text if settings is None else settings.text(text, recorded_actions(episode, index))
 

@@ -155,7 +155,7 @@ def _read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row_seed(row: Mapping[str, Any], place: str) -> int:
-    """The row's own seed, or one that follows from its content: the same row is the same problem again."""
+    """Return the row's seed, or else one derived from its content: the same row is the same problem again."""
     seed = row.get("seed")
     if seed is None:
         return derive_seed(0, json.dumps(row, sort_keys=True)) % 2**31

@@ -45,11 +45,15 @@ def decisions_at(
 
 
 def check_outcomes(micro: TranscriptBatch) -> None:
-    """Raises: ValueError for transcripts without outcomes."""
+    """Check that transcripts have outcomes.
+
+    Raises:
+        ValueError: For transcripts without outcomes.
+    """
     without = [t.episode_id for t in micro.transcripts if not t.outcomes]
     if without:
         raise ValueError(
-            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: leave out "
+            f"the transcripts of {', '.join(without[:3])} have no outcomes, which critics learn from: remove "
             "data.init_args.outcomes, or use `add_outcomes`"
         )
 

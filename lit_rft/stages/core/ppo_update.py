@@ -231,9 +231,7 @@ class _Chain(NamedTuple):
         everywhere[ends] = final
         token_last = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         token_last[ends] = last
-        estimate = generalized_advantages(
-            rewards, values, token_last, **rates, final_values=everywhere, steps=time
-        )
+        estimate = generalized_advantages(rewards, values, token_last, **rates, final_values=everywhere, steps=time)
         return estimate.advantages, estimate.returns
 
 
