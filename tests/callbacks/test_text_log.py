@@ -71,6 +71,6 @@ def test_a_figure_is_a_file_for_loggers_without_figures(tmp_path: Path) -> None:
 
 def test_answers_do_not_vanish_with_a_csv_logger(tmp_path: Path) -> None:
     answer = SimpleNamespace(prompt="1 + 1", completion="it is two", ground_truth="2", reward=1.0)
-    module: Any = SimpleNamespace(answers=[answer])
+    module: Any = SimpleNamespace(evaluator=SimpleNamespace(results=[answer]))
     CompletionText().on_validation_end(make_trainer(tmp_path, CSVLogger(tmp_path)), module)
     assert "it is two" in (tmp_path / "texts" / "val" / "answers.md").read_text()

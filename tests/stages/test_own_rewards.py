@@ -108,4 +108,4 @@ def test_records_keep_return_score_and_metrics(own_score: bool, tiny_model_folde
     costs = [episode.extra["metrics"]["cost"] for episode in episodes]
     assert results["test/metrics/cost"] == pytest.approx(sum(costs) / 3)  # greedy: the same episodes again
     assert json.loads((tmp_path / "scores.json").read_text())["mean"]["metrics/steps"] == STEPS
-    assert [start for start, _ in STARTS[:3]] == [start for start, _ in STARTS[3:]]
+    assert sorted(STARTS[:3]) == sorted(STARTS[3:])  # two threads: which episode starts first is chance
