@@ -229,5 +229,5 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
 
 
 def _question(line: Any) -> tuple[Any, ...]:
-    """Return the key of a problem in `AnsweringStage.already_answered`."""
+    """Return the key of a problem in `ProblemEvaluator.skip`."""
     return tuple(line.get(name) for name in ("source", "id", "prompt", "ground_truth"))

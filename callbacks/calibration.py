@@ -17,7 +17,7 @@ class CriticCalibration(L.Callback):
     Points on the diagonal are exact; points above it are optimistic. Decisions of episodes cut by a time limit have no
     known return and are left out; a level without any known return is skipped, with one log message. The correlation
     and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with
-    any module that has `q_and_returns`, see `ActorCriticStage`.
+    any module with an `actor_critic` that has `q_and_returns`.
 
     Args:
         bins: number of bins of Q for the line of averages, >= 1.

@@ -41,6 +41,7 @@ KEYS = {
     "data.init_args.train_tasks": "{chain_sum: 4}",
     "data.init_args.eval_tasks": "{chain_sum: 4}",
     "data.init_args.batch_size": "2",
+    "data.init_args.max_trace_length": "64",
 }
 
 
