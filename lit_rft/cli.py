@@ -17,6 +17,7 @@ lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
 
 usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
        lit-rft check-env ENV [--options JSON]...
+       lit-rft collect ENV --expert FUNCTION --out FILE [--KEY VALUE]...
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
@@ -25,6 +26,7 @@ verbs:
   predict   play episodes and write them as a data set for the next stage
 
   check-env play episodes of an environment, given by its import path, and report errors; check-env --help
+  collect   write episodes to learn from: an expert's, or pairs of observations and actions; collect --help
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -49,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"lit-rft {__version__}")
         return
     argv = take_debug(argv)
-    if argv[:1] == ["check-env"]:
-        run_env_command(argv[1:])
+    if argv[:1] in (["check-env"], ["collect"]):
+        run_env_command(*argv)
         return
     argv = resolve_configs(argv)
     if argv[:1] and argv[0] not in VERBS:
@@ -63,14 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build(argv, run=True)
 
 
-def run_env_command(argv: Sequence[str]) -> None:
+def run_env_command(command: str, *argv: str) -> None:
     """Run a command about environments, which needs no stage."""
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():
-        from lit_rft.env_commands import run_check_env
+        from lit_rft.env_commands import run_check_env, run_collect
 
-        run_check_env(argv)
+        (run_check_env if command == "check-env" else run_collect)(argv)
 
 
 def stop(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Commands for environments, without training: `lit-rft check-env`."""
+"""Commands for environments, without training: `lit-rft check-env` and `lit-rft collect`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from lit_rft.config_files import add_import_folders
-from lit_rft.envs import check_env
+from lit_rft.envs import GymSuite, check_env
+from lit_rft.envs.checking.check import find_suite
 from lit_rft.envs.checking.report import print_report
+from lit_rft.envs.collect import Perturbation, collect_expert_episodes, collect_perturbed_episodes
 from lit_rft.envs.gym import import_env
+from lit_rft.episodes import Episode, read_demonstrations, write_episodes
 from lit_rft.error_messages import UsageError
 
 
@@ -40,6 +43,60 @@ def run_check_env(arguments: Sequence[str]) -> None:
     print_report(report, Console())
     if report.errors:
         sys.exit(1)
+
+
+def run_collect(arguments: Sequence[str]) -> None:
+    """Write episodes to learn from: an expert's, with random actions among them if asked for, or pairs of a file.
+
+    Raises:
+        UsageError: wrong arguments, or an environment or expert that cannot be imported.
+    """
+    given = _collect_parser().parse_args(arguments)
+    add_import_folders(iter(()))  # the working directory
+    if given.pairs is not None:
+        episodes = read_demonstrations(given.pairs, given.name or "demonstrations")
+        write_episodes(given.out, episodes)
+    else:
+        if given.env is None:
+            raise UsageError("lit-rft collect: expected an environment or --pairs FILE; see lit-rft collect --help")
+        episodes = _collect(given)
+    score = sum(episode.outcome.score for episode in episodes) / len(episodes)
+    print(f"{given.out}: {len(episodes)} episodes, mean score {score:.3f}")
+
+
+def _collect(given: argparse.Namespace) -> list[Episode]:
+    try:
+        suite = find_suite(given.env, given.args) or GymSuite(
+            given.env,
+            given.args,
+            given.name or "",
+            given.step_limit,
+            expert_policy=given.expert and import_env(given.expert),
+        )
+        specs = suite.episodes(given.split, limit=given.episodes, seed=given.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not given.random:
+        return collect_expert_episodes(suite, specs, given.out, num_workers=given.workers)
+    perturbation = Perturbation(given.random, seed=given.seed)
+    return collect_perturbed_episodes(suite, specs, given.out, perturbation, num_workers=given.workers)
+
+
+def _collect_parser() -> argparse.ArgumentParser:
+    parser = _Parser("lit-rft collect", description="Write episodes to learn from, by an expert or from pairs.")
+    parser.add_argument("env", nargs="?", help="import path of an environment or of a suite with an expert")
+    parser.add_argument("--out", required=True, help="file to write: .jsonl or .parquet")
+    parser.add_argument("--expert", help="function of observation and info that chooses the actions")
+    parser.add_argument("--pairs", metavar="FILE", help="JSON lines with observation and action, instead of an expert")
+    parser.add_argument("--args", type=_json_object, default={}, metavar="JSON", help="arguments of the environment")
+    parser.add_argument("--name", help="of the environment's tasks (the name of its class)")
+    parser.add_argument("--split", default="train", help="which episodes (train)")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
+    parser.add_argument("--step_limit", type=int, default=50, help="steps per episode (50)")
+    parser.add_argument("--random", type=float, default=0.0, help="probability of a random admissible action (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of episodes and of the random actions (0)")
+    parser.add_argument("--workers", type=int, default=2, help="environments at once (2)")
+    return parser
 
 
 def _check_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Text environments: their contract, suites of tasks, and pools of workers for many episodes at once."""
 
-from lit_rft.envs.base import EpisodeSpec, Expert, ScriptedExpert, StepInfo, TaskSuite
+from lit_rft.envs.base import EpisodeSpec, Expert, ExpertPolicy, PolicyExpert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.checking import EnvReport, check_env
 from lit_rft.envs.episode_env import ContractError, EpisodeEnv
 from lit_rft.envs.gym import GymSuite
@@ -18,7 +18,9 @@ __all__ = [
     "EpisodeEnv",
     "EpisodeSpec",
     "Expert",
+    "ExpertPolicy",
     "GymSuite",
+    "PolicyExpert",
     "PoolEvent",
     "PoolSettings",
     "ScienceWorldEnv",

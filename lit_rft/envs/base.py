@@ -21,6 +21,7 @@ from lit_rft.episodes.subgoals import Annotator, annotate_events
 Item = TypeVar("Item")
 Half = Literal["first", "second"]
 Metric = Literal["score", "success"]
+ExpertPolicy = Callable[[str, Mapping[str, Any]], str | None]  # observation and info -> action; None: at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,10 @@ class StepInfo(TypedDict, total=False):
 
 
 class Expert(Protocol):
-    """An expert for a suite's tasks, used by `collect_expert_episodes`."""
+    """An expert for a suite's tasks, used by `collect_expert_episodes`.
+
+    An expert that chooses its actions step by step has a method ``act`` (`ExpertPolicy`), used instead of `actions`.
+    """
 
     @property
     def kind(self) -> str:
@@ -181,6 +185,34 @@ class ScriptedExpert:
 
     def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
         return self.script(spec)
+
+    def annotate(self, episode: Episode) -> Any:
+        return (self.annotator or annotate_events)(episode)
+
+
+@dataclass(frozen=True)
+class PolicyExpert:
+    """An expert that chooses each action from the observation and the info before it.
+
+    Attributes:
+        policy: chooses the action.
+        kind, irreversible: see `Expert`.
+        annotator: see `Expert.annotate`; by default subgoals are cut at the conditions that were achieved.
+    """
+
+    policy: ExpertPolicy
+    kind: str = "expert"
+    irreversible: tuple[str, ...] = ()
+    annotator: Annotator | None = None
+
+    def prepare(self, spec: EpisodeSpec, admissible_at: Sequence[int]) -> EpisodeSpec:
+        return spec
+
+    def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
+        return ()  # nothing is known beforehand
+
+    def act(self, observation: str, info: Mapping[str, Any]) -> str | None:
+        return self.policy(observation, info)
 
     def annotate(self, episode: Episode) -> Any:
         return (self.annotator or annotate_events)(episode)

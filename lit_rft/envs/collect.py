@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_rft.envs.base import EpisodeSpec, Expert, TaskSuite, expert_of
+from lit_rft.envs.base import EpisodeSpec, Expert, ExpertPolicy, TaskSuite, expert_of
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes.io import EpisodeWriter, check_suffix, read_episodes, write_episodes
@@ -216,8 +216,9 @@ class _ExpertPlayer:
     def __init__(self, event: PoolEvent, expert: Expert, perturbation: Perturbation | None) -> None:
         self._spec, self._expert, self._perturbation = event.job, expert, perturbation
         self._observation, self._info = event.payload
-        self._latest_info = self._info
-        self._script = list(expert.actions(self._spec, self._info))
+        self._latest_observation, self._latest_info = self._observation, self._info
+        self._act: ExpertPolicy | None = getattr(expert, "act", None)
+        self._script = [] if self._act else list(expert.actions(self._spec, self._info))
         self._position = 0  # in the script
         self._action = ""
         self._steps: list[Step] = []
@@ -230,14 +231,21 @@ class _ExpertPlayer:
         """Return the next action; None at the end of the episode."""
         if self._end is not None:
             return None
-        if self._position == len(self._script):
+        expert_action = self._expert_action()
+        if expert_action is None:
             self._end = (False, True, _PATH_END)
             return None
         random_action = self._random_action()
-        self._action = self._script[self._position] if random_action is None else random_action
+        self._action = expert_action if random_action is None else random_action
         if random_action is None or (self._perturbation is not None and not self._perturbation.insert):
             self._position += 1
         return self._action
+
+    def _expert_action(self) -> str | None:
+        """Return the expert's next action; None after its last."""
+        if self._act is not None:
+            return self._act(self._latest_observation, self._latest_info)
+        return self._script[self._position] if self._position < len(self._script) else None
 
     def _random_action(self) -> str | None:
         """Return a random action if one is planned for this step."""
@@ -251,7 +259,7 @@ class _ExpertPlayer:
 
     def observe(self, event: PoolEvent) -> None:
         observation, reward, terminated, truncated, info = event.payload
-        self._latest_info = info
+        self._latest_observation, self._latest_info = observation, info
         self._steps.append(Step(self._action, observation, reward, info["score"], info["valid"], info["achieved"]))
         if terminated or truncated:
             self._end = (terminated, truncated, info["reason"])

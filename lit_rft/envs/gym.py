@@ -12,7 +12,7 @@ import gymnasium as gym
 
 from lit_rft._records import show_value
 from lit_rft._seeds import derive_seed
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, ScriptedExpert, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, PolicyExpert, ScriptedExpert, choose, choose_tasks
 from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
@@ -34,6 +34,7 @@ class GymSuite:
             key ``task``, if there is one, names the task; its key ``seed`` the seed, which otherwise follows from the
             row's content.
         script: gives the actions that solve an episode, for expert episodes; null if there are none.
+        expert_policy: in place of it: chooses each action of an expert episode from the observation and the info.
         metric: the measure by which results are compared.
 
     Raises:
@@ -47,6 +48,7 @@ class GymSuite:
     seeds: Mapping[str, int] = field(default_factory=lambda: {"train": 1000, "dev": 50, "test": 50})
     rows: Mapping[str, str] = field(default_factory=dict)
     script: Callable[[EpisodeSpec], list[str]] | None = None
+    expert_policy: Callable[[str, Mapping[str, Any]], str | None] | None = None
     metric: Metric = "score"
 
     def __post_init__(self) -> None:
@@ -55,13 +57,17 @@ class GymSuite:
             object.__setattr__(self, "name", getattr(make, "__name__", type(make).__name__))
         if self.step_limit < 0:
             raise ValueError(f"step_limit must be >= 0, got {self.step_limit}")
+        if self.script is not None and self.expert_policy is not None:
+            raise ValueError("expected script or expert_policy, got both: leave one out")
         for split, number in self.seeds.items():
             if not 0 < number <= _SEEDS_PER_SPLIT:
                 raise ValueError(f"seeds.{split} must be in 1..{_SEEDS_PER_SPLIT}, got {number}")
 
     @property
     def expert(self) -> Expert | None:
-        """The expert that plays the `script`, if there is one."""
+        """The expert that follows the `expert_policy` or plays the `script`, if there is one."""
+        if self.expert_policy is not None:
+            return PolicyExpert(self.expert_policy)
         return None if self.script is None else ScriptedExpert(self.script)
 
     def make_env(self) -> gym.Env[str, str]:

@@ -1,5 +1,6 @@
 """Records of episodes: actions, observations, rewards, subgoals. No torch."""
 
+from lit_rft.episodes.demonstrations import read_demonstrations
 from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
 from lit_rft.episodes.pairs import EpisodePair, PairReport, cut_episode, pair_with_experts
@@ -22,6 +23,7 @@ __all__ = [
     "cut_episode",
     "intrinsic_rewards",
     "pair_with_experts",
+    "read_demonstrations",
     "read_episodes",
     "write_episodes",
 ]

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from lit_rft.envs import EpisodeEnv, EpisodeSpec, GymSuite
 from lit_rft.envs.base import describe, expert_of, problem_key
-from lit_rft.envs.games import GuessNumber
+from lit_rft.envs.games import GuessNumber, rooms
 
 GUESS = "lit_rft.envs.games.GuessNumber"
 
@@ -184,3 +184,10 @@ def test_suites_are_described_by_their_settings_and_sent_to_workers() -> None:
     partials = [functools.partial(GuessNumber, highest=highest) for highest in (5, 5, 6)]
     assert describe(GymSuite(partials[0])) == describe(GymSuite(partials[1])) != describe(GymSuite(partials[2]))
     assert isinstance(pickle.loads(pickle.dumps(GymSuite(GuessNumber).make_env))(), GuessNumber)
+
+
+def test_an_expert_policy_is_the_expert() -> None:
+    suite = GymSuite("lit_rft.envs.games.KeyRooms", expert_policy=rooms.expert)
+    assert expert_of(suite).kind == "expert"
+    with pytest.raises(ValueError, match="expected script or expert_policy, got both"):
+        GymSuite(GUESS, script=lambda spec: [], expert_policy=rooms.expert)

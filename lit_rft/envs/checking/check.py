@@ -10,10 +10,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, TaskSuite, choose
+from lit_rft.envs.base import EpisodeSpec, ExpertPolicy, TaskSuite, choose
 from lit_rft.envs.checking.examiner import Examiner
 from lit_rft.envs.checking.report import EnvReport
-from lit_rft.envs.checking.run import CheckRun, ExpertPolicy, FailedError
+from lit_rft.envs.checking.run import CheckRun, FailedError
 from lit_rft.envs.gym import import_env
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_settings import PoolSettings
@@ -55,14 +55,15 @@ def check_env(
     """
     if episodes < 1 or step_limit < 1:
         raise ValueError(f"episodes and step_limit must be at least 1, got {episodes} and {step_limit}")
-    suite, make_env = _suite_or_env(env, dict(env_args or {}))
+    suite = find_suite(env, dict(env_args or {}))
     if suite is None:
+        make_env: Callable[..., Any] = import_env(env)  # type: ignore[arg-type]
         numbers = range(seed, seed + episodes)
         specs = [EpisodeSpec(str(n), seed=n, options=dict(options or {}), step_limit=step_limit) for n in numbers]
         report = EnvReport(getattr(make_env, "__name__", type(make_env).__name__))
         make_env = functools.partial(make_env, **(env_args or {})) if env_args else make_env
     else:
-        report = EnvReport(suite.name)
+        make_env, report = suite.make_env, EnvReport(suite.name)
         specs = [_complete(spec, step_limit, options or {}) for spec in _episodes(suite, split, episodes, seed, report)]
     examiner = functools.partial(Examiner, make_env)
     limits = PoolSettings(call_timeout=timeout, reset_timeout=timeout, max_attempts=1)
@@ -74,13 +75,21 @@ def check_env(
     return report
 
 
-def _suite_or_env(env: Any, args: dict[str, Any]) -> tuple[TaskSuite | None, Callable[..., Any]]:
-    """Return the suite, if it is one, and the factory of its environment; else the factory of the environment."""
-    made = import_env(env) if isinstance(env, str) else env
-    if not _is_suite(made):
-        return None, import_env(made)
-    suite = made(**args) if callable(made) else made
-    return suite, suite.make_env
+def find_suite(env: Any, args: dict[str, Any]) -> TaskSuite | None:
+    """Return the suite that an object or its import path stands for; None for an environment.
+
+    Args:
+        env: a suite, its class, or a function that is annotated to return one; or an environment's class or function.
+        args: keyword arguments of a suite's class or function.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    value = import_env(env) if isinstance(env, str) else env
+    if not _is_suite(value):
+        return None
+    suite: TaskSuite = value(**args) if callable(value) else value
+    return suite
 
 
 def _is_suite(value: Any) -> bool:

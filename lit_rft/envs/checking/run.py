@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.base import EpisodeSpec, ExpertPolicy
 from lit_rft.envs.checking.examiner import RESET_ONLY, WORDS
 from lit_rft.envs.checking.report import DEFAULTS, EnvReport
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 
 ODD_ACTIONS = ("", "two\nlines", "x" * 5000, "日本語", '{"json": 1}')
-
-ExpertPolicy = Callable[[str, Mapping[str, Any]], str | None]
 
 
 class FailedError(Exception):

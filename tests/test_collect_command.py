@@ -1,0 +1,87 @@
+"""`lit-rft collect`, and supervised fine-tuning on what it wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_rft.episodes import read_episodes
+
+ROOMS = ["collect", "lit_rft.envs.games.KeyRooms", "--expert", "lit_rft.envs.games.rooms.expert", "--step_limit", "12"]
+
+
+def losses(model: Path, folder: Path, episodes: Path, agent: str) -> list[float]:
+    """Of supervised fine-tuning on a file of episodes."""
+    settings: dict[str, Any] = {
+        "trainer.default_root_dir": folder,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.max_epochs": -1,
+        "trainer.max_steps": 6,
+        "trainer.limit_val_batches": 0,
+        "model.init_args.agent": f"lit_rft.agents.{agent}",
+        "model.init_args.policy.model": model,
+        "model.init_args.policy.lora": "null",
+        "model.init_args.optimizer.learning_rate": 0.01,
+        "data.init_args.train_files": f"[{episodes}]",
+        "data.init_args.batch_size": 4,
+    }
+    flat = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    main(["fit", "-c", "glider/scienceworld/sft.yaml", *flat])
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [point.value for point in events.Scalars("train/loss")]
+
+
+def test_an_expert_function_gives_episodes_to_learn_from(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "expert.jsonl"
+    main([*ROOMS, "--episodes", "8", "--out", str(path), "--workers", "1"])
+    episodes = read_episodes(path)
+    assert f"{path}: 8 episodes, mean score 0." in capsys.readouterr().out
+    assert all(episode.outcome.reason == "goal" and episode.source["kind"] == "expert" for episode in episodes)
+    assert {tuple(span.goal for span in episode.subgoals) for episode in episodes} == {
+        ("take the key", "open the door")
+    }
+    for agent in ("FlatAgent", "HierarchicalAgent"):
+        values = losses(tiny_model_folder, tmp_path / agent, path, agent)
+        assert len(values) == 6 and values[-1] < values[0] - 0.5
+
+
+def test_pairs_of_a_file_give_episodes_to_learn_from(tiny_model_folder: Path, tmp_path: Path) -> None:
+    pairs = [{"observation": f"The key is to the {way}.", "action": way} for way in ("north", "south", "east", "west")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    path = tmp_path / "episodes.jsonl"
+    main(["collect", "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(path), "--name", "rooms"])
+    assert {(episode.task, len(episode.steps)) for episode in read_episodes(path)} == {("rooms", 1)}
+    values = losses(tiny_model_folder, tmp_path / "run", path, "FlatAgent")
+    assert values[-1] < values[0] - 0.5
+
+
+def test_an_expert_sees_where_random_actions_have_led(tmp_path: Path) -> None:
+    """A script would go on as if nothing had happened, and miss the door."""
+    path = tmp_path / "random.jsonl"
+    main([*ROOMS[:-1], "40", "--episodes", "6", "--out", str(path), "--random", "0.4", "--workers", "1"])
+    episodes = read_episodes(path)
+    assert all(episode.outcome.reason == "goal" and episode.source["kind"] == "perturbed" for episode in episodes)
+    assert sum(len(episode.steps) for episode in episodes) / 6 > 7  # the shortest ways have 6 on average
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x.jsonl"], "expected an environment or --pairs FILE"),
+        (["no_envs.Guess", "--out", "x.jsonl"], r"env no_envs\.Guess: No module named"),
+        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl"], "the suite 'KeyRooms' has no expert"),
+        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl", "--split", "night"], "has the splits train, dev, test"),
+        (["lit_rft.envs.games.KeyRooms"], "the following arguments are required: --out"),
+        (["--pairs", "no.jsonl", "--out", "x.jsonl"], "no.jsonl: No such file"),
+    ],
+)
+def test_wrong_commands(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(["collect", *arguments])
