@@ -2,6 +2,6 @@
 
 if __name__ != "lit_rft.configs":
     raise ImportError(
-        f"this package is lit_rft.configs, but it was imported as {__name__}: a folder that holds it is on sys.path; "
+        f"expected to be imported as lit_rft.configs, got {__name__}: its parent folder is on sys.path; "
         "write `import lit_rft.configs`"
     )
