@@ -19,8 +19,8 @@ class PoolSettings:
         memory_limit: MiB of resident memory of a worker and of all processes that its environment has started; 0 for no
             limit. A worker above it is replaced after its episode. One above twice the limit is killed at once, and its
             episode is played again, up to `max_attempts` times.
-        threads: run the environments in threads of this process instead of worker processes: faster to start and to
-            call, for environments in pure Python that neither hang nor end the process. A thread cannot be killed: a
+        threads: run the environments in threads of this process instead of worker processes: faster to start,
+            for environments in pure Python that neither hang nor end the process. A thread cannot be killed: a
             call that exceeds its time limit is a `TimeoutError` that ends the run.
 
     Raises:
