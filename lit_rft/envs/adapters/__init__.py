@@ -1,0 +1,6 @@
+"""Environments of other packages and programs as `gymnasium.Env`s."""
+
+from lit_rft.envs.adapters.http import HttpEnv
+from lit_rft.envs.adapters.reasoning_gym import ReasoningGymEnv
+
+__all__ = ["HttpEnv", "ReasoningGymEnv"]

@@ -1,0 +1,74 @@
+"""Environments of other packages: against the real package, and a real server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from lit_rft.envs.adapters import HttpEnv, ReasoningGymEnv
+
+
+class Handler(BaseHTTPRequestHandler):
+    requests: list[tuple[str, Any]] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.requests.append((self.path, content))
+        answer: Any = {"observation": {"text": "Hall."}, "reward": None, "done": False}
+        if self.path == "/step":
+            action = content["action"]["message"]
+            answer = {"observation": f"You {action}.", "reward": 0.5, "done": True, "info": {"score": 2}}
+            answer = {"big": {"observation": "x" * 9000}, "list": [1], "number": {"observation": 3}}.get(action, answer)
+        body = json.dumps(answer).encode()
+        self.send_response(422 if content.get("seed") == 9 else 500 if content.get("seed") == 8 else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_http_server_is_played(url: str) -> None:
+    env = HttpEnv(url)
+    Handler.requests.clear()
+    assert env.reset(seed=3, options={"level": 1}) == ("Hall.", {"env": "http"})
+    assert env.step("wait") == ("You wait.", 0.5, True, False, {"env": "http", "score": 2})
+    assert Handler.requests == [("/reset", {"seed": 3, "level": 1}), ("/step", {"action": {"message": "wait"}})]
+
+
+def test_wrong_answers_of_a_server(url: str) -> None:
+    env = HttpEnv(url, max_bytes=5000)
+    for action, message in (("big", "more than max_bytes=5000"), ("list", "an object"), ("number", "the text")):
+        with pytest.raises(RuntimeError, match=message):
+            env.step(action)
+    with pytest.raises(ValueError, match="status 422"):
+        env.reset(seed=9)
+    with pytest.raises(RuntimeError, match="status 500"):
+        env.reset(seed=8)
+    with pytest.raises(ValueError, match="url must be like"):
+        HttpEnv("file:///etc/passwd")
+
+
+def test_a_problem_of_reasoning_gym_is_an_episode() -> None:
+    pytest.importorskip("reasoning_gym")
+    env = ReasoningGymEnv("basic_arithmetic")
+    question, _ = env.reset(seed=1)
+    assert env.reset(seed=1)[0] == question != env.reset(seed=2)[0]
+    _, reward, terminated, _, info = env.step(f" {env.entry['answer']} ")
+    assert (reward, terminated, info["success"]) == (1.0, True, True)
+    assert env.step("no idea")[1] < 1.0
+    with pytest.raises(ValueError, match="unknown task 'chess'"):
+        ReasoningGymEnv("chess")
+    with pytest.raises(ValueError, match="refuses the settings"):
+        env.reset(seed=1, options={"min_terms": -1})
