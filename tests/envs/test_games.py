@@ -143,3 +143,8 @@ def test_bad_arguments_are_errors(make: Callable[[], object], message: str) -> N
 def test_what_a_call_of_the_tool_costs_decides_whether_it_pays() -> None:
     assert prices.optimal_return(0.25) == 0.75
     assert prices.optimal_return(2.0) == pytest.approx(1 / 90)
+
+
+def test_the_mean_way_through_nine_rooms_has_six_steps() -> None:
+    """Two different rooms of nine are 2 steps apart on average: 2 to the key, 2 to the door, and one action at each."""
+    assert rooms.optimal_return(3, 0.02) == pytest.approx(1 - 6 * 0.02)
