@@ -241,7 +241,7 @@ def ratios(batch: RolloutBatch) -> list[list[float]]:
         (SequenceWeights(1.2), lambda row: [min(math.prod(row), 1.2)] * len(row)),
         (SequenceWeights(1.2, drop=True), lambda row: [math.prod(row) if math.prod(row) <= 1.2 else 0.0] * len(row)),
     ],
-    ids=str,
+    ids=["truncated", "masked", "sequence", "sequence-drop"],
 )
 def test_weights_equal_a_slow_loop_and_weight_any_loss(weights: Any, of_row: Callable[[list[float]], Any]) -> None:
     log_probs, batch = make_batch()
