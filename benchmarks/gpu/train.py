@@ -35,6 +35,7 @@ from lit_rft.batches import Prompt
 from lit_rft.datamodules import PromptLoader, StepLoader
 from lit_rft.generation import Completion
 from lit_rft.models import LoraSettings, load_backbone, load_tokenizer
+from lit_rft.rollouts import CompletionSampler
 from lit_rft.stages import (
     BatchingSettings,
     HierarchicalSFT,
@@ -73,6 +74,26 @@ def make_transcripts(number: int, length: int, vocabulary: int) -> list[Transcri
     return transcripts
 
 
+class GivenSampler(CompletionSampler):
+    """Returns the same random completions in each step, in place of sampling.
+
+    Args:
+        number: completions.
+        length: tokens of each.
+        vocabulary: number of token ids to draw from.
+    """
+
+    def __init__(self, number: int, length: int, vocabulary: int) -> None:
+        super().__init__()
+        randoms = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, vocabulary, (number, length - 1), generator=randoms)
+        self._completions = [Completion([*row, END], [-1.0] * length, True) for row in ids.tolist()]
+
+    def __call__(self, policy: Any, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Completion]]:
+        completions = iter(self._completions)
+        return [[next(completions) for _ in range(size)] for size in sizes]
+
+
 class GivenCompletions(MixedPolicyGRPO):
     """GRPO on random completions of one length, to time only the update.
 
@@ -91,9 +112,7 @@ class GivenCompletions(MixedPolicyGRPO):
             batching=BatchingSettings(micro_batch_tokens),
         )  # fmt: skip
         self._number = prompts
-        randoms = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, vocabulary, (GROUP * prompts, completion - 1), generator=randoms)
-        self._completions = [Completion([*row, END], [-1.0] * completion, True) for row in ids.tolist()]
+        self.source.sampler = GivenSampler(GROUP * prompts, completion, vocabulary)
 
     def loader(self, model: Path, prompt: int) -> PromptLoader:
         """Make prompts of this many characters, all of them in each batch."""
@@ -101,10 +120,6 @@ class GivenCompletions(MixedPolicyGRPO):
         problems = make_problems(self._number, prompt)
         prompts = [Prompt(problem, form.prompt_ids(problem.prompt), [], [], []) for problem in problems]
         return PromptLoader(prompts, batch_size=self._number)
-
-    def sample(self, prompts: Any, sizes: Sequence[int], *_: Any, **__: Any) -> list[list[Completion]]:
-        completions = iter(self._completions)
-        return [[next(completions) for _ in range(size)] for size in sizes]
 
 
 def _rewards(completions: Sequence[str], rows: Any) -> list[float]:

@@ -217,7 +217,7 @@ def test_simulators_are_killed_and_stopped_in_mid_episode(caplog: pytest.LogCapt
         javas = [java for worker in range(2) for java in group(pool.process_id(worker), "java")]
     assert {name: len(steps) for name, steps in ended.items()} == {str(i): 5 for i in range(4)}
     assert Counter((event.kind, event.job.id) for event in failures) == {("lost", "0"): 1, ("lost", "1"): 1}
-    assert "has ended; make a new ScienceWorldEnv" in caplog.text
+    assert "has ended: make a new ScienceWorldEnv" in caplog.text
     assert "no answer to step within the time limit" in caplog.text
     assert javas
     assert_ends(*javas)

@@ -72,7 +72,7 @@ def test_limits_per_task_and_names_of_splits() -> None:
     assert suite.episodes("dev") == suite.episodes("seen")
     with pytest.raises(ValueError, match="'own' has the splits seen, got 'test'"):
         suite.episodes("test")
-    with pytest.raises(ValueError, match="'own' excludes the task 'short'; it has long"):
+    with pytest.raises(ValueError, match="'own' leaves out the task 'short'; it has long"):
         suite.episodes("seen", tasks=["short"])
     with pytest.raises(ValueError, match="unknown task 'lnog'; 'own' has long"):
         suite.episodes("seen", tasks=["lnog"])
