@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
@@ -83,7 +84,16 @@ class ProcessPair:
         self._workers = []
 
 
+def _end_with_parent() -> None:
+    """End this process when the tests' process is gone: it may wait for the other one in a collective operation."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _serve(rank: int, meeting: str, connection: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ["TORCHELASTIC_RUN_ID"] = "tests"  # by this Lightning knows processes that it has not started
 
