@@ -20,14 +20,16 @@ _RUN = re.compile(r"^(runs/.+?)(/(?:checkpoints|episodes|adapter)(?:/.*)?)$")  #
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge settings: mappings key by key, any other value of `over` replaces that of `under`.
 
-    `KEY+` appends to a list. Where both name a class and the classes differ, no argument of the lower one is kept.
+    `KEY+` appends to a list: the entries of another list, or one.
+    Where both name a class and the classes differ, no argument of the lower one is kept.
     """
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
         if key.endswith("+"):
             target = key[:-1] if isinstance(result.get(key[:-1]), list) else key
-            result[target] = [*(result.get(target) or []), *value]
+            added = value if isinstance(value, list) else [] if value is None else [value]
+            result[target] = [*(result.get(target) or []), *added]
         elif isinstance(value, Mapping) and isinstance(below, Mapping) and not _of_another_class(below, value):
             result[key] = merge(below, value)
         else:

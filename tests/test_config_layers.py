@@ -235,3 +235,8 @@ def test_comments_are_found() -> None:
     text = "# head\na:\n  b: 1  # why\n  c: 2\n  # above\n  d+:\n    - e: 3\n"
     assert keys_of(text) == [("a", True), ("a.b", True), ("a.c", False), ("a.d+", True), ("a.d+.e", False)]
     assert yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(("added", "expected"), [({"c": 3}, [1, {"c": 3}]), (None, [1]), ([2], [1, 2])])
+def test_an_entry_a_list_or_nothing_can_be_appended(added: Any, expected: list[Any]) -> None:
+    assert merge({"callbacks": [1]}, {"callbacks+": added}) == {"callbacks": expected}

@@ -17,8 +17,8 @@ class AdmissibleActions:
         show: list them below each observation.
         choose: the policy's answer can only be one of them: at each token, its distribution is renormalised over the
             tokens with which an admissible action can go on, in sampling and in training. Not with a generation server.
-        limit: maximum number of actions, > 0; the environment's first ones.
-        max_characters: maximum length of the list, > 0; longer lists are cut after an action.
+        limit: maximum number of actions, > 0; the environment's first ones. With `choose` a longer list is an error.
+        max_characters: maximum length of the list, > 0; longer lists are cut after an action. With `choose`, an error.
     """
 
     show: bool = True
@@ -32,12 +32,23 @@ class AdmissibleActions:
                 raise ValueError(f"admissible.{name} must be > 0, got {getattr(self, name)}")
 
     def select(self, info: Mapping[str, Any]) -> list[str]:
-        """Return the actions to use of an environment's info, in its order, without duplicates; none if it has none."""
+        """Return the actions to use of an environment's info, in its order, without duplicates; none if it has none.
+
+        Raises:
+            ValueError: `choose` would exclude actions beyond the limits.
+        """
         selected: list[str] = []
         length = 0
-        for action in dict.fromkeys(info.get("admissible") or ()):
+        actions = list(dict.fromkeys(info.get("admissible") or ()))
+        for action in actions:
             length += len(action)
             if len(selected) == self.limit or length > self.max_characters:
+                if self.choose:
+                    raise ValueError(
+                        f"admissible.choose needs all {len(actions)} admissible actions ({sum(map(len, actions))} "
+                        f"characters) within admissible.limit={self.limit} and max_characters={self.max_characters}: "
+                        "raise them"
+                    )
                 break
             selected.append(action)
         return selected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ class GymSuite:
         if split not in self.seeds:
             known = dict.fromkeys([*self.rows, *self.seeds])
             raise ValueError(f"{self.name!r} has the splits {', '.join(known)}, got {split!r}")
-        first = list(self.seeds).index(split) * _SEEDS_PER_SPLIT  # independent of the sizes of other splits
+        first = _split_number(split) * _SEEDS_PER_SPLIT
         return [self._of_seed(seed, split) for seed in range(first, first + self.seeds[split])]
 
     def _of_seed(self, seed: int, split: str) -> EpisodeSpec:
@@ -116,6 +117,12 @@ class GymSuite:
         task = str(row.get("task") or self.name)
         name = f"{self.name}/{split}/{task}/{number}"
         return EpisodeSpec(name, task, split, _row_seed(row, place), row, self.step_limit, {"options": row})
+
+
+def _split_number(split: str) -> int:
+    """Return a number for a split that depends on its name alone: other splits may come and go."""
+    usual = ("train", "dev", "test")
+    return usual.index(split) if split in usual else 3 + zlib.crc32(split.encode()) % 1000
 
 
 def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,6 @@ def group_memory(leader: int) -> float:
                 # the name, in parentheses, may contain any characters; the group's number is the third field after it
                 if int(stat.rpartition(")")[2].split()[2]) == leader:
                     pages += int((entry / "statm").read_text().split()[1])
-            except (FileNotFoundError, ProcessLookupError):  # it has ended in the meantime
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended meanwhile, or hidden
                 continue
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

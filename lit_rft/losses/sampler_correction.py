@@ -99,7 +99,12 @@ class SamplerCorrected:
         self.weights = weights if weights is not None else TruncatedWeights()
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
-        if rollouts.sampled_log_probs is None:  # traces only: nothing was sampled
+        if rollouts.sampled_log_probs is None:
+            if bool((rollouts.mask & ~rollouts.off_policy[:, None]).any()):
+                raise ValueError(
+                    "SamplerCorrected needs the log-probabilities that the sampler reported, and these rollouts have "
+                    "none: PPO does not keep them; use it with GRPO's stages"
+                )
             return self.loss(log_probs, rollouts, normalizer=normalizer)
         old = log_probs.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs
         sampled = rollouts.mask & ~rollouts.off_policy[:, None]

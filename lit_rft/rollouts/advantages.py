@@ -47,9 +47,9 @@ class GroupAdvantages:
 def assign_advantages(rollouts: Sequence[Rollout], advantages: AdvantagesFunction) -> list[Rollout]:
     """Set the advantages of the rollouts that have one, and return these."""
     compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
-    if compared:
-        for rollout, advantage in zip(compared, advantages(compared).tolist(), strict=True):
-            rollout.advantage = advantage
+    # without rollouts, too: advantages may sum over all processes
+    for rollout, advantage in zip(compared, advantages(compared).tolist(), strict=True):
+        rollout.advantage = advantage
     return compared
 
 

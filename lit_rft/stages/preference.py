@@ -32,6 +32,7 @@ class PreferenceUpdate:
     The loss couples all tokens of a pair, which may be more than a micro-batch holds. A first pass without gradients
     computes each trajectory's log-ratio, and from these dL/d log pi(trajectory). A second pass, over micro-batches
     of any split, has the sum of (dL/d log pi) log pi as its loss: the same gradient, token for token.
+    (The first pass has no dropout.)
 
     Args:
         beta: cost of a deviation from the reference, > 0.

@@ -11,7 +11,7 @@ from lit_rft.advantages import RLOO, OverlongPenalty, ReinforcePlusPlus, reinfor
 from lit_rft.advantages.overlong import overlong_penalty
 from lit_rft.advantages.rloo import leave_one_out_advantages
 from lit_rft.objectives import moments
-from lit_rft.rollouts import GroupAdvantages, Rollout
+from lit_rft.rollouts import GroupAdvantages, Rollout, assign_advantages
 from lit_rft.transcripts import completion_transcript
 
 REWARDS, GROUPS = [1.0, 0.0, 0.5, 3.0, 3.0, -1.0, 2.0], [4, 4, 4, 7, 7, 9, 4]
@@ -82,3 +82,17 @@ def test_overlong_rollouts_lose_in_their_group_and_traces_do_not() -> None:
 def test_bad_settings_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         OverlongPenalty(*bad)
+
+
+@pytest.mark.parametrize("advantages", [RLOO(), ReinforcePlusPlus(), ReinforcePlusPlus(True), OverlongPenalty(9, 2),
+                                        GroupAdvantages()], ids=lambda part: type(part).__name__)  # fmt: skip
+def test_a_process_without_rollouts_takes_part(advantages: Any) -> None:
+    """Advantages over the batch sum over processes: one that stayed away would let the others wait."""
+    calls = []
+
+    def counted(rollouts: Any) -> torch.Tensor:
+        calls.append(len(rollouts))
+        found: torch.Tensor = advantages(rollouts)
+        return found
+
+    assert assign_advantages([], counted) == [] and calls == [0]

@@ -106,3 +106,11 @@ def test_a_random_model_that_chooses_is_always_valid(family: str, keep: bool) ->
         torch.testing.assert_close(trained.tokens[batch.utterance_mask], torch.tensor(expected), rtol=1e-3, atol=1e-3)
     (first, *_) = played.log_probs[0]
     assert all(value == 0 for value in first) and math.isfinite(sum(sampled))  # one action only
+
+
+@pytest.mark.parametrize("bounds", [{"limit": 2}, {"max_characters": 10}])
+def test_a_choice_never_excludes_actions(bounds: Any) -> None:
+    info = {"admissible": ["go north", "go south", "take the key"]}
+    assert len(AdmissibleActions(**bounds).select(info)) < 3
+    with pytest.raises(ValueError, match=r"admissible.choose needs all 3 admissible actions .*: raise them"):
+        AdmissibleActions(choose=True, **bounds).select(info)

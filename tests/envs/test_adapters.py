@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/step":
             action = content["action"]["message"]
             answer = {"observation": f"You {action}.", "reward": 0.5, "done": True, "info": {"score": 2}}
+            ends = {"cut": {"done": True, "truncated": True}, "null": {"done": True, "terminated": None}}
+            answer |= ends.get(action, {})
             answer = {"big": {"observation": "x" * 9000}, "list": [1], "number": {"observation": 3}}.get(action, answer)
         body = json.dumps(answer).encode()
         self.send_response(422 if content.get("seed") == 9 else 500 if content.get("seed") == 8 else 200)
@@ -44,7 +47,9 @@ def test_an_http_server_is_played(url: str) -> None:
     Handler.requests.clear()
     assert env.reset(seed=3, options={"level": 1}) == ("Hall.", {"env": "http"})
     assert env.step("wait") == ("You wait.", 0.5, True, False, {"env": "http", "score": 2})
-    assert Handler.requests == [("/reset", {"seed": 3, "level": 1}), ("/step", {"action": {"message": "wait"}})]
+    assert env.step("cut")[2:4] == (False, True)  # `done` by a time limit is no end of the task
+    assert env.step("null")[2:4] == (True, False)
+    assert Handler.requests[:2] == [("/reset", {"seed": 3, "level": 1}), ("/step", {"action": {"message": "wait"}})]
 
 
 def test_wrong_answers_of_a_server(url: str) -> None:
@@ -72,3 +77,15 @@ def test_a_problem_of_reasoning_gym_is_an_episode() -> None:
         ReasoningGymEnv("chess")
     with pytest.raises(ValueError, match="refuses the settings"):
         env.reset(seed=1, options={"min_terms": -1})
+
+
+def test_tasks_whose_scorer_evaluates_answers_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    for task in ("n_queens", "string_insertion", "spiral_matrix", "puzzle24", "countdown", "simple_integration"):
+        with pytest.raises(ValueError, match=f"the scorer of '{task}' evaluates answers as Python"):
+            ReasoningGymEnv(task)
+    canary = tmp_path / "canary"
+    env = ReasoningGymEnv("n_queens", evaluate_answers=True)
+    env.reset(seed=1)
+    env.step(f"__import__('pathlib').Path({str(canary)!r}).touch()")
+    assert canary.exists()  # why they are refused

@@ -58,7 +58,7 @@ def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
     assert [spec.id for spec in specs] == ["mine/train/easy/0", "mine/train/hard/1", "mine/train/mine/2"]
     assert specs[0].meta == {"options": {"task": "easy", "number": 3}}
     assert suite.episodes("train", tasks=["hard"]) == [specs[1]]
-    assert [spec.seed for spec in suite.episodes("dev")] == [0, 1]
+    assert [spec.seed for spec in suite.episodes("dev")] == [1_000_000, 1_000_001]
     with pytest.raises(ValueError, match="unknown task 'hrad'; the split 'train' of 'mine' has easy, hard, mine"):
         suite.episodes("train", tasks=["hrad"])
     with pytest.raises(ValueError, match="'mine' has the splits train, dev, got 'test'"):
@@ -191,3 +191,16 @@ def test_an_expert_policy_is_the_expert() -> None:
     assert expert_of(suite).kind == "expert"
     with pytest.raises(ValueError, match="expected script or expert_policy, got both"):
         GymSuite(GUESS, script=lambda spec: [], expert_policy=rooms.expert)
+
+
+def test_seeds_of_a_split_depend_on_its_name_alone() -> None:
+    """A suite for testing only must not play the seeds that another one trained on."""
+
+    def seeds(split: str, **sizes: int) -> list[int]:
+        suite = GymSuite("lit_rft.envs.games.GuessNumber", seeds=sizes)
+        return [spec.seed for spec in suite.episodes(split)]
+
+    assert seeds("test", test=5) == seeds("test", train=9, dev=2, test=5) == seeds("test", test=5, train=9)
+    splits = ["train", "dev", "test", "hard", "easy"]
+    together = [seed for split in splits for seed in seeds(split, **dict.fromkeys(splits, 4))]
+    assert len(set(together)) == 20

@@ -267,6 +267,9 @@ def test_traces_are_not_weighted() -> None:
     torch.testing.assert_close(full, capped)
     assert sums["importance_weight"][1] == int(batch.mask[~batch.off_policy].sum())
     unsampled = dataclasses.replace(batch, sampled_log_probs=None)
+    with pytest.raises(ValueError, match="needs the log-probabilities that the sampler reported"):
+        SamplerCorrected(loss)(log_probs, unsampled, normalizer=normalizer(batch))
+    unsampled.off_policy[:] = True
     plain, _ = loss(log_probs, unsampled, normalizer=normalizer(batch))
     torch.testing.assert_close(SamplerCorrected(loss)(log_probs, unsampled, normalizer=normalizer(batch))[0], plain)
 

@@ -14,6 +14,7 @@ from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
+from lit_rft.rollouts import MixedPolicyLoss
 from lit_rft.stages import (
     PPO,
     ActingSettings,
@@ -232,3 +233,8 @@ def test_each_level_of_a_hierarchy_is_a_chain_with_values_of_its_own(tiny_model_
 def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PPOSettings(**setting)
+
+
+def test_an_importance_cap_that_would_have_no_effect_is_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="PPO keeps no log-probabilities of the sampler"):
+        make_ppo(tiny_model_folder, loss=MixedPolicyLoss(importance_cap=2.0))

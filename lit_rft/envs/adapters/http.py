@@ -62,11 +62,13 @@ class HttpEnv(gym.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Send an action."""
         answer = self._post("step", {"action": action if self.action_key is None else {self.action_key: action}})
-        terminated = bool(answer.get("terminated", answer.get("done", False)))
+        truncated, terminated = bool(answer.get("truncated")), answer.get("terminated")
+        if terminated is None:  # OpenEnv's `done` is either
+            terminated = bool(answer.get("done")) and not truncated
         reward = answer.get("reward")
         if not isinstance(reward, int | float | None):
             raise RuntimeError(f"{self.url}/step: expected a number as reward, got {reward!r}")
-        return self._text(answer), float(reward or 0.0), terminated, bool(answer.get("truncated")), self._info(answer)
+        return self._text(answer), float(reward or 0.0), bool(terminated), truncated, self._info(answer)
 
     def close(self) -> None:
         """Close the connection; the server goes on."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from typing import Any
 
 import gymnasium as gym
+
+_EVALUATES = re.compile(r"\b(eval|exec|parse_expr|sympify|compile)\(")
 
 
 class ReasoningGymEnv(gym.Env[str, str]):
@@ -15,13 +20,15 @@ class ReasoningGymEnv(gym.Env[str, str]):
     Args:
         task: name of the task, such as ``leg_counting``.
         settings: of the task, as in reasoning-gym.
+        evaluate_answers: permit tasks whose scorer evaluates the answer as Python (`n_queens`, `countdown` and others):
+            a model's text then runs with your rights.
 
     Raises:
         ImportError: reasoning-gym is not installed (lit-rft[math]).
-        ValueError: unknown task; at `reset`, settings that it refuses.
+        ValueError: unknown task, or one whose scorer evaluates answers; at `reset`, settings that it refuses.
     """
 
-    def __init__(self, task: str, settings: dict[str, Any] | None = None) -> None:
+    def __init__(self, task: str, settings: dict[str, Any] | None = None, evaluate_answers: bool = False) -> None:
         try:
             import reasoning_gym.factory
         except ImportError as error:
@@ -29,6 +36,11 @@ class ReasoningGymEnv(gym.Env[str, str]):
         if task not in reasoning_gym.factory.DATASETS:
             raise ValueError(
                 f"unknown task {task!r}; reasoning-gym has {', '.join(sorted(reasoning_gym.factory.DATASETS))}"
+            )
+        if not evaluate_answers and evaluates_answers(reasoning_gym.factory.DATASETS[task][0]):
+            raise ValueError(
+                f"the scorer of {task!r} evaluates answers as Python: a model's text would run on this machine. Use "
+                "another task, or set evaluate_answers in a sandbox of your own"
             )
         self.task, self.settings = task, dict(settings or {})
         self._create_dataset: Any = reasoning_gym.create_dataset
@@ -49,3 +61,9 @@ class ReasoningGymEnv(gym.Env[str, str]):
         """Score an answer, which ends the episode."""
         score = float(self.dataset.score_answer(action.strip(), self.entry))
         return "", score, True, False, {"score": score, "success": score >= 1.0}
+
+
+def evaluates_answers(dataset: type) -> bool:
+    """Return whether the scorer of a task evaluates answers, by the source of its modules."""
+    modules = {cls.__module__ for cls in dataset.__mro__ if "score_answer" in vars(cls)}
+    return any(_EVALUATES.search(inspect.getsource(sys.modules[name])) for name in modules)

@@ -67,6 +67,8 @@ class PPOUpdate:
     ) -> None:
         self.settings, self.batching, self.values = settings, batching, values
         self.policy_loss: Callable[..., Any] = loss if loss is not None else MixedPolicyLoss()
+        if getattr(self.policy_loss, "importance_cap", None) is not None:
+            raise ValueError("PPO keeps no log-probabilities of the sampler, which loss.importance_cap needs: null")
         self.temperature, self.max_tokens = temperature or 1.0, max_tokens
         self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
         self._kl = 0.0  # sum over the tokens of the last batch of this process
