@@ -27,7 +27,14 @@ from lit_rft.agents.hierarchical import (
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.marked import MarkedAgent, Marker
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
-from lit_rft.agents.records import add_outcomes, recorded_thoughts, recorded_utterances, replay, step_outcomes
+from lit_rft.agents.records import (
+    add_outcomes,
+    learnable_transcripts,
+    recorded_thoughts,
+    recorded_utterances,
+    replay,
+    step_outcomes,
+)
 from lit_rft.agents.scripted import ScriptedAgent
 
 __all__ = [
@@ -63,6 +70,7 @@ __all__ = [
     "Tags",
     "Turn",
     "add_outcomes",
+    "learnable_transcripts",
     "make_context",
     "parse_low_level_answer",
     "parse_single_line",

@@ -1,5 +1,6 @@
 """Stored episodes as an agent's transcripts, and the outcomes of their decisions."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -158,3 +159,21 @@ def step_outcomes(episode: Episode) -> list[DecisionOutcome]:
     """
     last = len(episode.steps) - 1 if episode.outcome.terminated else -1
     return [DecisionOutcome(step.reward, 1, index == last) for index, step in enumerate(episode.steps)]
+
+
+def learnable_transcripts(
+    played: list[Transcript], episode: Episode, chat: ChatFormat, agent: Agent
+) -> list[Transcript]:
+    """Return played transcripts with their outcomes, as far as the agent's context permits; none without a decision.
+
+    Args:
+        played: of some or all levels, token for token as they were played.
+        episode: its record.
+        chat: chat format of the tokenizer.
+        agent: the agent that played.
+    """
+    transcripts = []
+    for transcript in add_outcomes(played, episode, chat, agent):
+        with contextlib.suppress(ValueError):  # the last prompt alone is longer than the context
+            transcripts.append(transcript.truncated(agent.max_length))
+    return [transcript for transcript in transcripts if transcript.num_decisions]

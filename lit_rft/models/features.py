@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.forward import hidden_states
+from lit_rft.models.modes import evaluation_mode
 from lit_rft.transcripts import Transcript, TranscriptBatch
 
 _NO_MATTER = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures")
@@ -41,13 +42,8 @@ def frozen_backbone(model: nn.Module) -> Iterator[None]:
         raise ValueError(
             "features of the frozen backbone need LoRA, but all weights of this model train: set policy.lora"
         )
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-            yield
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+        yield
 
 
 def frozen_features(model: nn.Module, batch: TranscriptBatch) -> DecisionFeatures:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_rft.models.features import frozen_backbone
 from lit_rft.models.merging import use_adapter
+from lit_rft.models.modes import evaluation_mode
 
 REFERENCE = "reference"  # name of the adapter
 
@@ -51,10 +52,5 @@ def reference_policy(policy: nn.Module) -> Iterator[None]:
         with frozen_backbone(policy):
             yield
         return
-    training = policy.training
-    policy.eval()
-    try:
-        with torch.no_grad(), use_adapter(policy, REFERENCE):
-            yield
-    finally:
-        policy.train(training)
+    with evaluation_mode(policy), torch.no_grad(), use_adapter(policy, REFERENCE):
+        yield

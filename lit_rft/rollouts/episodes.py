@@ -12,6 +12,7 @@ from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
 from lit_rft.metrics import env_metrics, mean_env_metrics
+from lit_rft.models.modes import evaluation_mode
 from lit_rft.models.processes import all_gather_objects, sum_numbers
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
@@ -49,13 +50,9 @@ class EpisodeSource:
     @torch.no_grad()
     def play(self, policy: Policy, jobs: EpisodeJobs, seed: int) -> list[Rollout]:
         """Play episodes to their ends, without dropout."""
-        training = policy.model.training
-        policy.model.eval()
-        try:
+        with evaluation_mode(policy.model):
             self.runner.begin(policy, jobs.make_env, self.sampling, seed)
             played = self.runner.play(jobs.jobs)
-        finally:
-            policy.model.train(training)
         self.runner.end()
         complete = {p.episode.id: p for p in played if p.episode.outcome.reason != "env_error"}
         self._count([p.episode for p in complete.values()], policy.device)

@@ -1,13 +1,12 @@
 """GLIDER's third stage: online fine-tuning of the high level."""
 
-import contextlib
 import itertools
 import random
 from collections.abc import Sequence
 from typing import Literal
 
 from lit_rft._seeds import resolve_seed
-from lit_rft.agents import Agent, add_outcomes
+from lit_rft.agents import Agent, learnable_transcripts
 from lit_rft.batches import OnlineBatch
 from lit_rft.models.processes import all_gather_objects, global_rank, sum_numbers, world_size
 from lit_rft.rollouts.episodes import EpisodeSource
@@ -128,11 +127,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
         """Return the transcripts to train on, token for token as they were played, as far as the context permits."""
         assert self.chat is not None and rollout.episode is not None
         played = [transcript for transcript in rollout.transcripts if transcript.level != LOW]
-        transcripts = []
-        for transcript in add_outcomes(played, rollout.episode, self.chat, self.agent):
-            with contextlib.suppress(ValueError):  # the last prompt alone is longer than the context
-                transcripts.append(transcript.truncated(self.agent.max_length))
-        return [transcript for transcript in transcripts if transcript.num_decisions]
+        return learnable_transcripts(played, rollout.episode, self.chat, self.agent)
 
     def _draw(self, batch: OnlineBatch, name: str) -> StepBatch:
         """Sample episodes from the buffer and stored ones for an optimiser step: this process's share."""

@@ -1,11 +1,10 @@
 """PPO on completions of prompts, and on episodes of text environments."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from lit_rft._seeds import resolve_seed
-from lit_rft.agents import Agent, add_outcomes
+from lit_rft.agents import Agent, learnable_transcripts
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards.calling import RewardFunction
 from lit_rft.rollouts.advantages import group_metrics
@@ -177,8 +176,4 @@ class PPOEpisodes(EpisodeStage):
     def _learnable(self, rollout: Rollout) -> list[Transcript]:
         """Return the transcripts to train on, token for token as they were played, as far as the context permits."""
         assert self.chat is not None and rollout.episode is not None
-        transcripts = []
-        for transcript in add_outcomes(list(rollout.transcripts), rollout.episode, self.chat, self.agent):
-            with contextlib.suppress(ValueError):  # the last prompt alone is longer than the context
-                transcripts.append(transcript.truncated(self.agent.max_length))
-        return [transcript for transcript in transcripts if transcript.num_decisions]
+        return learnable_transcripts(list(rollout.transcripts), rollout.episode, self.chat, self.agent)

@@ -1,14 +1,14 @@
 """Preference optimisation: DPO over pairs of answers, and over pairs of episodes (ETO's second step)."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_rft.agents import Agent
 from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.models.modes import evaluation_mode
 from lit_rft.models.processes import sum_numbers
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
@@ -98,7 +98,7 @@ class PreferenceUpdate:
         """Return log(pi / pi_ref) of each trajectory, without dropout, [2 P]."""
         number = max(owner.values(), default=-1) + 1
         total = torch.zeros(number, device=policy.device)
-        with unsharded(policy.model), _evaluating(policy.model):
+        with unsharded(policy.model), evaluation_mode(policy.model):
             for micro in micro_batches:
                 total += self._log_probs(policy, micro, owner)
                 with reference_policy(policy.model):
@@ -204,13 +204,3 @@ def _check_reference(stage: PolicyModule) -> None:
             f"{type(stage).__name__} needs LoRA, got policy.lora null: the reference policy is a frozen copy of the "
             "adapter, on the same backbone"
         )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
+from lit_rft.models.modes import evaluation_mode
 from lit_rft.models.processes import global_rank, sum_numbers, world_size
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
@@ -84,12 +85,9 @@ class GroupUpdate:
     def keep_old_log_probs(self, policy: Policy, rollouts: Sequence[Rollout]) -> None:
         """Set `old_log_probs` of the on-policy rollouts, under the current policy."""
         on_policy = [rollout for rollout in rollouts if not rollout.off_policy]
-        training = policy.model.training
-        policy.model.eval()  # as they were sampled: without dropout
-        with unsharded(policy.model):
+        with unsharded(policy.model), evaluation_mode(policy.model):  # as they were sampled: without dropout
             for micro in self.split(policy, on_policy):
                 keep_old_log_probs(micro, on_policy, self._log_probs(policy, micro).tokens)
-        policy.model.train(training)
 
     def step(self, policy: Policy, rollouts: list[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
         """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them.

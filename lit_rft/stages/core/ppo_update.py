@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
+from lit_rft.models.modes import evaluation_mode
 from lit_rft.models.processes import sum_numbers, sum_over_processes
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
@@ -77,12 +78,9 @@ class PPOUpdate:
     def prepare(self, policy: Policy, transcripts: Sequence[Transcript]) -> dict[str, Tensor]:
         """Compute values, advantages and log-probabilities under the policy that sampled; returns metrics."""
         self._before, self._kl = {}, 0.0
-        training = policy.model.training
-        policy.model.eval()  # as it sampled: without dropout
-        with unsharded(policy.model):
+        with unsharded(policy.model), evaluation_mode(policy.model):  # as it sampled: without dropout
             for micro in self._split(policy, transcripts):
                 self._evaluate(policy, micro)
-        policy.model.train(training)
         return self._whiten(policy)
 
     def mini_batches(self, transcripts: Sequence[Sequence[Transcript]]) -> list[list[Transcript]]:
