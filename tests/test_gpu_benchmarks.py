@@ -1,9 +1,12 @@
 """The script that runs the GPU benchmarks in a given time, and what its steps keep when time is up."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +62,9 @@ def seconds_given(call: list[str]) -> int:
 
 def test_steps_of_the_gpu_benchmark_share_the_time_that_there_is(tmp_path: Path) -> None:
     code, _, calls = run_steps(tmp_path / "all", "check train")
-    assert code == 0 and [seconds_given(calls[step]) for step in ("check", "train")] == [80, 170]
+    assert code == 0 and [seconds_given(calls[step]) for step in ("check", "train")] == [50, 170]
     code, output, calls = run_steps(tmp_path / "some", "check train", WITHIN="120")
-    assert code == 0 and seconds_given(calls["check"]) == 80
+    assert code == 0 and seconds_given(calls["check"]) == 50
     assert 90 < seconds_given(calls["train"]) <= 110  # all but what has passed
     code, output, calls = run_steps(tmp_path / "none", "check", WITHIN="39")
     assert code == 0 and not calls and "check: skipped" in output
@@ -69,7 +72,7 @@ def test_steps_of_the_gpu_benchmark_share_the_time_that_there_is(tmp_path: Path)
 
 def test_what_the_gpu_benchmark_calls_a_failure(tmp_path: Path) -> None:
     code, output, calls = run_steps(tmp_path / "cut", "check train", {"check": 124})
-    assert code == 0 and "check: cut at its limit of 90 s" in output and "train" in calls
+    assert code == 0 and "check: cut at its limit of 60 s" in output and "train" in calls
     code, output, calls = run_steps(tmp_path / "failed", "check train", {"check": 3})
     assert code == 1 and "failed: check" in output and "train" in calls
     assert "check --size" in (tmp_path / "failed" / "output" / "log.txt").read_text()
@@ -84,9 +87,9 @@ def test_what_the_gpu_benchmark_calls_a_failure(tmp_path: Path) -> None:
 
 def test_attention_of_all_sides_is_the_same(tmp_path: Path) -> None:
     """Steps whose shapes change all the time leave cuDNN's attention out."""
-    _, _, calls = run_steps(tmp_path, "check rollout train grpo learn", TORCH_CUDNN_SDPA_DEPRIORITIZED="0")
+    _, _, calls = run_steps(tmp_path, "check tests rollout train grpo learn", TORCH_CUDNN_SDPA_DEPRIORITIZED="0")
     assert {step: call[-1] for step, call in calls.items()} == {
-        "check": "first", "train": "first", "rollout": "1", "grpo": "1", "learn": "1"
+        "check": "first", "tests": "first", "train": "first", "rollout": "1", "grpo": "1", "learn": "1"
     }  # fmt: skip
 
 
@@ -109,7 +112,6 @@ def test_a_run_of_the_learning_benchmark_that_is_stopped_is_no_error(steps_found
 
 
 def test_time_that_is_up_loses_no_output(steps_found: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import check
     import grpo
     from kit import Kit
 
@@ -121,7 +123,57 @@ def test_time_that_is_up_loses_no_output(steps_found: None, monkeypatch: pytest.
     assert kit.measure("trl", lambda: grpo.in_process(kit, "trl", tmp_path), at_least=-1e9) is None
     assert kit.figures["items"]["trl"]["failed"] == "stopped when time was up"
     kit.finish()  # no error
-    assert check.run_tests(kit)["failed"] == "stopped after 5 s: test_a PASSED\ntest_b"
+
+
+TESTS = """
+import json, pathlib
+
+def test_that_passes():
+    pass
+
+def test_that_fails():
+    assert 1 == 2, "the reason"
+
+def test_after_them():
+    figures = json.loads(pathlib.Path(__file__).with_name("tests.json").read_text())
+    assert figures["tests"] == {"selected": 3, "passed": 1, "failed": 1, "skipped": 0}
+    assert "the reason" in figures["items"]["test_some.py::test_that_fails"]["failed"]
+    assert list(figures["running"]) == ["test_some.py::test_after_them"] and not figures["complete"]
+"""
+
+
+@pytest.mark.parametrize(
+    "seconds, chosen, counts, ends_with",
+    [
+        (1e9, "that_passes", (1, 1, 0), None),
+        (1e9, "test", (3, 2, 1), "tests: failed items: test_some.py::test_that_fails"),
+        (0.0, "that", (2, 1, 0), None),  # time is up after the first
+        (0.0, "that_fails or after", (2, 0, 1), "tests: some had failed when time was up"),
+        (1e9, "nothing", (0, 0, 0), "tests: pytest ended with <ExitCode.NO_TESTS_COLLECTED: 5>"),
+    ],
+)
+def test_results_of_gpu_tests_are_on_disk_as_each_ends(
+    seconds: float, chosen: str, counts: tuple[int, int, int], ends_with: str | None, steps_found: None, tmp_path: Path
+) -> None:
+    from kit import Kit
+
+    # pytest has made a module `tests` of this folder
+    spec = importlib.util.spec_from_file_location("tests_of_the_gpu", BENCHMARKS / "gpu" / "tests.py")
+    assert spec is not None and spec.loader is not None
+    step = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(step)
+    sys.modules.pop("test_some", None)  # that of the case before
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib")
+    kit = Kit("tests", "tiny", seconds, tmp_path, {"complete": False})
+    arguments = ["-c", str(tmp_path / "pytest.ini"), str(tmp_path / "test_some.py"), "-k", chosen]
+    ending = pytest.raises(SystemExit) if ends_with else contextlib.nullcontext()
+    with ending as error:
+        step.run_tests(kit, arguments)
+    assert error is None or str(error.value) == ends_with
+    figures = json.loads((tmp_path / "tests.json").read_text()) if counts[0] else kit.figures
+    assert figures["tests"] == dict(zip(("selected", "passed", "failed", "skipped"), (*counts, 0), strict=True))
+    assert figures["complete"] == (0 < counts[0] == counts[1] + counts[2]) and "running" not in figures
 
 
 def test_items_of_the_training_benchmark_are_in_order(steps_found: None) -> None:

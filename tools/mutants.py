@@ -33,8 +33,8 @@ from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
 ROOT = Path(__file__).resolve().parents[1]
 # mutmut wraps a function to choose its mutant: `constructor_arguments` in the stages would not find the wrapped
-# constructors' frames, and torch saves the attributes of a schedule's method, to which a wrapper adds a function.
-file_mutation.NEVER_MUTATE_FUNCTION_NAMES |= {"__init__", "_lr_factor"}
+# constructors' frames.
+file_mutation.NEVER_MUTATE_FUNCTION_NAMES |= {"__init__"}
 RESULTS = {1: "killed", 0: "survived", 5: "no tests", 33: "no tests", 36: "timeout", 255: "timeout"}
 RESULTS |= dict.fromkeys((24, -24, 152), "timeout")  # SIGXCPU; all other exit codes: error
 TEXT = re.compile(r'"[^"]*"|\'[^\']*\'')
@@ -68,11 +68,16 @@ def changes_text_only(name: str, path: Path) -> bool:
     return before == after
 
 
+def pattern_of(path: Path, patterns: list[str]) -> str:
+    """Return the longest pattern that matches: `*` matches the files of folders in a folder too."""
+    return max((pattern for pattern in patterns if fnmatch(str(path), pattern)), key=len, default="")
+
+
 def sample(mutants: dict[str, Path], patterns: list[str], number: int, seed: int) -> Iterator[str]:
     """Draw the same number of mutants of each pattern's files (all of them where there are fewer)."""
     for index, pattern in enumerate(patterns):
         share = number // len(patterns) + (index < number % len(patterns))
-        names = [name for name, path in mutants.items() if fnmatch(str(path), pattern)]
+        names = [name for name, path in mutants.items() if pattern_of(path, patterns) == pattern]
         random.Random(seed).shuffle(names)
         kept = (name for name in names if not changes_text_only(name, mutants[name]))
         yield from (name for name, _ in zip(kept, range(share), strict=False))

@@ -3,30 +3,24 @@
     python benchmarks/gpu/check.py --output runs/gpu
 
 A tiny model with random weights: one step of supervised fine-tuning, one of GRPO, one rollout, on both devices in
-float32, compared; the same in bf16 on the device alone. Then the tests marked `gpu`: those that match the pytest
-expression in the environment's TESTS, or all.
+float32, compared; the same in bf16 on the device alone.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 # first: it adds the shared modules to the path
-from kit import BENCHMARKS, DEVICE, Kit, begin, environment, has_flash_attention
+from kit import DEVICE, begin, environment, has_flash_attention
 
 import lightning as L  # isort: skip
 import torch
 from made_up import END, make_model, make_problems
 from torch.nn.attention import SDPBackend
 from train import SFT, GivenCompletions, make_transcripts
-
-TESTS = ("test_gpu.py", "generation/test_graphs.py")
 
 
 class Gradients(L.Callback):
@@ -136,29 +130,6 @@ def attention(model: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_tests(kit: Kit) -> dict[str, Any]:
-    """Run the tests marked `gpu`; failures are in the log."""
-    # not from the repository's root: `import lit_rft` would find the folder instead of the installed package
-    command = [sys.executable, "-m", "pytest", "-c", "../setup.cfg", "-m", "gpu", *TESTS, "-v"]
-    if chosen := os.environ.get("TESTS"):
-        command += ["-k", chosen]
-    seconds = max(5.0, kit.seconds_left())
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        done = subprocess.run(
-            command, cwd=BENCHMARKS.parent / "tests", capture_output=True, text=True, timeout=seconds, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace")  # always bytes
-        print(output[-12000:])
-        return {"failed": f"stopped after {seconds:.0f} s: {output[-1500:]}", "error": True}
-    print(done.stdout[-12000:], done.stderr[-2000:])
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    summary = done.stdout.strip().splitlines()[-1:] or [done.stderr[-500:]]
-    failed = {"failed": summary[0], "error": True} if done.returncode else {}
-    return {"summary": summary[0], "failures": lines} | failed
-
-
 def main() -> None:
     kit, _ = begin("check", __doc__)
     kit.figures |= environment()
@@ -173,7 +144,6 @@ def main() -> None:
     if DEVICE.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         kit.measure("memory", lambda: {"free_gb": free / 1e9, "total_gb": total / 1e9})
-        kit.measure("tests", lambda: run_tests(kit))
     kit.finish()
 
 

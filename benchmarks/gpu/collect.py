@@ -16,7 +16,7 @@ from peers import RESULTS
 from rich.console import Console
 from rich.table import Table
 
-STEPS = ("check", "train", "rollout", "grpo", "learn")
+STEPS = ("check", "tests", "train", "rollout", "grpo", "learn")
 
 
 def collect(folders: list[Path]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the GPU benchmarks, each step under its own time limit; figures are written as soon as they exist.
 #
-#     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check train rollout grpo learn
+#     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check tests train rollout grpo learn
 #     WITHIN=400 benchmarks/gpu/run.sh OUTPUT_FOLDER        # seconds for everything; without it the steps' limits count
 #     SIZE=tiny benchmarks/gpu/run.sh /tmp/gpu              # a try on any machine
 #
@@ -12,15 +12,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 output=${1:?usage: run.sh OUTPUT_FOLDER [STEP...]}
 shift
-steps=${*:-check train rollout grpo learn}
+steps=${*:-check tests train rollout grpo learn}
 size=${SIZE:-full}
 site=${SITE:-/tmp/lit-rft-site}
 carry=$here/carry
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-declare -A limit=([check]=90 [train]=180 [rollout]=90 [grpo]=180 [learn]=240)
+declare -A limit=([check]=60 [tests]=150 [train]=180 [rollout]=90 [grpo]=180 [learn]=240)
 for step in $steps; do
-    [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, train, rollout, grpo or learn" >&2; exit 1; }
+    [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, tests, train, rollout, grpo or learn" >&2; exit 1; }
 done
 mkdir -p "$output"
 
