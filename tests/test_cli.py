@@ -122,9 +122,9 @@ def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--model.init_args.high_wieght", "1"], ["high_wieght", "low_weight", "did you mean 'high_weight'"]),
+        (["--model.init_args.lenght_coef", "1"], ["lenght_coef", "level_weights", "did you mean 'length_coef'"]),
         (["--model.init_args.policy.modle", "x"], ["modle", "start_from", "did you mean 'model'"]),
-        (["--model.init_args.high_weight", "much"], ["high_weight", "float"]),
+        (["--model.init_args.length_coef", "much"], ["length_coef", "float"]),
         (["--model.init_args.optimizer.schedule", "square"], ["constant", "linear", "cosine"]),
         (["--data.init_args.suite.init_args.step_limt", "9"], ["step_limt", "did you mean 'step_limit'"]),
         (["--trainer.max_epochs", "many"], ["max_epochs"]),

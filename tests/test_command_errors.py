@@ -72,7 +72,7 @@ def test_wrong_arguments_are_one_line(
         ("data: {batch_size: 3}", "write data.init_args.batch_size"),
         ("model: {class_path: lit_rft.stages.HierarchicalSFT, policy: {}}", "write model.init_args.policy"),
         ("model: {init_arg: {policy: {}}}", "did you mean 'init_args'?"),
-        ("model: {init_args: {high_wieght: 1}}", "did you mean 'high_weight'?"),
+        ("model: {init_args: {lenght_coef: 1}}", "did you mean 'length_coef'?"),
         ("model: {init_args: {policy: {lora: {rnk: 1}}}}", "rnk"),
         ("trainer: {max_epohs: 1}", "did you mean 'trainer.max_epochs'?"),
         ("trainer: {callbacks+: [{class_path: lit_rft.callbacks.EpisodeText, number: 3}]}",
@@ -204,7 +204,7 @@ def test_a_barebones_trainer_can_be_made() -> None:
 
 
 def test_help_takes_short_names(capsys: pytest.CaptureFixture[str]) -> None:
-    helps = (("model", "HierarchicalSFT", "high_weight"), ("data", "MathPromptDataModule", "eval_tasks"))
+    helps = (("model", "HierarchicalSFT", "level_weights"), ("data", "MathPromptDataModule", "eval_tasks"))
     for option, name, key in helps:
         with pytest.raises(SystemExit) as stopped:
             main(["fit", f"--{option}.help", name])

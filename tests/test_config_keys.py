@@ -208,14 +208,14 @@ def test_a_key_without_effect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a stage takes and leaves."""
     original = HierarchicalSFT.__init__
 
-    def forgetful(self: Any, *args: Any, high_weight: float = 1.0, **kwargs: Any) -> None:
+    def forgetful(self: Any, *args: Any, length_coef: float = 0.0, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
 
     cli = build(resolve_configs(["-c", "glider/scienceworld/sft.yaml"]), run=False)
-    content = {"model": {"init_args": {"high_weight": 1.0, "low_weight": 1.0}}}
+    content = {"model": {"init_args": {"length_coef": 0.0, "chunk_tokens": 256}}}
     assert without_effect(cli, content) == []
     monkeypatch.setattr(HierarchicalSFT, "__init__", functools.wraps(original)(forgetful))
-    assert without_effect(cli, content) == ["model.init_args.high_weight"]
+    assert without_effect(cli, content) == ["model.init_args.length_coef"]
 
 
 def test_every_setting_is_read() -> None:

@@ -173,7 +173,7 @@ from lit_rft.models import LoraSettings, load_tokenizer
 from lit_rft.stages import HierarchicalSFT, MixedPolicyGRPO, OptimizerSettings, PolicySettings
 
 policy = PolicySettings(model="some/model", lora=LoraSettings(rank=8))
-HierarchicalSFT(policy, OptimizerSettings(learning_rate=1e-3), high_weight=2.0)
+HierarchicalSFT(policy, OptimizerSettings(learning_rate=1e-3), level_weights={"high": 2.0})
 MixedPolicyGRPO(policy, reward=lambda completions, rows: [0.0 for _ in completions], seed=3)
 MathPromptDataModule(train_tasks={"chain_sum": 8}, batch_size=4)
 TrajectoryDataModule(train_files=["a.jsonl"])

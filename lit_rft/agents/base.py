@@ -86,7 +86,10 @@ class Agent(Protocol):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Names of its conversations, one per level in each episode, used by metrics and transcripts."""
+        """Names of its conversations, one per level in each episode, the highest level first.
+
+        Metrics and transcripts use the names. Stages that treat levels differently go by the order.
+        """
         ...
 
     @property

@@ -9,7 +9,7 @@ from lit_rft.batches import StepTranscripts
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, utterance_likelihood_loss
 from lit_rft.stages.core.data_check import STEPS
-from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
+from lit_rft.stages.core.episode_stage import EpisodeStage, weights_of_levels
 from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -32,8 +32,7 @@ class HierarchicalSFT(EpisodeStage):
         acting: sampling and environment workers in validation, test and predict.
         agent: the agent that acts; null for `HierarchicalAgent`.
         batching: micro-batches of an optimiser step.
-        high_weight: w_h, >= 0.
-        low_weight: w_l, >= 0; also of a flat agent's transcript. Other levels have weight 1.
+        level_weights: weights >= 0 by level of the agent, such as `{high: w_h, low: w_l}`; 1 for levels left out.
         length_coef: lambda, >= 0.
         average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
         chunk_tokens: logits are computed in chunks of this many tokens.
@@ -48,8 +47,7 @@ class HierarchicalSFT(EpisodeStage):
         acting: ActingSettings | None = None,
         agent: Agent | None = None,
         batching: BatchingSettings | None = None,
-        high_weight: float = 1.0,
-        low_weight: float = 1.0,
+        level_weights: dict[str, float] | None = None,
         length_coef: float = 0.0,
         average_tokens: bool = True,
         chunk_tokens: int = 256,
@@ -57,7 +55,7 @@ class HierarchicalSFT(EpisodeStage):
         super().__init__(policy, optimizer, acting, agent, batching)
         if not length_coef >= 0:
             raise ValueError(f"length_coef must be >= 0, got {length_coef}")
-        self.level_weights = level_weights(high_weight, low_weight)
+        self.level_weights = weights_of_levels(self.agent, level_weights)
         self.length_coef = length_coef
         self.average_tokens = average_tokens
         self.chunk_tokens = chunk_tokens
@@ -88,7 +86,7 @@ class HierarchicalSFT(EpisodeStage):
                 average_tokens=self.average_tokens,
                 normalizer=num_utterances[level],
             )
-            loss = loss + self.level_weights.get(level, 1.0) * term.loss
+            loss = loss + self.level_weights[level] * term.loss
             share = rows.sum() / num_utterances[level]
             parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:

@@ -6,7 +6,7 @@ from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import STEPS
-from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
+from lit_rft.stages.core.episode_stage import EpisodeStage, weights_of_levels
 from lit_rft.stages.core.settings import (
     ActingSettings,
     BatchingSettings,
@@ -41,8 +41,7 @@ class OfflineHierarchicalRL(EpisodeStage):
         value_actions: utterances in L_V: the data's, or one sampled by the policy in each state (the paper; slow: see
             `sample_decisions`).
         average_tokens: log pi(u|s) per token, or (the equation) its sum.
-        high_weight: of the high level's losses, >= 0.
-        low_weight: of the low level's, and of a flat agent's, >= 0. Other levels weigh 1.
+        level_weights: weights >= 0 of the losses, by level of the agent; 1 for levels left out.
         chunk_tokens: logits are computed in chunks of this many tokens.
     """
 
@@ -60,8 +59,7 @@ class OfflineHierarchicalRL(EpisodeStage):
         critic_update: CriticUpdateFunction | None = None,
         value_actions: Literal["dataset", "policy"] = "dataset",
         average_tokens: bool = False,
-        high_weight: float = 1.0,
-        low_weight: float = 1.0,
+        level_weights: dict[str, float] | None = None,
         chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent, batching)
@@ -69,7 +67,7 @@ class OfflineHierarchicalRL(EpisodeStage):
         self.actor_critic = ActorCritic(
             self.agent.levels, self.critic_settings, self.acting, critic_update=critic_update,
             value_actions=value_actions, average_tokens=average_tokens,
-            level_weights=level_weights(high_weight, low_weight), chunk_tokens=chunk_tokens,
+            level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
 

@@ -15,8 +15,8 @@ from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import ROUNDS
 from lit_rft.stages.core.diagnostics import mean_over_steps
-from lit_rft.stages.core.episode_stage import EpisodeStage, level_weights
-from lit_rft.stages.core.frozen_level import LOW, FrozenLevel
+from lit_rft.stages.core.episode_stage import EpisodeStage, check_levels, weights_of_levels
+from lit_rft.stages.core.frozen_levels import FROZEN, FrozenLevels
 from lit_rft.stages.core.settings import (
     ActingSettings,
     BatchingSettings,
@@ -32,8 +32,8 @@ class OnlineHighLevelFinetune(EpisodeStage):
     r"""Plays episodes and learns from the newest and from stored ones, in turns (GLIDER, ICML 2025).
 
     The low-level skills are frozen: a snapshot of the initial adapter acts at the low level and gets no gradient. High
-    level and critics train with the losses of `ActorCritic`, on high-level decisions alone. With an agent without a
-    `low` level, such as `FlatAgent`, the whole policy trains: the paper's non-hierarchical counterpart (AWAC).
+    level and critics train with the losses of `ActorCritic`, on high-level decisions alone. With an agent of one level,
+    such as `FlatAgent`, the whole policy trains: the paper's non-hierarchical counterpart (AWAC).
 
     One training step is a round: its episodes are played with the current policy, then come
     `online.updates_per_episode` optimiser steps for each. Scores are logged against optimiser steps and, as
@@ -53,13 +53,14 @@ class OnlineHighLevelFinetune(EpisodeStage):
         critic_update: see `OfflineHierarchicalRL`.
         value_actions: see `OfflineHierarchicalRL`.
         average_tokens: log pi(u|s) per token, or (the equation) its sum.
-        high_weight: of the high level's losses, >= 0.
-        low_weight: of a flat agent's losses, >= 0. Other levels weigh 1.
+        level_weights: weights >= 0 of the losses, by level of the agent; 1 for levels left out.
+        frozen_levels: levels of the agent that act with the initial adapter and do not train; null for all but its
+            first, [] for none.
         chunk_tokens: logits are computed in chunks of this many tokens.
 
     Raises:
-        ValueError: For a hierarchical policy without LoRA (the frozen skills are an adapter), or a schedule of the
-            learning rate other than constant.
+        ValueError: For frozen levels without LoRA (the frozen skills are an adapter), or a schedule of the learning
+            rate other than constant.
     """
 
     training_batch = ROUNDS
@@ -78,8 +79,8 @@ class OnlineHighLevelFinetune(EpisodeStage):
         critic_update: CriticUpdateFunction | None = None,
         value_actions: Literal["dataset", "policy"] = "dataset",
         average_tokens: bool = False,
-        high_weight: float = 1.0,
-        low_weight: float = 1.0,
+        level_weights: dict[str, float] | None = None,
+        frozen_levels: list[str] | None = None,
         chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), acting, agent, batching)
@@ -89,12 +90,16 @@ class OnlineHighLevelFinetune(EpisodeStage):
         self.actor_critic = ActorCritic(
             self.agent.levels, self.critic_settings, self.acting, critic_update=critic_update,
             value_actions=value_actions, average_tokens=average_tokens,
-            level_weights=level_weights(high_weight, low_weight), chunk_tokens=chunk_tokens,
+            level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
-        if LOW in self.agent.levels:
-            self.weight_parts.append(FrozenLevel())
-            self.level_adapters = {LOW: LOW}
+        self.frozen_levels = list(self.agent.levels[1:]) if frozen_levels is None else frozen_levels
+        check_levels(self.agent, "frozen_levels", self.frozen_levels)
+        if self.agent.levels and not set(self.agent.levels) - set(self.frozen_levels):
+            raise ValueError(f"frozen_levels must leave a level of the agent to train, got {self.frozen_levels}")
+        if self.frozen_levels:
+            self.weight_parts.append(FrozenLevels())
+            self.level_adapters = dict.fromkeys(self.frozen_levels, FROZEN)
         self.source = EpisodeSource(self.evaluator.runner, self.online.exploration, resolve_seed(self.online.seed))
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.stateful = {"source": self.source, "replay": self.replay}
@@ -126,7 +131,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
     def _learnable(self, rollout: Rollout) -> list[Transcript]:
         """Return the transcripts to train on, token for token as they were played, as far as the context permits."""
         assert self.chat is not None and rollout.episode is not None
-        played = [transcript for transcript in rollout.transcripts if transcript.level != LOW]
+        played = [transcript for transcript in rollout.transcripts if transcript.level not in self.frozen_levels]
         return learnable_transcripts(played, rollout.episode, self.chat, self.agent)
 
     def _draw(self, batch: OnlineBatch, name: str) -> StepBatch:
@@ -136,7 +141,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
         episodes = self.replay.sample(self.online.batch_episodes - num_stored, rng)
         episodes += [list(e) for e in rng.sample(list(batch.offline), min(num_stored, len(batch.offline)))]
         share = episodes[global_rank() :: world_size()]
-        transcripts = [t for episode in share for t in episode if t.level != LOW]
+        transcripts = [t for episode in share for t in episode if t.level not in self.frozen_levels]
         counts = count_utterances(transcripts, self.agent.levels)
         sums = sum_numbers({level: float(number) for level, number in counts.items()}, self.device)
         return self.step_batch(transcripts, {level: int(number) for level, number in sums.items()})

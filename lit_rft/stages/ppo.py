@@ -26,7 +26,7 @@ from lit_rft.stages.core.settings import (
     PolicySettings,
 )
 from lit_rft.stages.core.values import PPOSettings, ValuePart
-from lit_rft.transcripts import DecisionOutcome, Transcript
+from lit_rft.transcripts import COMPLETION, DecisionOutcome, Transcript
 
 
 def ppo_step(stage: PolicyModule, update: PPOUpdate, rollouts: Sequence[Sequence[Transcript]]) -> None:
@@ -98,7 +98,7 @@ class PPO(PolicyModule):
             max_concurrent=max_concurrent, seed=resolve_seed(seed),
         )  # fmt: skip
         self.stateful = {"source": self.source}
-        values = ValuePart(["flat"], self.ppo.value_learning_rate)
+        values = ValuePart([COMPLETION], self.ppo.value_learning_rate)
         self.weight_parts = [values]
         self.update = PPOUpdate(
             self.ppo, self.batching, values, loss=loss, temperature=self.sampling.temperature,

@@ -11,12 +11,13 @@ from lit_rft.transcripts.batch import (
     step_batch,
 )
 from lit_rft.transcripts.chat import ChatFormat, ChatTemplateWarning
-from lit_rft.transcripts.prompts import PromptFormat, completion_transcript
+from lit_rft.transcripts.prompts import COMPLETION, PromptFormat, completion_transcript
 from lit_rft.transcripts.shared import collate_shared, shared_step_batch, split_shared
 from lit_rft.transcripts.thoughts import ThoughtMarks
 from lit_rft.transcripts.transcript import DecisionOutcome, Transcript
 
 __all__ = [
+    "COMPLETION",
     "ChatFormat",
     "ChatTemplateWarning",
     "DecisionOutcome",

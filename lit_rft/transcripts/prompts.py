@@ -9,6 +9,7 @@ from lit_rft.transcripts.transcript import Transcript
 
 THINK = "<think>\n"
 NAMED = ("chat", "think")
+COMPLETION = "completion"  # level of the transcripts of single-turn problems
 
 
 class PromptFormat:
@@ -57,7 +58,7 @@ class PromptFormat:
 
 def completion_transcript(name: str, prompt_ids: list[int], completion_ids: list[int], end_id: int) -> Transcript:
     """Make a transcript of one decision from a prompt and its completion."""
-    transcript = Transcript("flat", end_id, name)
+    transcript = Transcript(COMPLETION, end_id, name)
     transcript.append_prompt(prompt_ids)
     transcript.append_utterance(completion_ids)
     return transcript

@@ -73,8 +73,8 @@ def test_micro_batches_and_packing_change_nothing(tiny_model_folder: Path, split
 @pytest.mark.parametrize(
     "knob",
     [
-        {"high_weight": 0.3},
-        {"low_weight": 0.3},
+        {"level_weights": {"high": 0.3}},
+        {"level_weights": {"low": 0.3}},
         {"length_coef": 0.5},
         {"average_tokens": False},
         {"optimizer": OptimizerSettings(learning_rate=1e-3)},
@@ -156,10 +156,10 @@ def test_an_empty_share_of_a_step_still_steps(tiny_model_folder: Path) -> None:
     assert trainer.global_step == 1
 
 
-@pytest.mark.parametrize("bad", [{"high_weight": -1.0}, {"low_weight": -0.1}, {"length_coef": -1.0}])
-def test_bad_weights_are_refused(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize("bad", [{"level_weights": {"low": -0.1}}, {"length_coef": -1.0}])
+def test_bad_weights_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        HierarchicalSFT(**bad)  # type: ignore[arg-type]
+        HierarchicalSFT(**bad)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def test_micro_batches_and_packing_change_nothing(
         {"critic_update": IQLUpdate(0.01, max_weight=1.01)},
         {"critic_update": IQLUpdate(0.01, expectile=0.95)},
         {"average_tokens": True},
-        {"high_weight": 0.3},
-        {"low_weight": 0.3},
+        {"level_weights": {"high": 0.3}},
+        {"level_weights": {"low": 0.3}},
         {"critic_update": SarsaUpdate()},
         {"value_actions": "policy"},
         {"critic": CriticSettings(learning_rate=2e-2)},
@@ -265,7 +265,7 @@ def test_a_reward_that_is_not_finite_stops_before_the_step_and_names_the_episode
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"high_weight": -1.0}, "high_weight"),
+        ({"level_weights": {"high": -1.0}}, "level_weights"),
         ({"value_actions": "both"}, "value_actions must be"),
         ({"critic_update": SarsaUpdate(), "value_actions": "policy"}, "SarsaUpdate, which has no V"),
     ],

@@ -108,10 +108,10 @@ def test_low_level_skills_hold_layers_trained_in_full(tiny_model_folder: Path, t
     stage = make_online(tiny_model_folder, lora=lora, policy={"start_from": str(tmp_path / "sft.ckpt")})
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
     found = dict(stage.policy.named_parameters())
-    assert torch.equal(found["base_model.model.lm_head.modules_to_save.low.weight"], head)
+    assert torch.equal(found["base_model.model.lm_head.modules_to_save.frozen.weight"], head)
     assert not torch.equal(found["base_model.model.lm_head.modules_to_save.default.weight"], head)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(saved["policy.base_model.model.lm_head.modules_to_save.low.weight"], head)
+    assert torch.equal(saved["policy.base_model.model.lm_head.modules_to_save.frozen.weight"], head)
 
 
 def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder:
     stage = make_online(tiny_model_folder, seed=3, policy={"start_from": str(tmp_path / "sft.ckpt")})
     stage.configure_model()
     start = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
-    low = [name for name in start if ".low." in name]
+    low = [name for name in start if ".frozen." in name]
     assert len(low) == len([name for name in start if ".default." in name]) > 0
     for name in low:
-        assert torch.equal(start[name], trained(sft)[name.replace(".low.", ".default.")])
+        assert torch.equal(start[name], trained(sft)[name.replace(".frozen.", ".default.")])
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 4)
     for name, parameter in stage.named_parameters():
         if name in low:
@@ -151,7 +151,7 @@ def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path:
     high, low = play()
     with torch.no_grad():
         for name, parameter in stage.named_parameters():
-            if ".low." in name and "lora_B" in name:
+            if ".frozen." in name and "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=1.0)
     new_high, new_low = play()
     assert new_low.utterance_ids(0) != low.utterance_ids(0)
@@ -164,7 +164,7 @@ def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path
     stage.configure_model()
     before = trained(stage)
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
-    assert not any(".low." in name for name, _ in stage.named_parameters())
+    assert not any(".frozen." in name for name, _ in stage.named_parameters())
     assert differs({n: p for n, p in before.items() if "lora" in n}, trained(stage))
     assert {t.level for episode in stage.replay.episodes for t in episode} == {"flat"}
 
@@ -176,7 +176,7 @@ def test_a_schedule_needs_to_know_its_end(tiny_model_folder: Path) -> None:
 
 def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
     stage = make_online(tiny_model_folder, lora=None, critic=CriticSettings(features="adapted"))
-    with pytest.raises(ValueError, match="freezing the low level needs LoRA"):
+    with pytest.raises(ValueError, match="freezing levels needs LoRA"):
         stage.configure_model()
 
 
@@ -258,7 +258,7 @@ def test_skills_survive_the_online_run_in_its_checkpoint_and_its_adapter(
         again.configure_model()
         for name, value in again.policy.state_dict().items():
             assert torch.equal(value, stage.policy.state_dict()[name]), name
-        assert not any(p.requires_grad for n, p in again.named_parameters() if ".low." in n)
+        assert not any(p.requires_grad for n, p in again.named_parameters() if ".frozen." in n)
     offline = make_stage(tiny_model_folder, policy={"start_from": str(tmp_path / "checkpoints" / "last.ckpt")})
     with pytest.raises(ValueError, match="of an online stage and holds two adapters"):
         offline.configure_model()

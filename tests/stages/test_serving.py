@@ -140,13 +140,13 @@ def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder
             with torch.no_grad():
                 for name, parameter in stage.policy.named_parameters():
                     if "lora_B" in name:
-                        parameter += 0.3 if ".low." in name else -0.3
+                        parameter += 0.3 if ".frozen." in name else -0.3
             options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
             L.Trainer(accelerator="cpu", **options).test(stage, datamodule=data, verbose=False)
             played.append({one.episode.id: [t.input_ids for t in one.transcripts] for one in stage.evaluator.results})
     assert played[0] == played[1] and len(played[0]) == 2
     high, low = folders(fake)
-    assert low.name == "low" and high.name != "low" and not fake.adapters and not high.exists()
+    assert low.name == "frozen" and high.name != "frozen" and not fake.adapters and not high.exists()
 
 
 def test_importance_weights_need_whole_probabilities() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.models.backbone import causal_lm, final_hidden_states, has_local_attention
-from lit_rft.transcripts import Transcript, TranscriptBatch, collate_padded
+from lit_rft.transcripts import COMPLETION, Transcript, TranscriptBatch, collate_padded
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def sample_completions(model: nn.Module) -> list[Transcript]:
     ids = common_ids(model, 24)
     transcripts = []
     for start in range(4, 24, 5):
-        transcript = Transcript("flat", 0)
+        transcript = Transcript(COMPLETION, 0)
         transcript.append_prompt(ids[:4])
         transcript.append_utterance(ids[start : start + 5])
         transcripts.append(transcript)

@@ -45,7 +45,7 @@ class ActorCritic:
         critic_update: critic losses and weights of the actor's loss; None for `IQLUpdate`.
         value_actions: utterances in L_V: the data's, or one sampled by the policy in each state.
         average_tokens: log pi(u|s) per token, or its sum.
-        level_weights: weight of each level's losses; other levels weigh 1.
+        level_weights: weight of each level's losses; 1 for levels left out.
         chunk_tokens: logits are computed in chunks of this many tokens.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from lit_rft._plain import with_class
 from lit_rft.models.reference import add_reference, is_reference
 from lit_rft.stages.core.adapter_folder import without_start
+from lit_rft.stages.core.frozen_levels import is_frozen
 from lit_rft.stages.core.hyper_parameters import differences, rebuild_arguments
 from lit_rft.stages.core.identity import identity_differences
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "policy"  # key of the policy's identity in a checkpoint
 # Settings that give saved weights their meaning: a run cannot continue with others. All else may change on resume.
-_FIXED = ("agent", "critic.features", "critic.per_level")
+_FIXED = ("agent", "frozen_levels", "critic.features", "critic.per_level")
 _FREE = ("agent.init_args.max_length",)
 
 
@@ -50,10 +51,10 @@ def load_start(stage: Any, path: Path) -> None:
     checkpoint, source = read_checkpoint(path), str(path)
     check_source(stage, checkpoint, source)
     weights = {name: value for name, value in checkpoint["state_dict"].items() if not is_reference(name)}
-    if any(".low." in name for name in weights) and not stage.level_adapters:
+    if any(is_frozen(name) for name in weights) and not stage.level_adapters:
         raise ValueError(
-            f"{source} is of an online stage and holds two adapters, its low level's apart: only another online stage "
-            "can start from it (the high level's adapter alone is in that run's adapter folder)"
+            f"{source} is of an online stage and holds two adapters, that of its frozen levels apart: only another "
+            "online stage can start from it (the trained adapter alone is in that run's adapter folder)"
         )
     for part in stage.weight_parts:
         weights = part.starting_weights(weights)

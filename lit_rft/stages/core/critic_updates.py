@@ -151,7 +151,7 @@ class IQLUpdate:
 class SarsaUpdate:
     """The public release: Q towards r + gamma Q_target(s', u') without V, and Q_target as weights.
 
-    The low level is trained by likelihood alone.
+    Levels below the agent's first (the low level of a hierarchy) are trained by likelihood alone.
     """
 
     reads_values = False
@@ -160,7 +160,7 @@ class SarsaUpdate:
         self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
     ) -> CriticTerms:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
-        if decisions.level == "low":
+        if decisions.code > 0:
             return CriticTerms(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
         utterance, code, owner = decisions.features.utterance, decisions.code, decisions.owner
         with torch.no_grad():

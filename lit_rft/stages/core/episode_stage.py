@@ -1,6 +1,8 @@
 """Constructor of the stages that act in environments."""
 
 import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 
 from lit_rft.agents import Agent, HierarchicalAgent
 from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator
@@ -60,12 +62,28 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
         )
 
 
-def level_weights(high_weight: float, low_weight: float) -> dict[str, float]:
-    """Return the weights of the agents' levels; a flat agent's is that of the low level.
+def weights_of_levels(agent: Agent, weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the weight of each level of an agent, 1 if it is not given.
 
     Raises:
-        ValueError: For a negative weight.
+        ValueError: For a level that the agent does not have, or a weight that is not a number >= 0.
     """
-    if not high_weight >= 0 or not low_weight >= 0:
-        raise ValueError(f"high_weight and low_weight must be >= 0, got {high_weight} and {low_weight}")
-    return {"high": high_weight, "low": low_weight, "flat": low_weight}
+    weights = weights or {}
+    check_levels(agent, "level_weights", weights)
+    bad = {level: weight for level, weight in weights.items() if not 0 <= weight < math.inf}
+    if bad:
+        raise ValueError(f"level_weights must be finite numbers >= 0, got {bad}")
+    return dict.fromkeys(agent.levels, 1.0) | dict(weights)
+
+
+def check_levels(agent: Agent, setting: str, levels: Iterable[str]) -> None:
+    """Check that a setting names levels of the agent.
+
+    Raises:
+        ValueError: For another level.
+    """
+    unknown = [level for level in levels if level not in agent.levels]
+    if unknown:
+        raise ValueError(
+            f"{setting}: {type(agent).__name__} has the levels {', '.join(agent.levels)}, got {', '.join(unknown)}"
+        )

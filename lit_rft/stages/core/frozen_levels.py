@@ -1,4 +1,4 @@
-"""A frozen adapter for one level of an agent, beside the one that trains."""
+"""A frozen adapter for some levels of an agent, beside the one that trains."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,37 +9,42 @@ from torch import Tensor
 
 from lit_rft.stages.core.parts import WeightPart
 
-LOW = "low"  # the level whose skills are frozen, and the adapter that contains them
+FROZEN = "frozen"  # name of the adapter
 
 
-class FrozenLevel(WeightPart):
-    """A snapshot of the initial adapter, with which the low level acts; it gets no gradient."""
+def is_frozen(name: str) -> bool:
+    """Return whether the weight of this name belongs to the frozen adapter."""
+    return f".{FROZEN}." in name
+
+
+class FrozenLevels(WeightPart):
+    """A snapshot of the initial adapter, with which the frozen levels act; it gets no gradient."""
 
     def add(self, stage: Any) -> None:
         """Add the snapshot, or load it from the adapter folder of an online run."""
         policy = stage.policy
         if not hasattr(policy, "peft_config"):
-            raise ValueError("freezing the low level needs LoRA: set policy.lora, or a flat agent")
-        skills = Path(stage.policy_settings.start_from or "") / LOW
+            raise ValueError("freezing levels needs LoRA: set policy.lora, frozen_levels: [], or an agent of one level")
+        skills = Path(stage.policy_settings.start_from or "") / FROZEN
         if (skills / "adapter_config.json").is_file():
-            policy.load_adapter(str(skills), LOW, is_trainable=False)
+            policy.load_adapter(str(skills), FROZEN, is_trainable=False)
         else:
-            policy.add_adapter(LOW, policy.peft_config["default"])
+            policy.add_adapter(FROZEN, policy.peft_config["default"])
             weights = dict(policy.named_parameters())
             with torch.no_grad():
                 for name in self.saved_names(weights):
-                    weights[name].copy_(weights[name.replace(f".{LOW}.", ".default.")])
+                    weights[name].copy_(weights[name.replace(f".{FROZEN}.", ".default.")])
         for name, parameter in policy.named_parameters():
-            if f".{LOW}." in name:
+            if is_frozen(name):
                 parameter.requires_grad_(False)
         policy.set_adapter("default")
 
     def saved_names(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if f".{LOW}." in name and ("lora_" in name or ".modules_to_save." in name)]
+        return [name for name in names if is_frozen(name) and ("lora_" in name or ".modules_to_save." in name)]
 
     def starting_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Freeze the skills of an earlier stage's adapter; those of an online stage stay as they are."""
         if self.saved_names(weights):
             return weights
-        skills = {k.replace(".default.", f".{LOW}."): v for k, v in weights.items() if ".default." in k}
+        skills = {k.replace(".default.", f".{FROZEN}."): v for k, v in weights.items() if ".default." in k}
         return {**weights, **skills}
