@@ -20,7 +20,7 @@ import lit_rft
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("lit_rft", "datamodules", "callbacks", "configs")
-EXTRAS = {"plots", "scienceworld", "alfworld", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
+EXTRAS = {"plots", "scienceworld", "alfworld", "textworld", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
 
 
 def import_name(path: Path) -> str:

@@ -2,5 +2,6 @@
 
 from lit_rft.envs.adapters.http import HttpEnv
 from lit_rft.envs.adapters.reasoning_gym import ReasoningGymEnv
+from lit_rft.envs.adapters.textworld import TextWorldEnv, TextWorldSuite
 
-__all__ = ["HttpEnv", "ReasoningGymEnv"]
+__all__ = ["HttpEnv", "ReasoningGymEnv", "TextWorldEnv", "TextWorldSuite"]

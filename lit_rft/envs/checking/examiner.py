@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import math
 import numbers
 import pickle
@@ -65,7 +66,9 @@ class Examiner(gym.Env[str, str]):
             seconds = time.perf_counter() - started
             findings, observation, info = examine_reset(answer)
             return observation, _report(findings, seconds, info)
-        return "", _report(self._run_gymnasium() if options["part"] == "gymnasium" else self._close())
+        if options["part"] == "gymnasium":
+            return "", _report(self._run_gymnasium(options.get("options")))
+        return "", _report(self._close())
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         started = time.perf_counter()
@@ -81,8 +84,8 @@ class Examiner(gym.Env[str, str]):
     def close(self) -> None:
         self._env.close()
 
-    def _run_gymnasium(self) -> list[Finding]:
-        """Run gymnasium's checker on a second environment."""
+    def _run_gymnasium(self, options: dict[str, Any] | None) -> list[Finding]:
+        """Run gymnasium's checker, which knows no options of `reset`, on a second environment."""
         env = self._make_env()
         if not isinstance(env, gym.Env):
             return [
@@ -95,6 +98,8 @@ class Examiner(gym.Env[str, str]):
                 findings.append(Finding("warning", name, f"expected texts (gymnasium.spaces.Text), got {space}"))
         bare: Any = env.unwrapped
         bare.observation_space, bare.action_space = AnyText(), AnyText()
+        if options:
+            bare.reset = _with_options(bare.reset, options)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -114,6 +119,16 @@ class Examiner(gym.Env[str, str]):
             except Exception as error:
                 findings.append(_raised(time_of, error))
         return findings
+
+
+def _with_options(reset: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return a `reset` of the same signature that has options unless others are given."""
+
+    @functools.wraps(reset)
+    def with_options(**arguments: Any) -> Any:
+        return reset(**{**arguments, "options": arguments.get("options") or options})
+
+    return with_options
 
 
 def _is_gymnasium(warning: warnings.WarningMessage) -> bool:
