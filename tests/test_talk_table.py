@@ -1,0 +1,125 @@
+"""The comparison of all methods: its commands, in this process; its figures; resumption."""
+
+import contextlib
+import io
+import itertools
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rft import cli
+from lit_rft.cli import resolve_configs
+from lit_rft.command_line import build
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODELS = {"tiny": "model", "small": "135m-instruct", "paper": "8B-Instruct"}
+
+
+@pytest.fixture(scope="module")
+def talk() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import talk_table
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return talk_table
+
+
+class InProcess:
+    """Runs the commands of steps in this process; can be interrupted after some of them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.names: list[str] = []
+        self.stop_after = stop_after
+
+    def __call__(self, step: Any, runs: Path, console: Any) -> None:
+        if step.result.exists():
+            return
+        if self.stop_after is not None and len(self.names) == self.stop_after:
+            raise KeyboardInterrupt
+        self.names.append(step.name)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            cli.main(step.command[3:])
+        if step.result.suffix == ".done":
+            step.result.touch()
+        with (runs / "times.jsonl").open("a") as stream:
+            stream.write(json.dumps({"step": step.name, "seconds": 60.0}) + "\n")
+
+
+def test_a_comparison_resumes_and_ends_with_a_table(
+    talk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--scale", "tiny", "--environments", "alfworld", "--rows", "untrained", "sft", "awac"]
+    arguments += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    first = InProcess(stop_after=4)
+    monkeypatch.setattr(talk, "run", first)
+    with pytest.raises(KeyboardInterrupt):
+        talk.main(arguments)
+    second = InProcess()
+    monkeypatch.setattr(talk, "run", second)
+    talk.main(arguments)
+    assert not set(first.names) & set(second.names)  # nothing is done twice
+    names = [name.split(": ", 1)[1] for name in first.names + second.names]
+    assert names == [
+        *("untrained: seen", "untrained: unseen", "sft: fit", "sft: seen", "sft: unseen"),
+        *("sft: explore", "awac: fit", "awac: seen", "awac: unseen"),
+    ]
+    results = json.loads((tmp_path / "talk_tiny.json").read_text())
+    played = results["episodes"]["alfworld"]
+    assert set(played) == {"untrained", "sft", "awac"}
+    for row in played.values():
+        seen, unseen = ({episode["id"] for episode in row["0"][kind]} for kind in ("seen", "unseen"))
+        assert len(seen) == len(unseen) == 2 and not seen & unseen
+    assert talk.minutes(results, "alfworld", "awac") == 3.0  # its own commands, not those of SFT
+    assert "AWAC" in capsys.readouterr().out
+
+
+def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
+    few, many = talk.interval([0.0, 100.0] * 5), talk.interval([0.0, 100.0] * 50)
+    assert few[0] == many[0] == 50.0
+    assert few[1] < many[1] < 50.0 < many[2] < few[2]
+    assert many[1] == pytest.approx(50 - 1.96 * 5, abs=1.5) and many[2] == pytest.approx(50 + 1.96 * 5, abs=1.5)
+    assert talk.interval([100.0] * 4) == (100.0, 100.0, 100.0)
+
+
+def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> None:
+    """By the suites' own choices; ScienceWorld's are of another split."""
+    from lit_rft.envs.alfworld import small_households
+
+    suite, game = small_households(), talk.GAMES["alfworld"]
+
+    def ids(keys: dict[str, Any], split: str, half: str | None, number: int) -> set[str]:
+        specs = suite.episodes(split, limit=number, half=half, seed=keys.get("seed", 0))
+        return {spec.id for spec in specs}
+
+    trained = ids({}, "train", game.train["train_half"], 200)
+    explored = ids(game.explore, game.explore["predict_split"], game.explore["predict_half"], 200)
+    played = ids({}, game.seen["predict_split"], game.seen["predict_half"], 200)
+    played |= ids({}, game.unseen["predict_split"], None, 50)
+    assert played and not played & (trained | explored)
+    science = talk.GAMES["scienceworld"]
+    assert science.seen["predict_split"] == science.unseen["predict_split"] == "dev"
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("environment", ["scienceworld", "alfworld"])
+def test_every_command_of_every_row_is_valid(
+    talk: Any, scale: str, environment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk.main(["--scale", scale, "--environments", environment, "--dry-run"])
+    commands = [shlex.split(command)[3:] for command in capsys.readouterr().out.splitlines()]
+    assert len(commands) == len({tuple(command) for command in commands}) > 2 * len(talk.ROWS)
+    for _, *arguments in {recipe(command): command for command in commands}.values():
+        if "--ckpt_path" in arguments:
+            del arguments[arguments.index("--ckpt_path") : arguments.index("--ckpt_path") + 2]
+        cli = build(resolve_configs([*arguments, "--trainer.devices", "1"]), run=False)
+        assert cli.model.policy_settings.model.endswith(MODELS[scale])
+
+
+def recipe(command: list[str]) -> tuple[str, ...]:
+    """The configs of a command: what is built depends on little else."""
+    return tuple(value for key, value in itertools.pairwise(command) if key == "-c")
