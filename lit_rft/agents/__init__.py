@@ -5,6 +5,7 @@ from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import Context, ContextWithoutThoughts, FullContext, make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
+from lit_rft.agents.examples import Examples
 from lit_rft.agents.flat import FlatAgent, FlatSession
 from lit_rft.agents.formats import (
     Answer,
@@ -27,6 +28,7 @@ from lit_rft.agents.hierarchical import (
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.marked import MarkedAgent, Marker
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
+from lit_rft.agents.react import ReActAgent, ReActSession, ThoughtAction
 from lit_rft.agents.records import (
     add_outcomes,
     learnable_transcripts,
@@ -49,6 +51,7 @@ __all__ = [
     "ContextWithoutThoughts",
     "Conversation",
     "EpisodePlayer",
+    "Examples",
     "FirstLine",
     "FlatAgent",
     "FlatSession",
@@ -64,10 +67,13 @@ __all__ = [
     "MarkedAgent",
     "Marker",
     "PlayedEpisode",
+    "ReActAgent",
+    "ReActSession",
     "ScriptedAgent",
     "Session",
     "Stop",
     "Tags",
+    "ThoughtAction",
     "Turn",
     "add_outcomes",
     "learnable_transcripts",

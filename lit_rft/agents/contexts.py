@@ -127,12 +127,52 @@ class ContextWithoutThoughts:
         return 0
 
 
-def make_context(transcript: Transcript, chat: ChatFormat, keep_thoughts: bool) -> Context:
+class SeparateTurns:
+    """The context of a level whose prompts are complete: each is a conversation of its own.
+
+    Args:
+        transcript: empty, with its level and episode.
+    """
+
+    append_only = False
+
+    def __init__(self, transcript: Transcript) -> None:
+        self.level, self._empty = transcript.level, transcript
+        self._written: list[Transcript] = []
+        self._current = transcript.copy()
+
+    @property
+    def transcripts(self) -> list[Transcript]:
+        return self._written
+
+    @property
+    def ids(self) -> list[int]:
+        return self._current.input_ids
+
+    def read(self, ids: Sequence[int]) -> list[int]:
+        """Start a conversation with a prompt."""
+        self._current = self._empty.copy()
+        self._current.earlier_decisions = len(self._written)
+        return self._current.append_prompt(list(ids))
+
+    def write(self, ids: Sequence[int], allowed: list[list[int]] | None = None) -> None:
+        self._current.append_utterance(list(ids), allowed)
+        self._written.append(self._current)
+
+    def shorten(self, max_length: int) -> int:
+        self._current = self._current.truncated(max_length)
+        return 0
+
+
+def make_context(transcript: Transcript, chat: ChatFormat, keep_thoughts: bool, keep_turns: bool = True) -> Context:
     """Make the context of a level.
 
     Args:
         transcript: empty, with its level and episode.
         chat: chat format.
         keep_thoughts: whether the level reads its earlier thoughts again.
+        keep_turns: whether it reads its earlier turns again.
     """
+    if not keep_turns:
+        return SeparateTurns(transcript)
     return FullContext(transcript) if keep_thoughts else ContextWithoutThoughts(transcript, chat)

@@ -73,6 +73,10 @@ class MarkedAgent:
         return getattr(self.agent, "keep_thoughts", True)
 
     @property
+    def keep_turns(self) -> bool:
+        return getattr(self.agent, "keep_turns", True)
+
+    @property
     def admissible(self) -> AdmissibleActions | None:
         return getattr(self.agent, "admissible", None)
 

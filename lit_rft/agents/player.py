@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from lit_rft.agents.admissible import ADMISSIBLE
-from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
+from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn, call_hook
 from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
-from lit_rft.agents.records import UTTERANCES
+from lit_rft.agents.records import NOTES, UTTERANCES
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
@@ -119,6 +119,7 @@ class EpisodePlayer:
             observation, info = event.payload
             session = self.agent.session(event.job.id, self._chat)
             live = self._live[event.worker] = _Live(event.job, session, self._open(event.job.id), info, observation)
+            call_hook(session, "prepare", event.job.task, event.job.notes)
             self._admit(live, info)
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
@@ -134,7 +135,8 @@ class EpisodePlayer:
         conversations = {}
         for level in self.agent.levels:
             transcript = Transcript(level, self._chat.end_of_turn_id, episode_id)
-            context = make_context(transcript, self._chat, getattr(self.agent, "keep_thoughts", True))
+            keep_thoughts, keep_turns = (getattr(self.agent, name, True) for name in ("keep_thoughts", "keep_turns"))
+            context = make_context(transcript, self._chat, keep_thoughts, keep_turns)
             conversations[level] = Conversation(self._generators[level], context, self.agent.max_length, episode_id)
         return conversations
 
@@ -147,6 +149,7 @@ class EpisodePlayer:
         self._admit(live, info)
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"], info)
+        call_hook(live.session, "notice", live.steps[-1])
         return self._continue(worker, live, live.session.observe(observation))
 
     def _admit(self, live: _Live, info: dict[str, Any]) -> None:
@@ -235,6 +238,8 @@ class EpisodePlayer:
             episode.extra[ADMISSIBLE] = live.admissible
         if live.utterances:
             episode.extra[UTTERANCES] = live.utterances
+        if live.job.notes:
+            episode.extra[NOTES] = list(live.job.notes)
         conversations = live.conversations.values()
         transcripts = [transcript for c in conversations for transcript in c.transcripts]
         return PlayedEpisode(episode, transcripts, [values for c in conversations for values in c.log_probs])

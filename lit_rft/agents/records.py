@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lit_rft.agents.admissible import recorded_actions
-from lit_rft.agents.base import Act, Agent, Ask, Session
+from lit_rft.agents.base import Act, Agent, Ask, Session, call_hook
 from lit_rft.agents.contexts import make_context
 from lit_rft.episodes import Episode
 from lit_rft.generation import TokenTrie
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 UTTERANCES = "utterances"  # key of a record's `extra`: level -> the policy's utterances as text
+NOTES = "notes"  # key of a record's `extra`: `EpisodeSpec.notes`
 THOUGHTS = "thoughts"  # key of a record's `extra`: a thought before each step, in annotated episodes
 
 
@@ -22,6 +23,7 @@ def replay(
     utterances: Mapping[str, Sequence[str]],
     *,
     keep_thoughts: bool = True,
+    keep_turns: bool = True,
     max_length: int | None = None,
 ) -> list[Transcript]:
     """Replay a stored episode with a session: the same prompts, with the given utterances.
@@ -34,6 +36,7 @@ def replay(
         chat: writes the utterances as token ids.
         utterances: texts of each level, in order.
         keep_thoughts: whether levels read their earlier thoughts again; see `Agent`.
+        keep_turns: whether levels read their earlier turns again; see `Agent`.
         max_length: context length of levels that do not; None for any.
 
     Returns:
@@ -45,14 +48,16 @@ def replay(
     if not episode.steps:
         return []
     contexts = {
-        level: make_context(Transcript(level, chat.end_of_turn_id, episode.id), chat, keep_thoughts)
+        level: make_context(Transcript(level, chat.end_of_turn_id, episode.id), chat, keep_thoughts, keep_turns)
         for level in utterances
     }
     texts = {level: iter(lines) for level, lines in utterances.items()}
+    call_hook(session, "prepare", episode.task, texts_of(episode, NOTES))
     _admit(session, episode, 0)
     turn = session.start(episode.task_description, episode.initial_observation)
     for index, step in enumerate(episode.steps):
         if index:
+            call_hook(session, "notice", episode.steps[index - 1])
             _admit(session, episode, index)
             turn = session.observe(episode.steps[index - 1].observation)
         while isinstance(turn, Ask):
@@ -71,9 +76,7 @@ def replay(
 
 
 def _admit(session: Session, episode: Episode, index: int) -> None:
-    admit = getattr(session, "admit", None)
-    if admit is not None:
-        admit(recorded_actions(episode, index))
+    call_hook(session, "admit", recorded_actions(episode, index))
 
 
 def _observation(agent: Agent, episode: Episode, index: int) -> str:
@@ -94,7 +97,7 @@ def recorded_utterances(
         means: whether a text, parsed as the utterance of an index, has the record's action or subgoal: a record of
             another agent or format has other texts.
     """
-    recorded = _texts(episode, UTTERANCES, level)
+    recorded = texts_of(episode, UTTERANCES, level)
     return [
         recorded[index] if index < len(recorded) and means(recorded[index], index) else text
         for index, text in enumerate(rendered)
@@ -103,11 +106,16 @@ def recorded_utterances(
 
 def recorded_thoughts(episode: Episode) -> list[str]:
     """Return a thought for each step; empty texts if the record has none."""
-    thoughts = _texts(episode, THOUGHTS)
+    thoughts = texts_of(episode, THOUGHTS)
     return [*thoughts, *[""] * (len(episode.steps) - len(thoughts))]
 
 
-def _texts(episode: Episode, *keys: str) -> list[str]:
+def texts_of(episode: Episode, *keys: str) -> list[str]:
+    """Return a list of texts in a record's `extra`; empty if there is none.
+
+    Raises:
+        ValueError: If something else is there.
+    """
     value: Any = episode.extra
     for key in keys:
         value = value.get(key, {}) if isinstance(value, dict) else value

@@ -37,6 +37,7 @@ class EpisodeSpec:
         step_limit: maximum number of actions, after which the episode is truncated; 0 for the environment's own limit.
         meta: identifies the problem within its task (variation, simplification, game file, ...); JSON values, stored in
             the episode's record.
+        notes: texts for the agent's session, such as reflections on earlier trials; stored in the episode's record.
     """
 
     id: str
@@ -46,6 +47,7 @@ class EpisodeSpec:
     options: dict[str, Any] = field(default_factory=dict)
     step_limit: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class StepInfo(TypedDict, total=False):
