@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,12 +23,14 @@ class EvaluatesEpisodes(Protocol):
     """Evaluator on episodes; `lit_rft.stages.core.evaluate_episodes.EpisodeEvaluator` is one.
 
     `results`: the episodes of the epoch so far. `table`: task -> column -> mean, after the epoch. `skip`: ids that
-    `predict` may leave out.
+    `predict` may leave out. `finished`: episodes of an earlier run. `on_result`: called at the end of each episode.
     """
 
     results: list[PlayedEpisode]
     table: dict[str, dict[str, float]]
     skip: set[str]
+    finished: Sequence[Episode]
+    on_result: Callable[[PlayedEpisode], None] | None
 
 
 class EpisodeText(L.Callback):
@@ -131,7 +133,7 @@ def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
 
 def _form(column: str) -> str:
     """Return the format of a column's values: shares in percent, other numbers unchanged."""
-    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column in ("score", "steps") else ".0%"
+    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column.endswith(("score", "steps")) else ".0%"
 
 
 class EpisodeFiles(BasePredictionWriter):
@@ -174,6 +176,7 @@ class EpisodeFiles(BasePredictionWriter):
                     "another file (EpisodeFiles.path), or move this one"
                 )
         evaluator.skip = set(self._writer.ids)
+        evaluator.finished, evaluator.on_result = self._writer.episodes, self._write
 
     def write_on_batch_end(
         self,
@@ -185,10 +188,12 @@ class EpisodeFiles(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        """Do nothing: episodes are written as they end, several of a problem with trials."""
+
+    def _write(self, played: PlayedEpisode) -> None:
         assert self._writer is not None
-        for played in prediction:
-            if played.episode.outcome.reason != "env_error":  # played again when resumed
-                self._writer.append(played.episode)
+        if played.episode.outcome.reason != "env_error":  # played again when resumed
+            self._writer.append(played.episode)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()

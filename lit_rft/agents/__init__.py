@@ -37,6 +37,7 @@ from lit_rft.agents.records import (
     replay,
     step_outcomes,
 )
+from lit_rft.agents.reflexion import ReflexionAgent
 from lit_rft.agents.scripted import ScriptedAgent
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "PlayedEpisode",
     "ReActAgent",
     "ReActSession",
+    "ReflexionAgent",
     "ScriptedAgent",
     "Session",
     "Stop",

@@ -129,8 +129,8 @@ def call_hook(session: Session, name: str, *args: Any) -> None:
         hook(*args)
 
 
-def check_positive(agent: Agent, *names: str) -> None:
-    """Check settings of an agent.
+def check_positive(agent: object, *names: str) -> None:
+    """Check settings of an agent or of a part of it.
 
     Raises:
         ValueError: For a setting that is not a positive number.

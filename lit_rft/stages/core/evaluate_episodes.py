@@ -1,23 +1,29 @@
 """Evaluation on episodes."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lit_rft._plain import with_class
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, PlayedEpisode
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.metrics import EpisodeMetrics
+from lit_rft.episodes import Episode
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import EPISODES
 from lit_rft.stages.core.identity import digest
 from lit_rft.stages.core.settings import ActingSettings, as_json
+from lit_rft.stages.core.trials import Trials
 
 _NAMES = {"success": "success_rate"}  # of logged values, where the column has another
 
 
 class EpisodeEvaluator:
     """Plays episodes; batches are `EpisodeJobs`, results `PlayedEpisode`s, rows of the table tasks.
+
+    An agent with `next_trial` plays problems several times (see `Trials`); each trial is a result, and an evaluation
+    goes on after the trials in `finished`.
 
     Args:
         agent: acts.
@@ -38,8 +44,10 @@ class EpisodeEvaluator:
         self.results: list[PlayedEpisode] = []
         self.table: dict[str, dict[str, float]] = {}
         self.skip: set[str] = set()  # ids of episodes
+        self.finished: Sequence[Episode] = ()  # of an earlier run
+        self.on_result: Callable[[PlayedEpisode], None] | None = None  # called at the end of each episode
         self._policy: Policy | None = None
-        self._metrics: EpisodeMetrics | None = None
+        self._trials: Trials | None = None
 
     def settings(self) -> dict[str, Any]:
         acting, agent = self.acting, with_class(self.agent)
@@ -56,17 +64,31 @@ class EpisodeEvaluator:
         self.results, self.table, self._policy = [], {}, policy
 
     def step(self, batch: EpisodeJobs, index: int, num_batches: int) -> list[PlayedEpisode]:
-        """Play until one more episode has ended; all of them are submitted with the first batch."""
+        """Play until one more problem is finished; all of them are submitted with the first batch."""
         if not self.runner.playing:
             self._begin_session(batch)
-        assert self._metrics is not None
-        episodes = [job for job in batch.jobs[:num_batches] if job.id not in self.skip]
-        played = self.runner.play(episodes, num_batches - 1 - index)
-        with self.runner.closing_on_error():
-            for result in played:
-                self._metrics.update(result.episode)
-        self.results += played
-        return played
+        assert self._trials is not None
+        problems = [job for job in batch.jobs[:num_batches] if job.id not in self.skip]
+        finished = {episode.id: episode for episode in self.finished} if self._trials.repeated else {}
+        episodes = self._trials.start(problems, finished)
+        num_unfinished, results = num_batches - 1 - index, list[PlayedEpisode]()
+        while True:
+            # after a trial the next one is submitted at once
+            allowed = max(num_unfinished, self._trials.num_unfinished - 1) if self._trials.repeated else num_unfinished
+            played = self.runner.play(episodes, allowed)
+            with self.runner.closing_on_error():
+                episodes = [spec for result in played for spec in self._count(result)]
+            results += played
+            if not episodes and self._trials.num_unfinished <= num_unfinished:
+                return results
+
+    def _count(self, result: PlayedEpisode) -> list[EpisodeSpec]:
+        """Count an episode, and return the next trial of its problem, if there is one."""
+        assert self._trials is not None
+        self.results.append(result)
+        if self.on_result is not None:
+            self.on_result(result)
+        return self._trials.after(result.episode)
 
     def _begin_session(self, batch: EpisodeJobs) -> None:
         policy = self._policy
@@ -74,12 +96,13 @@ class EpisodeEvaluator:
         source = policy.identity() | self.settings()
         seed = resolve_seed(self.acting.seed)
         self.runner.begin(policy, batch.make_env, self.acting.sampling, seed, source)
-        self._metrics = EpisodeMetrics(batch.tasks).to(policy.device)
+        self._trials = Trials(self.agent, batch.tasks, policy.device)
 
     def end(self, verb: str) -> dict[str, dict[str, float]]:
-        metrics, self._metrics, self.skip = self._metrics, None, set()
+        trials, self._trials = self._trials, None
+        self.skip, self.finished, self.on_result = set(), (), None
         self.runner.end()
-        self.table = metrics.compute() if metrics is not None else {}
+        self.table = trials.compute() if trials is not None else {}
         return self.table
 
     def scalars(self) -> dict[str, float]:
@@ -92,4 +115,4 @@ class EpisodeEvaluator:
     def close(self) -> None:
         """Stop the environment workers."""
         self.runner.close()
-        self._metrics = None
+        self._trials = None
