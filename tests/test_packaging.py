@@ -20,7 +20,8 @@ import lit_rft
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("lit_rft", "datamodules", "callbacks", "configs")
-EXTRAS = {"plots", "scienceworld", "alfworld", "textworld", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
+ENVIRONMENTS = {"scienceworld", "alfworld", "textworld", "openenv"}
+EXTRAS = ENVIRONMENTS | {"plots", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
 
 
 def import_name(path: Path) -> str:

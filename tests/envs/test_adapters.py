@@ -1,7 +1,10 @@
 """Environments of other packages: against the real package, and a real server."""
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -63,6 +66,48 @@ def test_wrong_answers_of_a_server(url: str) -> None:
         env.reset(seed=8)
     with pytest.raises(ValueError, match="url must be like"):
         HttpEnv("file:///etc/passwd")
+
+
+@pytest.mark.parametrize("part", ["status line", "headers", "body"])
+def test_the_time_limit_is_for_the_whole_answer(part: str) -> None:
+    """Of a server that sends byte after byte; without a limit over all of them its answer would come to an end."""
+    body = json.dumps({"observation": "Hall."}).encode()
+    pieces = [b"HTTP/1.1 200 OK\r\n", f"Content-Length: {len(body)}\r\n\r\n".encode(), body]
+    slow = ["status line", "headers", "body"].index(part)
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):  # the client hangs up
+            connection.recv(65536)
+            for number, piece in enumerate(pieces):
+                for position in range(len(piece)):
+                    connection.sendall(piece[position : position + 1])
+                    time.sleep(0.1 if number == slow else 0.0)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        env = HttpEnv(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+        with pytest.raises(RuntimeError, match=r"reset: TimeoutError: the answer has taken more than timeout=0\.5 s"):
+            env.reset()
+        thread.join()
+
+
+def test_a_server_may_be_restarted_between_requests() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    port = server.server_port
+    env = HttpEnv(f"http://127.0.0.1:{port}")
+    for _ in range(2):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert env.reset()[0] == "Hall." and env.step("wait")[0] == "You wait."
+        server.shutdown()
+        server.server_close()
+        with pytest.raises(RuntimeError, match="ConnectionRefusedError"):
+            env.step("wait")
+        server = HTTPServer(("127.0.0.1", port), Handler)
+    server.server_close()
+    env.close()
+    env.close()
 
 
 def test_a_problem_of_reasoning_gym_is_an_episode() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
+import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import gymnasium as gym
 
-_CHUNK = 65_536
-
 
 class HttpEnv(gym.Env[str, str]):
-    """Plays on a server with the endpoints ``POST /reset`` and ``POST /step``, as OpenEnv's HTTP servers have them.
+    """Plays on a server with the endpoints ``POST /reset`` and ``POST /step``, in the form of OpenEnv's.
+
+    (OpenEnv's own servers make a new environment for every HTTP request: use `OpenEnvEnv` with them.)
 
     Requests are ``{"seed": 3, "options": {...}}`` (each where it is given; `options` are merged into the object) and
     ``{"action": {"message": "go north"}}``. Answers are objects with ``observation`` (a text, or an object that has the
@@ -26,7 +29,7 @@ class HttpEnv(gym.Env[str, str]):
         url: of the server: ``http://127.0.0.1:8000``, with a path if the endpoints are below one.
         action_key: the key of the action's text; null sends the text itself as ``action``.
         observation_key: the key of the observation's text, where that is an object.
-        timeout: maximum seconds of one request, > 0.
+        timeout: maximum seconds of one request with its answer, > 0.
         max_bytes: maximum size of an answer, > 0.
 
     Raises:
@@ -75,18 +78,14 @@ class HttpEnv(gym.Env[str, str]):
         self._connection.close()
 
     def _post(self, endpoint: str, content: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + self.timeout
         self._connection.close()  # a new one each time: the server may have dropped the last
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
         try:
-            self._connection.request("POST", f"{self._path}/{endpoint}", json.dumps(content), headers)
-            response = self._connection.getresponse()
-            body = self._read(response, deadline)
+            status, body = self._exchange(f"{self._path}/{endpoint}", json.dumps(content))
         except (OSError, http.client.HTTPException) as error:
             raise RuntimeError(f"{self.url}/{endpoint}: {type(error).__name__}: {error}") from error
-        if response.status != 200:
-            kind = ValueError if endpoint == "reset" and response.status in (400, 422) else RuntimeError
-            raise kind(f"{self.url}/{endpoint}: status {response.status}: {body[:200].decode(errors='replace')}")
+        if status != 200:
+            kind = ValueError if endpoint == "reset" and status in (400, 422) else RuntimeError
+            raise kind(f"{self.url}/{endpoint}: status {status}: {body[:200].decode(errors='replace')}")
         try:
             answer = json.loads(body)
         except ValueError as error:
@@ -95,15 +94,38 @@ class HttpEnv(gym.Env[str, str]):
             raise RuntimeError(f"{self.url}/{endpoint}: expected an object with an observation, got {body[:80]!r}")
         return answer
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
-        body = b""
-        while chunk := response.read1(_CHUNK):
-            body += chunk
-            if len(body) > self.max_bytes:
-                raise OSError(f"an answer of more than max_bytes={self.max_bytes}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"an answer takes more than timeout={self.timeout} s")
-        return body
+    def _exchange(self, path: str, content: str) -> tuple[int, bytes]:
+        """Send a request; return status and body of the answer.
+
+        The connection's own timeout is per read; a server that sends a byte now and then would never exceed it.
+
+        Raises:
+            OSError, HTTPException: no answer in time, or a wrong one.
+        """
+        deadline = time.monotonic() + self.timeout
+        self._connection.connect()
+        timer = threading.Timer(deadline - time.monotonic(), _shut_down, [self._connection.sock])
+        timer.daemon = True
+        timer.start()
+        try:
+            headers = {"Content-Type": "application/json", "Accept": "application/json"}
+            self._connection.request("POST", path, content, headers)
+            response = self._connection.getresponse()
+            body = response.read(self.max_bytes + 1)
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() >= deadline:
+                raise self._too_late() from error
+            raise
+        finally:
+            timer.cancel()
+        if time.monotonic() >= deadline:  # the body may have been cut
+            raise self._too_late()
+        if len(body) > self.max_bytes:
+            raise OSError(f"an answer of more than max_bytes={self.max_bytes}")
+        return response.status, body
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError(f"the answer has taken more than timeout={self.timeout} s")
 
     def _text(self, answer: dict[str, Any]) -> str:
         observation = answer["observation"]
@@ -120,3 +142,9 @@ class HttpEnv(gym.Env[str, str]):
         if not isinstance(info, dict):
             raise RuntimeError(f"{self.url}: expected an object as info, got {type(info).__name__}")
         return {"env": "http", **info}
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End all reads of a connection."""
+    with contextlib.suppress(OSError):  # it has been closed meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
