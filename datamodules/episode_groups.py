@@ -86,7 +86,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         for episode in self.episodes:
             if episode.id in by_id:
                 text = "\n".join(step.action for step in episode.steps)
-                expert = ExpertEpisode(by_id[episode.id], text, episode.outcome.score)
+                expert = ExpertEpisode(by_id[episode.id], text, episode.outcome.score, episode)
                 experts.setdefault(problem_key(episode), []).append(expert)
         jobs = self._make_jobs("train", self.train_variations, self.train_half)
         self.groups = [EpisodeGroup(job, experts.get(problem_key(job), [])) for job in jobs]

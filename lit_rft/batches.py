@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.episodes import Episode
 from lit_rft.problems import Problem
 from lit_rft.transcripts import Transcript
 
@@ -62,11 +63,13 @@ class ExpertEpisode:
         transcripts: its conversations.
         text: its actions, one per line.
         score: final score.
+        episode: its record, for advantages per decision; None if there are none.
     """
 
     transcripts: list[Transcript]
     text: str
     score: float
+    episode: Episode | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "envs": {"episodes", "rows"},
     "rewards": set(),
     "problems": {"rows"},
-    "batches": {"transcripts", "envs", "problems"},
+    "batches": {"transcripts", "envs", "problems", "episodes"},
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},

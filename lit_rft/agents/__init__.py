@@ -5,6 +5,7 @@ from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import Context, ContextWithoutThoughts, FullContext, make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
+from lit_rft.agents.decisions import Decision, transcript_decisions
 from lit_rft.agents.examples import Examples
 from lit_rft.agents.flat import FlatAgent, FlatSession
 from lit_rft.agents.formats import (
@@ -51,6 +52,7 @@ __all__ = [
     "ContextFullError",
     "ContextWithoutThoughts",
     "Conversation",
+    "Decision",
     "EpisodePlayer",
     "Examples",
     "FirstLine",
@@ -88,6 +90,7 @@ __all__ = [
     "replay",
     "step_outcomes",
     "system_text",
+    "transcript_decisions",
     "write_answer",
     "write_low_level_answer",
     "write_single_line",

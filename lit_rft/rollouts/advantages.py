@@ -14,11 +14,17 @@ from lit_rft.rollouts.rollout import Rollout
 AdvantagesFunction = Callable[..., Any]  # an `Advantages`; the command line takes callables by class_path
 
 
-class Advantages(Protocol):
-    """Advantages of this process's rollouts, given their rewards; groups are complete."""
+DecisionAdvantages = Sequence[Sequence[Sequence[float]]]  # of rollouts, their transcripts, and decisions or tokens
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """Return one advantage per rollout, [N]."""
+
+class Advantages(Protocol):
+    """Advantages of this process's rollouts, given their rewards; groups are complete.
+
+    `Rollout.decisions` has the states and rewards of an episode's decisions.
+    """
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Tensor | DecisionAdvantages:
+        """Return one advantage per rollout, [N]; or for each of its transcripts one per decision, or one per token."""
         ...
 
 
@@ -48,8 +54,10 @@ def assign_advantages(rollouts: Sequence[Rollout], advantages: AdvantagesFunctio
     """Set the advantages of the rollouts that have one, and return these."""
     compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
     # without rollouts, too: advantages may sum over all processes
-    for rollout, advantage in zip(compared, advantages(compared).tolist(), strict=True):
-        rollout.advantage = advantage
+    values = advantages(compared)
+    values = values.tolist() if isinstance(values, Tensor) else values
+    for rollout, value in zip(compared, values, strict=True):
+        rollout.set_advantages(value)
     return compared
 
 

@@ -86,6 +86,7 @@ class EpisodeGroupSource:
                 transcripts = list(expert.transcripts)
                 rollout = Rollout(transcripts, expert.text, index, off_policy=True, finished=True, reward=expert.score)
                 rollout.counts_in_baseline = counts_in_baseline
+                rollout.episode, rollout.agent = expert.episode, self.episodes.runner.agent
                 rollouts.append(rollout)
         return rollouts
 

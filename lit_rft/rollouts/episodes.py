@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed
-from lit_rft.agents import PlayedEpisode
+from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
@@ -56,7 +56,8 @@ class EpisodeSource:
         self.runner.end()
         complete = {p.episode.id: p for p in played if p.episode.outcome.reason != "env_error"}
         self._count([p.episode for p in complete.values()], policy.device)
-        return [_rollout(complete[job.id], group) for group, job in enumerate(jobs.jobs) if job.id in complete]
+        agent = self.runner.agent
+        return [_rollout(complete[job.id], group, agent) for group, job in enumerate(jobs.jobs) if job.id in complete]
 
     def _count(self, episodes: Sequence[Episode], device: torch.device) -> None:
         counts = {
@@ -91,7 +92,7 @@ class EpisodeSource:
         self.env_steps = state["env_steps"]
 
 
-def _rollout(played: PlayedEpisode, group: int) -> Rollout:
+def _rollout(played: PlayedEpisode, group: int, agent: Agent) -> Rollout:
     episode = played.episode
     return Rollout(
         list(played.transcripts),
@@ -102,4 +103,5 @@ def _rollout(played: PlayedEpisode, group: int) -> Rollout:
         reward=episode.outcome.score,
         sampled_log_probs=[[value for decision in rows for value in decision] for rows in played.log_probs],
         episode=episode,
+        agent=agent,
     )

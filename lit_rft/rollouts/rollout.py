@@ -1,12 +1,13 @@
 """Rollouts: completions of a prompt, or episodes of a task, with the values for training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lit_rft.agents import Agent, Decision, transcript_decisions
 from lit_rft.episodes import Episode
 from lit_rft.transcripts import Transcript, TranscriptBatch
 
@@ -24,10 +25,13 @@ class Rollout:
         reward: its reward.
         sampled_log_probs: log-probabilities reported by the sampler; none for off-policy rollouts.
         behaviour_log_probs: log pi_phi of the tokens of an off-policy rollout, if known.
-        advantage: of all its tokens.
+        advantage: of all its tokens; their mean if they have different ones.
+        token_advantages: of each token; empty if all have `advantage`.
         old_log_probs: log-probabilities before the first update; none until they are computed.
         counts_in_baseline: whether it is compared with the others of its group; false for a trace that is only
             imitated.
+        episode: record of an episode; None for a completion.
+        agent: of the episode.
     """
 
     transcripts: list[Transcript]
@@ -42,6 +46,8 @@ class Rollout:
     old_log_probs: list[Tensor] = field(default_factory=list)
     counts_in_baseline: bool = True
     episode: Episode | None = None
+    agent: Agent | None = None
+    token_advantages: list[list[float]] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -57,11 +63,55 @@ class Rollout:
     @property
     def length(self) -> int:
         """Number of tokens of its utterances."""
-        return sum(
-            end + 1 - start
-            for transcript in self.transcripts
-            for start, end in zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
-        )
+        return sum(sum(utterance_lengths(transcript)) for transcript in self.transcripts)
+
+    @property
+    def decisions(self) -> list[list[Decision]]:
+        """The decisions of each transcript of an episode, with states and rewards; empty for a completion."""
+        if self.episode is None or self.agent is None:
+            return []
+        return [transcript_decisions(transcript, self.episode, self.agent) for transcript in self.transcripts]
+
+    @property
+    def has_advantage(self) -> bool:
+        """True if any of its tokens has an advantage other than 0."""
+        return self.advantage != 0 or any(value != 0 for row in self.token_advantages for value in row)
+
+    def set_advantages(self, values: float | Sequence[Sequence[float]]) -> None:
+        """Set the advantages of its tokens.
+
+        Args:
+            values: of all of them; or for each transcript one per decision, or one per token of its utterances.
+
+        Raises:
+            ValueError: If the numbers of transcripts, decisions or tokens differ.
+        """
+        if isinstance(values, float):
+            self.advantage, self.token_advantages = values, []
+            return
+        if len(values) != len(self.transcripts):
+            raise ValueError(f"expected advantages of {len(self.transcripts)} transcripts, got {len(values)}")
+        pairs = zip(self.transcripts, values, strict=True)
+        self.token_advantages = [_advantages_of_tokens(transcript, row) for transcript, row in pairs]
+        self.advantage = sum(map(sum, self.token_advantages)) / max(self.length, 1)
+
+
+def utterance_lengths(transcript: Transcript) -> list[int]:
+    """Return the number of tokens of each utterance."""
+    spans = zip(transcript.utterance_starts, transcript.utterance_ends, strict=True)
+    return [end + 1 - start for start, end in spans]
+
+
+def _advantages_of_tokens(transcript: Transcript, values: Sequence[float]) -> list[float]:
+    lengths = utterance_lengths(transcript)
+    if len(values) == sum(lengths):
+        return list(values)
+    if len(values) == len(lengths):
+        return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+    raise ValueError(
+        f"expected an advantage for each of {len(lengths)} decisions or {sum(lengths)} tokens of a transcript, got "
+        f"{len(values)}"
+    )
 
 
 @dataclass
@@ -70,7 +120,7 @@ class RolloutBatch:
 
     mask: Tensor  # [U, L] bool, tokens in the policy loss
     off_policy: Tensor  # [U] bool
-    advantages: Tensor  # [U]
+    advantages: Tensor  # [U]; [U, L] if the tokens of any rollout have different ones
     old_log_probs: Tensor | None = None  # [U, L]; None before the first update, while the policy is the sampling policy
     sampled_log_probs: Tensor | None = None  # [U, L], as reported by the sampler, else 0
     behaviour_log_probs: Tensor | None = None  # [U, L], log pi_phi of traces; NaN where unknown
@@ -91,11 +141,26 @@ class RolloutBatch:
         return cls(
             batch.utterance_mask & counted[:, None],
             per_utterance([rollout.off_policy for rollout, _ in places]),
-            per_utterance([rollout.advantage for rollout, _ in places]),
+            _advantages(batch.utterance_mask, counts, places, per_utterance),
             per_token([_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
             per_token([_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
             per_token([_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
         )
+
+
+def _advantages(
+    mask: Tensor,
+    counts: Sequence[int],
+    places: Sequence[tuple[Rollout, int]],
+    per_utterance: Callable[[list[float]], Tensor],
+) -> Tensor:
+    if not any(rollout.token_advantages for rollout, _ in places):
+        return per_utterance([rollout.advantage for rollout, _ in places])
+    rows = [
+        rollout.token_advantages[k] if rollout.token_advantages else [rollout.advantage] * count
+        for (rollout, k), count in zip(places, counts, strict=True)
+    ]
+    return _per_token(mask, counts, rows, 0.0)  # type: ignore[return-value] # an utterance has tokens
 
 
 def keep_old_log_probs(batch: TranscriptBatch, rollouts: Sequence[Rollout], log_probs: Tensor) -> None:

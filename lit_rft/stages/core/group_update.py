@@ -104,7 +104,7 @@ class GroupUpdate:
         }
         counts = {name: n.clamp_min(1) for name, n in sum_numbers(numbers, policy.device).items()}
         always = settings.entropy_coef > 0 or settings.kl_coef > 0
-        needed = [r for r in counted if always or r.advantage or (settings.sft_coef > 0 and r.off_policy)]
+        needed = [r for r in counted if always or r.has_advantage or (settings.sft_coef > 0 and r.off_policy)]
         return self.split(policy, needed), partial(self._loss, policy=policy, rollouts=needed, counts=counts)
 
     def sft_step(self, policy: Policy, traces: Sequence[Rollout]) -> tuple[list[TranscriptBatch], Loss]:

@@ -1,0 +1,75 @@
+"""For tests/test_variants_in_processes.py: methods by name on the tiny model, in one or two processes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_rft.advantages import GiGPO
+from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
+from lit_rft.datamodules import EpisodeGroupDataModule
+from lit_rft.generation import SamplingSettings
+from lit_rft.stages import (
+    ActingSettings,
+    BatchingSettings,
+    MixedPolicyEpisodes,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
+
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
+
+
+def common(model: str) -> dict[str, Any]:
+    return {
+        "policy": PolicySettings(model=model, lora=ADAPTERS),
+        "optimizer": OptimizerSettings(learning_rate=5e-3),
+        "batching": BatchingSettings(400),
+    }
+
+
+def gigpo(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyEpisodes(
+        exploration=SamplingSettings(6, 1.0), acting=ACTING, agent=PLAYER, advantages=GiGPO(),
+        objective=ObjectiveSettings(group_size=3, mini_batches=2), **common(model),
+    )  # fmt: skip
+    data = EpisodeGroupDataModule(
+        model=model, suite=CorridorSuite(), data_dir=str(folder), train_variations=3, batch_size=3
+    )
+    return stage, data
+
+
+KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=tuple(KINDS))
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("devices", type=int)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--ckpt_path")
+    options = parser.parse_args(arguments)
+    L.seed_everything(0, verbose=False)
+    stage, data = KINDS[options.kind](options.model, options.folder)
+    trainer = L.Trainer(
+        max_epochs=-1, max_steps=options.steps, accelerator="cpu", devices=options.devices, logger=False,
+        strategy=make_strategy("ddp" if options.devices > 1 else "auto"), enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=options.folder, limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], callbacks=[RandomState(), RunCheckpoint(every_n_steps=1)],
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=data, ckpt_path=options.ckpt_path)
+    weights = {name: p.detach() for name, p in stage.named_parameters() if p.requires_grad}
+    torch.save(weights | gradient_norms(trainer), options.folder / f"rank{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
