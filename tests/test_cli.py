@@ -63,6 +63,7 @@ OVERLAYS = {
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
         )
     },
+    **{f"grpo/{overlay}.yaml": ["grpo/text_env.yaml", f"grpo/{overlay}.yaml"] for overlay in ("gigpo",)},
 }  # fmt: skip
 
 
