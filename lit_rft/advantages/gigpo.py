@@ -1,4 +1,4 @@
-"""GiGPO: episodes compared within their group, and decisions within equal states (Feng et al. 2025, arXiv 2505.10978)."""
+"""GiGPO: comparison of episodes within a group, and of decisions in equal states (Feng et al., arXiv 2505.10978)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,22 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rft.objectives import group_advantages
+from lit_rft.objectives import discounted_returns, group_advantages
 from lit_rft.objectives.checks import check_fraction, check_non_negative
 from lit_rft.rollouts import GroupAdvantages, Rollout
-
-
-def discounted_returns(rewards: Sequence[float], *, discount: float) -> list[float]:
-    r"""Compute the return from each step on: R_t = sum_{k >= t} discount^(k - t) r_k.
-
-    Args:
-        rewards: of each step of an episode.
-        discount: in [0, 1].
-    """
-    returns, following = [0.0] * len(rewards), 0.0
-    for step in reversed(range(len(rewards))):
-        returns[step] = following = rewards[step] + discount * following
-    return returns
 
 
 class GiGPO:
@@ -38,7 +25,8 @@ class GiGPO:
         step_weight: omega >= 0; 0 for the episodes' advantages alone.
         discount: per environment step, in [0, 1].
         scale_by_std: divide A^S by the standard deviation of the step group.
-        episode_advantages: A^E, any `lit_rft.rollouts.Advantages` with one value per rollout; default `GroupAdvantages`.
+        episode_advantages: A^E, any `lit_rft.rollouts.Advantages` with one value per rollout; default
+            `GroupAdvantages`.
 
     Raises:
         ValueError: a setting is out of its range; on a call, rollouts are completions, which have no decisions.
@@ -82,4 +70,7 @@ class GiGPO:
     def _returns(self, rollout: Rollout) -> list[float]:
         """Return the return from each step on, and 0 after the last."""
         assert rollout.episode is not None
-        return [*discounted_returns([step.reward for step in rollout.episode.steps], discount=self.discount), 0.0]
+        rewards = torch.tensor([step.reward for step in rollout.episode.steps], dtype=torch.float64)
+        last = torch.arange(len(rewards)) == len(rewards) - 1
+        returns, _ = discounted_returns(rewards, torch.zeros_like(last), last, discount=self.discount)
+        return [*returns.tolist(), 0.0]

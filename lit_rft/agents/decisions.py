@@ -14,7 +14,7 @@ class Decision(NamedTuple):
         level: that decided.
         state: observation before it; equal texts count as equal states.
         goal: subgoal in which a level below the first one decided; empty without subgoals.
-        segment: index of the episode's subgoal at its first step; 0 without subgoals.
+        segment: index of the episode's subgoal at its first step; -1 without subgoals.
         step: index of its first environment step.
         rewards: the environment's, of each of its steps; empty if it produced none.
         terminated: whether the environment ended the episode with it; a time limit does not.
@@ -53,8 +53,8 @@ def transcript_decisions(transcript: Transcript, episode: Episode, agent: Agent)
 
 
 def _decision(level: str, episode: Episode, agent: Agent, step: int, steps: int, completed: bool) -> Decision:
-    segment = sum(subgoal.end <= step for subgoal in episode.subgoals)
-    below = level != agent.levels[0] and segment < len(episode.subgoals)
+    segment = sum(subgoal.end <= step for subgoal in episode.subgoals) if episode.subgoals else -1
+    below = level != agent.levels[0] and 0 <= segment < len(episode.subgoals)
     terminated = episode.outcome.terminated and steps > 0 and step + steps == len(episode.steps)
     return Decision(
         level,

@@ -31,6 +31,8 @@ def test_each_decision_has_its_state_subgoal_and_rewards() -> None:
     (flat,) = FLAT.transcripts(episode, CHAT)
     decisions = transcript_decisions(flat, episode, FLAT)
     assert [d.state for d in decisions] == seen[:-1] and {(d.goal, d.level) for d in decisions} == {("", "flat")}
+    plain = make_episode(num_steps=2, subgoals=False)
+    assert {d.segment for t in FLAT.transcripts(plain, CHAT) for d in transcript_decisions(t, plain, FLAT)} == {-1}
 
 
 def test_a_time_limit_does_not_terminate() -> None:
