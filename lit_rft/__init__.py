@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from lit_rft.rollouts import Rollout as Rollout
     from lit_rft.stages import DPO as DPO
     from lit_rft.stages import GRPO as GRPO
+    from lit_rft.stages import ILQL as ILQL
     from lit_rft.stages import PPO as PPO
     from lit_rft.stages import ActingSettings as ActingSettings
     from lit_rft.stages import AnsweringSettings as AnsweringSettings
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from lit_rft.stages import PPOEpisodes as PPOEpisodes
     from lit_rft.stages import PPOSettings as PPOSettings
     from lit_rft.stages import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages import TokenCriticSettings as TokenCriticSettings
     from lit_rft.stages import TrajectoryDPO as TrajectoryDPO
     from lit_rft.transcripts import ChatFormat as ChatFormat
     from lit_rft.transcripts import PromptFormat as PromptFormat
@@ -151,6 +153,7 @@ _NAMES: dict[str, str] = {
     "HierarchicalAgent": "lit_rft.agents",
     "HierarchicalSFT": "lit_rft.stages",
     "HierarchyPrompts": "lit_rft.agents",
+    "ILQL": "lit_rft.stages",
     "IQLUpdate": "lit_rft.stages",
     "LoraSettings": "lit_rft.models",
     "MathPromptDataModule": "lit_rft.datamodules",
@@ -160,6 +163,7 @@ _NAMES: dict[str, str] = {
     "PPOEpisodes": "lit_rft.stages",
     "PPOSettings": "lit_rft.stages",
     "DPO": "lit_rft.stages",
+    "TokenCriticSettings": "lit_rft.stages",
     "TrajectoryDPO": "lit_rft.stages",
     "EpisodePairDataModule": "lit_rft.datamodules",
     "PreferenceDataModule": "lit_rft.datamodules",

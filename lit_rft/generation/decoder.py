@@ -15,6 +15,8 @@ from lit_rft.models.attention_masks import attention_masks
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
 from lit_rft.models.forward import similar_lengths
 
+ReadOut = Callable[[nn.Module, Tensor], Tensor]
+
 
 class Decoder:
     """Prefill and decode the sequences in the slots of a KV cache.
@@ -25,6 +27,7 @@ class Decoder:
         end_of_turn_id: token that ends an utterance, also used as padding.
         max_prefill_tokens: maximum tokens per prefill pass, padding included.
         acting: makes the context of forward passes, for example with merged adapters.
+        read_out: computes logits [B, V] from a model and final hidden states [B, D].
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class Decoder:
         *,
         max_prefill_tokens: int = 8192,
         acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        read_out: ReadOut = output_logits,
     ) -> None:
+        self.read_out = read_out
         self.model, self.num_slots, self.end_of_turn_id = model, num_slots, end_of_turn_id
         self.max_prefill_tokens, self.acting = max_prefill_tokens, acting
         self._config = causal_lm(model).config.get_text_config()
@@ -90,7 +95,7 @@ class Decoder:
     def _static_step(self, input_ids: Tensor, columns: Tensor) -> Tensor:
         """Compute the logits [R, V] of one token [R, 1] of each of the cache's first rows, at positions [R, 1]."""
         hidden = self._hidden(input_ids, columns, self.cache.prepare_rows(columns))
-        return output_logits(self.model, hidden[:, -1])
+        return self.read_out(self.model, hidden[:, -1])
 
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         """Compute the slots' new tokens in one pass; return logits after the last real token of each, [B, V]."""
@@ -103,7 +108,7 @@ class Decoder:
         self.cache.commit(slots, counts)
         self.tokens_read += sum(counts)
         last = torch.tensor(counts, device=device) - 1
-        return output_logits(self.model, hidden[torch.arange(len(slots), device=device), last])
+        return self.read_out(self.model, hidden[torch.arange(len(slots), device=device), last])
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor, visible: Tensor) -> Tensor:
         """Compute the last hidden states [B, T, D] of a pass for which the cache is prepared."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lit_rft.generation.choices import Constraints, TokenTrie
+from lit_rft.generation.decoder import ReadOut
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
     Completion,
@@ -20,7 +21,7 @@ from lit_rft.generation.sampling import (
     swap_remove,
 )
 from lit_rft.generation.slots import Slots, check_new_ids
-from lit_rft.models.backbone import model_end_ids
+from lit_rft.models.backbone import model_end_ids, output_logits
 
 
 class Conversations(Protocol):
@@ -63,6 +64,7 @@ class ConversationGenerator:
         max_prefill_tokens: maximum tokens per prefill pass, padding included.
         decode: token ids to text, for stop strings.
         acting: makes the context of forward passes, see `Decoder`.
+        read_out: computes logits from hidden states, see `Decoder`.
     """
 
     def __init__(
@@ -76,11 +78,14 @@ class ConversationGenerator:
         max_prefill_tokens: int = 8192,
         decode: Callable[[list[int]], str] | None = None,
         acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        read_out: ReadOut = output_logits,
     ) -> None:
         self.sampling, self.seed = sampling, seed
         end_ids = as_ids(end_ids)
         self._ending = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
-        self._decoder = make_decoder(model, num_slots, end_ids[0], max_prefill_tokens=max_prefill_tokens, acting=acting)
+        self._decoder = make_decoder(
+            model, num_slots, end_ids[0], max_prefill_tokens=max_prefill_tokens, acting=acting, read_out=read_out
+        )
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rft.generation.decoder import Decoder
+from lit_rft.generation.decoder import Decoder, ReadOut
 from lit_rft.models.accel import is_on
 from lit_rft.models.accel.probing import common_ids, difference, tried_once
 from lit_rft.models.backbone import output_logits
@@ -56,14 +56,16 @@ class RecomputeDecoder(Decoder):
             self.cache.ids[slot] += ids
         prompts = [self.cache.ids[slot] for slot in slots]
         self.tokens_read += sum(map(len, prompts))
-        return plain_logits(self.model, prompts, self.max_prefill_tokens)
+        return plain_logits(self.model, prompts, self.max_prefill_tokens, self.read_out)
 
 
-def plain_logits(model: nn.Module, histories: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
+def plain_logits(
+    model: nn.Module, histories: Sequence[Sequence[int]], max_tokens: int, read_out: ReadOut = output_logits
+) -> Tensor:
     """Compute the logits after the last token of each history, [B, V], with the default implementation."""
     device = next(model.parameters()).device
     hidden = separate_hidden_states(model, [torch.tensor(ids, device=device) for ids in histories], max_tokens)
-    return output_logits(model, torch.stack([states[-1] for states in hidden]))
+    return read_out(model, torch.stack([states[-1] for states in hidden]))
 
 
 def make_decoder(
@@ -73,6 +75,7 @@ def make_decoder(
     *,
     max_prefill_tokens: int = 8192,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    read_out: ReadOut = output_logits,
 ) -> Decoder:
     """Make the fastest decoder that a model supports; the arguments are those of `Decoder`.
 
@@ -83,7 +86,9 @@ def make_decoder(
         _supported, model, lambda: _cache_difference(Decoder(model, 2, end_of_turn_id, acting=acting)), warning
     )
     make = Decoder if supported else RecomputeDecoder
-    return make(model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting)
+    return make(
+        model, num_slots, end_of_turn_id, max_prefill_tokens=max_prefill_tokens, acting=acting, read_out=read_out
+    )
 
 
 def _cache_difference(decoder: Decoder) -> str | None:

@@ -12,13 +12,7 @@ from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.pools import EnvPools
-from lit_rft.generation import (
-    ConversationGenerator,
-    Conversations,
-    SamplingSettings,
-    ServedConversations,
-    ServerSettings,
-)
+from lit_rft.generation import Conversations, SamplingSettings, ServedConversations, ServerSettings
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models.merging import MergedWeights, use_adapter
 from lit_rft.models.sharding import sharded_parts, unsharded
@@ -89,17 +83,23 @@ class EpisodeRunner:
             self._player = EpisodePlayer(self.agent, pool, policy.chat, generators, source)
 
     def _generators(self, policy: Policy, sampling: SamplingSettings, seed: int) -> dict[str, Conversations]:
-        """Return a generator for each level; levels with the same adapter share one."""
-        adapters = {level: policy.adapter(level) for level in self.agent.levels}
+        """Return a generator for each level; levels with the same adapter and sampler share one."""
+        kinds = {level: (policy.adapter(level), policy.sampler(level)) for level in self.agent.levels}
         generators = {
-            adapter: self._generator(policy, adapter, sampling, seed, self.parallel_episodes * num_levels)
-            for adapter, num_levels in Counter(adapters.values()).items()
+            kind: self._generator(policy, kind, sampling, seed, self.parallel_episodes * num_levels)
+            for kind, num_levels in Counter(kinds.values()).items()
         }
-        return {level: generators[adapter] for level, adapter in adapters.items()}
+        return {level: generators[kind] for level, kind in kinds.items()}
 
     def _generator(
-        self, policy: Policy, adapter: str, sampling: SamplingSettings, seed: int, num_slots: int
+        self,
+        policy: Policy,
+        kind: tuple[str, Callable[..., Conversations]],
+        sampling: SamplingSettings,
+        seed: int,
+        num_slots: int,
     ) -> Conversations:
+        adapter, make_sampler = kind
         if self.server is not None:
             served = self._served.setdefault(adapter, AdapterSync(self.server, adapter))
             served.changed()  # since the last session
@@ -110,7 +110,7 @@ class EpisodeRunner:
         acting: Callable[[], contextlib.AbstractContextManager[None]] = partial(use_adapter, policy.model, adapter)
         if self.merge_adapters and not sharded_parts(policy.model):
             acting = MergedWeights(policy.model, adapter).active
-        return ConversationGenerator(
+        return make_sampler(
             policy.model, policy.chat.end_ids, sampling, num_slots=num_slots, seed=seed,
             decode=policy.chat.tokenizer.decode, acting=acting,
         )  # fmt: skip

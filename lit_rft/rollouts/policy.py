@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_rft.generation import ConversationGenerator, Conversations
 from lit_rft.transcripts import ChatFormat
 
 
@@ -27,6 +28,7 @@ class Policy:
         numerics: precision and attention implementation, which stored features depend on.
         identity: returns model, weights and other facts that distinguish policies, for records. All processes must call
             it.
+        samplers: level -> makes its sampler from the arguments of `ConversationGenerator`, which is the default.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Policy:
     level_adapters: Mapping[str, str] = field(default_factory=dict)
     numerics: str = ""
     identity: Callable[[], dict[str, Any]] = _no_identity
+    samplers: Mapping[str, Callable[..., Conversations]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -43,3 +46,7 @@ class Policy:
     def adapter(self, level: str) -> str:
         """Return the name of the adapter that acts at a level."""
         return self.level_adapters.get(level, "default")
+
+    def sampler(self, level: str) -> Callable[..., Conversations]:
+        """Return what makes the sampler of a level."""
+        return self.samplers.get(level, ConversationGenerator)

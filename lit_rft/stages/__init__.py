@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from lit_rft.stages.core.settings import OnlineSettings as OnlineSettings
     from lit_rft.stages.core.settings import OptimizerSettings as OptimizerSettings
     from lit_rft.stages.core.settings import PolicySettings as PolicySettings
+    from lit_rft.stages.core.token_critics import TokenCriticSettings as TokenCriticSettings
     from lit_rft.stages.core.values import PPOSettings as PPOSettings
     from lit_rft.stages.grpo import GRPO as GRPO
     from lit_rft.stages.hierarchical_sft import HierarchicalSFT as HierarchicalSFT
+    from lit_rft.stages.ilql import ILQL as ILQL
     from lit_rft.stages.mixed_policy_episodes import MixedPolicyEpisodes as MixedPolicyEpisodes
     from lit_rft.stages.mixed_policy_grpo import MixedPolicyGRPO as MixedPolicyGRPO
     from lit_rft.stages.offline_rl import OfflineHierarchicalRL as OfflineHierarchicalRL
@@ -56,6 +58,8 @@ _EXPORTS: dict[str, str] = {
     "PPOSettings": "lit_rft.stages.core.values",
     "TrajectoryDPO": "lit_rft.stages.preference",
     "GRPO": "lit_rft.stages.grpo",
+    "ILQL": "lit_rft.stages.ilql",
+    "TokenCriticSettings": "lit_rft.stages.core.token_critics",
     "GroupUpdate": "lit_rft.stages.core.group_update",
     "HierarchicalSFT": "lit_rft.stages.hierarchical_sft",
     "IQLUpdate": "lit_rft.stages.core.critic_updates",
