@@ -196,7 +196,7 @@ def test_the_flat_agent_has_one_conversation(chat: ChatFormat) -> None:
     assert session.subgoals(1) == []
 
 
-def test_a_full_context_drops_early_turns_and_reads_the_rest_anew(chat: ChatFormat) -> None:
+def test_a_full_context_drops_early_turns_and_reads_the_rest_again(chat: ChatFormat) -> None:
     generator: Any = SlotsOnly()
     session, conversation = FlatAgent("act").session("e", chat), _conversation(generator, chat, 220)
     conversation.read(session.start("t", "o").ids)  # type: ignore[union-attr]

@@ -127,7 +127,7 @@ def test_invalid_answers_are_not_valid_whatever_the_environment_reports() -> Non
     assert metrics.compute()["walk"]["invalid_answers"] == metrics.compute()["walk"]["valid_actions"] == 0.5
 
 
-def test_utterances_of_another_format_are_written_anew() -> None:
+def test_utterances_of_another_format_are_rewritten() -> None:
     chat = chat_of("chatml")
     played = play(FlatAgent(answer_format=Tags()), chat, Writer(chat, {"flat": ["So: <action>go right</action>"] * 3}))
     (other,) = FlatAgent(answer_format=JsonObject()).transcripts(played.episode, chat)

@@ -166,7 +166,7 @@ def test_groups_choose_where_they_have_choices(model: Any) -> None:
         assert math.exp(sum(completion.log_probs)) == pytest.approx(expected[tuple(completion.ids)], rel=1e-4)
 
 
-def test_conversations_choose_anew_in_each_turn(model: Any) -> None:
+def test_conversations_choose_in_each_turn(model: Any) -> None:
     """With the kept cache: a second turn, free this time, reads what was chosen in the first."""
     generator = ConversationGenerator(model, END, SamplingSettings(8, 1.0), num_slots=2)
     slots = [generator.open("a"), generator.open("b")]

@@ -98,7 +98,7 @@ def test_what_cannot_use_the_cache_does_without_and_says_so_once(
     assert len(said) == without and all("recomputes the full prefix at every sampled token" in line for line in said)
 
 
-def test_reading_anew_equals_the_cache() -> None:
+def test_recomputation_equals_the_cache() -> None:
     """The same answers, slots shared, freed and used again, in passes of any size."""
     model, rng = make_model().double(), random.Random(0)
     decoders = [Decoder(model, 4, END), RecomputeDecoder(model, 4, END), RecomputeDecoder(model, 4, END)]
@@ -172,7 +172,7 @@ def test_the_history_is_not_read_again() -> None:
     assert generator.tokens_read - before <= 2 + 4
 
 
-def test_forgetting_begins_anew() -> None:
+def test_a_forgotten_conversation_starts_empty() -> None:
     model = make_model()
     generator = ConversationGenerator(model, END, SamplingSettings(5), num_slots=1)
     slot = generator.open("a")

@@ -1,4 +1,4 @@
-"""Online fine-tuning on the corridor: frozen skills stay frozen, the rest trains, and a run can be resumed."""
+"""Online fine-tuning on the corridor: frozen skills stay frozen, the rest trains, every knob counts."""
 
 import dataclasses
 from pathlib import Path
@@ -7,25 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from online_run import make_data, make_online, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
-from lit_rft.datamodules import OnlineDataModule
-from lit_rft.episodes import write_episodes
 from lit_rft.generation import SamplingSettings
-from lit_rft.models import LoraSettings
-from lit_rft.rollouts import Rollout
-from lit_rft.stages import (
-    ActingSettings,
-    CriticSettings,
-    NonFiniteLossError,
-    OnlineHighLevelFinetune,
-    OnlineSettings,
-    OptimizerSettings,
-    PolicySettings,
-)
-from lit_rft.testing.corridor import CorridorSuite
-from lit_rft.testing.tiny import make_episode
+from lit_rft.stages import ActingSettings, CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     FLAT_PLAYER,
@@ -36,68 +22,6 @@ from lit_rft.testing.tiny_stage import (
     make_stage,
     trained,
 )
-
-ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
-ONLINE = {
-    "exploration": SamplingSettings(6, 1.0),
-    "buffer_episodes": 4,
-    "updates_per_episode": 1.0,
-    "batch_episodes": 2,
-}
-
-
-def make_online(model: Path, *, seed: int = 0, online: dict[str, Any] | None = None, **options: Any) -> Any:
-    lora, policy = options.pop("lora", ADAPTERS), options.pop("policy", {})
-    settings: dict[str, Any] = {
-        "optimizer": OptimizerSettings(learning_rate=5e-3),
-        "critic": CriticSettings(learning_rate=1e-2),
-        "agent": PLAYER,
-        "acting": ACTING,
-    }
-    L.seed_everything(seed, verbose=False)
-    return OnlineHighLevelFinetune(
-        OnlineSettings(**{**ONLINE, **(online or {})}),
-        policy=PolicySettings(model=str(model), lora=lora, **policy),
-        **{**settings, **options},
-    )
-
-
-def make_data(model: Path, folder: Path, **options: Any) -> OnlineDataModule:
-    settings = {
-        "model": str(model),
-        "suite": CorridorSuite(),
-        "data_dir": str(folder),
-        "collect_tasks": ["walk"],
-        "rounds": 2,
-        "episodes_per_round": 2,
-    }
-    return OnlineDataModule(**{**settings, **options})
-
-
-def run(stage: Any, data: Any, folder: Path, steps: int, **options: Any) -> L.Trainer:
-    ckpt_path = options.pop("ckpt_path", None)
-    settings: dict[str, Any] = {
-        "max_steps": steps,
-        "max_epochs": -1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-        "default_root_dir": folder,
-        "plugins": [AtomicCheckpointIO()],
-        "callbacks": [RandomState(), RunCheckpoint(every_n_steps=2)],
-    }
-    trainer = L.Trainer(**{**settings, **options})
-    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path)
-    return trainer
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> str:
-    episodes = [make_episode(seed, 4) for seed in range(3)]
-    write_episodes(tmp_path / "stored.jsonl", episodes)
-    return str(tmp_path / "stored.jsonl")
 
 
 def test_low_level_skills_hold_layers_trained_in_full(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -180,24 +104,16 @@ def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
         stage.configure_model()
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6])
-def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path: Path, stored: str, stop: int) -> None:
-    dropout = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
+def after_an_epoch(model: Path, folder: Path, stored: str, **online: Any) -> dict[str, torch.Tensor]:
+    stage = make_online(model, online=online)
+    options: dict[str, Any] = {"max_epochs": 1, "callbacks": [], "enable_checkpointing": False}
+    run(stage, make_data(model, folder, train_files=[stored]), folder, -1, **options)
+    return trained(stage)
 
-    def go(folder: Path, steps: int, seed: int = 0, **options: Any) -> Any:
-        stage = make_online(tiny_model_folder, lora=dropout)
-        data = make_data(tiny_model_folder, tmp_path, train_files=[stored])
-        L.seed_everything(seed, verbose=False)  # global random numbers come from the checkpoint
-        run(stage, data, folder, steps, **options)
-        return stage
 
-    whole = go(tmp_path / "whole", 8)
-    go(tmp_path / "parts", stop)
-    resumed = go(tmp_path / "parts", 8, seed=7, ckpt_path="last")
-    assert resumed.source.env_steps == whole.source.env_steps > 0
-    assert resumed.replay.episodes == whole.replay.episodes
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+@pytest.fixture(scope="module")
+def base(tiny_model_folder: Path, stored: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return after_an_epoch(tiny_model_folder, tmp_path_factory.mktemp("base"), stored)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +128,10 @@ def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path:
     ],
     ids=str,
 )
-def test_every_knob_counts(tiny_model_folder: Path, tmp_path: Path, stored: str, knob: dict[str, Any]) -> None:
-    def after(online: dict[str, Any]) -> Any:
-        stage = make_online(tiny_model_folder, online=online)
-        options: dict[str, Any] = {"max_epochs": 1, "callbacks": [], "enable_checkpointing": False}
-        run(stage, make_data(tiny_model_folder, tmp_path, train_files=[stored]), tmp_path, -1, **options)
-        return trained(stage)
-
-    base, turned = after({}), after(knob)
+def test_every_knob_counts(
+    tiny_model_folder: Path, tmp_path: Path, stored: str, base: Any, knob: dict[str, Any]
+) -> None:
+    turned = after_an_epoch(tiny_model_folder, tmp_path, stored, **knob)
     assert any(not torch.equal(base[name], turned[name]) for name in base)
 
 
@@ -227,41 +139,6 @@ def test_what_does_not_fit_into_the_context_is_left_out(tiny_model_folder: Path,
     stage = make_online(tiny_model_folder, agent=dataclasses.replace(PLAYER, max_length=160))
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
     assert all(t.outcomes and len(t) <= 160 for episode in stage.replay.episodes for t in episode)
-
-
-def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = make_online(tiny_model_folder)
-    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
-    monkeypatch.setattr(Rollout, "has_finite_rewards", False)
-    again = make_online(tiny_model_folder)
-    with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
-        run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
-    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["parts"]["replay"]
-    assert kept == stage.replay.state_dict()
-
-
-def test_skills_survive_the_online_run_in_its_checkpoint_and_its_adapter(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    stage = make_online(tiny_model_folder)
-    stage.configure_model()
-    with torch.no_grad():
-        for name, parameter in stage.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter)
-    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
-    stage.policy.save_pretrained(tmp_path / "adapter")
-    for start in ("checkpoints/last.ckpt", "adapter"):
-        again = make_online(tiny_model_folder, seed=4, policy={"start_from": str(tmp_path / start)})
-        again.configure_model()
-        for name, value in again.policy.state_dict().items():
-            assert torch.equal(value, stage.policy.state_dict()[name]), name
-        assert not any(p.requires_grad for n, p in again.named_parameters() if ".frozen." in n)
-    offline = make_stage(tiny_model_folder, policy={"start_from": str(tmp_path / "checkpoints" / "last.ckpt")})
-    with pytest.raises(ValueError, match="of an online stage and holds two adapters"):
-        offline.configure_model()
 
 
 def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -285,24 +162,6 @@ def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tm
     assert {"train/score", "train/buffer", "train/high/q_loss"} <= set(events.Tags()["scalars"])
     assert [point.step for point in events.Scalars("train/high/q_loss")] == [2, 4]  # optimiser steps, not rounds
     assert not any(name.startswith("train/low") for name in events.Tags()["scalars"])
-
-
-def test_rounds_play_every_episode_in_turn_and_keep_their_place(tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = make_data(tiny_model_folder, tmp_path, rounds=4, episodes_per_round=3)
-    data.setup("fit")
-    whole = [[job.id for job in batch.jobs.jobs] for _ in range(2) for batch in [*data.train_dataloader()]][:4]
-    loader = data.train_dataloader()
-    names = [[job.id for job in batch.jobs.jobs] for batch in loader]
-    assert names == whole
-    flat = [name.rsplit("/online", 1)[0] for part in names for name in part]
-    assert sorted(flat[:4]) == sorted(set(flat))  # four variations, each once before any comes again
-    second = [[job.id for job in batch.jobs.jobs] for batch in loader]  # the next epoch goes on
-    assert not {name for part in second for name in part} & {name for part in names for name in part}
-    resumed = data.train_dataloader()
-    iterator = iter(loader := data.train_dataloader())
-    next(iterator), next(iterator)
-    resumed.load_state_dict(loader.state_dict())
-    assert [[job.id for job in batch.jobs.jobs] for batch in resumed] == names[2:]
 
 
 @pytest.mark.parametrize(
