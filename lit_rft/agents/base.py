@@ -85,7 +85,8 @@ class Agent(Protocol):
 
     An agent may also have `keep_thoughts: bool`. If it is False, no level reads its earlier thoughts again, and each
     decision has its own transcript. If it has `keep_turns: bool` and it is False, each prompt is a conversation of its
-    own. If it has `admissible: AdmissibleActions | None`, its sessions receive the admissible actions.
+    own. If it has `admissible: AdmissibleActions | None`, its sessions receive the admissible actions; if it has
+    `acting_levels` (names), only these levels read the list of them, otherwise all do.
     """
 
     @property

@@ -3,8 +3,10 @@
 The same session plays episodes and renders stored ones: a policy is trained on exactly the tokens of its play.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.formats import AnswerFormat, FirstLine
@@ -98,6 +100,8 @@ class HierarchicalAgent:
             `FirstLine`.
         subgoal_format: format of the high level's subgoals; null for `FirstLine`.
         keep_thoughts: keep earlier thoughts in the contexts. Otherwise each decision has its own transcript.
+        admissible: the low level's use of the admissible actions that an environment reports; null for none. With
+            `choose` it chooses an action and a flag; the high level is always free.
     """
 
     prompts: HierarchyPrompts = field(default_factory=HierarchyPrompts)
@@ -106,6 +110,7 @@ class HierarchicalAgent:
     answer_format: AnswerFormat | None = None
     subgoal_format: AnswerFormat | None = None
     keep_thoughts: bool = True
+    admissible: AdmissibleActions | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length", "subgoal_steps")
@@ -113,6 +118,10 @@ class HierarchicalAgent:
     @property
     def levels(self) -> tuple[str, ...]:
         return ("high", "low")
+
+    @property
+    def acting_levels(self) -> tuple[str, ...]:
+        return ("low",)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         return HierarchicalSession(self, chat)
@@ -193,6 +202,11 @@ class HierarchicalSession:
         self._spans: list[Subgoal] = []
         self._asked = "high"
         self._subgoal_over = False
+        self._actions: list[str] = []
+
+    def admit(self, actions: Sequence[str]) -> None:
+        """Take the admissible actions at the next observation."""
+        self._actions = list(actions)
 
     def start(self, task_description: str, observation: str) -> Ask:
         prompts = self.agent.prompts
@@ -207,7 +221,8 @@ class HierarchicalSession:
         """Process the observation after the last action; the level that decides next reads it."""
         self._observation = observation
         level = "high" if self._subgoal_over else "low"
-        return self._ask(level, self.chat.turn(self.agent.update(level, observation)))
+        read = self._shown(observation) if level == "low" else observation
+        return self._ask(level, self.chat.turn(self.agent.update(level, read)))
 
     def subgoals(self, num_steps: int) -> list[Subgoal]:
         """Return the subgoals over the first `num_steps` steps; one without a step is left out."""
@@ -216,18 +231,31 @@ class HierarchicalSession:
 
     def _ask(self, level: str, ids: list[int]) -> Ask:
         self._asked = level
-        return Ask(level, ids)
+        return Ask(level, ids, self._choices() if level == "low" else ())
+
+    def _shown(self, observation: str) -> str:
+        settings = self.agent.admissible
+        return observation if settings is None else settings.text(observation, self._actions)
+
+    def _choices(self) -> list[list[int]]:
+        """Return the utterances of the actions to choose among, with either flag; none if the low level is free."""
+        settings, answer_format = self.agent.admissible, self.agent.answer_format
+        return [
+            self.chat.utterance(write_answer(answer_format, self.chat, action, more=_flag_line(done)))
+            for action in (self._actions if settings is not None and settings.choose else ())
+            for done in (True, False)
+        ]
 
     def _begin_subgoal(self, text: str) -> Ask:
         answer = read_answer(self.agent.subgoal_format, self.chat, text)
         self.malformed += answer.malformed
         goal = answer.action
-        chat, prompts = self.chat, self.agent.prompts
+        chat, prompts, observation = self.chat, self.agent.prompts, self._shown(self._observation)
         if self._spans:
-            ids = chat.turn(prompts.low_update(self._observation, goal))
+            ids = chat.turn(prompts.low_update(observation, goal))
         else:
             system = system_text(prompts.low, self.agent.answer_format)
-            ids = chat.head(system, prompts.low_opening(self._task, self._observation, goal))
+            ids = chat.head(system, prompts.low_opening(self._task, observation, goal))
         goal = _goal_of(goal)
         self._spans.append(Subgoal(self._steps, self._steps, goal, completed=False, annotator="policy"))
         self._subgoal_over = False

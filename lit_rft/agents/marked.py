@@ -80,6 +80,10 @@ class MarkedAgent:
     def admissible(self) -> AdmissibleActions | None:
         return getattr(self.agent, "admissible", None)
 
+    @property
+    def acting_levels(self) -> tuple[str, ...]:
+        return getattr(self.agent, "acting_levels", self.agent.levels)
+
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         """Make a session that reads the best marker."""
         return _MarkedSession(self.agent.session(episode_id, chat), self.markers[0].text)

@@ -79,10 +79,12 @@ def _admit(session: Session, episode: Episode, index: int) -> None:
     call_hook(session, "admit", recorded_actions(episode, index))
 
 
-def _observation(agent: Agent, episode: Episode, index: int) -> str:
-    """Return the observation after `index` steps, as the agent reads it."""
+def _observation(agent: Agent, episode: Episode, index: int, level: str) -> str:
+    """Return the observation after `index` steps, as a level reads it."""
     text, settings = episode.steps[index - 1].observation, getattr(agent, "admissible", None)
-    return text if settings is None else settings.text(text, recorded_actions(episode, index))
+    if settings is None or level not in getattr(agent, "acting_levels", agent.levels):
+        return text
+    return settings.text(text, recorded_actions(episode, index))
 
 
 def recorded_utterances(
@@ -155,7 +157,8 @@ def add_outcomes(
         extended.outcomes = outcomes
         if not outcomes[-1].terminated and extended.utterance_ends[-1] == len(extended) - 1:
             steps = sum(outcome.steps for outcome in known[: transcript.first_decision + len(outcomes)])
-            extended.append_prompt(chat.turn(agent.update(transcript.level, _observation(agent, episode, steps))))
+            observation = _observation(agent, episode, steps, transcript.level)
+            extended.append_prompt(chat.turn(agent.update(transcript.level, observation)))
         completed.append(extended)
     return completed
 

@@ -1,14 +1,15 @@
 """Admissible actions: listed below observations, and as the only answers that a policy can give."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from local_play import Writer, assert_recorded, assert_what_was_read, chat_of, play
 
-from lit_rft.agents import AdmissibleActions, FlatAgent, MarkedAgent, Tags, add_outcomes
-from lit_rft.generation import ConversationGenerator, SamplingSettings
+from lit_rft.agents import AdmissibleActions, FlatAgent, HierarchicalAgent, MarkedAgent, Tags, add_outcomes
+from lit_rft.generation import ConversationGenerator, SamplingSettings, TokenTrie
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.testing.corridor import CorridorEnv
 from lit_rft.testing.tiny import make_model
@@ -106,6 +107,71 @@ def test_a_random_model_that_chooses_is_always_valid(family: str, keep: bool) ->
         torch.testing.assert_close(trained.tokens[batch.utterance_mask], torch.tensor(expected), rtol=1e-3, atol=1e-3)
     (first, *_) = played.log_probs[0]
     assert all(value == 0 for value in first) and math.isfinite(sum(sampled))  # one action only
+
+
+@pytest.mark.parametrize("mark", [False, True])
+@pytest.mark.parametrize("choose", [False, True])
+def test_only_the_low_level_reads_and_chooses_actions(choose: bool, mark: bool) -> None:
+    chat, settings = chat_of("chatml"), AdmissibleActions(choose=choose)
+    agent: Any = HierarchicalAgent(max_length=4000, subgoal_steps=2, answer_format=Tags(), admissible=settings)
+    agent = MarkedAgent(agent) if mark else agent
+    flags = ("continue", "done", "continue", "continue", "done")
+    low = [
+        f"<action>go {d}</action>\n{f}"
+        for d, f in zip(("right", "right", "left", "right", "right"), flags, strict=True)
+    ]
+    writer = Writer(chat, {"high": ["out", "back", "out again"], "low": low})
+    played = play(agent, chat, writer, DoorsEnv)
+    assert_what_was_read(played, writer)
+    assert_recorded(agent, chat, played)
+    high, below = played.transcripts
+    assert (high.allowed, set(below.allowed)) == ({}, {0, 1, 3} if choose else set())  # free in room 2
+    texts = [chat.tokenizer.decode(transcript.input_ids) for transcript in (high, below)]
+    assert "Admissible actions" not in texts[0]
+    assert "You are in room 0.\n\nAdmissible actions:\n- go right\n\nSubgoal: out<|im_end|>" in texts[1]
+    assert "user\nYou are in room 1.\n\nAdmissible actions:\n- go right\n- go left<|im_end|>" in texts[1]
+    assert "user\nYou are in room 2.\n\nSubgoal: back<|im_end|>" in texts[1]
+    if choose:
+        answers = [f"<action>go {d}</action>\n{f}" for d in ("right", "left") for f in ("done", "continue")]
+        trie = TokenTrie(map(chat.utterance, answers))
+        assert below.allowed[1] == trie.allowed_along(below.utterance_ids(1))
+
+    played.episode.outcome.terminated, played.episode.steps = False, played.episode.steps[:3]
+    played.episode.subgoals = played.episode.subgoals[:1] + [
+        replace(played.episode.subgoals[1], end=3, completed=False)
+    ]
+    cut = [high.first_decisions(2).without_last_prompt(), below.first_decisions(3).without_last_prompt()]
+    above, beside = add_outcomes(cut, played.episode, chat, agent)
+    assert above.input_ids[above.utterance_ends[-1] + 1 :] == chat.turn("You are in room 1.")
+    listed = settings.text("You are in room 1.", ["go right", "go left"])
+    assert beside.input_ids[beside.utterance_ends[-1] + 1 :] == chat.turn(listed)
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen3.5", "llama3", "mistral"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_random_low_level_that_chooses_is_always_valid(family: str, keep: bool) -> None:
+    """And what trains are the log-probabilities with which it has chosen an action and a flag."""
+    chat = chat_of(family)
+    model = make_model(vocab_size=len(chat.tokenizer))
+    settings = AdmissibleActions(show=False, choose=True)
+    agent = HierarchicalAgent(max_length=4000, subgoal_steps=2, keep_thoughts=keep, admissible=settings)
+    generator = ConversationGenerator(model, chat.end_ids, SamplingSettings(60, 1.5), num_slots=2, seed=3)
+    played = play(agent, chat, generator, DoorsEnv)
+    listed = played.episode.extra["admissible"]
+    texts = played.episode.extra["utterances"]["low"]
+    chosen = [index for index, actions in enumerate(listed[: len(texts)]) if actions]
+    for index in chosen:
+        answer = agent.low_level_answer(texts[index], chat)
+        assert answer.action == played.episode.steps[index].action in listed[index] and not answer.malformed
+    assert len(chosen) >= 2
+    sampled = {id(transcript): rows for transcript, rows in zip(played.transcripts, played.log_probs, strict=True)}
+    for batch in (collate_padded(played.transcripts, 0), collate_packed(played.transcripts, 0, 9000)):
+        trained = utterance_log_probs(model, batch, end_of_turn_id=chat.end_of_turn_id, temperature=1.5, ends=False)
+        expected = [v for transcript in batch.transcripts for row in sampled[id(transcript)] for v in row]
+        torch.testing.assert_close(trained.tokens[batch.utterance_mask], torch.tensor(expected), rtol=1e-3, atol=1e-3)
+    low = [transcript for transcript in played.transcripts if transcript.level == "low"]
+    assert sum(len(transcript.allowed) for transcript in low) == len(chosen)
+    assert not any(transcript.allowed for transcript in played.transcripts if transcript.level == "high")
 
 
 @pytest.mark.parametrize("bounds", [{"limit": 2}, {"max_characters": 10}])
