@@ -40,6 +40,9 @@ from lit_rft.agents.records import (
 )
 from lit_rft.agents.reflexion import ReflexionAgent
 from lit_rft.agents.scripted import ScriptedAgent
+from lit_rft.agents.swift import SwiftAgent
+from lit_rft.agents.swift_sage import SagePrompts, SwiftSageAgent
+from lit_rft.agents.switch import SwitchSettings
 
 __all__ = [
     "Act",
@@ -73,9 +76,13 @@ __all__ = [
     "ReActAgent",
     "ReActSession",
     "ReflexionAgent",
+    "SagePrompts",
     "ScriptedAgent",
     "Session",
     "Stop",
+    "SwiftAgent",
+    "SwiftSageAgent",
+    "SwitchSettings",
     "Tags",
     "ThoughtAction",
     "Turn",
