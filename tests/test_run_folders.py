@@ -8,7 +8,6 @@ import torch
 import yaml
 from command import main
 
-from lit_rft import demo
 from lit_rft.episodes import write_episodes
 from lit_rft.testing.tiny import make_episode
 
@@ -119,12 +118,3 @@ def test_overwriting_removes_texts(arguments: list[str], tmp_path: Path) -> None
     text.write_text("of the earlier run")
     main(["fit", *arguments, "--overwrite", "true"])
     assert not text.exists()
-
-
-def test_the_demo_does_not_remove_another_run(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir()
-    checkpoint.write_text("weights")
-    with pytest.raises(FileExistsError, match="holds the checkpoints of a run"):
-        demo.main(["--folder", str(tmp_path), "--trainer.accelerator", "cpu"])
-    assert checkpoint.read_text() == "weights"
