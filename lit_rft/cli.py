@@ -18,6 +18,7 @@ lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
 usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
        lit-rft check-env ENV [--options JSON]...
        lit-rft collect ENV --expert FUNCTION --out FILE [--KEY VALUE]...
+       lit-rft make-model FILE... --out FOLDER [--KEY VALUE]...
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
@@ -27,6 +28,8 @@ verbs:
 
   check-env play episodes of an environment, given by its import path, and report errors; check-env --help
   collect   write episodes to learn from: an expert's, or pairs of observations and actions; collect --help
+  make-model
+            write a small untrained model for the words of stored episodes; make-model --help
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -51,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"lit-rft {__version__}")
         return
     argv = take_debug(argv)
-    if argv[:1] in (["check-env"], ["collect"]):
-        run_env_command(*argv)
+    if argv[:1] in (["check-env"], ["collect"], ["make-model"]):
+        run_command(*argv)
         return
     argv = resolve_configs(argv)
     if argv[:1] and argv[0] not in VERBS:
@@ -65,14 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build(argv, run=True)
 
 
-def run_env_command(command: str, *argv: str) -> None:
-    """Run a command about environments, which needs no stage."""
+def run_command(command: str, *argv: str) -> None:
+    """Run a command that needs no stage: about environments, or `make-model`."""
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():
         from lit_rft.env_commands import run_check_env, run_collect
+        from lit_rft.model_command import run_make_model
 
-        (run_check_env if command == "check-env" else run_collect)(argv)
+        {"check-env": run_check_env, "collect": run_collect, "make-model": run_make_model}[command](argv)
 
 
 def stop(message: str) -> NoReturn:

@@ -19,8 +19,10 @@ from lit_rft.envs.gym import import_env
 from lit_rft.episodes import Episode, read_demonstrations, write_episodes
 from lit_rft.error_messages import UsageError
 
+_SEEDS = 1000  # minimum number of seeds to choose episodes from
 
-class _Parser(argparse.ArgumentParser):
+
+class OneLineParser(argparse.ArgumentParser):
     """Raises `UsageError`, reported in one line, in place of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -71,6 +73,7 @@ def _collect(given: argparse.Namespace) -> list[Episode]:
             given.args,
             given.name or "",
             given.step_limit,
+            {given.split: max(given.episodes, _SEEDS)},
             expert_policy=given.expert and import_env(given.expert),
         )
         specs = suite.episodes(given.split, limit=given.episodes, seed=given.seed)
@@ -83,7 +86,7 @@ def _collect(given: argparse.Namespace) -> list[Episode]:
 
 
 def _collect_parser() -> argparse.ArgumentParser:
-    parser = _Parser("lit-rft collect", description="Write episodes to learn from, by an expert or from pairs.")
+    parser = OneLineParser("lit-rft collect", description="Write episodes to learn from, by an expert or from pairs.")
     parser.add_argument("env", nargs="?", help="import path of an environment or of a suite with an expert")
     parser.add_argument("--out", required=True, help="file to write: .jsonl or .parquet")
     parser.add_argument("--expert", help="function of observation and info that chooses the actions")
@@ -100,7 +103,7 @@ def _collect_parser() -> argparse.ArgumentParser:
 
 
 def _check_parser() -> argparse.ArgumentParser:
-    parser = _Parser("lit-rft check-env", description="Play episodes of an environment and report on it.")
+    parser = OneLineParser("lit-rft check-env", description="Play episodes of an environment and report on it.")
     parser.add_argument("env", help="import path of an environment or a suite: my_envs.Guess")
     parser.add_argument("--args", type=_json_object, default={}, metavar="JSON", help="its keyword arguments")
     parser.add_argument("--options", type=_json_object, default={}, metavar="JSON", help="options of reset")

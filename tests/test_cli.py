@@ -34,6 +34,7 @@ OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/on
 LUFFY = "luffy/arithmetic.yaml"
 # what recipes build on, each with one of these
 BASES = {
+    "games.yaml": ["grpo/guess_number.yaml"],
     **{base: [SFT] for base in ("base.yaml", "policy.yaml", "episodes.yaml", "short_tasks.yaml")},
     "prompts.yaml": [LUFFY],
     "households.yaml": ["glider/alfworld/sft.yaml"],

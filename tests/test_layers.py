@@ -40,11 +40,15 @@ _BELOW_STAGES = {
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
 MAY_KNOW["testing"] = {"stages", "datamodules", *_BELOW_STAGES}  # for tests of users' own parts, and for ours
-MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs", "episodes"}
+MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs", "episodes", "models"}
 MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on top of everything
 MODULES_OF = dict.fromkeys(
-    ("command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages"), "cli"
-)
+    (
+        "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
+        "model_command",
+    ),
+    "cli",
+)  # fmt: skip
 
 # part -> the only packages of others that it may import; parts that are not named may import any dependency but ...
 MAY_USE: dict[str, set[str]] = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lit_rft.models.lora import LoraSettings as LoraSettings
     from lit_rft.models.merging import MergedWeights as MergedWeights
     from lit_rft.models.merging import use_adapter as use_adapter
+    from lit_rft.models.scratch import save_scratch_model as save_scratch_model
     from lit_rft.models.smollm2 import smollm2_135m_instruct as smollm2_135m_instruct
 
 # public name -> the module that defines it; loaded on first use
@@ -57,6 +58,7 @@ _EXPORTS: dict[str, str] = {
     "load_tokenizer": "lit_rft.models.backbone",
     "model_end_ids": "lit_rft.models.backbone",
     "output_logits": "lit_rft.models.backbone",
+    "save_scratch_model": "lit_rft.models.scratch",
     "smollm2_135m_instruct": "lit_rft.models.smollm2",
     "utterance_log_probs": "lit_rft.models.log_probs",
 }

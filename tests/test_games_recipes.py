@@ -1,0 +1,53 @@
+"""The recipes on the built-in games: medium-quality episodes, an untrained model, SFT, then GRPO."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import main
+
+GAMES = {
+    "guess_number": ("GuessNumber", "guess", 3),
+    "key_rooms": ("KeyRooms", "rooms", 20),
+    "price_lookup": ("PriceLookup", "prices", 4),
+}
+
+
+def flags(**keys: Any) -> list[str]:
+    return [part for key, value in keys.items() for part in (f"--{key.replace('__', '.')}", str(value))]
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_sft_on_medium_play_then_grpo(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the documented commands and default paths, with fewer episodes."""
+    monkeypatch.chdir(tmp_path)
+    game, module, step_limit = GAMES[name]
+    path, file, model = f"lit_rft.envs.games.{game}", f"data/games/{name}.jsonl", f"data/games/{name}"
+    expert = f"lit_rft.envs.games.{module}.expert"
+    Path("data/games").mkdir(parents=True)
+    collected = {"random": 0.6, "episodes": 8, "step_limit": step_limit, "workers": 1}
+    main(["collect", path, "--expert", expert, "--out", file, *flags(**collected)])
+    main(["make-model", file, "--out", model, *flags(hidden_size=16, layers=1, heads=2)])
+    short = flags(trainer__max_steps=1, trainer__limit_val_batches=0)
+    main(["fit", "-c", f"grpo/{name}_sft.yaml", *short])
+    groups = flags(data__init_args__batch_size=2, model__init_args__objective__group_size=2)
+    main(["fit", "-c", f"grpo/{name}.yaml", *short, *groups])
+    main(["test", "-c", f"grpo/{name}.yaml", "--ckpt_path", "last", *flags(data__init_args__eval_variations=2)])
+    scores = json.loads(Path(f"runs/grpo/{name}/scores.json").read_text())
+    assert set(scores) == {game, "mean"} and scores["mean"]["env_errors"] == 0
+
+
+def test_an_invalid_size_is_one_line(tmp_path: Path) -> None:
+    file = str(tmp_path / "episodes.jsonl")
+    main(["collect", "--pairs", _pairs(tmp_path), "--out", file])
+    with pytest.raises(ValueError, match="make-model: vocab_size must be at least 261"):
+        main(["make-model", file, "--out", str(tmp_path / "model"), "--vocab_size", "3"])
+    with pytest.raises(ValueError, match="make-model: the following arguments are required: --out"):
+        main(["make-model", file])
+
+
+def _pairs(folder: Path) -> str:
+    path = folder / "pairs.jsonl"
+    path.write_text('{"observation": "1 + 1", "action": "2"}\n')
+    return str(path)
