@@ -3,8 +3,8 @@
     python benchmarks/games.py                              # all games and seeds; resumes an interrupted run
     python benchmarks/games.py --games KeyRooms --seeds 0   # one run
 
-For each game and seed: 1000 medium-quality episodes (an expert, with random actions in the place of some of its own),
-an untrained model, supervised fine-tuning on the episodes, then GRPO. Each policy plays 300 held-out episodes at
+For each game and seed: medium-quality episodes (an expert's, with random actions in the place of some of its own), an
+untrained model, supervised fine-tuning on the episodes, then GRPO. Each policy plays 300 held-out episodes at
 temperature 1, and greedily. The stages are the shipped configs, run as `lit-rft` commands in one process per game and
 seed.
 
@@ -33,7 +33,7 @@ from lit_rft import cli
 from lit_rft._files import write_json
 
 RUNS, FILE = ROOT / "runs" / "games", RESULTS / "games.json"
-MEDIUM_EPISODES, TEST_EPISODES = 1000, 300
+TEST_EPISODES = 300
 STAGES = {"untrained": "untrained", "sft": "SFT on medium play", "grpo": "GRPO"}
 MODES = {"sampled": 1.0, "greedy": 0.0}  # temperatures
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t by seeds
@@ -47,7 +47,8 @@ class Game:
     module: str  # of `lit_rft.envs.games`
     config: str  # configs/grpo/{config}.yaml, {config}_sft.yaml
     step_limit: int
-    random: float = 0.6  # share of the medium player's random actions
+    random: float  # share of the medium player's random actions
+    medium_episodes: int = 1000
 
     @property
     def optimum(self) -> float:
@@ -58,9 +59,9 @@ class Game:
 GAMES = {
     game.name: game
     for game in (
-        Game("GuessNumber", "guess", "guess_number", 3),
-        Game("KeyRooms", "rooms", "key_rooms", 20),
-        Game("PriceLookup", "prices", "price_lookup", 4),
+        Game("GuessNumber", "guess", "guess_number", 3, 0.6),
+        Game("KeyRooms", "rooms", "key_rooms", 20, 0.4),
+        Game("PriceLookup", "prices", "price_lookup", 4, 0.3, 3000),
     )
 }
 
@@ -98,7 +99,7 @@ class GameRun:
             path = f"lit_rft.envs.games.{self.game.name}"
             expert = f"lit_rft.envs.games.{self.game.module}.expert"
             numbers = {
-                "random": self.game.random, "episodes": MEDIUM_EPISODES, "step_limit": self.game.step_limit,
+                "random": self.game.random, "episodes": self.game.medium_episodes, "step_limit": self.game.step_limit,
                 "seed": self.seed, "workers": 1,
             }  # fmt: skip
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -228,8 +229,8 @@ def collect_results() -> dict[str, Any]:
     for game in GAMES.values():
         for path in sorted((RUNS / game.config).glob("seed*/row.json")):
             runs.setdefault(game.name, {})[path.parent.name.removeprefix("seed")] = json.loads(path.read_text())
-    settings = {"medium_episodes": MEDIUM_EPISODES, "test_episodes": TEST_EPISODES}
-    return {"runs": runs, "settings": settings, **environment()}
+    games = {game.name: {"random": game.random, "medium_episodes": game.medium_episodes} for game in GAMES.values()}
+    return {"runs": runs, "settings": games | {"test_episodes": TEST_EPISODES}, **environment()}
 
 
 def run_all(games: Sequence[str], seeds: Sequence[int], console: Console) -> None:

@@ -19,7 +19,7 @@ from lit_rft.envs.gym import import_env
 from lit_rft.episodes import Episode, read_demonstrations, write_episodes
 from lit_rft.error_messages import UsageError
 
-_SEEDS = 1000  # minimum number of seeds to choose episodes from
+_SEEDS = {"train": 1000, "dev": 50, "test": 50}  # minimum number of seeds of each split, to choose episodes from
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -73,7 +73,7 @@ def _collect(given: argparse.Namespace) -> list[Episode]:
             given.args,
             given.name or "",
             given.step_limit,
-            {given.split: max(given.episodes, _SEEDS)},
+            {split: max(given.episodes, number) for split, number in _SEEDS.items()},
             expert_policy=given.expert and import_env(given.expert),
         )
         specs = suite.episodes(given.split, limit=given.episodes, seed=given.seed)

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser("lit-rft make-model", description="Write a small untrained model for text games.")
     parser.add_argument("files", nargs="+", help="episodes, as lit-rft collect writes them: texts of the tokenizer")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--vocab_size", type=int, default=512, help="maximum number of tokens (512)")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="maximum number of tokens (1024)")
     parser.add_argument("--hidden_size", type=int, default=64, help="(64)")
     parser.add_argument("--layers", type=int, default=2, help="(2)")
     parser.add_argument("--heads", type=int, default=4, help="of attention (4)")

@@ -85,3 +85,12 @@ def test_an_expert_sees_where_random_actions_have_led(tmp_path: Path) -> None:
 def test_wrong_commands(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(["collect", *arguments])
+
+
+def test_as_many_episodes_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the suite's usual number of seeds."""
+    monkeypatch.setattr("lit_rft.env_commands._SEEDS", {"train": 3})
+    for number in (2, 5):
+        path = tmp_path / f"{number}.jsonl"
+        main([*ROOMS, "--episodes", str(number), "--out", str(path), "--workers", "1"])
+        assert len({episode.id for episode in read_episodes(path)}) == number

@@ -19,7 +19,7 @@ def save_scratch_model(
     folder: str | Path,
     texts: Iterable[str],
     *,
-    vocab_size: int = 512,
+    vocab_size: int = 1024,
     hidden_size: int = 64,
     layers: int = 2,
     heads: int = 4,
@@ -28,8 +28,8 @@ def save_scratch_model(
     """Write a small Llama with random weights and a tokenizer with a chat template, to train from scratch.
 
     The folder is loaded by `PolicySettings(model=str(folder), lora=None)`. The tokenizer is a byte-level BPE, whose
-    merges are those of the texts: their frequent words are single tokens, digits are tokens, and any other text can be
-    written as well. The default sizes have 0.2 million weights.
+    merges are those of the texts: their frequent words and numbers are single tokens, and any other text can be written
+    as well. The default sizes have 0.2 million weights.
 
     Args:
         folder: a new folder, or one to overwrite.
@@ -62,7 +62,8 @@ def save_scratch_model(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=_CONTEXT,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 is for wide models: narrow ones learn slowly from it
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -76,7 +77,7 @@ def save_scratch_model(
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """Train a byte-level BPE whose digits are single tokens."""
+    """Train a byte-level BPE with the structural tokens and the template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,8 +85,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     if vocab_size < smallest:
         raise ValueError(f"vocab_size must be at least {smallest} (bytes and structural tokens), got {vocab_size}")
     backend = Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -9,14 +9,14 @@ import torch
 from lit_rft.models import load_backbone, load_tokenizer, save_scratch_model
 from lit_rft.transcripts import ChatFormat
 
-TEXTS = ["You have no key. The key is to the north.", "take"] * 3
+TEXTS = ["You have no key. The key is to the north.", "take", "It costs 57."] * 3
 SIZES = {"hidden_size": 16, "layers": 1, "heads": 2}
 
 
-def test_words_of_the_texts_are_tokens_and_digits_too(tmp_path: Path) -> None:
+def test_words_and_numbers_of_the_texts_are_tokens(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(save_scratch_model(tmp_path, TEXTS, **SIZES)))
     assert tokenizer.tokenize("take the key") == ["take", "Ġthe", "Ġkey"]
-    assert tokenizer.tokenize("key 57") == [*tokenizer.tokenize("key "), "5", "7"]
+    assert tokenizer.tokenize("take 57") == ["take", "Ġ57"]
     chat = ChatFormat(tokenizer)
     for text in ("take", "north 12", "unseen: häuser\n\n  日本", string.printable):
         assert chat.text(chat.utterance(text)) == text
