@@ -93,6 +93,12 @@ class VerifierPool:
         results = self._ask([(_encodable(gold), None, False) for gold in golds])
         return [None if result is _KILLED else result for result in results]
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of the running processes: of the template that forks, then of the workers; empty before the first use."""
+        template = [] if self._template is None else [self._template.pid]
+        return template + [worker.pid for worker in self._workers]
+
     def _ask(self, requests: list[tuple[Any, ...]]) -> list[Any]:
         """Return the responses to all requests; those whose process was killed are retried once, each alone."""
         results: list[Any] = [_KILLED] * len(requests)

@@ -50,6 +50,11 @@ class Template:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def _expect_ready(self) -> None:
         try:
             answer = self._control.recv(1024)

@@ -1,6 +1,5 @@
 """Many episodes at once: every job ends once, and what was sampled is what a plain pass would say."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from local_play import Writer
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_model, make_tokenizer
@@ -41,7 +42,8 @@ def _play(
         player = EpisodePlayer(agent, pool, chat, generator)
         player.submit(_jobs(suite))
         yield from player.run()
-    assert not generator._conversations  # every slot was given back
+    for slot in range(2 * workers):  # every slot was given back
+        generator.open(f"free {slot}")
 
 
 @pytest.mark.parametrize("hierarchy", [True, False])
@@ -111,33 +113,51 @@ def test_the_others_play_on_while_one_simulator_is_slow(model: Any, chat: ChatFo
 
 
 class ScriptedPool:
-    """Gives so many answers at each call, and keeps how long it was asked to wait."""
+    """Reports the next steps of given workers at each call, a second later, and keeps how long it was asked to wait."""
 
-    outstanding = 9
+    def __init__(self, clock: list[float], *workers: list[int]) -> None:
+        self.clock, self.workers, self.timeouts = clock, list(workers), []  # type: list[float], list[list[int]], list[float | None]
+        self.jobs: list[EpisodeSpec] = []
 
-    def __init__(self, *answers: list[int]) -> None:
-        self.answers, self.timeouts = list(answers), []  # type: list[list[int]], list[float | None]
+    @property
+    def outstanding(self) -> int:
+        return len(self.jobs) if self.workers else 0
 
-    def wait(self, timeout: float | None) -> list[int]:
+    def submit(self, job: EpisodeSpec) -> None:
+        self.jobs.append(job)
+
+    def step(self, worker: int, action: str) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> list[PoolEvent]:
+        info: dict[str, Any] = {"score": 0.0, "valid": True, "achieved": [], "reason": None, "metrics": {}}
+        first = not self.timeouts
         self.timeouts.append(timeout)
-        return self.answers.pop(0)
+        self.clock[0] += 1
+        begun, later = ("", {**info, "task_description": ""}), ("", 0.0, False, False, info)
+        payload, kind = (begun, "reset") if first else (later, "step")
+        return [PoolEvent(kind, worker, self.jobs[worker], payload) for worker in self.workers.pop(0)]
 
 
-@pytest.mark.parametrize("last_round", [0.0, 50.0])
-def test_a_round_waits_a_little_for_the_others(last_round: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool: Any = ScriptedPool([0], [1], [2], [])
-    player: Any = EpisodePlayer(FlatAgent(), pool)
-    player._live, player._round_seconds = dict.fromkeys(range(4)), last_round
-    monkeypatch.setattr(player, "_handle", lambda worker: player._deciding.add(worker))
-    seconds = itertools.count(1.0)  # one each time it is asked
-    monkeypatch.setattr("lit_rft.agents.player.time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    assert not list(player._handle_events())
-    first, second, third, fourth = pool.timeouts
-    assert first is None and second is None  # fewer than half
-    assert (third, fourth) == ((5.0, 4.0) if last_round else (0.0, 0.0))
-    pool.answers = [[3], []]
-    assert not list(player._handle_events())
-    assert pool.timeouts[-1] == 0  # all are there
+@pytest.mark.parametrize("seconds", [0.0, 50.0])
+def test_a_round_waits_a_little_for_the_others(
+    chat: ChatFormat, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("lit_rft.agents.player.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    class TakesSeconds(Writer):
+        def sample(self, prompts: Any, choices: Any = None) -> Any:
+            clock[0] += seconds
+            return super().sample(prompts)
+
+    pool: Any = ScriptedPool(clock, [0, 1, 2, 3], [], [0], [1], [2], [], [3], [0, 1, 2], [])
+    player = EpisodePlayer(FlatAgent(), pool, chat, TakesSeconds(chat, {"flat": ["wait"] * 12}))  # type: ignore[arg-type]
+    player.submit(_jobs(CorridorSuite())[:4])
+    assert not list(player.run())
+    assert pool.timeouts[:2] == [None, 0]  # all have begun, and are there: a round of sampling
+    assert pool.timeouts[2:5] == [None, None, 0.1 * seconds]  # fewer than half, and half of them
+    assert pool.timeouts[5] == max(0.0, 0.1 * seconds - 1)  # with the third no longer than from the half on
+    assert pool.timeouts[6:] == [None, None, 0]  # the fourth was late; then all are there
 
 
 def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:

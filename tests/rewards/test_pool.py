@@ -93,9 +93,9 @@ def test_a_process_that_neither_computes_nor_answers_is_replaced_and_its_pair_tr
     pool = VerifierPool(num_workers=1, wall_limit=1.5)
     try:
         pool.verify(["1"], [r"\boxed{1}"])
-        os.kill(pool._workers[0].pid, signal.SIGSTOP)
+        os.kill(pool.process_ids[1], signal.SIGSTOP)
         assert pool.verify(["1", "2"], [r"\boxed{1}", r"\boxed{2}"]) == [Verdict.RIGHT, Verdict.RIGHT]
-        os.kill(pool._workers[0].pid, signal.SIGKILL)  # while idle
+        os.kill(pool.process_ids[1], signal.SIGKILL)  # while idle
         assert pool.verify(["3"], [r"\boxed{3}"]) == [Verdict.RIGHT]
         assert (pool.killed, pool.retried) == (0, 2)
     finally:
@@ -104,15 +104,15 @@ def test_a_process_that_neither_computes_nor_answers_is_replaced_and_its_pair_tr
 
 def test_closing_ends_all_processes_and_a_template_that_died_is_replaced() -> None:
     pool = VerifierPool(num_workers=2)
+    assert pool.process_ids == []
     pool.verify(["1", "2"], [r"\boxed{1}", r"\boxed{2}"])
-    assert pool._template is not None
-    pids = [pool._template._process.pid, *(worker.pid for worker in pool._workers)]
+    pids = pool.process_ids
     assert len(pids) == 3 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
     pool.close()
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert pool.process_ids == [] and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert pool.verify(["1"], [r"\boxed{1}"]) == [Verdict.RIGHT]  # the next use starts new ones
-    os.kill(pool._template._process.pid, signal.SIGKILL)
-    os.kill(pool._workers[0].pid, signal.SIGKILL)
+    for pid in pool.process_ids:
+        os.kill(pid, signal.SIGKILL)
     assert pool.verify(["1"], [r"\boxed{1}"]) == [Verdict.RIGHT]
     pool.close()
 
@@ -123,6 +123,16 @@ print("imported", __name__, flush=True)
 from lit_rft.rewards import MathReward
 reward = MathReward(num_workers=2)
 print(reward([r"\\boxed{1}", r"\\boxed{3}"], [{"ground_truth": "1"}, {"ground_truth": "2"}]), flush=True)
+"""
+
+
+WAITING = """
+import time
+from lit_rft.rewards import VerifierPool
+pool = VerifierPool(num_workers=1)
+pool.verify(["1"], ["1"])
+print(pool.process_ids[0], flush=True)
+time.sleep(100)
 """
 
 
@@ -140,11 +150,10 @@ def test_scripts_without_a_main_guard_are_not_imported_again(how: str, tmp_path:
 
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    wait = "import time\nprint(reward._pool._template._process.pid, flush=True)\ntime.sleep(100)\n"
-    script.write_text(SCRIPT + wait)
+    script.write_text(WAITING)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        pid = int([process.stdout.readline() for _ in range(3)][-1])
+        pid = int(process.stdout.readline())
         process.kill()
     for _ in range(200):
         if not os.path.exists(f"/proc/{pid}") or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 
+from lit_rft.agents.records import learnable_transcripts
 from lit_rft.batches import Prompt
 from lit_rft.datamodules import OnlineDataModule, PromptLoader
 from lit_rft.envs import GymSuite
@@ -25,7 +26,7 @@ from lit_rft.stages import (
     PPOSettings,
 )
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, trained
-from lit_rft.transcripts import DecisionOutcome, PromptFormat, Transcript
+from lit_rft.transcripts import COMPLETION, DecisionOutcome, PromptFormat, Transcript
 
 FAST = PPOSettings(value_learning_rate=1e-2)
 
@@ -69,7 +70,7 @@ def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Ten
 
 def conversation(observation_tokens: int, name: str = "e") -> Transcript:
     """Three actions of 2, 1 and 3 tokens and their ends, after observations of a given length."""
-    transcript = Transcript("flat", 2, name)
+    transcript = Transcript(COMPLETION, 2, name)
     for action in ([11, 12], [13], [14, 15, 16]):
         transcript.append_prompt([30] * observation_tokens)
         transcript.append_utterance([*action, 2])
@@ -84,7 +85,7 @@ def prepared(model: Path, transcripts: list[Transcript], settings: PPOSettings, 
     with torch.no_grad():
         stage.value_heads.heads[0][-1].bias.fill_(value)
     stage.update.prepare(stage.current_policy(), transcripts)
-    return [stage.update._before[id(transcript)] for transcript in transcripts]
+    return [stage.update.before(transcript) for transcript in transcripts]
 
 
 def test_observations_take_no_part_in_the_recursion(tiny_model_folder: Path) -> None:
@@ -134,7 +135,7 @@ def test_whitening_is_over_the_batch(tiny_model_folder: Path) -> None:
     stage.configure_model()
     transcripts = [conversation(3), conversation(5)]
     stage.update.prepare(stage.current_policy(), transcripts)
-    joined = torch.cat([stage.update._before[id(transcript)].advantages for transcript in transcripts])
+    joined = torch.cat([stage.update.before(transcript).advantages for transcript in transcripts])
     assert float(joined.mean()) == pytest.approx(0, abs=1e-5)
     assert float(joined.std(unbiased=False)) == pytest.approx(1, abs=1e-4)
 
@@ -217,7 +218,10 @@ def test_each_level_of_a_hierarchy_is_a_chain_with_values_of_its_own(tiny_model_
     assert len(set(biases)) == 2 and 0.0 not in biases
     assert logged[0]["train/kl"] == 0 and logged[1]["train/kl"] > 0
     earned = sum(step.reward for rollout in stage.samples for step in rollout.episode.steps)  # type: ignore[union-attr]
-    high = [stage._learnable(rollout)[0] for rollout in stage.samples]
+    high = [
+        learnable_transcripts(list(rollout.transcripts), rollout.episode, stage.chat, stage.agent)[0]
+        for rollout in stage.samples
+    ]
     assert all(transcript.level == "high" for transcript in high)
     assert sum(o.reward for transcript in high for o in transcript.outcomes) == pytest.approx(earned)
 

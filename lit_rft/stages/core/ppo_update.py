@@ -83,6 +83,10 @@ class PPOUpdate:
                 self._evaluate(policy, micro)
         return self._whiten(policy)
 
+    def before(self, transcript: Transcript) -> Decisions:
+        """Return what `prepare` has computed for a transcript of the last batch."""
+        return self._before[id(transcript)]
+
     def mini_batches(self, transcripts: Sequence[Sequence[Transcript]]) -> list[list[Transcript]]:
         """Return the transcripts of each optimiser step: complete rollouts, in their order.
 
@@ -115,7 +119,7 @@ class PPOUpdate:
     def _loss(self, micro: TranscriptBatch, policy: Policy, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         """Compute the share of the loss of a micro-batch, and its diagnostics."""
         log_probs, values = self._forward(policy, micro)
-        before = [self._before[id(transcript)] for transcript in micro.transcripts]
+        before = [self.before(transcript) for transcript in micro.transcripts]
         mask, number = micro.utterance_mask, micro.utterance_mask.sum()
         grids = [_grid(mask, [getattr(b, name) for b in before]) for name in ("log_probs", "advantages")]
         off_policy = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
