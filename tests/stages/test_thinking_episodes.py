@@ -1,4 +1,4 @@
-"""One GRPO step over two-turn episodes with a thinking template: token for token, what was generated is trained on."""
+"""One GRPO step over two-turn episodes with thinking templates: token for token, what was generated is trained on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from families import FAMILIES, family_tokenizer
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, Tags
 from lit_rft.datamodules import EpisodeGroupDataModule
@@ -31,17 +32,28 @@ THINKING = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<
 CLOSING = "</think>"
 
 
+OPENINGS = {"own": "<think>\n", "qwen3": "", "deepseek-r1": "<think>\n"}  # of thoughts, by the generation prompt
+
+
 @pytest.fixture(scope="module")
-def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that likes to end its thoughts."""
-    folder, tokenizer = tmp_path_factory.mktemp("thinking"), make_tokenizer(THINKING)
+def thinking_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random models that like to end their thoughts, with the tokens and templates of a family."""
+    return {name: make_thinking_model(name, tmp_path_factory.mktemp(name)) for name in OPENINGS}
+
+
+def make_thinking_model(family: str, folder: Path) -> Path:
+    tokenizer = make_tokenizer(THINKING) if family == "own" else family_tokenizer(FAMILIES[family])
     tokenizer.add_tokens(["<think>", CLOSING])
     model = make_model(vocab_size=len(tokenizer))
     weights = model.lm_head.weight
     with torch.no_grad():
-        logits = model(torch.tensor([ChatFormat(tokenizer).head("Act.", "You are in room 0.")])).logits[0]
-        likely = logits.softmax(-1).mean(0).topk(2).indices  # as likely as these
-        weights[tokenizer.convert_tokens_to_ids([CLOSING, "<|im_end|>"])] = weights[likely].clone()
+        ids = torch.tensor([ChatFormat(tokenizer).head("Act.", "You are in room 0.")])
+        opens = [] if OPENINGS[family] else ["<think>"]
+        marks = tokenizer.convert_tokens_to_ids([CLOSING, tokenizer.eos_token, *opens])
+        likely = model(ids).logits[0].softmax(-1).mean(0).argmax()
+        weights[marks] = weights[likely].clone()
+        while model(ids).logits[0].softmax(-1)[:, marks].sum(-1).mean() < (0.75 if opens else 0.5):
+            weights[marks] *= 1.1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -90,11 +102,19 @@ def trained_decisions(batches: Sequence[TranscriptBatch]) -> list[tuple[list[int
 
 @pytest.mark.filterwarnings("ignore::lit_rft.transcripts.ChatTemplateWarning")
 @pytest.mark.parametrize(
-    ("levels", "keep", "packing"), [(1, True, False), (1, False, True), (2, True, True), (2, False, False)], ids=str
-)
+    ("family", "levels", "keep", "packing"),
+    [
+        ("own", 1, True, False), ("own", 1, False, True), ("own", 2, True, True), ("own", 2, False, False),
+        ("qwen3", 1, False, False), ("qwen3", 2, True, True),
+        ("deepseek-r1", 1, True, True), ("deepseek-r1", 2, False, False),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_what_trains_is_what_was_generated(
-    levels: int, keep: bool, packing: bool, thinking_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    family: str, levels: int, keep: bool, packing: bool,
+    thinking_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    thinking_model = thinking_models[family]
     L.seed_everything(0, verbose=False)
     agent: Any = FlatAgent("Act.", 900, Tags(), keep_thoughts=keep)
     if levels == 2:
@@ -122,12 +142,14 @@ def test_what_trains_is_what_was_generated(
     generated = sorted((context, completion.ids) for context, completion in turns)
     assert sorted(trained_decisions(batches)) == generated
     chat = stage.chat
-    assert chat is not None and chat.thoughts.opening == "<think>\n"
+    assert chat is not None and chat.thoughts.opening == OPENINGS[family]
     closing, opening = chat.tokenizer.convert_tokens_to_ids([CLOSING, "<think>"])
     assert any(closing in ids for _, ids in generated) and any(closing not in ids for _, ids in generated)
-    for context, _ in generated:
-        assert context.count(opening) == 1 or keep
-        assert closing not in context or keep
+    assert any(closing in context for context, _ in generated) == keep
+    if OPENINGS[family]:
+        assert all(context.count(opening) == 1 for context, _ in generated) or keep
+    else:
+        assert any(opening in ids and closing in ids for _, ids in generated)
     # and the log-probabilities of sampling are those of the training pass
     by_turn = {(tuple(context), tuple(c.ids)): c.log_probs for context, c in turns}
     for rollout in stage.samples:
@@ -136,4 +158,4 @@ def test_what_trains_is_what_was_generated(
                 value for k, start in enumerate(transcript.utterance_starts)
                 for value in by_turn[tuple(transcript.input_ids[:start]), tuple(transcript.utterance_ids(k))]
             ]  # fmt: skip
-            assert log_probs == expected
+            assert log_probs == pytest.approx(expected, abs=1e-5)  # equal turns of two episodes differ by rounding
