@@ -133,6 +133,37 @@ def test_mixed_policy_in_two_processes(
             runs.run("fsdp", 2, 6, *runs.last("fsdp"), "--targets", "q_proj")
 
 
+@pytest.mark.parametrize("kind", ["prompts", "episodes"])
+def test_ppo_in_two_processes(kind: str, pair: ProcessPair, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Unequal shares of three groups: the mini-batches of two processes are those of one."""
+    results = {}
+    for devices in (1, 2):
+        arguments = [kind, str(tiny_model_folder), str(tmp_path), str(devices)]
+        run(pair, "ppo_in_processes", devices, arguments)
+        results[devices] = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+    (one,) = results[1]
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it did train
+    check_close(results[2][0], one)
+    assert all(torch.equal(weight, results[2][1][name]) for name, weight in results[2][0].items())
+
+
+def test_sums_over_two_processes_keep_their_types(pair: ProcessPair, tmp_path: Path) -> None:
+    pair.run("ppo_in_processes", ["sums", "", str(tmp_path), "2"])
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert {name: value.dtype for name, value in first.items()} == {
+        "double": torch.float64, "single": torch.float32, "half": torch.bfloat16, "whole": torch.int64,
+        "advantages": torch.float64,
+    }  # fmt: skip
+    assert all(torch.equal(value, second[name]) for name, value in first.items() if name != "advantages")
+    assert first["double"].tolist() == [1e9 + 1.25, 3.0]
+    assert first["single"].tolist() == [1e9, 3.0] and first["half"].tolist() == [1.25, 2.0]
+    assert int(first["whole"]) == 2**41 + 1
+    rewards = torch.arange(6, dtype=torch.float64)
+    expected = (rewards - rewards.mean()) / rewards.std(unbiased=False)
+    together = torch.stack([first["advantages"], second["advantages"]], 1).flatten()
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_fails_ends_the_other(rank: int, tiny_model_folder: Path, tmp_path: Path) -> None:
     """One does not wait for the other's rollouts until the process group's half hour is over."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_rft.models.processes import sum_over_processes
 from lit_rft.objectives import group_advantages, moments, whitened
 from lit_rft.rollouts import Rollout
 
@@ -27,13 +28,4 @@ class ReinforcePlusPlus:
         if self.group_baseline and rollouts:
             group = torch.tensor([rollout.group for rollout in rollouts])
             rewards = group_advantages(rewards, group, scale_by_std=False)
-        return whitened(rewards, _sum_over_processes(moments(rewards)))
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return values
-    if torch.distributed.get_backend() == "nccl":
-        values = values.to(torch.cuda.current_device())
-    torch.distributed.all_reduce(values)
-    return values.cpu()
+        return whitened(rewards, sum_over_processes({"rewards": moments(rewards)})["rewards"])

@@ -1,5 +1,6 @@
 """Collective operations over the processes of a run; a single process gets back its own values."""
 
+import functools
 from typing import Any, TypeVar
 
 import torch
@@ -34,14 +35,28 @@ def sum_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sum each value over all processes, in one message.
 
     Args:
-        values: tensors on one device, with the same names and shapes in the same order in every process.
+        values: tensors on one device, with the same names, shapes and types in the same order in every process.
+
+    Returns:
+        The sums, with the types and on the device of the values. They are added up in the most precise of the types, at
+        least in float32.
     """
     if world_size() == 1 or not values:
         return values
-    flat = torch.cat([value.float().flatten() for value in values.values()])
+    device = next(iter(values.values())).device
+    dtype = functools.reduce(torch.promote_types, [value.dtype for value in values.values()], torch.float32)
+    flat = torch.cat([value.to(dtype).flatten() for value in values.values()]).to(_message_device(device))
     distributed.all_reduce(flat)
-    parts = flat.split([value.numel() for value in values.values()])
-    return {name: part.view_as(values[name]) for name, part in zip(values, parts, strict=True)}
+    parts = flat.to(device).split([value.numel() for value in values.values()])
+    sums = zip(values.items(), parts, strict=True)
+    return {name: part.view_as(value).to(value.dtype) for (name, value), part in sums}
+
+
+def _message_device(device: torch.device) -> torch.device:
+    """Return the device from which the process group sends: NCCL knows no CPU, Gloo no MPS."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device()) if device.type == "cpu" else device
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def sum_numbers(values: dict[str, float], device: torch.device) -> dict[str, Tensor]:

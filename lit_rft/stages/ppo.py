@@ -1,6 +1,7 @@
 """PPO on completions of prompts, and on episodes of text environments."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lit_rft._seeds import resolve_seed
@@ -29,16 +30,16 @@ from lit_rft.stages.core.values import PPOSettings, ValuePart
 from lit_rft.transcripts import COMPLETION, DecisionOutcome, Transcript
 
 
-def ppo_step(stage: PolicyModule, update: PPOUpdate, rollouts: Sequence[Sequence[Transcript]]) -> None:
+def ppo_step(stage: PolicyModule, update: PPOUpdate, rollouts: Sequence[Rollout]) -> None:
     """Make all optimiser steps on a batch of rollouts, and log their metrics.
 
     Args:
         stage: whose policy sampled them.
         update: PPO's.
-        rollouts: transcripts of each rollout, with their outcomes.
+        rollouts: of this process; their transcripts have outcomes.
     """
     policy = stage.current_policy()
-    metrics = update.prepare(policy, [transcript for rollout in rollouts for transcript in rollout])
+    metrics = update.prepare(policy, [t for rollout in rollouts for t in rollout.transcripts])
     steps = [stage.optimize(*update.step(policy, part)) for part in update.mini_batches(rollouts)]
     stage.log_terms(mean_over_steps(steps) | metrics)
 
@@ -110,7 +111,7 @@ class PPO(PolicyModule):
         self.check_rewards(rollouts)
         for rollout in rollouts:  # a completion that was cut has ended, too: nothing follows it
             rollout.transcripts[0].outcomes = [DecisionOutcome(rollout.reward, 1, True)]
-        ppo_step(self, self.update, [rollout.transcripts for rollout in rollouts])
+        ppo_step(self, self.update, rollouts)
         self.log_terms(group_metrics(rollouts, self.device))
         self.log_source()
 
@@ -170,7 +171,7 @@ class PPOEpisodes(EpisodeStage):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         rollouts = self.samples = self.source(self.current_policy(), batch)
         self.check_rewards(rollouts)
-        ppo_step(self, self.update, [self._learnable(rollout) for rollout in rollouts])
+        ppo_step(self, self.update, [replace(rollout, transcripts=self._learnable(rollout)) for rollout in rollouts])
         self.log_source()
 
     def _learnable(self, rollout: Rollout) -> list[Transcript]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rft.models.log_probs import UtteranceLogProbs, utterance_log_probs
 from lit_rft.models.modes import evaluation_mode
-from lit_rft.models.processes import global_rank, sum_numbers, world_size
+from lit_rft.models.processes import sum_numbers
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
@@ -17,6 +17,7 @@ from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.stages.core.micro_batches import RolloutSplitter
+from lit_rft.stages.core.mini_batches import split_groups
 from lit_rft.stages.core.settings import BatchingSettings, ObjectiveSettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -60,8 +61,7 @@ class GroupUpdate:
     def mini_batches(self, policy: Policy, rollouts: list[Rollout], num_groups: int) -> list[list[Rollout]]:
         """Split rollouts into mini-batches, one per optimiser step, of complete groups in their order.
 
-        The split is the same however many processes share a batch, each of which has every world_size-th group. For
-        several steps the rollouts get their `old_log_probs` first.
+        For several steps the rollouts get their `old_log_probs` first.
 
         Args:
             policy: the one that sampled.
@@ -72,11 +72,7 @@ class GroupUpdate:
             `mini_batches * epochs` lists in every process, some of them perhaps empty.
         """
         self.split.check_sharing(policy)
-        total = int(sum_numbers({"groups": float(num_groups)}, policy.device)["groups"])
-        parts: list[list[Rollout]] = [[] for _ in range(self.objective.mini_batches)]
-        for rollout in rollouts:
-            index = rollout.group * world_size() + global_rank()
-            parts[index * len(parts) // total].append(rollout)
+        parts = split_groups(rollouts, num_groups, self.objective.mini_batches)
         if len(parts) * self.objective.epochs > 1:
             self.keep_old_log_probs(policy, rollouts)
         return parts * self.objective.epochs

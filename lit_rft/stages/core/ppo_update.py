@@ -24,7 +24,8 @@ from lit_rft.objectives import (
 )
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
-from lit_rft.rollouts.rollout import RolloutBatch
+from lit_rft.rollouts.rollout import Rollout, RolloutBatch
+from lit_rft.stages.core.mini_batches import split_rollouts
 from lit_rft.stages.core.settings import BatchingSettings
 from lit_rft.stages.core.values import PPOSettings, ValuePart
 from lit_rft.transcripts import Transcript, TranscriptBatch, count_utterances, step_batch
@@ -87,16 +88,14 @@ class PPOUpdate:
         """Return what `prepare` has computed for a transcript of the last batch."""
         return self._before[id(transcript)]
 
-    def mini_batches(self, transcripts: Sequence[Sequence[Transcript]]) -> list[list[Transcript]]:
+    def mini_batches(self, rollouts: Sequence[Rollout]) -> list[list[Transcript]]:
         """Return the transcripts of each optimiser step: complete rollouts, in their order.
 
         Args:
-            transcripts: of each rollout of this process.
+            rollouts: of this process.
         """
-        parts: list[list[Transcript]] = [[] for _ in range(self.settings.mini_batches)]
-        for index, rollout in enumerate(transcripts):
-            parts[index * len(parts) // len(transcripts)] += rollout
-        return parts * self.settings.epochs
+        parts = split_rollouts(rollouts, self.settings.mini_batches)
+        return [[t for rollout in part for t in rollout.transcripts] for part in parts] * self.settings.epochs
 
     def step(self, policy: Policy, transcripts: Sequence[Transcript]) -> tuple[list[TranscriptBatch], Loss]:
         """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them."""
@@ -175,8 +174,9 @@ class PPOUpdate:
     def _whiten(self, policy: Policy) -> dict[str, Tensor]:
         """Whiten the advantages over all processes, and return metrics of the values before the update."""
         empty = torch.zeros(0, device=policy.device)
+        precise = torch.float32 if policy.device.type == "mps" else torch.float64  # MPS has no float64
         joined = {
-            name: torch.cat([getattr(d, name) for d in self._before.values()] or [empty]).double()
+            name: torch.cat([getattr(d, name) for d in self._before.values()] or [empty]).to(precise)
             for name in ("advantages", "values", "returns")
         }
         error = joined["returns"] - joined["values"]

@@ -1,0 +1,53 @@
+"""Mini-batches of rollouts: the same split, however many processes share a batch."""
+
+from collections.abc import Sequence
+
+from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.rollouts.rollout import Rollout
+
+
+def split_groups(rollouts: Sequence[Rollout], num_groups: int, number: int) -> list[list[Rollout]]:
+    """Split rollouts into mini-batches of complete groups, in their order.
+
+    All processes must call this; each has every world_size-th group of the batch.
+
+    Args:
+        rollouts: of this process.
+        num_groups: of this process, those without rollouts included.
+        number: of mini-batches.
+
+    Returns:
+        `number` lists, some of them perhaps empty.
+    """
+    total = sum(all_gather_objects(num_groups))
+    return _split(rollouts, [_place(rollout) for rollout in rollouts], total, number)
+
+
+def split_rollouts(rollouts: Sequence[Rollout], number: int) -> list[list[Rollout]]:
+    """Split rollouts into mini-batches of equal size, in their order; the rollouts of a group may part.
+
+    All processes must call this; each has every world_size-th group of the batch.
+
+    Args:
+        rollouts: of this process, group after group.
+        number: of mini-batches.
+
+    Returns:
+        `number` lists, some of them perhaps empty.
+    """
+    groups = [_place(rollout) for rollout in rollouts]
+    order = sorted(group for share in all_gather_objects(groups) for group in share)
+    places = [order.index(group) + groups[:index].count(group) for index, group in enumerate(groups)]
+    return _split(rollouts, places, len(order), number)
+
+
+def _place(rollout: Rollout) -> int:
+    """Return the place of a rollout's group in the batch of all processes."""
+    return rollout.group * world_size() + global_rank()
+
+
+def _split(rollouts: Sequence[Rollout], places: Sequence[int], total: int, number: int) -> list[list[Rollout]]:
+    parts: list[list[Rollout]] = [[] for _ in range(number)]
+    for rollout, place in zip(rollouts, places, strict=True):
+        parts[place * number // total].append(rollout)
+    return parts
