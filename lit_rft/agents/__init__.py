@@ -28,6 +28,15 @@ from lit_rft.agents.hierarchical import (
 )
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.marked import MarkedAgent, Marker
+from lit_rft.agents.optional import (
+    SupportsActingLevels,
+    SupportsAdmissible,
+    SupportsAdmit,
+    SupportsNotice,
+    SupportsPrepare,
+    SupportsThoughts,
+    SupportsTurns,
+)
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
 from lit_rft.agents.react import ReActAgent, ReActSession, ThoughtAction
 from lit_rft.agents.records import (
@@ -80,6 +89,13 @@ __all__ = [
     "ScriptedAgent",
     "Session",
     "Stop",
+    "SupportsActingLevels",
+    "SupportsAdmissible",
+    "SupportsAdmit",
+    "SupportsNotice",
+    "SupportsPrepare",
+    "SupportsThoughts",
+    "SupportsTurns",
     "SwiftAgent",
     "SwiftSageAgent",
     "SwitchSettings",

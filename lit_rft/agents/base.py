@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
@@ -47,12 +47,8 @@ class Session(Protocol):
 
     A session never calls the model: it returns a `Turn`, and the player samples for it.
 
-    A session may have further methods, which are called in play and in the replay of a record:
-
-    - `prepare(task: str, notes: Sequence[str])`, before `start`: name of the task, and `EpisodeSpec.notes`;
-    - `notice(step: Step)`, before `observe`: the record of the last step, with its reward, score and validity;
-    - `admit(actions: Sequence[str])`, if its agent has `admissible`, before `start` and `observe`: the admissible
-      actions; empty if the environment reports none.
+    A session may have the further methods of `lit_rft.agents.optional`, which are called in play and in the replay of a
+    record.
     """
 
     @property
@@ -83,10 +79,8 @@ class Agent(Protocol):
     An agent holds neither model nor tokenizer: methods that make token ids take the chat format. The command line
     accepts any class whose methods have the same annotations.
 
-    An agent may also have `keep_thoughts: bool`. If it is False, no level reads its earlier thoughts again, and each
-    decision has its own transcript. If it has `keep_turns: bool` and it is False, each prompt is a conversation of its
-    own. If it has `admissible: AdmissibleActions | None`, its sessions receive the admissible actions; if it has
-    `acting_levels` (names), only these levels read the list of them, otherwise all do.
+    An agent may also have the settings of `lit_rft.agents.optional`: `keep_thoughts`, `keep_turns`, `admissible`,
+    `acting_levels`.
     """
 
     @property
@@ -121,13 +115,6 @@ class Agent(Protocol):
     def update(self, level: str, observation: str) -> str:
         """Return the prompt of a level after its last decision: the state whose value is bootstrapped."""
         ...
-
-
-def call_hook(session: Session, name: str, *args: Any) -> None:
-    """Call an optional method of a session, if it has it."""
-    hook = getattr(session, name, None)
-    if hook is not None:
-        hook(*args)
 
 
 def check_positive(agent: object, *names: str) -> None:

@@ -1,6 +1,7 @@
 """Answer formats: the form of an action, or a subgoal, in an utterance.
 
-Every format parses its own output: `parse(render(action)).action == action` for any text. Parsing never raises.
+Every format parses its own output: `parse(render(action, thought)).action == action` for any two texts (JSON: of up to
+20,000 characters in all). Parsing never raises.
 """
 
 import json
@@ -124,6 +125,10 @@ class JsonObject:
     field: str = "action"
     thought_field: str | None = "thought"
 
+    def __post_init__(self) -> None:
+        if self.field == self.thought_field:
+            raise ValueError(f"field and thought_field must differ, got {self.field!r} twice")
+
     @property
     def instruction(self) -> str:
         example = {self.thought_field: "..."} if self.thought_field else {}
@@ -143,6 +148,8 @@ class JsonObject:
 @dataclass(frozen=True)
 class HermesToolCall:
     """The action is the argument of a tool call in the syntax of Hermes and Qwen; free reasoning may precede it.
+
+    An utterance with a second `<tool_call>` is invalid, in its reasoning as well: thoughts are written without one.
 
         <tool_call>
         {"name": "act", "arguments": {"action": "open door"}}
@@ -171,7 +178,7 @@ class HermesToolCall:
         """Write the thought and the call."""
         call = {"name": self.name, "arguments": {self.argument: action}}
         text = json.dumps(call, ensure_ascii=False).replace("<", "\\u003c")  # an action cannot close the call
-        return _after(thought, f"<tool_call>\n{text}\n</tool_call>")
+        return _after(thought.replace("<tool_call>", "(tool call)"), f"<tool_call>\n{text}\n</tool_call>")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,20 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.base import Agent, Session, Turn
 from lit_rft.agents.flat import FlatAgent
-from lit_rft.episodes import Episode
+from lit_rft.agents.optional import (
+    acting_levels,
+    admissible_actions,
+    admit,
+    keeps_thoughts,
+    keeps_turns,
+    notice,
+    prepare,
+)
+from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 
@@ -70,19 +78,19 @@ class MarkedAgent:
 
     @property
     def keep_thoughts(self) -> bool:
-        return getattr(self.agent, "keep_thoughts", True)
+        return keeps_thoughts(self.agent)
 
     @property
     def keep_turns(self) -> bool:
-        return getattr(self.agent, "keep_turns", True)
+        return keeps_turns(self.agent)
 
     @property
     def admissible(self) -> AdmissibleActions | None:
-        return getattr(self.agent, "admissible", None)
+        return admissible_actions(self.agent)
 
     @property
     def acting_levels(self) -> tuple[str, ...]:
-        return getattr(self.agent, "acting_levels", self.agent.levels)
+        return acting_levels(self.agent)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         """Make a session that reads the best marker."""
@@ -119,5 +127,24 @@ class _MarkedSession:
     def start(self, task_description: str, observation: str) -> Turn:
         return self._session.start(marked(task_description, self._marker), observation)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    @property
+    def malformed(self) -> int:
+        return self._session.malformed
+
+    def receive(self, text: str) -> Turn:
+        return self._session.receive(text)
+
+    def observe(self, observation: str) -> Turn:
+        return self._session.observe(observation)
+
+    def subgoals(self, num_steps: int) -> list[Subgoal]:
+        return self._session.subgoals(num_steps)
+
+    def prepare(self, task: str, notes: Sequence[str]) -> None:
+        prepare(self._session, task, notes)
+
+    def notice(self, step: Step) -> None:
+        notice(self._session, step)
+
+    def admit(self, actions: Sequence[str]) -> None:
+        admit(self._session, actions)

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from lit_rft.agents.admissible import ADMISSIBLE
-from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn, call_hook
+from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
+from lit_rft.agents.optional import admissible_actions, admit, keeps_thoughts, keeps_turns, notice, prepare
 from lit_rft.agents.records import NOTES, UTTERANCES
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
@@ -119,7 +120,7 @@ class EpisodePlayer:
             observation, info = event.payload
             session = self.agent.session(event.job.id, self._chat)
             live = self._live[event.worker] = _Live(event.job, session, self._open(event.job.id), info, observation)
-            call_hook(session, "prepare", event.job.task, event.job.notes)
+            prepare(session, event.job.task, event.job.notes)
             self._admit(live, info)
             return self._continue(event.worker, live, session.start(info["task_description"], observation))
         if event.kind == "step":
@@ -135,8 +136,7 @@ class EpisodePlayer:
         conversations = {}
         for level in self.agent.levels:
             transcript = Transcript(level, self._chat.end_of_turn_id, episode_id)
-            keep_thoughts, keep_turns = (getattr(self.agent, name, True) for name in ("keep_thoughts", "keep_turns"))
-            context = make_context(transcript, self._chat, keep_thoughts, keep_turns)
+            context = make_context(transcript, self._chat, keeps_thoughts(self.agent), keeps_turns(self.agent))
             conversations[level] = Conversation(self._generators[level], context, self.agent.max_length, episode_id)
         return conversations
 
@@ -149,15 +149,15 @@ class EpisodePlayer:
         self._admit(live, info)
         if terminated or truncated:
             return self._end(worker, live, terminated, info["reason"], info)
-        call_hook(live.session, "notice", live.steps[-1])
+        notice(live.session, live.steps[-1])
         return self._continue(worker, live, live.session.observe(observation))
 
     def _admit(self, live: _Live, info: dict[str, Any]) -> None:
         """Give the session the admissible actions, if its agent wants them."""
-        settings = getattr(self.agent, "admissible", None)
+        settings = admissible_actions(self.agent)
         if settings is not None:
             live.admissible.append(settings.select(info))
-            cast(Any, live.session).admit(live.admissible[-1])
+            admit(live.session, live.admissible[-1])
 
     def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
         """Process the agent's turn: queue an utterance, act, or end the episode."""

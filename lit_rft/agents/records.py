@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lit_rft.agents.admissible import recorded_actions
-from lit_rft.agents.base import Act, Agent, Ask, Session, call_hook
+from lit_rft.agents.base import Act, Agent, Ask, Session
 from lit_rft.agents.contexts import make_context
+from lit_rft.agents.optional import acting_levels, admissible_actions, admit, notice, prepare
 from lit_rft.episodes import Episode
 from lit_rft.generation import TokenTrie
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
@@ -52,12 +53,12 @@ def replay(
         for level in utterances
     }
     texts = {level: iter(lines) for level, lines in utterances.items()}
-    call_hook(session, "prepare", episode.task, texts_of(episode, NOTES))
+    prepare(session, episode.task, texts_of(episode, NOTES))
     _admit(session, episode, 0)
     turn = session.start(episode.task_description, episode.initial_observation)
     for index, step in enumerate(episode.steps):
         if index:
-            call_hook(session, "notice", episode.steps[index - 1])
+            notice(session, episode.steps[index - 1])
             _admit(session, episode, index)
             turn = session.observe(episode.steps[index - 1].observation)
         while isinstance(turn, Ask):
@@ -76,13 +77,13 @@ def replay(
 
 
 def _admit(session: Session, episode: Episode, index: int) -> None:
-    call_hook(session, "admit", recorded_actions(episode, index))
+    admit(session, recorded_actions(episode, index))
 
 
 def _observation(agent: Agent, episode: Episode, index: int, level: str) -> str:
     """Return the observation after `index` steps, as a level reads it."""
-    text, settings = episode.steps[index - 1].observation, getattr(agent, "admissible", None)
-    if settings is None or level not in getattr(agent, "acting_levels", agent.levels):
+    text, settings = episode.steps[index - 1].observation, admissible_actions(agent)
+    if settings is None or level not in acting_levels(agent):
         return text
     return settings.text(text, recorded_actions(episode, index))
 

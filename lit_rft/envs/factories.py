@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 
 
-def factory_key(make_env: Callable[[], gym.Env[Any, Any]], *, importable: bool = True) -> bytes:
+def pickle_factory(make_env: Callable[[], gym.Env[Any, Any]], *, importable: bool = True) -> bytes:
     """Pickle an environment factory.
 
-    Bound methods and partials of equal objects make the same environment, and have the same key.
+    The bytes identify the factory: those with the same bytes make the same environment, and share a pool.
 
     Args:
         make_env: the factory.
-        importable: require a module that other processes can import.
+        importable: require classes and functions that other processes can import.
 
     Raises:
         ValueError: it cannot be pickled, or other processes cannot import it.
     """
+    buffer = io.BytesIO()
+    pickler = _ImportablePickler(buffer) if importable else pickle.Pickler(buffer)
     try:
-        pickled = pickle.dumps(make_env)
+        pickler.dump(make_env)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f"make_env must be picklable, a class or a functools.partial of one: {error}") from error
-    if importable and b"__main__" in pickled:
-        raise ValueError("make_env is defined in the running script, which workers do not import: move it to a module")
-    return pickled
+    return buffer.getvalue()
+
+
+class _ImportablePickler(pickle.Pickler):
+    """A pickler that refuses classes and functions of the running script."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__":
+            raise ValueError(
+                f"make_env needs {value.__qualname__}, which is defined in the running script, and workers do not "
+                "import it: move it to a module"
+            )
+        return NotImplemented

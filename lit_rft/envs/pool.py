@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 
 from lit_rft.envs.base import EpisodeSpec
-from lit_rft.envs.factories import factory_key
+from lit_rft.envs.factories import pickle_factory
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.slots import QueuedJob, RetiredWorkers, Slot, StartReport
@@ -67,7 +67,7 @@ class EnvPool:
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}")
         self.settings = settings or PoolSettings()
-        self._factory = factory_key(make_env, importable=not self.settings.threads)
+        self._factory = pickle_factory(make_env, importable=not self.settings.threads)
         self._slots = [Slot(index) for index in range(num_workers)]
         self._retired = RetiredWorkers()
         self._start_report = StartReport()

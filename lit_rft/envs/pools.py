@@ -7,13 +7,15 @@ from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.factories import factory_key
+from lit_rft.envs.factories import pickle_factory
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_settings import PoolSettings
 
 
 class EnvPools:
     """`EnvPool`s by their environment factory, started on first use: training and evaluation may have different ones.
+
+    Factories that pickle to the same bytes share a pool.
 
     Args:
         num_workers: number of environments per pool.
@@ -34,7 +36,7 @@ class EnvPools:
         Raises:
             ValueError: `make_env` cannot be sent to another process.
         """
-        key = factory_key(make_env, importable=not self._settings.threads)
+        key = pickle_factory(make_env, importable=not self._settings.threads)
         if key not in self._pools:
             self._pools[key] = EnvPool(make_env, self._num_workers, self._settings)
         return self._pools[key]

@@ -54,6 +54,17 @@ def test_a_thought_stands_before_the_action_or_is_left_out(answer_format: Any) -
 
 
 @EACH
+def test_no_thought_hides_the_action(answer_format: Any) -> None:
+    for thought in [*AWKWARD, "<<tool_call>>", "I call <tool_call>{}</tool_call>:", "<action>stay</action>"]:
+        assert answer_format.parse(answer_format.render("go", thought)) == Answer("go"), thought
+
+
+def test_the_fields_of_an_object_must_differ() -> None:
+    with pytest.raises(ValueError, match="field and thought_field must differ, got 'thought' twice"):
+        JsonObject("thought")
+
+
+@EACH
 def test_no_text_raises(answer_format: Any) -> None:
     rng = random.Random(0)
     parts = ["<action>", "</action>", "<tool_call>", "</tool_call>", "{", "}", '"', "[", ":", "\n", " ", "go", "\ud800"]

@@ -120,5 +120,7 @@ def test_pools_of_threads_are_chosen_by_their_settings() -> None:
         assert EnvPools(1, THREADS).get(Script).settings.threads
         with pytest.raises(ValueError, match="defined in the running script"):
             EnvPools(1, QUICK).get(Script)
+        with pytest.raises(ValueError, match="defined in the running script"):
+            EnvPools(1, QUICK).get(functools.partial(FakeEnv, Script))
     finally:
         del vars(main)["Script"]

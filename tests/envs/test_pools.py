@@ -42,3 +42,7 @@ def test_workers_of_different_factories_play_at_the_same_time() -> None:
 def test_a_factory_that_cannot_be_sent_is_refused() -> None:
     with pytest.raises(ValueError, match="make_env must be picklable"):
         EnvPools(1).get(lambda: FakeEnv())
+
+
+def test_the_name_of_the_running_script_as_a_setting_is_not_refused() -> None:
+    EnvPools(1).get(functools.partial(FakeEnv, log="__main__")).close()

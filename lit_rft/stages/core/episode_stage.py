@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from lit_rft.agents import Agent, HierarchicalAgent
+from lit_rft.agents.optional import admissible_actions
 from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
@@ -55,7 +56,8 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
             f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and "
             f"{acting.sampling.max_new_tokens}"
         )
-    if acting.server is not None and getattr(getattr(agent, "admissible", None), "choose", False):
+    admissible = admissible_actions(agent)
+    if acting.server is not None and admissible is not None and admissible.choose:
         raise ValueError(
             "a generation server does not sample among given choices: unset acting.server or the agent's "
             "admissible.choose"
