@@ -20,7 +20,6 @@ from lit_rft.episodes.subgoals import Annotator, annotate_events
 
 Item = TypeVar("Item")
 Half = Literal["first", "second"]
-Metric = Literal["score", "success"]
 ExpertPolicy = Callable[[str, Mapping[str, Any]], str | None]  # observation and info -> action; None: at its end
 
 
@@ -121,10 +120,6 @@ class TaskSuite(Protocol):
     @property
     def name(self) -> str:
         """Name for reports and files."""
-
-    @property
-    def metric(self) -> Metric:
-        """The metric for comparing results on this suite."""
 
     def make_env(self) -> gym.Env[str, str]:
         """Make an environment."""

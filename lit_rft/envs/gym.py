@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from lit_rft._records import show_value
 from lit_rft._seeds import derive_seed
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, PolicyExpert, ScriptedExpert, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, PolicyExpert, ScriptedExpert, choose, choose_tasks
 from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
@@ -36,7 +36,6 @@ class GymSuite:
             row's content.
         script: gives the actions that solve an episode, for expert episodes; null if there are none.
         expert_policy: in place of it: chooses each action of an expert episode from the observation and the info.
-        metric: the measure by which results are compared.
 
     Raises:
         ValueError: `env` cannot be imported, or a number is out of range.
@@ -50,7 +49,6 @@ class GymSuite:
     rows: Mapping[str, str] = field(default_factory=dict)
     script: Callable[[EpisodeSpec], list[str]] | None = None
     expert_policy: Callable[[str, Mapping[str, Any]], str | None] | None = None
-    metric: Metric = "score"
 
     def __post_init__(self) -> None:
         make = import_env(self.env)  # check it before any worker process starts

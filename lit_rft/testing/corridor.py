@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, choose, choose_tasks
 from lit_rft.envs.scienceworld.expert import GoldPaths
 from lit_rft.episodes import Achieved
 
@@ -96,7 +96,6 @@ class CorridorSuite:
     die_in: int | None = None
     measure: bool = False
 
-    metric: ClassVar[Metric] = "score"
     expert: ClassVar[Expert] = GoldPaths()
 
     def make_env(self) -> gym.Env[str, str]:

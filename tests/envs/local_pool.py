@@ -43,7 +43,7 @@ class Corridor(gym.Env[str, str]):
 class CorridorSuite:
     """What collecting needs of a suite."""
 
-    name, metric = "corridor", "score"
+    name = "corridor"
     expert = ScriptedExpert(lambda spec: [*(f"go {i}" for i in range(LENGTH)), "go on"], "gold", ("focus",))
 
     def make_env(self) -> gym.Env[str, str]:

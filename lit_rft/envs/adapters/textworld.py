@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, ScriptedExpert, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, ScriptedExpert, choose, choose_tasks
 
 _SUFFIXES = (".z8", ".json", ".ulx")
 _PROMPT = re.compile(r"\n>[^\n]*\Z")  # the interpreter's prompt, and the status line on it
@@ -41,7 +41,6 @@ class TextWorldSuite:
             (``games/*.z8``), or a list of these. The subfolders within a split are its tasks.
         name: for reports; the task of games that are in no subfolder.
         step_limit: actions per episode.
-        metric: the measure by which results are compared.
 
     Raises:
         ValueError: `step_limit` is below 1.
@@ -50,7 +49,6 @@ class TextWorldSuite:
     games: str | Mapping[str, str | list[str]]
     name: str = "textworld"
     step_limit: int = 50
-    metric: Metric = "score"
 
     def __post_init__(self) -> None:
         if self.step_limit < 1:

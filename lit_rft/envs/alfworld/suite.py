@@ -14,7 +14,7 @@ from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.generator import SPLITS, Layout
 from lit_rft.envs.alfworld.official import OFFICIAL_GAMES, OfficialGames, data_folder, official_games
 from lit_rft.envs.alfworld.sources import SYNTHETIC, SyntheticGames
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, choose, choose_tasks
 
 _PREFIX = "synthetic-"
 
@@ -44,7 +44,6 @@ class AlfworldSuite:
     omniscient: bool = False
     expert_seed: int = 0
 
-    metric: ClassVar[Metric] = "success"
 
     def __post_init__(self) -> None:
         _check(self.step_limit, self.mistakes)
@@ -139,7 +138,6 @@ class SyntheticSuite:
     expert_seed: int = 0
 
     name: ClassVar[str] = SYNTHETIC
-    metric: ClassVar[Metric] = "success"
 
     def __post_init__(self) -> None:
         _check(self.step_limit, self.mistakes)

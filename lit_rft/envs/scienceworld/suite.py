@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, Metric, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, choose, choose_tasks
 from lit_rft.envs.scienceworld.expert import GoldPaths
 
 OFFICIAL_SPLITS = ("train", "dev", "test")
@@ -53,7 +53,6 @@ class ScienceWorldSuite:
     excluded: tuple[str, ...] = ()
     task_step_limits: Mapping[str, int] = field(default_factory=dict)
 
-    metric: ClassVar[Metric] = "score"
     expert: ClassVar[Expert] = GoldPaths()
 
     def make_env(self) -> gym.Env[str, str]:
