@@ -129,7 +129,7 @@ class GameRun:
                 settings = {
                     "trainer.default_root_dir": folder,
                     "data.init_args.eval_split": "test",
-                    "data.init_args.eval_variations": TEST_EPISODES,
+                    "data.init_args.eval_episodes_per_task": TEST_EPISODES,
                     "model.init_args.acting.sampling.temperature": temperature,
                 }
                 with self._timed(f"test {name}"):

@@ -55,19 +55,23 @@ STAGES = ("sft", "offline_rl", "online")
 class Scale:
     """The size of the experiment."""
 
-    train_variations: int = 24  # of each seen task, from the first half
-    medium_variations: int = 16  # of each seen task, from the second half
-    eval_variations: int = 3  # of each task and evaluation seed
+    train_episodes_per_task: int = 24  # of each seen task, from the first half
+    medium_episodes_per_task: int = 16  # of each seen task, from the second half
+    eval_episodes_per_task: int = 3  # of each task and evaluation seed
     rounds: int = 8
     episodes_per_round: int = 8
     extra: tuple[str, ...] = ()  # further arguments of every command
+
+    @property
+    def medium_per_expert(self) -> float:
+        return round(self.medium_episodes_per_task / self.train_episodes_per_task, 3)
 
 
 def steps(seed: int, scale: Scale) -> Iterator[Step]:
     """Return the steps of a seed, in order."""
     home = RUNS / f"seed{seed}"
     expert, medium = home / "sft" / "expert", home / "sft" / "episodes" / "predicted.jsonl"
-    data = {"tasks": listed(SEEN), "train_half": "first", "train_variations": scale.train_variations}
+    data = {"tasks": listed(SEEN), "train_half": "first", "train_episodes_per_task": scale.train_episodes_per_task}
     for kind in ("", "flat_"):
         sft, offline, online = (home / f"{kind}{stage}" for stage in STAGES)
         yield _fit("sft", sft, seed, scale, kind, **{f"data.init_args.{k}": v for k, v in data.items()},
@@ -80,7 +84,7 @@ def steps(seed: int, scale: Scale) -> Iterator[Step]:
             **{
                 "data.init_args.data_dir": expert,
                 "data.init_args.medium_files": listed([medium]),
-                "data.init_args.medium_per_expert": round(scale.medium_variations / scale.train_variations, 3),
+                "data.init_args.medium_per_expert": scale.medium_per_expert,
                 "model.init_args.policy.start_from": sft / "checkpoints" / "last.ckpt",
                 "model.init_args.critic.cache_dir": home / "features",
             },
@@ -119,7 +123,7 @@ def _predict(sft: Path, seed: int, scale: Scale, medium: Path) -> Step:
         "data.init_args.tasks": listed(SEEN),
         "data.init_args.predict_split": "train",
         "data.init_args.predict_half": "second",
-        "data.init_args.predict_variations": scale.medium_variations,
+        "data.init_args.predict_episodes_per_task": scale.medium_episodes_per_task,
         "model.init_args.acting.sampling.temperature": 0.7,
         "model.init_args.acting.seed": seed,
     }
@@ -134,7 +138,7 @@ def _evaluations(stage: str, folder: Path, seed: int, scale: Scale, kind: str) -
             "ckpt_path": folder / "checkpoints" / "last.ckpt",
             "data.init_args.tasks": listed(SEEN + UNSEEN),
             "data.init_args.eval_split": "dev",
-            "data.init_args.eval_variations": scale.eval_variations,
+            "data.init_args.eval_episodes_per_task": scale.eval_episodes_per_task,
             "data.init_args.eval_seed": number,  # chooses the variations
             "model.init_args.policy.start_from": "null",
         }

@@ -112,7 +112,7 @@ def read_episodes(number: int) -> dict[str, float]:
     from lit_rft.datamodules import TrajectoryDataModule
     from lit_rft.episodes import write_episodes
 
-    few = TrajectoryDataModule(train_variations=3)
+    few = TrajectoryDataModule(train_episodes_per_task=3)
     few.setup("fit")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "episodes.jsonl"

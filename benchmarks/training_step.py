@@ -34,7 +34,7 @@ def make_loader(stage: str) -> Any:
     from lit_rft.datamodules import TrajectoryDataModule
 
     data = TrajectoryDataModule(
-        train_variations=EPISODES * STEPS // 4, batch_size=EPISODES,
+        train_episodes_per_task=EPISODES * STEPS // 4, batch_size=EPISODES,
         outcomes=stage == "offline_rl",
     )  # fmt: skip
     data.setup("fit")

@@ -62,8 +62,8 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
     """Tasks to play for `MixedPolicyEpisodes`, each with its expert episodes.
 
     Their choice and evaluation are set by the arguments of `TrajectoryDataModule`: `train_files` or collected expert
-    episodes (none if the stage's objective does not use them), `train_variations` of each task, of one half or both.
-    `batch_size` is the number of tasks per rollout.
+    episodes (none if the stage's objective does not use them), `train_episodes_per_task`, `train_half`. `batch_size` is
+    the number of tasks per rollout.
 
     Args:
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
@@ -88,14 +88,14 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
                 text = "\n".join(step.action for step in episode.steps)
                 expert = ExpertEpisode(by_id[episode.id], text, episode.outcome.score, episode)
                 experts.setdefault(problem_key(episode), []).append(expert)
-        jobs = self._make_jobs("train", self.train_variations, self.train_half)
+        jobs = self._make_jobs("train", self.train_episodes_per_task, self.train_half)
         self.groups = [EpisodeGroup(job, experts.get(problem_key(job), [])) for job in jobs]
         without = sum(not group.experts for group in self.groups)
         if self._stage_needs_experts() and without == len(jobs):
             raise ValueError(
                 f"the objective needs expert episodes, but none of {len(self.episodes)} matches one of the {len(jobs)} "
-                "problems to play (same task and meta): set data.init_args.train_files and train_variations to the "
-                "same problems, or train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
+                "problems to play (same task and meta): set data.init_args.train_files and train_episodes_per_task "
+                "to the same problems, or train without experts (model.init_args.objective.traces_per_group 0 is GRPO)"
             )
         if without and self.episodes:
             logger.warning("%d of %d tasks have no expert episode: their groups are on-policy", without, len(jobs))

@@ -76,7 +76,7 @@ class OnlineDataModule(TrajectoryDataModule):
     Args:
         collect_split: split of the episodes to play in training.
         collect_tasks: their tasks; null for `tasks`.
-        collect_variations: their maximum number of variations per task; null for all.
+        collect_episodes_per_task: maximum number of them per task; null for all.
         rounds: rounds per epoch; each plays episodes and then trains.
         episodes_per_round: episodes to play per round, over all processes.
         trajectories: arguments of `TrajectoryDataModule` other than `batch_size`, `medium_per_expert` and `outcomes`.
@@ -91,7 +91,7 @@ class OnlineDataModule(TrajectoryDataModule):
         self,
         collect_split: str = "train",
         collect_tasks: list[str] | None = None,
-        collect_variations: int | None = None,
+        collect_episodes_per_task: int | None = None,
         rounds: int = 10,
         episodes_per_round: int = 8,
         **trajectories: Any,
@@ -101,7 +101,7 @@ class OnlineDataModule(TrajectoryDataModule):
         if rounds < 1 or episodes_per_round < 1:
             raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
         self.collect_split, self.collect_tasks = collect_split, collect_tasks
-        self.collect_variations = collect_variations
+        self.collect_episodes_per_task = collect_episodes_per_task
         self.rounds, self.episodes_per_round = rounds, episodes_per_round
 
     def prepare_data(self) -> None:
@@ -111,7 +111,7 @@ class OnlineDataModule(TrajectoryDataModule):
         super().setup(stage)
         if stage == "fit":
             self._jobs["collect"] = self._make_jobs(
-                self.collect_split, self.collect_variations, tasks=self.collect_tasks
+                self.collect_split, self.collect_episodes_per_task, tasks=self.collect_tasks
             )
 
     def _load_training_data(self) -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrajectoryDataModule(ResumableDataModule):
-    """Trains on stored episodes (by default collected expert episodes) and evaluates on held-out variations.
+    """Trains on stored episodes (by default collected expert episodes) and evaluates on held-out ones.
 
     Each record is an episode, from which the agent derives its transcripts (such as subgoals and actions).
 
@@ -41,19 +41,19 @@ class TrajectoryDataModule(ResumableDataModule):
         data_dir: folder of collected episodes.
         suite: the tasks and their environment (`lit_rft.envs.TaskSuite`); null for `scienceworld.short_tasks`.
         tasks: names of tasks of the suite; null for all.
-        train_variations: episodes per task to collect or play for training; null for all.
-        train_half: collect from one half of the variations only; null for both.
+        train_episodes_per_task: episodes per task to collect or play for training; null for all.
+        train_half: collect from one half of each task's episodes only; null for both.
         eval_split: split of `validate` and `test`, by the suite's names.
-        eval_variations: episodes per task to play; null for the suite's default.
+        eval_episodes_per_task: episodes per task to play; null for the suite's default.
         predict_split: split of `predict`.
-        predict_variations: episodes per task to play in `predict`; null for the suite's default.
-        predict_half: play one half of the variations only, for example the one without training; null for both.
+        predict_episodes_per_task: episodes per task to play in `predict`; null for the suite's default.
+        predict_half: play one half of each task's episodes only, for example the one without training; null for both.
         predict_repeats: number of times that `predict` plays each; they differ if the sampling temperature is above 0.
         batch_size: episodes per optimiser step, over all processes.
         collect_workers: number of simulators for collection.
-        seed: of the order of training and of the variations that are collected, trained on and played by `predict`;
+        seed: of the order of training and of the episodes that are collected, trained on and played by `predict`;
             null for the run's `seed_everything`.
-        eval_seed: of the choice of evaluation variations, not changed by `seed_everything`: runs with different seeds
+        eval_seed: of the choice of evaluation episodes, not changed by `seed_everything`: runs with different seeds
             are compared on the same ones.
 
     Raises:
@@ -75,12 +75,12 @@ class TrajectoryDataModule(ResumableDataModule):
         data_dir: str = "data/scienceworld",
         suite: TaskSuite | None = None,
         tasks: list[str] | None = None,
-        train_variations: int | None = 14,
+        train_episodes_per_task: int | None = 14,
         train_half: Half | None = None,
         eval_split: str = "dev",
-        eval_variations: int | None = None,
+        eval_episodes_per_task: int | None = None,
         predict_split: str = "train",
-        predict_variations: int | None = None,
+        predict_episodes_per_task: int | None = None,
         predict_half: Half | None = None,
         predict_repeats: int = 1,
         batch_size: int = 8,
@@ -99,10 +99,10 @@ class TrajectoryDataModule(ResumableDataModule):
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
         self.suite: TaskSuite = short_tasks() if suite is None else suite
         self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
-        self.tasks, self.train_variations = tasks, train_variations
+        self.tasks, self.train_episodes_per_task = tasks, train_episodes_per_task
         self.train_half, self.predict_half = train_half, predict_half
-        self.eval_split, self.eval_variations = eval_split, eval_variations
-        self.predict_split, self.predict_variations = predict_split, predict_variations
+        self.eval_split, self.eval_episodes_per_task = eval_split, eval_episodes_per_task
+        self.predict_split, self.predict_episodes_per_task = predict_split, predict_episodes_per_task
         self.predict_repeats = predict_repeats
         self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
@@ -122,7 +122,7 @@ class TrajectoryDataModule(ResumableDataModule):
     def expert_file(self) -> Path:
         """File of the collected expert episodes; its name depends on everything they depend on."""
         digest = hashlib.sha256(describe(self.suite).encode()).hexdigest()[:8]
-        number = "all" if self.train_variations is None else str(self.train_variations)
+        number = "all" if self.train_episodes_per_task is None else str(self.train_episodes_per_task)
         half = f"-{self.train_half}" if self.train_half else ""
         return self.data_dir / f"expert-{self.suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
 
@@ -138,7 +138,7 @@ class TrajectoryDataModule(ResumableDataModule):
             ValueError: If there is neither.
         """
         expert_of(self.suite)
-        jobs = self._make_jobs("train", self.train_variations, self.train_half)
+        jobs = self._make_jobs("train", self.train_episodes_per_task, self.train_half)
         if self.expert_file.exists():
             wanted = {f"{job.id}/{expert_of(self.suite).kind}" for job in jobs}
             episodes = [e for e in read_episodes(self.expert_file) if e.id in wanted]
@@ -151,9 +151,9 @@ class TrajectoryDataModule(ResumableDataModule):
         if stage == "fit":
             self._load_training_data()
         if stage in ("validate", "test") or (stage == "fit" and self._validates()):
-            self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_variations, seed=self.eval_seed)
+            self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_episodes_per_task, seed=self.eval_seed)
         if stage == "predict":
-            jobs = self._make_jobs(self.predict_split, self.predict_variations, self.predict_half)
+            jobs = self._make_jobs(self.predict_split, self.predict_episodes_per_task, self.predict_half)
             self._jobs["predict"] = [
                 replace(job, id=f"{job.id}/{n}") for n in range(self.predict_repeats) for job in jobs
             ]
@@ -169,13 +169,13 @@ class TrajectoryDataModule(ResumableDataModule):
     def _make_jobs(
         self,
         split: str,
-        variations: int | None,
+        per_task: int | None,
         half: Half | None = None,
         tasks: list[str] | None = None,
         seed: int | None = None,
     ) -> list[EpisodeSpec]:
         return self.suite.episodes(
-            split, tasks=tasks or self.tasks, limit=variations, half=half, seed=self.seed if seed is None else seed
+            split, tasks=tasks or self.tasks, limit=per_task, half=half, seed=self.seed if seed is None else seed
         )
 
     def _load_training_data(self) -> None:

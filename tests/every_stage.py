@@ -51,7 +51,7 @@ def make(kind: str, model: Path, folder: Path) -> tuple[Any, Any]:
     objective = ObjectiveSettings(group_size=3, kl_coef=0.1)
     if kind == "episodes":
         stage = MixedPolicyEpisodes(policy, objective=objective, exploration=SamplingSettings(6, 1.0), **acting)
-        return stage, EpisodeGroupDataModule(**data, train_variations=2, batch_size=2)
+        return stage, EpisodeGroupDataModule(**data, train_episodes_per_task=2, batch_size=2)
     return make_grpo(policy, objective), make_prompts(model)
 
 

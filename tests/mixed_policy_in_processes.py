@@ -62,7 +62,7 @@ def make(kind: str, model: str, folder: Path, url: str | None, targets: str | li
         model=model,
         suite=CorridorSuite(),
         data_dir=str(folder),
-        train_variations=3,
+        train_episodes_per_task=3,
         batch_size=3,
     )
 

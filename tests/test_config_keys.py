@@ -39,7 +39,7 @@ OTHER: dict[str, Any] = {
     "policy_shaping": 0.3,
     "num_samples_by_source": {"a": 3},
     "max_trace_length": 9,
-    "train_variations": 3,
+    "train_episodes_per_task": 3,
     "start_from": "other.ckpt",
     "seeds": {"train": 5, "dev": 1},
 }

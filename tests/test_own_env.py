@@ -41,7 +41,7 @@ def test_an_own_environment_trains_without_demonstrations(
     main(["fit", *arguments(tiny_model_folder, tmp_path)])
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "data").exists()  # no expert episodes were asked for
-    main(["predict", *arguments(tiny_model_folder, tmp_path, "--data.init_args.predict_variations", "2")])
+    main(["predict", *arguments(tiny_model_folder, tmp_path, "--data.init_args.predict_episodes_per_task", "2")])
     lines = (tmp_path / "episodes" / "predicted.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):
         assert (record["env"], record["task"], record["step_limit"]) == ("Guess", "Guess", 2)
@@ -102,7 +102,7 @@ def test_an_own_environment_goes_all_the_way(
         "model.init_args.policy.lora": "null",
         "model.init_args.objective.group_size": 8,
         "model.init_args.exploration.max_new_tokens": 8,
-        "data.init_args.predict_variations": 4,
+        "data.init_args.predict_episodes_per_task": 4,
     }
     short = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
     run = tmp_path / "run"

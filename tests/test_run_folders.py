@@ -106,7 +106,7 @@ def test_a_dry_run_replaces_nothing(arguments: list[str], tmp_path: Path) -> Non
     run = tmp_path / "run"
     main(["fit", *arguments])
     kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
-    limits = ["--data.init_args.eval_variations", "1", "--data.init_args.tasks", "[find-plant]"]
+    limits = ["--data.init_args.eval_episodes_per_task", "1", "--data.init_args.tasks", "[find-plant]"]
     main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
     assert {path: path.read_bytes() for path in kept} == kept
 

@@ -18,9 +18,9 @@ def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
         "model.init_args.acting.sampling.max_new_tokens": 4,
         "model.init_args.agent.init_args.max_length": 4000,  # a byte-level tokenizer writes long texts
         "data.init_args.data_dir": tmp_path / "data",
-        "data.init_args.train_variations": 1,
+        "data.init_args.train_episodes_per_task": 1,
         "data.init_args.predict_split": "train",
-        "data.init_args.predict_variations": 1,
+        "data.init_args.predict_episodes_per_task": 1,
     }
     configs = ["-c", "glider/scienceworld/sft.yaml", "-c", "glider/scienceworld/debug.yaml"]
     return configs + [part for key, value in settings.items() for part in (f"--{key}", str(value))]
@@ -56,8 +56,8 @@ def test_groups_of_episodes_with_an_experts(
         "model.init_args.objective.group_size": 3,
         "model.init_args.acting.parallel_episodes": 2,
         "data.init_args.tasks": "[find-plant]",
-        "data.init_args.train_variations": 2,
-        "data.init_args.eval_variations": 1,
+        "data.init_args.train_episodes_per_task": 2,
+        "data.init_args.eval_episodes_per_task": 1,
         "data.init_args.batch_size": 1,
         "trainer.accelerator": "cpu",
         "trainer.limit_val_batches": 1,

@@ -147,7 +147,8 @@ def test_evaluation_variations_are_those_of_eval_seed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ScienceWorldSuite, "make_env", lambda self: Simulator())
 
     def jobs(seed: int, eval_seed: int, verb: str) -> list[EpisodeSpec]:
-        data = TrajectoryDataModule(seed=seed, eval_seed=eval_seed, eval_variations=3, predict_variations=3)
+        limits = {"eval_episodes_per_task": 3, "predict_episodes_per_task": 3}
+        data = TrajectoryDataModule(seed=seed, eval_seed=eval_seed, **limits)
         data.setup(verb)
         return data._jobs["eval" if verb == "test" else "predict"]
 

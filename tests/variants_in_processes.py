@@ -41,7 +41,7 @@ def gigpo(model: str, folder: Path) -> tuple[Any, Any]:
         objective=ObjectiveSettings(group_size=3, mini_batches=2), **common(model),
     )  # fmt: skip
     data = EpisodeGroupDataModule(
-        model=model, suite=CorridorSuite(), data_dir=str(folder), train_variations=3, batch_size=3
+        model=model, suite=CorridorSuite(), data_dir=str(folder), train_episodes_per_task=3, batch_size=3
     )
     return stage, data
 

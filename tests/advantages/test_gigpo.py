@@ -193,7 +193,9 @@ def train(model: Path, folder: Path, steps: int, advantages: Any) -> tuple[Mixed
         advantages=advantages,
     )
     suite = GymSuite("vowels_env.Vowels", step_limit=2, seeds={"train": 2, "dev": 1, "test": 1})
-    data = EpisodeGroupDataModule(model=str(model), suite=suite, data_dir=str(folder), train_variations=2, batch_size=2)
+    data = EpisodeGroupDataModule(
+        model=str(model), suite=suite, data_dir=str(folder), train_episodes_per_task=2, batch_size=2
+    )
     scores = Scores()
     fit(stage, data, steps, callbacks=[scores])
     return stage, scores.values

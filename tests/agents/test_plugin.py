@@ -62,7 +62,7 @@ def test_it_trains_on_episodes_that_it_plays(tiny_model_folder: Path, tmp_path: 
     model = {"objective": {"group_size": 2}, "exploration": {"max_new_tokens": 6, "temperature": 1.0}}
     fit = command(
         tiny_model_folder, tmp_path, "MixedPolicyEpisodes", "EpisodeGroupDataModule", model=model, suite=suite,
-        data_dir=str(tmp_path), train_variations=2,
+        data_dir=str(tmp_path), train_episodes_per_task=2,
     )  # fmt: skip
     main(["fit", *fit])
     events = scalars(tmp_path / "MixedPolicyEpisodes")

@@ -26,7 +26,7 @@ def connect(data: Any, stage: Any) -> Any:
 
 
 def trajectories(folder: Path, **options: Any) -> TrajectoryDataModule:
-    return TrajectoryDataModule(suite=CorridorSuite(), data_dir=str(folder), train_variations=2, **options)
+    return TrajectoryDataModule(suite=CorridorSuite(), data_dir=str(folder), train_episodes_per_task=2, **options)
 
 
 def transcripts(data: TrajectoryDataModule) -> list[Any]:

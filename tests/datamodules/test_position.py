@@ -92,7 +92,7 @@ def make_data(kind: str, model: Path, folder: Path, other: bool = False, **optio
         settings = {"rounds": 3, "episodes_per_round": common.pop("batch_size"), "collect_tasks": tasks}
         return OnlineDataModule(**settings, **common)
     return EpisodeGroupDataModule(
-        train_variations=3, **({"tasks": ["run"]} if other else {"tasks": ["walk"]}), **common
+        train_episodes_per_task=3, **({"tasks": ["run"]} if other else {"tasks": ["walk"]}), **common
     )
 
 

@@ -19,11 +19,11 @@ def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
 
 
 def test_expert_episodes_are_collected_once(tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = _module(tiny_model_folder, tmp_path, train_variations=2)
+    data = _module(tiny_model_folder, tmp_path, train_episodes_per_task=2)
     data.setup("fit")
     assert len(data.episodes) == 4 and all(e.outcome.success for e in data.episodes)
     written = data.expert_file.stat().st_mtime_ns
-    again = _module(tiny_model_folder, tmp_path, train_variations=2)
+    again = _module(tiny_model_folder, tmp_path, train_episodes_per_task=2)
     again.setup("fit")
     assert again.episodes == data.episodes and again.expert_file.stat().st_mtime_ns == written
     levels = {t.level for batch in data.train_dataloader().episodes for t in batch}
@@ -52,7 +52,7 @@ def test_truncation_is_reported(tiny_model_folder: Path, tmp_path: Path, caplog:
 
 
 def test_evaluation_and_prediction_jobs(tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = _module(tiny_model_folder, tmp_path, eval_variations=1, predict_split="test", predict_repeats=3)
+    data = _module(tiny_model_folder, tmp_path, eval_episodes_per_task=1, predict_split="test", predict_repeats=3)
     data.setup("test")
     played = [job for batch in data.test_dataloader() for job in batch.jobs]
     assert [job.options["task"] for job in played] == ["walk", "run"]
@@ -105,7 +105,7 @@ def test_an_unknown_task_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
 
 
 def test_what_was_collected_reads_back(tiny_model_folder: Path, tmp_path: Path) -> None:
-    data = _module(tiny_model_folder, tmp_path, train_variations=1)
+    data = _module(tiny_model_folder, tmp_path, train_episodes_per_task=1)
     assert data.collect() == read_episodes(data.expert_file)
 
 

@@ -20,8 +20,8 @@ def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
         "data.init_args.data_dir": tmp_path / "data",
         "data.init_args.suite.init_args.step_limit": 2,
         "data.init_args.tasks": "[synthetic-pick_and_place_simple]",
-        "data.init_args.train_variations": 2,
-        "data.init_args.predict_variations": 2,
+        "data.init_args.train_episodes_per_task": 2,
+        "data.init_args.predict_episodes_per_task": 2,
         "data.init_args.collect_workers": 1,
     }
     settings = [part for key, value in keys.items() for part in (f"--{key}", str(value))]

@@ -30,7 +30,7 @@ from .test_online_finetune import make_data, make_online
 def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
     if kind is MathPromptDataModule:
         return MathPromptDataModule(str(model), train_tasks={"chain_sum": 4}, max_trace_length=96)
-    settings = {"suite": CorridorSuite(), "data_dir": str(folder), "train_variations": 2}
+    settings = {"suite": CorridorSuite(), "data_dir": str(folder), "train_episodes_per_task": 2}
     return kind(model=str(model), **{**settings, **options})
 
 

@@ -37,7 +37,7 @@ def make(
         PolicySettings(model=str(model), lora=ADAPTERS),
         **{**settings, **grpo_parts(**{"group_size": 3, **(objective or {})}), **options},
     )
-    wanted = {"train_variations": 2, "batch_size": 2, "suite": CorridorSuite(), **(data or {})}
+    wanted = {"train_episodes_per_task": 2, "batch_size": 2, "suite": CorridorSuite(), **(data or {})}
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), **wanted)
 
 
@@ -143,7 +143,7 @@ def test_tasks_without_an_expert_are_counted(
 ) -> None:
     after(tiny_model_folder, tmp_path, steps=1)
     (files,) = tmp_path.glob("expert-*.jsonl")
-    stage, data = make(tiny_model_folder, tmp_path, data={"train_files": [str(files)], "train_variations": 4})
+    stage, data = make(tiny_model_folder, tmp_path, data={"train_files": [str(files)], "train_episodes_per_task": 4})
     fit(stage, data, 1)
     assert "4 of 8 tasks have no expert episode" in caplog.text
     assert sum(len(group.experts) for group in data.groups) == 4

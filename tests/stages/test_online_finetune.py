@@ -64,7 +64,7 @@ def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path:
     """Other low-level skills: other actions, but the first subgoal, which is written before any, stays the same."""
     acting = ActingSettings(SamplingSettings(6), parallel_episodes=1, merge_adapters=merge)
     stage = make_online(tiny_model_folder, acting=acting, agent=dataclasses.replace(PLAYER, subgoal_steps=9))
-    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_variations=1)
+    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_episodes_per_task=1)
 
     def play() -> list[Any]:
         options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -56,7 +56,8 @@ def make(
         exploration=SamplingSettings(6, 1.0), acting=acting, agent=FLAT_PLAYER,
         **grpo_parts(group_size=3, traces_per_group=0),
     )  # fmt: skip
-    settings = {"train_variations": None, "batch_size": 2, "eval_split": "dev", "predict_split": "dev", **options}
+    settings = {"train_episodes_per_task": None, "batch_size": 2, "eval_split": "dev", "predict_split": "dev"}
+    settings |= options
     suite = GymSuite(TollRoad, env_args or {}, seeds={"train": 4, "dev": 3}, rows={"train": rows} if rows else {})
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), suite=suite, **settings)
 

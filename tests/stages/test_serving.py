@@ -130,7 +130,7 @@ def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: P
 
 def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Greedy episodes by a server are those without one, of an online stage with an adapter for each level."""
-    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_variations=2)
+    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_episodes_per_task=2)
     played: list[Any] = []
     with serving(fake) as url:
         for server in (None, ServerSettings(url, timeout=60)):

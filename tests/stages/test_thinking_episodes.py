@@ -126,7 +126,7 @@ def test_what_trains_is_what_was_generated(
         BatchingSettings(packing=packing),
     )  # fmt: skip
     data = EpisodeGroupDataModule(
-        model=str(thinking_model), data_dir=str(tmp_path), train_variations=1, batch_size=2,
+        model=str(thinking_model), data_dir=str(tmp_path), train_episodes_per_task=1, batch_size=2,
         suite=CorridorSuite(step_limit=2),
     )  # fmt: skip
     listener, batches = Listener(monkeypatch), list[TranscriptBatch]()

@@ -110,7 +110,7 @@ class KillingSuite(CorridorSuite):
 def predict(model: Path, folder: Path, die_once: str = "") -> dict[str, dict[str, float]]:
     suite = KillingSuite(step_limit=2, die_once=die_once)
     stage = make_stage(model, acting=ACTING, agent=AGENT)
-    data = TrajectoryDataModule(str(model), suite=suite, data_dir=str(folder), predict_variations=1)
+    data = TrajectoryDataModule(str(model), suite=suite, data_dir=str(folder), predict_episodes_per_task=1)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=[EpisodeFiles()],

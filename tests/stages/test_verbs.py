@@ -53,7 +53,7 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
 ) -> None:
     stage = make_stage(tiny_model_folder, acting=ACTING, agent=agent)
     trainer = _trainer(tmp_path, EpisodeText(2), ScoreTable(), Throughput(), max_epochs=2)
-    trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, train_variations=2))
+    trainer.fit(stage, datamodule=_data(tiny_model_folder, tmp_path, train_episodes_per_task=2))
     assert not stage.evaluator.runner.num_pools and not stage.evaluator.runner.playing  # the simulators are gone
     events = _events(tmp_path)
     scalars = set(events.Tags()["scalars"])
@@ -163,7 +163,7 @@ def test_evaluation_in_bf16_keeps_its_caches(
 ) -> None:
     """Lightning evaluates in inference mode, whose tensors know less than others: before training and after."""
     stage = make_stage(tiny_model_folder, lora=lora, acting=ACTING, agent=PLAYER)
-    data = _data(tiny_model_folder, tmp_path, train_variations=2)
+    data = _data(tiny_model_folder, tmp_path, train_episodes_per_task=2)
     for verb in ("test", "fit", "test"):
         trainer = _trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
         getattr(trainer, verb)(stage, datamodule=data)
