@@ -26,7 +26,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "generation": {"models", "transcripts"},
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},
-    "advantages": {"rollouts", "objectives"},
+    "advantages": {"rollouts", "objectives", "models"},  # of models: sums over processes
     "rollouts": {"agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
     | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
