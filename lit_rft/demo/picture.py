@@ -51,7 +51,7 @@ def _plot_success(axes: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
         axes.errorbar(shares, places, xerr=errors, fmt="none", ecolor="#343a40", elinewidth=0.7, capsize=2)
     axes.set_yticks(range(len(tasks)), [f"{task_label(task)} ({results[task]['games']})" for task in tasks])
     axes.set(xlim=(0, 100), xlabel="held-out games solved (%), 95% intervals")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def _plot_loss(axes: Any, losses: Sequence[tuple[int, float]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from lit_rft.demo.comparison import TOTAL, Pair
@@ -11,8 +10,19 @@ from lit_rft.episodes import Episode, Step
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 _LONGEST = 160  # characters of an action or an observation in the console
+_SAME = "(the same again)"
+_LABELS = {
+    TOTAL: "all games",
+    "pick_and_place_simple": "pick and place",
+    "look_at_obj_in_light": "look in light",
+    "pick_clean_then_place_in_recep": "clean and place",
+    "pick_heat_then_place_in_recep": "heat and place",
+    "pick_cool_then_place_in_recep": "cool and place",
+    "pick_two_obj_and_place": "place two",
+}
 
 
 def table_cells(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -34,15 +44,15 @@ def table_cells(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def task_label(task: str) -> str:
     """Return a task's name in words, short enough for a table and a picture."""
-    name = task.removeprefix("synthetic-").replace("_", " ").replace(" then place in recep", " and place")
-    return "all games" if task == TOTAL else name.replace(" obj", "").removesuffix(" simple").removeprefix("pick ")
+    name = task.removeprefix("synthetic-")
+    return _LABELS.get(name, name.replace("_", " "))
 
 
 def score_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """Make the table for the console."""
     from rich.table import Table
 
-    table = Table(title="synthetic household games on held-out floor plans: solved before and after training")
+    table = Table(title="synthetic household games on held-out floor plans, solved")
     heads, *rows = table_cells(results)
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", no_wrap=not index)
@@ -70,13 +80,8 @@ def example_table(pair: Pair) -> Table:
     table.add_column("", justify="right")
     table.add_column(f"before: {_ending(before)}", ratio=1)
     table.add_column(f"after: {_ending(after)}", ratio=1)
-    for index, action in enumerate(after.steps):
-        cells = [Text(), Text()]
-        for cell, steps in zip(cells, (before.steps[index : index + 1], [action]), strict=True):
-            for step in steps:
-                cell.append(f"> {_short(step.action)}\n", style="bold" if step.valid else "bold red")
-                cell.append(_short(step.observation), style="dim")
-        table.add_row(str(index + 1), *cells)
+    for index in range(len(after.steps)):
+        table.add_row(str(index + 1), *(_console_step(episode.steps, index) for episode in pair))
     if (left := len(before.steps) - len(after.steps)) > 0:
         table.add_row("...", f"{left} more actions without success", "")
     return table
@@ -86,8 +91,8 @@ def example_markdown(pair: Pair) -> str:
     """Format one game as Markdown: all actions and observations of both episodes, side by side."""
     before, after = pair
     rows = [["", f"before training: {_ending(before)}", f"after training: {_ending(after)}"]]
-    for number, steps in enumerate(zip_longest(before.steps, after.steps), start=1):
-        rows.append([str(number), *(_markdown_step(step) for step in steps)])
+    for index in range(max(len(before.steps), len(after.steps))):
+        rows.append([str(index + 1), *(_markdown_step(episode.steps, index) for episode in pair)])
     table = markdown_table(rows).replace("| --- | ---: | ---: |", "|---:|---|---|", 1)
     opening = f"**{_plain(after.task_description)}**\n\n> {_plain(after.initial_observation)}"
     return f"{opening}\n\n{table}\n"
@@ -113,12 +118,33 @@ def _ending(episode: Episode) -> str:
     return f"{word} in {len(episode.steps)} actions"
 
 
-def _markdown_step(step: Step | None) -> str:
-    if step is None:
+def _console_step(steps: Sequence[Step], index: int) -> Text:
+    from rich.text import Text
+
+    if index >= len(steps):
+        return Text()
+    if _repeats(steps, index):
+        return Text(_SAME, style="dim")
+    step = steps[index]
+    text = Text(f"> {_short(step.action)}\n", style="bold" if step.valid else "bold red")
+    return text.append(_short(step.observation), style="not bold dim default")
+
+
+def _markdown_step(steps: Sequence[Step], index: int) -> str:
+    if index >= len(steps):
         return ""
+    if _repeats(steps, index):
+        return _SAME
+    step = steps[index]
     mark = "" if step.valid else " (invalid)"
     action = _plain(step.action).replace("`", "'") or " "
     return f"`{action}`{mark}<br>{_plain(step.observation)}"
+
+
+def _repeats(steps: Sequence[Step], index: int) -> bool:
+    """Return whether a step is the same as the one before: action and observation."""
+    texts = [(step.action, step.observation) for step in steps[max(0, index - 1) : index + 1]]
+    return len(texts) == 2 and texts[0] == texts[1]
 
 
 def _plain(text: str) -> str:

@@ -35,7 +35,7 @@ def test_the_table_has_every_run_and_their_mean(demo_runs: Any) -> None:
     assert lines[2] == "| seed 0 | 0% | 50% | +50 (+33 to +64) | 4.0 | 10.0 |"
     assert lines[-1] == "| mean | 0% | 58% | +58 ± 12 |  |  |"
     tasks = demo_runs.tasks_table({seed: summary(seed, 0, 21 + 7 * seed) for seed in (0, 1)})
-    assert tasks.splitlines()[2] == "| and place | 84 | 0% | 58% |"
+    assert tasks.splitlines()[2] == "| pick and place | 84 | 0% | 58% |"
 
 
 def test_shortfalls_are_named(demo_runs: Any) -> None:

@@ -67,7 +67,7 @@ def test_the_game_to_show_is_newly_solved_valid_and_readable() -> None:
 def test_the_table_has_the_intervals_of_all_games(pairs: list[tuple[Episode, Episode]]) -> None:
     results = {row.task: row.as_json() for row in compare(pairs)}
     rows = table_cells(results)
-    assert [row[0] for row in rows] == ["task", "and place", "clean and place", "all games", "95% interval"]
+    assert [row[0] for row in rows] == ["task", "pick and place", "clean and place", "all games", "95% interval"]
     assert rows[3][1:] == ["10", "10%", "70%", "+60", "4.0"]
     assert rows[4][2:4] == ["2 to 40", "40 to 89"]
     assert markdown_table(rows).splitlines()[1] == "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -97,6 +97,17 @@ def test_an_episode_side_by_side_is_whole_in_markdown_and_short_in_the_console()
     console.print(example_table(pair))
     printed = console.export_text()
     assert "28 more actions" in printed and "go to desk 1" in printed and "go to desk 2" not in printed
+
+
+def test_a_repeated_step_is_written_once() -> None:
+    before, after = game(0, PLACE, False, actions=3, valid=False), game(0, PLACE, True, actions=4)
+    before.steps[1] = before.steps[2] = before.steps[0]
+    lines = example_markdown((before, after)).splitlines()[6:]
+    assert [line.split(" | ")[1] == "(the same again)" for line in lines] == [False, True, True, False]
+    assert "(the same again)" not in "".join(line.split(" | ", 2)[2] for line in lines)
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(example_table((before, after)))
+    assert console.export_text().count("(the same again)") == 2
 
 
 def test_the_picture_is_written(pairs: list[tuple[Episode, Episode]], tmp_path: Path) -> None:
