@@ -91,7 +91,8 @@ def _quote(text: str) -> str:
 class ScoreTable(L.Callback):
     """Prints the scores by task after each validation and test, and writes those of a test.
 
-    `<default_root_dir>/scores.json`: task -> column -> mean over its episodes, null without any.
+    `<default_root_dir>/scores.json`: task -> column -> mean over its episodes, null without any. `costs.json`: numbers
+    of episodes, environment steps, utterances, tokens read and sampled, a server's usage, and seconds.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,6 +102,8 @@ class ScoreTable(L.Callback):
         self._print(trainer, pl_module, "test")
         if trainer.is_global_zero and (scores := self.scores(pl_module)):
             write_json(Path(trainer.default_root_dir) / "scores.json", scores)
+            if costs := getattr(getattr(pl_module, "evaluator", None), "costs", None):
+                write_json(Path(trainer.default_root_dir) / "costs.json", costs)
 
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
         scores = self.scores(pl_module)

@@ -139,6 +139,7 @@ SETTINGS = (
     "lit_rft/envs/pool_settings.py",
     "lit_rft/generation/sampling.py",
     "lit_rft/generation/vllm.py",
+    "lit_rft/generation/chat_server.py",
     "lit_rft/models/lora.py",
     "lit_rft/rollouts/losses.py",
     "lit_rft/rollouts/advantages.py",

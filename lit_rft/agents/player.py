@@ -16,7 +16,7 @@ from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes import Episode, Outcome, Step
 from lit_rft.generation import Conversations
-from lit_rft.transcripts import ChatFormat, Transcript
+from lit_rft.transcripts import ChatFormat, LevelFormats, MessageFormat, Transcript
 
 _PATIENCE = 0.1  # share of a round's time to wait for episodes that are not ready
 
@@ -60,7 +60,7 @@ class EpisodePlayer:
     Args:
         agent: makes a session for each episode.
         pool: of environments.
-        chat: chat format of the model's tokenizer; not required for an agent without levels.
+        chat: chat format of the model's tokenizer, or of each level; not required for an agent without levels.
         generators: samples the utterances of all levels, or a generator per level (for example with other weights).
             Each needs one slot per level and worker of the pool.
         source: `source` of the records: the acting policy.
@@ -70,7 +70,7 @@ class EpisodePlayer:
         self,
         agent: Agent,
         pool: EnvPool,
-        chat: ChatFormat | None = None,
+        chat: ChatFormat | MessageFormat | LevelFormats | None = None,
         generators: Conversations | Mapping[str, Conversations] | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
@@ -135,8 +135,9 @@ class EpisodePlayer:
     def _open(self, episode_id: str) -> dict[str, Conversation]:
         conversations = {}
         for level in self.agent.levels:
-            transcript = Transcript(level, self._chat.end_of_turn_id, episode_id)
-            context = make_context(transcript, self._chat, keeps_thoughts(self.agent), keeps_turns(self.agent))
+            chat = self._chat.at(level)
+            transcript = Transcript(level, chat.end_of_turn_id, episode_id)
+            context = make_context(transcript, chat, keeps_thoughts(self.agent), keeps_turns(self.agent))
             conversations[level] = Conversation(self._generators[level], context, self.agent.max_length, episode_id)
         return conversations
 
@@ -196,7 +197,7 @@ class EpisodePlayer:
         for worker, conversation in waiting.items():
             live, completion = self._live[worker], completions[conversation.slot]
             conversation.write(completion)
-            text = self._chat.text(completion.ids)
+            text = self._chat.at(conversation.level).text(completion.ids)
             live.utterances.setdefault(conversation.level, []).append(text)
             played = self._continue(worker, live, live.session.receive(text))
             if played is not None:

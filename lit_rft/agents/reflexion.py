@@ -105,8 +105,8 @@ class ReflexionSession:
     """One trial of a `ReflexionAgent`."""
 
     def __init__(self, agent: ReflexionAgent, chat: ChatFormat) -> None:
-        self.agent, self.chat = agent, chat
-        self._session = ReActSession(agent.agent, chat)
+        self.agent, self.chat = agent, chat.at(REFLECTION)
+        self._session = ReActSession(agent.agent, chat.at(LEVEL))
         self._notes: list[str] = []  # the last trial, then the plans so far
         self._opening: tuple[str, str] | None = None  # of the episode, while the reflection is written
 

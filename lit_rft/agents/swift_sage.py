@@ -112,8 +112,8 @@ class SwiftSageSession:
     """One episode of a `SwiftSageAgent`."""
 
     def __init__(self, agent: SwiftSageAgent, chat: ChatFormat) -> None:
-        self.agent, self.chat = agent, chat
-        self._swift = SwiftSession(agent.swift, chat)
+        self.agent, self.chat = agent, chat.at(SAGE)
+        self._swift = SwiftSession(agent.swift, chat.at(SWIFT))
         self.rules: list[Rule] = []  # that decided so far
         self._task = ""
         self._admissible: set[str] = set()

@@ -1,5 +1,7 @@
 """Batched generation with a KV cache that is kept between turns."""
 
+from lit_rft.generation.chat_conversations import ChatConversations
+from lit_rft.generation.chat_server import ChatServer, ChatServerError, ChatServerSettings
 from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.generator import ConversationGenerator, Conversations
 from lit_rft.generation.groups import sample_groups
@@ -9,6 +11,10 @@ from lit_rft.generation.served import ServedConversations
 from lit_rft.generation.vllm import ServerSettings, VllmServer
 
 __all__ = [
+    "ChatConversations",
+    "ChatServer",
+    "ChatServerError",
+    "ChatServerSettings",
     "Completion",
     "ConversationGenerator",
     "Conversations",

@@ -12,10 +12,17 @@ from lit_rft.agents import Agent, EpisodePlayer, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.pools import EnvPools
-from lit_rft.generation import Conversations, SamplingSettings, ServedConversations, ServerSettings
+from lit_rft.generation import (
+    ChatServerSettings,
+    Conversations,
+    SamplingSettings,
+    ServedConversations,
+    ServerSettings,
+)
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models.merging import MergedWeights, use_adapter
 from lit_rft.models.sharding import sharded_parts, unsharded
+from lit_rft.rollouts.chat_levels import ChatLevels
 from lit_rft.rollouts.policy import Policy
 
 
@@ -29,6 +36,7 @@ class EpisodeRunner:
         parallel_episodes: environment workers, and episodes decoded together.
         merge_adapters: merge the adapters into the backbone while acting.
         server: a vLLM server that samples; None samples in this process.
+        chat_server: an OpenAI-compatible server that samples some or all levels, with its own model.
         pool: time and memory limits of the environments, processes or threads.
     """
 
@@ -39,12 +47,15 @@ class EpisodeRunner:
         parallel_episodes: int = 4,
         merge_adapters: bool = True,
         server: ServerSettings | None = None,
+        chat_server: ChatServerSettings | None = None,
         pool: PoolSettings | None = None,
     ) -> None:
         self.agent, self.parallel_episodes = agent, parallel_episodes
         self.merge_adapters, self.server = merge_adapters, server
+        self._chat_levels = ChatLevels(agent, chat_server)
         self._pools = EnvPools(parallel_episodes, pool)
         self._player: EpisodePlayer | None = None
+        self._samplers: list[Conversations] = []  # of the session
         self._served: dict[str, AdapterSync] = {}  # by adapter
         self._gathered = contextlib.ExitStack()  # sharded weights are gathered while a session lasts
 
@@ -77,14 +88,17 @@ class EpisodeRunner:
         """
         with self.closing_on_error():
             pool = self._pools.get(make_env)
-            if self.server is None:
+            if self.server is None and self._chat_levels.others:
                 self._gathered.enter_context(unsharded(policy.model))
             generators = self._generators(policy, sampling, seed)
-            self._player = EpisodePlayer(self.agent, pool, policy.chat, generators, source)
+            chat = self._chat_levels.formats(policy)
+            generators |= self._chat_levels.generators(chat, sampling, seed, self.parallel_episodes)
+            self._samplers = list({id(sampler): sampler for sampler in generators.values()}.values())
+            self._player = EpisodePlayer(self.agent, pool, chat, generators, source)
 
     def _generators(self, policy: Policy, sampling: SamplingSettings, seed: int) -> dict[str, Conversations]:
-        """Return a generator for each level; levels with the same adapter and sampler share one."""
-        kinds = {level: (policy.adapter(level), policy.sampler(level)) for level in self.agent.levels}
+        """Return a generator for each level of the policy; levels with the same adapter and sampler share one."""
+        kinds = {level: (policy.adapter(level), policy.sampler(level)) for level in self._chat_levels.others}
         generators = {
             kind: self._generator(policy, kind, sampling, seed, self.parallel_episodes * num_levels)
             for kind, num_levels in Counter(kinds.values()).items()
@@ -115,6 +129,12 @@ class EpisodeRunner:
             decode=policy.chat.tokenizer.decode, acting=acting,
         )  # fmt: skip
 
+    def costs(self) -> dict[str, int]:
+        """Return the tokens that the session has read and sampled, and the chat server's usage in all sessions."""
+        read = sum(sampler.tokens_read for sampler in self._samplers)
+        sampled = sum(sampler.tokens_sampled for sampler in self._samplers)
+        return {"tokens_read": read, "tokens_sampled": sampled, **self._chat_levels.usage()}
+
     def play(self, episodes: Sequence[EpisodeSpec], max_unfinished: int = 0) -> list[PlayedEpisode]:
         """Submit episodes, and play until at most `max_unfinished` of all submitted ones are unfinished.
 
@@ -129,7 +149,7 @@ class EpisodeRunner:
     def end(self) -> None:
         """End the session and free the caches."""
         self._gathered.close()
-        self._player = None
+        self._player, self._samplers = None, []
 
     @contextlib.contextmanager
     def closing_on_error(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from lit_rft.transcripts.batch import (
     step_batch,
 )
 from lit_rft.transcripts.chat import ChatFormat, ChatTemplateWarning
+from lit_rft.transcripts.messages import LevelFormats, MessageFormat
 from lit_rft.transcripts.prompts import COMPLETION, PromptFormat, completion_transcript
 from lit_rft.transcripts.shared import collate_shared, shared_step_batch, split_shared
 from lit_rft.transcripts.thoughts import ThoughtMarks
@@ -21,6 +22,8 @@ __all__ = [
     "ChatFormat",
     "ChatTemplateWarning",
     "DecisionOutcome",
+    "LevelFormats",
+    "MessageFormat",
     "PromptFormat",
     "StepBatch",
     "ThoughtMarks",

@@ -61,6 +61,10 @@ class ChatFormat:
         self.thoughts = ThoughtMarks.learn(self._form.after, history, self._encode, self._decode)
         self._warned = False
 
+    def at(self, level: str) -> "ChatFormat":
+        """Return the chat format of an agent's level: this one (see `LevelFormats`)."""
+        return self
+
     @property
     def uses_template(self) -> bool:
         """True if the tokenizer has a chat template, which is then used."""

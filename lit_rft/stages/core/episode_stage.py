@@ -57,10 +57,10 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
             f"{acting.sampling.max_new_tokens}"
         )
     admissible = admissible_actions(agent)
-    if acting.server is not None and admissible is not None and admissible.choose:
+    if (acting.server or acting.chat_server) and admissible is not None and admissible.choose:
         raise ValueError(
-            "a generation server does not sample among given choices: unset acting.server or the agent's "
-            "admissible.choose"
+            "a generation server does not sample among given choices: unset acting.server and acting.chat_server, or "
+            "the agent's admissible.choose"
         )
 
 

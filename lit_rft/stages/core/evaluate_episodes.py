@@ -1,5 +1,6 @@
 """Evaluation on episodes."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
+from lit_rft.models.processes import all_gather_objects, sum_numbers
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import EPISODES
@@ -39,10 +41,13 @@ class EpisodeEvaluator:
             parallel_episodes=acting.parallel_episodes,
             merge_adapters=acting.merge_adapters,
             server=acting.server,
+            chat_server=acting.chat_server,
             pool=acting.pool,
         )
         self.results: list[PlayedEpisode] = []
         self.table: dict[str, dict[str, float]] = {}
+        self.costs: dict[str, float] = {}  # of the last epoch, over all processes
+        self._started = 0.0
         self.skip: set[str] = set()  # ids of episodes
         self.finished: Sequence[Episode] = ()  # of an earlier run
         self.on_result: Callable[[PlayedEpisode], None] | None = None  # called at the end of each episode
@@ -58,10 +63,16 @@ class EpisodeEvaluator:
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,
-        }
+        } | self._chat_model()
+
+    def _chat_model(self) -> dict[str, Any]:
+        """Return what identifies the model of an OpenAI-compatible server."""
+        server = self.acting.chat_server
+        return {} if server is None else {"chat_server": {"model": server.model, "levels": server.levels or []}}
 
     def begin(self, policy: Policy) -> None:
         self.results, self.table, self._policy = [], {}, policy
+        self._started = time.monotonic()
 
     def step(self, batch: EpisodeJobs, index: int, num_batches: int) -> list[PlayedEpisode]:
         """Play until one more problem is finished; all of them are submitted with the first batch."""
@@ -100,10 +111,25 @@ class EpisodeEvaluator:
 
     def end(self, verb: str) -> dict[str, dict[str, float]]:
         trials, self._trials = self._trials, None
+        self.costs = self._count_costs()
         self.skip, self.finished, self.on_result = set(), (), None
         self.runner.end()
         self.table = trials.compute() if trials is not None else {}
         return self.table
+
+    def _count_costs(self) -> dict[str, float]:
+        """Count episodes, steps, utterances and tokens over all processes, and the seconds of the slowest."""
+        assert self._policy is not None
+        episodes = [result.episode for result in self.results]
+        counts = {
+            "episodes": float(len(episodes)),
+            "env_steps": float(sum(len(episode.steps) for episode in episodes)),
+            "utterances": float(sum(episode.num_utterances for episode in episodes)),
+            **{name: float(value) for name, value in self.runner.costs().items()},
+        }
+        seconds = max(all_gather_objects(time.monotonic() - self._started))
+        sums = sum_numbers(counts, self._policy.device)
+        return {name: float(value) for name, value in sums.items()} | {"seconds": seconds}
 
     def scalars(self) -> dict[str, float]:
         means = {_NAMES.get(column, column): value for column, value in self.table.get("mean", {}).items()}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.generation.chat_server import ChatServerSettings
 from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.generation.vllm import ServerSettings
 from lit_rft.models.accel import chosen_paths
@@ -123,6 +124,8 @@ class ActingSettings:
         merge_adapters: merge the adapters into the backbone while acting, and cast float32 weights once, not at each
             token: faster, but takes the memory of these weights once more.
         server: a vLLM server that samples in place of this process; null for none.
+        chat_server: an OpenAI-compatible server whose model acts in place of the policy, in validate, test and predict
+            only; null for none.
         pool: time and memory limits of the environments, processes or threads.
         seed: of the sampling; null for the run's `seed_everything`.
     """
@@ -131,6 +134,7 @@ class ActingSettings:
     parallel_episodes: int = 4
     merge_adapters: bool = True
     server: ServerSettings | None = None
+    chat_server: ChatServerSettings | None = None
     pool: PoolSettings = field(default_factory=PoolSettings)
     seed: int | None = None
 
