@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from lit_rft.datamodules.agent_tuning import AgentTuningDataModule as AgentTuningDataModule
     from lit_rft.datamodules.episode_groups import EpisodeGroupDataModule as EpisodeGroupDataModule
     from lit_rft.datamodules.episode_groups import EpisodeGroupLoader as EpisodeGroupLoader
     from lit_rft.datamodules.loaders import JobLoader as JobLoader
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
+    "AgentTuningDataModule": "lit_rft.datamodules.agent_tuning",
     "EpisodeGroupDataModule": "lit_rft.datamodules.episode_groups",
     "EpisodeGroupLoader": "lit_rft.datamodules.episode_groups",
     "EpisodePairDataModule": "lit_rft.datamodules.pairs",

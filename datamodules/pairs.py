@@ -4,8 +4,10 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lit_rft._files import write_json
 from lit_rft.batches import HostBatch
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
@@ -95,7 +97,8 @@ class EpisodePairDataModule(TrajectoryDataModule):
     """Pairs of explored and expert episodes of the same problem for `TrajectoryDPO` (ETO, arXiv 2403.02502).
 
     `train_files`, or collected expert episodes, are the experts. Evaluation plays episodes, as in
-    `TrajectoryDataModule`; `batch_size` is the number of pairs per optimiser step.
+    `TrajectoryDataModule`; `batch_size` is the number of pairs per optimiser step. `pairs.json` in the run's folder has
+    the numbers of pairs and of explored episodes that won, tied and lost.
 
     Args:
         explored_files: files or folders of episodes that the policy to improve played on training problems
@@ -142,6 +145,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
             "episode of their problem, %d more than pairs_per_problem",
             len(report.pairs), len(explored), report.won, report.tied, report.lost, report.unmatched, report.surplus,
         )  # fmt: skip
+        self._write_report()
         chat = self._read_tokenizer()
         rendered = [
             PreferencePair(
@@ -159,6 +163,14 @@ class EpisodePairDataModule(TrajectoryDataModule):
                 "problems of the experts (train_files), with a policy that does not solve all of them"
             )
         self._report([side for pair in self.pairs for side in (pair.chosen, pair.rejected)])
+
+    def _write_report(self) -> None:
+        """Write the numbers of pairs into the run's folder, as `pairs.json`."""
+        report, trainer = self.report, self.trainer
+        if trainer is not None and trainer.is_global_zero and trainer.logger is not None:
+            names = ("won", "tied", "lost", "unmatched", "surplus")
+            counts = {"pairs": len(report.pairs), **{name: getattr(report, name) for name in names}}
+            write_json(Path(trainer.default_root_dir) / "pairs.json", counts)
 
     def _rendered(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Return the transcripts of an episode that hold a decision within the context."""

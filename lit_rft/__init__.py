@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks import ScoreTable as ScoreTable
     from lit_rft.callbacks import Throughput as Throughput
+    from lit_rft.datamodules import AgentTuningDataModule as AgentTuningDataModule
     from lit_rft.datamodules import EpisodeGroupDataModule as EpisodeGroupDataModule
     from lit_rft.datamodules import EpisodePairDataModule as EpisodePairDataModule
     from lit_rft.datamodules import MathPromptDataModule as MathPromptDataModule
@@ -165,6 +166,7 @@ _NAMES: dict[str, str] = {
     "DPO": "lit_rft.stages",
     "TokenCriticSettings": "lit_rft.stages",
     "TrajectoryDPO": "lit_rft.stages",
+    "AgentTuningDataModule": "lit_rft.datamodules",
     "EpisodePairDataModule": "lit_rft.datamodules",
     "PreferenceDataModule": "lit_rft.datamodules",
     "MarkedAgent": "lit_rft.agents",

@@ -65,6 +65,7 @@ OVERLAYS = {
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
         )
     },
+    "baselines/eto_later.yaml": ["baselines/scienceworld/eto.yaml", "baselines/eto_later.yaml"],
     **{f"grpo/{overlay}.yaml": ["grpo/text_env.yaml", f"grpo/{overlay}.yaml"] for overlay in ("gigpo",)},
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on t
 MODULES_OF = dict.fromkeys(
     (
         "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
-        "model_command",
+        "eto", "model_command",
     ),
     "cli",
 )  # fmt: skip

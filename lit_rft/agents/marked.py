@@ -53,7 +53,7 @@ class MarkedAgent:
         ValueError: fewer than two markers, two with the same text, or scores that do not fall.
     """
 
-    agent: Agent = field(default_factory=FlatAgent)
+    agent: Agent | None = None
     markers: Sequence[Marker] = field(default_factory=_success_and_failure)
 
     def __post_init__(self) -> None:
@@ -69,37 +69,42 @@ class MarkedAgent:
             raise ValueError(f"markers must have different texts, got {texts}")
 
     @property
+    def reader(self) -> Agent:
+        """The agent that reads the marked task."""
+        return self.agent if self.agent is not None else FlatAgent()
+
+    @property
     def levels(self) -> tuple[str, ...]:
-        return self.agent.levels
+        return self.reader.levels
 
     @property
     def max_length(self) -> int:
-        return self.agent.max_length
+        return self.reader.max_length
 
     @property
     def keep_thoughts(self) -> bool:
-        return keeps_thoughts(self.agent)
+        return keeps_thoughts(self.reader)
 
     @property
     def keep_turns(self) -> bool:
-        return keeps_turns(self.agent)
+        return keeps_turns(self.reader)
 
     @property
     def admissible(self) -> AdmissibleActions | None:
-        return admissible_actions(self.agent)
+        return admissible_actions(self.reader)
 
     @property
     def acting_levels(self) -> tuple[str, ...]:
-        return acting_levels(self.agent)
+        return acting_levels(self.reader)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         """Make a session that reads the best marker."""
-        return _MarkedSession(self.agent.session(episode_id, chat), self.markers[0].text)
+        return _MarkedSession(self.reader.session(episode_id, chat), self.markers[0].text)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Render a stored episode with the marker of its final score."""
-        text = marked(episode.task_description, self.marker_of(episode).text)
-        return self.agent.transcripts(replace(episode, task_description=text), chat)
+        text = add_marker(episode.task_description, self.marker_of(episode).text)
+        return self.reader.transcripts(replace(episode, task_description=text), chat)
 
     def marker_of(self, episode: Episode) -> Marker:
         """Return the marker of an episode's class."""
@@ -107,13 +112,13 @@ class MarkedAgent:
         return next(m for m in self.markers if m.min_score is None or score >= m.min_score)
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        return self.agent.outcomes(episode, level)
+        return self.reader.outcomes(episode, level)
 
     def update(self, level: str, observation: str) -> str:
-        return self.agent.update(level, observation)
+        return self.reader.update(level, observation)
 
 
-def marked(task_description: str, marker: str) -> str:
+def add_marker(task_description: str, marker: str) -> str:
     """Append a marker to a task."""
     return f"{task_description}\n{marker}"
 
@@ -125,7 +130,7 @@ class _MarkedSession:
         self._session, self._marker = session, marker
 
     def start(self, task_description: str, observation: str) -> Turn:
-        return self._session.start(marked(task_description, self._marker), observation)
+        return self._session.start(add_marker(task_description, self._marker), observation)
 
     @property
     def malformed(self) -> int:

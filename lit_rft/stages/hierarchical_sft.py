@@ -20,7 +20,8 @@ class HierarchicalSFT(EpisodeStage):
         L = w_h E_{D^h}[ -log pi(g | d, o) + lambda n~_h ] + w_l E_{D^l}[ -log pi(a | g, o) + lambda n~_l ]
 
     Each expectation is a mean over the utterances of its level in the optimiser step, see `utterance_likelihood_loss`.
-    `FlatAgent` is flat SFT: the same likelihood on one transcript of actions.
+    `FlatAgent` is flat SFT: the same likelihood on one transcript of actions. Conversations of
+    `AgentTuningDataModule` are a level of their own, `general`.
 
     Deviations: the length term uses the policy's expected length n~, because the data's length n has no gradient; by
     default the low level reads the task as well as the subgoal (`HierarchyPrompts.low_level_sees_task`), and the full
@@ -35,10 +36,13 @@ class HierarchicalSFT(EpisodeStage):
         level_weights: weights >= 0 by level of the agent, such as `{high: w_h, low: w_l}`; 1 for levels left out.
         length_coef: lambda, >= 0.
         average_tokens: log-likelihood per token of an utterance (GLIDER's release), or its sum.
+        pooled: one mean over the utterances of all levels, in place of the sum of each level's mean: mixtures of data
+            then count by their share (AgentTuning).
         chunk_tokens: logits are computed in chunks of this many tokens.
     """
 
     training_batch = STEPS
+    other_levels = ("general",)  # of transcripts that are none of the agent's
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class HierarchicalSFT(EpisodeStage):
         level_weights: dict[str, float] | None = None,
         length_coef: float = 0.0,
         average_tokens: bool = True,
+        pooled: bool = False,
         chunk_tokens: int = 256,
     ) -> None:
         super().__init__(policy, optimizer, acting, agent, batching)
@@ -57,7 +62,7 @@ class HierarchicalSFT(EpisodeStage):
             raise ValueError(f"length_coef must be >= 0, got {length_coef}")
         self.level_weights = weights_of_levels(self.agent, level_weights)
         self.length_coef = length_coef
-        self.average_tokens = average_tokens
+        self.average_tokens, self.pooled = average_tokens, pooled
         self.chunk_tokens = chunk_tokens
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
@@ -74,7 +79,8 @@ class HierarchicalSFT(EpisodeStage):
             ends=self.length_coef > 0,
         )  # fmt: skip
         loss, sums = log_probs.tokens.new_zeros(()), Sums()
-        for level in self.agent.levels:
+        total = sum(num_utterances.values())
+        for level in (*self.agent.levels, *self.other_levels):
             rows = micro.at_level(level)
             if not rows.any():
                 continue
@@ -86,7 +92,8 @@ class HierarchicalSFT(EpisodeStage):
                 average_tokens=self.average_tokens,
                 normalizer=num_utterances[level],
             )
-            loss = loss + self.level_weights[level] * term.loss
+            weight = self.level_weights.get(level, 1.0) * (num_utterances[level] / total if self.pooled else 1.0)
+            loss = loss + weight * term.loss
             share = rows.sum() / num_utterances[level]
             parts = {"loss": term.loss.detach(), "log_likelihood": term.log_likelihood_mean * share}
             if self.length_coef > 0:

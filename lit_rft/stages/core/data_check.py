@@ -133,7 +133,8 @@ def _check_levels(stage: Any, transcripts: Iterable[Transcript]) -> None:
         ValueError: For transcripts of another agent, or with another end of turn.
     """
     for transcript in transcripts:
-        if stage.agent is not None and transcript.level not in stage.agent.levels:
+        others = getattr(stage, "other_levels", ())
+        if stage.agent is not None and transcript.level not in (*stage.agent.levels, *others):
             raise ValueError(
                 f"the agent of {type(stage).__name__} has the levels {', '.join(stage.agent.levels)}, but the "
                 f"transcript of {transcript.episode_id} is of the {transcript.level} level: give stage and data the "
