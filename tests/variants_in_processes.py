@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_rft.advantages import GiGPO
+from lit_rft.advantages import HAE, GiGPO
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
-from lit_rft.datamodules import EpisodeGroupDataModule
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
@@ -20,6 +20,8 @@ from lit_rft.stages import (
     ObjectiveSettings,
     OptimizerSettings,
     PolicySettings,
+    PPOEpisodes,
+    PPOSettings,
 )
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, PLAYER, gradient_norms, make_strategy
@@ -46,7 +48,18 @@ def gigpo(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, data
 
 
-KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo}
+def hae(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = PPOEpisodes(
+        ppo=PPOSettings(value_learning_rate=1e-2, kl_coef=0.1), exploration=SamplingSettings(6, 1.0), acting=ACTING,
+        agent=PLAYER, advantages=HAE(), **common(model),
+    )  # fmt: skip
+    data = OnlineDataModule(
+        model=model, suite=CorridorSuite(), data_dir=str(folder), collect_tasks=["walk"], rounds=4, episodes_per_round=3
+    )
+    return stage, data
+
+
+KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo, "hae": hae}
 
 
 def main(arguments: Sequence[str]) -> None:

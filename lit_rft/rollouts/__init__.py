@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from lit_rft.rollouts.advantages import GroupAdvantages as GroupAdvantages
     from lit_rft.rollouts.advantages import assign_advantages as assign_advantages
     from lit_rft.rollouts.advantages import group_metrics as group_metrics
+    from lit_rft.rollouts.chains import AdvantageEstimator as AdvantageEstimator
+    from lit_rft.rollouts.chains import Chain as Chain
+    from lit_rft.rollouts.chains import ChainGAE as ChainGAE
     from lit_rft.rollouts.completions import CompletionSource as CompletionSource
     from lit_rft.rollouts.episode_groups import EpisodeGroupSource as EpisodeGroupSource
     from lit_rft.rollouts.episode_runner import EpisodeRunner as EpisodeRunner
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
+    "AdvantageEstimator": "lit_rft.rollouts.chains",
     "Advantages": "lit_rft.rollouts.advantages",
+    "Chain": "lit_rft.rollouts.chains",
+    "ChainGAE": "lit_rft.rollouts.chains",
     "CompletionSampler": "lit_rft.rollouts.sources",
     "CompletionSource": "lit_rft.rollouts.completions",
     "EpisodeGroupSource": "lit_rft.rollouts.episode_groups",

@@ -9,6 +9,7 @@ from lit_rft.agents import Agent, learnable_transcripts
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards.calling import RewardFunction
 from lit_rft.rollouts.advantages import group_metrics
+from lit_rft.rollouts.chains import EstimatorFunction
 from lit_rft.rollouts.completions import CompletionSource
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.rollout import Rollout
@@ -39,7 +40,7 @@ def ppo_step(stage: PolicyModule, update: PPOUpdate, rollouts: Sequence[Rollout]
         rollouts: of this process; their transcripts have outcomes.
     """
     policy = stage.current_policy()
-    metrics = update.prepare(policy, [t for rollout in rollouts for t in rollout.transcripts])
+    metrics = update.prepare(policy, rollouts)
     steps = [stage.optimize(*update.step(policy, part)) for part in update.mini_batches(rollouts)]
     stage.log_terms(mean_over_steps(steps) | metrics)
 
@@ -137,6 +138,7 @@ class PPOEpisodes(EpisodeStage):
         batching: micro-batches of an optimiser step.
         seed: of the rollouts; null for the run's `seed_everything`.
         loss: policy loss; null for the clipped one of `MixedPolicyLoss`.
+        advantages: any `lit_rft.rollouts.AdvantageEstimator`; null for GAE over each level by itself.
     """
 
     training_batch = ROUNDS
@@ -153,6 +155,7 @@ class PPOEpisodes(EpisodeStage):
         batching: BatchingSettings | None = None,
         seed: int | None = None,
         loss: PolicyLossFunction | None = None,
+        advantages: EstimatorFunction | None = None,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), acting, agent, batching)
         self.ppo = ppo or PPOSettings()
@@ -164,8 +167,8 @@ class PPOEpisodes(EpisodeStage):
         values = ValuePart(self.agent.levels, self.ppo.value_learning_rate)
         self.weight_parts = [values]
         self.update = PPOUpdate(
-            self.ppo, self.batching, values, loss=loss, temperature=self.exploration.temperature,
-            max_tokens=self.agent.max_length,
+            self.ppo, self.batching, values, loss=loss, advantages=advantages,
+            temperature=self.exploration.temperature, max_tokens=self.agent.max_length,
         )  # fmt: skip
 
     def training_step(self, batch: Any, batch_idx: int) -> None:

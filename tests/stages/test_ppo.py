@@ -15,7 +15,7 @@ from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
-from lit_rft.rollouts import MixedPolicyLoss
+from lit_rft.rollouts import MixedPolicyLoss, Rollout
 from lit_rft.stages import (
     PPO,
     ActingSettings,
@@ -84,7 +84,7 @@ def prepared(model: Path, transcripts: list[Transcript], settings: PPOSettings, 
     stage.configure_model()
     with torch.no_grad():
         stage.value_heads.heads[0][-1].bias.fill_(value)
-    stage.update.prepare(stage.current_policy(), transcripts)
+    stage.update.prepare(stage.current_policy(), [Rollout([one], "", 0, False, True) for one in transcripts])
     return [stage.update.before(transcript) for transcript in transcripts]
 
 
@@ -134,7 +134,7 @@ def test_whitening_is_over_the_batch(tiny_model_folder: Path) -> None:
     stage = make_ppo(tiny_model_folder)
     stage.configure_model()
     transcripts = [conversation(3), conversation(5)]
-    stage.update.prepare(stage.current_policy(), transcripts)
+    stage.update.prepare(stage.current_policy(), [Rollout([one], "", 0, False, True) for one in transcripts])
     joined = torch.cat([stage.update.before(transcript).advantages for transcript in transcripts])
     assert float(joined.mean()) == pytest.approx(0, abs=1e-5)
     assert float(joined.std(unbiased=False)) == pytest.approx(1, abs=1e-4)

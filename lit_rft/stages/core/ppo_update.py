@@ -14,14 +14,15 @@ from lit_rft.models.processes import sum_numbers, sum_over_processes
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import (
+    GAE,
     Sums,
     clipped_value_loss,
-    generalized_advantages,
     kl_estimate,
     mean_parts,
     moments,
     whitened,
 )
+from lit_rft.rollouts.chains import Chain, ChainGAE, EstimatorFunction
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
@@ -45,14 +46,15 @@ class Decisions(NamedTuple):
 class PPOUpdate:
     """Advantages of transcripts, and the losses of their optimiser steps.
 
-    Each transcript is a chain of its own: with a hierarchy, the high level's decisions and the low level's are two.
-    Rewards, durations and ends of decisions are the transcripts' outcomes.
+    By default each transcript is a chain of its own: with a hierarchy, the high level's decisions and the low level's
+    are two. Rewards, durations and ends of decisions are the transcripts' outcomes.
 
     Args:
         settings: of PPO.
         batching: micro-batches of an optimiser step.
         values: the stage's value heads.
         loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; None for the clipped one of `MixedPolicyLoss`.
+        advantages: any `lit_rft.rollouts.AdvantageEstimator`; None for `ChainGAE`.
         temperature: of the sampling; the ratios are those of the same distribution.
         max_tokens: maximum tokens of a rollout, for `Normalizer.max_length`.
     """
@@ -64,6 +66,7 @@ class PPOUpdate:
         values: ValuePart,
         *,
         loss: Callable[..., Any] | None = None,
+        advantages: EstimatorFunction | None = None,
         temperature: float = 1.0,
         max_tokens: int,
     ) -> None:
@@ -71,17 +74,20 @@ class PPOUpdate:
         self.policy_loss: Callable[..., Any] = loss if loss is not None else MixedPolicyLoss()
         if getattr(self.policy_loss, "importance_cap", None) is not None:
             raise ValueError("PPO keeps no log-probabilities of the sampler, which loss.importance_cap needs: null")
+        self.advantages = advantages if advantages is not None else ChainGAE(settings.utterance_level)
         self.temperature, self.max_tokens = temperature or 1.0, max_tokens
         self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
         self._kl = 0.0  # sum over the tokens of the last batch of this process
 
     @torch.no_grad()
-    def prepare(self, policy: Policy, transcripts: Sequence[Transcript]) -> dict[str, Tensor]:
+    def prepare(self, policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         """Compute values, advantages and log-probabilities under the policy that sampled; returns metrics."""
-        self._before, self._kl = {}, 0.0
+        self._kl = 0.0
+        evaluated: dict[int, tuple[Tensor, Chain]] = {}
         with unsharded(policy.model), evaluation_mode(policy.model):  # as it sampled: without dropout
-            for micro in self._split(policy, transcripts):
-                self._evaluate(policy, micro)
+            for micro in self._split(policy, [t for rollout in rollouts for t in rollout.transcripts]):
+                evaluated |= self._evaluate(policy, micro)
+        self._before = self._estimate(rollouts, evaluated)
         return self._whiten(policy)
 
     def before(self, transcript: Transcript) -> Decisions:
@@ -151,8 +157,8 @@ class PPOUpdate:
 
     # --- advantages --------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, policy: Policy, micro: TranscriptBatch) -> None:
-        """Keep the values and advantages of a micro-batch's transcripts."""
+    def _evaluate(self, policy: Policy, micro: TranscriptBatch) -> dict[int, tuple[Tensor, Chain]]:
+        """Return log-probabilities and values of a micro-batch's transcripts, by `id()` of the transcript."""
         hidden = hidden_states(policy.model, micro)
         log_probs, values = self._forward(policy, micro, hidden)
         assert self.values.heads is not None
@@ -164,12 +170,31 @@ class PPOUpdate:
             penalty = self.settings.kl_coef * (log_probs - reference)[mask]
             self._kl += float(kl_estimate(log_probs, reference)[mask].sum())
         lengths, start = mask.sum(1), 0
+        evaluated = {}
         for index, transcript in enumerate(micro.transcripts):
             rows = micro.transcript_index == index
             tokens = slice(start, start := start + int(lengths[rows].sum()))
-            chain = _Chain(lengths[rows], micro.rewards[rows], micro.steps[rows], micro.terminated[rows], after[rows])
-            estimate = chain.advantages(values[tokens], penalty[tokens], self.settings)
-            self._before[id(transcript)] = Decisions(log_probs[rows][mask[rows]], values[tokens], *estimate)
+            chain = Chain(
+                transcript.level, lengths[rows], micro.rewards[rows], micro.steps[rows], micro.terminated[rows],
+                values[tokens], after[rows], penalty[tokens],
+            )  # fmt: skip
+            evaluated[id(transcript)] = (log_probs[rows][mask[rows]], chain)
+        return evaluated
+
+    def _estimate(
+        self, rollouts: Sequence[Rollout], evaluated: dict[int, tuple[Tensor, Chain]]
+    ) -> dict[int, Decisions]:
+        """Return the transcripts' values with their advantages, in the order of `evaluated`."""
+        estimates: dict[int, GAE] = {}
+        for rollout in rollouts:
+            decisions = rollout.decisions or [[]] * len(rollout.transcripts)
+            pairs = zip(rollout.transcripts, decisions, strict=True)
+            chains = [evaluated[id(transcript)][1]._replace(decisions=rows) for transcript, rows in pairs]
+            made = self.advantages(chains, discount=self.settings.discount, gae_lambda=self.settings.gae_lambda)
+            estimates |= {id(t): estimate for t, estimate in zip(rollout.transcripts, made, strict=True)}
+        return {
+            key: Decisions(log_probs, chain.values, *estimates[key]) for key, (log_probs, chain) in evaluated.items()
+        }
 
     def _whiten(self, policy: Policy) -> dict[str, Tensor]:
         """Whiten the advantages over all processes, and return metrics of the values before the update."""
@@ -196,47 +221,6 @@ class PPOUpdate:
             "explained_variance": 1 - spread["error"] / spread["returns"].clamp_min(1e-12),
         }
         return metrics | ({"kl": sums["kl"] / number} if self.settings.kl_coef > 0 else {})
-
-
-class _Chain(NamedTuple):
-    """The decisions of one transcript, [K] each."""
-
-    lengths: Tensor  # tokens of each utterance
-    rewards: Tensor
-    steps: Tensor  # environment steps
-    terminated: Tensor
-    after: Tensor  # V of the state after each decision, read where the chain was cut
-
-    def advantages(self, values: Tensor, penalty: Tensor, settings: PPOSettings) -> tuple[Tensor, Tensor]:
-        """Return the advantages and returns of its tokens, [N] each.
-
-        Args:
-            values: before each token, [N].
-            penalty: subtracted from each token's reward, [N].
-            settings: of PPO.
-        """
-        ends = self.lengths.cumsum(0) - 1  # the last token of each utterance
-        starts = ends - self.lengths + 1
-        cut = torch.zeros_like(self.terminated)
-        cut[-1] = True
-        last, final = self.terminated | cut, torch.where(self.terminated, 0.0, self.after)
-        rates = {"discount": settings.discount, "gae_lambda": settings.gae_lambda}
-        if settings.utterance_level:
-            owner = torch.arange(len(ends), device=ends.device).repeat_interleave(self.lengths)
-            rewards = self.rewards - penalty.new_zeros(len(ends)).index_add(0, owner, penalty)
-            estimate = generalized_advantages(
-                rewards, values[starts], last, **rates, final_values=final, steps=self.steps
-            )
-            return estimate.advantages[owner], estimate.returns[owner]
-        rewards, time = -penalty, torch.zeros_like(values)
-        rewards[ends] += self.rewards
-        time[ends] = self.steps.to(time.dtype)
-        everywhere = torch.zeros_like(values)
-        everywhere[ends] = final
-        token_last = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-        token_last[ends] = last
-        estimate = generalized_advantages(rewards, values, token_last, **rates, final_values=everywhere, steps=time)
-        return estimate.advantages, estimate.returns
 
 
 def _grid(mask: Tensor, values: Sequence[Tensor]) -> Tensor:
