@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lit_rft import problems as problems
     from lit_rft import rewards as rewards
     from lit_rft import rollouts as rollouts
+    from lit_rft import sources as sources
     from lit_rft import stages as stages
     from lit_rft import testing as testing
     from lit_rft import transcripts as transcripts
@@ -121,6 +122,7 @@ _SUBPACKAGES = (
     "problems",
     "rewards",
     "rollouts",
+    "sources",
     "stages",
     "testing",
     "transcripts",

@@ -27,6 +27,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},
     "advantages": {"rollouts", "objectives", "models"},  # of models: sums over processes
+    "sources": {"rollouts", "batches", "models"},  # of models: what processes agree on
     "rollouts": {"agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
     | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
@@ -35,7 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
-    "losses", "advantages", "batches", "problems",
+    "losses", "advantages", "sources", "batches", "problems",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES

@@ -11,9 +11,13 @@ import torch
 
 from lit_rft.advantages import HAE, GiGPO
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
-from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule
+from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule
+from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
+from lit_rft.problems import Problem, write_problems
+from lit_rft.sources import DynamicSampling
 from lit_rft.stages import (
+    GRPO,
     ActingSettings,
     BatchingSettings,
     MixedPolicyEpisodes,
@@ -54,12 +58,35 @@ def hae(model: str, folder: Path) -> tuple[Any, Any]:
         agent=PLAYER, advantages=HAE(), **common(model),
     )  # fmt: skip
     data = OnlineDataModule(
-        model=model, suite=CorridorSuite(), data_dir=str(folder), collect_tasks=["walk"], rounds=4, episodes_per_round=3
-    )
+        model=model, suite=GymSuite("plugins.vowels_env.Vowels", step_limit=2, seeds={"train": 6}),
+        data_dir=str(folder), rounds=4, episodes_per_round=3,
+    )  # fmt: skip
     return stage, data
 
 
-KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo, "hae": hae}
+def some_vowels(completions: Any, rows: Any) -> list[float]:
+    """Equal rewards in many groups."""
+    return [float(sum(letter in "aeiou" for letter in text) >= 2) for text in completions]
+
+
+def problems(model: str, folder: Path, **options: Any) -> MathPromptDataModule:
+    rows = [
+        Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n % 3)},), "1", (f"answer {n}" * (1 + n % 4),))
+        for n in range(12)
+    ]
+    write_problems(folder / "problems.jsonl", rows)
+    return MathPromptDataModule(model, [str(folder / "problems.jsonl")], max_trace_length=512, **options)
+
+
+def dynamic(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = GRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, source=DynamicSampling(3),
+        objective=ObjectiveSettings(group_size=4, mini_batches=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=10)
+
+
+KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo, "hae": hae, "dynamic": dynamic}
 
 
 def main(arguments: Sequence[str]) -> None:

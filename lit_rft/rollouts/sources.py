@@ -1,7 +1,7 @@
 """Sources of rollouts: the interface, and sampling of completions with the current policy."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,9 @@ class RolloutSource(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         ...
+
+
+SourceFunction = Callable[..., Any]  # RolloutSource -> RolloutSource; the command line takes callables by class_path
 
 
 class CompletionSampler:

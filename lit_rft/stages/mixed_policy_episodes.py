@@ -1,11 +1,14 @@
 """GRPO over episodes of text environments, with expert episodes in the groups."""
 
+from typing import Any
+
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent
 from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
 from lit_rft.rollouts.episode_groups import EpisodeGroupSource
+from lit_rft.rollouts.sources import SourceFunction
 from lit_rft.stages.core.data_check import GROUPS
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage
@@ -39,10 +42,11 @@ class MixedPolicyEpisodes(EpisodeStage):
         seed: of the rollouts; null for the run's `seed_everything`.
         loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`, LUFFY's.
         advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
+        source: builds a source around the stage's own, such as `lit_rft.sources.DynamicSampling`; null for none.
     """
 
     training_batch = GROUPS
-    source: EpisodeGroupSource
+    source: Any  # a `RolloutSource` with `traces`
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class MixedPolicyEpisodes(EpisodeStage):
         seed: int | None = None,
         loss: PolicyLossFunction | None = None,
         advantages: AdvantagesFunction | None = None,
+        source: SourceFunction | None = None,
     ) -> None:
         super().__init__(policy, optimizer, acting, agent, batching)
         self.objective = (objective or ObjectiveSettings()).with_default_traces(1)
@@ -67,6 +72,8 @@ class MixedPolicyEpisodes(EpisodeStage):
         self.source = EpisodeGroupSource(
             self.evaluator.runner, self.sampling, seed=self.seed, **self.objective.group_sizes
         )
+        if source is not None:
+            self.source = source(self.source)
         self.stateful = {"source": self.source}
         self.advantages = advantages if advantages is not None else GroupAdvantages()
         self.update = GroupUpdate(
@@ -85,7 +92,7 @@ class MixedPolicyEpisodes(EpisodeStage):
             rollouts = self.source(policy, batch)
             self.check_rewards(rollouts)
             self.samples = assign_advantages(rollouts, self.advantages)
-            parts = self.update.mini_batches(policy, rollouts, len(batch.groups))
+            parts = self.update.mini_batches(policy, rollouts)
             metrics = [self.optimize(*self.update.step(policy, part)) for part in parts]
             self.log_terms(mean_over_steps(metrics) | group_metrics(self.samples, self.device))
         self.log_source()

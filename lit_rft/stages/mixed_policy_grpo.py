@@ -1,11 +1,14 @@
 """LUFFY: GRPO whose groups contain on-policy completions and off-policy traces."""
 
+from typing import Any
+
 from lit_rft._seeds import resolve_seed
 from lit_rft.batches import PromptBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards.calling import RewardFunction
 from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
 from lit_rft.rollouts.completions import CompletionSource
+from lit_rft.rollouts.sources import SourceFunction
 from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
@@ -47,10 +50,11 @@ class MixedPolicyGRPO(PolicyModule):
         seed: of the rollouts; null for the run's `seed_everything`.
         loss: policy loss, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`, LUFFY's.
         advantages: any `lit_rft.rollouts.Advantages`; default `GroupAdvantages`.
+        source: builds a source around the stage's own, such as `lit_rft.sources.DynamicSampling`; null for none.
     """
 
     training_batch = PROMPTS
-    source: CompletionSource
+    source: Any  # a `RolloutSource` with `traces`
     evaluator: ProblemEvaluator
     default_traces = 1  # per group, unless `objective` sets it
 
@@ -70,6 +74,7 @@ class MixedPolicyGRPO(PolicyModule):
         seed: int | None = None,
         loss: PolicyLossFunction | None = None,
         advantages: AdvantagesFunction | None = None,
+        source: SourceFunction | None = None,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), batching)
         self.objective = (objective or ObjectiveSettings()).with_default_traces(self.default_traces)
@@ -84,6 +89,8 @@ class MixedPolicyGRPO(PolicyModule):
             self.reward, self.sampling, sampler=self.evaluator.sampler, max_concurrent=max_concurrent, seed=self.seed,
             **self.objective.group_sizes,
         )  # fmt: skip
+        if source is not None:
+            self.source = source(self.source)
         self.stateful = {"source": self.source}
         self.advantages = advantages if advantages is not None else GroupAdvantages()
         self.update = GroupUpdate(
@@ -102,7 +109,7 @@ class MixedPolicyGRPO(PolicyModule):
             rollouts = self.source(policy, batch)
             self.check_rewards(rollouts)
             self.samples = assign_advantages(rollouts, self.advantages)
-            parts = self.update.mini_batches(policy, rollouts, len(batch.prompts))
+            parts = self.update.mini_batches(policy, rollouts)
             metrics = [self.optimize(*self.update.step(policy, part)) for part in parts]
             self.log_terms(mean_over_steps(metrics) | group_metrics(self.samples, self.device))
         self.log_source()

@@ -192,5 +192,5 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
 def test_mini_batches_are_stretches_of_the_batch(tiny_model_folder: Path) -> None:
     stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2})
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
-    parts = stage.update.mini_batches(stage.current_policy(), stage.samples, 4)
+    parts = stage.update.mini_batches(stage.current_policy(), stage.samples)
     assert [sorted({one.group for one in part}) for part in parts] == [[0, 1], [2, 3]]

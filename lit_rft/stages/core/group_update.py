@@ -58,7 +58,7 @@ class GroupUpdate:
         self.temperature, self.max_tokens, self.chunk_tokens = temperature or 1.0, max_tokens, chunk_tokens
         self.split = RolloutSplitter(batching, share_prompts)
 
-    def mini_batches(self, policy: Policy, rollouts: list[Rollout], num_groups: int) -> list[list[Rollout]]:
+    def mini_batches(self, policy: Policy, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """Split rollouts into mini-batches, one per optimiser step, of complete groups in their order.
 
         For several steps the rollouts get their `old_log_probs` first.
@@ -66,13 +66,12 @@ class GroupUpdate:
         Args:
             policy: the one that sampled.
             rollouts: of this process.
-            num_groups: of this process.
 
         Returns:
             `mini_batches * epochs` lists in every process, some of them perhaps empty.
         """
         self.split.check_sharing(policy)
-        parts = split_groups(rollouts, num_groups, self.objective.mini_batches)
+        parts = split_groups(rollouts, self.objective.mini_batches)
         if len(parts) * self.objective.epochs > 1:
             self.keep_old_log_probs(policy, rollouts)
         return parts * self.objective.epochs

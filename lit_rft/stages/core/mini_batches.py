@@ -6,21 +6,23 @@ from lit_rft.models.processes import all_gather_objects, global_rank, world_size
 from lit_rft.rollouts.rollout import Rollout
 
 
-def split_groups(rollouts: Sequence[Rollout], num_groups: int, number: int) -> list[list[Rollout]]:
+def split_groups(rollouts: Sequence[Rollout], number: int) -> list[list[Rollout]]:
     """Split rollouts into mini-batches of complete groups, in their order.
+
+    Groups without rollouts are not counted: a source may leave out many (see `lit_rft.sources.DynamicSampling`).
 
     All processes must call this; each has every world_size-th group of the batch.
 
     Args:
         rollouts: of this process.
-        num_groups: of this process, those without rollouts included.
         number: of mini-batches.
 
     Returns:
         `number` lists, some of them perhaps empty.
     """
-    total = sum(all_gather_objects(num_groups))
-    return _split(rollouts, [_place(rollout) for rollout in rollouts], total, number)
+    groups = [_place(rollout) for rollout in rollouts]
+    order = sorted({group for share in all_gather_objects(groups) for group in share})
+    return _split(rollouts, [order.index(group) for group in groups], len(order), number)
 
 
 def split_rollouts(rollouts: Sequence[Rollout], number: int) -> list[list[Rollout]]:

@@ -1,0 +1,60 @@
+"""Parts of rollout sources that are built around another."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lit_rft.batches import EpisodeGroupBatch, PromptBatch
+from lit_rft.rollouts import Policy, Rollout
+
+
+class WrappedSource:
+    """A rollout source around another, which makes the rollouts.
+
+    Args:
+        source: of a stage: `CompletionSource`, `EpisodeGroupSource`, or another one around them.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.more_metrics: dict[str, Tensor] = {}  # besides those of `source`
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        return {**self.source.metrics, **self.more_metrics}
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, over all processes; 0 for completions."""
+        return int(getattr(self.source, "env_steps", 0))
+
+    def __call__(self, policy: Policy, batch: Any) -> list[Rollout]:
+        rollouts: list[Rollout] = self.source(policy, batch)
+        return rollouts
+
+    def traces(self, policy: Policy, batch: Any) -> list[Rollout]:
+        """Return all off-policy traces of a batch, for supervised fine-tuning."""
+        traces: list[Rollout] = self.source.traces(policy, batch)
+        return traces
+
+    def close(self) -> None:
+        self.source.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"source": self.source.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.source.load_state_dict(state["source"])
+
+
+def num_groups(batch: PromptBatch | EpisodeGroupBatch) -> int:
+    """Return the number of prompts or tasks of a batch."""
+    return len(batch.prompts if isinstance(batch, PromptBatch) else batch.groups)
+
+
+def select_groups(batch: PromptBatch | EpisodeGroupBatch, indices: Sequence[int]) -> PromptBatch | EpisodeGroupBatch:
+    """Return a batch of some of the prompts or tasks of another."""
+    if isinstance(batch, PromptBatch):
+        return PromptBatch([batch.prompts[index] for index in indices], batch.sources)
+    return EpisodeGroupBatch([batch.groups[index] for index in indices], batch.jobs)
