@@ -62,8 +62,8 @@ class _DynamicSource(WrappedSource):
                 rollout.group = local[rollout.group]
             rollouts += sampled
             rewards = [a + b for a, b in zip(rewards, _rewards(sampled), strict=True)]
-            found = [group * processes + rank for group in _with_signal(sampled)]
-            kept |= {place for part in all_gather_objects(found) for place in part}
+            with_signal = [group * processes + rank for group in _with_signal(sampled)]
+            kept |= {place for part in all_gather_objects(with_signal) for place in part}
             rounds.append((end - start, dict(self.source.metrics)))
             start = end
         self._means = _weighted_means(rounds)

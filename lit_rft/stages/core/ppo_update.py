@@ -190,8 +190,8 @@ class PPOUpdate:
             decisions = rollout.decisions or [[]] * len(rollout.transcripts)
             pairs = zip(rollout.transcripts, decisions, strict=True)
             chains = [evaluated[id(transcript)][1]._replace(decisions=rows) for transcript, rows in pairs]
-            made = self.advantages(chains, discount=self.settings.discount, gae_lambda=self.settings.gae_lambda)
-            estimates |= {id(t): estimate for t, estimate in zip(rollout.transcripts, made, strict=True)}
+            results = self.advantages(chains, discount=self.settings.discount, gae_lambda=self.settings.gae_lambda)
+            estimates |= {id(t): estimate for t, estimate in zip(rollout.transcripts, results, strict=True)}
         return {
             key: Decisions(log_probs, chain.values, *estimates[key]) for key, (log_probs, chain) in evaluated.items()
         }
