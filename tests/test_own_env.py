@@ -78,6 +78,12 @@ class Fragile(Brief):
 """
 
 
+def tags(folder: Path) -> list[str]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return list(events.Tags()["scalars"])
+
+
 def scalars(folder: Path, name: str) -> dict[int, float]:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -142,6 +148,37 @@ def test_rows_of_a_file_are_tasks(tiny_model_folder: Path, tmp_path: Path, monke
     split = ["--data.init_args.eval_split", "test"]
     main(["test", *arguments(tiny_model_folder, tmp_path, *own, *rows, *split)])
     assert set(json.loads((tmp_path / "scores.json").read_text())) == {"low", "high", "mean"}
+
+
+SOLVER = """\
+
+
+def solve(observation, info):
+    return "1" if observation.startswith("Guess") else None
+"""
+
+
+def test_an_expert_of_ones_own_then_fine_tuning_then_grpo(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/environments.md, with its environment."""
+    page = (PLUGINS.parents[1] / "docs" / "environments.md").read_text()
+    (tmp_path / "my_solved_envs.py").write_text(page.partition("```python\n")[2].partition("```")[0] + SOLVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env, expert = "my_solved_envs.Guess", tmp_path / "expert.jsonl"
+    main(["collect", env, "--expert", "my_solved_envs.solve", "--episodes", "4", "--out", str(expert)])
+    assert len(expert.read_text().splitlines()) == 4
+    own = ["--data.suite.env", env, "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+    run = tmp_path / "sft"
+    settings = arguments(tiny_model_folder, run, *own, "--data.init_args.train_files", f"[{expert}]")[2:]
+    left_out = ("--model.init_args.objective.group_size", "--model.init_args.exploration.max_new_tokens")
+    pairs = zip(settings[::2], settings[1::2], strict=True)
+    main(["fit", "-c", "grpo/text_env_sft.yaml", *(part for pair in pairs if pair[0] not in left_out for part in pair)])
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert "train/loss" in tags(run) and "val/score" in tags(run)  # it was played
+    start = ["--model.init_args.policy.start_from", str(run / "checkpoints" / "last.ckpt")]
+    main(["fit", *arguments(tiny_model_folder, tmp_path / "grpo", *own, *start)])
+    assert (tmp_path / "grpo" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_demonstrations_that_are_needed_and_missing_are_an_error(
