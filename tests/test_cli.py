@@ -51,6 +51,8 @@ BASES = {
 OVERLAYS = {
     **BASES,
     "fsdp.yaml": [SFT, "fsdp.yaml"],
+    "baselines/chat_server.yaml": ["baselines/alfworld/react.yaml", "baselines/chat_server.yaml"],
+    "baselines/sage_server.yaml": ["baselines/alfworld/swift_sage.yaml", "baselines/sage_server.yaml"],
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
     **{
         f"glider/scienceworld/{overlay}.yaml": [config, f"glider/scienceworld/{overlay}.yaml"]

@@ -5,7 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.base import Agent, Session
-from lit_rft.episodes import Step
+from lit_rft.envs.base import EpisodeSpec
+from lit_rft.episodes import Episode, Step
 
 
 @runtime_checkable
@@ -45,6 +46,20 @@ class SupportsActingLevels(Protocol):
     @property
     def acting_levels(self) -> tuple[str, ...]:
         """Names of these levels."""
+        ...
+
+
+@runtime_checkable
+class SupportsTrials(Protocol):
+    """An agent that plays problems of an evaluation several times."""
+
+    def next_trial(self, spec: EpisodeSpec, trials: Sequence[Episode]) -> EpisodeSpec | None:
+        """Return the specification of a problem's next trial, with an id of its own; None after the last one.
+
+        Args:
+            spec: of the problem.
+            trials: its trials so far, in order.
+        """
         ...
 
 

@@ -76,6 +76,10 @@ class SwiftSageAgent:
 
     def __post_init__(self) -> None:
         check_positive(self, "max_buffer", "max_attempts", "shown_actions")
+        if self.admissible is not None and (self.admissible.choose or self.admissible.show):
+            raise ValueError(
+                "admissible.show and admissible.choose must be false: the lists check proposed actions only"
+            )
 
     @property
     def levels(self) -> tuple[str, ...]:

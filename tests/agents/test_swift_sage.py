@@ -8,6 +8,7 @@ import pytest
 from local_play import LocalPool, Writer, assert_what_was_read, chat_of
 
 from lit_rft.agents import (
+    AdmissibleActions,
     EpisodePlayer,
     Examples,
     PlayedEpisode,
@@ -203,3 +204,10 @@ def test_examples_are_in_the_plan_only(chat: ChatFormat, tmp_path: Path) -> None
     agent = SwiftSageAgent(SwiftAgent(max_length=8000), examples=Examples([str(tmp_path / "a.jsonl")]))
     _, writer = play(agent, chat, {"swift": ["jump"], "sage": ["Plan.", GROUNDED]})
     assert [episode.task_description in text for text in prompts(writer, chat)] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["show", "choose"])
+def test_uses_of_admissible_actions_that_it_does_not_have(name: str) -> None:
+    options = {"show": False, "choose": False, name: True}
+    with pytest.raises(ValueError, match=r"admissible\.show and admissible\.choose must be false"):
+        SwiftSageAgent(admissible=AdmissibleActions(**options))

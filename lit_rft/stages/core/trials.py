@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rft.agents import Agent
+from lit_rft.agents.optional import SupportsTrials
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes import Episode
 from lit_rft.metrics import EpisodeMetrics
@@ -23,7 +24,7 @@ class Trials:
     """
 
     def __init__(self, agent: Agent, tasks: Sequence[str], device: Any = None) -> None:
-        self._next = getattr(agent, "next_trial", None)
+        self._next = agent.next_trial if isinstance(agent, SupportsTrials) else None
         self._running: dict[str, tuple[EpisodeSpec, list[Episode]]] = {}  # id of the trial -> problem, earlier trials
         names = ("first", "last", "best") if self._next else ("first",)
         self._metrics = {name: EpisodeMetrics(tasks).to(device) for name in names}
@@ -65,8 +66,7 @@ class Trials:
     def _following(self, problem: EpisodeSpec, trials: Sequence[Episode]) -> EpisodeSpec | None:
         if self._next is None:
             return None if trials else problem
-        spec: EpisodeSpec | None = self._next(problem, trials)
-        return spec
+        return self._next(problem, trials)
 
     def _continue(self, problem: EpisodeSpec, trials: list[Episode], spec: EpisodeSpec | None) -> list[EpisodeSpec]:
         if spec is None:
