@@ -12,22 +12,20 @@ from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lit_rft.callbacks.adapter_export import AdapterExport as AdapterExport
-    from lit_rft.callbacks.answers import AnswerTable as AnswerTable
     from lit_rft.callbacks.answers import CompletionFiles as CompletionFiles
     from lit_rft.callbacks.answers import CompletionText as CompletionText
     from lit_rft.callbacks.calibration import CriticCalibration as CriticCalibration
     from lit_rft.callbacks.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
     from lit_rft.callbacks.episodes import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks.episodes import EpisodeText as EpisodeText
-    from lit_rft.callbacks.episodes import ScoreTable as ScoreTable
     from lit_rft.callbacks.random_state import RandomState as RandomState
     from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
+    from lit_rft.callbacks.score_table import ScoreTable as ScoreTable
     from lit_rft.callbacks.throughput import Throughput as Throughput
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "AdapterExport": "lit_rft.callbacks.adapter_export",
-    "AnswerTable": "lit_rft.callbacks.answers",
     "AtomicCheckpointIO": "lit_rft.callbacks.checkpoints",
     "CompletionFiles": "lit_rft.callbacks.answers",
     "CompletionText": "lit_rft.callbacks.answers",
@@ -36,7 +34,7 @@ _EXPORTS: dict[str, str] = {
     "EpisodeText": "lit_rft.callbacks.episodes",
     "RandomState": "lit_rft.callbacks.random_state",
     "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",
-    "ScoreTable": "lit_rft.callbacks.episodes",
+    "ScoreTable": "lit_rft.callbacks.score_table",
     "Throughput": "lit_rft.callbacks.throughput",
 }
 

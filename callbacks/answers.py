@@ -1,8 +1,7 @@
-"""Answers to problems: as text in TensorBoard, as a table of scores in the console, and as files."""
+"""Answers to problems: as text in TensorBoard, and as files."""
 
 import dataclasses
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +11,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
-from rich.table import Table
 
 from lit_rft._files import replacing
-from lit_rft.callbacks.episodes import ScoreTable, evaluator_of, own_file
+from lit_rft.callbacks.results import evaluator_of, own_file
 from lit_rft.callbacks.text_log import log_text
 
 _SHOWN = 4000  # maximum characters of a text in TensorBoard
@@ -89,35 +87,6 @@ def _cell(text: str) -> str:
     return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
 
 
-class AnswerTable(ScoreTable):
-    """Prints the scores by benchmark after each validation and test, and writes those of a test.
-
-    They are in `<default_root_dir>/scores.json`.
-    """
-
-    def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
-        scores: dict[str, dict[str, float]] = _evaluator(module).table
-        return scores
-
-    def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
-        return answer_table(scores, title)
-
-
-def answer_table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    """Format `AnswerMetrics.compute()` as a table for the console; the mean comes last."""
-    table = Table(title=title)
-    for name in ("benchmark", "problems", "k", "avg@k", "95% interval", "pass@k"):
-        table.add_column(name, justify="left" if name == "benchmark" else "right")
-    for name, row in scores.items():
-        if name == "mean":
-            table.add_section()
-        k = "-" if math.isnan(row["k"]) else f"{row['k']:.0f}"
-        interval = "-" if math.isnan(row["low"]) else f"{row['low']:.1%} .. {row['high']:.1%}"
-        cells = [f"{row['problems']:.0f}", k, f"{row['average']:.1%}", interval, f"{row['pass']:.1%}"]
-        table.add_row(name or "problems", *cells, style="bold" if name == "mean" else None)
-    return table
-
-
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers of `predict`, with their rewards, as JSON lines.
 
@@ -167,7 +136,7 @@ class CompletionFiles(BasePredictionWriter):
 
 
 def _evaluator(module: L.LightningModule) -> Any:
-    advice = "use ScoreTable, EpisodeText and EpisodeFiles in place of AnswerTable, CompletionText and CompletionFiles"
+    advice = "use EpisodeText and EpisodeFiles in place of CompletionText and CompletionFiles"
     return evaluator_of(module, "PromptBatch", advice)
 
 

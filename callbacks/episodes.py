@@ -1,7 +1,5 @@
-"""Played episodes: as text in TensorBoard, as a table of scores in the console, and as files."""
+"""Played episodes: as text in TensorBoard, and as files."""
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -9,25 +7,22 @@ from typing import Any, Protocol, cast
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
-from rich.table import Table
 
-from lit_rft._files import write_json
 from lit_rft.agents import PlayedEpisode
+from lit_rft.callbacks.results import evaluator_of, own_file
 from lit_rft.callbacks.text_log import log_text
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
-from lit_rft.metrics import COLUMNS, ENV_METRICS
 
 
 class EvaluatesEpisodes(Protocol):
     """Evaluator on episodes; `lit_rft.stages.core.evaluate_episodes.EpisodeEvaluator` is one.
 
-    `results`: the episodes of the epoch so far. `table`: task -> column -> mean, after the epoch. `skip`: ids that
-    `predict` may leave out. `finished`: episodes of an earlier run. `on_result`: called at the end of each episode.
+    `results`: the episodes of the epoch so far. `skip`: ids that `predict` may leave out. `finished`: episodes of an
+    earlier run. `on_result`: called at the end of each episode.
     """
 
     results: list[PlayedEpisode]
-    table: dict[str, dict[str, float]]
     skip: set[str]
     finished: Sequence[Episode]
     on_result: Callable[[PlayedEpisode], None] | None
@@ -86,57 +81,6 @@ def episode_markdown(episode: Episode) -> str:
 
 def _quote(text: str) -> str:
     return "\n".join(f"> {line.strip()}  " for line in text.splitlines() if line.strip())
-
-
-class ScoreTable(L.Callback):
-    """Prints the scores by task after each validation and test, and writes those of a test.
-
-    `<default_root_dir>/scores.json`: task -> column -> mean over its episodes, null without any. `costs.json`: numbers
-    of episodes, environment steps, utterances, tokens read and sampled, a server's usage, and seconds.
-    """
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer, pl_module, f"validation, step {trainer.global_step}")
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer, pl_module, "test")
-        if trainer.is_global_zero and (scores := self.scores(pl_module)):
-            write_json(Path(trainer.default_root_dir) / "scores.json", scores)
-            if costs := getattr(getattr(pl_module, "evaluator", None), "costs", None):
-                write_json(Path(trainer.default_root_dir) / "costs.json", costs)
-
-    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, title: str) -> None:
-        scores = self.scores(pl_module)
-        if trainer.is_global_zero and scores:
-            Console().print(self.table(scores, title))
-
-    def scores(self, module: L.LightningModule) -> dict[str, dict[str, float]]:
-        """Return row -> column -> value; the last row is the mean."""
-        return _evaluator(module).table
-
-    def table(self, scores: dict[str, dict[str, float]], title: str) -> Table:
-        """Format the scores for the console."""
-        return score_table(scores, title)
-
-
-def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    """Format `EpisodeMetrics.compute()` as a table for the console; the mean comes last."""
-    table = Table(title=title)
-    table.add_column("task", no_wrap=True)
-    columns = list(dict.fromkeys([*COLUMNS, *(column for row in scores.values() for column in row)]))
-    for column in columns:
-        table.add_column(column.removeprefix(ENV_METRICS).replace("_", " "), justify="right")
-    for task, row in scores.items():
-        if task == "mean":
-            table.add_section()
-        cells = ["-" if math.isnan(row.get(c, math.nan)) else format(row[c], _form(c)) for c in columns]
-        table.add_row(task, *cells, style="bold" if task == "mean" else None)
-    return table
-
-
-def _form(column: str) -> str:
-    """Return the format of a column's values: shares in percent, other numbers unchanged."""
-    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column.endswith(("score", "steps")) else ".0%"
 
 
 class EpisodeFiles(BasePredictionWriter):
@@ -212,37 +156,6 @@ class EpisodeFiles(BasePredictionWriter):
             self._writer.close()
 
 
-def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
-    """Return this process's output file, and create its folder.
-
-    It is the path, or a default in the run's folder; with several processes it gets `-rank<n>` before the suffix.
-    """
-    chosen = Path(path or os.path.join(trainer.default_root_dir, default))
-    if trainer.world_size > 1:
-        chosen = chosen.with_name(f"{chosen.stem}-rank{trainer.global_rank}{chosen.suffix}")
-    chosen.parent.mkdir(parents=True, exist_ok=True)
-    return chosen
-
-
-def evaluator_of(module: L.LightningModule, batches: str, advice: str) -> Any:
-    """Return the evaluator of a stage.
-
-    Args:
-        module: the stage.
-        batches: name of the batches that the callback is for.
-        advice: the callbacks for other stages.
-
-    Raises:
-        TypeError: If the stage has no evaluator on such batches.
-    """
-    evaluator = getattr(module, "evaluator", None)
-    kind = getattr(getattr(evaluator, "batch_kind", None), "name", batches)
-    if evaluator is None or kind != batches:
-        reason = "has no evaluator" if evaluator is None else f"is evaluated on {kind}, and not on {batches}"
-        raise TypeError(f"{type(module).__name__} {reason}: {advice}")
-    return evaluator
-
-
 def _evaluator(module: L.LightningModule) -> EvaluatesEpisodes:
-    advice = "use AnswerTable, CompletionText and CompletionFiles in place of ScoreTable, EpisodeText and EpisodeFiles"
+    advice = "use CompletionText and CompletionFiles in place of EpisodeText and EpisodeFiles"
     return cast(EvaluatesEpisodes, evaluator_of(module, "EpisodeJobs", advice))

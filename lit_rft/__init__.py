@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lit_rft.agents import HierarchyPrompts as HierarchyPrompts
     from lit_rft.agents import MarkedAgent as MarkedAgent
     from lit_rft.callbacks import AdapterExport as AdapterExport
-    from lit_rft.callbacks import AnswerTable as AnswerTable
     from lit_rft.callbacks import AtomicCheckpointIO as AtomicCheckpointIO
     from lit_rft.callbacks import CompletionFiles as CompletionFiles
     from lit_rft.callbacks import CompletionText as CompletionText
@@ -132,7 +131,6 @@ _SUBPACKAGES = (
 _NAMES: dict[str, str] = {
     "ActingSettings": "lit_rft.stages",
     "AdapterExport": "lit_rft.callbacks",
-    "AnswerTable": "lit_rft.callbacks",
     "AnsweringSettings": "lit_rft.stages",
     "AtomicCheckpointIO": "lit_rft.callbacks",
     "BatchingSettings": "lit_rft.stages",

@@ -208,3 +208,29 @@ class AnswerMetrics(Metric):
             "k": float(answers.min()),
             "problems": float(len(shares)),
         }
+
+
+def episode_cells(row: dict[str, float]) -> dict[str, str]:
+    """Format a row of `EpisodeMetrics.compute()`: heading -> text; shares in percent, other numbers unchanged."""
+    names = {column: column.removeprefix(ENV_METRICS).replace("_", " ") for column in row}
+    return {names[column]: _cell(value, _form(column)) for column, value in row.items()}
+
+
+def _form(column: str) -> str:
+    return ".4g" if column.startswith(ENV_METRICS) else ".1f" if column.endswith(("score", "steps")) else ".0%"
+
+
+def answer_cells(row: dict[str, float]) -> dict[str, str]:
+    """Format a row of `AnswerMetrics.compute()`: heading -> text."""
+    interval = "-" if math.isnan(row["low"]) else f"{row['low']:.1%} .. {row['high']:.1%}"
+    return {
+        "problems": _cell(row["problems"], ".0f"),
+        "k": _cell(row["k"], ".0f"),
+        "avg@k": _cell(row["average"], ".1%"),
+        "95% interval": interval,
+        "pass@k": _cell(row["pass"], ".1%"),
+    }
+
+
+def _cell(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

@@ -95,11 +95,8 @@ def test_callbacks_of_each_recipe(recipe: str) -> None:
     cli = parsed(recipe)
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert len(names) == len(set(names))
-    of_all = {"RichProgressBar", "RandomState", "RunCheckpoint", "Throughput", "AdapterExport"}
-    episodes, prompts = (
-        {"ScoreTable", "EpisodeText", "EpisodeFiles"},
-        {"AnswerTable", "CompletionText", "CompletionFiles"},
-    )
+    of_all = {"RichProgressBar", "RandomState", "RunCheckpoint", "Throughput", "AdapterExport", "ScoreTable"}
+    episodes, prompts = {"EpisodeText", "EpisodeFiles"}, {"CompletionText", "CompletionFiles"}
     answers = hasattr(cli.model, "answering")
     assert of_all | (prompts if answers else episodes) <= set(names)
     assert not (episodes if answers else prompts) & set(names)
@@ -119,8 +116,9 @@ def test_callbacks_and_adapters_are_written_once() -> None:
     homes = {
         "^  callbacks:": "base.yaml",
         r"^\s+rank:": "policy.yaml",
-        "ScoreTable": "episodes.yaml",
-        "AnswerTable": "prompts.yaml",
+        "ScoreTable": "base.yaml",
+        "EpisodeText": "episodes.yaml",
+        "CompletionText": "prompts.yaml",
     }
     for pattern, home in homes.items():
         assert [name for name, text in texts.items() if re.search(pattern, text, re.M)] == [home], pattern

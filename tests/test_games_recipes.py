@@ -33,7 +33,7 @@ def test_sft_on_medium_play_then_grpo(name: str, tmp_path: Path, monkeypatch: py
     main(["fit", "-c", f"grpo/{name}_sft.yaml", *short])
     groups = flags(data__init_args__batch_size=2, model__init_args__objective__group_size=2)
     main(["fit", "-c", f"grpo/{name}.yaml", *short, *groups])
-    main(["test", "-c", f"grpo/{name}.yaml", "--ckpt_path", "last", *flags(data__init_args__eval_variations=2)])
+    main(["test", "-c", f"grpo/{name}.yaml", "--ckpt_path", "last", *flags(data__init_args__eval_episodes_per_task=2)])
     scores = json.loads(Path(f"runs/grpo/{name}/scores.json").read_text())
     assert set(scores) == {game, "mean"} and scores["mean"]["env_errors"] == 0
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from lit_rft.callbacks.episodes import score_table
-from lit_rft.metrics import COLUMNS, AnswerMetrics, EpisodeMetrics, pass_at_k
+from lit_rft.callbacks.score_table import score_table
+from lit_rft.metrics import COLUMNS, AnswerMetrics, EpisodeMetrics, answer_cells, episode_cells, pass_at_k
 from lit_rft.testing.tiny import make_episode
 
 
@@ -52,7 +52,7 @@ def test_a_task_whose_environments_all_failed_has_no_score() -> None:
     table = metrics.compute()
     assert math.isnan(table["b"]["score"]) and table["b"]["env_errors"] == 1
     assert table["mean"]["score"] == pytest.approx(80)
-    Console().print(score_table(table, "with a gap"))
+    Console().print(score_table(table, "with a gap", "task", episode_cells))
 
 
 def test_parts_add_up() -> None:
@@ -87,7 +87,7 @@ def test_metrics_of_the_environments_own_are_columns() -> None:
     assert table["mean"]["metrics/moves"] == 5.0  # over the tasks that have it
     assert table["mean"]["metrics/tüten"] == -2.5
     console = Console(record=True, width=200)
-    console.print(score_table(table, "with metrics"))
+    console.print(score_table(table, "with metrics", "task", episode_cells))
     rows = [line.split("\u2502") for line in console.export_text().splitlines() if "\u2502" in line]
     assert [[cell.strip() for cell in row[-3:-1]] for row in rows] == [
         ["2.5", "-2.5"], ["-", "-"], ["7.5", "-"], ["5", "-2.5"],
@@ -134,3 +134,11 @@ def test_answers_by_benchmark_with_intervals() -> None:
     assert AnswerMetrics(["aime"]).compute() == {}
     with pytest.raises(ValueError, match="unknown benchmark 'amc'"):
         metrics.update("amc", 1, 1)
+
+
+def test_cells_of_answers() -> None:
+    row = {"problems": 30.0, "k": 4.0, "average": 0.25, "low": 0.125, "high": 0.5, "pass": 0.75}
+    expected = {"problems": "30", "k": "4", "avg@k": "25.0%", "95% interval": "12.5% .. 50.0%", "pass@k": "75.0%"}
+    assert answer_cells(row) == expected
+    nothing = answer_cells(dict.fromkeys(row, math.nan))
+    assert list(nothing) == list(expected) and set(nothing.values()) == {"-"}

@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_rft.callbacks import AnswerTable, CompletionText, CriticCalibration, EpisodeText, ScoreTable, Throughput
+from lit_rft.callbacks import CompletionText, CriticCalibration, EpisodeText, ScoreTable, Throughput
+from lit_rft.stages import EpisodeEvaluator, ProblemEvaluator
 
 
 class NothingToReport(BoringModel):
@@ -25,7 +26,7 @@ class NothingToReport(BoringModel):
 
 @pytest.mark.parametrize("logs", [True, False])
 def test_reports_of_nothing(logs: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callbacks = [AnswerTable(), CompletionText(every_n_batches=1), CriticCalibration(), EpisodeText(), ScoreTable()]
+    callbacks = [CompletionText(every_n_batches=1), CriticCalibration(), EpisodeText(), ScoreTable()]
     trainer = L.Trainer(
         max_epochs=2,
         limit_train_batches=2,
@@ -47,11 +48,16 @@ def test_reports_of_nothing(logs: bool, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
-    kinds = (("PromptBatch", ScoreTable(), "use AnswerTable"), ("EpisodeJobs", AnswerTable(), "use ScoreTable"))
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[None])
+    kinds: list[tuple[str, Any, str]] = [
+        ("PromptBatch", EpisodeText(), "use CompletionText"), ("EpisodeJobs", CompletionText(), "use EpisodeText"),
+    ]  # fmt: skip
     for kind, callback, advice in kinds:
-        stage: Any = SimpleNamespace(evaluator=SimpleNamespace(table={}, batch_kind=SimpleNamespace(name=kind)))
+        stage: Any = SimpleNamespace(evaluator=SimpleNamespace(batch_kind=SimpleNamespace(name=kind)))
         with pytest.raises(TypeError, match=f"is evaluated on {kind}, and not on .*: {advice}"):
-            callback.scores(stage)
+            callback.on_validation_end(trainer, stage)
+    with pytest.raises(TypeError, match="has no evaluator, whose results this callback reports"):
+        ScoreTable().on_validation_end(SimpleNamespace(global_step=0), SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_a_table_of_scores_without_episodes_or_repetitions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +68,8 @@ def test_a_table_of_scores_without_episodes_or_repetitions(capsys: pytest.Captur
     scores = {"walk": dict.fromkeys(COLUMNS, nan), "mean": dict.fromkeys(COLUMNS, nan)}
     answers = {"mean": dict.fromkeys(("problems", "k", "average", "low", "high", "pass"), nan)}
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
-    for callback, table in ((ScoreTable(), scores), (AnswerTable(), answers)):
-        stage: Any = SimpleNamespace(evaluator=SimpleNamespace(table=table))
-        callback.on_validation_end(trainer, stage)
+    for kind, table in ((EpisodeEvaluator, scores), (ProblemEvaluator, answers)):
+        evaluator: Any = kind.__new__(kind)
+        evaluator.table = table
+        ScoreTable().on_validation_end(trainer, SimpleNamespace(evaluator=evaluator))  # type: ignore[arg-type]
     assert capsys.readouterr().out.count("mean") == 2

@@ -31,7 +31,7 @@ def config(model: Path, folder: Path, run: str, **trainer: Any) -> list[str]:
         "group_size": 8,
     }
     data = {"train_files": [str(problems)], "eval_files": [str(problems)], "batch_size": 4, "max_trace_length": 32}
-    names = ("RandomState", "RunCheckpoint", "AnswerTable")
+    names = ("RandomState", "RunCheckpoint", "ScoreTable")
     settings = {
         "trainer": {
             "callbacks": [{"class_path": f"lit_rft.callbacks.{name}"} for name in names],

@@ -12,7 +12,7 @@ from answering import make, make_data, trainer, write_rows
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_rft.callbacks import AnswerTable, CompletionText
+from lit_rft.callbacks import CompletionText, ScoreTable
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import AnsweringSettings
@@ -22,7 +22,7 @@ def test_test_reports_each_benchmark_and_their_mean(
     tiny_model_folder: Path, tmp_path: Path, files: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = make(tiny_model_folder)
-    (metrics,) = trainer(tmp_path, callbacks=[AnswerTable()]).test(
+    (metrics,) = trainer(tmp_path, callbacks=[ScoreTable()]).test(
         stage, datamodule=make_data(tiny_model_folder, files)
     )
     assert len(stage.evaluator.results) == 2 * 2 + 4 * 4
@@ -102,7 +102,7 @@ def test_repeats_are_answers_of_one_problem(tiny_model_folder: Path, tmp_path: P
 
 def test_completions_are_told_in_tensorboard(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="tb", version="")
-    fitting = trainer(tmp_path, logger=logger, callbacks=[CompletionText(), AnswerTable()], max_steps=3,
+    fitting = trainer(tmp_path, logger=logger, callbacks=[CompletionText(), ScoreTable()], max_steps=3,
                       log_every_n_steps=1,
                       val_check_interval=3, check_val_every_n_epoch=None)  # fmt: skip
     fitting.fit(make(tiny_model_folder), datamodule=make_data(tiny_model_folder, files))

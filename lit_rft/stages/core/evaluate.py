@@ -16,7 +16,9 @@ class Evaluator(Protocol):
     batch_kind: BatchKind  # of the batches that it evaluates on
     results: list[Any]  # of the epoch so far
     table: dict[str, dict[str, float]]  # row -> column -> mean, after the epoch; the last row is `mean`
+    costs: dict[str, float]  # of the epoch, over all processes; may be empty
     skip: set[Any]  # what `predict` leaves out, as it was done before
+    row_name: str  # what a row of the table is: `task`, `benchmark`
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that results depend on, besides the policy; plain data."""
@@ -38,6 +40,10 @@ class Evaluator(Protocol):
         Args:
             verb: `validate`, `test` or `predict`; empty in the sanity check.
         """
+        ...
+
+    def cells(self, row: dict[str, float]) -> dict[str, str]:
+        """Format a row of the table for the console: heading -> text."""
         ...
 
     def scalars(self) -> dict[str, float]:

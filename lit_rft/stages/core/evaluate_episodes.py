@@ -10,6 +10,7 @@ from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
+from lit_rft.metrics import episode_cells
 from lit_rft.models.processes import all_gather_objects, sum_numbers
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
@@ -33,6 +34,7 @@ class EpisodeEvaluator:
     """
 
     batch_kind = EPISODES
+    row_name = "task"
 
     def __init__(self, agent: Agent, acting: ActingSettings) -> None:
         self.agent, self.acting = agent, acting
@@ -130,6 +132,9 @@ class EpisodeEvaluator:
         seconds = max(all_gather_objects(time.monotonic() - self._started))
         sums = sum_numbers(counts, self._policy.device)
         return {name: float(value) for name, value in sums.items()} | {"seconds": seconds}
+
+    def cells(self, row: dict[str, float]) -> dict[str, str]:
+        return episode_cells(row)
 
     def scalars(self) -> dict[str, float]:
         means = {_NAMES.get(column, column): value for column, value in self.table.get("mean", {}).items()}

@@ -8,7 +8,7 @@ from typing import Any
 from lit_rft._seeds import resolve_seed
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.generation import Completion
-from lit_rft.metrics import AnswerMetrics
+from lit_rft.metrics import AnswerMetrics, answer_cells
 from lit_rft.models.processes import barrier, global_rank, sum_numbers
 from lit_rft.problems import Problem
 from lit_rft.rewards.base import describe_reward, reward_metrics
@@ -61,6 +61,7 @@ class ProblemEvaluator:
     """
 
     batch_kind = PROMPTS
+    row_name = "benchmark"
 
     def __init__(
         self, verifier: RewardFunction, answering: AnsweringSettings, sampler: CompletionSampler | None = None
@@ -69,6 +70,7 @@ class ProblemEvaluator:
         self.sampler = sampler or CompletionSampler(answering.merge_adapters, answering.server)
         self.results: list[Answer] = []
         self.table: dict[str, dict[str, float]] = {}
+        self.costs: dict[str, float] = {}  # not counted
         self.skip: set[tuple[str, str, str, str]] = set()  # problems: source, id, last message, ground truth
         self._policy: Policy | None = None
         self._metrics: AnswerMetrics | None = None
@@ -150,6 +152,9 @@ class ProblemEvaluator:
             logger.info("%s: %s", verb, ", ".join(f"{count} answers {name}" for name, count in counts.items()))
         if counts.get("killed"):
             logger.warning("%d answers were killed in grading and count as wrong (docs/grading.md)", counts["killed"])
+
+    def cells(self, row: dict[str, float]) -> dict[str, str]:
+        return answer_cells(row)
 
     def scalars(self) -> dict[str, float]:
         values: dict[str, float] = {}
