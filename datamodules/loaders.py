@@ -89,7 +89,7 @@ class TrainingLoader(Generic[Batch]):
 
 
 class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
-    """Batches of items, in another order in each epoch.
+    """Batches of items, in another order in each epoch, or always in their own from the first one on.
 
     The order depends on seed and epoch only, not on the number of processes nor on global random numbers. Subclasses
     define the items of an epoch (`order`), and the batch of `batch_size` items (`make_batch`).
@@ -99,17 +99,23 @@ class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
         batch_size: items per batch, over all processes.
         seed: of the order.
         rank, world_size: index of this process, and number of processes.
+        shuffle: true for training, false for evaluation.
     """
 
-    def __init__(self, number: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, number: int, batch_size: int, seed: int, rank: int, world_size: int, *, shuffle: bool = True
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         super().__init__()
         self.number, self.batch_size, self.seed = number, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
 
     def __len__(self) -> int:
         return -(-self.number // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
 
     def batches_of_epoch(self, epoch: int) -> Callable[[int], Batch]:
         order = self.order()
@@ -126,6 +132,8 @@ class EpochLoader(TrainingLoader[Batch], Generic[Item, Batch]):
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """Return the items in this epoch's order."""
+        if not self.shuffle:
+            return list(items)
         return [items[index] for index in shuffled_indices(len(items), self.seed, self.epoch)]
 
 

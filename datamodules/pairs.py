@@ -71,14 +71,11 @@ class PairLoader(EpochLoader[PreferencePair, PreferenceBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(len(pairs), batch_size, seed, rank, world_size)
-        self.pairs, self.shuffle = list(pairs), shuffle
-
-    def __iter__(self) -> Any:
-        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
+        super().__init__(len(pairs), batch_size, seed, rank, world_size, shuffle=shuffle)
+        self.pairs = list(pairs)
 
     def order(self) -> list[PreferencePair]:
-        return self.shuffled(self.pairs) if self.shuffle else self.pairs
+        return self.shuffled(self.pairs)
 
     def make_batch(self, items: list[PreferencePair]) -> PreferenceBatch:
         return PreferenceBatch(items[self.rank :: self.world_size], len(items))

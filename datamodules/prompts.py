@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
@@ -33,16 +33,12 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(len(prompts), batch_size, seed, rank, world_size)
+        super().__init__(len(prompts), batch_size, seed, rank, world_size, shuffle=shuffle)
         self.prompts = list(prompts) if shuffle else round_robin(prompts, lambda prompt: prompt.problem.source)
-        self.shuffle = shuffle
         self.sources = sorted({prompt.problem.source for prompt in self.prompts})
 
-    def __iter__(self) -> Iterator[PromptBatch]:
-        return super().__iter__() if self.shuffle else map(self.batches_of_epoch(0), range(len(self)))
-
     def order(self) -> list[Prompt]:
-        return self.shuffled(self.prompts) if self.shuffle else self.prompts
+        return self.shuffled(self.prompts)
 
     def make_batch(self, items: list[Prompt]) -> PromptBatch:
         if self.shuffle:
