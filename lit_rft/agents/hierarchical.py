@@ -11,7 +11,8 @@ from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.formats import AnswerFormat, FirstLine
 from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay
-from lit_rft.episodes import Episode, Subgoal, intrinsic_rewards
+from lit_rft.agents.subgoal_outcomes import high_level_outcomes, low_level_outcomes
+from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 DONE, CONTINUE = "done", "continue"
@@ -179,7 +180,7 @@ class HierarchicalAgent:
         Raises:
             ValueError: If the episode has steps but no subgoals.
         """
-        return _high_outcomes(episode) if level == "high" else _low_outcomes(episode)
+        return high_level_outcomes(episode) if level == "high" else low_level_outcomes(episode)
 
     def update(self, level: str, observation: str) -> str:
         return self.prompts.high_update(observation) if level == "high" else self.prompts.low_update(observation)
@@ -277,28 +278,3 @@ class HierarchicalSession:
 def _goal_of(text: str) -> str:
     """Return a subgoal for the record, which must not be empty."""
     return text if text.strip() else "(none)"
-
-
-def _high_outcomes(episode: Episode) -> list[DecisionOutcome]:
-    outcomes = []
-    for subgoal in episode.subgoals:
-        reward = sum(step.reward for step in episode.steps[subgoal.start : subgoal.end])
-        terminated = episode.outcome.terminated and subgoal.end == len(episode.steps)
-        outcomes.append(DecisionOutcome(reward, subgoal.end - subgoal.start, terminated))
-    return outcomes
-
-
-def _low_outcomes(episode: Episode) -> list[DecisionOutcome]:
-    """Return the low level's outcomes.
-
-    Its task ends when its subgoal is completed, and at the latest at the end of the subgoal (by its flag or step
-    budget), when the next subgoal starts. Only if the episode was cut in the middle of a subgoal is the value of the
-    next state bootstrapped. (A record does not tell whether a budget ended in the very step at which the episode was
-    cut: that counts as cut.)
-    """
-    rewards = intrinsic_rewards(episode)
-    ends = {subgoal.end - 1 for subgoal in episode.subgoals}
-    completed = {index for index, reward in enumerate(rewards) if reward}
-    if not episode.outcome.terminated and episode.subgoals and not episode.subgoals[-1].completed:
-        ends.discard(len(episode.steps) - 1)  # cut in the middle of the last subgoal
-    return [DecisionOutcome(reward, 1, index in ends | completed) for index, reward in enumerate(rewards)]
