@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 from families import FAMILIES, family_tokenizer
 
 from lit_rft.agents import EpisodePlayer, PlayedEpisode
@@ -26,7 +27,7 @@ def chat_of(family: str) -> ChatFormat:
 class LocalPool:
     """The corridor in this process, one step of every episode at a time."""
 
-    def __init__(self, env: type[CorridorEnv] = CorridorEnv) -> None:
+    def __init__(self, env: type[gym.Env[str, str]] = CorridorEnv) -> None:
         self.env = env
         self.envs: dict[int, EpisodeEnv] = {}
         self.events: list[Any] = []
@@ -85,9 +86,11 @@ class Writer:
         return Completion(ids, [-float(len(self.seen))] * len(ids), True)
 
 
-def play(agent: Any, chat: ChatFormat, writer: Any, env: type[CorridorEnv] = CorridorEnv) -> PlayedEpisode:
+def play(
+    agent: Any, chat: ChatFormat, writer: Any, env: type[gym.Env[str, str]] = CorridorEnv, step_limit: int = 6
+) -> PlayedEpisode:
     player = EpisodePlayer(agent, LocalPool(env), chat, writer)  # type: ignore[arg-type]
-    player.submit([EpisodeSpec("e", "walk", "train", step_limit=6)])
+    player.submit([EpisodeSpec("e", "walk", "train", step_limit=step_limit)])
     (played,) = player.run()
     return played
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rft.episodes import Episode
-
-ADMISSIBLE = "admissible"  # key of a record's `extra`: the actions that were listed with each observation
+from lit_rft.episodes.record import ADMISSIBLE
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,13 @@ class AdmissibleActions:
         Raises:
             ValueError: `choose` would exclude actions beyond the limits.
         """
+        return self.within_limits(info.get("admissible") or ())
+
+    def within_limits(self, reported: Sequence[str]) -> list[str]:
+        """Return the actions to use of those that were reported or recorded; see `select`."""
         selected: list[str] = []
         length = 0
-        actions = list(dict.fromkeys(info.get("admissible") or ()))
+        actions = list(dict.fromkeys(reported))
         for action in actions:
             length += len(action)
             if len(selected) == self.limit or length > self.max_characters:
@@ -61,6 +64,9 @@ class AdmissibleActions:
 
 
 def recorded_actions(episode: Episode, index: int) -> list[str]:
-    """Return the actions that a record has for an observation, the initial one at index 0; none if it has none."""
+    """Return the actions that a record has for an observation, the initial one at index 0; none if it has none.
+
+    A record of play has those that were used, a record of an expert all that were reported.
+    """
     recorded = episode.extra.get(ADMISSIBLE) or []
     return list(recorded[index]) if index < len(recorded) else []

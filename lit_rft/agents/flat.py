@@ -72,7 +72,8 @@ class FlatSession:
 
     def admit(self, actions: Sequence[str]) -> None:
         """Take the admissible actions at the next observation."""
-        self._actions = list(actions)
+        settings = self.agent.admissible
+        self._actions = [] if settings is None else settings.within_limits(actions)
 
     def start(self, task_description: str, observation: str) -> Ask:
         opening = f"Task: {task_description}\n\n{self._shown(observation)}".strip()

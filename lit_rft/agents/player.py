@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft.agents.admissible import ADMISSIBLE
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
@@ -15,6 +14,7 @@ from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes import Episode, Outcome, Step
+from lit_rft.episodes.record import ADMISSIBLE
 from lit_rft.generation import Conversations
 from lit_rft.transcripts import ChatFormat, LevelFormats, MessageFormat, Transcript
 

@@ -133,7 +133,8 @@ class ReActSession:
 
     def admit(self, actions: Sequence[str]) -> None:
         """Take the admissible actions at the next observation."""
-        self._admissible = list(actions)
+        settings = self.agent.admissible
+        self._admissible = [] if settings is None else settings.within_limits(actions)
 
     def start(self, task_description: str, observation: str) -> Ask:
         examples = self.agent.examples

@@ -85,7 +85,7 @@ def _observation(agent: Agent, episode: Episode, index: int, level: str) -> str:
     text, settings = episode.steps[index - 1].observation, admissible_actions(agent)
     if settings is None or level not in acting_levels(agent):
         return text
-    return settings.text(text, recorded_actions(episode, index))
+    return settings.text(text, settings.within_limits(recorded_actions(episode, index)))
 
 
 def recorded_utterances(

@@ -20,7 +20,7 @@ from lit_rft.envs.base import EpisodeSpec, Expert, ExpertPolicy, TaskSuite, expe
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes.io import EpisodeWriter, check_suffix, read_episodes, write_episodes
-from lit_rft.episodes.record import Episode, Outcome, Step
+from lit_rft.episodes.record import ADMISSIBLE, Episode, Outcome, Step
 from lit_rft.episodes.subgoals import Annotator, apply_annotator
 
 logger = logging.getLogger(__name__)
@@ -217,6 +217,7 @@ class _ExpertPlayer:
         self._spec, self._expert, self._perturbation = event.job, expert, perturbation
         self._observation, self._info = event.payload
         self._latest_observation, self._latest_info = self._observation, self._info
+        self._admissible: list[list[str] | None] = [self._info.get("admissible")]
         self._act: ExpertPolicy | None = getattr(expert, "act", None)
         self._script = [] if self._act else list(expert.actions(self._spec, self._info))
         self._position = 0  # in the script
@@ -260,6 +261,7 @@ class _ExpertPlayer:
     def observe(self, event: PoolEvent) -> None:
         observation, reward, terminated, truncated, info = event.payload
         self._latest_observation, self._latest_info = observation, info
+        self._admissible.append(info.get("admissible"))
         self._steps.append(Step(self._action, observation, reward, info["score"], info["valid"], info["achieved"]))
         if terminated or truncated:
             self._end = (terminated, truncated, info["reason"])
@@ -285,5 +287,14 @@ class _ExpertPlayer:
             outcome=Outcome(score, success, terminated, truncated, reason),
             step_limit=self._spec.step_limit,
             meta=dict(self._spec.meta),
-            extra={"metrics": metrics} if (metrics := self._latest_info["metrics"]) else {},
+            extra=self._extra(),
         )
+
+    def _extra(self) -> dict[str, Any]:
+        """Return the environment's metrics, and its admissible actions where it always reports them."""
+        extra: dict[str, Any] = {}
+        if self._latest_info["metrics"]:
+            extra["metrics"] = self._latest_info["metrics"]
+        if None not in self._admissible:
+            extra[ADMISSIBLE] = [list(actions or ()) for actions in self._admissible]
+        return extra

@@ -16,6 +16,7 @@ from typing import Any
 from lit_rft._records import RecordError, show_value
 
 SCHEMA = 2
+ADMISSIBLE = "admissible"  # key of `Episode.extra`
 _TOLERANCE = 1e-6  # of differences between scores
 
 
@@ -113,7 +114,7 @@ class Episode:
         step_limit: maximum number of steps; 0 for no limit.
         meta: identifies the problem within its task (`EpisodeSpec.meta`); JSON values only.
         extra: further JSON values. ``utterances`` has the texts that each level of a policy wrote; ``thoughts`` of an
-            annotated episode, a thought before each step.
+            annotated episode, a thought before each step; ``admissible`` the admissible actions at each observation.
     """
 
     id: str

@@ -9,6 +9,10 @@ import torch
 from local_play import Writer, assert_recorded, assert_what_was_read, chat_of, play
 
 from lit_rft.agents import AdmissibleActions, FlatAgent, HierarchicalAgent, MarkedAgent, Tags, add_outcomes
+from lit_rft.envs import GymSuite
+from lit_rft.envs.collect import collect_expert_episodes
+from lit_rft.envs.games import KeyRooms, rooms
+from lit_rft.episodes import Episode, read_episodes
 from lit_rft.generation import ConversationGenerator, SamplingSettings, TokenTrie
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.testing.corridor import CorridorEnv
@@ -172,6 +176,43 @@ def test_a_random_low_level_that_chooses_is_always_valid(family: str, keep: bool
     low = [transcript for transcript in played.transcripts if transcript.level == "low"]
     assert sum(len(transcript.allowed) for transcript in low) == len(chosen)
     assert not any(transcript.allowed for transcript in played.transcripts if transcript.level == "high")
+
+
+class FirstRooms(KeyRooms):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        return super().reset(seed=0)
+
+
+@pytest.fixture(scope="module")
+def expert_episode(tmp_path_factory: pytest.TempPathFactory) -> Episode:
+    suite = GymSuite(KeyRooms, step_limit=12, seeds={"train": 1}, expert_policy=rooms.expert)
+    path = tmp_path_factory.mktemp("expert") / "expert.jsonl"
+    collect_expert_episodes(suite, suite.episodes("train"), path, num_workers=1, progress=False)
+    (episode,) = read_episodes(path)
+    return episode
+
+
+@pytest.mark.parametrize("settings", [AdmissibleActions(choose=True), AdmissibleActions(limit=2)], ids=repr)
+@pytest.mark.parametrize("levels", [1, 2])
+def test_an_experts_episode_reads_as_its_play_would(
+    expert_episode: Episode, settings: AdmissibleActions, levels: int
+) -> None:
+    """A model that is fine-tuned on it meets the same lists, and the same choices, when it plays."""
+    chat, episode = chat_of("chatml"), expert_episode
+    ends = {span.end - 1 for span in episode.subgoals}
+    flags = [f"{step.action}\n{'done' if k in ends else 'continue'}" for k, step in enumerate(episode.steps)]
+    agent: Any = FlatAgent("Act.", 9000, admissible=settings)
+    if levels == 2:
+        agent = HierarchicalAgent(max_length=9000, subgoal_steps=99, admissible=settings)
+    texts = {"flat": [step.action for step in episode.steps], "low": flags}
+    texts["high"] = [span.goal for span in episode.subgoals]
+    played = play(agent, chat, Writer(chat, texts), FirstRooms, step_limit=12)
+    stored = agent.transcripts(episode, chat)
+    assert len(episode.steps) > 2 and played.episode.outcome.success and len(stored) == levels
+    for transcript, original in zip(stored, played.transcripts, strict=True):
+        assert transcript.input_ids == original.input_ids and transcript.allowed == original.allowed
+    assert bool(stored[-1].allowed) == settings.choose
+    assert "\n- " in chat.tokenizer.decode(stored[-1].input_ids)
 
 
 @pytest.mark.parametrize("bounds", [{"limit": 2}, {"max_characters": 10}])
