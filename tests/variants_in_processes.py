@@ -14,6 +14,7 @@ from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule
 from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
+from lit_rft.losses import HPT, SRFT
 from lit_rft.problems import Problem, write_problems
 from lit_rft.sources import DynamicSampling
 from lit_rft.stages import (
@@ -21,6 +22,7 @@ from lit_rft.stages import (
     ActingSettings,
     BatchingSettings,
     MixedPolicyEpisodes,
+    MixedPolicyGRPO,
     ObjectiveSettings,
     OptimizerSettings,
     PolicySettings,
@@ -86,7 +88,29 @@ def dynamic(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, problems(model, folder, batch_size=10)
 
 
-KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {"gigpo": gigpo, "hae": hae, "dynamic": dynamic}
+def srft(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyGRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=SRFT(),
+        objective=ObjectiveSettings(group_size=4, imitated_traces=1, mini_batches=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
+def hpt(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = GRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=HPT(0.3),
+        objective=ObjectiveSettings(group_size=4, imitated_traces=1, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
+KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
+    "gigpo": gigpo,
+    "hae": hae,
+    "dynamic": dynamic,
+    "srft": srft,
+    "hpt": hpt,
+}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,18 +5,26 @@ from typing import TYPE_CHECKING
 from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from lit_rft.losses.chord import CHORD as CHORD
     from lit_rft.losses.cispo import CISPO as CISPO
     from lit_rft.losses.gspo import GSPO as GSPO
+    from lit_rft.losses.hpt import HPT as HPT
+    from lit_rft.losses.rl_plus import RLPlus as RLPlus
     from lit_rft.losses.sampler_correction import MaskedWeights as MaskedWeights
     from lit_rft.losses.sampler_correction import SamplerCorrected as SamplerCorrected
     from lit_rft.losses.sampler_correction import SequenceWeights as SequenceWeights
     from lit_rft.losses.sampler_correction import TruncatedWeights as TruncatedWeights
+    from lit_rft.losses.srft import SRFT as SRFT
     from lit_rft.losses.two_sided import TwoSidedClip as TwoSidedClip
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
+    "CHORD": "lit_rft.losses.chord",
     "CISPO": "lit_rft.losses.cispo",
     "GSPO": "lit_rft.losses.gspo",
+    "HPT": "lit_rft.losses.hpt",
+    "RLPlus": "lit_rft.losses.rl_plus",
+    "SRFT": "lit_rft.losses.srft",
     "MaskedWeights": "lit_rft.losses.sampler_correction",
     "SamplerCorrected": "lit_rft.losses.sampler_correction",
     "SequenceWeights": "lit_rft.losses.sampler_correction",

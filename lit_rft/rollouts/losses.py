@@ -16,10 +16,15 @@ class Normalizer(NamedTuple):
     tokens: Tensor  # tokens of the rollouts in the policy loss, >= 1
     rollouts: Tensor  # their number, >= 1
     max_length: int  # maximum tokens per rollout
+    imitated: Tensor | float = 1.0  # tokens of the imitated traces, >= 1
+    step: int = 0  # optimiser steps of the policy so far
 
 
 class PolicyLoss(Protocol):
-    """Loss of a micro-batch of rollouts. Losses and diagnostics must be additive over micro-batches."""
+    """Loss of a micro-batch of rollouts. Losses and diagnostics must be additive over micro-batches.
+
+    A loss with an attribute `needs_entropy` that is true gets `RolloutBatch.entropy`.
+    """
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         """Compute a micro-batch's share of the loss.

@@ -28,6 +28,7 @@ class Rollout:
         advantage: of all its tokens; their mean if they have different ones.
         token_advantages: of each token; empty if all have `advantage`.
         old_log_probs: log-probabilities before the first update; none until they are computed.
+        group_reward: mean reward of the sampled members of its group.
         counts_in_baseline: whether it is compared with the others of its group; false for a trace that is only
             imitated.
         episode: record of an episode; None for a completion.
@@ -45,6 +46,7 @@ class Rollout:
     advantage: float = 0.0
     old_log_probs: list[Tensor] = field(default_factory=list)
     counts_in_baseline: bool = True
+    group_reward: float = 0.0
     episode: Episode | None = None
     agent: Agent | None = None
     token_advantages: list[list[float]] = field(default_factory=list)
@@ -124,6 +126,9 @@ class RolloutBatch:
     old_log_probs: Tensor | None = None  # [U, L]; None before the first update, while the policy is the sampling policy
     sampled_log_probs: Tensor | None = None  # [U, L], as reported by the sampler, else 0
     behaviour_log_probs: Tensor | None = None  # [U, L], log pi_phi of traces; NaN where unknown
+    imitated: Tensor | None = None  # [U, L] bool, tokens of traces outside the groups, for likelihood terms
+    group_reward: Tensor | None = None  # [U], mean reward of the sampled members of the group
+    entropy: Tensor | None = None  # [U, L] of the policy, detached; for losses that need it
 
     @classmethod
     def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
@@ -145,6 +150,8 @@ class RolloutBatch:
             per_token([_of_transcript(rollout.old_log_probs, k) for rollout, k in places], 0.0),
             per_token([_of_transcript(rollout.sampled_log_probs, k) for rollout, k in places], 0.0),
             per_token([_of_transcript(rollout.behaviour_log_probs, k) for rollout, k in places], math.nan),
+            batch.utterance_mask & ~counted[:, None],
+            per_utterance([rollout.group_reward for rollout, _ in places]),
         )
 
 

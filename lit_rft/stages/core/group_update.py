@@ -96,10 +96,13 @@ class GroupUpdate:
             "tokens": float(sum(rollout.length for rollout in compared)),
             "rollouts": float(len(compared)),
             "traces": float(sum(rollout.length for rollout in counted if rollout.off_policy)),
+            "imitated": float(sum(rollout.length for rollout in counted if not rollout.counts_in_baseline)),
         }
         counts = {name: n.clamp_min(1) for name, n in sum_numbers(numbers, policy.device).items()}
         always = settings.entropy_coef > 0 or settings.kl_coef > 0
-        needed = [r for r in counted if always or r.has_advantage or (settings.sft_coef > 0 and r.off_policy)]
+        imitation = settings.sft_coef > 0
+        needed = [r for r in counted if always or r.has_advantage or not r.counts_in_baseline
+                  or (imitation and r.off_policy)]  # fmt: skip
         return self.split(policy, needed), partial(self._loss, policy=policy, rollouts=needed, counts=counts)
 
     def sft_step(self, policy: Policy, traces: Sequence[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
@@ -124,8 +127,10 @@ class GroupUpdate:
     ) -> tuple[Tensor, Sums]:
         """Compute the share of the loss of a micro-batch, and its diagnostics."""
         settings, batch = self.objective, RolloutBatch.of(micro, rollouts)
-        outputs = self._log_probs(policy, micro, entropy=settings.entropy_coef > 0)
-        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens)
+        needs_entropy = getattr(self.policy_loss, "needs_entropy", False)
+        outputs = self._log_probs(policy, micro, entropy=settings.entropy_coef > 0 or needs_entropy)
+        batch.entropy = outputs.entropy.detach() if needs_entropy else None
+        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, counts["imitated"], policy.step)
         policy_loss, sums = self.policy_loss(outputs.tokens, batch, normalizer=normalizer)
         terms: dict[str, Tensor] = {}
         if settings.entropy_coef > 0:

@@ -188,6 +188,8 @@ class ObjectiveSettings:
     Args:
         group_size: completions per prompt, including traces.
         traces_per_group: maximum off-policy traces per group; null: 1 for LUFFY's stages, and 0 for `GRPO`.
+        imitated_traces: maximum traces per prompt outside its group, for losses with a likelihood term; null: 1 with
+            sft_coef and without traces in the groups, else 0.
         entropy_coef: of the entropy bonus, >= 0.
         kl_coef: of the divergence from the stage's initial policy, >= 0.
         sft_coef: of the likelihood of the traces, in addition to the policy loss, >= 0.
@@ -199,6 +201,7 @@ class ObjectiveSettings:
 
     group_size: int = 8
     traces_per_group: int | None = None
+    imitated_traces: int | None = None
     entropy_coef: float = 0.01
     kl_coef: float = 0.0
     sft_coef: float = 0.0
@@ -219,6 +222,9 @@ class ObjectiveSettings:
                 f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
             )
 
+        if self.imitated_traces is not None and self.imitated_traces < 0:
+            raise ValueError(f"objective.imitated_traces must be >= 0 or null, got {self.imitated_traces}")
+
     def with_default_traces(self, number: int) -> "ObjectiveSettings":
         """Return these settings, with a number of traces per group if it is not set."""
         if self.traces_per_group is not None:
@@ -229,13 +235,13 @@ class ObjectiveSettings:
     def group_sizes(self) -> dict[str, int]:
         """Sizes of groups for rollout sources; without traces in the groups, imitated ones are separate."""
         traces = self.traces_per_group or 0
-        imitated = int(self.sft_coef > 0 and traces == 0)
+        imitated = int(self.sft_coef > 0 and traces == 0) if self.imitated_traces is None else self.imitated_traces
         return {"group_size": self.group_size, "traces_per_group": traces, "imitated_traces": imitated}
 
     @property
     def needs_traces(self) -> bool:
         """True if training without off-policy traces would be another method; data modules check it."""
-        return (self.traces_per_group or 0) > 0 or self.sft_coef > 0 or self.sft_steps > 0
+        return any((self.traces_per_group, self.imitated_traces, self.sft_coef > 0, self.sft_steps > 0))
 
     @property
     def steps_per_batch(self) -> int:
