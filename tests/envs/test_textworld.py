@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command import main
 
-from lit_rft.envs import EpisodeEnv, check_env
+from lit_rft.envs import EnvPool, EpisodeEnv, PoolSettings, check_env
 from lit_rft.envs.adapters import TextWorldEnv, TextWorldSuite
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.episodes import read_episodes
@@ -164,6 +164,15 @@ def test_the_walkthrough_is_the_expert(game: Path, tmp_path: Path) -> None:
         silent = TextWorldSuite({"train": str(tmp_path / "game.json")})
         with pytest.raises(ValueError, match=message):
             silent.expert.actions(silent.episodes("train")[0], {})
+
+
+def test_threads_are_refused(game: Path) -> None:
+    """Games that are loaded at the same time in one process disturb each other."""
+    suite = TextWorldSuite({"train": str(game)})
+    with EnvPool(suite.make_env, 1, PoolSettings(threads=True)) as pool:
+        pool.submit(suite.episodes("train")[0])
+        with pytest.raises(ValueError, match=r"cannot run in threads: set acting\.pool\.threads to false"):
+            pool.wait()
 
 
 def test_nothing_is_wrong_with_a_suite_of_games(game: Path) -> None:

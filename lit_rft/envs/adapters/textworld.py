@@ -6,6 +6,7 @@ import glob
 import json
 import re
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,12 @@ class TextWorldEnv(gym.Env[str, str]):
         """Start the game ``options["game"]``.
 
         Raises:
-            ValueError: there is no such file, or TextWorld cannot play it.
+            ValueError: there is no such file, TextWorld cannot play it, or this is not the main thread of its process.
         """
         super().reset(seed=seed)
         path = (options or {}).get("game")
+        if threading.current_thread() is not threading.main_thread():  # its parsers share state
+            raise ValueError("TextWorld cannot run in threads: set acting.pool.threads to false")
         if not isinstance(path, str):
             raise ValueError(f"expected the path of a game file as options['game'], got {path!r}")
         self._running = False
