@@ -209,7 +209,7 @@ def plot(runs: Mapping[str, Any]) -> None:
         length = min(map(len, curves))
         steps = [curves[0][i][0] for i in range(length)]
         means = [statistics.mean(points[i][1] for points in curves) for i in range(length)]
-        axes.plot(steps, means, color="tab:blue", label=f"GRPO, {len(curves)} seeds")
+        axes.plot(steps, means, color="tab:blue", label=f"GRPO, {len(curves)} seed" + "s" * (len(curves) > 1))
         axes.axhline(game.optimum, color="tab:green", linestyle="--", label="optimum")
         axes.axhline(
             statistics.mean(row["medium"] for row in rows), color="tab:gray", linestyle=":", label="medium player"
