@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow lint typecheck wheel-test mutants bench
+.PHONY: help demo test test-fast test-slow coverage lint typecheck wheel-test mutants bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test-fast: $(READY)  ## for everyday work: the tests that start no process and n
 
 test-slow: $(READY)  ## the tests that take more than 20 seconds each
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(READY)  ## the tests with the lines that they reach: a table, and build/coverage/ (what separate processes run is not counted)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PYTEST) --cov=lit_rft --cov-report=term --cov-report=html:build/coverage
 
 lint: $(READY)  ## ruff over everything
 	$(BIN)/ruff check .

@@ -121,6 +121,23 @@ def test_whitening_is_over_all_shares_of_a_batch() -> None:
     assert whitened(torch.zeros(0), moments(torch.zeros(0))).shape == (0,)
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e3])
+def test_whitening_does_not_depend_on_the_scale(spread: float) -> None:
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(
+        whitened(spread * values, moments(spread * values)), whitened(values, moments(values)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_spread_is_noise_only_where_rounding_can_make_it() -> None:
+    """In float32 the variance of a constant has an error of about 1e-7 of its square, and counts as 0 up to 6e-6."""
+    offsets = torch.tensor([-1.0, 1.0])
+    for relative, is_noise in ((1e-3, True), (4e-3, False)):  # of the standard deviation, in units of the mean
+        values = 100 * (1 + relative * offsets)
+        expected = 100 * relative * offsets if is_noise else offsets
+        torch.testing.assert_close(whitened(values, moments(values)), expected, rtol=1e-2, atol=1e-4)
+
+
 def test_the_value_loss_equals_a_slow_loop() -> None:
     g = torch.Generator().manual_seed(2)
     values, old, returns = (torch.randn(N, generator=g, dtype=torch.float64) for _ in range(3))

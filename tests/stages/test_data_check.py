@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpo_stage import make_grpo, make_prompts
+from online_run import make_data, make_online
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
 from lit_rft.agents import HierarchyPrompts
+from lit_rft.batches import PromptBatch
 from lit_rft.datamodules import (
     EpisodeGroupDataModule,
     MathPromptDataModule,
@@ -17,14 +20,13 @@ from lit_rft.datamodules import (
     PromptLoader,
     TrajectoryDataModule,
 )
+from lit_rft.stages.core.data_check import PROMPTS, BatchCheck
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import FLAT_PLAYER, PLAYER, fit, make_loader, make_offline, make_stage
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 
 from .test_mixed_policy_episodes import make as make_groups
-from .test_mixed_policy_grpo import make_grpo, make_prompts
-from .test_online_finetune import make_data, make_online
 
 
 def data_module(kind: type, model: Path, folder: Path, **options: Any) -> Any:
@@ -116,6 +118,17 @@ def test_token_ids_of_another_tokenizer(stage: str, change: str, tiny_model_fold
     data = make_data(model, tmp_path) if stage == "online" else data_module(kinds[stage], model, tmp_path)
     with pytest.raises(ValueError, match=r"token ids are of the tokenizer of .*other.*give the data module the policy"):
         fit(make(stage, tiny_model_folder, tmp_path), data, 1)
+
+
+def test_batches_without_tokens_are_no_tokens_of_another_model(tiny_model_folder: Path) -> None:
+    """Their prompts are empty: whatever is said of them later, it is not this."""
+    stage = make_grpo(tiny_model_folder)
+    stage.configure_model()
+    (prompt,) = make_prompts(tiny_model_folder, 1, traces=0)
+    empty = dataclasses.replace(prompt, ids=[])
+    BatchCheck()(stage, PromptBatch([empty]), PROMPTS)
+    with pytest.raises(ValueError, match="the data hold token 9999, but the policy"):
+        BatchCheck()(stage, PromptBatch([dataclasses.replace(prompt, ids=[9999])]), PROMPTS)
 
 
 def test_a_copy_of_the_tokenizer_will_do(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lit_rft.stages import (
     OptimizerSettings,
     PolicySettings,
 )
-from lit_rft.stages.core.identity import weights_fingerprint
+from lit_rft.stages.core.identity import digest, weights_fingerprint
 from lit_rft.testing.tiny import CHATML, make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, AGENT, fit, make_loader, make_offline, make_stage, trained
 
@@ -171,6 +171,10 @@ def test_the_same_model_in_another_folder_is_taken(lora: LoraSettings | None, tm
     assert all(torch.equal(value, trained(second)[name]) for name, value in trained(stage).items())
     fit(stage, make_loader(first), 1).save_checkpoint(tmp_path / "b.ckpt")
     resume(make_stage(moved, lora=lora), moved, tmp_path / "b.ckpt")
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
 
 
 def test_the_fingerprint_is_of_the_base_model_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lit_rft.stages import (
     OptimizerSettings,
     SarsaUpdate,
 )
+from lit_rft.stages.core import critics
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     AGENT,
@@ -29,7 +30,7 @@ from lit_rft.testing.tiny_stage import (
     make_stage,
     trained,
     updated,
-)
+)  # fmt: skip
 
 
 def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, Any]:
@@ -106,6 +107,24 @@ def test_micro_batches_and_packing_change_nothing(
         torch.testing.assert_close(other[name], plain[name], rtol=1e-3, atol=5e-5)
 
 
+def test_utterances_for_the_values_are_other_ones_in_each_step(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    sample = critics.sample_decisions
+    monkeypatch.setattr(
+        critics, "sample_decisions", lambda *a, seed, **k: (seeds.append(seed), sample(*a, seed=seed, **k))[1]
+    )
+    after(tiny_model_folder, steps=3, value_actions="policy")
+    assert len(set(seeds)) == 3
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_folder: Path) -> dict[str, Any]:
+    # episodes enough that some last subgoals are longer than a step
+    return after(tiny_model_folder, steps=3, critic=CriticSettings(learning_rate=1e-2), critic_update=IQLUpdate(0.01))
+
+
 @pytest.mark.parametrize(
     "knob",
     [
@@ -127,9 +146,7 @@ def test_micro_batches_and_packing_change_nothing(
     ],
     ids=str,
 )
-def test_every_knob_changes_the_result(tiny_model_folder: Path, knob: dict[str, Any]) -> None:
-    # episodes enough that some last subgoals are longer than a step
-    base = after(tiny_model_folder, steps=3, critic=CriticSettings(learning_rate=1e-2), critic_update=IQLUpdate(0.01))
+def test_every_knob_changes_the_result(tiny_model_folder: Path, base: dict[str, Any], knob: dict[str, Any]) -> None:
     defaults = {"critic": CriticSettings(learning_rate=1e-2), "critic_update": IQLUpdate(0.01)}
     turned = after(tiny_model_folder, steps=3, **{**defaults, **knob})
     if "critic" in knob and not knob["critic"].per_level:

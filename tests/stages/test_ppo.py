@@ -25,7 +25,7 @@ from lit_rft.stages import (
     PPOEpisodes,
     PPOSettings,
 )
-from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, trained
+from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained
 from lit_rft.transcripts import COMPLETION, DecisionOutcome, PromptFormat, Transcript
 
 FAST = PPOSettings(value_learning_rate=1e-2)
@@ -138,6 +138,16 @@ def test_whitening_is_over_the_batch(tiny_model_folder: Path) -> None:
     joined = torch.cat([stage.update.before(transcript).advantages for transcript in transcripts])
     assert float(joined.mean()) == pytest.approx(0, abs=1e-5)
     assert float(joined.std(unbiased=False)) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_kl_is_a_mean_over_tokens(tiny_model_folder: Path) -> None:
+    stage: Any = make_ppo(tiny_model_folder, PPOSettings(kl_coef=0.1), lora=ADAPTERS)
+    speak_out(stage)
+    policy, measured = stage.current_policy(), []
+    for names in ("a", "ab"):
+        metrics = stage.update.prepare(policy, [conversation(3, name) for name in names])
+        measured.append(float(metrics["kl"]))
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4) and measured[0] > 1e-6
 
 
 # --- training --------------------------------------------------------------------------------------------------------

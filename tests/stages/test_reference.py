@@ -7,14 +7,13 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts, letter_sum
+from grpo_stage import make_prompts
 
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import GRPO, HierarchicalSFT, OptimizerSettings, PolicySettings
 from lit_rft.testing.tiny_stage import ADAPTERS, fit, make_loader, make_stage, speak_out, trained
-
-from .test_mixed_policy_grpo import make_prompts
 
 
 @pytest.fixture

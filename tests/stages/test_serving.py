@@ -7,6 +7,8 @@ import lightning as L
 import pytest
 import torch
 from fake_vllm import FakeVllm, folders, serving
+from grpo_stage import differ, make_grpo, make_prompts
+from online_run import make_data, make_online
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,9 +21,6 @@ from lit_rft.rollouts import MixedPolicyLoss
 from lit_rft.stages import ActingSettings, AnsweringSettings, MixedPolicyGRPO
 from lit_rft.testing.tiny import make_model
 from lit_rft.testing.tiny_stage import fit, trained
-
-from .test_mixed_policy_grpo import differ, make_grpo, make_prompts
-from .test_online_finetune import make_data, make_online
 
 
 @pytest.fixture
