@@ -16,7 +16,7 @@ from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
 from lit_rft.losses import HPT, SRFT
 from lit_rft.problems import Problem, write_problems
-from lit_rft.sources import DynamicSampling
+from lit_rft.sources import DynamicSampling, ReLIFT
 from lit_rft.stages import (
     GRPO,
     ActingSettings,
@@ -104,12 +104,21 @@ def hpt(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, problems(model, folder, batch_size=3)
 
 
+def relift(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyGRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, source=ReLIFT(3, max_reward=0.5),
+        objective=ObjectiveSettings(group_size=2, traces_per_group=0, sft_coef=1.0, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
 KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
     "gigpo": gigpo,
     "hae": hae,
     "dynamic": dynamic,
     "srft": srft,
     "hpt": hpt,
+    "relift": relift,
 }
 
 

@@ -35,16 +35,19 @@ class EpisodeReplay:
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
         """Return plain lists, dictionaries and numbers for checkpoints."""
-        return [[_to_plain(transcript) for transcript in episode] for episode in self.episodes]
+        return [[transcript_to_plain(transcript) for transcript in episode] for episode in self.episodes]
 
     def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
-        self.episodes = [[_from_plain(transcript) for transcript in episode] for episode in state][-self.capacity :]
+        episodes = [[transcript_from_plain(plain) for plain in episode] for episode in state]
+        self.episodes = episodes[-self.capacity :]
 
 
-def _to_plain(transcript: Transcript) -> dict[str, Any]:
+def transcript_to_plain(transcript: Transcript) -> dict[str, Any]:
+    """Return a transcript as plain lists, dictionaries and numbers."""
     plain = {field.name: getattr(transcript, field.name) for field in dataclasses.fields(transcript)}
     return plain | {"outcomes": [list(outcome) for outcome in transcript.outcomes]}
 
 
-def _from_plain(plain: dict[str, Any]) -> Transcript:
+def transcript_from_plain(plain: dict[str, Any]) -> Transcript:
+    """Return the transcript of `transcript_to_plain`."""
     return Transcript(**{**plain, "outcomes": [DecisionOutcome(*outcome) for outcome in plain["outcomes"]]})

@@ -46,9 +46,9 @@ class RolloutSplitter:
             packing = self.batching.packing
             batch = step_batch(transcripts, counts, micro_batch_tokens=max_tokens, pad_id=0, packing=packing)
             return batch.to(policy.device).micro_batches
-        groups: dict[int, list[Transcript]] = {}
-        for rollout in rollouts:
-            groups.setdefault(rollout.group, []).extend(rollout.transcripts)
+        groups: dict[tuple[int, str], list[Transcript]] = {}
+        for rollout in rollouts:  # by their prompts too: traces of other prompts may have joined a group
+            groups.setdefault((rollout.group, rollout.id), []).extend(rollout.transcripts)
         row_tokens = longest_shared_row(policy.model)
         batch = shared_step_batch(
             list(groups.values()), counts, micro_batch_tokens=max_tokens, pad_id=0, row_tokens=row_tokens
