@@ -97,6 +97,8 @@ def test_repeated_actions_with_the_same_observation_end_the_episode_by_option(
     played = play(ReActAgent(repeat_limit=limit), chat, Writer(chat, {"flat": texts}))
     assert len(played.episode.steps) == num_steps
     assert played.episode.outcome.reason == ("step_limit" if limit is None else "repeated")
+    same = [RIGHT] * 3  # each with another observation
+    assert play(ReActAgent(repeat_limit=2), chat, Writer(chat, {"flat": same})).episode.outcome.success
     other = [RIGHT, "Action: go left"] * 3  # never twice in a row
     assert len(play(ReActAgent(repeat_limit=2), chat, Writer(chat, {"flat": other})).episode.steps) == 6
 

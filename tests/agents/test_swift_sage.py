@@ -211,3 +211,23 @@ def test_uses_of_admissible_actions_that_it_does_not_have(name: str) -> None:
     options = {"show": False, "choose": False, name: True}
     with pytest.raises(ValueError, match=r"admissible\.show and admissible\.choose must be false"):
         SwiftSageAgent(admissible=AdmissibleActions(**options))
+
+
+def test_a_call_of_sage_starts_the_counts_of_failures_again(chat: ChatFormat) -> None:
+    agent = SwiftSageAgent(switch=SwitchSettings(min_steps=99))
+    session: Any = agent.session("e", chat)
+    session.start("T.", "O.")
+    for _ in range(2):
+        session.notice(Step("x", "?", 0.0, 0.0, False))
+    assert session.receive("y").level == "sage" and session.rules[-1].name == "failures"
+    session.receive("Plan.")
+    assert session.receive("1. a\n2. b\n3. c\n4. d").text == "a" and session.situation("y").failures == 0
+    session.notice(Step("a", "?", 0.0, 0.0, False))
+    assert session.observe("?").text == "b"
+    session.notice(Step("b", "?", 0.0, 0.0, False))
+    assert session.observe("?").level == "swift"  # two failed attempts have emptied the buffer
+    assert session.receive("y").level == "sage"
+    session.receive("Plan.")
+    assert session.receive("1. a\n2. b").text == "a"
+    session.notice(Step("a", "?", 0.0, 0.0, False))
+    assert session.observe("?").text == "b"  # one failed attempt of this buffer
