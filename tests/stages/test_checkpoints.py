@@ -1,7 +1,9 @@
 """Checkpoints are small, complete, safe to load, and never half written."""
 
-import subprocess
-import sys
+import contextlib
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +26,27 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(tiny_model_folder: Path
     assert checkpoint["optimizer_states"][0]["state"] and checkpoint["lr_schedulers"]
 
 
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond a size in bytes fail within, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     """A file-size limit makes the write fail in the middle, as a full device does."""
     target = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint({"step": 1, "weights": torch.ones(10), "pytorch-lightning_version": "2"}, target)
-    script = f"""
-import resource, signal, torch
-from lit_rft.callbacks import AtomicCheckpointIO
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    AtomicCheckpointIO().save_checkpoint({{"step": 2, "weights": torch.ones(1_000_000)}}, {str(target)!r})
-except OSError as error:
-    print("refused:", error)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert "refused:" in result.stdout and "previous one is intact" in result.stdout, result
+    larger = {"step": 2, "weights": torch.ones(1_000_000), "pytorch-lightning_version": "2"}
+    with largest_file(100_000), pytest.raises(OSError, match="previous one is intact"):
+        io.save_checkpoint(larger, target)
     assert io.load_checkpoint(target)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -96,30 +102,20 @@ def test_the_best_by_a_metric_is_kept(tiny_model_folder: Path, tmp_path: Path) -
 def test_a_run_on_a_full_disk_stops_and_resumes_from_the_checkpoint_before(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    script = f"""
-import resource, signal, sys
-from pathlib import Path
-import lightning as L
-from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from lit_rft.testing.tiny_stage import make_loader, make_stage
+    limit = contextlib.ExitStack()
 
-class DiskFillsUp(L.Callback):
-    def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.global_step == 2:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    class DiskFillsUp(L.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                limit.enter_context(largest_file(20_000))
 
-model = Path({str(tiny_model_folder)!r})
-trainer = L.Trainer(
-    max_steps=4, max_epochs=-1, accelerator="cpu", logger=False, default_root_dir={str(tmp_path)!r},
-    enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, plugins=[AtomicCheckpointIO()],
-    callbacks=[DiskFillsUp(), RunCheckpoint(every_n_steps=1)],
-)
-trainer.fit(make_stage(model), make_loader(model, batch_size=2, episodes=7))
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
-    assert result.returncode != 0 and "the previous one is intact" in result.stderr, result.stderr[-2000:]
+    trainer = L.Trainer(
+        max_steps=4, max_epochs=-1, accelerator="cpu", logger=False, default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, plugins=[AtomicCheckpointIO()],
+        callbacks=[DiskFillsUp(), RunCheckpoint(every_n_steps=1)],
+    )  # fmt: skip
+    with limit, pytest.raises(OSError, match="the previous one is intact"):
+        trainer.fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder, batch_size=2, episodes=7))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     fit_and_save(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, 4, ckpt_path="last")
