@@ -66,6 +66,7 @@ OVERLAYS = {
         for overlay in (
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
             "dapo", "dr_grpo", "hpt", "chord", "srft", "rl_plus", "relift",
+            "exgrpo",
         )
     },
     "baselines/eto_later.yaml": ["baselines/scienceworld/eto.yaml", "baselines/eto_later.yaml"],

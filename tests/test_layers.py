@@ -27,7 +27,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "agents": {"generation", "envs", "transcripts", "episodes"},
     "losses": {"rollouts", "objectives"},
     "advantages": {"rollouts", "objectives", "models"},  # of models: sums over processes
-    "sources": {"rollouts", "batches", "models"},  # of models: what processes agree on
+    "sources": {"rollouts", "batches", "models", "problems"},  # of models: what processes agree on
     "rollouts": {"agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
     | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;

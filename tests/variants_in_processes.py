@@ -16,7 +16,7 @@ from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
 from lit_rft.losses import HPT, SRFT
 from lit_rft.problems import Problem, write_problems
-from lit_rft.sources import DynamicSampling, ReLIFT
+from lit_rft.sources import DynamicSampling, ExGRPO, ReLIFT
 from lit_rft.stages import (
     GRPO,
     ActingSettings,
@@ -112,6 +112,14 @@ def relift(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, problems(model, folder, batch_size=3)
 
 
+def exgrpo(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyGRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, source=ExGRPO(0.7, start_rate=0.0),
+        objective=ObjectiveSettings(group_size=4, traces_per_group=1, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=5)
+
+
 KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
     "gigpo": gigpo,
     "hae": hae,
@@ -119,6 +127,7 @@ KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
     "srft": srft,
     "hpt": hpt,
     "relift": relift,
+    "exgrpo": exgrpo,
 }
 
 

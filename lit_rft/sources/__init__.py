@@ -6,12 +6,14 @@ from lit_rft._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lit_rft.sources.dynamic_sampling import DynamicSampling as DynamicSampling
+    from lit_rft.sources.exgrpo import ExGRPO as ExGRPO
     from lit_rft.sources.relift import ReLIFT as ReLIFT
     from lit_rft.sources.wrapped import WrappedSource as WrappedSource
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
     "DynamicSampling": "lit_rft.sources.dynamic_sampling",
+    "ExGRPO": "lit_rft.sources.exgrpo",
     "ReLIFT": "lit_rft.sources.relift",
     "WrappedSource": "lit_rft.sources.wrapped",
 }

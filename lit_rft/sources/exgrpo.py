@@ -1,0 +1,127 @@
+"""ExGRPO: replay of the policy's own right completions (Zhan et al. 2025, arXiv 2510.02245)."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lit_rft.batches import Prompt, PromptBatch
+from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.problems import Problem
+from lit_rft.rollouts import Policy, Rollout
+from lit_rft.sources.wrapped import WrappedSource
+
+
+@dataclass(frozen=True)
+class ExGRPO:
+    """Replace a share of the prompts by earlier ones, each with one of its right completions as an off-policy trace.
+
+    The trace has the log-probabilities of the policy that sampled it, and `MixedPolicyLoss` shapes the ratio to them. A
+    prompt stays while some, but not all, of its completions are right, with the right one of highest mean
+    log-probability (lowest entropy at its sampling). It is drawn with weight exp(-(rate - 1/2)^2 / (2 width^2)), rate
+    its share of right completions: most often at medium difficulty. Traces of the data are not used.
+
+    Needs `objective.traces_per_group: 1`.
+
+    Args:
+        share: of the prompts of a batch, in [0, 1].
+        width: of the weights, > 0.
+        right_reward: completions with a higher reward are right.
+        start_rate: share of right completions in a batch from which on prompts are replayed.
+        seed: of the draws.
+    """
+
+    share: float = 0.5
+    width: float = 0.25
+    right_reward: float = 0.5
+    start_rate: float = 0.35
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or not self.width > 0:
+            raise ValueError(f"source.share must be in [0, 1] and source.width > 0, got {self.share} and {self.width}")
+
+    def __call__(self, source: Any) -> WrappedSource:
+        return _ReplayingSource(source, self)
+
+
+class _ReplayingSource(WrappedSource):
+    def __init__(self, source: Any, settings: ExGRPO) -> None:
+        super().__init__(source)
+        self.settings = settings
+        self.buffer: dict[str, dict[str, Any]] = {}  # problem id -> experience; the same in all processes
+        self.started = False
+
+    def __call__(self, policy: Policy, batch: PromptBatch) -> list[Rollout]:
+        """Return the groups, some of them of replayed prompts; all processes must call this."""
+        prompts, number = self._mix(policy, batch.prompts)
+        rollouts: list[Rollout] = self.source(policy, PromptBatch(prompts, batch.sources))
+        local = [self._experience(prompt, group, rollouts) for group, prompt in enumerate(prompts)]
+        experiences = _in_order(local)
+        for experience in experiences:
+            if experience["rate"] == 1:
+                self.buffer.pop(experience["id"], None)  # solved
+            elif experience["rate"] > 0:
+                self.buffer[experience["id"]] = experience
+        rates = [experience["rate"] for experience in experiences]
+        self.started |= sum(rates) >= self.settings.start_rate * len(rates)
+        counts = {"replayed_prompts": number, "replay_buffer": len(self.buffer)}
+        self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}
+        return rollouts
+
+    def _mix(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[list[Prompt], int]:
+        """Replace the last prompts of the batch of all processes; return this process's prompts, and their number."""
+        ids = _in_order([prompt.problem.id for prompt in prompts])
+        wanted = round(self.settings.share * len(ids)) if self.started else 0
+        fresh = set(ids[: len(ids) - wanted])
+        known = sorted(name for name in self.buffer if name not in fresh)
+        rng = random.Random(f"{self.settings.seed}/{policy.step}")  # the same in all processes
+        draws = {name: rng.random() ** (1 / self._weight(self.buffer[name]["rate"])) for name in known}
+        chosen = sorted(known, key=lambda name: -draws[name])[:wanted]
+        mixed = []
+        for index, prompt in enumerate(prompts):
+            place = index * world_size() + global_rank() - (len(ids) - len(chosen))
+            plain = dataclasses.replace(prompt, traces=[], trace_texts=[], trace_log_probs=[])
+            mixed.append(plain if place < 0 else _replayed(self.buffer[chosen[place]]))
+        return mixed, len(chosen)
+
+    def _weight(self, rate: float) -> float:
+        return math.exp(-((rate - 0.5) ** 2) / (2 * self.settings.width**2))
+
+    def _experience(self, prompt: Prompt, group: int, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """Return a prompt's share of right completions, and the best of these if there are any."""
+        sampled = [rollout for rollout in rollouts if rollout.group == group and not rollout.off_policy]
+        right = [rollout for rollout in sampled if rollout.reward > self.settings.right_reward]
+        experience = {"id": prompt.problem.id, "rate": len(right) / max(len(sampled), 1)}
+        if not right:
+            return experience
+        best = max(right, key=lambda rollout: sum(rollout.sampled_log_probs[0]) / rollout.length)
+        problem = dataclasses.replace(prompt.problem, traces=(), trace_log_probs=())
+        return experience | {
+            "problem": dataclasses.asdict(problem), "prompt": list(prompt.ids), "text": best.text,
+            "completion": list(best.transcripts[0].utterance_ids(0)), "log_probs": list(best.sampled_log_probs[0]),
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "buffer": dict(self.buffer), "started": self.started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.buffer, self.started = dict(state["buffer"]), state["started"]
+
+
+def _replayed(experience: dict[str, Any]) -> Prompt:
+    return Prompt(
+        Problem(**experience["problem"]), experience["prompt"], [experience["completion"]], [experience["text"]],
+        [experience["log_probs"]],
+    )  # fmt: skip
+
+
+def _in_order(values: Sequence[Any]) -> list[Any]:
+    """Return the values of all processes, in the order of the batch: each has every world_size-th."""
+    shares = all_gather_objects(list(values))
+    return [shares[k % len(shares)][k // len(shares)] for k in range(sum(map(len, shares)))]
