@@ -40,8 +40,9 @@ def loader(model: Path, episodes: Sequence[Episode], agent: Any = AGENT, outcome
     return StepLoader(transcripts, batch_size=len(transcripts))
 
 
-def average_return(stage: Any, model: Path, folder: Path) -> float:
-    """The mean return over sampled episodes of the evaluation split."""
+def average_return(stage: Any, model: Path, folder: Path, temperature: float = 1.0) -> float:
+    """The mean return over episodes of the evaluation split."""
+    stage.evaluator.acting.sampling = SamplingSettings(12, temperature)
     data = TrajectoryDataModule(str(model), suite=fork_suite(NUMBER), data_dir=str(folder))
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **options)
