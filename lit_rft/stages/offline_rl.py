@@ -1,9 +1,13 @@
 """GLIDER's second stage: offline hierarchical reinforcement learning."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
+from lit_rft.generation.best_of import BestOfConversations
+from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import STEPS
 from lit_rft.stages.core.episode_stage import EpisodeStage, weights_of_levels
@@ -43,6 +47,11 @@ class OfflineHierarchicalRL(EpisodeStage):
         average_tokens: log pi(u|s) per token, or (the equation) its sum.
         level_weights: weights >= 0 of the losses, by level of the agent; 1 for levels left out.
         chunk_tokens: logits are computed in chunks of this many tokens.
+        best_of: utterances sampled at each decision when acting; the one with the highest Q is played. 1 for the
+            policy itself. With several, a high `advantage_temperature` makes it Q-learning of utterances.
+
+    Raises:
+        ValueError: For a value out of range, or `best_of` with a generation server, which knows no critics.
     """
 
     training_batch = STEPS
@@ -61,8 +70,14 @@ class OfflineHierarchicalRL(EpisodeStage):
         average_tokens: bool = False,
         level_weights: dict[str, float] | None = None,
         chunk_tokens: int = 256,
+        best_of: int = 1,
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-5), acting, agent, batching)
+        if best_of < 1:
+            raise ValueError(f"best_of must be >= 1, got {best_of}")
+        if best_of > 1 and self.acting.server is not None:
+            raise ValueError("a generation server does not know the critics: unset acting.server or best_of")
+        self.best_of = best_of
         self.critic_settings = critic or CriticSettings()
         self.actor_critic = ActorCritic(
             self.agent.levels, self.critic_settings, self.acting, critic_update=critic_update,
@@ -74,6 +89,19 @@ class OfflineHierarchicalRL(EpisodeStage):
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)
         self.log_terms(self.actor_critic.update(self.current_policy(), step, self.optimize))
+
+    def current_policy(self) -> Policy:
+        policy = super().current_policy()
+        if self.best_of == 1:
+            return policy
+        scores = {level: partial(self.actor_critic.q_values, policy, level) for level in self.agent.levels}
+        samplers = {
+            level: partial(BestOfConversations, number=self.best_of, score=score) for level, score in scores.items()
+        }
+        return replace(policy, samplers=samplers)
+
+    def evaluation_source(self) -> dict[str, Any]:
+        return super().evaluation_source() | ({} if self.best_of == 1 else {"best_of": self.best_of})
 
     def on_train_epoch_start(self) -> None:
         self.actor_critic.q_and_returns = []

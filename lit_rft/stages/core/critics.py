@@ -129,9 +129,10 @@ class FeatureReader:
             decode=policy.chat.tokenizer.decode,
         )  # fmt: skip
         groups = [sampled[start : start + _TOGETHER] for start in range(0, len(sampled), _TOGETHER)]
-        return torch.cat([self._utterance_features(policy, group) for group in groups])
+        return torch.cat([self.utterance_features(policy, group) for group in groups])
 
-    def _utterance_features(self, policy: Policy, transcripts: list[Transcript]) -> Tensor:
+    def utterance_features(self, policy: Policy, transcripts: list[Transcript]) -> Tensor:
+        """Return features [U, D] of the utterances of transcripts, not from the cache."""
         batch = collate_padded(transcripts, pad_id=0).to(policy.device)
         if self.settings.features == "frozen":
             return frozen_features(policy.model, batch).utterance
