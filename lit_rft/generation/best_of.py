@@ -55,7 +55,9 @@ class BestOfConversations:
         if number < 1:
             raise ValueError(f"the number of samples must be >= 1, got {number}")
         if number > 1 and sampling.temperature == 0:
-            raise ValueError(f"the best of {number} greedy samples, which are identical: set sampling.temperature above 0")
+            raise ValueError(
+                f"the best of {number} greedy samples, which are identical: set sampling.temperature above 0"
+            )
         self._model, self._end_ids, self.sampling, self._seed = model, as_ids(end_ids), sampling, seed
         self._number, self._score, self._decode, self._acting = number, score, decode, acting
         self._conversations: Slots[_Conversation] = Slots(num_slots)
