@@ -145,7 +145,8 @@ def test_the_kl_is_a_mean_over_tokens(tiny_model_folder: Path) -> None:
     speak_out(stage)
     policy, measured = stage.current_policy(), []
     for names in ("a", "ab"):
-        metrics = stage.update.prepare(policy, [conversation(3, name) for name in names])
+        rollouts = [Rollout([conversation(3, name)], "", 0, False, True) for name in names]
+        metrics = stage.update.prepare(policy, rollouts)
         measured.append(float(metrics["kl"]))
     assert measured[0] == pytest.approx(measured[1], rel=1e-4) and measured[0] > 1e-6
 
