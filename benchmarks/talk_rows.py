@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ class Game:
     """One of the environments, with the episodes that each method learns from and is compared on.
 
     Attributes:
-        configs: folder of its recipes.
+        configs: folder of its recipes, in `glider/` and `baselines/`.
+        suite: import path of the suite, whose expert makes examples for prompts.
         train: keys of the data to train on.
         explore: keys of `predict` for the games that a policy explores; none of them is played in the comparison.
         seen: keys of `predict` for held-out games of the kind that is trained on.
@@ -29,6 +31,7 @@ class Game:
 
     name: str
     configs: str
+    suite: str
     train: Keys
     explore: Keys
     seen: Keys
@@ -40,7 +43,8 @@ _TRAINED = listed(["find-animal", "find-living-thing", "find-plant"])
 GAMES = {
     "scienceworld": Game(
         name="ScienceWorld, short tasks",
-        configs="glider/scienceworld",
+        configs="scienceworld",
+        suite="lit_rft.envs.scienceworld.short_tasks",
         train={"tasks": _TRAINED, "train_half": "first"},
         explore={"tasks": _TRAINED, "predict_split": "train", "predict_half": "second"},
         seen={"tasks": _TRAINED, "predict_split": "dev"},
@@ -51,7 +55,8 @@ GAMES = {
     # the second half
     "alfworld": Game(
         name="ALFWorld, synthetic",
-        configs="glider/alfworld",
+        configs="alfworld",
+        suite="lit_rft.envs.alfworld.small_households",
         train={"train_half": "first"},
         explore={"predict_split": "train", "predict_half": "first", "seed": 1000},
         seen={"predict_split": "train", "predict_half": "second"},
@@ -69,6 +74,7 @@ class Place:
         scale: `tiny`, `small` or `paper`: overlays of the commands, in `talk/`.
         seed: of training.
         home: folder of all rows of this environment and seed, which use one another's runs.
+        general: file of general instruction data, for AgentTuning.
         extra: further arguments of every command.
     """
 
@@ -76,17 +82,40 @@ class Place:
     scale: str
     seed: int
     home: Path
+    general: Path
     extra: tuple[str, ...] = ()
 
-    def fit(self, run: str, *configs: str, start: str | None = None, **data: Any) -> Step:
+    def fit(self, run: str, *configs: str, start: str | None = None, model: Keys | None = None, **data: Any) -> Step:
         """Train a stage into the folder `run`, from the weights of the run `start`."""
         folder, checkpoint = self.home / run, self.home / run / "checkpoints" / "last.ckpt"
-        keys: dict[str, Any] = {_DATA + key: value for key, value in data.items()}
+        keys: dict[str, Any] = {_DATA + key: value for key, value in data.items()} | dict(model or {})
         keys["model.init_args.policy.start_from"] = self.weights(start) if start else "null"
         command = self.command("fit", folder, configs, keys)
         if checkpoint.exists():  # of an interrupted run
             command += ["--ckpt_path", "last"]
         return Step(f"{self.home.name}: {run}: fit", command, folder / "adapter" / "adapter_config.json")
+
+    def examples(self) -> Step:
+        """Collect expert episodes of the training split, shown in prompts."""
+        arguments = ["collect", self.game.suite, "--episodes", "3", "--out", str(self.examples_file)]
+        command = [sys.executable, "-m", "lit_rft.cli", *arguments]
+        return Step(f"{self.home.name}: examples: collect", command, self.examples_file.with_suffix(".done"))
+
+    @property
+    def examples_file(self) -> Path:
+        return self.home / "data" / "examples.jsonl"
+
+    def eto(self, run: str, start: str) -> Step:
+        """Run ETO's iterations from the weights of a run."""
+        keys: dict[str, Any] = {_DATA + key: value for key, value in self.game.train.items()}
+        keys["model.init_args.policy.start_from"] = self.weights(start)
+        keys[_DATA + "predict_episodes_per_task"] = "null"  # explore the experts' problems
+        command = self.command("eto", self.home / run, ("baselines/{}/eto.yaml",), keys)
+        folder = command.index("--trainer.default_root_dir")  # each iteration has its own
+        command[folder] = "--folder"
+        command += ["--later", "baselines/eto_later.yaml"]
+        done = self.home / run / "iterations.done"
+        return Step(f"{self.home.name}: {run}: fit", command, done)
 
     def explore(self, run: str, *configs: str) -> Step:
         """Let the policy of a run play games of the training split, at a temperature."""
@@ -130,8 +159,8 @@ class Place:
         return lit_rft(verb, [*recipes, *existing], {**fixed, **keys}, self.extra)
 
 
-FLAT = ("{}/sft.yaml", "{}/flat_sft.yaml")
-HIERARCHICAL = ("{}/sft.yaml",)
+FLAT = ("glider/{}/sft.yaml", "glider/{}/flat_sft.yaml")
+HIERARCHICAL = ("glider/{}/sft.yaml",)
 
 
 def untrained(place: Place) -> Iterator[Step]:
@@ -152,7 +181,7 @@ def _explored(place: Place) -> Iterator[Step]:
 
 def awac(place: Place) -> Iterator[Step]:
     yield from _explored(place)
-    configs = ("{}/offline_rl.yaml", "{}/flat_offline_rl.yaml")
+    configs = ("glider/{}/offline_rl.yaml", "glider/{}/flat_offline_rl.yaml")
     data = {**place.game.train, "medium_files": listed([place.explored("sft")])}
     yield place.fit("awac", *configs, start="sft", **data)
     yield from place.play("awac", "awac", *configs)
@@ -177,15 +206,67 @@ def glider_without_sft(place: Place) -> Iterator[Step]:
 def _offline(place: Place, row: str, start: str | None) -> Iterator[Step]:
     yield place.explore("glider_sft", *HIERARCHICAL)
     data = {**place.game.train, "medium_files": listed([place.explored("glider_sft")])}
-    yield place.fit(row, "{}/offline_rl.yaml", start=start, **data)
-    yield from place.play(row, row, "{}/offline_rl.yaml")
+    yield place.fit(row, "glider/{}/offline_rl.yaml", start=start, **data)
+    yield from place.play(row, row, "glider/{}/offline_rl.yaml")
 
 
 def glider_online(place: Place) -> Iterator[Step]:
     """All three stages; the third one plays the training tasks."""
     yield from glider(place)
-    yield place.fit("glider_online", "{}/online.yaml", start="glider", **place.game.online)
-    yield from place.play("glider_online", "glider_online", "{}/online.yaml")
+    yield place.fit("glider_online", "glider/{}/online.yaml", start="glider", **place.game.online)
+    yield from place.play("glider_online", "glider_online", "glider/{}/online.yaml")
+
+
+def react(place: Place) -> Iterator[Step]:
+    yield place.examples()
+    examples = {"model.init_args.agent.init_args.examples.files": listed([place.examples_file])}
+    yield from place.play("react", None, "baselines/{}/react.yaml", **examples)
+
+
+def reflexion(place: Place) -> Iterator[Step]:
+    yield place.examples()
+    examples = {"model.init_args.agent.init_args.agent.examples.files": listed([place.examples_file])}
+    yield from place.play("reflexion", None, "baselines/{}/reflexion.yaml", **examples)
+
+
+def swift_sage(place: Place) -> Iterator[Step]:
+    """Swift by imitation; Sage is the same policy, with examples."""
+    yield place.examples()
+    examples = {"model.init_args.agent.init_args.examples.files": listed([place.examples_file])}
+    yield place.fit("swift_sage", "baselines/{}/swift_sage.yaml", model=examples, **place.game.train)
+    yield from place.play("swift_sage", "swift_sage", "baselines/{}/swift_sage.yaml", **examples)
+
+
+def nat(place: Place) -> Iterator[Step]:
+    yield from _explored(place)
+    data = {**place.game.train, "medium_files": listed([place.explored("sft")])}
+    yield place.fit("nat", "baselines/{}/nat.yaml", **data)
+    yield from place.play("nat", "nat", "baselines/{}/nat.yaml")
+
+
+def eto(place: Place) -> Iterator[Step]:
+    yield place.fit("sft", *FLAT, **place.game.train)
+    yield place.eto("eto", start="sft")
+    yield from place.play("eto", "eto/iteration_3", "baselines/{}/eto.yaml")
+
+
+def agent_tuning(place: Place) -> Iterator[Step]:
+    data = {**place.game.train, "general_files": listed([place.general])}
+    yield place.fit("agent_tuning", "baselines/{}/agent_tuning.yaml", **data)
+    yield from place.play("agent_tuning", "agent_tuning", "baselines/{}/agent_tuning.yaml")
+
+
+def ppo(place: Place) -> Iterator[Step]:
+    yield place.fit("sft", *FLAT, **place.game.train)
+    yield place.fit("ppo", "baselines/{}/ppo.yaml", start="sft", **place.game.online)
+    yield from place.play("ppo", "ppo", "baselines/{}/ppo.yaml")
+
+
+def ilql(place: Place) -> Iterator[Step]:
+    yield from _explored(place)
+    data = {**place.game.train, "medium_files": listed([place.explored("sft")])}
+    yield place.fit("ilql", "baselines/{}/ilql.yaml", start="sft", **data)
+    yield from place.play("ilql", "ilql", "baselines/{}/ilql.yaml")
 
 
 @dataclass(frozen=True)
@@ -203,7 +284,15 @@ class Row:
 
 ROWS = {
     "untrained": Row("pretrained model", untrained),
+    "react": Row("ReAct", react),
+    "reflexion": Row("Reflexion, last trial", reflexion),
+    "swift_sage": Row("SwiftSage", swift_sage),
     "sft": Row("SFT (behaviour cloning)", sft),
+    "agent_tuning": Row("AgentTuning", agent_tuning),
+    "nat": Row("NAT", nat),
+    "eto": Row("ETO", eto),
+    "ppo": Row("PPO", ppo),
+    "ilql": Row("ILQL", ilql),
     "awac": Row("AWAC", awac),
     "glider_sft": Row("GLIDER, SFT only", glider_sft),
     "glider_without_sft": Row("GLIDER without SFT", glider_without_sft),

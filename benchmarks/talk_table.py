@@ -13,6 +13,7 @@ sizes and settings for a node of 8 GPUs; `--dry-run` prints the commands.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shlex
 import statistics
@@ -25,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from talk_rows import GAMES, ROWS, Place
 
-from lit_rft._files import write_json
+from lit_rft._files import replacing, write_json
 from lit_rft.episodes import read_episodes
+from lit_rft.problems import generate_problems
 
 KINDS = ("seen", "unseen")
 
@@ -40,7 +42,20 @@ def places(options: argparse.Namespace, name: str) -> Iterator[Place]:
     extra = [f"--model.init_args.policy.model={runs / 'model'}"] if options.scale == "tiny" else []
     for seed in options.seeds:
         home = runs / f"{name}-seed{seed}"
-        yield Place(GAMES[name], options.scale, seed, home, (*extra, *options.extra))
+        general = options.general or runs / "general.jsonl"
+        yield Place(GAMES[name], options.scale, seed, home, general, (*extra, *options.extra))
+
+
+def make_general_data(options: argparse.Namespace) -> None:
+    """Write conversations that are no episodes: generated word problems with worked answers."""
+    file = options.runs / options.scale / "general.jsonl"
+    if options.general or file.exists():
+        return
+    problems = generate_problems("gsm_symbolic", 20 if options.scale == "tiny" else 2000)
+    rows = [[*p.prompt, {"role": "assistant", "content": p.traces[0]}] for p in problems]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
 
 
 def make_tiny_model(options: argparse.Namespace) -> None:
@@ -52,20 +67,21 @@ def make_tiny_model(options: argparse.Namespace) -> None:
 
 
 def outcomes(place: Place, row: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the score, success and number of steps of each episode that has been played, by kind of games."""
+    """Return score, success and number of steps of each problem that has been played, by kind of games.
+
+    Of several trials of a problem the last one counts, and the steps of all.
+    """
     played: dict[str, list[dict[str, Any]]] = {}
     for kind in KINDS:
         file = place.played(row, kind) / "episodes" / "predicted.jsonl"
-        if file.with_suffix(".done").exists():
-            played[kind] = [
-                {
-                    "id": episode.id,
-                    "score": episode.outcome.score,
-                    "success": episode.outcome.success,
-                    "steps": len(episode.steps),
-                }
-                for episode in sorted(read_episodes(file), key=lambda episode: episode.id)
-            ]
+        if not file.with_suffix(".done").exists():
+            continue
+        problems: dict[str, dict[str, Any]] = {}
+        for episode in sorted(read_episodes(file), key=lambda episode: episode.id):
+            name, outcome = episode.id.split("/trial")[0], episode.outcome
+            steps = problems.get(name, {"steps": 0})["steps"] + len(episode.steps)
+            problems[name] = {"id": name, "score": outcome.score, "success": outcome.success, "steps": steps}
+        played[kind] = list(problems.values())
     return played
 
 
@@ -151,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--environments", nargs="+", choices=list(GAMES), default=list(GAMES))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--general", type=Path, help="instruction data of AgentTuning (generated problems)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "talk")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only report what there is")
@@ -158,11 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("extra", nargs="*", help="more arguments for every lit-rft command (after --)")
     options = parser.parse_args(arguments)
     console = Console()
+    console.width = max(console.width, 140)  # of the table
     planned = [(place, row) for name in options.environments for place in places(options, name) for row in options.rows]
     if options.dry_run:
         for command in dict.fromkeys(shlex.join(step.command) for place, row in planned for step in steps(place, row)):
             print(command)
         return
+    if not options.report:
+        make_general_data(options)
     if options.scale == "tiny":
         make_tiny_model(options)
     for number, (place, row) in enumerate(planned if not options.report else (), 1):

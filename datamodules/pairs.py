@@ -105,7 +105,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
             nothing.
         pairs_per_problem: maximum number of pairs of one problem; null for all.
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
-            `medium_per_expert`) and `outcomes`.
+            `medium_per_expert`) and `outcomes`. `predict` plays the experts' problems by default.
 
     Raises:
         ValueError: For a setting out of its range, or if no pair can be made.
@@ -123,6 +123,9 @@ class EpisodePairDataModule(TrajectoryDataModule):
     ) -> None:
         # an argument given here is none of this class
         super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
+        if self.predict_split == "train":  # exploration: of the experts' problems, as others make no pairs
+            self.predict_half = self.predict_half or self.train_half
+            self.predict_episodes_per_task = self.predict_episodes_per_task or self.train_episodes_per_task
         self.explored_files = explored_files
         self.pairing: dict[str, Any] = {
             "margin": margin, "max_extra_steps": max_extra_steps, "pairs_per_problem": pairs_per_problem

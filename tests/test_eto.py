@@ -111,8 +111,8 @@ def settings(model: Path, folder: Path, hierarchical: bool) -> list[str]:
             "init_args": {
                 "policy": {"model": str(model), "lora": {"rank": 4, "dropout": 0.0, "target_modules": "all-linear"}},
                 "optimizer": {"learning_rate": 5e-3, "warmup_steps": 0},
-                "acting": {
-                    "sampling": {"max_new_tokens": 12, "temperature": 1.0}, "parallel_episodes": 6,
+                "acting": {  # one at a time: rows of a batch differ in the last bit by which others are in it
+                    "sampling": {"max_new_tokens": 12, "temperature": 1.0}, "parallel_episodes": 1,
                     "pool": {"threads": True},
                 },
                 "agent": agent,
@@ -173,7 +173,7 @@ def test_two_iterations_by_the_real_commands(hierarchical: bool, tiny_model_fold
         for folder in (tmp_path / "whole", stopped)
     ]
     assert any("lora_B" in name and weight.any() for name, weight in weights[0].items())
-    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
 
 
 def test_the_fork_knows_its_episodes() -> None:

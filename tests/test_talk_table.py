@@ -78,6 +78,30 @@ def test_a_comparison_resumes_and_ends_with_a_table(
     assert "AWAC" in capsys.readouterr().out
 
 
+def test_of_several_trials_the_last_one_counts(talk: Any, tmp_path: Path) -> None:
+    from lit_rft.episodes.io import EpisodeWriter
+    from lit_rft.testing import make_episode
+
+    place = talk.Place(talk.GAMES["alfworld"], "tiny", 0, tmp_path, tmp_path / "general.jsonl")
+    file = place.played("reflexion", "seen") / "episodes" / "predicted.jsonl"
+    file.parent.mkdir(parents=True)
+    writer = EpisodeWriter(file)
+    for name, score, steps in (("a/trial1", 0.0, 5), ("a/trial2", 1.0, 3), ("b/trial1", 1.0, 2)):
+        episode = make_episode(num_steps=steps, subgoals=False)
+        episode.id, episode.outcome.score, episode.outcome.success = name, score, score == 1.0
+        episode.steps[-1].score = score
+        writer.append(episode)
+    writer.close()
+    assert talk.outcomes(place, "reflexion") == {}  # the command has not ended
+    file.with_suffix(".done").touch()
+    assert talk.outcomes(place, "reflexion") == {
+        "seen": [
+            {"id": "a", "score": 1.0, "success": True, "steps": 8},
+            {"id": "b", "score": 1.0, "success": True, "steps": 2},
+        ]
+    }
+
+
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
     few, many = talk.interval([0.0, 100.0] * 5), talk.interval([0.0, 100.0] * 50)
     assert few[0] == many[0] == 50.0
@@ -113,11 +137,12 @@ def test_every_command_of_every_row_is_valid(
     talk.main(["--scale", scale, "--environments", environment, "--dry-run"])
     commands = [shlex.split(command)[3:] for command in capsys.readouterr().out.splitlines()]
     assert len(commands) == len({tuple(command) for command in commands}) > 2 * len(talk.ROWS)
-    for _, *arguments in {recipe(command): command for command in commands}.values():
-        if "--ckpt_path" in arguments:
-            del arguments[arguments.index("--ckpt_path") : arguments.index("--ckpt_path") + 2]
+    for verb, *arguments in {recipe(command): command for command in commands if "-c" in command}.values():
+        for option in ("--ckpt_path", "--folder", "--later"):
+            if option in arguments:
+                del arguments[arguments.index(option) : arguments.index(option) + 2]
         cli = build(resolve_configs([*arguments, "--trainer.devices", "1"]), run=False)
-        assert cli.model.policy_settings.model.endswith(MODELS[scale])
+        assert cli.model.policy_settings.model.endswith(MODELS[scale]), verb
 
 
 def recipe(command: list[str]) -> tuple[str, ...]:
