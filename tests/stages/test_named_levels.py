@@ -62,7 +62,9 @@ def test_offline_rl_trains_every_level(tiny_model_folder: Path, update: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("frozen", "training"), [(None, {"planner"}), (["planner"], {"worker", "critic"}), ([], set(LEVELS))], ids=str
+    ("frozen", "training"),
+    [(None, {"planner"}), (["planner"], {"worker", "critic"}), ([], set(LEVELS))],
+    ids=["the first level", "the other levels", "all levels"],
 )
 def test_online_the_levels_that_are_not_frozen_train(
     tiny_model_folder: Path, tmp_path: Path, frozen: list[str] | None, training: set[str]
