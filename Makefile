@@ -29,7 +29,7 @@ test-slow: $(READY)  ## the tests that take more than 20 seconds each
 
 coverage: $(READY)  ## the tests with the lines that they reach: a table, and build/coverage/ (what separate processes run is not counted)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(PYTEST) --cov --cov-report=term --cov-report=html:build/coverage
+	$(PYTEST) --cov=lit_rft --cov-report=term --cov-report=html:build/coverage
 
 lint: $(READY)  ## ruff over everything
 	$(BIN)/ruff check .
