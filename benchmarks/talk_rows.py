@@ -111,8 +111,7 @@ class Place:
         keys["model.init_args.policy.start_from"] = self.weights(start)
         keys[_DATA + "predict_episodes_per_task"] = "null"  # explore the experts' problems
         command = self.command("eto", self.home / run, ("baselines/{}/eto.yaml",), keys)
-        folder = command.index("--trainer.default_root_dir")  # each iteration has its own
-        command[folder] = "--folder"
+        command[command.index("--trainer.default_root_dir")] = "--folder"  # each iteration has its own
         command += ["--later", "baselines/eto_later.yaml"]
         done = self.home / run / "iterations.done"
         return Step(f"{self.home.name}: {run}: fit", command, done)

@@ -27,7 +27,7 @@ from rich.table import Table
 from talk_rows import GAMES, ROWS, Place
 
 from lit_rft._files import replacing, write_json
-from lit_rft.episodes import read_episodes
+from lit_rft.episodes import Episode, read_episodes
 from lit_rft.problems import generate_problems
 
 KINDS = ("seen", "unseen")
@@ -77,12 +77,18 @@ def outcomes(place: Place, row: str) -> dict[str, list[dict[str, Any]]]:
         if not file.with_suffix(".done").exists():
             continue
         problems: dict[str, dict[str, Any]] = {}
-        for episode in sorted(read_episodes(file), key=lambda episode: episode.id):
+        for episode in sorted(read_episodes(file), key=_trial):
             name, outcome = episode.id.split("/trial")[0], episode.outcome
             steps = problems.get(name, {"steps": 0})["steps"] + len(episode.steps)
             problems[name] = {"id": name, "score": outcome.score, "success": outcome.success, "steps": steps}
         played[kind] = list(problems.values())
     return played
+
+
+def _trial(episode: Episode) -> tuple[str, int]:
+    """Return the id of the problem and the number of the trial; 0 for agents that play once."""
+    name, _, number = episode.id.partition("/trial")
+    return name, int(number or 0)
 
 
 def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:

@@ -86,7 +86,7 @@ def test_of_several_trials_the_last_one_counts(talk: Any, tmp_path: Path) -> Non
     file = place.played("reflexion", "seen") / "episodes" / "predicted.jsonl"
     file.parent.mkdir(parents=True)
     writer = EpisodeWriter(file)
-    for name, score, steps in (("a/trial1", 0.0, 5), ("a/trial2", 1.0, 3), ("b/trial1", 1.0, 2)):
+    for name, score, steps in (("a/trial9", 0.0, 5), ("a/trial10", 1.0, 3), ("b/trial1", 1.0, 2)):
         episode = make_episode(num_steps=steps, subgoals=False)
         episode.id, episode.outcome.score, episode.outcome.success = name, score, score == 1.0
         episode.steps[-1].score = score

@@ -34,7 +34,7 @@ def save_scratch_model(
     Args:
         folder: a new folder, or one to overwrite.
         texts: training texts of the tokenizer, for example observations and actions.
-        vocab_size: maximum number of tokens, > 261 (the bytes and the structural tokens).
+        vocab_size: maximum number of tokens, >= 261 (the bytes and the structural tokens).
         hidden_size: a multiple of twice `heads`.
         layers: > 0.
         heads: of attention, > 0.
