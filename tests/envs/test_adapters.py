@@ -115,6 +115,7 @@ def test_a_problem_of_reasoning_gym_is_an_episode() -> None:
     env = ReasoningGymEnv("basic_arithmetic")
     question, _ = env.reset(seed=1)
     assert env.reset(seed=1)[0] == question != env.reset(seed=2)[0]
+    assert env.reset(seed=1, options={"task": "sums", "seed": 1})[0] == question  # a suite's row
     _, reward, terminated, _, info = env.step(f" {env.entry['answer']} ")
     assert (reward, terminated, info["success"]) == (1.0, True, True)
     assert env.step("no idea")[1] < 1.0

@@ -49,7 +49,8 @@ class ReasoningGymEnv(gym.Env[str, str]):
         """Generate the problem of a seed, or of a random one."""
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        settings = {**self.settings, **{name: value for name, value in (options or {}).items() if name != "task"}}
+        row = {name: value for name, value in (options or {}).items() if name not in ("task", "seed")}
+        settings = {**self.settings, **row}
         try:
             self.dataset = self._create_dataset(self.task, size=1, seed=number, **settings)
         except (AssertionError, TypeError) as error:

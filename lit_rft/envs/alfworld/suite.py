@@ -44,7 +44,6 @@ class AlfworldSuite:
     omniscient: bool = False
     expert_seed: int = 0
 
-
     def __post_init__(self) -> None:
         _check(self.step_limit, self.mistakes)
 
