@@ -68,7 +68,7 @@ class _ReplayingSource(WrappedSource):
             elif experience["rate"] > 0:
                 self.buffer[experience["id"]] = experience
         rates = [experience["rate"] for experience in experiences]
-        self.started |= sum(rates) >= self.settings.start_rate * len(rates)
+        self.started |= bool(rates) and sum(rates) >= self.settings.start_rate * len(rates)
         counts = {"replayed_prompts": number, "replay_buffer": len(self.buffer)}
         self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}
         return rollouts
@@ -77,8 +77,7 @@ class _ReplayingSource(WrappedSource):
         """Replace the last prompts of the batch of all processes; return this process's prompts, and their number."""
         ids = _in_order([prompt.problem.id for prompt in prompts])
         wanted = round(self.settings.share * len(ids)) if self.started else 0
-        fresh = set(ids[: len(ids) - wanted])
-        known = sorted(name for name in self.buffer if name not in fresh)
+        known = sorted(self.buffer.keys() - set(ids))  # a prompt twice in a batch would have equal completions
         rng = random.Random(f"{self.settings.seed}/{policy.step}")  # the same in all processes
         draws = {name: rng.random() ** (1 / self._weight(self.buffer[name]["rate"])) for name in known}
         chosen = sorted(known, key=lambda name: -draws[name])[:wanted]

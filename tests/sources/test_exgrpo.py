@@ -83,6 +83,13 @@ def test_a_prompt_in_the_batch_is_not_replayed_and_a_solved_one_leaves() -> None
     assert set(source.buffer) == {"a"}
 
 
+def test_no_prompt_is_twice_in_a_batch_where_fewer_are_known_than_wanted() -> None:
+    source = ExGRPO(0.5, start_rate=0.0)(Sampler(REWARDS))
+    assert ask(source, "") == [] and not source.started
+    ask(source, "d")
+    assert [p.problem.id for p in ask(source, "xydc")] == list("xydc")
+
+
 def test_medium_difficulty_is_drawn_most_often() -> None:
     rewards = {"m": [0.0, 1.0], "h": [0.0] * 9 + [1.0], "x": [0.0], "y": [0.0]}
     drawn = {"m": 0, "h": 0}
