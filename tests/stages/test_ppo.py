@@ -65,6 +65,22 @@ def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Ten
     return trained(stage)
 
 
+class CountingLoss(MixedPolicyLoss):
+    """Keeps the numbers by which a loss is divided."""
+
+    seen: list[float] = []  # noqa: RUF012
+
+    def __call__(self, log_probs: torch.Tensor, rollouts: Any, *, normalizer: Any) -> Any:
+        self.seen.append(float(normalizer.rollouts))
+        return super().__call__(log_probs, rollouts, normalizer=normalizer)
+
+
+def test_losses_are_divided_by_completions_and_not_by_problems(tiny_model_folder: Path) -> None:
+    CountingLoss.seen.clear()
+    fit(make_ppo(tiny_model_folder, loss=CountingLoss(), group_size=4), loader(tiny_model_folder), 1)
+    assert CountingLoss.seen and set(CountingLoss.seen) == {8.0 / FAST.mini_batches}
+
+
 # --- chains ----------------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,7 @@ class PPOUpdate:
         self.advantages = advantages if advantages is not None else ChainGAE(settings.utterance_level)
         self.temperature, self.max_tokens = temperature or 1.0, max_tokens
         self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
+        self._rollout: dict[int, int] = {}  # number of a transcript's rollout, likewise
         self._kl = 0.0  # sum over the tokens of the last batch of this process
 
     @torch.no_grad()
@@ -88,6 +89,7 @@ class PPOUpdate:
             for micro in self._split(policy, [t for rollout in rollouts for t in rollout.transcripts]):
                 evaluated |= self._evaluate(policy, micro)
         self._before = self._estimate(rollouts, evaluated)
+        self._rollout = {id(t): number for number, rollout in enumerate(rollouts) for t in rollout.transcripts}
         return self._whiten(policy)
 
     def before(self, transcript: Transcript) -> Decisions:
@@ -108,7 +110,7 @@ class PPOUpdate:
         micro_batches = self._split(policy, transcripts)
         numbers = {
             "tokens": float(sum(int(micro.utterance_mask.sum()) for micro in micro_batches)),
-            "rollouts": float(len({transcript.episode_id for transcript in transcripts})),
+            "rollouts": float(len({self._rollout[id(transcript)] for transcript in transcripts})),
         }
         counts = {name: number.clamp_min(1) for name, number in sum_numbers(numbers, policy.device).items()}
         normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens)
