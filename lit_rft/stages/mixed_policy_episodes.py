@@ -13,6 +13,7 @@ from lit_rft.stages.core.data_check import GROUPS
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
+from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.served import check_served
 from lit_rft.stages.core.settings import (
     ActingSettings,
@@ -87,7 +88,7 @@ class MixedPolicyEpisodes(EpisodeStage):
         policy = self.current_policy()
         if self.global_step < self.objective.sft_steps:
             experts = self.source.traces(policy, batch)
-            self.log_terms(self.optimize(*self.update.sft_step(policy, experts)))
+            self.log_terms(self.optimize(*imitation_step(self.update, policy, experts)))
         else:
             rollouts = self.source(policy, batch)
             self.check_rewards(rollouts)

@@ -13,6 +13,7 @@ from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
+from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.served import check_served
 from lit_rft.stages.core.settings import (
@@ -104,7 +105,7 @@ class MixedPolicyGRPO(PolicyModule):
         policy = self.current_policy()
         if self.global_step < self.objective.sft_steps:
             traces = self.source.traces(policy, batch)
-            self.log_terms(self.optimize(*self.update.sft_step(policy, traces)))
+            self.log_terms(self.optimize(*imitation_step(self.update, policy, traces)))
         else:
             rollouts = self.source(policy, batch)
             self.check_rewards(rollouts)

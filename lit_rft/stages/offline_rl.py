@@ -18,6 +18,7 @@ from lit_rft.stages.core.settings import (
     OptimizerSettings,
     PolicySettings,
 )
+from lit_rft.stages.core.utterance_q import q_of_utterances
 
 
 class OfflineHierarchicalRL(EpisodeStage):
@@ -94,7 +95,7 @@ class OfflineHierarchicalRL(EpisodeStage):
         policy = super().current_policy()
         if self.best_of == 1:
             return policy
-        scores = {level: partial(self.actor_critic.q_values, policy, level) for level in self.agent.levels}
+        scores = {level: partial(q_of_utterances, self.actor_critic, policy, level) for level in self.agent.levels}
         samplers = {
             level: partial(BestOfConversations, number=self.best_of, score=score) for level, score in scores.items()
         }

@@ -1,6 +1,6 @@
 """Updates of an actor by weighted likelihood and of utterance-level critics (GLIDER's second and third stage)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisi
 from lit_rft.stages.core.critics import Critics, FeatureReader
 from lit_rft.stages.core.diagnostics import decision_sums, summarize
 from lit_rft.stages.core.settings import ActingSettings, CriticSettings
-from lit_rft.transcripts import StepBatch, Transcript, TranscriptBatch
+from lit_rft.transcripts import StepBatch, TranscriptBatch
 
 CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path
 Optimize = Callable[..., Sums]  # `PolicyModule.optimize`
@@ -98,24 +98,6 @@ class ActorCritic:
         levels = [level for level in self.levels if batch.num_utterances.get(level)]
         losses = ["loss", *(f"{level}/{name}" for level in levels for name in _LOSSES)]
         return {name: sums[name] for name in losses} | summarize(sums, levels)
-
-    @torch.no_grad()
-    def q_values(self, policy: Policy, level: str, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-        """Return Q of utterances of a level in their contexts, [N].
-
-        Args:
-            policy: whose hidden states Q reads.
-            level: of the utterances.
-            pairs: context and utterance, as token ids.
-        """
-        transcripts = []
-        for context, ids in pairs:
-            transcripts.append(Transcript(level, policy.chat.end_of_turn_id))
-            transcripts[-1].append_prompt(list(context))
-            transcripts[-1].append_utterance(list(ids))
-        assert self.critics.critic is not None
-        features = self.features.utterance_features(policy, transcripts)
-        return self.critics.critic.online.q(features, self.levels.index(level))
 
     def _loss(self, micro: TranscriptBatch, policy: Policy, num_decisions: dict[str, int]) -> tuple[Tensor, Sums]:
         """Compute the share of the losses of a micro-batch, and its diagnostics."""

@@ -82,7 +82,7 @@ class GroupUpdate:
         on_policy = [rollout for rollout in rollouts if not rollout.off_policy]
         with unsharded(policy.model), evaluation_mode(policy.model):  # as they were sampled: without dropout
             for micro in self.split(policy, on_policy):
-                keep_old_log_probs(micro, on_policy, self._log_probs(policy, micro).tokens)
+                keep_old_log_probs(micro, on_policy, self.log_probs(policy, micro).tokens)
 
     def step(self, policy: Policy, rollouts: list[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
         """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them.
@@ -105,30 +105,13 @@ class GroupUpdate:
                   or (imitation and r.off_policy)]  # fmt: skip
         return self.split(policy, needed), partial(self._loss, policy=policy, rollouts=needed, counts=counts)
 
-    def sft_step(self, policy: Policy, traces: Sequence[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
-        """Return micro-batches and loss of a step of supervised fine-tuning on traces.
-
-        Raises:
-            ValueError: If there are none in any process.
-        """
-        self.split.check_sharing(policy)
-        total = sum_numbers({"tokens": float(sum(t.length for t in traces))}, policy.device)["tokens"]
-        if total == 0:
-            raise ValueError("objective.sft_steps needs off-policy traces, and this batch has none: check the data")
-
-        def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
-            log_probs = self._log_probs(policy, micro).tokens
-            return -masked_token_mean(log_probs, micro.utterance_mask, normalizer=total), {}
-
-        return self.split(policy, traces), loss
-
     def _loss(
         self, micro: TranscriptBatch, policy: Policy, rollouts: list[Rollout], counts: dict[str, Tensor]
     ) -> tuple[Tensor, Sums]:
         """Compute the share of the loss of a micro-batch, and its diagnostics."""
         settings, batch = self.objective, RolloutBatch.of(micro, rollouts)
         needs_entropy = getattr(self.policy_loss, "needs_entropy", False)
-        outputs = self._log_probs(policy, micro, entropy=settings.entropy_coef > 0 or needs_entropy)
+        outputs = self.log_probs(policy, micro, entropy=settings.entropy_coef > 0 or needs_entropy)
         batch.entropy = outputs.entropy.detach() if needs_entropy else None
         normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, counts["imitated"], policy.step)
         policy_loss, sums = self.policy_loss(outputs.tokens, batch, normalizer=normalizer)
@@ -137,7 +120,7 @@ class GroupUpdate:
             terms["entropy"] = masked_token_mean(outputs.entropy, batch.mask, normalizer=counts["tokens"])
         if settings.kl_coef > 0:
             with reference_policy(policy.model):
-                reference = self._log_probs(policy, micro).tokens
+                reference = self.log_probs(policy, micro).tokens
             divergence = kl_estimate(outputs.tokens, reference)
             terms["kl"] = masked_token_mean(divergence, batch.mask, normalizer=counts["tokens"])
         if settings.sft_coef > 0:
@@ -147,7 +130,8 @@ class GroupUpdate:
         loss = policy_loss + sum(coefficients[name] * term for name, term in terms.items())
         return loss, {"policy_loss": policy_loss, **sums, **terms}
 
-    def _log_probs(self, policy: Policy, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
+    def log_probs(self, policy: Policy, micro: TranscriptBatch, entropy: bool = False) -> UtteranceLogProbs:
+        """Return the log-probabilities of a micro-batch's utterances at the sampling temperature."""
         return utterance_log_probs(
             policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, temperature=self.temperature,
             chunk_tokens=self.chunk_tokens, ends=False, entropy=entropy,
