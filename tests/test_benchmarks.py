@@ -29,7 +29,8 @@ def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     steps = ("check", "train", "rollout", "grpo", "learn")
     found = {step: json.loads((tmp_path / f"{step}.json").read_text()) for step in steps}
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{step}.json" for step in steps), "log.txt"])
+    files = [*(f"{step}.json" for step in (*steps, "tests")), "log.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for step, figures in found.items():
         assert figures["items"] and figures["versions"]["torch"] == torch.__version__, step
         assert not any("failed" in item for item in figures["items"].values()), figures["items"]

@@ -115,7 +115,7 @@ def test_callbacks_and_adapters_are_written_once() -> None:
     texts = {name: (config_folder() / name).read_text() for name in shipped_configs()}
     homes = {
         "^  callbacks:": "base.yaml",
-        r"^\s+rank:": "policy.yaml",
+        r"^\s+alpha:": "policy.yaml",
         "ScoreTable": "base.yaml",
         "EpisodeText": "episodes.yaml",
         "CompletionText": "prompts.yaml",
