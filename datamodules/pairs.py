@@ -135,10 +135,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
         self.pairs: list[PreferencePair] = []
 
     def _load_training_data(self) -> None:
-        if self.train_files is None and not self.expert_file.exists():
-            self.collect()
-        files = [self.expert_file] if self.train_files is None else self.train_files
-        self.episodes, explored = self._read(files), self._read(self.explored_files)
+        self.episodes, explored = self._read(self._expert_files()), self._read(self.explored_files)
         self.report = report = pair_with_experts(self.episodes, explored, **self.pairing)
         logger.info(
             "%d pairs of %d explored episodes: %d won against the expert, %d tied, %d lost, %d without an expert's "

@@ -179,9 +179,7 @@ class TrajectoryDataModule(ResumableDataModule):
         )
 
     def _load_training_data(self) -> None:
-        if self.train_files is None and not self.expert_file.exists():
-            self.collect()  # without a trainer; otherwise `prepare_data` has done it in one process
-        files = [self.expert_file] if self.train_files is None else self.train_files
+        files = self._expert_files()
         expert, medium = self._read(files), self._read(self.medium_files or [])
         self.episodes = expert + medium
         chat = self._read_tokenizer()
@@ -189,6 +187,14 @@ class TrajectoryDataModule(ResumableDataModule):
         if self.medium_files is not None:
             self._medium = self._make_transcripts(medium, chat, self.medium_files)
         self._report([*self._transcripts, *self._medium])
+
+    def _expert_files(self) -> Sequence[str | Path]:
+        """Return the files of expert episodes; these are collected if there are none."""
+        if self.train_files is not None:
+            return self.train_files
+        if not self.expert_file.exists():
+            self.collect()  # without a trainer; otherwise `prepare_data` has done it in one process
+        return [self.expert_file]
 
     def _read_tokenizer(self) -> ChatFormat:
         self.tokenizer = load_tokenizer(self.model_name)

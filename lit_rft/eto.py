@@ -9,21 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_rft._files import write_json
+from lit_rft.env_commands import OneLineParser
 from lit_rft.error_messages import UsageError
 
 PAIRS = "pairs.json"  # written by `EpisodePairDataModule` into the run's folder
 _COUNTS = ("pairs", "won", "tied", "lost", "unmatched", "surplus")
 Run = Callable[[list[str]], None]  # runs the arguments of one `lit-rft` command
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises `UsageError`, reported in one line, in place of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def run_eto(arguments: Sequence[str]) -> None:
@@ -135,7 +129,7 @@ def _as_configs(names: Sequence[str] | None) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         "lit-rft eto",
         description="Explore, pair with the experts' episodes and train by DPO, several times. All other arguments are "
         "those of `lit-rft fit`: -c baselines/scienceworld/eto.yaml, --KEY VALUE.",

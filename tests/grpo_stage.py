@@ -63,11 +63,3 @@ def after(model: Path, *, steps: int = 2, traces: int = 2, **options: Any) -> di
 
 def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return differs(a, b, rtol=1e-5, atol=1e-7)
-
-
-class Recorder(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})

@@ -2,30 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lit_rft.generation.choices import TokenTrie
+from lit_rft.generation.full_histories import FullHistories
 from lit_rft.generation.groups import sample_groups
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
-from lit_rft.generation.slots import Slots, check_new_ids
 
 # contexts and utterances, as token ids -> a score of each, [N]
 Score = Callable[[Sequence[tuple[Sequence[int], Sequence[int]]]], Tensor]
 
 
-@dataclass
-class _Conversation:
-    """The state of a slot between turns."""
-
-    name: str
-    turn: int = 0
-    history: list[int] = field(default_factory=list)
-
-
-class BestOfConversations:
+class BestOfConversations(FullHistories):
     """`ConversationGenerator` that samples several utterances and keeps the one with the highest score.
 
     Each turn prefills the full conversation once for all samples: no keys and values are kept between turns.
@@ -60,24 +50,7 @@ class BestOfConversations:
             )
         self._model, self._end_ids, self.sampling, self._seed = model, as_ids(end_ids), sampling, seed
         self._number, self._score, self._decode, self._acting = number, score, decode, acting
-        self._conversations: Slots[_Conversation] = Slots(num_slots)
-        self.tokens_read = self.tokens_sampled = 0
-
-    def open(self, name: str) -> int:
-        """Start a conversation and return its slot.
-
-        Raises:
-            RuntimeError: All slots are taken.
-        """
-        return self._conversations.open(_Conversation(name))
-
-    def close(self, slot: int) -> None:
-        """End a conversation and free its slot."""
-        self._conversations.close(slot)
-
-    def forget(self, slot: int) -> None:
-        """Clear a conversation's history."""
-        self._conversations[slot].history = []
+        super().__init__(num_slots)
 
     @torch.no_grad()
     def sample(
@@ -89,11 +62,8 @@ class BestOfConversations:
             prompts: slot -> new ids since its last utterance (at least one).
             choices: slot -> utterances among which it chooses; other slots are free.
         """
-        check_new_ids(prompts)
-        states = {slot: self._conversations[slot] for slot in prompts}
-        for slot, state in states.items():
-            state.history += prompts[slot]
-            self.tokens_read += len(state.history)
+        states = self.append(prompts)
+        self.tokens_read += sum(len(state.history) for state in states.values())
         groups = sample_groups(
             self._model, [(f"{state.name}/{state.turn}", state.history) for state in states.values()],
             [self._number] * len(states), self.sampling, self._end_ids, seed=self._seed, decode=self._decode,

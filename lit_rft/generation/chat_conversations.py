@@ -2,24 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from lit_rft.generation.chat_server import ChatServer
 from lit_rft.generation.choices import TokenTrie
+from lit_rft.generation.full_histories import Conversation, FullHistories
 from lit_rft.generation.sampling import Completion, SamplingSettings
-from lit_rft.generation.slots import Slots, check_new_ids
 from lit_rft.transcripts import MessageFormat
 
 
-@dataclass
-class _Conversation:
-    """The state of a slot between turns."""
-
-    name: str
-    history: list[int] = field(default_factory=list)
-
-
-class ChatConversations:
+class ChatConversations(FullHistories):
     """`ConversationGenerator` with an OpenAI-compatible server: each turn is a request with the full conversation.
 
     Log-probabilities are unknown: NaN in all completions, which cannot be trained on.
@@ -44,24 +35,7 @@ class ChatConversations:
                 "acting.chat_server.body for a server's own fields"
             )
         self.server, self.chat, self.sampling, self.seed = server, chat, sampling, seed
-        self._conversations: Slots[_Conversation] = Slots(num_slots)
-        self.tokens_read = self.tokens_sampled = 0
-
-    def open(self, name: str) -> int:
-        """Start a conversation and return its slot.
-
-        Raises:
-            RuntimeError: All slots are taken.
-        """
-        return self._conversations.open(_Conversation(name))
-
-    def close(self, slot: int) -> None:
-        """End a conversation and free its slot."""
-        self._conversations.close(slot)
-
-    def forget(self, slot: int) -> None:
-        """Clear a conversation's history."""
-        self._conversations[slot].history = []
+        super().__init__(num_slots)
 
     def sample(
         self, prompts: Mapping[int, Sequence[int]], choices: Mapping[int, TokenTrie] | None = None
@@ -76,13 +50,10 @@ class ChatConversations:
             ValueError: A slot has no new ids, or choices are given.
             ChatServerError: The server fails.
         """
-        check_new_ids(prompts)
         if choices:
             raise ValueError("an OpenAI-compatible server does not sample among given choices: unset admissible.choose")
-        conversations = [self._conversations[slot] for slot in prompts]
-        for slot, conversation in zip(prompts, conversations, strict=True):
-            conversation.history += prompts[slot]
-            self.tokens_read += len(prompts[slot])
+        conversations = list(self.append(prompts).values())
+        self.tokens_read += sum(map(len, prompts.values()))
         with ThreadPoolExecutor(self.server.settings.parallel_requests) as threads:
             completions = list(threads.map(self._complete, conversations))
         for conversation, completion in zip(conversations, completions, strict=True):
@@ -90,7 +61,7 @@ class ChatConversations:
             self.tokens_sampled += len(completion.ids)
         return dict(zip(prompts, completions, strict=True))
 
-    def _complete(self, conversation: _Conversation) -> Completion:
+    def _complete(self, conversation: Conversation) -> Completion:
         sampling = self.sampling
         answer = self.server.complete(
             self.chat.messages(conversation.history),

@@ -1,24 +1,14 @@
 """Conversations sampled by a generation server."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from lit_rft.generation.choices import TokenTrie
+from lit_rft.generation.full_histories import FullHistories
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
-from lit_rft.generation.slots import Slots, check_new_ids
 from lit_rft.generation.vllm import VllmServer
 
 
-@dataclass
-class _Conversation:
-    """The state of a slot between turns."""
-
-    name: str
-    turn: int = 0
-    history: list[int] = field(default_factory=list)
-
-
-class ServedConversations:
+class ServedConversations(FullHistories):
     """`ConversationGenerator` with a server: each turn is a request with the full conversation.
 
     The server keeps keys and values of the beginning (vLLM's prefix cache).
@@ -44,24 +34,7 @@ class ServedConversations:
     ) -> None:
         self.server, self.adapter, self.sampling, self.seed = server, adapter, sampling, seed
         self._end_ids = as_ids(end_ids)
-        self._conversations: Slots[_Conversation] = Slots(num_slots)
-        self.tokens_read = self.tokens_sampled = 0
-
-    def open(self, name: str) -> int:
-        """Start a conversation and return its slot.
-
-        Raises:
-            RuntimeError: All slots are taken.
-        """
-        return self._conversations.open(_Conversation(name))
-
-    def close(self, slot: int) -> None:
-        """End a conversation and free its slot."""
-        self._conversations.close(slot)
-
-    def forget(self, slot: int) -> None:
-        """Clear a conversation's history; its random generator keeps its state."""
-        self._conversations[slot].history = []
+        super().__init__(num_slots)
 
     def sample(
         self, prompts: Mapping[int, Sequence[int]], choices: Mapping[int, TokenTrie] | None = None
@@ -76,16 +49,13 @@ class ServedConversations:
             ValueError: A slot has no new ids, or choices are given.
             RuntimeError: The server's response is invalid.
         """
-        check_new_ids(prompts)
         if choices:
             raise ValueError(
                 "a generation server does not sample among given choices: unset acting.server, or the agent's "
                 "admissible.choose"
             )
-        conversations = {slot: self._conversations[slot] for slot in prompts}
-        for slot, conversation in conversations.items():
-            conversation.history += prompts[slot]
-            self.tokens_read += len(prompts[slot])
+        conversations = self.append(prompts)
+        self.tokens_read += sum(map(len, prompts.values()))
         named = [(f"{state.name}/{state.turn}", state.history) for state in conversations.values()]
         groups = self.server.sample_groups(
             self.adapter, named, [1] * len(named), self.sampling, self._end_ids, seed=self.seed

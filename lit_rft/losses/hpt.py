@@ -33,7 +33,8 @@ class HPT:
         solved = (rollouts.group_reward > self.gate)[:, None]
         reinforced = dataclasses.replace(rollouts, mask=rollouts.mask & solved)
         loss, sums = self.loss(log_probs, reinforced, normalizer=normalizer)
-        gated = dataclasses.replace(rollouts, imitated=rollouts.imitated & ~solved)
+        imitated = rollouts.imitated & ~solved
+        gated = dataclasses.replace(rollouts, imitated=imitated)
         imitation = imitation_loss("HPT", log_probs, gated, normalizer)
-        share = mean_parts((rollouts.imitated & ~solved).sum(), rollouts.imitated.sum())
+        share = mean_parts(imitated.sum(), rollouts.imitated.sum())
         return loss + imitation, {**sums, "imitation_loss": imitation.detach(), "imitated_fraction": share}

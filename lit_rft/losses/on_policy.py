@@ -35,6 +35,4 @@ def on_policy_tokens(name: str, log_probs: Tensor, rollouts: RolloutBatch) -> On
         )
     kept = log_probs.masked_fill(~mask, 0.0)
     old = kept if rollouts.old_log_probs is None else rollouts.old_log_probs.masked_fill(~mask, 0.0)
-    advantages = rollouts.advantages
-    advantages = advantages[:, None].expand_as(kept) if advantages.dim() == 1 else advantages
-    return OnPolicyTokens(kept, old.detach(), advantages.detach().to(kept.dtype), mask)
+    return OnPolicyTokens(kept, old.detach(), rollouts.token_advantages.detach().to(kept.dtype), mask)

@@ -62,8 +62,7 @@ class RLPlus:
         mask, off = rollouts.mask, rollouts.off_policy[:, None]
         kept = log_probs.masked_fill(~mask, 0.0)
         old = kept.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs
-        advantages = rollouts.advantages
-        per_token = (advantages[:, None].expand_as(kept) if advantages.dim() == 1 else advantages).to(kept.dtype)
+        per_token = rollouts.token_advantages.to(kept.dtype)
         on = mask & ~off
         sampled, clipped = clipped_surrogate(
             kept.masked_fill(~on, 0.0), old.masked_fill(~on, 0.0), per_token, clip_low=self.clip_low,

@@ -109,11 +109,8 @@ class SamplerCorrected:
         old = log_probs.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs
         sampled = rollouts.mask & ~rollouts.off_policy[:, None]
         weights = torch.where(sampled, self.weights(old, rollouts.sampled_log_probs, sampled), 1.0)
-        advantages = rollouts.advantages
-        per_token = advantages[:, None].expand_as(log_probs) if advantages.dim() == 1 else advantages
-        loss, sums = self.loss(
-            log_probs, dataclasses.replace(rollouts, advantages=per_token * weights), normalizer=normalizer
-        )
+        corrected = dataclasses.replace(rollouts, advantages=rollouts.token_advantages * weights)
+        loss, sums = self.loss(log_probs, corrected, normalizer=normalizer)
         number = sampled.sum()
         kept = torch.where(sampled, weights, 0.0)
         return loss, {

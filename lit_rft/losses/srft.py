@@ -47,11 +47,10 @@ class SRFT:
         tokens = rollouts.mask | rollouts.imitated
         total = rollouts.entropy.masked_fill(~tokens, 0.0).sum(1, keepdim=True)
         entropy = total / tokens.sum(1, keepdim=True).clamp_min(1)  # [U, 1]
-        advantages = rollouts.advantages
-        per_token = advantages[:, None].expand_as(log_probs) if advantages.dim() == 1 else advantages
+        per_token = rollouts.token_advantages
         successes = (per_token > 0) & ~rollouts.off_policy[:, None]
         weighted = torch.where(successes, self.success_weight * entropy.exp(), 1.0) * per_token
         loss, sums = self.loss(log_probs, dataclasses.replace(rollouts, advantages=weighted), normalizer=normalizer)
-        weights = (self.imitation_weight * (-entropy).exp()).expand_as(log_probs)
+        weights = self.imitation_weight * (-entropy).exp()
         imitation = imitation_loss("SRFT", log_probs, rollouts, normalizer, weights=weights)
         return loss + imitation, {**sums, "imitation_loss": imitation.detach()}

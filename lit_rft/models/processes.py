@@ -19,6 +19,11 @@ def global_rank() -> int:
     return distributed.get_rank() if world_size() > 1 else 0
 
 
+def global_index(index: int) -> int:
+    """Return the place in the batch of all processes of an item of this process: each has every world_size-th."""
+    return index * world_size() + global_rank()
+
+
 def all_gather_objects(value: Value) -> list[Value]:
     """Gather one value of each process, by rank.
 

@@ -130,6 +130,11 @@ class RolloutBatch:
     group_reward: Tensor | None = None  # [U], mean reward of the sampled members of the group
     entropy: Tensor | None = None  # [U, L] of the policy, detached; for losses that need it
 
+    @property
+    def token_advantages(self) -> Tensor:
+        """The advantage of each token, [U, L]."""
+        return self.advantages[:, None].expand_as(self.mask) if self.advantages.dim() == 1 else self.advantages
+
     @classmethod
     def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
         """Gather the values of the rollouts of a micro-batch's transcripts."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rft.models.processes import all_gather_objects, global_rank, sum_numbers, world_size
+from lit_rft.models.processes import all_gather_objects, global_index, global_rank, sum_numbers, world_size
 from lit_rft.rollouts import Policy, Rollout
 from lit_rft.sources.wrapped import WrappedSource, num_groups, select_groups
 
@@ -62,7 +62,7 @@ class _DynamicSource(WrappedSource):
                 rollout.group = local[rollout.group]
             rollouts += sampled
             rewards = [a + b for a, b in zip(rewards, _rewards(sampled), strict=True)]
-            with_signal = [group * processes + rank for group in _with_signal(sampled)]
+            with_signal = [global_index(group) for group in _with_signal(sampled)]
             kept |= {place for part in all_gather_objects(with_signal) for place in part}
             rounds.append((end - start, dict(self.source.metrics)))
             start = end
@@ -71,7 +71,7 @@ class _DynamicSource(WrappedSource):
         counts = {"sampled_groups": start, "kept_groups": len(kept), "sampling_rounds": len(rounds)}
         self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}
         self.more_metrics["sampled_reward"] = sums["reward"] / sums["number"].clamp_min(1)
-        return [rollout for rollout in rollouts if rollout.group * processes + rank in kept]
+        return [rollout for rollout in rollouts if global_index(rollout.group) in kept]
 
 
 def _rewards(rollouts: Sequence[Rollout]) -> list[float]:

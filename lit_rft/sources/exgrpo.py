@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_rft.batches import Prompt, PromptBatch
-from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.models.processes import all_gather_objects, global_index
 from lit_rft.problems import Problem
 from lit_rft.rollouts import Policy, Rollout
 from lit_rft.sources.wrapped import WrappedSource
@@ -83,7 +83,7 @@ class _ReplayingSource(WrappedSource):
         chosen = sorted(known, key=lambda name: -draws[name])[:wanted]
         mixed = []
         for index, prompt in enumerate(prompts):
-            place = index * world_size() + global_rank() - (len(ids) - len(chosen))
+            place = global_index(index) - (len(ids) - len(chosen))
             plain = dataclasses.replace(prompt, traces=[], trace_texts=[], trace_log_probs=[])
             mixed.append(plain if place < 0 else _replayed(self.buffer[chosen[place]]))
         return mixed, len(chosen)

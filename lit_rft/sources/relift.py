@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.models.processes import all_gather_objects, global_index, global_rank, world_size
 from lit_rft.rollouts import Policy, Rollout
 from lit_rft.rollouts.replay import transcript_from_plain, transcript_to_plain
 from lit_rft.sources.wrapped import WrappedSource, num_groups
@@ -47,7 +47,11 @@ class _HardestSource(WrappedSource):
         rollouts = self.source(policy, batch)
         sampled = [rollout for rollout in rollouts if rollout.counts_in_baseline]
         solved = {r.group for r in sampled if not r.off_policy and r.reward > self.settings.max_reward}
-        failed = [(_place(r), _to_plain(r)) for r in rollouts if not r.counts_in_baseline and r.group not in solved]
+        failed = [
+            (global_index(r.group), _to_plain(r))
+            for r in rollouts
+            if not r.counts_in_baseline and r.group not in solved
+        ]
         every = sorted((item for share in all_gather_objects(failed) for item in share), key=lambda item: item[0])
         self.buffer += [trace for _, trace in every]
         released: list[dict[str, Any]] = []
@@ -64,11 +68,6 @@ class _HardestSource(WrappedSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.buffer = list(state["buffer"])
-
-
-def _place(rollout: Rollout) -> int:
-    """Return the place of a rollout's group in the batch of all processes."""
-    return rollout.group * world_size() + global_rank()
 
 
 def _to_plain(rollout: Rollout) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from recorder import Recorder
 
 from lit_rft.datamodules import AgentTuningDataModule
 from lit_rft.datamodules.instructions import conversation_transcript, instruction_transcripts
@@ -134,14 +135,6 @@ def test_all_conversations_come_in_turn(tiny_model_folder: Path, tmp_path: Path)
 
 def make_flat(model: Path, **options: Any) -> HierarchicalSFT:
     return make_stage(model, agent=FLAT, pooled=True, **options)
-
-
-class Recorder(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def test_pooled_utterances_weigh_alike_and_both_losses_are_logged(tiny_model_folder: Path, tmp_path: Path) -> None:

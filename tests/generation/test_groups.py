@@ -75,7 +75,7 @@ def test_log_probs_equal_a_plain_pass(architecture: str, adapted: bool) -> None:
 @EACH_SHAPE
 @ADAPTED
 def test_in_bf16_they_are_no_further_off_than_separate_passes(architecture: str, adapted: bool) -> None:
-    """What is sampled in bf16, by a folded adapter out of the cache, against float32 of the same weights."""
+    """What is sampled in bf16, by a merged adapter out of the cache, against float32 of the same weights."""
     exact, half = make_model(architecture).bfloat16().float(), make_model(architecture).bfloat16()
     if adapted:
         exact, half = with_adapters(exact), with_adapters(half)
@@ -100,7 +100,7 @@ def _plain_log_probs(model: Any, prompt: list[int], said: list[int]) -> torch.Te
 
 
 @EACH_SHAPE
-def test_a_folded_adapter_says_the_same(architecture: str) -> None:
+def test_a_merged_adapter_says_the_same(architecture: str) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
     for name, bias in model.named_parameters():
         if name.endswith("bias"):
@@ -108,10 +108,10 @@ def test_a_folded_adapter_says_the_same(architecture: str) -> None:
     model = with_adapters(model)
     prompts, sampling = make_prompts(), SamplingSettings(9, 1.0)
     plain = sample_groups(model, prompts, [2] * 5, sampling, END)
-    folded = sample_groups(model, prompts, [2] * 5, sampling, END, acting=MergedWeights(model).active)
+    merged = sample_groups(model, prompts, [2] * 5, sampling, END, acting=MergedWeights(model).active)
     with model.disable_adapter():
         other = sample_groups(model, prompts, [2] * 5, sampling, END)
-    ids = [[[one.ids for one in group] for group in found] for found in (plain, folded, other)]
+    ids = [[[one.ids for one in group] for group in found] for found in (plain, merged, other)]
     assert ids[0] == ids[1] != ids[2]
 
 

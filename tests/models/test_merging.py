@@ -34,13 +34,13 @@ def state(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("architecture", [*SHAPES, "qwen2_moe"])  # one module of experts has several adapters
-def test_folded_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
+def test_merged_equals_adapted_and_comes_out_to_the_bit(architecture: str) -> None:
     model = make_adapted(architecture=architecture)
     before, adapted = state(model), logits(model)
-    folded = MergedWeights(model)
+    merged = MergedWeights(model)
     q_proj = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
     assert torch.equal(logits(model), adapted)
-    with pytest.raises(RuntimeError), folded.active():
+    with pytest.raises(RuntimeError), merged.active():
         assert q_proj.merged
         torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
         raise RuntimeError
@@ -81,13 +81,13 @@ def test_under_autocast_float32_weights_are_cast_once(adapts: bool) -> None:
         with weights.active():
             assert cast[0].weight is first
             rounded = [layer.weight for layer in cast]
-    assert len(cast) == 2 * 7 + 1  # adapters are not needed while they are folded
+    assert len(cast) == 2 * 7 + 1  # adapters are not needed while they are merged
     assert all(layer.weight.dtype == torch.float32 for layer in linear)
     if not adapts:
         torch.testing.assert_close(cast_logits, expected, rtol=0, atol=0)
         return
     deltas = {layer.base_layer: layer.get_delta_weight("default") for layer in model.modules() if is_adapted(layer)}
-    for layer, weight in zip(cast, rounded, strict=True):  # folded before it is rounded
+    for layer, weight in zip(cast, rounded, strict=True):  # merged before it is rounded
         assert torch.equal(weight, (layer.weight + deltas.get(layer, 0.0)).bfloat16())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from recorder import Recorder
 
 from lit_rft import GRPO, SamplingSettings
 from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, Prompt, PromptBatch
@@ -96,14 +97,6 @@ def test_groups_of_episodes_are_selected_too() -> None:
 def vowels(completions: Any, rows: Any) -> list[float]:
     """1 for an answer with three vowels or more: many groups have equal rewards."""
     return [float(sum(letter in "aeiou" for letter in text) >= 3) for text in completions]
-
-
-class Recorder(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def make(model: Path, source: Any, **objective: Any) -> GRPO:

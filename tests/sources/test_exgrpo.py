@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from recorder import Recorder
 
 from lit_rft import MixedPolicyGRPO, SamplingSettings
 from lit_rft.batches import Prompt, PromptBatch
@@ -119,14 +120,6 @@ def test_replay_starts_late_and_continues_from_a_checkpoint(tmp_path: Path) -> N
 
 def some_vowels(completions: Any, rows: Any) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text) >= 2) for text in completions]
-
-
-class Recorder(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def train(model: Path, source: Any, steps: int) -> tuple[MixedPolicyGRPO, list[dict[str, float]]]:

@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from grpo_stage import Recorder, after, differ, make_grpo, make_prompts, vowels
+from grpo_stage import after, differ, make_grpo, make_prompts, vowels
+from recorder import Recorder
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.models import LoraSettings
@@ -84,11 +85,11 @@ def test_what_no_fast_path_serves_trains_too_and_says_so_once(
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
-def test_folded_adapters_sample_what_training_sees(tiny_model_folder: Path) -> None:
-    folded = after(tiny_model_folder, steps=3)
+def test_merged_adapters_sample_what_training_sees(tiny_model_folder: Path) -> None:
+    merged = after(tiny_model_folder, steps=3)
     plain = after(tiny_model_folder, steps=3, answering=AnsweringSettings(merge_adapters=False))
-    for name in folded:
-        torch.testing.assert_close(folded[name], plain[name], rtol=1e-3, atol=5e-5)
+    for name in merged:
+        torch.testing.assert_close(merged[name], plain[name], rtol=1e-3, atol=5e-5)
 
 
 def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tiny_model_folder: Path) -> None:

@@ -7,7 +7,8 @@ import lightning as L
 import pytest
 import torch
 from grpo_parts import grpo_parts
-from grpo_stage import Recorder, after, differ, make_grpo, make_prompts, vowels
+from grpo_stage import after, differ, make_grpo, make_prompts, vowels
+from recorder import Recorder
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from recorder import Recorder
 
 from lit_rft.callbacks import AtomicCheckpointIO
 from lit_rft.models import frozen_features
@@ -39,16 +40,6 @@ def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, Any]:
     agent = options.get("agent", AGENT)
     fit(stage, make_loader(model, outcomes=True, agent=agent), steps)
     return updated(stage)
-
-
-class Recorder(L.Callback):
-    """What was logged after each step."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 @pytest.mark.parametrize("agent", [AGENT, FLAT])

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from recorder import Recorder
 
 from lit_rft.agents.records import learnable_transcripts
 from lit_rft.batches import Prompt
@@ -49,14 +50,6 @@ def make_ppo(model: Path, ppo: PPOSettings = FAST, **options: Any) -> PPO:
         "sampling": SamplingSettings(max_new_tokens=8, temperature=1.0), **options,
     }  # fmt: skip
     return PPO(PolicySettings(str(model), settings.pop("lora", None)), ppo=ppo, **settings)
-
-
-class Recorder(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def after(model: Path, *, steps: int = 2, **options: Any) -> dict[str, torch.Tensor]:

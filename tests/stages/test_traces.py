@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from grpo_stage import Recorder, differ, make_grpo, make_prompts
+from grpo_stage import differ, make_grpo, make_prompts
+from recorder import Recorder
 
 from lit_rft.batches import PromptBatch
 from lit_rft.datamodules import MathPromptDataModule, PromptLoader

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.models.processes import all_gather_objects, global_index
 from lit_rft.rollouts.rollout import Rollout
 
 
@@ -20,7 +20,7 @@ def split_groups(rollouts: Sequence[Rollout], number: int) -> list[list[Rollout]
     Returns:
         `number` lists, some of them perhaps empty.
     """
-    groups = [_place(rollout) for rollout in rollouts]
+    groups = [global_index(rollout.group) for rollout in rollouts]
     order = sorted({group for share in all_gather_objects(groups) for group in share})
     return _split(rollouts, [order.index(group) for group in groups], len(order), number)
 
@@ -37,15 +37,10 @@ def split_rollouts(rollouts: Sequence[Rollout], number: int) -> list[list[Rollou
     Returns:
         `number` lists, some of them perhaps empty.
     """
-    groups = [_place(rollout) for rollout in rollouts]
+    groups = [global_index(rollout.group) for rollout in rollouts]
     order = sorted(group for share in all_gather_objects(groups) for group in share)
     places = [order.index(group) + groups[:index].count(group) for index, group in enumerate(groups)]
     return _split(rollouts, places, len(order), number)
-
-
-def _place(rollout: Rollout) -> int:
-    """Return the place of a rollout's group in the batch of all processes."""
-    return rollout.group * world_size() + global_rank()
 
 
 def _split(rollouts: Sequence[Rollout], places: Sequence[int], total: int, number: int) -> list[list[Rollout]]:

@@ -221,7 +221,6 @@ class ObjectiveSettings:
             raise ValueError(
                 f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
             )
-
         if self.imitated_traces is not None and self.imitated_traces < 0:
             raise ValueError(f"objective.imitated_traces must be >= 0 or null, got {self.imitated_traces}")
 
