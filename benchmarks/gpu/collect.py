@@ -14,6 +14,7 @@ from kit import BENCHMARKS  # first: it adds the shared modules to the path
 from experiment import read_results  # isort: skip
 from peers import RESULTS
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 STEPS = ("check", "tests", "train", "rollout", "grpo", "learn")
@@ -37,7 +38,7 @@ def report(results: dict[str, Any], console: Console) -> None:
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for name, item in items.items():
-            table.add_row(name, *(_cell(item.get(column, "")) for column in columns))
+            table.add_row(escape(name), *(_cell(item.get(column, "")) for column in columns))
         console.print(table)
 
 
@@ -46,7 +47,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:60]
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value)[:60])
 
 
 def main() -> None:

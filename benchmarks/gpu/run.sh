@@ -3,6 +3,7 @@
 #
 #     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check tests train rollout grpo learn
 #     WITHIN=400 benchmarks/gpu/run.sh OUTPUT_FOLDER        # seconds for everything; without it the steps' limits count
+#     LEARN=570 benchmarks/gpu/run.sh OUTPUT_FOLDER learn     # whole runs of three methods: the step's own limit
 #     SIZE=tiny benchmarks/gpu/run.sh /tmp/gpu              # a try on any machine
 #
 # Where the library cannot be imported, what prepare.sh put into benchmarks/gpu/carry/ is installed first, outside the
@@ -18,7 +19,7 @@ site=${SITE:-/tmp/lit-rft-site}
 carry=$here/carry
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-declare -A limit=([check]=60 [tests]=150 [train]=180 [rollout]=90 [grpo]=180 [learn]=240)
+declare -A limit=([check]=60 [tests]=150 [train]=180 [rollout]=90 [grpo]=180 [learn]=${LEARN:-240})
 for step in $steps; do
     [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, tests, train, rollout, grpo or learn" >&2; exit 1; }
 done
