@@ -2,7 +2,8 @@
 
 from lit_rft.envs.base import EpisodeSpec, Expert, ExpertPolicy, PolicyExpert, ScriptedExpert, StepInfo, TaskSuite
 from lit_rft.envs.checking import EnvReport, check_env
-from lit_rft.envs.episode_env import ContractError, EpisodeEnv
+from lit_rft.envs.contract import ContractError
+from lit_rft.envs.episode_env import EpisodeEnv
 from lit_rft.envs.gym import GymSuite
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any, Final, Protocol
 
-from lit_rft.envs.episode_env import ContractError, EpisodeEnv
+from lit_rft.envs.contract import ContractError
+from lit_rft.envs.episode_env import EpisodeEnv
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Responses: (kind, payload), with the kinds below.
 RESET: Final = "reset"

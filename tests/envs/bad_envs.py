@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -70,3 +71,21 @@ class Plain(gym.Env[str, str]):
             raise OSError("cannot close")
         if self.fault == "close hangs":
             time.sleep(600)
+
+
+class Telling(gym.Env[str, str]):
+    """Reports keys of its own, of which an expert may make use."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return "Start.", {"answer": 7, "achieved": ["start"]}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "End.", 1.0, False, False, {"answer": "none"}
+
+
+def write_info(observation: str, info: Any) -> str | None:
+    """An expert that writes what it is given, and stops after an action."""
+    with Path(os.environ["INFOS"]).open("a") as stream:
+        stream.write(f"{observation} {sorted(info.items(), key=str)}\n")
+    return "act" if observation == "Start." else None

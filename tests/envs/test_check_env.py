@@ -52,6 +52,16 @@ def test_the_shipped_games_pass_with_their_experts(game: Any, module: Any) -> No
     assert report.keys["score"] == "reset, step" and report.keys["task_description"] == "reset"
 
 
+def test_an_expert_reads_the_same_as_in_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {}
+    for command in (["check-env"], ["collect", "--workers", "1", "--out", str(tmp_path / "e.jsonl")]):
+        monkeypatch.setenv("INFOS", str(tmp_path / command[0]))
+        main([*command, "bad_envs.Telling", "--expert", "bad_envs.write_info", "--episodes", "1", "--step_limit", "2"])
+        read[command[0]] = (tmp_path / command[0]).read_text().splitlines()
+    assert read["check-env"] == read["collect"] and len(read["collect"]) == 2
+    assert "('answer', 7)" in read["collect"][0] and "('reason', None)" in read["collect"][1]
+
+
 @pytest.mark.parametrize(
     ("fault", "where", "message"),
     [

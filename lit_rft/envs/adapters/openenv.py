@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import gymnasium as gym
 
 from lit_rft.envs.base import StepInfo
-from lit_rft.envs.episode_env import ContractError
+from lit_rft.envs.contract import ContractError
 
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 

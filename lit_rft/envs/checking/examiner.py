@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import math
-import numbers
 import pickle
 import time
 import traceback
@@ -15,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.utils.env_checker import check_env as check_with_gymnasium
 
 from lit_rft.envs.base import StepInfo
 from lit_rft.envs.checking.report import Finding
-from lit_rft.episodes.record import Achieved
+from lit_rft.envs.contract import ContractError, EpisodeContract
+from lit_rft.envs.info_keys import RESET_ONLY, expected_type, is_finite, is_flag
 
 WORDS = ("look", "help", "yes", "no", "0", "1", "go north", "take", "open door", "wait")
-RESET_ONLY = ("env", "env_version", "task_description")
 _LONG = 20_000  # characters of a long observation
 
 
@@ -43,9 +40,10 @@ class AnyText(gym.spaces.Text):
 class Examiner(gym.Env[str, str]):
     """Plays an environment and reports on its results.
 
-    Its `info` has the ``findings``, the ``seconds``, the ``keys`` of the environment's info, and the ``values`` of
-    those in use. It raises nothing itself. The option ``part`` of `reset` selects the part of the check: ``play`` an
-    episode (with the option ``options``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
+    Its `info` has the ``findings``, the ``seconds``, the ``keys`` of the environment's info, and the ``info`` that
+    experts and agents read: with the defaults of `StepInfo`, None where the contract is violated. It raises nothing
+    itself. The option ``part`` of `reset` selects the part of the check: ``play`` an episode (with the options
+    ``options`` and ``step_limit``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
 
     Args:
         make_env: makes the environment.
@@ -54,6 +52,7 @@ class Examiner(gym.Env[str, str]):
     def __init__(self, make_env: Callable[[], Any]) -> None:
         self._make_env = make_env
         self._env: Any = make_env()
+        self._contract = EpisodeContract(type(getattr(self._env, "unwrapped", self._env)).__name__)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         options = options or {"part": "play"}
@@ -65,7 +64,8 @@ class Examiner(gym.Env[str, str]):
                 return "", _report([_raised("reset", error)], failed=True)
             seconds = time.perf_counter() - started
             findings, observation, info = examine_reset(answer)
-            return observation, _report(findings, seconds, info)
+            complete = self._complete(lambda: self._contract.start(answer, options.get("step_limit", 0)))
+            return observation, _report(findings, seconds, info, complete)
         if options["part"] == "gymnasium":
             return "", _report(self._run_gymnasium(options.get("options")))
         return "", _report(self._close())
@@ -79,10 +79,19 @@ class Examiner(gym.Env[str, str]):
             return "", 0.0, True, False, _report([finding], failed=True)
         seconds = time.perf_counter() - started
         findings, (observation, reward, terminated, truncated), info = examine_step(answer)
-        return observation, reward, terminated, truncated, _report(findings, seconds, info)
+        complete = self._complete(lambda: self._contract.step(answer))
+        return observation, reward, terminated, truncated, _report(findings, seconds, info, complete)
 
     def close(self) -> None:
         self._env.close()
+
+    def _complete(self, take: Callable[[], tuple[Any, ...]]) -> dict[str, Any] | None:
+        """Return the info as `EpisodeEnv` would, without values that cannot be sent; None if it would raise."""
+        try:
+            info = take()[-1]
+        except ContractError:
+            return None
+        return {name: value for name, value in info.items() if _pickle_error(value) is None}
 
     def _run_gymnasium(self, options: dict[str, Any] | None) -> list[Finding]:
         """Run gymnasium's checker, which knows no options of `reset`, on a second environment."""
@@ -150,17 +159,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _report(
-    findings: list[Finding], seconds: float = 0.0, info: Mapping[str, Any] | None = None, failed: bool = False
+    findings: list[Finding],
+    seconds: float = 0.0,
+    info: Mapping[str, Any] | None = None,
+    complete: dict[str, Any] | None = None,
+    *,
+    failed: bool = False,
 ) -> dict[str, Any]:
-    info = info or {}
-    values = {name: value for name, value in info.items() if name in StepInfo.__annotations__}
-    return {
-        "findings": findings,
-        "seconds": seconds,
-        "keys": sorted(map(str, info)),
-        "values": {name: value for name, value in values.items() if _wrong_value(name, value) is None},
-        "failed": failed,
-    }
+    keys = sorted(map(str, info or {}))
+    return {"findings": findings, "seconds": seconds, "keys": keys, "info": complete, "failed": failed}
 
 
 def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
@@ -191,11 +198,11 @@ def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bo
         return [Finding("error", "step", f"expected {expected}, got {_shape(answer)}")], ("", 0.0, True, False), {}
     observation, reward, terminated, truncated, info = answer
     findings = [*_wrong_observation("step", observation), *_wrong_info("step", info)]
-    if not _is_finite(reward):
+    if not is_finite(reward):
         findings.append(Finding("error", "reward", f"expected a finite number, got {reward!r}"))
         reward = 0.0
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(flag, bool | np.bool_):
+        if not is_flag(flag):
             findings.append(Finding("warning", name, f"expected True or False, got {flag!r}"))
     ends = (bool(terminated), bool(truncated))
     text = observation if isinstance(observation, str) else ""
@@ -236,36 +243,8 @@ def _wrong_info(where: str, info: Any) -> Iterator[Finding]:
 
 def _wrong_value(name: Any, value: Any) -> str | None:
     """Describe the error in the value of a key of `StepInfo`; None if there is none."""
-    expected, right = {
-        "env": ("text", isinstance(value, str)),
-        "env_version": ("text", isinstance(value, str)),
-        "task_description": ("text", isinstance(value, str)),
-        "score": ("a finite number", _is_finite(value)),
-        "success": ("True or False", isinstance(value, bool | np.bool_)),
-        "valid": ("True or False", isinstance(value, bool | np.bool_)),
-        "reason": ("text or None", value is None or isinstance(value, str)),
-        "achieved": ("a list of texts or of {'key': ..., 'text': ...}", _is_list(value, _is_condition)),
-        "admissible": ("a list of texts", _is_list(value, lambda item: isinstance(item, str))),
-        "metrics": ("a dictionary of finite numbers", isinstance(value, dict) and all(map(_is_finite, value.values()))),
-    }.get(name, ("", True))
-    text = repr(value)
-    return None if right else f"expected {expected}, got {text if len(text) < 80 else text[:77] + '...'}"
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list | tuple) and all(map(of, value))
-
-
-def _is_condition(value: Any) -> bool:
-    return isinstance(value, str | Achieved) or (
-        isinstance(value, Mapping)
-        and value.keys() == {"key", "text"}
-        and all(isinstance(part, str) for part in value.values())
-    )
+    expected, text = expected_type(name, value), repr(value)
+    return expected and f"expected {expected}, got {text if len(text) < 80 else text[:77] + '...'}"
 
 
 def _pickle_error(value: Any) -> str | None:

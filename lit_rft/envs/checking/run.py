@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rft.envs.base import EpisodeSpec, ExpertPolicy
-from lit_rft.envs.checking.examiner import RESET_ONLY, WORDS
+from lit_rft.envs.checking.examiner import WORDS
 from lit_rft.envs.checking.report import DEFAULTS, EnvReport
+from lit_rft.envs.info_keys import RESET_ONLY
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 
@@ -103,7 +104,7 @@ class CheckRun:
 
     def _reset(self, spec: EpisodeSpec, part: str) -> Transition:
         self._calls += 1
-        options = {"part": part, "options": spec.options}
+        options = {"part": part, "options": spec.options, "step_limit": spec.step_limit}
         self._pool.submit(EpisodeSpec(str(self._calls), "", "", spec.seed, options, spec.step_limit))
         return self._answer("reset" if part == "play" else part)
 
@@ -128,9 +129,10 @@ class CheckRun:
                 self._report.keys[name] = known if method in known else f"{known}, {method}".removeprefix(", ")
 
     def _choose(self, now: Transition) -> str | None:
-        if self._expert is not None:
-            return self._expert(now.observation, now.info["values"])
-        return self._rng.choice(now.info["values"].get("admissible") or WORDS)
+        info = now.info["info"]
+        if self._expert is None:
+            return self._rng.choice((info or {}).get("admissible") or WORDS)
+        return None if info is None else self._expert(now.observation, info)  # as in collection, which would end here
 
     def _count(self, episode: list[tuple[str, Transition]]) -> None:
         if not self._report.example:
