@@ -28,6 +28,7 @@ from lit_rft.agents.hierarchical import (
 )
 from lit_rft.agents.lines import parse_single_line, write_single_line
 from lit_rft.agents.marked import MarkedAgent, Marker
+from lit_rft.agents.opening import opening_text
 from lit_rft.agents.optional import (
     SupportsActingLevels,
     SupportsAdmissible,
@@ -105,6 +106,7 @@ __all__ = [
     "add_outcomes",
     "learnable_transcripts",
     "make_context",
+    "opening_text",
     "parse_low_level_answer",
     "parse_single_line",
     "read_answer",

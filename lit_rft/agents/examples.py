@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_rft.agents.base import check_positive
 from lit_rft.agents.formats import AnswerFormat
+from lit_rft.agents.opening import opening_text
 from lit_rft.agents.records import recorded_thoughts
 from lit_rft.episodes import Episode, read_episodes
 from lit_rft.transcripts import ChatFormat
@@ -76,7 +77,7 @@ def _thought(goal: str | None) -> str:
 
 def _fitting(episode: Episode, answer_format: AnswerFormat, chat: ChatFormat, room: int) -> str:
     steps = step_texts(episode, answer_format)
-    opening = f"Task: {episode.task_description}\n\n{episode.initial_observation.strip()}"
+    opening = opening_text(episode.task_description, episode.initial_observation.strip())
     size = len(chat.utterance(opening)) + 8
     sizes = [len(chat.utterance(step)) for step in steps]
     kept = list(range(len(steps)))

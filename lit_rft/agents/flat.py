@@ -7,6 +7,7 @@ from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.formats import AnswerFormat
+from lit_rft.agents.opening import opening_text
 from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay, step_outcomes
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
@@ -76,7 +77,7 @@ class FlatSession:
         self._actions = [] if settings is None else settings.within_limits(actions)
 
     def start(self, task_description: str, observation: str) -> Ask:
-        opening = f"Task: {task_description}\n\n{self._shown(observation)}".strip()
+        opening = opening_text(task_description, observation, self._shown(observation))
         ids = self.chat.head(system_text(self.agent.prompt, self.agent.answer_format), opening)
         return Ask("flat", ids, self._choices())
 

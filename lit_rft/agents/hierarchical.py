@@ -10,6 +10,7 @@ from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.formats import AnswerFormat, FirstLine
+from lit_rft.agents.opening import opening_text, separate_task
 from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay
 from lit_rft.agents.subgoal_outcomes import high_level_outcomes, low_level_outcomes
 from lit_rft.episodes import Episode, Subgoal
@@ -38,15 +39,15 @@ class HierarchyPrompts:
     low_level_sees_task: bool = True
 
     def high_opening(self, task_description: str, observation: str) -> str:
-        return f"Task: {task_description}\n\n{observation}".strip()
+        return opening_text(task_description, observation)
 
     def high_update(self, observation: str) -> str:
         """Return the high level's prompt at the end of a subgoal: its last observation (o_{t+c})."""
         return observation.strip()
 
     def low_opening(self, task_description: str, observation: str, goal: str) -> str:
-        task = f"Task: {task_description}\n\n" if self.low_level_sees_task else ""
-        return f"{task}{observation}\n\nSubgoal: {goal}".strip()
+        opening = opening_text(task_description, observation) if self.low_level_sees_task else observation
+        return f"{opening}\n\nSubgoal: {goal}".strip()
 
     def low_update(self, observation: str, goal: str | None = None) -> str:
         """Return the low level's prompt after its action; with `goal` if a new subgoal starts."""
@@ -253,11 +254,12 @@ class HierarchicalSession:
         self.malformed += answer.malformed
         goal = answer.action
         chat, prompts, observation = self.chat, self.agent.prompts, self._shown(self._observation)
+        task = separate_task(self._task, self._observation)
         if self._spans:
             ids = chat.turn(prompts.low_update(observation, goal))
         else:
             system = system_text(prompts.low, self.agent.answer_format)
-            ids = chat.head(system, prompts.low_opening(self._task, observation, goal))
+            ids = chat.head(system, prompts.low_opening(task, observation, goal))
         goal = _goal_of(goal)
         self._spans.append(Subgoal(self._steps, self._steps, goal, completed=False, annotator="policy"))
         self._subgoal_over = False

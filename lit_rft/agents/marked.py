@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.base import Agent, Session, Turn
 from lit_rft.agents.flat import FlatAgent
+from lit_rft.agents.opening import separate_task
 from lit_rft.agents.optional import (
     acting_levels,
     admissible_actions,
@@ -103,7 +104,8 @@ class MarkedAgent:
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Render a stored episode with the marker of its final score."""
-        text = add_marker(episode.task_description, self.marker_of(episode).text)
+        task = separate_task(episode.task_description, episode.initial_observation)
+        text = add_marker(task, self.marker_of(episode).text)
         return self.reader.transcripts(replace(episode, task_description=text), chat)
 
     def marker_of(self, episode: Episode) -> Marker:
@@ -120,7 +122,7 @@ class MarkedAgent:
 
 def add_marker(task_description: str, marker: str) -> str:
     """Append a marker to a task."""
-    return f"{task_description}\n{marker}"
+    return f"{task_description}\n{marker}".lstrip()
 
 
 class _MarkedSession:
@@ -130,7 +132,8 @@ class _MarkedSession:
         self._session, self._marker = session, marker
 
     def start(self, task_description: str, observation: str) -> Turn:
-        return self._session.start(add_marker(task_description, self._marker), observation)
+        task = separate_task(task_description, observation)
+        return self._session.start(add_marker(task, self._marker), observation)
 
     @property
     def malformed(self) -> int:

@@ -10,6 +10,7 @@ from lit_rft.agents.base import Act, Ask, Session, Stop, Turn, check_positive
 from lit_rft.agents.examples import Examples
 from lit_rft.agents.formats import Answer
 from lit_rft.agents.lines import lines_of, read_line, write_single_line
+from lit_rft.agents.opening import opening_text
 from lit_rft.agents.records import recorded_thoughts, replay, step_outcomes, texts_of
 from lit_rft.episodes import Episode, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
@@ -139,7 +140,7 @@ class ReActSession:
     def start(self, task_description: str, observation: str) -> Ask:
         examples = self.agent.examples
         shown = "" if examples is None else examples.text(self._task, ThoughtAction(), self.chat)
-        user = f"{shown}Task: {task_description}\n\n{self._shown(observation)}".strip()
+        user = f"{shown}{opening_text(task_description, observation, self._shown(observation))}".strip()
         return Ask(LEVEL, self.chat.head(system_text(self.agent.prompt, ThoughtAction()), user))
 
     def receive(self, text: str) -> Turn:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_rft.agents.base import Ask, Session, Turn, check_positive
 from lit_rft.agents.examples import step_texts
+from lit_rft.agents.opening import separate_task
 from lit_rft.agents.react import LEVEL, ReActAgent, ReActSession, ThoughtAction
 from lit_rft.agents.records import replay, texts_of
 from lit_rft.envs.base import EpisodeSpec
@@ -134,7 +135,8 @@ class ReflexionSession:
             return self._session.receive(text)
         (task, observation), self._opening = self._opening, None
         plans = _numbered([*self._plans(), self._plan(text)], self.agent.memory)
-        return self._session.start(f"{task}\n\nPlans after earlier trials:\n{plans}", observation)
+        task = separate_task(task, observation)
+        return self._session.start(f"{task}\n\nPlans after earlier trials:\n{plans}".lstrip(), observation)
 
     def observe(self, observation: str) -> Turn:
         return self._session.observe(observation)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lit_rft.agents.answers import read_answer, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
+from lit_rft.agents.opening import separate_task
 from lit_rft.agents.records import replay, step_outcomes
 from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
@@ -53,7 +54,7 @@ class Progress:
             "Task": self.task,
             "Time": f"{len(self.steps)}. Score: {self.score:.2f}",
             "Last actions": "\n".join(["", *actions]) if actions else "none",
-            "Look": one_line(self.look, 4 * max_characters),
+            "Look": one_line(separate_task(self.look, self.task), 4 * max_characters),
             "Inventory": one_line(self.inventory, 2 * max_characters),
         }
         return "\n".join(f"{name}: {text}" for name, text in parts.items() if text)

@@ -61,7 +61,7 @@ class StepInfo(TypedDict, total=False):
 
     From `reset` only:
         env, env_version: name and version for the records. Default: the name of the class, and no version.
-        task_description: the task in words. Default: the first observation.
+        task_description: the task in words. Default: the first observation, which agents then show once.
 
     From `step` only:
         valid: whether the environment understood the action. Default: True.

@@ -66,9 +66,7 @@ def play(chat: ChatFormat, agent: Any, direction: str) -> list[PlayedEpisode]:
 
 @pytest.mark.parametrize("direction", ["right", "left"])
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: type(agent).__name__)
-def test_recorded_episodes_have_the_played_tokens(
-    agent: Any, direction: str, chat: ChatFormat, tmp_path: Path
-) -> None:
+def test_recorded_episodes_have_the_played_tokens(agent: Any, direction: str, chat: ChatFormat, tmp_path: Path) -> None:
     played = {one.episode.id: one for one in play(chat, agent, direction)}
     write_episodes(tmp_path / "played.jsonl", [one.episode for one in played.values()])
     assert len(played) == 3
