@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks.episodes import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks.episodes import EpisodeText as EpisodeText
     from lit_rft.callbacks.random_state import RandomState as RandomState
+    from lit_rft.callbacks.rollout_files import RolloutFiles as RolloutFiles
     from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks.score_table import ScoreTable as ScoreTable
     from lit_rft.callbacks.throughput import Throughput as Throughput
@@ -33,6 +34,7 @@ _EXPORTS: dict[str, str] = {
     "EpisodeFiles": "lit_rft.callbacks.episodes",
     "EpisodeText": "lit_rft.callbacks.episodes",
     "RandomState": "lit_rft.callbacks.random_state",
+    "RolloutFiles": "lit_rft.callbacks.rollout_files",
     "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",
     "ScoreTable": "lit_rft.callbacks.score_table",
     "Throughput": "lit_rft.callbacks.throughput",

@@ -84,7 +84,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def remove_run(self, trainer: L.Trainer) -> None:
-        """Remove a run's checkpoints, TensorBoard files, texts and figures from the folder, for a new run there.
+        """Remove a run's checkpoints, TensorBoard files, texts, figures and rollouts, for a new run in its folder.
 
         A dry run (`fast_dev_run`) removes nothing.
         """
@@ -95,7 +95,7 @@ class RunCheckpoint(ModelCheckpoint):
         logs = folder / "tensorboard"
         for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
-        for name in ("texts", "figures"):  # those of loggers without support
+        for name in ("texts", "figures", "rollouts"):  # texts and figures of loggers without support
             shutil.rmtree(folder / name, ignore_errors=True)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:

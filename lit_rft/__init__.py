@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lit_rft import models as models
     from lit_rft import objectives as objectives
     from lit_rft import problems as problems
+    from lit_rft import records as records
     from lit_rft import rewards as rewards
     from lit_rft import rollouts as rollouts
     from lit_rft import sources as sources
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks import EpisodeText as EpisodeText
     from lit_rft.callbacks import RandomState as RandomState
+    from lit_rft.callbacks import RolloutFiles as RolloutFiles
     from lit_rft.callbacks import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks import ScoreTable as ScoreTable
     from lit_rft.callbacks import Throughput as Throughput
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from lit_rft.problems import Problem as Problem
     from lit_rft.problems import read_problems as read_problems
     from lit_rft.problems import write_problems as write_problems
+    from lit_rft.records import read_rollouts as read_rollouts
     from lit_rft.rewards import MathReward as MathReward
     from lit_rft.rewards import RewardFunction as RewardFunction
     from lit_rft.rewards import RewardSum as RewardSum
@@ -119,6 +122,7 @@ _SUBPACKAGES = (
     "models",
     "objectives",
     "problems",
+    "records",
     "rewards",
     "rollouts",
     "sources",
@@ -186,6 +190,7 @@ _NAMES: dict[str, str] = {
     "RewardFunction": "lit_rft.rewards",
     "RewardSum": "lit_rft.rewards",
     "Rollout": "lit_rft.rollouts",
+    "RolloutFiles": "lit_rft.callbacks",
     "RunCheckpoint": "lit_rft.callbacks",
     "SamplingSettings": "lit_rft.generation",
     "SarsaUpdate": "lit_rft.stages",
@@ -199,6 +204,7 @@ _NAMES: dict[str, str] = {
     "load_tokenizer": "lit_rft.models",
     "read_episodes": "lit_rft.episodes",
     "read_problems": "lit_rft.problems",
+    "read_rollouts": "lit_rft.records",
     "write_episodes": "lit_rft.episodes",
     "write_problems": "lit_rft.problems",
 }

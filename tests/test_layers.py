@@ -28,7 +28,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "losses": {"rollouts", "objectives"},
     "advantages": {"rollouts", "objectives", "models"},  # of models: sums over processes
     "sources": {"rollouts", "batches", "models", "problems"},  # of models: what processes agree on
-    "rollouts": {"agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
+    "records": {"episodes", "rows"},  # of rollouts, on disk
+    "rollouts": {"records", "agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
     | {"metrics", "problems", "transcripts"},
     # of agents: an episode's transcripts; of models: a tokenizer by its model's name;
     # of rewards: which ground truths can be earned
@@ -36,7 +37,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 _BELOW_STAGES = {
     "rollouts", "agents", "generation", "rewards", "envs", "models", "objectives", "transcripts", "episodes", "metrics",
-    "losses", "advantages", "sources", "batches", "problems",
+    "losses", "advantages", "sources", "batches", "problems", "records",
 }  # fmt: skip
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
@@ -61,7 +62,7 @@ MAY_USE: dict[str, set[str]] = {
 }
 # ... Lightning, which only these know, and torch, which what plays the environments can do without.
 KNOW_LIGHTNING = {"testing", "stages", "datamodules", "callbacks", "cli", "demo"}
-WITHOUT_TORCH = {"rows", "episodes", "envs", "configs"}
+WITHOUT_TORCH = {"rows", "episodes", "records", "envs", "configs"}
 
 
 def modules() -> list[Path]:

@@ -30,6 +30,7 @@ class RewardSum:
             )
         for function in self.functions:
             check_reward(function)
+        self.parts: list[dict[str, float]] = []  # of the last call: name -> reward, before the weight
 
     def __call__(
         self,
@@ -45,19 +46,21 @@ class RewardSum:
                 `compute_rewards`.
         """
         total = [0.0] * len(completions)
+        self.parts = [{} for _ in completions]
         applies = [False] * len(completions)
-        for function, weight in zip(self.functions, self.weights, strict=True):
+        names = _distinct([reward_name(function) for function in self.functions])
+        for function, weight, name in zip(self.functions, self.weights, names, strict=True):
             rewards = compute_rewards(function, completions, rows, prompts, completion_ids, allow_none=True)
             for index, reward in enumerate(rewards):
                 if reward is not None:
                     total[index] += weight * reward
                     applies[index] = True
+                    self.parts[index][name] = float(reward)
         if not all(applies):
             index = applies.index(False)
-            names = ", ".join(reward_name(function) for function in self.functions)
             raise RewardError(
                 f"no reward function applies to completion {index} of problem {rows[index].get('id', '?')}: "
-                f"all of {names} returned None"
+                f"all of {', '.join(names)} returned None"
             )
         return total
 
@@ -91,3 +94,14 @@ def reward_metrics(function: RewardFunction) -> dict[str, float]:
     metrics = getattr(function, "metrics", None)
     counts: dict[str, float] = metrics() if metrics is not None else {}
     return counts
+
+
+def reward_parts(function: RewardFunction) -> list[dict[str, float]]:
+    """Return the rewards of a sum's functions by name, for each completion of its last call; empty for others."""
+    parts: list[dict[str, float]] = getattr(function, "parts", [])
+    return parts
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number names that occur several times."""
+    return [name if names.count(name) == 1 else f"{name} {names[:i].count(name) + 1}" for i, name in enumerate(names)]

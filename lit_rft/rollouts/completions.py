@@ -77,7 +77,8 @@ class CompletionSource:
             for completion in completions:
                 rollout = Rollout(
                     [_transcript(policy, prompt, completion.ids)], policy.chat.text(completion.ids), group, False,
-                    completion.finished, sampled_log_probs=[completion.log_probs],
+                    completion.finished, sampled_log_probs=[completion.log_probs], task=prompt.problem.source,
+                    ground_truth=prompt.problem.ground_truth,
                 )  # fmt: skip
                 rollouts.append(rollout)
             rollouts += [trace for trace in traces if trace.group == group]
@@ -104,7 +105,8 @@ class CompletionSource:
                 trace = Rollout(
                     [_transcript(policy, prompt, ids)], prompt.trace_texts[index], group, True,
                     finished=ids[-1] == policy.chat.end_of_turn_id, counts_in_baseline=counts_in_baseline,
-                    behaviour_log_probs=[log_probs] if log_probs else [],
+                    behaviour_log_probs=[log_probs] if log_probs else [], task=prompt.problem.source,
+                    ground_truth=prompt.problem.ground_truth,
                 )  # fmt: skip
                 traces.append(trace)
         return traces

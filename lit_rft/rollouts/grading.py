@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rft.models.processes import all_gather_objects, sum_numbers
 from lit_rft.problems import Problem
-from lit_rft.rewards.base import reward_metrics
+from lit_rft.rewards.base import reward_metrics, reward_parts
 from lit_rft.rewards.calling import RewardError, RewardFunction, compute_rewards
 from lit_rft.rollouts.rollout import Rollout
 
@@ -48,6 +48,8 @@ def grade(
     seconds = time.perf_counter() - started
     for rollout, value in zip(rollouts, rewards, strict=True):
         rollout.reward = float(value)
+    for rollout, parts in zip(rollouts, reward_parts(reward), strict=False):  # none without parts
+        rollout.reward_parts = parts
     counts = {"seconds": seconds, "number": float(len(rollouts)), **reward_metrics(reward)}
     sums = sum_numbers(counts, device)
     per_completion = sums.pop("seconds") / sums.pop("number").clamp_min(1)

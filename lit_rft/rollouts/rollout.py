@@ -27,6 +27,9 @@ class Rollout:
         behaviour_log_probs: log pi_phi of the tokens of an off-policy rollout, if known.
         advantage: of all its tokens; their mean if they have different ones.
         token_advantages: of each token; empty if all have `advantage`.
+        task: benchmark of its problem; empty for episodes, whose record has the task.
+        ground_truth: reference answer of its problem.
+        reward_parts: rewards before they are weighted and summed, by name; empty without parts.
         old_log_probs: log-probabilities before the first update; none until they are computed.
         group_reward: mean reward of the sampled members of its group.
         counts_in_baseline: whether it is compared with the others of its group; false for a trace that is only
@@ -50,6 +53,9 @@ class Rollout:
     episode: Episode | None = None
     agent: Agent | None = None
     token_advantages: list[list[float]] = field(default_factory=list)
+    task: str = ""
+    ground_truth: str = ""
+    reward_parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -138,7 +144,7 @@ class RolloutBatch:
     @classmethod
     def of(cls, batch: TranscriptBatch, rollouts: Sequence[Rollout]) -> "RolloutBatch":
         """Gather the values of the rollouts of a micro-batch's transcripts."""
-        places, counts = _places(batch, rollouts), _token_counts(batch)
+        places, counts = _places(batch, rollouts), token_counts(batch)
         device, owner = batch.level.device, batch.transcript_index
 
         def per_utterance(values: list[bool] | list[float]) -> Tensor:
@@ -177,7 +183,7 @@ def _advantages(
 
 def keep_old_log_probs(batch: TranscriptBatch, rollouts: Sequence[Rollout], log_probs: Tensor) -> None:
     """Set `old_log_probs` of rollouts from those of a micro-batch, [U, L]."""
-    parts = log_probs[batch.utterance_mask].split(_token_counts(batch))
+    parts = log_probs[batch.utterance_mask].split(token_counts(batch))
     for (rollout, k), part in zip(_places(batch, rollouts), parts, strict=True):
         rollout.old_log_probs = rollout.old_log_probs or [part[:0]] * len(rollout.transcripts)
         rollout.old_log_probs[k] = part.clone()
@@ -209,7 +215,7 @@ def _per_token(
     return grid.masked_scatter(mask, torch.cat(flat))
 
 
-def _token_counts(batch: TranscriptBatch) -> list[int]:
+def token_counts(batch: TranscriptBatch) -> list[int]:
     """Count the utterance tokens of each transcript."""
     counts = torch.zeros(len(batch.transcripts), dtype=torch.long, device=batch.level.device)
     counts.index_add_(0, batch.transcript_index, batch.utterance_mask.sum(1))

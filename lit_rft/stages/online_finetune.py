@@ -105,7 +105,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
         self.stateful = {"source": self.source, "replay": self.replay}
 
     def training_step(self, batch: OnlineBatch, batch_idx: int) -> None:
-        rollouts = self.source(self.current_policy(), batch)
+        rollouts = self.samples = self.source(self.current_policy(), batch)
         self.check_rewards(rollouts)
         self._remember(rollouts)
         metrics = []

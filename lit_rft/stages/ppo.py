@@ -172,9 +172,10 @@ class PPOEpisodes(EpisodeStage):
         )  # fmt: skip
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        rollouts = self.samples = self.source(self.current_policy(), batch)
+        rollouts = self.source(self.current_policy(), batch)
         self.check_rewards(rollouts)
-        ppo_step(self, self.update, [replace(rollout, transcripts=self._learnable(rollout)) for rollout in rollouts])
+        self.samples = [replace(rollout, transcripts=self._learnable(rollout)) for rollout in rollouts]
+        ppo_step(self, self.update, self.samples)
         self.log_source()
 
     def _learnable(self, rollout: Rollout) -> list[Transcript]:

@@ -16,6 +16,7 @@ from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
+from lit_rft.rollouts.update_record import UpdateRecord
 from lit_rft.stages.core.micro_batches import RolloutSplitter
 from lit_rft.stages.core.mini_batches import split_groups
 from lit_rft.stages.core.settings import BatchingSettings, ObjectiveSettings
@@ -57,6 +58,7 @@ class GroupUpdate:
         self.policy_loss: PolicyLossFunction = loss if loss is not None else MixedPolicyLoss()
         self.temperature, self.max_tokens, self.chunk_tokens = temperature or 1.0, max_tokens, chunk_tokens
         self.split = RolloutSplitter(batching, share_prompts)
+        self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
 
     def mini_batches(self, policy: Policy, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """Split rollouts into mini-batches, one per optimiser step, of complete groups in their order.
@@ -115,6 +117,8 @@ class GroupUpdate:
         batch.entropy = outputs.entropy.detach() if needs_entropy else None
         normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, counts["imitated"], policy.step)
         policy_loss, sums = self.policy_loss(outputs.tokens, batch, normalizer=normalizer)
+        if self.record is not None:
+            self.record.add(micro, outputs.tokens, batch, policy_loss)
         terms: dict[str, Tensor] = {}
         if settings.entropy_coef > 0:
             terms["entropy"] = masked_token_mean(outputs.entropy, batch.mask, normalizer=counts["tokens"])

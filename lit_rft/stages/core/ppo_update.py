@@ -26,6 +26,7 @@ from lit_rft.rollouts.chains import Chain, ChainGAE, EstimatorFunction
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
+from lit_rft.rollouts.update_record import UpdateRecord
 from lit_rft.stages.core.mini_batches import split_rollouts
 from lit_rft.stages.core.settings import BatchingSettings
 from lit_rft.stages.core.values import PPOSettings, ValuePart
@@ -76,6 +77,7 @@ class PPOUpdate:
             raise ValueError("PPO keeps no log-probabilities of the sampler, which loss.importance_cap needs: null")
         self.advantages = advantages if advantages is not None else ChainGAE(settings.utterance_level)
         self.temperature, self.max_tokens = temperature or 1.0, max_tokens
+        self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
         self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
         self._rollout: dict[int, int] = {}  # number of a transcript's rollout, likewise
         self._kl = 0.0  # sum over the tokens of the last batch of this process
@@ -132,6 +134,8 @@ class PPOUpdate:
         off_policy = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         batch = RolloutBatch(mask, off_policy, grids[1], old_log_probs=grids[0])
         policy_loss, sums = self.policy_loss(log_probs, batch, normalizer=normalizer)
+        if self.record is not None:
+            self.record.add(micro, log_probs, batch, policy_loss)
         value = clipped_value_loss(
             values, torch.cat([b.values for b in before]), torch.cat([b.returns for b in before]),
             clip=self.settings.value_clip, normalizer=normalizer.tokens,

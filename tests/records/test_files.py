@@ -1,0 +1,120 @@
+"""Files of rollouts: what is written comes back, within the limit, whatever a killed writer left."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_rft.records import Conversation, GroupRecord, RolloutRecord, RolloutRecordError, RolloutWriter, Turn
+from lit_rft.records.files import read_rollouts
+from lit_rft.testing import make_episode
+
+
+def make_group(batch: int, group: int = 0, split: str = "train", text: str = "an answer") -> GroupRecord:
+    turns = [Turn("Question?", ["an", " answer", "\ud800", ""])]
+    conversation = Conversation("completion", turns, [-1.0] * 4, advantages=[0.5, 0.25, 0, 0], clipped=[1])
+    sampled = RolloutRecord("p1", text, False, True, 1.0, {"math": 1.0, "length": 0.5}, 0.5, [conversation], "4")
+    expert = RolloutRecord("e1", "look", True, False, 0.0, episode=make_episode(0, 2))
+    return GroupRecord(split, 3 * batch, batch, 0, group, "chain_sum", [sampled, expert])
+
+
+def batches_of(path: Path) -> list[int]:
+    return [group.batch for group in read_rollouts(path)]
+
+
+def test_groups_come_back_as_they_were_written(tmp_path: Path) -> None:
+    groups = [make_group(0), make_group(1, 5)]
+    with_writer(tmp_path / "rollouts" / "train.jsonl", groups)
+    assert read_rollouts(tmp_path) == groups
+    assert read_rollouts(tmp_path / "rollouts") == read_rollouts(tmp_path / "rollouts" / "train.jsonl") == groups
+
+
+def with_writer(path: Path, groups: list[GroupRecord], share: float = 1.0, max_bytes: int = 10**7) -> RolloutWriter:
+    writer = RolloutWriter(path, share, max_bytes)
+    for group in groups:
+        writer.append([group])
+    writer.close()
+    return writer
+
+
+@pytest.mark.parametrize("lost", [1, 40, 900])
+def test_an_incomplete_last_line_is_not_read_and_is_removed_on_opening(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "train.jsonl"
+    with_writer(path, [make_group(0), make_group(1)])
+    path.write_bytes(path.read_bytes()[:-lost])  # killed while it wrote
+    assert batches_of(path) == [0]
+    with_writer(path, [make_group(1)])
+    assert batches_of(path) == [0, 1]
+
+
+def test_a_file_killed_in_its_first_line_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(b'{"roll')
+    with_writer(tmp_path / "train.jsonl", [make_group(4)])
+    assert batches_of(tmp_path / "train.jsonl") == [4]
+
+
+def test_at_the_limit_the_share_is_halved_over_the_whole_run(tmp_path: Path) -> None:
+    path, groups = tmp_path / "train.jsonl", [make_group(batch) for batch in range(300)]
+    size = len(json.dumps(groups[0].to_dict()))
+    writer = with_writer(path, groups, max_bytes=40 * size)
+    assert path.stat().st_size <= 40 * size and writer.share in (1 / 8, 1 / 16, 1 / 32)
+    kept = batches_of(path)
+    assert 5 < len(kept) <= 45 and kept == sorted(kept)
+    other = RolloutWriter(tmp_path / "other.jsonl", writer.share, 10**9)
+    assert kept == [batch for batch in range(300) if other.wants(batch, 0, 0)]  # a share of all, not of the latest
+    other.close()
+    assert with_writer(path, []).share == writer.share  # a resumed run goes on with the file's share
+
+
+def test_a_group_larger_than_a_quarter_of_the_limit_does_not_displace_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    writer = with_writer(path, [make_group(0), make_group(1, text="x" * 20_000), make_group(2)], max_bytes=60_000)
+    assert batches_of(path) == [0, 2] and writer.share == 1
+
+
+def test_a_share_of_the_groups_is_kept(tmp_path: Path) -> None:
+    with_writer(tmp_path / "train.jsonl", [make_group(0, group) for group in range(200)], share=0.25)
+    assert 30 < len(batches_of(tmp_path / "train.jsonl")) < 70
+
+
+def test_groups_are_dropped_by_batch(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    writer = RolloutWriter(path, 1.0, 10**6)
+    writer.append(make_group(batch) for batch in range(4))
+    writer.drop(lambda line: line["batch"] >= 2)
+    writer.append([make_group(2)])
+    writer.close()
+    assert batches_of(path) == [0, 1, 2]
+
+
+def test_a_file_has_one_writer(tmp_path: Path) -> None:
+    writer = RolloutWriter(tmp_path / "train.jsonl", 1.0, 10**6)
+    writer.drop(lambda line: False)
+    with pytest.raises(BlockingIOError, match="is being written by another process"):
+        RolloutWriter(tmp_path / "train.jsonl", 1.0, 10**6)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "3"}, r"train.jsonl:2: step: expected an integer, got '3'"),
+        ({"steps": 3}, r"train.jsonl:2: steps: unknown field"),
+        ({"rollouts": [{"id": "a"}]}, r"rollouts\[0\].text: missing"),
+        ({"rollouts": [{"id": "a", "text": "", "trace": 1}]}, r"rollouts\[0\].finished: missing"),
+        ({"rollouts": ["a"]}, r"rollouts\[0\]: expected an object, got 'a'"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"rollouts": 1, "share": 1}\n' + json.dumps({**make_group(0).to_dict(), **change}) + "\n")
+    with pytest.raises(RolloutRecordError, match=message):
+        read_rollouts(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"id": "an episode"}\n')
+    with pytest.raises(RolloutRecordError, match="expected a file of rollouts"):
+        read_rollouts(tmp_path / "train.jsonl")
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run"):
+        read_rollouts(tmp_path)
