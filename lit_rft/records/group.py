@@ -160,15 +160,16 @@ def _build(expected: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return _build_record(typing.cast(type, expected), value, where)
     origin, arguments = typing.get_origin(expected) or expected, typing.get_args(expected)
-    accepted = (int, float) if origin is float else origin
+    accepted: Any = (int, float) if origin is float else origin
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise RolloutRecordError(f"expected {_NAMES[origin]}, got {show_value(value)}", where)
+    items: Any = value
     if origin is list:
-        if set(map(type, value)) <= _PLAIN.get(arguments[0], set()):  # token-wise values are many
+        if set(map(type, items)) <= _PLAIN.get(arguments[0], set()):  # token-wise values are many
             return value
-        return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict:
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in items.items()}
     return value
 
 
