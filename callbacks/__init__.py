@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_rft.callbacks.score_table import ScoreTable as ScoreTable
     from lit_rft.callbacks.throughput import Throughput as Throughput
+    from lit_rft.callbacks.training_costs import TrainingCosts as TrainingCosts
 
 # public name -> the module that defines it; loaded on first use
 _EXPORTS: dict[str, str] = {
@@ -38,6 +39,7 @@ _EXPORTS: dict[str, str] = {
     "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",
     "ScoreTable": "lit_rft.callbacks.score_table",
     "Throughput": "lit_rft.callbacks.throughput",
+    "TrainingCosts": "lit_rft.callbacks.training_costs",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -31,6 +31,7 @@ class Conversation:
         self.slot = generator.open(f"{episode_id}/{self.level}")
         self._log_probs: list[list[float]] = []  # of each remaining decision in the transcripts
         self._unread: list[int] = []
+        self.tokens_read = self.tokens_sampled = 0  # so far; tokens in the model's cache are not read again
         self.choices: TokenTrie | None = None  # for the next utterance
 
     @property
@@ -73,6 +74,8 @@ class Conversation:
         allowed = None if self.choices is None else self.choices.allowed_along(sampled.ids)
         self.context.write(sampled.ids, allowed)
         self._log_probs.append(sampled.log_probs)
+        self.tokens_read += len(self._unread)
+        self.tokens_sampled += len(sampled.ids)
         self._unread = []
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """A player of many concurrent episodes: sessions on one side, simulators on the other."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
 from lit_rft.agents.optional import admissible_actions, admit, keeps_thoughts, keeps_turns, notice, prepare
-from lit_rft.agents.records import NOTES, UTTERANCES
+from lit_rft.agents.records import NOTES, TOKENS, UTTERANCES
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
@@ -237,11 +237,12 @@ class EpisodePlayer:
             episode.extra["metrics"] = live.info["metrics"]
         if any(live.admissible):
             episode.extra[ADMISSIBLE] = live.admissible
+        conversations = live.conversations.values()
         if live.utterances:
             episode.extra[UTTERANCES] = live.utterances
+            episode.extra[TOKENS] = _count_tokens(conversations)
         if live.job.notes:
             episode.extra[NOTES] = list(live.job.notes)
-        conversations = live.conversations.values()
         transcripts = [transcript for c in conversations for transcript in c.transcripts]
         return PlayedEpisode(episode, transcripts, [values for c in conversations for values in c.log_probs])
 
@@ -270,6 +271,13 @@ class EpisodePlayer:
             step_limit=job.step_limit,
             meta=dict(job.meta),
         )
+
+
+def _count_tokens(conversations: Collection[Conversation]) -> dict[str, int]:
+    return {
+        "read": sum(conversation.tokens_read for conversation in conversations),
+        "sampled": sum(conversation.tokens_sampled for conversation in conversations),
+    }
 
 
 def _close(live: _Live) -> None:

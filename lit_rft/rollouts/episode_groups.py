@@ -51,6 +51,11 @@ class EpisodeGroupSource:
         """Environment steps so far, over all processes."""
         return self.episodes.env_steps
 
+    @property
+    def costs(self) -> dict[str, int]:
+        """See `EpisodeSource`."""
+        return self.episodes.costs
+
     def __call__(self, policy: Policy, batch: EpisodeGroupBatch) -> list[Rollout]:
         """Return the groups one after another, played episodes first, then the imitated expert episodes."""
         experts = self._experts(batch.groups, self.traces_per_group)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_rft._seeds import derive_seed
 from lit_rft.agents import Agent, PlayedEpisode
+from lit_rft.agents.records import TOKENS
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
@@ -40,6 +41,7 @@ class EpisodeSource:
     def __init__(self, runner: EpisodeRunner, sampling: SamplingSettings, seed: int = 0) -> None:
         self.runner, self.sampling, self.seed = runner, sampling, seed
         self.env_steps = 0  # taken so far, over all processes
+        self.tokens_read = self.tokens_sampled = 0  # likewise
         self.num_episodes = 0  # of the last call, over all processes
         self.metrics: dict[str, Tensor] = {}
 
@@ -67,10 +69,13 @@ class EpisodeSource:
             "success": float(sum(episode.outcome.success for episode in episodes)),
             "invalid": float(sum(episode.source.get("malformed", 0) for episode in episodes)),
             "utterances": float(sum(episode.num_utterances for episode in episodes)),
+            **{name: float(sum(e.extra.get(TOKENS, {}).get(name, 0) for e in episodes)) for name in ("read", "sampled")},
         }
         sums = sum_numbers(counts, device)
         self.num_episodes = int(sums["episodes"])
         self.env_steps += int(sums["steps"])
+        self.tokens_read += int(sums["read"])
+        self.tokens_sampled += int(sums["sampled"])
         self.metrics = {}
         if self.num_episodes:
             self.metrics = {
@@ -82,14 +87,20 @@ class EpisodeSource:
         means = mean_env_metrics(metrics for share in shares for metrics in share)
         self.metrics |= {name: torch.tensor(value, device=device) for name, value in means.items()}
 
+    @property
+    def costs(self) -> dict[str, int]:
+        """Environment steps and tokens so far, over all processes."""
+        return {"env_steps": self.env_steps, "tokens_read": self.tokens_read, "tokens_sampled": self.tokens_sampled}
+
     def close(self) -> None:
         self.runner.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"env_steps": self.env_steps}
+        return self.costs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.env_steps = state["env_steps"]
+        self.tokens_read, self.tokens_sampled = state["tokens_read"], state["tokens_sampled"]
 
 
 def _rollout(played: PlayedEpisode, group: int, agent: Agent) -> Rollout:

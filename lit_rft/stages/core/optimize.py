@@ -46,6 +46,7 @@ def optimize(module: Any, batches: Iterable[TranscriptBatch], loss: LossFunction
     # process does not have.
     with unsharded(module), getattr(module.trainer.strategy, "block_backward_sync", contextlib.nullcontext)():
         for batch in batches:
+            module.tokens_trained += batch.num_tokens
             value, diagnostics = loss(batch)
             if not torch.isfinite(value):
                 bad_ids = batch.episode_ids
