@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -9,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,17 +19,27 @@ from typing import Any
 
 from rich.console import Console
 
+from lit_rft._files import write_json
+
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = Path(__file__).parent / "results", ROOT / "docs" / "images"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, complete when its output file exists."""
+    """A command, complete when its output file exists.
+
+    Attributes:
+        name: of the log, and in the table of times.
+        command: with its arguments.
+        result: the output file.
+        costs: files that tell what it has taken: played episodes, or `costs_fit.json` of training.
+    """
 
     name: str
     command: list[str]
     result: Path
+    costs: tuple[Path, ...] = ()
 
 
 def lit_rft(verb: str, configs: Sequence[str], keys: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
@@ -44,32 +56,66 @@ def listed(items: Sequence[Any]) -> str:
 def run(step: Step, runs: Path, console: Console) -> None:
     """Run a step unless it is complete; logs and times are kept in the folder `runs`.
 
+    One command runs at a time in the folder. One that has outlived its experiment (which was killed) is waited for.
+    The time of a step includes that of its interrupted attempts.
+
     Raises:
         RuntimeError: If the command fails; the message has the log's name.
     """
-    if step.result.exists():
-        return
     log = runs / "logs" / (step.name.replace(": ", "-").replace(" ", "_") + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-    with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
-        code = subprocess.run(step.command, stdout=stream, stderr=stream).returncode
-    if code:
-        raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to resume")
-    if step.result.suffix == ".done":
-        step.result.touch()
-    seconds = time.time() - started
+    with _only_command_in(runs, console) as lock:
+        if step.result.exists():
+            return
+        before = _seconds(log)
+        _write_time(log, step.name, before, time.time())
+        with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
+            # the command holds the lock as long as it runs, even if this process is killed
+            code = subprocess.run(step.command, stdout=stream, stderr=stream, pass_fds=[lock]).returncode
+        log.touch()  # its time is that of the attempt's end
+        if code:
+            raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to resume")
+        seconds = _seconds(log)
+        _write_time(log, step.name, seconds, None)
+        if step.result.suffix == ".done":
+            step.result.touch()
     console.print(f"{step.name}: {seconds / 60:.1f} minutes")
-    with (runs / "times.jsonl").open("a") as stream:
-        stream.write(json.dumps({"step": step.name, "seconds": round(seconds, 1)}) + "\n")
+
+
+@contextlib.contextmanager
+def _only_command_in(folder: Path, console: Console) -> Iterator[int]:
+    """Hold the lock of a folder, and yield its file descriptor, for the processes that are to hold it as well."""
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"another command runs in {folder}: waiting for its end")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
+
+
+def _write_time(log: Path, step: str, seconds: float, started: float | None) -> None:
+    """Write the seconds of a step's earlier attempts, and the start of the one that runs (None: it has ended)."""
+    write_json(log.with_suffix(".json"), {"step": step, "seconds": round(seconds, 1), "started": started})
+
+
+def _seconds(log: Path) -> float:
+    """Return the seconds of all attempts of a step; one that was killed ended with its last output."""
+    file = log.with_suffix(".json")
+    if not file.exists():
+        return 0.0
+    attempts = json.loads(file.read_text())
+    started = attempts["started"]
+    return float(attempts["seconds"] + (max(0.0, log.stat().st_mtime - started) if started is not None else 0.0))
 
 
 def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the seconds of all steps, from earlier results and from the runs on this machine."""
     by_step = {time["step"]: time for time in known.get("seconds", [])}
-    path = runs / "times.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        by_step[json.loads(line)["step"]] = json.loads(line)
+    for log in sorted((runs / "logs").glob("*.log")):
+        if (file := log.with_suffix(".json")).exists():
+            name = json.loads(file.read_text())["step"]
+            by_step[name] = {"step": name, "seconds": round(_seconds(log), 1)}
     return list(by_step.values())
 
 

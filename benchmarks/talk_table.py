@@ -5,32 +5,29 @@
     python benchmarks/talk_table.py --scale small --rows sft glider --environments alfworld
     python benchmarks/talk_table.py --scale small --report                # the table of what is there
 
-Every step is a `lit-rft` command; completed ones are skipped, an interrupted one resumes. Runs and logs are in
-`runs/talk/<scale>`, figures in `benchmarks/results/talk_<scale>.json`. `--scale paper` has the papers' models, data
-sizes and settings for a node of 8 GPUs; `--dry-run` prints the commands.
+Every step is a `lit-rft` command; completed ones are skipped, an interrupted one resumes, also after `kill -9`.
+Runs and logs are in `runs/talk/<scale>`, figures in `benchmarks/results/talk_<scale>.json`. `--scale paper` has the
+papers' models, data sizes and settings for a node of 8 GPUs; `--dry-run` prints the commands.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import random
 import shlex
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, ROOT, Step, environment, read_results, run, times
 from rich.console import Console
-from rich.table import Table
-from talk_rows import GAMES, ROWS, Place
+from talk_place import GAMES, Place
+from talk_report import costs, outcomes, report
+from talk_rows import ROWS
 
 from lit_rft._files import replacing, write_json
-from lit_rft.episodes import Episode, read_episodes
 from lit_rft.problems import generate_problems
-
-KINDS = ("seen", "unseen")
 
 
 def steps(place: Place, row: str) -> list[Step]:
@@ -66,100 +63,19 @@ def make_tiny_model(options: argparse.Namespace) -> None:
         save_tiny_model(folder)
 
 
-def outcomes(place: Place, row: str) -> dict[str, list[dict[str, Any]]]:
-    """Return score, success and number of steps of each problem that has been played, by kind of games.
-
-    Of several trials of a problem the last one counts, and the steps of all.
-    """
-    played: dict[str, list[dict[str, Any]]] = {}
-    for kind in KINDS:
-        file = place.played(row, kind) / "episodes" / "predicted.jsonl"
-        if not file.with_suffix(".done").exists():
-            continue
-        problems: dict[str, dict[str, Any]] = {}
-        for episode in sorted(read_episodes(file), key=_trial):
-            name, outcome = episode.id.split("/trial")[0], episode.outcome
-            steps = problems.get(name, {"steps": 0})["steps"] + len(episode.steps)
-            problems[name] = {"id": name, "score": outcome.score, "success": outcome.success, "steps": steps}
-        played[kind] = list(problems.values())
-    return played
-
-
-def _trial(episode: Episode) -> tuple[str, int]:
-    """Return the id of the problem and the number of the trial; 0 for agents that play once."""
-    name, _, number = episode.id.partition("/trial")
-    return name, int(number or 0)
-
-
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Return the mean and its 95% bootstrap interval over episodes."""
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
-    return statistics.fmean(values), means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
-
-
-def summary(results: dict[str, Any], name: str, row: str, kind: str) -> dict[str, Any]:
-    """Return score and success with intervals, and the steps, of a row over all its seeds; empty without episodes."""
-    runs = results.get("episodes", {}).get(name, {}).get(row, {})
-    episodes = [episode for seed in runs.values() for episode in seed.get(kind, [])]
-    if not episodes:
-        return {}
-    return {
-        "score": interval([100 * episode["score"] for episode in episodes]),
-        "success": interval([100.0 * episode["success"] for episode in episodes]),
-        "steps": sum(episode["steps"] for episode in episodes),
-        "episodes": len(episodes),
-        "seeds": len(runs),
-    }
-
-
-def minutes(results: dict[str, Any], name: str, row: str) -> float:
-    """Return the minutes of a row's own commands, over all seeds."""
-    commands = [t for t in results["seconds"] if t["step"].startswith(f"{name}-seed") and f": {row}: " in t["step"]]
-    return sum(t["seconds"] for t in commands) / 60
-
-
-def report(results: dict[str, Any], console: Console) -> None:
-    for name, game in GAMES.items():
-        if name not in results.get("episodes", {}):
-            continue
-        table = Table(title=f"{game.name}: mean and 95% interval over episodes")
-        kinds = [f"{what}, {kind}" for what in ("score", "success") for kind in KINDS]
-        for column in ("", *kinds, "episodes", "steps", "minutes"):
-            table.add_column(column, justify="right" if column else "left")
-        for row, method in ROWS.items():
-            by_kind = {kind: summary(results, name, row, kind) for kind in KINDS}
-            known = [figures for figures in by_kind.values() if figures]
-            if known:
-                cells = [_cell(by_kind[kind], what) for what in ("score", "success") for kind in KINDS]
-                total = [sum(figures[what] for figures in known) for what in ("episodes", "steps")]
-                table.add_row(method.title, *cells, *map(str, total), f"{minutes(results, name, row):.0f}")
-        console.print(table)
-
-
-def _cell(figures: dict[str, Any], what: str) -> str:
-    if not figures:
-        return "-"
-    mean, low, high = figures[what]
-    return f"{mean:.0f} [{low:.0f}, {high:.0f}]"
-
-
 def collect(options: argparse.Namespace) -> dict[str, Any]:
     """Collect the figures so far, beside those of earlier runs."""
     file = result_file(options)
     known = read_results(file)
-    episodes: dict[str, Any] = known.get("episodes", {})
-    for name in GAMES:
+    episodes, taken = known.get("episodes", {}), known.get("costs", {})
+    seconds = times(options.runs / options.scale, known)
+    by_step = {time["step"]: time["seconds"] for time in seconds}
+    for name, row in itertools.product(GAMES, ROWS):
         for place in places(options, name):
-            for row in ROWS:
-                if played := outcomes(place, row):
-                    episodes.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = played
-    return {
-        "scale": options.scale,
-        "episodes": episodes,
-        "seconds": times(options.runs / options.scale, known),
-        **environment(),
-    }
+            if played := outcomes(place, row):
+                episodes.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = played
+                taken.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = costs(steps(place, row), by_step)
+    return {"scale": options.scale, "episodes": episodes, "costs": taken, "seconds": seconds, **environment()}
 
 
 def result_file(options: argparse.Namespace) -> Path:
@@ -181,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("extra", nargs="*", help="more arguments for every lit-rft command (after --)")
     options = parser.parse_args(arguments)
     console = Console()
-    console.width = max(console.width, 140)  # of the table
+    console.width = max(console.width, 220)  # of the table
     planned = [(place, row) for name in options.environments for place in places(options, name) for row in options.rows]
     if options.dry_run:
         for command in dict.fromkeys(shlex.join(step.command) for place, row in planned for step in steps(place, row)):

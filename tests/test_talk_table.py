@@ -1,6 +1,7 @@
 """The comparison of all methods: its commands, in this process; its figures; resumption."""
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lit_rft import cli
 from lit_rft.cli import resolve_configs
@@ -46,8 +48,10 @@ class InProcess:
             cli.main(step.command[3:])
         if step.result.suffix == ".done":
             step.result.touch()
-        with (runs / "times.jsonl").open("a") as stream:
-            stream.write(json.dumps({"step": step.name, "seconds": 60.0}) + "\n")
+        log = runs / "logs" / step.name.replace(": ", "-")
+        log.parent.mkdir(exist_ok=True)
+        log.with_suffix(".log").touch()
+        log.with_suffix(".json").write_text(json.dumps({"step": step.name, "seconds": 60.0, "started": None}))
 
 
 def test_a_comparison_resumes_and_ends_with_a_table(
@@ -69,16 +73,32 @@ def test_a_comparison_resumes_and_ends_with_a_table(
         *("sft: explore", "awac: fit", "awac: seen", "awac: unseen"),
     ]
     results = json.loads((tmp_path / "talk_tiny.json").read_text())
+    check_costs({row: seeds["0"] for row, seeds in results["costs"]["alfworld"].items()})
     played = results["episodes"]["alfworld"]
     assert set(played) == {"untrained", "sft", "awac"}
     for row in played.values():
         seen, unseen = ({episode["id"] for episode in row["0"][kind]} for kind in ("seen", "unseen"))
         assert len(seen) == len(unseen) == 2 and not seen & unseen
-    assert talk.minutes(results, "alfworld", "awac") == 3.0  # its own commands, not those of SFT
     assert "AWAC" in capsys.readouterr().out
 
 
-def test_of_several_trials_the_last_one_counts(talk: Any, tmp_path: Path) -> None:
+def check_costs(costs: dict[str, Any]) -> None:
+    """A row's costs are those of all that it needs, what it shares with others included."""
+    seconds = {row: (parts["training"]["seconds"], parts["play"]["seconds"]) for row, parts in costs.items()}
+    assert seconds == {"untrained": (0, 120), "sft": (60, 120), "awac": (180, 120)}
+    assert not any(costs["untrained"]["training"].values())
+    sft, awac = costs["sft"]["training"], costs["awac"]["training"]
+    assert sft["tokens_trained"] > 0 == sft["env_steps"] == sft["tokens_read"]
+    assert awac["tokens_trained"] > sft["tokens_trained"]
+    assert awac["env_steps"] > 0  # of exploration
+    for part in (awac, *(parts["play"] for parts in costs.values())):
+        assert part["tokens_read"] > part["tokens_sampled"] >= part["env_steps"] > 0
+    assert not any(parts["play"]["tokens_trained"] for parts in costs.values())
+
+
+def test_first_last_and_best_trials_are_reported_apart(
+    talk: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lit_rft.episodes.io import EpisodeWriter
     from lit_rft.testing import make_episode
 
@@ -86,7 +106,8 @@ def test_of_several_trials_the_last_one_counts(talk: Any, tmp_path: Path) -> Non
     file = place.played("reflexion", "seen") / "episodes" / "predicted.jsonl"
     file.parent.mkdir(parents=True)
     writer = EpisodeWriter(file)
-    for name, score, steps in (("a/trial9", 0.0, 5), ("a/trial10", 1.0, 3), ("b/trial1", 1.0, 2)):
+    played = (("a/trial10", 0.25, 3), ("a/trial9", 0.5, 5), ("a/trial8", 0.0, 1), ("b/trial1", 1.0, 2))
+    for name, score, steps in played:
         episode = make_episode(num_steps=steps, subgoals=False)
         episode.id, episode.outcome.score, episode.outcome.success = name, score, score == 1.0
         episode.steps[-1].score = score
@@ -94,20 +115,25 @@ def test_of_several_trials_the_last_one_counts(talk: Any, tmp_path: Path) -> Non
     writer.close()
     assert talk.outcomes(place, "reflexion") == {}  # the command has not ended
     file.with_suffix(".done").touch()
-    assert talk.outcomes(place, "reflexion") == {
-        "seen": [
-            {"id": "a", "score": 1.0, "success": True, "steps": 8},
-            {"id": "b", "score": 1.0, "success": True, "steps": 2},
-        ]
-    }
+    found = talk.outcomes(place, "reflexion")
+    scores = {problem["id"]: [trial["score"] for trial in problem["trials"]] for problem in found["seen"]}
+    assert scores == {"a": [0.0, 0.5, 0.25], "b": [1.0]} and list(found) == ["seen"]
+    results = {"episodes": {"alfworld": {"reflexion": {"0": found}}}}
+    talk.report(results, Console(width=220))
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "Reflexion" in line]
+    means = {line[1].strip(): line[2].split()[0] for line in lines}
+    assert means == {"Reflexion, first trial": "50", "Reflexion, last trial": "62", "Reflexion, best trial": "75"}
+    (step,) = [step for step in talk.steps(place, "reflexion") if step.name.endswith(" seen")]
+    assert talk.costs([step], {step.name: 7.0})["play"]["env_steps"] == 11  # of all trials
 
 
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
-    few, many = talk.interval([0.0, 100.0] * 5), talk.interval([0.0, 100.0] * 50)
+    interval = importlib.import_module("talk_report").interval
+    few, many = interval([0.0, 100.0] * 5), interval([0.0, 100.0] * 50)
     assert few[0] == many[0] == 50.0
     assert few[1] < many[1] < 50.0 < many[2] < few[2]
     assert many[1] == pytest.approx(50 - 1.96 * 5, abs=1.5) and many[2] == pytest.approx(50 + 1.96 * 5, abs=1.5)
-    assert talk.interval([100.0] * 4) == (100.0, 100.0, 100.0)
+    assert interval([100.0] * 4) == (100.0, 100.0, 100.0)
 
 
 def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> None:

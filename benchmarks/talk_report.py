@@ -1,0 +1,146 @@
+"""Figures of the comparison: scores with intervals, and what each row has taken, as one table per environment."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiment import Step
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from talk_place import GAMES, Place
+from talk_rows import ROWS
+
+from lit_rft.episodes import Episode, read_episodes
+
+KINDS = ("seen", "unseen")
+COSTS = ("env_steps", "tokens_sampled", "tokens_read", "tokens_trained", "seconds")
+_CHOICES: dict[str, Callable[[Sequence[Any]], Any]] = {  # of a problem's trials
+    "first trial": lambda trials: trials[0],
+    "last trial": lambda trials: trials[-1],
+    "best trial": lambda trials: max(trials, key=lambda trial: (trial["success"], trial["score"])),
+}
+
+
+def outcomes(place: Place, row: str) -> dict[str, list[dict[str, Any]]]:
+    """Return each problem that has been played with its trials' scores and successes, by kind of games."""
+    played: dict[str, list[dict[str, Any]]] = {}
+    for kind in KINDS:
+        file = place.played(row, kind) / "episodes" / "predicted.jsonl"
+        if not file.with_suffix(".done").exists():
+            continue
+        trials: dict[str, list[dict[str, Any]]] = {}
+        for episode in sorted(read_episodes(file), key=_trial):
+            outcome = {"score": episode.outcome.score, "success": episode.outcome.success}
+            trials.setdefault(_trial(episode)[0], []).append(outcome)
+        played[kind] = [{"id": name, "trials": scores} for name, scores in trials.items()]
+    return played
+
+
+def _trial(episode: Episode) -> tuple[str, int]:
+    """Return the id of the problem and the number of the trial; 0 for agents that play once."""
+    name, _, number = episode.id.partition("/trial")
+    return name, int(number or 0)
+
+
+def costs(steps: Sequence[Step], seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return what the steps of a row have taken, apart for `training` (exploration included) and `play`.
+
+    Args:
+        steps: all that the row needs, those that it shares with others as well.
+        seconds: of each step, by its name.
+    """
+    sums = {part: dict.fromkeys(COSTS, 0.0) for part in ("training", "play")}
+    for step in steps:
+        part = sums["play" if step.name.rsplit(": ", 1)[-1] in KINDS else "training"]
+        part["seconds"] += seconds.get(step.name, 0.0)
+        for file in step.costs:
+            for name, value in (_read_costs(file) if file.exists() else {}).items():
+                part[name] = part.get(name, 0.0) + value
+    return {part: {name: values[name] for name in COSTS} for part, values in sums.items()}
+
+
+def _read_costs(file: Path) -> dict[str, float]:
+    """Read the costs of training, or add up those of played episodes."""
+    if file.suffix == ".json":
+        read = json.loads(file.read_text())
+        return {name: float(read.get(name, 0)) for name in COSTS if name != "seconds"}  # that of the command counts
+    episodes = read_episodes(file)
+    tokens = [episode.extra.get("tokens", {}) for episode in episodes]
+    return {
+        "env_steps": float(sum(len(episode.steps) for episode in episodes)),
+        "tokens_sampled": float(sum(counts.get("sampled", 0) for counts in tokens)),
+        "tokens_read": float(sum(counts.get("read", 0) for counts in tokens)),
+    }
+
+
+def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
+    """Return the mean and its 95% bootstrap interval over episodes."""
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
+    return statistics.fmean(values), means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+
+
+def summary(results: dict[str, Any], name: str, row: str, kind: str, trial: str = "last trial") -> dict[str, Any]:
+    """Return score and success of a row over all its seeds, with intervals; empty without episodes."""
+    runs = results.get("episodes", {}).get(name, {}).get(row, {})
+    chosen = [_CHOICES[trial](problem["trials"]) for seed in runs.values() for problem in seed.get(kind, [])]
+    if not chosen:
+        return {}
+    return {
+        "score": interval([100 * outcome["score"] for outcome in chosen]),
+        "success": interval([100.0 * outcome["success"] for outcome in chosen]),
+        "episodes": len(chosen),
+    }
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    """Print the tables, as Markdown."""
+    for name, game in GAMES.items():
+        if name not in results.get("episodes", {}):
+            continue
+        table = Table(title=f"{game.name}: mean and 95% interval; costs of training + of play", box=box.MARKDOWN)
+        scores = [f"{what}, {kind}" for what in ("score", "success") for kind in KINDS]
+        for column in ("", *scores, "episodes", "env steps", "sampled", "read", "trained", "minutes"):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for row, method in ROWS.items():
+            for trial in _CHOICES if method.trials else ("last trial",):
+                cells = _cells(results, name, row, trial)
+                if cells:
+                    table.add_row(f"{method.title}, {trial}" if method.trials else method.title, *cells)
+        console.print(table)
+
+
+def _cells(results: dict[str, Any], name: str, row: str, trial: str) -> list[str]:
+    """Return the cells of a row; costs are shown once, for the last trial."""
+    by_kind = {kind: summary(results, name, row, kind, trial) for kind in KINDS}
+    if not any(by_kind.values()):
+        return []
+    cells = [_mean(by_kind[kind].get(what)) for what in ("score", "success") for kind in KINDS]
+    cells.append(str(sum(figures.get("episodes", 0) for figures in by_kind.values())))
+    runs = results.get("costs", {}).get(name, {}).get(row, {}).values() if trial == "last trial" else ()
+    for cost in COSTS:
+        training, play = (sum(run[part][cost] for run in runs) for part in ("training", "play"))
+        scale = 60 if cost == "seconds" else 1
+        cells.append(f"{_short(training / scale)} + {_short(play / scale)}" if runs else "")
+    return cells
+
+
+def _mean(figures: tuple[float, float, float] | None) -> str:
+    if figures is None:
+        return "-"
+    mean, low, high = figures
+    return f"{mean:.0f} ({low:.0f} to {high:.0f})"
+
+
+def _short(number: float) -> str:
+    """Write a number in at most four digits: 950, 12.3k, 4.56M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.1f}" if number % 1 and number < 100 else f"{number:.0f}"

@@ -1,0 +1,80 @@
+"""Commands of the experiments: run once, also if the experiment was killed; times over all attempts."""
+
+import fcntl
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+COMMAND = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / "started").touch()
+while not (folder / "go").exists():
+    time.sleep(0.02)
+with (folder / "calls").open("a") as stream:
+    stream.write("call\\n")
+(folder / "result").touch()
+"""
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from rich.console import Console
+from experiment import Step, run
+folder = Path(sys.argv[2])
+run(Step("sft: fit", [sys.executable, "-c", sys.argv[3], str(folder)], folder / "result"), folder, Console())
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("experiment")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_a_command_that_outlives_a_killed_experiment_is_waited_for(
+    experiment: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(BENCHMARKS), str(tmp_path), COMMAND])
+    while not (tmp_path / "started").exists():
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (tmp_path / "go").touch()
+    step = experiment.Step("sft: fit", [sys.executable, "-c", COMMAND, str(tmp_path)], tmp_path / "result")
+    experiment.run(step, tmp_path, Console())
+    assert (tmp_path / "calls").read_text() == "call\n"
+    (recorded,) = experiment.times(tmp_path, {})
+    assert recorded["step"] == "sft: fit" and recorded["seconds"] >= 0
+
+
+def test_the_time_of_a_step_includes_its_killed_attempts(experiment: Any, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "sft-fit.log"
+    log.parent.mkdir()
+    log.touch()
+    os.utime(log, (1000.0, 1030.0))  # its last output
+    log.with_suffix(".json").write_text(json.dumps({"step": "sft: fit", "seconds": 500.0, "started": 1000.0}))
+    assert experiment.times(tmp_path, {}) == [{"step": "sft: fit", "seconds": 530.0}]
+    step = experiment.Step("sft: fit", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "result")
+    with pytest.raises(RuntimeError, match="failed with code 3"):
+        experiment.run(step, tmp_path, Console())
+    step.command[-1] = "print()"
+    experiment.run(step, tmp_path, Console())
+    earlier = {"seconds": [{"step": "sft: fit", "seconds": 1.0}, {"step": "sft: seen", "seconds": 2.0}]}
+    seconds = {time["step"]: time["seconds"] for time in experiment.times(tmp_path, earlier)}
+    assert seconds["sft: seen"] == 2.0 and 530.0 < seconds["sft: fit"] < 900.0
