@@ -69,7 +69,8 @@ class EpisodeSource:
             "success": float(sum(episode.outcome.success for episode in episodes)),
             "invalid": float(sum(episode.source.get("malformed", 0) for episode in episodes)),
             "utterances": float(sum(episode.num_utterances for episode in episodes)),
-            **{name: float(sum(e.extra.get(TOKENS, {}).get(name, 0) for e in episodes)) for name in ("read", "sampled")},
+            "read": float(sum(episode.extra[TOKENS]["read"] for episode in episodes if TOKENS in episode.extra)),
+            "sampled": float(sum(episode.extra[TOKENS]["sampled"] for episode in episodes if TOKENS in episode.extra)),
         }
         sums = sum_numbers(counts, device)
         self.num_episodes = int(sums["episodes"])
