@@ -14,7 +14,7 @@ from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 UTTERANCES = "utterances"  # key of a record's `extra`: level -> the policy's utterances as text
 NOTES = "notes"  # key of a record's `extra`: `EpisodeSpec.notes`
-TOKENS = "tokens"  # key of a record's `extra`: `read` and `sampled`, tokens of a played episode, by the policy's tokenizer
+TOKENS = "tokens"  # key of a record's `extra`: `read` and `sampled`, numbers of tokens of a played episode
 THOUGHTS = "thoughts"  # key of a record's `extra`: a thought before each step, in annotated episodes
 
 
