@@ -1,4 +1,4 @@
-"""What training has taken: tokens, environment steps, seconds."""
+"""Costs of training: tokens, environment steps, seconds."""
 
 import time
 from collections.abc import Mapping

@@ -79,3 +79,29 @@ def test_a_server_plays_by_the_overlay(expert: Path, tiny_model_folder: Path, tm
     first = requests[0]["body"]["messages"]
     assert "Example:\nTask: Fetch the key" in first[1]["content"] and first[0]["role"] == "system"
     assert requests[0]["body"]["stop"] == ["\nObservation:"]
+
+
+def test_a_run_on_a_server_counts_its_retries_and_writes_the_key_nowhere(
+    expert: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """In a folder of the run: configurations, curves, scores, costs and episodes."""
+    key = "sk-0123456789"
+    monkeypatch.setenv("MY_KEY", key)
+    folder = tmp_path / "run"
+    with chat_server() as fake:
+        given = arguments("react", expert, tiny_model_folder, folder)
+        server = {"url": fake.url, "model": "flaky:2", "key_variable": "MY_KEY", "pause": 0.01, "timeout": 60.0}
+        overlay = {"model": {"init_args": {"acting": {"chat_server": server}}}}
+        given += ["-c", "baselines/chat_server.yaml", "-c", json.dumps(overlay)]
+        for verb in ("test", "predict"):
+            main([verb, *given, "--trainer.default_root_dir", str(folder)])
+        requests = fake.requests()
+    assert {request["key"] for request in requests} == {f"Bearer {key}"}
+    costs = json.loads((folder / "costs.json").read_text())
+    assert costs["server/retries"] == 2 and costs["server/completion_tokens"] == 3 * costs["server/requests"] > 0
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"scores.json", "costs.json", "predicted.jsonl", "config_test.yaml", "hparams.yaml"} <= names
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+    assert key not in "".join(capfd.readouterr()) + caplog.text
