@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from lit_rft.config_files import add_import_folders
-from lit_rft.envs import GymSuite, check_env
+from lit_rft.envs import GymSuite, PolicyExpert, TaskSuite, check_env
 from lit_rft.envs.checking.check import find_suite
 from lit_rft.envs.checking.report import print_report
 from lit_rft.envs.collect import Perturbation, collect_expert_episodes, collect_perturbed_episodes
@@ -20,6 +20,8 @@ from lit_rft.episodes import Episode, read_demonstrations, write_episodes
 from lit_rft.error_messages import UsageError
 
 _SEEDS = {"train": 1000, "dev": 50, "test": 50}  # minimum number of seeds of each split, to choose episodes from
+_STEP_LIMIT = 50  # of the episodes of an environment
+_OF_EPISODES = ("env", "expert", "args", "split", "episodes", "step_limit", "random", "seed", "workers")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -56,6 +58,7 @@ def run_collect(arguments: Sequence[str]) -> None:
     given = _collect_parser().parse_args(arguments)
     add_import_folders(iter(()))  # the working directory
     if given.pairs is not None:
+        _refuse(given, _OF_EPISODES, "are for episodes that are played, not for --pairs")
         episodes = read_demonstrations(given.pairs, given.name or "demonstrations")
         write_episodes(given.out, episodes)
     else:
@@ -66,36 +69,70 @@ def run_collect(arguments: Sequence[str]) -> None:
     print(f"{given.out}: {len(episodes)} episodes, mean score {score:.3f}")
 
 
+def _refuse(given: argparse.Namespace, options: Sequence[str], reason: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    parser = _collect_parser()
+    wrong = [
+        "an environment" if option == "env" else f"--{option}"
+        for option in options
+        if getattr(given, option) != parser.get_default(option)
+    ]
+    if wrong:
+        raise UsageError(f"lit-rft collect: {', '.join(wrong)} {reason}")
+
+
 def _collect(given: argparse.Namespace) -> list[Episode]:
     try:
-        suite = find_suite(given.env, given.args) or GymSuite(
-            given.env,
-            given.args,
-            given.name or "",
-            given.step_limit,
-            {split: max(given.episodes, number) for split, number in _SEEDS.items()},
-            expert_policy=given.expert and import_env(given.expert),
-        )
+        suite = _suite(given)
+        expert = _expert(given, suite)
         specs = suite.episodes(given.split, limit=given.episodes, seed=given.seed)
+        perturbation = Perturbation(given.random, seed=given.seed) if given.random else None
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if not given.random:
-        return collect_expert_episodes(suite, specs, given.out, num_workers=given.workers)
-    perturbation = Perturbation(given.random, seed=given.seed)
-    return collect_perturbed_episodes(suite, specs, given.out, perturbation, num_workers=given.workers)
+    if perturbation is None:
+        return collect_expert_episodes(suite, specs, given.out, expert=expert, num_workers=given.workers)
+    return collect_perturbed_episodes(suite, specs, given.out, perturbation, expert=expert, num_workers=given.workers)
+
+
+def _suite(given: argparse.Namespace) -> TaskSuite:
+    """Return the suite that is given, or one of the environment that is given."""
+    suite = find_suite(given.env, given.args)
+    if suite is not None:
+        _refuse(
+            given, ("name", "step_limit"), f"would not change {given.env}, a suite: set what it takes by --args, "
+            "such as --args '{\"step_limit\": 20}'"
+        )  # fmt: skip
+        return suite
+    seeds = {split: max(given.episodes, number) for split, number in _SEEDS.items()}
+    step_limit = _STEP_LIMIT if given.step_limit is None else given.step_limit
+    return GymSuite(given.env, given.args, given.name or "", step_limit, seeds)
+
+
+def _expert(given: argparse.Namespace, suite: TaskSuite) -> PolicyExpert | None:
+    """Return the expert that is given, with the subgoals of the suite's own expert; None for that one."""
+    if given.expert is None:
+        return None
+    policy, replaced = import_env(given.expert), getattr(suite, "expert", None)
+    if replaced is None:
+        return PolicyExpert(policy)
+    return PolicyExpert(policy, irreversible=replaced.irreversible, annotator=replaced.annotate)
 
 
 def _collect_parser() -> argparse.ArgumentParser:
     parser = OneLineParser("lit-rft collect", description="Write episodes to learn from, by an expert or from pairs.")
     parser.add_argument("env", nargs="?", help="import path of an environment or of a suite with an expert")
     parser.add_argument("--out", required=True, help="file to write: .jsonl or .parquet")
-    parser.add_argument("--expert", help="function of observation and info that chooses the actions")
+    parser.add_argument("--expert", help="function of observation and info that chooses the actions (a suite's expert)")
     parser.add_argument("--pairs", metavar="FILE", help="JSON lines with observation and action, instead of an expert")
     parser.add_argument("--args", type=_json_object, default={}, metavar="JSON", help="arguments of the environment")
-    parser.add_argument("--name", help="of the environment's tasks (the name of its class)")
+    parser.add_argument("--name", help="of an environment's tasks, or of those of --pairs (the name of its class)")
     parser.add_argument("--split", default="train", help="which episodes (train)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
-    parser.add_argument("--step_limit", type=int, default=50, help="steps per episode (50)")
+    parser.add_argument("--step_limit", type=int, help=f"steps per episode of an environment ({_STEP_LIMIT})")
     parser.add_argument("--random", type=float, default=0.0, help="probability of a random admissible action (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of episodes and of the random actions (0)")
     parser.add_argument("--workers", type=int, default=2, help="environments at once (2)")

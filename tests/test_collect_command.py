@@ -80,11 +80,115 @@ def test_an_expert_sees_where_random_actions_have_led(tmp_path: Path) -> None:
         (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl", "--split", "night"], "has the splits train, dev, test"),
         (["lit_rft.envs.games.KeyRooms"], "the following arguments are required: --out"),
         (["--pairs", "no.jsonl", "--out", "x.jsonl"], "no.jsonl: No such file"),
+        (
+            ["lit_rft.envs.games.KeyRooms", "--pairs", "no.jsonl", "--out", "x.jsonl", "--step_limit", "3"],
+            "an environment, --step_limit are for episodes that are played, not for --pairs",
+        ),
+        (
+            ["lit_rft.testing.CorridorSuite", "--out", "x.jsonl", "--step_limit", "3", "--name", "a"],
+            "--name, --step_limit would not change lit_rft.testing.CorridorSuite, a suite: set what it takes by --args",
+        ),
     ],
 )
 def test_wrong_commands(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(["collect", *arguments])
+
+
+EXPERTS = """\
+def first(observation, info):
+    return "0"
+
+
+def second(observation, info):
+    return "1"
+
+
+def third(observation, info):
+    return 3
+"""
+
+
+@pytest.fixture
+def guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a collection of two episodes."""
+    (tmp_path / "own_experts.py").write_text(EXPERTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = ["--out", str(tmp_path / "expert.jsonl"), "--workers", "1"]
+    return ["collect", "lit_rft.envs.games.GuessNumber", "--expert", "own_experts.first", "--episodes", "2", *out]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["--expert", "own_experts.second"],
+            r'expert.init_args.policy.object was "own_experts.first", is "own_experts',
+        ),
+        (["--step_limit", "2"], r"suite.init_args.step_limit was 50, is 2"),
+        (["--args", '{"highest": 5}'], r"suite.init_args.env_args.highest was not recorded, is 5"),
+        (["--expert", "own_experts.second", "--episodes", "3", "--seed", "4"], r"expert.init_args.policy"),
+    ],
+    ids=["expert", "step limit", "arguments", "other seeds"],
+)
+def test_a_file_of_other_episodes_is_refused(change: list[str], message: str, guess: list[str]) -> None:
+    """Its episodes would stay as they were, without a word."""
+    main(guess)
+    path = Path(guess[guess.index("--out") + 1])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"expert.jsonl has episodes of other settings, .*{message}"):
+        main([*guess, *change])
+    assert path.read_bytes() == before
+
+
+def test_a_file_is_extended_by_episodes_of_the_same_settings(guess: list[str]) -> None:
+    main(guess)
+    main([*guess, "--episodes", "5", "--seed", "1"])
+    main([*guess, "--random", "0.5"])  # medium-quality ones
+    ids = [episode.id for episode in read_episodes(Path(guess[guess.index("--out") + 1]))]
+    assert [sum(kind in name for name in ids) for kind in ("/expert", "/perturbed")] == [7, 2]
+
+
+def test_an_expert_that_returns_no_text_is_refused(guess: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"an expert must return text, or None to stop; got 3 \(int\)"):
+        main([*guess, "--expert", "own_experts.third"])
+
+
+def test_an_interrupted_collection_of_another_expert_is_refused(guess: list[str]) -> None:
+    main(guess)
+    path = Path(guess[guess.index("--out") + 1])
+    path.rename(path.with_name("expert.jsonl.partial"))
+    with pytest.raises(ValueError, match=r"expert\.jsonl\.partial has episodes of other settings"):
+        main([*guess, "--expert", "own_experts.second"])
+    main(guess)
+    assert len(read_episodes(path)) == 2
+
+
+def test_changed_rows_are_other_problems(tmp_path: Path) -> None:
+    """The same ids, since a row has its number in the file."""
+    rows, path = tmp_path / "rows.jsonl", str(tmp_path / "e.jsonl")
+    suite = {"env": "lit_rft.envs.games.GuessNumber", "step_limit": 3, "rows": {"train": str(rows)}}
+    command = ["collect", "lit_rft.envs.GymSuite", "--args", json.dumps(suite), "--out", path, "--workers", "1"]
+    command += ["--expert", "lit_rft.envs.games.guess.expert"]
+    rows.write_text('{"number": 3}\n')
+    main(command)
+    main(command)
+    rows.write_text('{"number": 4}\n')
+    with pytest.raises(ValueError, match=r"meta\.options\.number was 3, is 4"):
+        main(command)
+
+
+def test_a_suite_plays_the_expert_that_is_given(tmp_path: Path) -> None:
+    suite = ["collect", "lit_rft.testing.CorridorSuite", "--episodes", "2", "--workers", "1"]
+    main([*suite, "--out", str(tmp_path / "own.jsonl")])
+    main([*suite, "--out", str(tmp_path / "given.jsonl"), "--expert", f"{__name__}.turn_left"])
+    for name, action in (("own", "go right"), ("given", "go left")):
+        episodes = read_episodes(tmp_path / f"{name}.jsonl")
+        assert {step.action for episode in episodes for step in episode.steps} == {action}
+
+
+def turn_left(observation: str, info: Any) -> str:
+    return "go left"
 
 
 def test_as_many_episodes_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ An environment is any `gymnasium.Env` with text observations and text actions. `
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -20,6 +21,7 @@ from lit_rft.episodes.subgoals import Annotator, annotate_events
 
 Item = TypeVar("Item")
 Half = Literal["first", "second"]
+CHOOSES_EPISODES: Mapping[str, bool] = {"chooses_episodes": True}  # metadata of fields of a suite's dataclass
 ExpertPolicy = Callable[[str, Mapping[str, Any]], str | None]  # observation and info -> action; None: at its end
 
 
@@ -218,6 +220,20 @@ class PolicyExpert:
 def describe(suite: TaskSuite) -> str:
     """Return a suite's class and arguments as JSON: equal for suites with the same episodes."""
     return json.dumps(with_class(suite, deep=True), sort_keys=True)
+
+
+def describe_settings(suite: TaskSuite) -> dict[str, Any]:
+    """Return a suite's class and arguments, as plain data, without those that only choose among its episodes.
+
+    Episodes of the same specification are comparable if their suites have the same settings. Fields of a dataclass with
+    the metadata `CHOOSES_EPISODES` are left out.
+    """
+    settings = with_class(suite, deep=True)
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(suite) if dataclasses.is_dataclass(suite) else ()
+    for item in fields:
+        if CHOOSES_EPISODES.items() <= item.metadata.items():
+            settings["init_args"].pop(item.name, None)
+    return settings
 
 
 def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:

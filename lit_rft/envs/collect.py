@@ -16,7 +16,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lit_rft._records import show_value
 from lit_rft.envs.base import EpisodeSpec, Expert, ExpertPolicy, TaskSuite, expert_of
+from lit_rft.envs.origin import SETTINGS, check_origin, describe_origin
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes.io import EpisodeWriter, check_suffix, read_episodes, write_episodes
@@ -66,6 +68,7 @@ def collect_expert_episodes(
     specs: Sequence[EpisodeSpec],
     path: str | os.PathLike[str],
     *,
+    expert: Expert | None = None,
     num_workers: int = 2,
     annotate: Annotator | None = None,
     annotator: str = "events",
@@ -75,15 +78,16 @@ def collect_expert_episodes(
 
     Resumable: finished episodes are kept in ``<path>.partial`` during the collection; they and the episodes in `path`
     are not played again. `path` is written atomically at the end: the episodes of `specs` in their order, then its
-    others.
+    others. Each record has the settings of suite and expert (``source["settings"]``).
 
     Episodes cut by the step limit are kept and marked ``truncated``: choose a sufficient limit (of ScienceWorld's gold
     paths, 69% have at most 50 steps, 88% at most 100).
 
     Args:
-        suite: has an `expert`.
+        suite: the tasks and their environment.
         specs: episodes to play, see `TaskSuite.episodes`.
         path: a ``.jsonl`` or ``.parquet`` file.
+        expert: chooses the actions; None for the suite's own.
         num_workers: see `EnvPool`.
         annotate: annotator of subgoals, see `lit_rft.episodes.subgoals`; None for the expert's own.
         annotator: its name in the records.
@@ -95,10 +99,11 @@ def collect_expert_episodes(
 
     Raises:
         EpisodeError: `path` or its partial file is corrupt, or `annotate` does not cover every step.
-        ValueError: the suite has no expert, the environment rejects its options, or the suffix is neither.
+        ValueError: there is no expert, the environment rejects its options, the suffix is neither, or a file has
+            episodes of other settings (see `lit_rft.envs.origin.check_origin`).
         RuntimeError: all episodes failed.
     """
-    return _collect(suite, specs, path, None, num_workers, annotate, annotator, progress)
+    return _collect(suite, specs, path, None, expert, num_workers, annotate, annotator, progress)
 
 
 def collect_perturbed_episodes(
@@ -107,6 +112,7 @@ def collect_perturbed_episodes(
     path: str | os.PathLike[str],
     perturbation: Perturbation,
     *,
+    expert: Expert | None = None,
     num_workers: int = 2,
     annotate: Annotator | None = None,
     annotator: str = "events",
@@ -130,7 +136,7 @@ def collect_perturbed_episodes(
             raise ValueError(
                 f"episode {spec.id!r} needs a step limit to plan random actions, got 0: set the suite's step_limit"
             )
-    return _collect(suite, specs, path, perturbation, num_workers, annotate, annotator, progress)
+    return _collect(suite, specs, path, perturbation, expert, num_workers, annotate, annotator, progress)
 
 
 def _collect(
@@ -138,6 +144,7 @@ def _collect(
     specs: Sequence[EpisodeSpec],
     path: str | os.PathLike[str],
     perturbation: Perturbation | None,
+    given_expert: Expert | None,
     num_workers: int,
     annotate: Annotator | None,
     annotator: str,
@@ -145,10 +152,13 @@ def _collect(
 ) -> list[Episode]:
     path = Path(path)
     check_suffix(path)  # before the collection
-    expert = expert_of(suite)
+    expert = expert_of(suite) if given_expert is None else given_expert
+    settings, source = describe_origin(suite, given_expert), _source(expert, perturbation)
     existing = {episode.id: episode for episode in read_episodes(path)} if path.exists() else {}
     wanted = {_episode_id(spec, expert, perturbation): spec for spec in specs}
+    check_origin(existing.values(), wanted, settings, source, path)
     with EpisodeWriter(path.with_name(path.name + ".partial")) as writer:
+        check_origin(writer.episodes, wanted, settings, source, writer.path)
         collected = existing | {episode.id: episode for episode in writer.episodes}
         missing = [spec for name, spec in wanted.items() if name not in collected]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -157,6 +167,7 @@ def _collect(
             for spec in missing:
                 pool.submit(_prepared(spec, expert, perturbation))
             for played in _play(pool, expert, perturbation):
+                played.source = {**source, SETTINGS: settings}
                 episode = apply_annotator(played, annotate or expert.annotate, annotator)
                 writer.append(episode)
                 collected[episode.id] = episode
@@ -183,6 +194,13 @@ def _episode_id(spec: EpisodeSpec, expert: Expert, perturbation: Perturbation | 
         return f"{spec.id}/{expert.kind}"
     kind = "insert" if perturbation.insert else "replace"
     return f"{spec.id}/perturbed-{kind}-{perturbation.probability:g}-{perturbation.seed}"
+
+
+def _source(expert: Expert, perturbation: Perturbation | None) -> dict[str, Any]:
+    """Return ``source`` of the records, without the settings."""
+    if perturbation is None:
+        return {"kind": expert.kind}
+    return {"kind": "perturbed", **dataclasses.asdict(perturbation)}
 
 
 def _prepared(spec: EpisodeSpec, expert: Expert, perturbation: Perturbation | None) -> EpisodeSpec:
@@ -245,7 +263,10 @@ class _ExpertPlayer:
     def _expert_action(self) -> str | None:
         """Return the expert's next action; None after its last."""
         if self._act is not None:
-            return self._act(self._latest_observation, self._latest_info)
+            action = self._act(self._latest_observation, self._latest_info)
+            if not isinstance(action, str | None):
+                raise ValueError(f"an expert must return text, or None to stop; got {show_value(action)}")
+            return action
         return self._script[self._position] if self._position < len(self._script) else None
 
     def _random_action(self) -> str | None:
@@ -270,16 +291,13 @@ class _ExpertPlayer:
         assert self._end is not None
         terminated, truncated, reason = self._end
         score, success = self._latest_info["score"], self._latest_info.get("success", False)
-        source: dict[str, Any] = {"kind": self._expert.kind}
-        if self._perturbation is not None:
-            source = {"kind": "perturbed", **dataclasses.asdict(self._perturbation)}
         return Episode(
             id=_episode_id(self._spec, self._expert, self._perturbation),
             env=self._info["env"],
             env_version=self._info["env_version"],
             task=self._spec.task,
             split=self._spec.split,
-            source=source,
+            source=_source(self._expert, self._perturbation),
             task_description=self._info["task_description"],
             initial_observation=self._observation,
             steps=self._steps,

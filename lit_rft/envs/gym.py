@@ -13,7 +13,16 @@ import gymnasium as gym
 
 from lit_rft._records import show_value
 from lit_rft._seeds import derive_seed
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, PolicyExpert, ScriptedExpert, choose, choose_tasks
+from lit_rft.envs.base import (
+    CHOOSES_EPISODES,
+    EpisodeSpec,
+    Expert,
+    Half,
+    PolicyExpert,
+    ScriptedExpert,
+    choose,
+    choose_tasks,
+)
 from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
@@ -30,10 +39,11 @@ class GymSuite:
         name: for reports and files; empty for the name of `env`.
         step_limit: actions per episode, after which it is truncated; 0 for the environment's own limit.
         seeds: split -> number of its episodes, each of them a seed. The seeds of different splits differ.
-        rows: split -> file, in place of seeds: JSON lines, JSON, CSV or Parquet, a folder, a pattern, or a data set of
-            the Hugging Face hub (``hf:NAME:SPLIT``). Each row is an object, which becomes ``reset(options=...)``. Its
-            key ``task``, if there is one, names the task; its key ``seed`` the seed, which otherwise follows from the
-            row's content.
+        rows: split -> file, in place of seeds; null for the seeds of that split. If any split has rows, others without
+            an entry here are refused: they would have other tasks. Files are JSON lines, JSON, CSV or Parquet, a
+            folder, a pattern, or a data set of the Hugging Face hub (``hf:NAME:SPLIT``). Each row is an object, which
+            becomes ``reset(options=...)``. Its key ``task``, if there is one, names the task; its key ``seed`` the
+            seed, which otherwise follows from the row's content.
         script: gives the actions that solve an episode, for expert episodes; null if there are none.
         expert_policy: in place of it: chooses each action of an expert episode from the observation and the info.
 
@@ -45,8 +55,10 @@ class GymSuite:
     env_args: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     step_limit: int = 50
-    seeds: Mapping[str, int] = field(default_factory=lambda: {"train": 1000, "dev": 50, "test": 50})
-    rows: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(
+        default_factory=lambda: {"train": 1000, "dev": 50, "test": 50}, metadata=CHOOSES_EPISODES
+    )
+    rows: Mapping[str, str | None] = field(default_factory=dict, metadata=CHOOSES_EPISODES)
     script: Callable[[EpisodeSpec], list[str]] | None = None
     expert_policy: Callable[[str, Mapping[str, Any]], str | None] | None = None
 
@@ -97,12 +109,17 @@ class GymSuite:
         return [spec for task in chosen for spec in choose(by_task[task], limit, half, f"{seed}/{task}/{split}")]
 
     def _all(self, split: str) -> list[EpisodeSpec]:
-        if split in self.rows:
-            rows = enumerate(_read_rows(self.rows[split]))
+        if (source := self.rows.get(split)) is not None:
+            rows = enumerate(_read_rows(source))
             return [self._of_row(row, split, number, place) for number, (place, row) in rows]
+        if self.rows and split not in self.rows:
+            raise ValueError(
+                f"{self.name!r} has rows for {', '.join(self.rows)}, and none for {split!r}: set rows.{split} to a "
+                "file (null for seeds), or choose another split (data.init_args.eval_split, predict_split), or none "
+                "(trainer.limit_val_batches: 0)"
+            )
         if split not in self.seeds:
-            known = dict.fromkeys([*self.rows, *self.seeds])
-            raise ValueError(f"{self.name!r} has the splits {', '.join(known)}, got {split!r}")
+            raise ValueError(f"{self.name!r} has the splits {', '.join(self.seeds)}, got {split!r}")
         first = _split_number(split) * _SEEDS_PER_SPLIT
         return [self._of_seed(seed, split) for seed in range(first, first + self.seeds[split])]
 

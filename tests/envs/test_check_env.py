@@ -150,13 +150,28 @@ def test_notes() -> None:
 
 
 def test_a_suite_is_checked_over_its_tasks() -> None:
-    for suite in (CorridorSuite(), CorridorSuite, "lit_rft.testing.CorridorSuite", make_corridor):
+    made = (make_corridor, make_corridor_untyped, functools.partial(make_corridor_untyped))
+    for suite in (CorridorSuite(), CorridorSuite, "lit_rft.testing.CorridorSuite", *made):
         report = check_env(suite, episodes=4, split="dev", expert=str_right)
         assert report.name == "corridor" and report.returns == [1.0] * 4 and not report.errors
 
 
 def make_corridor() -> CorridorSuite:
     return CorridorSuite()
+
+
+def make_corridor_untyped():  # type: ignore[no-untyped-def]
+    return CorridorSuite()
+
+
+def make_game_untyped(highest=9):  # type: ignore[no-untyped-def]
+    return GuessNumber(highest)
+
+
+def test_a_function_without_annotation_may_make_an_environment() -> None:
+    assert check_env(make_game_untyped, {"highest": 1}, episodes=2, expert=str_of_one).name == "make_game_untyped"
+    ((where, message),) = [error[1:] for error in check_env(make_game_untyped, {"highest": 0}).errors]
+    assert where == "constructor" and "highest and guesses must be at least 1" in message
 
 
 def str_right(observation: str, info: Any) -> str:

@@ -24,7 +24,8 @@ def test_the_gold_path_is_cut_at_completion_and_annotated(tmp_path: Path, pool: 
         assert (episode.outcome.reason, episode.outcome.success, episode.outcome.truncated) == ("goal", True, False)
         assert [(s.end, s.goal) for s in episode.subgoals] == [(2, "go to 2"), (4, "go to 4"), (6, "go to 6")]
         assert (episode.meta["variation"], episode.split, episode.step_limit) == (i, "train", 20)
-        assert episode.source == {"kind": "gold"}
+        assert episode.source["kind"] == "gold"
+        assert episode.source["settings"] == {"suite": {"class_path": "local_pool.CorridorSuite", "init_args": {}}}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -38,7 +38,9 @@ def test_replaced_and_inserted_actions(tmp_path: Path, pool: type[LocalPool]) ->
         SUITE, jobs, tmp_path / "i.jsonl", Perturbation(0.4, insert=True, seed=3), progress=False
     )
     assert replaced[0].id == "corridor/walk/0/perturbed-replace-0.4-3"
-    assert replaced[0].source == {"kind": "perturbed", "probability": 0.4, "insert": False, "seed": 3}
+    source = dict(replaced[0].source)
+    assert source.pop("settings") == {"suite": {"class_path": "local_pool.CorridorSuite", "init_args": {}}}
+    assert source == {"kind": "perturbed", "probability": 0.4, "insert": False, "seed": 3}
     assert {e.outcome.reason for e in replaced} == {"goal", "failed", "path_end"}
     for episode in replaced:
         assert len(episode.steps) <= LENGTH + 1  # each in the place of an action of the path

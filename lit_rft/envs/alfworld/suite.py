@@ -14,7 +14,7 @@ from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.generator import SPLITS, Layout
 from lit_rft.envs.alfworld.official import OFFICIAL_GAMES, OfficialGames, data_folder, official_games
 from lit_rft.envs.alfworld.sources import SYNTHETIC, SyntheticGames
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, choose, choose_tasks
+from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, choose, choose_tasks
 
 _PREFIX = "synthetic-"
 
@@ -37,9 +37,11 @@ class AlfworldSuite:
 
     name: str = "alfworld"
     step_limit: int = 50
-    splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in OFFICIAL_GAMES})
+    splits: Mapping[str, str] = field(
+        default_factory=lambda: {name: name for name in OFFICIAL_GAMES}, metadata=CHOOSES_EPISODES
+    )
     data: str = ""
-    check_counts: bool = True
+    check_counts: bool = field(default=True, metadata=CHOOSES_EPISODES)
     mistakes: float = 0.0
     omniscient: bool = False
     expert_seed: int = 0
@@ -127,7 +129,9 @@ class SyntheticSuite:
     """
 
     step_limit: int = 30
-    games: Mapping[str, int] = field(default_factory=lambda: {"train": 1000, "dev": 50, "test": 50})
+    games: Mapping[str, int] = field(
+        default_factory=lambda: {"train": 1000, "dev": 50, "test": 50}, metadata=CHOOSES_EPISODES
+    )
     max_receptacles: int = 4
     max_objects: int = 3
     closed: float | None = None

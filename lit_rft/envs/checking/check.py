@@ -79,25 +79,54 @@ def find_suite(env: Any, args: dict[str, Any]) -> TaskSuite | None:
     """Return the suite that an object or its import path stands for; None for an environment.
 
     Args:
-        env: a suite, its class, or a function that is annotated to return one; or an environment's class or function.
+        env: a suite, its class or a function that makes one; or an environment's class or function. A function without
+            an annotated result is called, to see what it makes.
         args: keyword arguments of a suite's class or function.
 
     Raises:
         ValueError: it cannot be imported.
     """
     value = import_env(env) if isinstance(env, str) else env
-    if not _is_suite(value):
+    kind = _kind_of(value)
+    if kind is None:
+        return _made_suite(value, args)
+    if not _is_suite(kind):
         return None
     suite: TaskSuite = value(**args) if callable(value) else value
     return suite
 
 
+def _kind_of(value: Any) -> Any:
+    """Return a suite or class, or what a function is annotated to return; None for a function without annotation."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, type) or _is_suite(value) or not callable(value):
+        return value
+    try:
+        result = typing.get_type_hints(value).get("return")
+    except (NameError, TypeError):  # a name imported for type checkers only; a callable object
+        return None
+    return None if result is Any else result
+
+
+def _made_suite(make: Callable[..., Any], args: dict[str, Any]) -> TaskSuite | None:
+    """Call a function of an unknown result; return its suite, None for anything else."""
+    try:
+        made = make(**args)
+    except Exception:  # of an environment: the check calls it again, in a worker, and reports it
+        return None
+    if _is_suite(made):
+        suite: TaskSuite = made
+        return suite
+    if isinstance(made, gym.Env):
+        made.close()
+    return None
+
+
 def _is_suite(value: Any) -> bool:
-    """Return whether this is a suite, the class of one, or a function annotated to return one."""
+    """Return whether this is a suite, or the class of one."""
     if isinstance(value, type) and issubclass(value, gym.Env):
         return False
-    if callable(value) and not isinstance(value, type) and not hasattr(value, "episodes"):
-        value = typing.get_type_hints(value).get("return") if hasattr(value, "__annotations__") else None
     return hasattr(value, "episodes") and hasattr(value, "make_env")
 
 

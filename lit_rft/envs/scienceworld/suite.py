@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, choose, choose_tasks
+from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, choose, choose_tasks
 from lit_rft.envs.scienceworld.expert import GoldPaths
 
 OFFICIAL_SPLITS = ("train", "dev", "test")
@@ -47,10 +47,12 @@ class ScienceWorldSuite:
     name: str = "scienceworld"
     step_limit: int = 50
     simplification: str = ""
-    splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in OFFICIAL_SPLITS})
-    max_variations_per_task: Mapping[str, int] = field(default_factory=dict)
-    tasks: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
+    splits: Mapping[str, str] = field(
+        default_factory=lambda: {name: name for name in OFFICIAL_SPLITS}, metadata=CHOOSES_EPISODES
+    )
+    max_variations_per_task: Mapping[str, int] = field(default_factory=dict, metadata=CHOOSES_EPISODES)
+    tasks: tuple[str, ...] = field(default=(), metadata=CHOOSES_EPISODES)
+    excluded: tuple[str, ...] = field(default=(), metadata=CHOOSES_EPISODES)
     task_step_limits: Mapping[str, int] = field(default_factory=dict)
 
     expert: ClassVar[Expert] = GoldPaths()
