@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_rft.losses.imitation import imitation_loss
 from lit_rft.objectives import Sums
 from lit_rft.objectives.checks import check_fraction
-from lit_rft.rollouts import MixedPolicyLoss, Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 
 
 class CHORD:
@@ -21,7 +21,7 @@ class CHORD:
         mu  falls from `mu` to `mu_end` along half a cosine in the first decay_steps optimiser steps
 
     CHORD-mu: token_weights false, mu 0.9 to 0.05; CHORD-phi: token_weights true, mu constant at 0.1 (mu_end null).
-    Needs `objective: {traces_per_group: 0, imitated_traces: 1}`.
+    Needs `objective.imitated_traces`: 1 or more; the paper has no traces in the groups (`traces_per_group: 0`).
 
     Args:
         mu: weight of imitation at first, in [0, 1].
@@ -52,6 +52,10 @@ class CHORD:
         """Return mu after a number of optimiser steps."""
         share = (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0))) / 2
         return self.mu_end + (self.mu - self.mu_end) * share
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(imitated_traces=True) | needs_of(self.loss)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         loss, sums = self.loss(log_probs, rollouts, normalizer=normalizer)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_rft.losses.on_policy import on_policy_tokens
 from lit_rft.objectives import Sums, mean_parts
 from lit_rft.objectives.checks import check_non_negative
-from lit_rft.rollouts import Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, Normalizer, RolloutBatch
 
 
 def clipped_weight_losses(
@@ -56,6 +56,10 @@ class CISPO:
 
     def __post_init__(self) -> None:
         check_non_negative(**{"loss.clip_low": self.clip_low or 0.0, "loss.clip_high": self.clip_high})
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(no_group_traces=True)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         tokens = on_policy_tokens("CISPO", log_probs, rollouts)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rft.losses.imitation import imitation_loss
 from lit_rft.objectives import Sums, mean_parts
-from lit_rft.rollouts import MixedPolicyLoss, Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 
 
 class HPT:
@@ -17,7 +17,7 @@ class HPT:
         L = sum_q  [P_q > gate] L_RL(q)  +  [P_q <= gate] L_SFT(q),     P_q the mean reward of q's completions
 
     Both sums are divided by the tokens of the full step, so that the share of imitated prompts weights L_SFT. Needs
-    `objective: {traces_per_group: 0, imitated_traces: 1}`.
+    `objective.imitated_traces`: 1 or more; the paper has no traces in the groups (`traces_per_group: 0`).
 
     Args:
         gate: highest mean reward at which a prompt's trace is imitated; 0: all completions are wrong (the paper).
@@ -26,6 +26,10 @@ class HPT:
 
     def __init__(self, gate: float = 0.0, loss: Callable[..., Any] | None = None) -> None:
         self.gate, self.loss = gate, loss if loss is not None else MixedPolicyLoss()
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(imitated_traces=True) | needs_of(self.loss)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         if rollouts.imitated is None or rollouts.group_reward is None:

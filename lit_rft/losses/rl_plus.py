@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_rft.objectives import Sums, clipped_surrogate, mean_parts
 from lit_rft.objectives.checks import check_non_negative
-from lit_rft.rollouts import Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, Normalizer, RolloutBatch
 
 
 def multiple_importance_losses(
@@ -57,6 +57,10 @@ class RLPlus:
 
     def __post_init__(self) -> None:
         check_non_negative(**{"loss.exploration": self.exploration})
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(group_traces=True)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         mask, off = rollouts.mask, rollouts.off_policy[:, None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_rft.objectives import Sums, mean_parts, truncated_importance_weights
-from lit_rft.rollouts import MixedPolicyLoss, Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 
 # log-probabilities at sampling time under the training policy, and those reported by the sampler, [U, L] each, and the
 # mask, [U, L] -> weights >= 0, [U, L]
@@ -97,6 +97,10 @@ class SamplerCorrected:
     def __init__(self, loss: Callable[..., Any] | None = None, weights: Callable[..., Any] | None = None) -> None:
         self.loss = loss if loss is not None else MixedPolicyLoss()
         self.weights = weights if weights is not None else TruncatedWeights()
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(sampler_log_probs=True) | needs_of(self.loss)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         if rollouts.sampled_log_probs is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_rft.losses.imitation import imitation_loss
 from lit_rft.objectives import Sums
 from lit_rft.objectives.checks import check_non_negative
-from lit_rft.rollouts import MixedPolicyLoss, Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 
 
 class SRFT:
@@ -32,14 +32,16 @@ class SRFT:
         ValueError: a weight is negative.
     """
 
-    needs_entropy = True
-
     def __init__(
         self, imitation_weight: float = 0.5, success_weight: float = 0.1, loss: Callable[..., Any] | None = None
     ) -> None:
         check_non_negative(imitation_weight=imitation_weight, success_weight=success_weight)
         self.imitation_weight, self.success_weight = imitation_weight, success_weight
         self.loss = loss if loss is not None else MixedPolicyLoss()
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(entropy=True, imitated_traces=True, group_traces=True) | needs_of(self.loss)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         if rollouts.imitated is None or rollouts.entropy is None:

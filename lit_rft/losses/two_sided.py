@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_rft.losses.on_policy import on_policy_tokens
 from lit_rft.objectives import Sums, mean_parts
 from lit_rft.objectives.checks import check_non_negative
-from lit_rft.rollouts import Normalizer, RolloutBatch
+from lit_rft.rollouts import LossNeeds, Normalizer, RolloutBatch
 
 
 def two_sided_losses(
@@ -77,6 +77,10 @@ class TwoSidedClip:
             raise ValueError(f"loss.max_ratio must be > 1 + clip_high = {1 + self.clip_high}, got {self.max_ratio}")
         if self.normalizer not in ("tokens", "max_length"):
             raise ValueError(f"loss.normalizer must be tokens or max_length, got {self.normalizer!r}")
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(no_group_traces=True)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         tokens = on_policy_tokens("TwoSidedClip", log_probs, rollouts)

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from lit_rft.rollouts.episode_groups import EpisodeGroupSource as EpisodeGroupSource
     from lit_rft.rollouts.episode_runner import EpisodeRunner as EpisodeRunner
     from lit_rft.rollouts.episodes import EpisodeSource as EpisodeSource
+    from lit_rft.rollouts.losses import DeclaresNeeds as DeclaresNeeds
+    from lit_rft.rollouts.losses import LossNeeds as LossNeeds
     from lit_rft.rollouts.losses import MixedPolicyLoss as MixedPolicyLoss
     from lit_rft.rollouts.losses import Normalizer as Normalizer
     from lit_rft.rollouts.losses import PolicyLoss as PolicyLoss
+    from lit_rft.rollouts.losses import needs_of as needs_of
     from lit_rft.rollouts.policy import Policy as Policy
     from lit_rft.rollouts.replay import EpisodeReplay as EpisodeReplay
     from lit_rft.rollouts.rollout import Rollout as Rollout
@@ -34,11 +37,13 @@ _EXPORTS: dict[str, str] = {
     "ChainGAE": "lit_rft.rollouts.chains",
     "CompletionSampler": "lit_rft.rollouts.sources",
     "CompletionSource": "lit_rft.rollouts.completions",
+    "DeclaresNeeds": "lit_rft.rollouts.losses",
     "EpisodeGroupSource": "lit_rft.rollouts.episode_groups",
     "EpisodeReplay": "lit_rft.rollouts.replay",
     "EpisodeRunner": "lit_rft.rollouts.episode_runner",
     "EpisodeSource": "lit_rft.rollouts.episodes",
     "GroupAdvantages": "lit_rft.rollouts.advantages",
+    "LossNeeds": "lit_rft.rollouts.losses",
     "MixedPolicyLoss": "lit_rft.rollouts.losses",
     "Normalizer": "lit_rft.rollouts.losses",
     "Policy": "lit_rft.rollouts.policy",
@@ -48,6 +53,7 @@ _EXPORTS: dict[str, str] = {
     "RolloutSource": "lit_rft.rollouts.sources",
     "assign_advantages": "lit_rft.rollouts.advantages",
     "group_metrics": "lit_rft.rollouts.advantages",
+    "needs_of": "lit_rft.rollouts.losses",
 }
 
 __all__ = sorted(_EXPORTS)

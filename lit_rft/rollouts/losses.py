@@ -1,7 +1,7 @@
 """Policy losses over rollouts. A stage accepts any function or object with this signature by `class_path`."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import astuple, dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Normalizer(NamedTuple):
 class PolicyLoss(Protocol):
     """Loss of a micro-batch of rollouts. Losses and diagnostics must be additive over micro-batches.
 
-    A loss with an attribute `needs_entropy` that is true gets `RolloutBatch.entropy`.
+    A loss that needs more than log-probabilities, advantages and masks has an attribute `needs` (`DeclaresNeeds`).
     """
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
@@ -38,6 +38,44 @@ class PolicyLoss(Protocol):
             The loss, scalar, and diagnostics (see `lit_rft.objectives.Sums`).
         """
         ...
+
+
+@dataclass(frozen=True)
+class LossNeeds:
+    """Inputs of a policy loss that only some stages, or some of their settings, provide.
+
+    Args:
+        entropy: `RolloutBatch.entropy`.
+        sampler_log_probs: `RolloutBatch.sampled_log_probs`, of the distribution before top-k and top-p.
+        imitated_traces: traces outside the groups (`RolloutBatch.imitated`).
+        group_traces: traces in the groups (`RolloutBatch.off_policy`).
+        no_group_traces: groups without traces, for which the loss has no term.
+    """
+
+    entropy: bool = False
+    sampler_log_probs: bool = False
+    imitated_traces: bool = False
+    group_traces: bool = False
+    no_group_traces: bool = False
+
+    def __or__(self, other: "LossNeeds") -> "LossNeeds":
+        """Return the needs of a loss that computes both terms."""
+        return LossNeeds(*(a or b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@runtime_checkable
+class DeclaresNeeds(Protocol):
+    """A policy loss with needs. A loss around another one adds those of the inner loss: `needs_of(self.loss)`."""
+
+    @property
+    def needs(self) -> LossNeeds:
+        """Inputs that the stage must provide."""
+        ...
+
+
+def needs_of(loss: Any) -> LossNeeds:
+    """Return the needs of a policy loss; a plain function has none."""
+    return loss.needs if isinstance(loss, DeclaresNeeds) else LossNeeds()
 
 
 @dataclass(frozen=True)
@@ -67,6 +105,10 @@ class MixedPolicyLoss:
                 raise ValueError(f"loss.{name} must be > 0 or null, got {value}")
         if self.normalizer not in ("tokens", "max_length"):
             raise ValueError(f"loss.normalizer must be tokens or max_length, got {self.normalizer!r}")
+
+    @property
+    def needs(self) -> LossNeeds:
+        return LossNeeds(sampler_log_probs=self.importance_cap is not None)
 
     def __call__(self, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
         old = log_probs.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs

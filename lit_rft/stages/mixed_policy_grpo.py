@@ -14,8 +14,8 @@ from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
 from lit_rft.stages.core.imitation import imitation_step
+from lit_rft.stages.core.loss_needs import check_served
 from lit_rft.stages.core.policy import PolicyModule
-from lit_rft.stages.core.served import check_served
 from lit_rft.stages.core.settings import (
     AnsweringSettings,
     BatchingSettings,

@@ -13,10 +13,11 @@ from lit_rft.models.processes import sum_numbers
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
-from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
+from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, needs_of
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.rollouts.update_record import UpdateRecord
+from lit_rft.stages.core.loss_needs import check_group_loss
 from lit_rft.stages.core.micro_batches import RolloutSplitter
 from lit_rft.stages.core.mini_batches import split_groups
 from lit_rft.stages.core.settings import BatchingSettings, ObjectiveSettings
@@ -56,6 +57,7 @@ class GroupUpdate:
             raise ValueError("sampling.temperature must be > 0: greedy completions of a prompt are all the same")
         self.objective = objective
         self.policy_loss: PolicyLossFunction = loss if loss is not None else MixedPolicyLoss()
+        check_group_loss(self.policy_loss, objective)
         self.temperature, self.max_tokens, self.chunk_tokens = temperature or 1.0, max_tokens, chunk_tokens
         self.split = RolloutSplitter(batching, share_prompts)
         self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
@@ -112,7 +114,7 @@ class GroupUpdate:
     ) -> tuple[Tensor, Sums]:
         """Compute the share of the loss of a micro-batch, and its diagnostics."""
         settings, batch = self.objective, RolloutBatch.of(micro, rollouts)
-        needs_entropy = getattr(self.policy_loss, "needs_entropy", False)
+        needs_entropy = needs_of(self.policy_loss).entropy
         outputs = self.log_probs(policy, micro, entropy=settings.entropy_coef > 0 or needs_entropy)
         batch.entropy = outputs.entropy.detach() if needs_entropy else None
         normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, counts["imitated"], policy.step)

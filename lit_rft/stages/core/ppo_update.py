@@ -27,6 +27,7 @@ from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
 from lit_rft.rollouts.update_record import UpdateRecord
+from lit_rft.stages.core.loss_needs import check_ppo_loss
 from lit_rft.stages.core.mini_batches import split_rollouts
 from lit_rft.stages.core.settings import BatchingSettings
 from lit_rft.stages.core.values import PPOSettings, ValuePart
@@ -73,8 +74,7 @@ class PPOUpdate:
     ) -> None:
         self.settings, self.batching, self.values = settings, batching, values
         self.policy_loss: Callable[..., Any] = loss if loss is not None else MixedPolicyLoss()
-        if getattr(self.policy_loss, "importance_cap", None) is not None:
-            raise ValueError("PPO keeps no log-probabilities of the sampler, which loss.importance_cap needs: null")
+        check_ppo_loss(self.policy_loss)
         self.advantages = advantages if advantages is not None else ChainGAE(settings.utterance_level)
         self.temperature, self.max_tokens = temperature or 1.0, max_tokens
         self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
