@@ -8,7 +8,7 @@ from typing import Any
 from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, ExpertEpisode
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
-from lit_rft.envs.base import problem_key
+from lit_rft.envs.base import HasExpert, problem_key
 from lit_rft.envs.jobs import EpisodeJobs
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         """Return whether to load expert episodes: if there are files, or the objective needs them."""
         if self.train_files is not None or self._stage_needs_experts():
             return True
-        return self.trainer is None and getattr(self.suite, "expert", None) is not None
+        return self.trainer is None and isinstance(self.suite, HasExpert) and self.suite.expert is not None
 
     def _stage_needs_experts(self) -> bool:
         return bool(self.stage.get("needs_traces"))

@@ -95,7 +95,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
 
     `train_files`, or collected expert episodes, are the experts. Evaluation plays episodes, as in
     `TrajectoryDataModule`; `batch_size` is the number of pairs per optimiser step. `pairs.json` in the run's folder has
-    the numbers of pairs and of explored episodes that won, tied and lost.
+    the numbers of pairs, of those left out for their length, and of explored episodes that won, tied and lost.
 
     Args:
         explored_files: files or folders of episodes that the policy to improve played on training problems
@@ -133,16 +133,11 @@ class EpisodePairDataModule(TrajectoryDataModule):
         pair_with_experts([], [], **self.pairing)  # refuse bad settings before episodes are collected
         self.report = PairReport()
         self.pairs: list[PreferencePair] = []
+        self.too_long = 0  # pairs left out, as a side has no decision within the context
 
     def _load_training_data(self) -> None:
         self.episodes, explored = self._read(self._expert_files()), self._read(self.explored_files)
         self.report = report = pair_with_experts(self.episodes, explored, **self.pairing)
-        logger.info(
-            "%d pairs of %d explored episodes: %d won against the expert, %d tied, %d lost, %d without an expert's "
-            "episode of their problem, %d more than pairs_per_problem",
-            len(report.pairs), len(explored), report.won, report.tied, report.lost, report.unmatched, report.surplus,
-        )  # fmt: skip
-        self._write_report()
         chat = self._read_tokenizer()
         rendered = [
             PreferencePair(
@@ -153,20 +148,30 @@ class EpisodePairDataModule(TrajectoryDataModule):
             for pair in report.pairs
         ]
         self.pairs = [pair for pair in rendered if pair.chosen and pair.rejected]
+        self.too_long = len(rendered) - len(self.pairs)
+        logger.info(
+            "%d pairs of %d explored episodes: %d won against the expert, %d tied, %d lost, %d without an expert's "
+            "episode of their problem, %d more than pairs_per_problem; %d pairs without a decision within the context",
+            len(self.pairs), len(explored), report.won, report.tied, report.lost, report.unmatched, report.surplus,
+            self.too_long,
+        )  # fmt: skip
+        self._write_report()
         if not self.pairs:
             raise ValueError(
                 f"no pairs to train on: of {len(explored)} explored episodes {report.unmatched} have no expert episode "
-                f"of the same problem (same task, split and meta) and {report.tied} are tied with theirs; explore the "
-                "problems of the experts (train_files), with a policy that does not solve all of them"
+                f"of the same problem (same task, split and meta) and {report.tied} are tied with theirs, and "
+                f"{self.too_long} pairs have no decision within max_length; explore the problems of the experts "
+                "(train_files), with a policy that does not solve all of them"
             )
         self._report([side for pair in self.pairs for side in (pair.chosen, pair.rejected)])
 
     def _write_report(self) -> None:
-        """Write the numbers of pairs into the run's folder, as `pairs.json`."""
+        """Write the numbers of pairs to train on, and of explored episodes, into the run's folder, as `pairs.json`."""
         report, trainer = self.report, self.trainer
         if trainer is not None and trainer.is_global_zero and trainer.logger is not None:
             names = ("won", "tied", "lost", "unmatched", "surplus")
-            counts = {"pairs": len(report.pairs), **{name: getattr(report, name) for name in names}}
+            counts = {"pairs": len(self.pairs), "too_long": self.too_long}
+            counts |= {name: getattr(report, name) for name in names}
             write_json(Path(trainer.default_root_dir) / "pairs.json", counts)
 
     def _rendered(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:

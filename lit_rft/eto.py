@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft._files import write_json
+from lit_rft.cli import config_folder, resolve_configs
+from lit_rft.config_files import read_configs
 from lit_rft.env_commands import OneLineParser
 from lit_rft.error_messages import UsageError
 
 PAIRS = "pairs.json"  # written by `EpisodePairDataModule` into the run's folder
-_COUNTS = ("pairs", "won", "tied", "lost", "unmatched", "surplus")
+_COUNTS = ("pairs", "too_long", "won", "tied", "lost", "unmatched", "surplus")
 Run = Callable[[list[str]], None]  # runs the arguments of one `lit-rft` command
 
 
@@ -60,10 +62,11 @@ def iterate(
         run: runs one command; None starts a new process for each.
 
     Returns:
-        The report: pairs, and explored episodes won, tied and lost against the experts', of each iteration.
+        The report: pairs to train on, pairs too long for the context, and explored episodes won, tied and lost against
+        the experts', of each iteration.
 
     Raises:
-        UsageError: The folder holds a run with other arguments.
+        UsageError: The folder holds a run with other arguments, or configs that have changed since.
         subprocess.CalledProcessError: A command has failed.
     """
     run = run or _run_process
@@ -107,16 +110,28 @@ def _state(folder: Path, digest: str) -> dict[str, Any]:
         write_json(file, {"digest": digest, "iterations": []})
     state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if state["digest"] != digest:
-        raise UsageError(f"{folder} holds a run of ETO with other arguments: repeat them, or set another --folder")
+        raise UsageError(
+            f"{folder} holds a run of ETO with other arguments, or configs that have changed: repeat them, or "
+            "set another --folder"
+        )
     return state
 
 
 def digest_of(*parts: Sequence[str]) -> str:
-    """Return a short digest of arguments, with the contents of the files among them."""
-    digest = hashlib.sha256()
-    for argument in (argument for part in parts for argument in ("|", *part)):
-        is_file = len(argument) < 1000 and Path(argument).is_file() and argument.endswith((".yaml", ".yml"))
-        digest.update(argument.encode() + b"\0" + (Path(argument).read_bytes() if is_file else b"") + b"\0")
+    """Return a short digest of arguments, with the contents of their configs and of the files that these build on.
+
+    Args:
+        parts: lists of arguments; shipped configs by name.
+
+    Raises:
+        UsageError: For a config that is not valid.
+    """
+    digest = hashlib.sha256((config_folder() / "base.yaml").read_bytes())  # every command reads it
+    for part in parts:
+        arguments: list[Any] = resolve_configs(list(part))
+        for file in list(read_configs(arguments)):
+            arguments[file.position] = [file.written, file.content]  # the second with its bases
+        digest.update(json.dumps(arguments, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from command import main
 
+import lit_rft.configs
 from lit_rft import cli
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.error_messages import UsageError
 from lit_rft.eto import digest_of, iterate, run_eto
 from lit_rft.testing.fork import best_episodes, fork_episode
 
-COUNTS = {"pairs": 3, "won": 0, "tied": 1, "lost": 3, "unmatched": 0, "surplus": 0}
+COUNTS = {"pairs": 3, "too_long": 0, "won": 0, "tied": 1, "lost": 3, "unmatched": 0, "surplus": 0}
 
 
 class FakeRun:
@@ -43,7 +44,7 @@ def start_of(arguments: list[str]) -> str | None:
 
 def test_each_iteration_starts_from_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = FakeRun()
-    reports = iterate(tmp_path, ["-c", "a"], iterations=3, explore=["-c", "e"], later=["-c", "l"], run=run)
+    reports = iterate(tmp_path, ["--x", "a"], iterations=3, explore=["--x", "e"], later=["--x", "l"], run=run)
     assert [command[0] for command in run.commands] == ["predict", "fit"] * 3
     first, second = (str(tmp_path / f"iteration_{n}" / "checkpoints" / "last.ckpt") for n in (1, 2))
     assert [start_of(command) for command in run.commands] == [None, None, first, first, second, second]
@@ -54,7 +55,7 @@ def test_each_iteration_starts_from_the_one_before(tmp_path: Path, capsys: pytes
         explored = json.dumps([str(tmp_path / f"iteration_{number}" / "explore" / "episodes")])
         assert explored in run.commands[2 * number - 1]
     assert reports == [COUNTS] * 3
-    assert "iteration 3: 3 pairs, 0 won, 1 tied, 3 lost" in capsys.readouterr().out
+    assert "iteration 3: 3 pairs, 0 too_long, 0 won, 1 tied, 3 lost" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fails_at", range(4))
@@ -62,8 +63,8 @@ def test_a_stopped_run_goes_on_where_it_was(fails_at: int, tmp_path: Path) -> No
     """A finished command is not repeated; an interrupted one is: `fit` from its checkpoint."""
     stopped, resumed = FakeRun(fails_at), FakeRun()
     with pytest.raises(KeyboardInterrupt):
-        iterate(tmp_path, ["-c", "a"], iterations=2, run=stopped)
-    reports = iterate(tmp_path, ["-c", "a"], iterations=2, run=resumed)
+        iterate(tmp_path, ["--x", "a"], iterations=2, run=stopped)
+    reports = iterate(tmp_path, ["--x", "a"], iterations=2, run=resumed)
     assert reports == [COUNTS] * 2
     whole = ["predict", "fit"] * 2
     assert [command[0] for command in resumed.commands] == whole[fails_at:]
@@ -71,7 +72,7 @@ def test_a_stopped_run_goes_on_where_it_was(fails_at: int, tmp_path: Path) -> No
     assert continues is (whole[fails_at] == "fit")
     assert not any("--ckpt_path" in command for command in resumed.commands[1:])
     again = FakeRun()
-    assert iterate(tmp_path, ["-c", "a"], iterations=2, run=again) == reports and not again.commands
+    assert iterate(tmp_path, ["--x", "a"], iterations=2, run=again) == reports and not again.commands
 
 
 def test_a_folder_of_other_arguments_is_refused(tmp_path: Path) -> None:
@@ -86,9 +87,36 @@ def test_a_folder_of_other_arguments_is_refused(tmp_path: Path) -> None:
     assert digest_of(["a"], ["b"]) != digest_of(["a", "b"], [])
 
 
+@pytest.mark.parametrize("form", [["-c", "NAME"], ["--config", "NAME"], ["-c=NAME"], ["--config=NAME"]], ids="".join)
+@pytest.mark.parametrize("changed", ["recipe.yaml", "family.yaml", "base.yaml", "later.yaml"])
+def test_a_folder_of_changed_shipped_configs_is_refused(
+    changed: str, form: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe given by its name, what it builds on, what all commands read, and an overlay of later iterations."""
+    shipped = tmp_path / "configs"
+    (shipped / "eto").mkdir(parents=True)
+    contents = {"eto/recipe.yaml": "base: eto/family.yaml", "eto/family.yaml": "x: 1", "base.yaml": "y: 1",
+                "later.yaml": "z: 1", "unused.yaml": "a: 1"}  # fmt: skip
+    for name, content in contents.items():
+        (shipped / name).write_text(content)
+    monkeypatch.setattr(lit_rft.configs, "__path__", [str(shipped)])
+    recipe = [part.replace("NAME", "eto/recipe.yaml") for part in form]
+    later = [part.replace("NAME", "later.yaml") for part in form]
+    iterate(tmp_path / "run", recipe, later=later, iterations=1, run=FakeRun())
+    (shipped / "unused.yaml").write_text("a: 2")
+    iterate(tmp_path / "run", recipe, later=later, iterations=1, run=FakeRun())
+    file = next(shipped.rglob(changed))
+    file.write_text(file.read_text() + "\nmore: 2")
+    with pytest.raises(UsageError, match="other arguments, or configs that have changed"):
+        iterate(tmp_path / "run", recipe, later=later, iterations=1, run=FakeRun())
+
+
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--iterations must be >= 1, got 0"):
         run_eto(["--iterations", "0", "-c", "x"])
+    with pytest.raises(SystemExit):
+        iterate(tmp_path, ["-c", "missing.yaml"], iterations=1, run=FakeRun())
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"lit-rft: error: lit-rft eto: argument --iterations: invalid int"):
         main(["eto", "--iterations", "many"])
     with pytest.raises(UsageError, match=r"pairs.json: expected EpisodePairDataModule"):

@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import gymnasium as gym
 
@@ -114,7 +114,7 @@ class Expert(Protocol):
 
 
 class TaskSuite(Protocol):
-    """Tasks of an environment. Suites may also have an `expert: Expert` that solves them.
+    """Tasks of an environment. Suites may also have an expert that solves them (`HasExpert`).
 
     If `make_env` is a method of the suite, the suite must be picklable: it is called in worker processes.
     """
@@ -149,13 +149,22 @@ class TaskSuite(Protocol):
         """
 
 
+@runtime_checkable
+class HasExpert(Protocol):
+    """A suite that may have an expert."""
+
+    @property
+    def expert(self) -> Expert | None:
+        """It solves the suite's tasks; None for none."""
+
+
 def expert_of(suite: TaskSuite) -> Expert:
     """Return a suite's expert.
 
     Raises:
         ValueError: the suite has none.
     """
-    expert: Expert | None = getattr(suite, "expert", None)
+    expert = suite.expert if isinstance(suite, HasExpert) else None
     if expert is None:
         raise ValueError(
             f"the suite {suite.name!r} has no expert to collect episodes: set files of stored episodes "

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lit_rft.rollouts.rollout import Rollout as Rollout
     from lit_rft.rollouts.rollout import RolloutBatch as RolloutBatch
     from lit_rft.rollouts.sources import CompletionSampler as CompletionSampler
+    from lit_rft.rollouts.sources import GroupSource as GroupSource
     from lit_rft.rollouts.sources import RolloutSource as RolloutSource
 
 # public name -> the module that defines it; loaded on first use
@@ -43,6 +44,7 @@ _EXPORTS: dict[str, str] = {
     "EpisodeRunner": "lit_rft.rollouts.episode_runner",
     "EpisodeSource": "lit_rft.rollouts.episodes",
     "GroupAdvantages": "lit_rft.rollouts.advantages",
+    "GroupSource": "lit_rft.rollouts.sources",
     "LossNeeds": "lit_rft.rollouts.losses",
     "MixedPolicyLoss": "lit_rft.rollouts.losses",
     "Normalizer": "lit_rft.rollouts.losses",

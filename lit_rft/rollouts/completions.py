@@ -51,6 +51,7 @@ class CompletionSource:
         self.group_size, self.traces_per_group, self.imitated_traces = group_size, traces_per_group, imitated_traces
         self.sampler, self.max_concurrent = sampler or CompletionSampler(), max_concurrent
         self.metrics: dict[str, Tensor] = {}
+        self.env_steps = 0  # none; as for episodes
         self._batches = 0  # so far: prompts cycle through their traces
         self._warned = False
 

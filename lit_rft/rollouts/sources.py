@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,7 +47,30 @@ class RolloutSource(Protocol):
         ...
 
 
-SourceFunction = Callable[..., Any]  # RolloutSource -> RolloutSource; the command line takes callables by class_path
+class GroupSource(RolloutSource, Protocol):
+    """Source of the groups of GRPO's stages: rollouts of a prompt or task, with its off-policy traces."""
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, over all processes; 0 for completions."""
+        ...
+
+    def traces(self, policy: Policy, batch: Any) -> list[Rollout]:
+        """Return all off-policy traces of a batch, for supervised fine-tuning."""
+        ...
+
+
+@runtime_checkable
+class CountsEnvSteps(Protocol):
+    """A source that acts in environments."""
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, over all processes."""
+        ...
+
+
+SourceFunction = Callable[..., Any]  # GroupSource -> GroupSource; the command line takes callables by class_path
 
 
 class CompletionSampler:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rft.models.processes import all_gather_objects, global_index, global_rank, sum_numbers, world_size
-from lit_rft.rollouts import Policy, Rollout
+from lit_rft.rollouts import GroupSource, Policy, Rollout
 from lit_rft.sources.wrapped import WrappedSource, num_groups, select_groups
 
 
@@ -32,12 +32,12 @@ class DynamicSampling:
         if self.groups < 1:
             raise ValueError(f"source.groups must be >= 1, got {self.groups}")
 
-    def __call__(self, source: Any) -> WrappedSource:
+    def __call__(self, source: GroupSource) -> WrappedSource:
         return _DynamicSource(source, self.groups)
 
 
 class _DynamicSource(WrappedSource):
-    def __init__(self, source: Any, groups: int) -> None:
+    def __init__(self, source: GroupSource, groups: int) -> None:
         super().__init__(source)
         self.groups = groups
         self._means: dict[str, Tensor] = {}

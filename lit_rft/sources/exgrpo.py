@@ -12,7 +12,7 @@ import torch
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.models.processes import all_gather_objects, global_index
 from lit_rft.problems import Problem
-from lit_rft.rollouts import Policy, Rollout
+from lit_rft.rollouts import GroupSource, Policy, Rollout
 from lit_rft.sources.wrapped import WrappedSource
 
 
@@ -45,12 +45,12 @@ class ExGRPO:
         if not 0 <= self.share <= 1 or not self.width > 0:
             raise ValueError(f"source.share must be in [0, 1] and source.width > 0, got {self.share} and {self.width}")
 
-    def __call__(self, source: Any) -> WrappedSource:
+    def __call__(self, source: GroupSource) -> WrappedSource:
         return _ReplayingSource(source, self)
 
 
 class _ReplayingSource(WrappedSource):
-    def __init__(self, source: Any, settings: ExGRPO) -> None:
+    def __init__(self, source: GroupSource, settings: ExGRPO) -> None:
         super().__init__(source)
         self.settings = settings
         self.buffer: dict[str, dict[str, Any]] = {}  # problem id -> experience; the same in all processes
@@ -59,7 +59,7 @@ class _ReplayingSource(WrappedSource):
     def __call__(self, policy: Policy, batch: PromptBatch) -> list[Rollout]:
         """Return the groups, some of them of replayed prompts; all processes must call this."""
         prompts, number = self._mix(policy, batch.prompts)
-        rollouts: list[Rollout] = self.source(policy, PromptBatch(prompts, batch.sources))
+        rollouts = self.source(policy, PromptBatch(prompts, batch.sources))
         local = [self._experience(prompt, group, rollouts) for group, prompt in enumerate(prompts)]
         experiences = _in_order(local)
         for experience in experiences:

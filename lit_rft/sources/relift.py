@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lit_rft.models.processes import all_gather_objects, global_index, global_rank, world_size
-from lit_rft.rollouts import Policy, Rollout
+from lit_rft.rollouts import GroupSource, Policy, Rollout
 from lit_rft.rollouts.replay import transcript_from_plain, transcript_to_plain
 from lit_rft.sources.wrapped import WrappedSource, num_groups
 
@@ -32,12 +32,12 @@ class ReLIFT:
         if self.size < 1:
             raise ValueError(f"source.size must be >= 1, got {self.size}")
 
-    def __call__(self, source: Any) -> WrappedSource:
+    def __call__(self, source: GroupSource) -> WrappedSource:
         return _HardestSource(source, self)
 
 
 class _HardestSource(WrappedSource):
-    def __init__(self, source: Any, settings: ReLIFT) -> None:
+    def __init__(self, source: GroupSource, settings: ReLIFT) -> None:
         super().__init__(source)
         self.settings = settings
         self.buffer: list[dict[str, Any]] = []  # the same in all processes

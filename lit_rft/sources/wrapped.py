@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_rft.batches import EpisodeGroupBatch, PromptBatch
-from lit_rft.rollouts import Policy, Rollout
+from lit_rft.rollouts import GroupSource, Policy, Rollout
 
 
 class WrappedSource:
@@ -16,7 +16,7 @@ class WrappedSource:
         source: of a stage: `CompletionSource`, `EpisodeGroupSource`, or another one around them.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: GroupSource) -> None:
         self.source = source
         self.more_metrics: dict[str, Tensor] = {}  # besides those of `source`
 
@@ -27,16 +27,14 @@ class WrappedSource:
     @property
     def env_steps(self) -> int:
         """Environment steps so far, over all processes; 0 for completions."""
-        return int(getattr(self.source, "env_steps", 0))
+        return self.source.env_steps
 
     def __call__(self, policy: Policy, batch: Any) -> list[Rollout]:
-        rollouts: list[Rollout] = self.source(policy, batch)
-        return rollouts
+        return self.source(policy, batch)
 
     def traces(self, policy: Policy, batch: Any) -> list[Rollout]:
         """Return all off-policy traces of a batch, for supervised fine-tuning."""
-        traces: list[Rollout] = self.source.traces(policy, batch)
-        return traces
+        return self.source.traces(policy, batch)
 
     def close(self) -> None:
         self.source.close()

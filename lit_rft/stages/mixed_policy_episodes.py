@@ -1,19 +1,16 @@
 """GRPO over episodes of text environments, with expert episodes in the groups."""
 
-from typing import Any
-
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent
 from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.generation import SamplingSettings
-from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
+from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages
 from lit_rft.rollouts.episode_groups import EpisodeGroupSource
-from lit_rft.rollouts.sources import SourceFunction
+from lit_rft.rollouts.sources import GroupSource, SourceFunction
 from lit_rft.stages.core.data_check import GROUPS
-from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.group_step import group_step
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
-from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.loss_needs import check_served
 from lit_rft.stages.core.settings import (
     ActingSettings,
@@ -47,7 +44,7 @@ class MixedPolicyEpisodes(EpisodeStage):
     """
 
     training_batch = GROUPS
-    source: Any  # a `RolloutSource` with `traces`
+    source: GroupSource
 
     def __init__(
         self,
@@ -85,15 +82,9 @@ class MixedPolicyEpisodes(EpisodeStage):
         check_served(self.acting.server, self.sampling, self.loss)
 
     def training_step(self, batch: EpisodeGroupBatch, batch_idx: int) -> None:
-        policy = self.current_policy()
-        if self.global_step < self.objective.sft_steps:
-            experts = self.source.traces(policy, batch)
-            self.log_terms(self.optimize(*imitation_step(self.update, policy, experts)))
-        else:
-            rollouts = self.source(policy, batch)
-            self.check_rewards(rollouts)
-            self.samples = assign_advantages(rollouts, self.advantages)
-            parts = self.update.mini_batches(policy, rollouts)
-            metrics = [self.optimize(*self.update.step(policy, part)) for part in parts]
-            self.log_terms(mean_over_steps(metrics) | group_metrics(self.samples, self.device))
+        self.samples, metrics = group_step(
+            self.current_policy(), batch, self.optimize, source=self.source, check=self.check_rewards,
+            advantages=self.advantages, update=self.update,
+        )  # fmt: skip
+        self.log_terms(metrics)
         self.log_source()

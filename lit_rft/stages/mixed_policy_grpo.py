@@ -1,19 +1,16 @@
 """LUFFY: GRPO whose groups contain on-policy completions and off-policy traces."""
 
-from typing import Any
-
 from lit_rft._seeds import resolve_seed
 from lit_rft.batches import PromptBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards.calling import RewardFunction
-from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages, assign_advantages, group_metrics
+from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages
 from lit_rft.rollouts.completions import CompletionSource
-from lit_rft.rollouts.sources import SourceFunction
+from lit_rft.rollouts.sources import GroupSource, SourceFunction
 from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
-from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
+from lit_rft.stages.core.group_step import group_step
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
-from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.loss_needs import check_served
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import (
@@ -55,7 +52,7 @@ class MixedPolicyGRPO(PolicyModule):
     """
 
     training_batch = PROMPTS
-    source: Any  # a `RolloutSource` with `traces`
+    source: GroupSource
     evaluator: ProblemEvaluator
     default_traces = 1  # per group, unless `objective` sets it
 
@@ -102,17 +99,11 @@ class MixedPolicyGRPO(PolicyModule):
         check_served(self.answering.server, self.sampling, self.loss)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        policy = self.current_policy()
-        if self.global_step < self.objective.sft_steps:
-            traces = self.source.traces(policy, batch)
-            self.log_terms(self.optimize(*imitation_step(self.update, policy, traces)))
-        else:
-            rollouts = self.source(policy, batch)
-            self.check_rewards(rollouts)
-            self.samples = assign_advantages(rollouts, self.advantages)
-            parts = self.update.mini_batches(policy, rollouts)
-            metrics = [self.optimize(*self.update.step(policy, part)) for part in parts]
-            self.log_terms(mean_over_steps(metrics) | group_metrics(self.samples, self.device))
+        self.samples, metrics = group_step(
+            self.current_policy(), batch, self.optimize, source=self.source, check=self.check_rewards,
+            advantages=self.advantages, update=self.update,
+        )  # fmt: skip
+        self.log_terms(metrics)
         self.log_source()
 
     def on_fit_start(self) -> None:

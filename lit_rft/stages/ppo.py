@@ -1,6 +1,5 @@
 """PPO on completions of prompts, and on episodes of text environments."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from lit_rft.rollouts.completions import CompletionSource
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.data_check import PROMPTS, ROUNDS, warn_of_context
-from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import PolicyLossFunction
@@ -29,20 +27,6 @@ from lit_rft.stages.core.settings import (
 )
 from lit_rft.stages.core.values import PPOSettings, ValuePart
 from lit_rft.transcripts import COMPLETION, DecisionOutcome, Transcript
-
-
-def ppo_step(stage: PolicyModule, update: PPOUpdate, rollouts: Sequence[Rollout]) -> None:
-    """Make all optimiser steps on a batch of rollouts, and log their metrics.
-
-    Args:
-        stage: whose policy sampled them.
-        update: PPO's.
-        rollouts: of this process; their transcripts have outcomes.
-    """
-    policy = stage.current_policy()
-    metrics = update.prepare(policy, rollouts)
-    steps = [stage.optimize(*update.step(policy, part)) for part in update.mini_batches(rollouts)]
-    stage.log_terms(mean_over_steps(steps) | metrics)
 
 
 class PPO(PolicyModule):
@@ -112,8 +96,8 @@ class PPO(PolicyModule):
         self.check_rewards(rollouts)
         for rollout in rollouts:  # a completion that was cut has ended, too: nothing follows it
             rollout.transcripts[0].outcomes = [DecisionOutcome(rollout.reward, 1, True)]
-        ppo_step(self, self.update, rollouts)
-        self.log_terms(group_metrics(rollouts, self.device))
+        metrics = self.update(self.current_policy(), rollouts, self.optimize)
+        self.log_terms(metrics | group_metrics(rollouts, self.device))
         self.log_source()
 
     def on_fit_start(self) -> None:
@@ -175,7 +159,7 @@ class PPOEpisodes(EpisodeStage):
         rollouts = self.source(self.current_policy(), batch)
         self.check_rewards(rollouts)
         self.samples = [replace(rollout, transcripts=self._learnable(rollout)) for rollout in rollouts]
-        ppo_step(self, self.update, self.samples)
+        self.log_terms(self.update(self.current_policy(), self.samples, self.optimize))
         self.log_source()
 
     def _learnable(self, rollout: Rollout) -> list[Transcript]:

@@ -1,7 +1,7 @@
 """Preference optimisation: DPO over pairs of answers, and over pairs of episodes (ETO's second step)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,19 @@ from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.adapter_folder import is_adapter
 from lit_rft.stages.core.data_check import BatchKind
 from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
-from lit_rft.transcripts import TranscriptBatch, count_utterances
+from lit_rft.transcripts import TranscriptBatch, count_utterances, step_batch
 
 PAIRS = BatchKind("PreferenceBatch", ("pairs", "num_pairs"), "EpisodePairDataModule or PreferenceDataModule")
+
+
+class Trajectories(NamedTuple):
+    """Both sides of all pairs of a batch, chosen ones first."""
+
+    of_transcript: dict[int, int]  # number of a transcript's trajectory, by its `id()`
+    number: int  # 2 P
 
 
 class PreferenceUpdate:
@@ -38,19 +46,26 @@ class PreferenceUpdate:
         beta: cost of a deviation from the reference, > 0.
         label_smoothing: assumed share of wrong labels, in [0, 0.5).
         chunk_tokens: logits are computed in chunks of this many tokens.
+        batching: micro-batches of the step.
 
     Raises:
         ValueError: For a value out of its range.
     """
 
-    def __init__(self, beta: float, label_smoothing: float, chunk_tokens: int) -> None:
+    def __init__(self, beta: float, label_smoothing: float, chunk_tokens: int, batching: BatchingSettings) -> None:
         preference_loss(torch.zeros(1), torch.zeros(1), beta=beta, label_smoothing=label_smoothing)
         self.beta, self.label_smoothing, self.chunk_tokens = beta, label_smoothing, chunk_tokens
+        self.batching = batching
 
-    def __call__(self, stage: PolicyModule, batch: Any) -> dict[str, Tensor]:
-        """Make the step, and return its metrics."""
-        policy = stage.current_policy()
-        trajectories, micro_batches = self._split(stage, batch)
+    def __call__(self, policy: Policy, batch: Any, optimize: Optimize) -> dict[str, Tensor]:
+        """Make the step, and return its metrics.
+
+        Args:
+            policy: to train.
+            batch: this process's pairs.
+            optimize: makes an optimiser step.
+        """
+        trajectories, micro_batches = self._split(policy, batch)
         log_ratios = self._log_ratios(policy, micro_batches, trajectories).requires_grad_()
         result = self._loss(log_ratios, len(batch.pairs), max(batch.num_pairs, 1))
         (slopes,) = torch.autograd.grad(result.loss, log_ratios)
@@ -58,14 +73,13 @@ class PreferenceUpdate:
         def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
             return (slopes * self._log_probs(policy, micro, trajectories)).sum(), {}
 
-        stage.optimize(micro_batches, loss)
+        optimize(micro_batches, loss)
         return self.metrics(batch, log_ratios.detach(), policy.device)
 
     @torch.no_grad()
-    def evaluate(self, stage: PolicyModule, batch: Any) -> dict[str, Tensor]:
+    def evaluate(self, policy: Policy, batch: Any) -> dict[str, Tensor]:
         """Return the metrics of a batch, without a step."""
-        policy = stage.current_policy()
-        trajectories, micro_batches = self._split(stage, batch)
+        trajectories, micro_batches = self._split(policy, batch)
         return self.metrics(batch, self._log_ratios(policy, micro_batches, trajectories), policy.device)
 
     def metrics(self, batch: Any, log_ratios: Tensor, device: torch.device) -> dict[str, Tensor]:
@@ -86,33 +100,39 @@ class PreferenceUpdate:
             normalizer=normalizer,
         )  # fmt: skip
 
-    def _split(self, stage: PolicyModule, batch: Any) -> tuple[dict[int, int], list[TranscriptBatch]]:
-        """Return the trajectory of each transcript, by its `id()`: chosen ones first; and micro-batches."""
+    def _split(self, policy: Policy, batch: Any) -> tuple[Trajectories, list[TranscriptBatch]]:
+        """Return the trajectories, chosen ones first, and micro-batches of their transcripts."""
         sides = [pair.chosen for pair in batch.pairs] + [pair.rejected for pair in batch.pairs]
-        trajectories = {id(transcript): number for number, side in enumerate(sides) for transcript in side}
+        of_transcript = {id(transcript): number for number, side in enumerate(sides) for transcript in side}
         transcripts = [transcript for side in sides for transcript in side]
-        return trajectories, stage.step_batch(transcripts, count_utterances(transcripts)).micro_batches
+        split = step_batch(
+            transcripts, count_utterances(transcripts), micro_batch_tokens=self.batching.micro_batch_tokens, pad_id=0,
+            packing=self.batching.packing,
+        )  # fmt: skip
+        return Trajectories(of_transcript, len(sides)), split.to(policy.device).micro_batches
 
     @torch.no_grad()
-    def _log_ratios(self, policy: Policy, micro_batches: Sequence[TranscriptBatch], owner: dict[int, int]) -> Tensor:
+    def _log_ratios(
+        self, policy: Policy, micro_batches: Sequence[TranscriptBatch], trajectories: Trajectories
+    ) -> Tensor:
         """Return log(pi / pi_ref) of each trajectory, without dropout, [2 P]."""
-        number = max(owner.values(), default=-1) + 1
-        total = torch.zeros(number, device=policy.device)
+        total = torch.zeros(trajectories.number, device=policy.device)
         with unsharded(policy.model), evaluation_mode(policy.model):
             for micro in micro_batches:
-                total += self._log_probs(policy, micro, owner)
+                total += self._log_probs(policy, micro, trajectories)
                 with reference_policy(policy.model):
-                    total -= self._log_probs(policy, micro, owner)
+                    total -= self._log_probs(policy, micro, trajectories)
         return total
 
-    def _log_probs(self, policy: Policy, micro: TranscriptBatch, owner: dict[int, int]) -> Tensor:
+    def _log_probs(self, policy: Policy, micro: TranscriptBatch, trajectories: Trajectories) -> Tensor:
         """Sum the log-probabilities of a micro-batch's utterances by trajectory, [2 P]."""
         tokens = utterance_log_probs(
             policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, ends=False
         ).tokens
-        of_transcript = torch.tensor([owner[id(t)] for t in micro.transcripts], device=policy.device)
-        number = max(owner.values()) + 1
-        return trajectory_log_probs(tokens, of_transcript[micro.transcript_index], micro.utterance_mask, number=number)
+        rows = torch.tensor([trajectories.of_transcript[id(t)] for t in micro.transcripts], device=policy.device)
+        return trajectory_log_probs(
+            tokens, rows[micro.transcript_index], micro.utterance_mask, number=trajectories.number
+        )
 
 
 class TrajectoryDPO(EpisodeStage):
@@ -149,10 +169,10 @@ class TrajectoryDPO(EpisodeStage):
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), acting, agent, batching)
         _check_reference(self)
-        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens)
+        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens, self.batching)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        self.log_terms(self.update(self, batch))
+        self.log_terms(self.update(self.current_policy(), batch, self.optimize))
 
 
 class DPO(PolicyModule):
@@ -181,10 +201,10 @@ class DPO(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), batching)
         _check_reference(self)
-        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens)
+        self.update = PreferenceUpdate(beta, label_smoothing, chunk_tokens, self.batching)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        self.log_terms(self.update(self, batch))
+        self.log_terms(self.update(self.current_policy(), batch, self.optimize))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._log_pairs(batch, "val")
@@ -193,7 +213,7 @@ class DPO(PolicyModule):
         self._log_pairs(batch, "test")
 
     def _log_pairs(self, batch: Any, prefix: str) -> None:
-        metrics = self.update.evaluate(self, batch)
+        metrics = self.update.evaluate(self.current_policy(), batch)
         self.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=batch.num_pairs)
 
 

@@ -164,10 +164,35 @@ def test_explored_episodes_are_paired_with_experts(
         assert all(t.num_decisions for t in [*pair.chosen, *pair.rejected])
 
 
+class NamesFolder:
+    """The part of a trainer that the report needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.default_root_dir, self.logger, self.is_global_zero = str(folder), object(), True
+        self.lightning_module, self.limit_val_batches = None, 0
+
+
+class Forgetful(FlatAgent):
+    """Renders no decision of one episode, as if none fitted into the context."""
+
+    def transcripts(self, episode: Any, chat: Any) -> Any:
+        return [] if episode.id == "explored0" else super().transcripts(episode, chat)
+
+
+def test_pairs_without_a_decision_in_the_context_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
+    experts, explored = episode_files(tmp_path, [0.5, 0.5, 1.0])
+    data = EpisodePairDataModule(explored, model=str(tiny_model_folder), agent=Forgetful(), train_files=experts)
+    data.trainer = NamesFolder(tmp_path)  # type: ignore[assignment]
+    data.setup("fit")
+    assert [pair.id for pair in data.pairs] == ["expert1>explored1"]
+    counts = json.loads((tmp_path / "pairs.json").read_text())
+    assert counts == {"pairs": 1, "too_long": 1, "won": 0, "tied": 1, "lost": 2, "unmatched": 0, "surplus": 0}
+
+
 def test_no_pair_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     experts, explored = episode_files(tmp_path, [1.0, 1.0])
     data = EpisodePairDataModule(explored, model=str(tiny_model_folder), train_files=experts)
-    with pytest.raises(ValueError, match=r"no pairs to train on: of 2 explored episodes 0 have .* and 2 are tied"):
+    with pytest.raises(ValueError, match=r"no pairs to train on: of 2 .* 2 are tied with theirs, and 0 pairs have"):
         data.setup("fit")
     with pytest.raises(ValueError, match="margin must be >= 0"):
         EpisodePairDataModule(explored, margin=-1.0)

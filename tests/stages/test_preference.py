@@ -122,7 +122,7 @@ def test_swapped_pairs_are_learnt_the_other_way_round(tiny_model_folder: Path) -
     swapped = [PreferencePair(pair.id, pair.rejected, pair.chosen) for pair in pairs]
     stage = make_dpo(tiny_model_folder)
     fit(stage, PairLoader(swapped, batch_size=3), 8)
-    metrics = stage.update.evaluate(stage, PreferenceBatch(pairs, len(pairs)))
+    metrics = stage.update.evaluate(stage.current_policy(), PreferenceBatch(pairs, len(pairs)))
     assert metrics["accuracy"] == 0 and metrics["margin"] < -0.5
 
 

@@ -16,14 +16,14 @@ from lit_rft.objectives import (
     weighted_likelihood_loss,
 )
 from lit_rft.rollouts.policy import Policy
-from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns
+from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns, reads_values
 from lit_rft.stages.core.critics import Critics, FeatureReader
 from lit_rft.stages.core.diagnostics import decision_sums, summarize
+from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.settings import ActingSettings, CriticSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch
 
 CriticUpdateFunction = Callable[..., Any]  # a `CriticUpdate`; the command line takes callables by class_path
-Optimize = Callable[..., Sums]  # `PolicyModule.optimize`
 _LOSSES = ("policy_loss", "q_loss", "value_loss")
 
 
@@ -75,7 +75,7 @@ class ActorCritic:
     def _check_settings(self) -> None:
         if self.value_actions not in ("dataset", "policy"):
             raise ValueError(f"value_actions must be dataset or policy, got {self.value_actions!r}")
-        if self.value_actions == "policy" and not getattr(self.critic_update, "reads_values", True):
+        if self.value_actions == "policy" and not reads_values(self.critic_update):
             name = type(self.critic_update).__name__
             raise ValueError(f"value_actions=policy has no effect with {name}, which has no V: set it to dataset")
 

@@ -1,7 +1,7 @@
 """Critic losses and actor weights of one level: the equations of GLIDER, and those of its public release."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ class CriticTerms(NamedTuple):
 class CriticUpdate(Protocol):
     """Critic losses and actor weights of one level.
 
-    A stage accepts any function or object with this signature by `class_path`. An object with an attribute
-    `reads_values = False` uses neither V nor `value_actions`.
+    A stage accepts any function or object with this signature by `class_path`. One that uses neither V nor
+    `value_actions` has an attribute `reads_values = False` (`DeclaresValues`).
     """
 
     def __call__(
@@ -99,6 +99,21 @@ class CriticUpdate(Protocol):
             normalizer: number of decisions of this level over all micro-batches and processes.
         """
         ...
+
+
+@runtime_checkable
+class DeclaresValues(Protocol):
+    """A critic update that declares whether it uses V; one that does not declare it is taken to."""
+
+    @property
+    def reads_values(self) -> bool:
+        """False if it uses neither V nor `value_actions`."""
+        ...
+
+
+def reads_values(update: Any) -> bool:
+    """Return whether a critic update uses V."""
+    return not isinstance(update, DeclaresValues) or update.reads_values
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from lit_rft.stages.core.load_policy import zero_loss
 from lit_rft.transcripts import TranscriptBatch
 
 LossFunction = Callable[[TranscriptBatch], tuple[Tensor, Mapping[str, Tensor]]]
+# `PolicyModule.optimize`: makes an optimiser step, and returns the sums of its diagnostics
+Optimize = Callable[[Iterable[TranscriptBatch], LossFunction], Sums]
 
 
 def optimize(module: Any, batches: Iterable[TranscriptBatch], loss: LossFunction) -> Sums:

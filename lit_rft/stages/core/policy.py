@@ -14,7 +14,7 @@ from lit_rft.models.reference import add_reference, is_reference
 from lit_rft.objectives import Sums
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
-from lit_rft.rollouts.sources import RolloutSource
+from lit_rft.rollouts.sources import CountsEnvSteps, RolloutSource
 from lit_rft.stages.core import checkpoints
 from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimizer
 from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
@@ -121,7 +121,7 @@ class PolicyModule(L.LightningModule):
         metrics = self.source.metrics
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         if "score" in metrics and self.logger is not None:
-            env_steps = getattr(self.source, "env_steps", 0)
+            env_steps = self.source.env_steps if isinstance(self.source, CountsEnvSteps) else 0
             self.logger.log_metrics({"online/score": float(metrics["score"])}, step=env_steps)
         self.log("step", float(self.global_step))  # a batch may bring several optimiser steps
 

@@ -27,8 +27,10 @@ from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
 from lit_rft.rollouts.update_record import UpdateRecord
+from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.loss_needs import check_ppo_loss
 from lit_rft.stages.core.mini_batches import split_rollouts
+from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.settings import BatchingSettings
 from lit_rft.stages.core.values import PPOSettings, ValuePart
 from lit_rft.transcripts import Transcript, TranscriptBatch, count_utterances, step_batch
@@ -81,6 +83,21 @@ class PPOUpdate:
         self._before: dict[int, Decisions] = {}  # by `id()` of the transcript
         self._rollout: dict[int, int] = {}  # number of a transcript's rollout, likewise
         self._kl = 0.0  # sum over the tokens of the last batch of this process
+
+    def __call__(self, policy: Policy, rollouts: Sequence[Rollout], optimize: Optimize) -> dict[str, Tensor]:
+        """Make all optimiser steps on a batch of rollouts.
+
+        Args:
+            policy: the one that sampled.
+            rollouts: of this process; their transcripts have outcomes.
+            optimize: makes an optimiser step.
+
+        Returns:
+            Metrics over all processes.
+        """
+        metrics = self.prepare(policy, rollouts)
+        steps = [optimize(*self.step(policy, part)) for part in self.mini_batches(rollouts)]
+        return mean_over_steps(steps) | metrics
 
     @torch.no_grad()
     def prepare(self, policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
