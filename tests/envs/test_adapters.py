@@ -1,8 +1,11 @@
 """Environments of other packages: against the real package, and a real server."""
 
 import contextlib
+import functools
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from lit_rft.envs import EnvPool, EpisodeSpec
 from lit_rft.envs.adapters import HttpEnv, ReasoningGymEnv
+from lit_rft.envs.adapters.servers import ServerLease
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -64,8 +69,13 @@ def test_wrong_answers_of_a_server(url: str) -> None:
         env.reset(seed=9)
     with pytest.raises(RuntimeError, match="status 500"):
         env.reset(seed=8)
-    with pytest.raises(ValueError, match="url must be like"):
-        HttpEnv("file:///etc/passwd")
+    env.close()
+    for wrong in ("file:///etc/passwd", ["http://a", "b"], [3]):
+        with pytest.raises(ValueError, match="url must be like"):
+            HttpEnv(wrong)  # type: ignore[arg-type]
+    for wrong in ([], ["http://a", "http://a"]):
+        with pytest.raises(ValueError, match="one server or several different ones"):
+            HttpEnv(wrong)
 
 
 @pytest.mark.parametrize("part", ["status line", "headers", "body"])
@@ -108,6 +118,69 @@ def test_a_server_may_be_restarted_between_requests() -> None:
     server.server_close()
     env.close()
     env.close()
+
+
+@contextlib.contextmanager
+def servers(number: int) -> Iterator[list[str]]:
+    """Servers that say in their observations which one they are."""
+    with contextlib.ExitStack() as stack:
+        urls = []
+        for index in range(number):
+            handler = type("Named", (Handler,), {"name": index})
+            server = stack.enter_context(HTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            urls.append(f"http://127.0.0.1:{server.server_port}")
+        yield urls
+
+
+def test_each_environment_has_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerLease.take, "__defaults__", (0.0,))
+    with servers(2) as urls:
+        first, second, third = (HttpEnv([f"{urls[0]}/", urls[1]]) for _ in range(3))
+        for env in (first, second):
+            assert env.reset()[0] == env.reset()[0] == "Hall."
+        assert [first.url, second.url] == urls
+        with pytest.raises(ValueError, match=f"expected a free server for each environment, got url {urls[0]}, "):
+            third.reset()
+        with pytest.raises(ValueError, match="at most 1"):
+            HttpEnv(urls[0]).reset()  # by itself as well: two episodes on one server would be mixed
+        first.close()
+        assert third.reset()[0] == "Hall." and third.url == urls[0]
+        second.close()
+        third.close()
+
+
+def test_the_server_of_a_killed_worker_is_free_again() -> None:
+    """While a waiting environment takes it."""
+    with servers(1) as urls:
+        code = f"from lit_rft.envs.adapters import HttpEnv\nenv = HttpEnv({urls[0]!r})\nenv.reset()\n"
+        code += "print(1, flush=True)\ninput()"
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        with pytest.raises(ValueError, match="in use by others"):
+            ServerLease(urls).take(0.0)
+        threading.Timer(0.2, process.kill).start()
+        env = HttpEnv(urls)
+        assert env.reset()[0] == "Hall."
+        process.communicate()
+        env.close()
+
+
+def test_a_pool_plays_on_several_servers() -> None:
+    with servers(2) as urls, EnvPool(functools.partial(HttpEnv, urls), 2) as pool:
+        for number in range(4):
+            pool.submit(EpisodeSpec(str(number)))
+        ended = []
+        while pool.outstanding:
+            for event in pool.wait():
+                if event.kind == "reset":
+                    pool.step(event.worker, "wait")
+                else:
+                    assert event.kind == "step"
+                    ended.append(event.job.id)
+                    pool.finish(event.worker)
+        assert sorted(ended) == ["0", "1", "2", "3"]
 
 
 def test_a_problem_of_reasoning_gym_is_an_episode() -> None:

@@ -8,10 +8,13 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import gymnasium as gym
+
+from lit_rft.envs.adapters.servers import ServerLease
 
 
 class HttpEnv(gym.Env[str, str]):
@@ -22,11 +25,12 @@ class HttpEnv(gym.Env[str, str]):
     Requests are ``{"seed": 3, "options": {...}}`` (each where it is given; `options` are merged into the object) and
     ``{"action": {"message": "go north"}}``. Answers are objects with ``observation`` (a text, or an object that has the
     text under `observation_key`), ``reward`` (null for 0) and ``done``, or gymnasium's ``terminated`` and
-    ``truncated``; ``info`` may hold the keys of `StepInfo`. The server keeps one episode at a time: give every worker
-    a server of its own, or use one worker.
+    ``truncated``; ``info`` may hold the keys of `StepInfo`. A server keeps one episode at a time: each environment uses
+    one that no other environment of this user and machine uses, until it is closed.
 
     Args:
-        url: of the server: ``http://127.0.0.1:8000``, with a path if the endpoints are below one.
+        url: of the server: ``http://127.0.0.1:8000``, with a path if the endpoints are below one; or a list of several,
+            at least as many as there are parallel environments.
         action_key: the key of the action's text; null sends the text itself as ``action``.
         observation_key: the key of the observation's text, where that is an object.
         timeout: maximum seconds of one request with its answer, > 0.
@@ -34,27 +38,30 @@ class HttpEnv(gym.Env[str, str]):
 
     Raises:
         ValueError: an address that is not http or https, or a limit out of range; at `reset`, what the server refuses
-            with the status 400 or 422.
+            with the status 400 or 422, and if all servers are in use.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         action_key: str | None = "message",
         observation_key: str = "text",
         timeout: float = 25.0,
         max_bytes: int = 1_000_000,
     ) -> None:
-        address = urlsplit(url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"url must be like http://127.0.0.1:8000, got {url!r}")
+        urls = [url] if isinstance(url, str) else list(url)
+        for item in urls:
+            if not isinstance(item, str) or not _is_address(item):
+                raise ValueError(f"url must be like http://127.0.0.1:8000, got {item!r}")
+        if len(set(urls)) < max(1, len(urls)):
+            raise ValueError(f"url must be one server or several different ones, got {urls}")
         if not timeout > 0 or max_bytes < 1:
             raise ValueError(f"timeout and max_bytes must be > 0, got {timeout} and {max_bytes}")
-        self.url, self.action_key, self.observation_key = url.rstrip("/"), action_key, observation_key
+        self.url, self.action_key, self.observation_key = "", action_key, observation_key
         self.timeout, self.max_bytes = timeout, max_bytes
-        self._path = address.path.rstrip("/")
-        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(address.hostname, address.port, timeout=timeout)  # follows no redirects
+        self._lease = ServerLease([item.rstrip("/") for item in urls])
+        self._path = ""
+        self._connection: http.client.HTTPConnection | None = None  # to the server in use
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode on the server."""
@@ -74,13 +81,27 @@ class HttpEnv(gym.Env[str, str]):
         return self._text(answer), float(reward or 0.0), bool(terminated), truncated, self._info(answer)
 
     def close(self) -> None:
-        """Close the connection; the server goes on."""
-        self._connection.close()
+        """Close the connection, and let others use the server, which goes on."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._lease.release()
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """Return a connection to the server in use, after the choice of one."""
+        if self._connection is None:
+            self.url = self._lease.take()
+            address = urlsplit(self.url)
+            self._path = address.path
+            kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+            self._connection = kind(str(address.hostname), address.port, timeout=self.timeout)  # follows no redirects
+        return self._connection
 
     def _post(self, endpoint: str, content: dict[str, Any]) -> dict[str, Any]:
-        self._connection.close()  # a new one each time: the server may have dropped the last
+        connection = self._connected()
+        connection.close()  # a new one each time: the server may have dropped the last
         try:
-            status, body = self._exchange(f"{self._path}/{endpoint}", json.dumps(content))
+            status, body = self._exchange(connection, f"{self._path}/{endpoint}", json.dumps(content))
         except (OSError, http.client.HTTPException) as error:
             raise RuntimeError(f"{self.url}/{endpoint}: {type(error).__name__}: {error}") from error
         if status != 200:
@@ -94,7 +115,7 @@ class HttpEnv(gym.Env[str, str]):
             raise RuntimeError(f"{self.url}/{endpoint}: expected an object with an observation, got {body[:80]!r}")
         return answer
 
-    def _exchange(self, path: str, content: str) -> tuple[int, bytes]:
+    def _exchange(self, connection: http.client.HTTPConnection, path: str, content: str) -> tuple[int, bytes]:
         """Send a request; return status and body of the answer.
 
         The connection's own timeout is per read; a server that sends a byte now and then would never exceed it.
@@ -103,14 +124,14 @@ class HttpEnv(gym.Env[str, str]):
             OSError, HTTPException: no answer in time, or a wrong one.
         """
         deadline = time.monotonic() + self.timeout
-        self._connection.connect()
-        timer = threading.Timer(deadline - time.monotonic(), _shut_down, [self._connection.sock])
+        connection.connect()
+        timer = threading.Timer(deadline - time.monotonic(), _shut_down, [connection.sock])
         timer.daemon = True
         timer.start()
         try:
             headers = {"Content-Type": "application/json", "Accept": "application/json"}
-            self._connection.request("POST", path, content, headers)
-            response = self._connection.getresponse()
+            connection.request("POST", path, content, headers)
+            response = connection.getresponse()
             body = response.read(self.max_bytes + 1)
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() >= deadline:
@@ -142,6 +163,11 @@ class HttpEnv(gym.Env[str, str]):
         if not isinstance(info, dict):
             raise RuntimeError(f"{self.url}: expected an object as info, got {type(info).__name__}")
         return {"env": "http", **info}
+
+
+def _is_address(url: str) -> bool:
+    address = urlsplit(url)
+    return address.scheme in ("http", "https") and bool(address.hostname)
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lit_rft.envs.alfworld.games import number_names
+from lit_rft.envs.alfworld.games import MOVE, number_names
 from lit_rft.envs.alfworld.grammar import check_game, load_logic, task_text
 from lit_rft.envs.alfworld.world import NOTHING_HAPPENS
 
@@ -53,7 +53,7 @@ class TextWorldGame:
         check_game(data)
         self._logic = load_logic(data["pddl_domain"], data["grammar"])
         put = self._logic.actions.get("putobject")
-        self.put = put.template if put is not None else "move {o} to {r}"
+        self.put = put.template if put is not None else MOVE
         try:
             self._state = self._make_state(data["pddl_problem"])
         except (Exception, SystemExit) as error:  # the translator's exceptions have no common base class

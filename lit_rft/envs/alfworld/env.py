@@ -10,10 +10,10 @@ import gymnasium as gym
 from gymnasium.spaces import Text
 
 from lit_rft.envs.alfworld.facts import gained
+from lit_rft.envs.alfworld.games import in_game_form
 from lit_rft.envs.alfworld.sources import GameSource, Simulator
 from lit_rft.envs.alfworld.world import NOTHING_HAPPENS
 
-_PUT = re.compile(r"(?:put|move|place) (?P<o>.+?) (?:in/on|into|onto|in|on|to) (?:the )?(?P<r>.+)")
 _ARRIVAL = re.compile(r"You arrive at [^.]*\. ")
 
 
@@ -101,6 +101,4 @@ class AlfworldEnv(gym.Env[str, str]):
 
     def _command(self, action: str) -> str:
         """Convert an action to the game's form."""
-        command = action.strip()
-        match = _PUT.fullmatch(command)
-        return self._put.format(o=match["o"], r=match["r"]) if match else command
+        return in_game_form(action.strip(), self._put)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rft.envs.alfworld.explorer import Mistakes, solve
+from lit_rft.envs.alfworld.games import in_game_form
 from lit_rft.envs.alfworld.sources import GameSource
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes.record import Episode
@@ -47,7 +48,8 @@ class ExplorerExpert:
     def actions(self, spec: EpisodeSpec, info: Mapping[str, Any]) -> Sequence[str]:
         mistakes = Mistakes(self.mistakes, self.seed) if self.mistakes else None
         household = self.games.household(spec.options)
-        return solve(household, mistakes=mistakes, key=spec.id, omniscient=self.omniscient)[0]
+        actions, _ = solve(household, mistakes=mistakes, key=spec.id, omniscient=self.omniscient)
+        return [in_game_form(action, household.put) for action in actions]
 
     def annotate(self, episode: Episode) -> Any:
         return annotate_events(episode)

@@ -23,6 +23,8 @@ TREATMENTS = {
     "pick_heat_then_place_in_recep": ("heat", "microwave"),
     "pick_cool_then_place_in_recep": ("cool", "fridge"),
 }
+MOVE = "move {o} to {r}"  # the command to put an object down, as in current releases of the games
+_PUT = re.compile(r"(?:put|move|place) (?P<o>.+?) (?:in/on|into|onto|in|on|to) (?:the )?(?P<r>.+)")
 _FLAGS = ("cleanable", "heatable", "coolable", "toggleable", "sliceable")
 
 
@@ -93,6 +95,7 @@ class Household:
         goal: the goal.
         description: the goal in words.
         receptacles, things: sorted by id.
+        put: the game's form of the command to put an object down, with the fields ``o`` and ``r``.
     """
 
     scene: int
@@ -100,6 +103,13 @@ class Household:
     description: str
     receptacles: tuple[Receptacle, ...]
     things: tuple[Thing, ...]
+    put: str = MOVE
+
+
+def in_game_form(command: str, put: str) -> str:
+    """Write a command to put an object down in a game's form, from any common one; return others unchanged."""
+    match = _PUT.fullmatch(command)
+    return put.format(o=match["o"], r=match["r"]) if match else command
 
 
 def instance_ids(kind: str, count: int) -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft.envs.alfworld.engine import TextWorldGame
-from lit_rft.envs.alfworld.games import TASKS, Goal, Household, Receptacle, Thing, number_names
+from lit_rft.envs.alfworld.games import MOVE, TASKS, Goal, Household, Receptacle, Thing, number_names
 from lit_rft.envs.alfworld.grammar import check_game, import_textworld, task_text
 from lit_rft.envs.alfworld.resources import load_resources
 from lit_rft.envs.alfworld.sources import Start, first_observation
@@ -23,6 +23,8 @@ OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 _FOLDER = "json_2.1.1"
 _GAME, _TASK = "game.tw-pddl", "traj_data.json"
 _FACT = re.compile(r"\(\s*([\w-]+)((?:\s+[^\s()]+)*)\s*\)")
+_PUT_TEMPLATE = re.compile(r'\baction\s+PutObject\s*\{\s*template\s*::\s*"([^"\n]*)"')
+_FIELD = re.compile(r"\{[^}]*\}?")
 _DEFAULT_FOLDER = "~/.cache/alfworld"  # of alfworld-download
 
 
@@ -125,8 +127,15 @@ def read_household(game: Mapping[str, Any], trial: Mapping[str, Any]) -> Househo
     for name, arguments in _facts(game["pddl_problem"]):
         facts[name].append(arguments)
     names = number_names({a for many in facts.values() for arguments in many for a in arguments})
-    receptacles = tuple(_receptacles(facts, names))
-    return Household(0, goal, task_text(game["grammar"]).rstrip("."), receptacles, tuple(_things(facts, names)))
+    description = task_text(game["grammar"]).rstrip(".")
+    receptacles, things = tuple(_receptacles(facts, names)), tuple(_things(facts, names))
+    return Household(0, goal, description, receptacles, things, _put_form(game["grammar"]))
+
+
+def _put_form(grammar: str) -> str:
+    """Return the form of the command to put an object down; the releases of the games differ in it."""
+    match = _PUT_TEMPLATE.search(grammar)
+    return match[1] if match and sorted(_FIELD.findall(match[1])) == ["{o}", "{r}"] else MOVE
 
 
 def _goal(trial: Mapping[str, Any]) -> Goal:

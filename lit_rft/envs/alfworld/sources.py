@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lit_rft.envs.alfworld.engine import TextWorldGame
-from lit_rft.envs.alfworld.games import Household, game_data
+from lit_rft.envs.alfworld.games import MOVE, Household, game_data
 from lit_rft.envs.alfworld.generator import Layout, generate
 from lit_rft.envs.alfworld.grammar import import_textworld
 from lit_rft.envs.alfworld.resources import load_resources
@@ -42,7 +42,7 @@ class Start:
     simulator: Simulator
     observation: str
     description: str
-    put: str = "move {o} to {r}"
+    put: str = MOVE
 
 
 class GameSource(Protocol):

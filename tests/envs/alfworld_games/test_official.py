@@ -172,6 +172,9 @@ def test_the_expert_solves_it(data: Path, old: bool, tmp_path: Path) -> None:
     assert episode.outcome.success and all(step.valid for step in episode.steps if not step.action.startswith("go to"))
     assert (episode.env, episode.meta["game"], episode.source["kind"]) == ("alfworld", spec.options["game"], "explorer")
     assert [goal.goal for goal in episode.subgoals] == ["take mug", "put mug in bed"]
+    put = episode.steps[-1].action  # in the game's own words, as listed: an agent may choose among the list only
+    assert put == ("put mug 1 in/on bed 1" if old else "move mug 1 to bed 1")
+    assert put in episode.extra["admissible"][-2]
     assert "synthetic" not in json.dumps(episode.to_dict())
 
 
@@ -238,6 +241,13 @@ def test_a_game_as_data(extra: None) -> None:
     lamp, mug = household.things
     assert (mug.name, mug.place, mug.flags) == ("mug 1", "drawer 1", {"pickupable"})
     assert (lamp.name, lamp.place, lamp.flags) == ("desklamp 1", "desk 1", {"toggleable"})
+
+
+@pytest.mark.parametrize("template", ["put {o}", "put {o} in {r} {r}", "put {o.name} in {r}", "put {o} in {r", "{}"])
+def test_an_unusual_form_of_the_command_is_not_taken(template: str, extra: None) -> None:
+    content = game()
+    content["grammar"] = content["grammar"].replace("move {o} to {r}", template)
+    assert read_household(content, TRIAL).put == "move {o} to {r}"
 
 
 def test_a_bad_game_ends_the_run_and_not_the_worker_pool(data: Path) -> None:
