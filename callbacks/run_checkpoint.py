@@ -133,9 +133,24 @@ class RunCheckpoint(ModelCheckpoint):
 
     on_test_start = on_predict_start = on_validation_start
 
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._stop_if_unheard(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._stop_if_unheard(trainer)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._stop_if_unheard(trainer)
+
+    def _stop_if_unheard(self, trainer: L.Trainer) -> None:
+        """Stop for an earlier signal whose exception was lost, as in a destructor or an `except` of another library."""
+        if not self._together(trainer):
+            self._signals.check()
+
     def _listen(self, trainer: L.Trainer) -> None:
         self._signals.install()  # Lightning has installed its own handlers in the meantime
         self._signals.held = self._together(trainer)
+        self._stop_if_unheard(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         self._signals.held = True  # until the end of the batch the state is inconsistent

@@ -165,3 +165,27 @@ def test_a_signal_ends_evaluation_too(tiny_model_folder: Path, tmp_path: Path) -
     )  # fmt: skip
     with pytest.raises(StoppedBySignal, match="143"):
         trainer.test(stage, torch.utils.data.DataLoader([0, 1]), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_was_lost_stops_at_the_next_batch(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """As that of a destructor is: Python prints and forgets it."""
+    stage: Any = make_stage(tiny_model_folder)
+    steps: list[Any] = []
+
+    class Destroyed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_step(batch: Any, batch_idx: int) -> None:
+        steps.append(batch_idx)
+        Destroyed()
+
+    stage.test_step = test_step
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[RunCheckpoint()],
+        enable_progress_bar=False,
+    )  # fmt: skip
+    with pytest.raises(StoppedBySignal, match="143"):
+        trainer.test(stage, torch.utils.data.DataLoader(range(3)), verbose=False)
+    assert steps == [0]
