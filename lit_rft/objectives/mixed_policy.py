@@ -146,6 +146,7 @@ def mixed_policy_loss(
     check_dims(2, log_probs=log_probs)
     check_same_shape(log_probs=log_probs, completion_mask=completion_mask)
     check_same_shape(off_policy_mask=off_policy_mask, first_column=log_probs[:, 0])
+    check_same_shape(log_probs=log_probs, old_log_probs=log_probs if old_log_probs is None else old_log_probs)
     mask, off = completion_mask.bool(), off_policy_mask.bool()[:, None]
     per_token = advantages[:, None].expand_as(log_probs) if advantages.dim() == 1 else advantages
     safe = log_probs.masked_fill(~mask, 0.0)

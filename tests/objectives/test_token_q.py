@@ -19,6 +19,8 @@ def test_the_next_value_is_that_of_the_next_token_written() -> None:
     assert next_token_values(torch.zeros(0), torch.zeros(0).bool()).shape == (0,)
     with pytest.raises(ValueError, match="last must have the shape of values"):
         next_token_values(values, last[:-1])
+    with pytest.raises(ValueError, match="values must have 1 dimension"):
+        next_token_values(values[None], last[None])
 
 
 def test_targets_of_a_chain_are_its_discounted_reward() -> None:
