@@ -3,8 +3,8 @@
     python tools/mutants.py --number 150 --output runs/mutants
 
 The tests run once as they are, in order to see which of them reach which lines. Each mutant is then written into a
-temporary copy of the repository and meets only the tests that reach its line, for at most 45 seconds' worth of them,
-the package's own first. mutmut (the extra `mutants`) proposes the changes. Left out are those that change nothing but
+temporary copy of the repository and meets only the tests that reach its line, the package's own first, for at most
+30 seconds. mutmut (the extra `mutants`) proposes the changes. Left out are those that change nothing but
 the wording of a text, and whatever stands in a `raise`.
 
 The sample takes the same number of mutants of each package, those with the smallest digests: it is the same each time,
@@ -42,8 +42,8 @@ PACKAGES = ("objectives", "losses", "advantages", "rollouts", "agents", "stages"
 FAST = ("-m", "not slow and not processes")
 TESTS = [*FAST, *(f"tests/{name}" for name in (*PACKAGES, "sources", "plugins"))]
 NOT_COPIED = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data", "mutants")
+LIMIT = 400.0  # seconds for one mutant: one that runs on without an end is killed
 TEXT = re.compile(r'"[^"]*"|\'[^\']*\'')
-BUDGET = 45.0  # seconds of tests for one mutant, as they were measured
 KILLED, SURVIVED, UNREACHED, ERROR = "killed", "survived", "no tests", "error"
 # pytest's exit codes; 2 and 4: a file of tests, or what it imports, raises. None: the time limit.
 RESULTS = {0: SURVIVED, 1: KILLED, 2: KILLED, 4: KILLED, 5: UNREACHED, None: KILLED}
@@ -58,8 +58,8 @@ class Mutant:
         path: The file, relative to the repository.
         lines: Ranges of lines (first, last) that a test of it reaches: the statement, the function, the file.
         before: The code that is replaced.
-        after: What replaces it.
-        write: Returns the whole file with the change.
+        after: The code in its place.
+        write: Makes the whole file with the change.
     """
 
     name: str
@@ -197,12 +197,13 @@ def run_pytest(arguments: list[str], answer: Path, data: Path | None) -> int:
 
 
 class Reaching:
-    """Which tests reach a line, and how long they take."""
+    """The tests that reach a line, and how long they take."""
 
-    def __init__(self, data: Path, seconds: dict[str, float], failed: list[str]) -> None:
+    def __init__(self, data: Path, seconds: dict[str, float], failed: list[str], budget: float) -> None:
         self.data = coverage.CoverageData(str(data))
         self.data.read()
         self.seconds = {test: seconds[test] for test in seconds if test not in failed}
+        self.budget = budget
 
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Choose tests by the lines that they reach, the quickest files first, up to the budget."""
@@ -225,7 +226,7 @@ class Reaching:
                 files[file].append(test)
         cost = {file: sum(self.seconds[test] for test in tests) for file, tests in files.items()}
         chosen: list[str] = []
-        left = BUDGET
+        left = self.budget
         for file in sorted(files, key=lambda file: (not file.startswith(package), cost[file])):
             for test in sorted(files[file], key=self.seconds.__getitem__) if cost[file] > left else files[file]:
                 if self.seconds[test] <= left or not chosen:
@@ -234,7 +235,7 @@ class Reaching:
         return chosen
 
 
-def measure(tree: Path, output: Path) -> Reaching:
+def measure(tree: Path, output: Path, budget: float) -> Reaching:
     """Run all tests as they are, unless the library is the one that was measured last."""
     files = sorted((tree / "lit_rft").rglob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
@@ -248,7 +249,7 @@ def measure(tree: Path, output: Path) -> Reaching:
             sys.exit(f"the tests did not run: exit code {known['code']}, see {output / 'measuring.log'}")
         record.write_text(json.dumps(known | {"digest": digest}))
     print(f"{len(known['seconds'])} tests; left out, since they fail without a change: {known['failed'] or 'none'}")
-    return Reaching(data, known["seconds"], known["failed"])
+    return Reaching(data, known["seconds"], known["failed"], budget)
 
 
 def try_mutant(mutant: Mutant, tests: list[str], tree: Path, output: Path) -> dict[str, Any]:
@@ -258,7 +259,7 @@ def try_mutant(mutant: Mutant, tests: list[str], tree: Path, output: Path) -> di
     answer: dict[str, Any] = {"code": 5, "failed": []}
     if tests:
         target.write_text(source, encoding="utf-8")
-        answer = in_child(tree, output / "last.log", 60 + 6 * BUDGET, ["-x", *tests])
+        answer = in_child(tree, output / "last.log", LIMIT, ["-x", *tests])
         target.write_text(original, encoding="utf-8")
     pairs = enumerate(zip(original.splitlines(), source.splitlines(), strict=False), 1)
     return {
@@ -293,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--number", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=30, help="seconds of tests for one mutant, as measured")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "mutants")
     parser.add_argument("--again", nargs="+", metavar="TEST", help="run the survivors again, with these tests only")
     options = parser.parse_args()
@@ -308,7 +310,7 @@ def main() -> None:
     import_large_packages()
     with tempfile.TemporaryDirectory() as folder, results.open("a", encoding="utf-8") as file:
         tree = copy_repository(Path(folder))
-        reaching = None if options.again else measure(tree, output)
+        reaching = None if options.again else measure(tree, output, options.budget)
         begun = time.monotonic()
         for done, mutant in enumerate(waiting, 1):
             tests = options.again if reaching is None else reaching.tests_for(mutant)
