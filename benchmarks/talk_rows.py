@@ -87,10 +87,19 @@ def swift_sage(place: Place) -> Iterator[Step]:
 
 
 def nat(place: Place) -> Iterator[Step]:
+    yield from _nat(place, "nat")
+
+
+def nat_meaningless(place: Place) -> Iterator[Step]:
+    """The same classes, with markers that say nothing."""
+    yield from _nat(place, "nat_meaningless", "baselines/nat_meaningless.yaml")
+
+
+def _nat(place: Place, row: str, *overlays: str) -> Iterator[Step]:
     yield from _explored(place)
     data = {**place.game.train, "medium_files": listed([place.explored("sft")])}
-    yield place.fit("nat", "baselines/{}/nat.yaml", **data)
-    yield from place.play("nat", "nat", "baselines/{}/nat.yaml")
+    yield place.fit(row, "baselines/{}/nat.yaml", *overlays, **data)
+    yield from place.play(row, row, "baselines/{}/nat.yaml", *overlays)
 
 
 def eto(place: Place) -> Iterator[Step]:
@@ -141,6 +150,7 @@ ROWS = {
     "sft": Row("SFT (behaviour cloning)", sft),
     "agent_tuning": Row("AgentTuning", agent_tuning),
     "nat": Row("NAT", nat),
+    "nat_meaningless": Row("NAT, meaningless markers", nat_meaningless),
     "eto": Row("ETO", eto),
     "ppo": Row("PPO", ppo),
     "ilql": Row("ILQL", ilql),

@@ -35,6 +35,8 @@ class TrajectoryDataModule(ResumableDataModule):
         medium_files: files or folders of medium-quality episodes (for example played by a policy) to mix in; null for
             none.
         medium_per_expert: number of medium-quality episodes per expert episode in each epoch, cycling through them.
+        medium_filter: selects among the medium-quality episodes, such as `lit_rft.episodes.DistinctFailures`; null for
+            all of them.
         outcomes: add reward and end of each decision, which critics learn from; null: if the stage has critics.
         annotate: a function that returns an episode's subgoals, as (start, end, goal) over step indices (an import path
             in a config), in place of those in the files; null keeps theirs.
@@ -70,6 +72,7 @@ class TrajectoryDataModule(ResumableDataModule):
         train_files: list[str] | None = None,
         medium_files: list[str] | None = None,
         medium_per_expert: float = 2.0,
+        medium_filter: Callable[[list[Episode]], list[Episode]] | None = None,
         outcomes: bool | None = None,
         annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
         data_dir: str = "data/scienceworld",
@@ -99,6 +102,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
         self.suite: TaskSuite = short_tasks() if suite is None else suite
         self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
+        self.medium_filter = medium_filter
         self.tasks, self.train_episodes_per_task = tasks, train_episodes_per_task
         self.train_half, self.predict_half = train_half, predict_half
         self.eval_split, self.eval_episodes_per_task = eval_split, eval_episodes_per_task
@@ -181,6 +185,7 @@ class TrajectoryDataModule(ResumableDataModule):
     def _load_training_data(self) -> None:
         files = self._expert_files()
         expert, medium = self._read(files), self._read(self.medium_files or [])
+        medium = medium if self.medium_filter is None else self.medium_filter(medium)
         self.episodes = expert + medium
         chat = self._read_tokenizer()
         self._transcripts = self._make_transcripts(expert, chat, files)

@@ -69,6 +69,7 @@ OVERLAYS = {
             "exgrpo",
         )
     },
+    "baselines/nat_meaningless.yaml": ["baselines/alfworld/nat.yaml", "baselines/nat_meaningless.yaml"],
     "baselines/eto_later.yaml": ["baselines/scienceworld/eto.yaml", "baselines/eto_later.yaml"],
     **{f"grpo/{overlay}.yaml": ["grpo/text_env.yaml", f"grpo/{overlay}.yaml"] for overlay in ("gigpo",)},
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The comparison of all methods: its commands, in this process; its figures; resumption."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import itertools
@@ -158,7 +159,7 @@ def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> 
 @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 @pytest.mark.parametrize("environment", ["scienceworld", "alfworld"])
 def test_every_command_of_every_row_is_valid(
-    talk: Any, scale: str, environment: str, capsys: pytest.CaptureFixture[str]
+    talk: Any, scale: str, environment: str, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk.main(["--scale", scale, "--environments", environment, "--dry-run"])
     commands = [shlex.split(command)[3:] for command in capsys.readouterr().out.splitlines()]
@@ -169,6 +170,19 @@ def test_every_command_of_every_row_is_valid(
                 del arguments[arguments.index(option) : arguments.index(option) + 2]
         cli = build(resolve_configs([*arguments, "--trainer.devices", "1"]), run=False)
         assert cli.model.policy_settings.model.endswith(MODELS[scale]), verb
+        if scale == "paper":
+            check_papers_settings(cli.model, tiny_model_folder)
+
+
+def check_papers_settings(stage: Any, model: Path) -> None:
+    """A node of 8 GPUs would run it: here with a small model."""
+    assert stage.agent.max_length == 8192 and stage.optimizer_settings.weight_decay == 0.01
+    assert stage.policy_settings.gradient_checkpointing
+    stage.policy_settings = dataclasses.replace(stage.policy_settings, model=str(model), start_from=None)
+    stage.configure_model()
+    adapters = [name for name, weight in stage.named_parameters() if "lora_" in name and weight.requires_grad]
+    modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapters}
+    assert modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def recipe(command: list[str]) -> tuple[str, ...]:

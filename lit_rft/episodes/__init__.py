@@ -1,6 +1,7 @@
 """Records of episodes: actions, observations, rewards, subgoals. No torch."""
 
 from lit_rft.episodes.demonstrations import read_demonstrations
+from lit_rft.episodes.failures import DistinctFailures
 from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
 from lit_rft.episodes.pairs import EpisodePair, PairReport, cut_episode, pair_with_experts
@@ -10,6 +11,7 @@ from lit_rft.episodes.subgoals import UNFINISHED_GOAL, annotate_events, apply_an
 __all__ = [
     "UNFINISHED_GOAL",
     "Achieved",
+    "DistinctFailures",
     "Episode",
     "EpisodeError",
     "EpisodePair",

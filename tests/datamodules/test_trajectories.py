@@ -41,6 +41,17 @@ def test_files_and_folders_of_episodes(tiny_model_folder: Path, tmp_path: Path) 
     assert {t.level for batch in data.train_dataloader().episodes for t in batch} == {"flat"}
 
 
+def test_a_filter_selects_among_medium_quality_episodes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    write_episodes(tmp_path / "a.jsonl", [make_episode(0)])
+    write_episodes(tmp_path / "b.jsonl", [make_episode(1), make_episode(2), make_episode(3)])
+    files = {"train_files": [str(tmp_path / "a.jsonl")], "medium_files": [str(tmp_path / "b.jsonl")]}
+    data = _module(tiny_model_folder, tmp_path, **files, medium_filter=lambda episodes: episodes[::2])
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert [e.id for e in data.episodes] == ["find-plant/0", "find-plant/1", "find-plant/3"]
+    assert len(loader.episodes) == 1 and len(loader.mixed_episodes) == 2
+
+
 def test_truncation_is_reported(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_episodes(tmp_path / "a.jsonl", [make_episode(0, 12)])
     agent = HierarchicalAgent(max_length=600)
