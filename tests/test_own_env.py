@@ -150,20 +150,12 @@ def test_rows_of_a_file_are_tasks(tiny_model_folder: Path, tmp_path: Path, monke
     assert set(json.loads((tmp_path / "scores.json").read_text())) == {"low", "high", "mean"}
 
 
-SOLVER = """\
-
-
-def solve(observation, info):
-    return "1" if observation.startswith("Guess") else None
-"""
-
-
 def test_an_expert_of_ones_own_then_fine_tuning_then_grpo(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands of docs/environments.md, with its environment."""
     page = (PLUGINS.parents[1] / "docs" / "environments.md").read_text()
-    (tmp_path / "my_solved_envs.py").write_text(page.partition("```python\n")[2].partition("```")[0] + SOLVER)
+    (tmp_path / "my_solved_envs.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     env, expert = "my_solved_envs.Guess", tmp_path / "expert.jsonl"
     main(["collect", env, "--expert", "my_solved_envs.solve", "--episodes", "4", "--out", str(expert)])

@@ -6,9 +6,10 @@ import json
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,37 @@ def test_a_pool_plays_on_several_servers() -> None:
                     ended.append(event.job.id)
                     pool.finish(event.worker)
         assert sorted(ended) == ["0", "1", "2", "3"]
+
+
+def test_the_server_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    (tmp_path / "my_envs.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    block = page[page.index("    import json\n    import sys\n") : page.index("\nIt plays one episode at a time")]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (tmp_path / "my_server.py").write_text(textwrap.dedent(block))
+    process = subprocess.Popen([sys.executable, "my_server.py", str(port)], cwd=tmp_path)
+    try:
+        env = HttpEnv(f"http://127.0.0.1:{port}")
+        observation, info = retry(env.reset, {"number": 3})
+        assert (observation, info["admissible"]) == ("Guess a number from 0 to 3.", ["0", "1", "2", "3"])
+        assert [env.step(action)[:3] for action in ("1", "3")] == [("not 1", 0.0, False), ("right", 1.0, True)]
+        env.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def retry(reset: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Until the server has started."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return reset(seed=0, options=options)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def test_a_problem_of_reasoning_gym_is_an_episode() -> None:
