@@ -54,21 +54,23 @@ def listed(items: Sequence[Any]) -> str:
 
 
 def run(step: Step, runs: Path, console: Console) -> None:
-    """Run a step unless it is complete; logs and times are kept in the folder `runs`.
+    """Run a step unless it is complete; logs, commands and times are kept in the folder `runs`.
 
     One command runs at a time in the folder. One that has outlived its experiment (which was killed) is waited for.
     The time of a step includes that of its interrupted attempts.
 
     Raises:
-        RuntimeError: If the command fails; the message has the log's name.
+        RuntimeError: If the command fails; the message has the log's name. If the step is complete, by another command:
+            its result would be taken for that of this one.
     """
     log = runs / "logs" / (step.name.replace(": ", "-").replace(" ", "_") + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with _only_command_in(runs, console) as lock:
         if step.result.exists():
+            _check_command(step, log)
             return
         before = _seconds(log)
-        _write_time(log, step.name, before, time.time())
+        _write_time(log, step, before, time.time())
         with console.status(f"{step.name} (log: {log})"), log.open("ab") as stream:
             # the command holds the lock as long as it runs, even if this process is killed
             code = subprocess.run(step.command, stdout=stream, stderr=stream, pass_fds=[lock]).returncode
@@ -76,7 +78,7 @@ def run(step: Step, runs: Path, console: Console) -> None:
         if code:
             raise RuntimeError(f"{step.name} failed with code {code}: see {log}; run again to resume")
         seconds = _seconds(log)
-        _write_time(log, step.name, seconds, None)
+        _write_time(log, step, seconds, None)
         if step.result.suffix == ".done":
             step.result.touch()
     console.print(f"{step.name}: {seconds / 60:.1f} minutes")
@@ -94,9 +96,23 @@ def _only_command_in(folder: Path, console: Console) -> Iterator[int]:
         yield stream.fileno()
 
 
-def _write_time(log: Path, step: str, seconds: float, started: float | None) -> None:
+def _write_time(log: Path, step: Step, seconds: float, started: float | None) -> None:
     """Write the seconds of a step's earlier attempts, and the start of the one that runs (None: it has ended)."""
-    write_json(log.with_suffix(".json"), {"step": step, "seconds": round(seconds, 1), "started": started})
+    state = {"step": step.name, "command": step.command[1:], "seconds": round(seconds, 1), "started": started}
+    write_json(log.with_suffix(".json"), state)
+
+
+def _check_command(step: Step, log: Path) -> None:
+    file = log.with_suffix(".json")
+    earlier = json.loads(file.read_text()).get("command") if file.exists() else None
+    if earlier is None or earlier == step.command[1:]:  # the first is the interpreter
+        return
+    removed, added = [p for p in earlier if p not in step.command], [p for p in step.command[1:] if p not in earlier]
+    raise RuntimeError(
+        f"{step.name} is complete, but by another command: it had {' '.join(removed) or 'other places'}, and now has "
+        f"{' '.join(added) or 'other places'}; remove {step.result} and what it was made of to run it again, or use "
+        "another folder"
+    )
 
 
 def _seconds(log: Path) -> float:

@@ -110,9 +110,10 @@ def read_episodes(number: int) -> dict[str, float]:
     from dataclasses import replace
 
     from lit_rft.datamodules import TrajectoryDataModule
+    from lit_rft.envs.scienceworld import short_tasks
     from lit_rft.episodes import write_episodes
 
-    few = TrajectoryDataModule(train_episodes_per_task=3)
+    few = TrajectoryDataModule(train_episodes_per_task=3, suite=short_tasks(), data_dir="data/scienceworld")
     few.setup("fit")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "episodes.jsonl"

@@ -32,9 +32,11 @@ STAGES = ("sft", "offline_rl")
 def make_loader(stage: str) -> Any:
     """Make the loader of expert episodes for both sides."""
     from lit_rft.datamodules import TrajectoryDataModule
+    from lit_rft.envs.scienceworld import short_tasks
 
     data = TrajectoryDataModule(
-        train_episodes_per_task=EPISODES * STEPS // 4, batch_size=EPISODES,
+        suite=short_tasks(), data_dir="data/scienceworld", batch_size=EPISODES,
+        train_episodes_per_task=EPISODES * STEPS // 4,
         outcomes=stage == "offline_rl",
     )  # fmt: skip
     data.setup("fit")

@@ -125,7 +125,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         tasks = sorted({group.job.task for group in self.groups})
         loader = EpisodeGroupLoader(
             self.groups,
-            EpisodeJobs([], self.suite.make_env, tasks),
+            EpisodeJobs([], self.task_suite.make_env, tasks),
             batch_size=self.batch_size,
             seed=self.seed,
             rank=rank,

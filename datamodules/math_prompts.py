@@ -92,7 +92,7 @@ class MathPromptDataModule(ResumableDataModule):
         self.seed, self.eval_seed = resolve_seed(seed), _HELD_OUT + eval_seed
         if self.seed == self.eval_seed:
             raise ValueError(f"seed {self.seed} would generate the evaluation problems for training: set another")
-        self._prompts: dict[str, list[Prompt]] = {}
+        self.prompts: dict[str, list[Prompt]] = {}  # `train` and `eval`, after `setup`
         self._cut = 0  # traces that were too long
 
     @property
@@ -103,12 +103,12 @@ class MathPromptDataModule(ResumableDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             problems = self._problems(self.train_files, self.train_tasks, self.columns, self.seed, "train")
-            self._prompts["train"] = self._tokenize(problems, "train")
-            self._check_traces(self._prompts["train"])
+            self.prompts["train"] = self._tokenize(problems, "train")
+            self._check_traces(self.prompts["train"])
         if stage != "fit" or self.eval_files or self.eval_tasks:
             files, tasks = self.eval_files, self.eval_tasks
             problems = self._problems(files, tasks, self.eval_columns, self.eval_seed, "eval")
-            self._prompts["eval"] = self._tokenize(problems, "eval")
+            self.prompts["eval"] = self._tokenize(problems, "eval")
         self._check_ground_truths()
 
     def _check_ground_truths(self) -> None:
@@ -116,7 +116,7 @@ class MathPromptDataModule(ResumableDataModule):
         if self.trainer is None or not self.trainer.is_global_zero:
             return
         for name, grader in (("train", "reward"), ("eval", "verifier")):
-            if problems := [prompt.problem for prompt in self._prompts.get(name, [])]:
+            if problems := [prompt.problem for prompt in self.prompts.get(name, [])]:
                 warn_of_unearnable(problems, self.stage.get(grader))
 
     def _problems(
@@ -221,7 +221,7 @@ class MathPromptDataModule(ResumableDataModule):
         return self.in_position(self._loader("train", self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
-        if "eval" not in self._prompts:
+        if "eval" not in self.prompts:
             return []
         return self._loader("eval", self.eval_batch_size * self._place()[1], shuffle=False)
 
@@ -230,7 +230,7 @@ class MathPromptDataModule(ResumableDataModule):
     def _loader(self, name: str, batch_size: int, shuffle: bool) -> PromptLoader:
         rank, world_size = self._place()
         return PromptLoader(
-            self._prompts[name],
+            self.prompts[name],
             batch_size=batch_size,
             shuffle=shuffle,
             seed=self.seed,

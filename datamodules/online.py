@@ -138,6 +138,6 @@ class OnlineDataModule(TrajectoryDataModule):
     def _make_batch(self, jobs: list[EpisodeSpec]) -> OnlineBatch:
         tasks = sorted({job.task for job in self._jobs["collect"]})
         return OnlineBatch(
-            EpisodeJobs(jobs, self.suite.make_env, tasks),
+            EpisodeJobs(jobs, self.task_suite.make_env, tasks),
             [*self._transcripts, *self._medium],
         )

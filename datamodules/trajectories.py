@@ -13,7 +13,6 @@ from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.envs.base import EpisodeSpec, Half, TaskSuite, describe, expert_of
 from lit_rft.envs.collect import collect_expert_episodes
-from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
@@ -41,7 +40,8 @@ class TrajectoryDataModule(ResumableDataModule):
         annotate: a function that returns an episode's subgoals, as (start, end, goal) over step indices (an import path
             in a config), in place of those in the files; null keeps theirs.
         data_dir: folder of collected episodes.
-        suite: the tasks and their environment (`lit_rft.envs.TaskSuite`); null for `scienceworld.short_tasks`.
+        suite: the tasks and their environment (`lit_rft.envs.TaskSuite`); null: training on files, no
+            evaluation.
         tasks: names of tasks of the suite; null for all.
         train_episodes_per_task: episodes per task to collect or play for training; null for all.
         train_half: collect from one half of each task's episodes only; null for both.
@@ -75,7 +75,7 @@ class TrajectoryDataModule(ResumableDataModule):
         medium_filter: Callable[[list[Episode]], list[Episode]] | None = None,
         outcomes: bool | None = None,
         annotate: Callable[[Episode], list[tuple[int, int, str]]] | None = None,
-        data_dir: str = "data/scienceworld",
+        data_dir: str = "data",
         suite: TaskSuite | None = None,
         tasks: list[str] | None = None,
         train_episodes_per_task: int | None = 14,
@@ -100,7 +100,7 @@ class TrajectoryDataModule(ResumableDataModule):
             raise ValueError(f"medium_per_expert must be > 0, got {medium_per_expert}")
         self.model, self.agent = model, agent
         self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
-        self.suite: TaskSuite = short_tasks() if suite is None else suite
+        self.suite = suite
         self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
         self.medium_filter = medium_filter
         self.tasks, self.train_episodes_per_task = tasks, train_episodes_per_task
@@ -123,12 +123,27 @@ class TrajectoryDataModule(ResumableDataModule):
         return agent
 
     @property
+    def task_suite(self) -> TaskSuite:
+        """The tasks to collect and to play.
+
+        Raises:
+            ValueError: If none is given.
+        """
+        if self.suite is None:
+            raise ValueError(
+                "no tasks to play: set data.init_args.suite (such as lit_rft.envs.scienceworld.short_tasks, or "
+                "lit_rft.envs.GymSuite with an environment of yours), or train on data.init_args.train_files with "
+                "trainer.limit_val_batches 0"
+            )
+        return self.suite
+
+    @property
     def expert_file(self) -> Path:
         """File of the collected expert episodes; its name depends on everything they depend on."""
-        digest = hashlib.sha256(describe(self.suite).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(describe(self.task_suite).encode()).hexdigest()[:8]
         number = "all" if self.train_episodes_per_task is None else str(self.train_episodes_per_task)
         half = f"-{self.train_half}" if self.train_half else ""
-        return self.data_dir / f"expert-{self.suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
+        return self.data_dir / f"expert-{self.task_suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"
 
     def prepare_data(self) -> None:
         """Collect missing expert episodes, if required. Resumes an interrupted collection."""
@@ -141,15 +156,15 @@ class TrajectoryDataModule(ResumableDataModule):
         Raises:
             ValueError: If there is neither.
         """
-        expert_of(self.suite)
+        expert_of(self.task_suite)
         jobs = self._make_jobs("train", self.train_episodes_per_task, self.train_half)
         if self.expert_file.exists():
-            wanted = {f"{job.id}/{expert_of(self.suite).kind}" for job in jobs}
+            wanted = {f"{job.id}/{expert_of(self.task_suite).kind}" for job in jobs}
             episodes = [e for e in read_episodes(self.expert_file) if e.id in wanted]
             if len(episodes) == len(wanted):
                 return episodes
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        return collect_expert_episodes(self.suite, jobs, self.expert_file, num_workers=self.collect_workers)
+        return collect_expert_episodes(self.task_suite, jobs, self.expert_file, num_workers=self.collect_workers)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -178,7 +193,7 @@ class TrajectoryDataModule(ResumableDataModule):
         tasks: list[str] | None = None,
         seed: int | None = None,
     ) -> list[EpisodeSpec]:
-        return self.suite.episodes(
+        return self.task_suite.episodes(
             split, tasks=tasks or self.tasks, limit=per_task, half=half, seed=self.seed if seed is None else seed
         )
 
@@ -280,7 +295,7 @@ class TrajectoryDataModule(ResumableDataModule):
         if name not in self._jobs:
             return []
         rank, world_size = self._place()
-        return JobLoader(self._jobs[name], self.suite.make_env, rank=rank, world_size=world_size)
+        return JobLoader(self._jobs[name], self.task_suite.make_env, rank=rank, world_size=world_size)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -36,7 +36,7 @@ class FakeVllm:
         with self._lock:
             self.requests.append((path, content))
             if path == "/v1/load_lora_adapter":
-                return self._load(content["lora_name"], content["lora_path"])
+                return self.load_adapter(content["lora_name"], content["lora_path"])
             if path == "/v1/unload_lora_adapter":
                 found = self.adapters.pop(content["lora_name"], None)
                 return (200, "Success") if found is not None else (404, {"error": "no such adapter"})
@@ -47,7 +47,7 @@ class FakeVllm:
             answer = self._complete(**content)
             return 200, answer if content["max_tokens"] == 1 else self.change(answer)
 
-    def _load(self, name: str, folder: str) -> tuple[int, Any]:
+    def load_adapter(self, name: str, folder: str) -> tuple[int, Any]:
         if name in self.adapters:
             return 400, {"error": f"The lora adapter '{name}' has already been loaded."}
         import copy

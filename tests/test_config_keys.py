@@ -136,6 +136,7 @@ SETTINGS = (
     "lit_rft/stages/core/settings.py",
     "lit_rft/stages/core/values.py",
     "lit_rft/stages/core/critic_updates.py",
+    "lit_rft/stages/core/token_critics.py",
     "lit_rft/envs/pool_settings.py",
     "lit_rft/generation/sampling.py",
     "lit_rft/generation/vllm.py",
@@ -145,6 +146,7 @@ SETTINGS = (
     "lit_rft/rollouts/advantages.py",
     "lit_rft/losses/",
     "lit_rft/advantages/",
+    "lit_rft/sources/",
     "lit_rft/agents/",
 )
 

@@ -63,6 +63,25 @@ def test_a_command_that_outlives_a_killed_experiment_is_waited_for(
     assert recorded["step"] == "sft: fit" and recorded["seconds"] >= 0
 
 
+def test_a_complete_step_with_other_arguments_is_refused(experiment: Any, tmp_path: Path) -> None:
+    """Its result would be reported as that of the new arguments."""
+    result = tmp_path / "result"
+
+    def step(*arguments: str) -> Any:
+        command = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+        return experiment.Step("sft: fit", [sys.executable, "-c", command, str(result), *arguments], result)
+
+    experiment.run(step("2", "--epochs", "2"), tmp_path, Console())
+    experiment.run(step("2", "--epochs", "2"), tmp_path, Console())
+    for other in (step("3", "--epochs", "2"), step("2", "--epochs"), step("2", "--epochs", "2", "--seed", "1")):
+        with pytest.raises(RuntimeError, match="sft: fit is complete, but by another command"):
+            experiment.run(other, tmp_path, Console())
+    assert result.read_text() == "2"
+    result.unlink()
+    experiment.run(step("3", "--epochs", "2"), tmp_path, Console())
+    assert result.read_text() == "3"
+
+
 def test_the_time_of_a_step_includes_its_killed_attempts(experiment: Any, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "sft-fit.log"
     log.parent.mkdir()

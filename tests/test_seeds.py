@@ -12,6 +12,7 @@ from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule, TrajectoryDataModule
 from lit_rft.envs import EpisodeSpec, ScienceWorldSuite
+from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.envs.scienceworld.suite import SHORT_TASKS
 from lit_rft.stages import (
     ActingSettings,
@@ -55,7 +56,7 @@ def train(model: Path, folder: Path, *more: str) -> dict[str, Any]:
     flat = [part for key, value in keys.items() for part in (f"--{key}", value)]
     cli = build(resolve_configs(["-c", "luffy/arithmetic.yaml", *flat, *more]), run=False)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    prompts = {name: [p.problem.prompt for p in cli.datamodule._prompts[name]] for name in cli.datamodule._prompts}
+    prompts = {name: [p.problem.prompt for p in cli.datamodule.prompts[name]] for name in cli.datamodule.prompts}
     return {
         "problems": prompts["train"],
         "evaluation": prompts["eval"],
@@ -148,9 +149,10 @@ def test_evaluation_variations_are_those_of_eval_seed(monkeypatch: pytest.Monkey
 
     def jobs(seed: int, eval_seed: int, verb: str) -> list[EpisodeSpec]:
         limits = {"eval_episodes_per_task": 3, "predict_episodes_per_task": 3}
-        data = TrajectoryDataModule(seed=seed, eval_seed=eval_seed, **limits)
+        data = TrajectoryDataModule(suite=short_tasks(), seed=seed, eval_seed=eval_seed, **limits)
         data.setup(verb)
-        return data._jobs["eval" if verb == "test" else "predict"]
+        loader: Any = data.test_dataloader() if verb == "test" else data.predict_dataloader()
+        return list(loader.jobs)
 
     assert jobs(0, 0, "test") == jobs(1, 0, "test") != jobs(0, 1, "test")
     assert jobs(0, 0, "predict") == jobs(0, 1, "predict") != jobs(1, 0, "predict")  # of the next stage's training

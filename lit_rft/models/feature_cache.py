@@ -42,6 +42,11 @@ class FeatureCache:
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
 
+    @property
+    def size(self) -> int:
+        """Number of transcripts whose features are kept, in memory or on disk."""
+        return len(self._new.keys() | self._places.keys())
+
     def get(self, transcript: Transcript) -> Tensor | None:
         """Return the features [3, K, D], or None if they are not cached."""
         key = transcript_key(transcript)

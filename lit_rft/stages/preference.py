@@ -71,7 +71,7 @@ class PreferenceUpdate:
         (slopes,) = torch.autograd.grad(result.loss, log_ratios)
 
         def loss(micro: TranscriptBatch) -> tuple[Tensor, Sums]:
-            return (slopes * self._log_probs(policy, micro, trajectories)).sum(), {}
+            return (slopes * self.log_probs(policy, micro, trajectories)).sum(), {}
 
         optimize(micro_batches, loss)
         return self.metrics(batch, log_ratios.detach(), policy.device)
@@ -119,12 +119,12 @@ class PreferenceUpdate:
         total = torch.zeros(trajectories.number, device=policy.device)
         with unsharded(policy.model), evaluation_mode(policy.model):
             for micro in micro_batches:
-                total += self._log_probs(policy, micro, trajectories)
+                total += self.log_probs(policy, micro, trajectories)
                 with reference_policy(policy.model):
-                    total -= self._log_probs(policy, micro, trajectories)
+                    total -= self.log_probs(policy, micro, trajectories)
         return total
 
-    def _log_probs(self, policy: Policy, micro: TranscriptBatch, trajectories: Trajectories) -> Tensor:
+    def log_probs(self, policy: Policy, micro: TranscriptBatch, trajectories: Trajectories) -> Tensor:
         """Sum the log-probabilities of a micro-batch's utterances by trajectory, [2 P]."""
         tokens = utterance_log_probs(
             policy.model, micro, end_of_turn_id=policy.chat.end_of_turn_id, chunk_tokens=self.chunk_tokens, ends=False

@@ -71,12 +71,12 @@ def test_a_template_cannot_reach_out() -> None:
 def test_long_prompts_and_traces_go_by_rule_and_are_counted(
     tiny_model_folder: Path, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    everything = make_data(tiny_model_folder, file)._prompts["train"]
+    everything = make_data(tiny_model_folder, file).prompts["train"]
     longest = max(len(p.traces[0]) for p in everything)
     with caplog.at_level(logging.WARNING, "lit_rft"):
-        dropped = make_data(tiny_model_folder, file, max_trace_length=longest - 4)._prompts["train"]
+        dropped = make_data(tiny_model_folder, file, max_trace_length=longest - 4).prompts["train"]
     assert [len(p.traces) for p in dropped] == [1] * 7 + [0] * 3 and "3 of 10 traces are longer" in caplog.text
-    cut = make_data(tiny_model_folder, file, max_trace_length=longest - 4, long_traces="cut")._prompts["train"]
+    cut = make_data(tiny_model_folder, file, max_trace_length=longest - 4, long_traces="cut").prompts["train"]
     assert max(len(p.traces[0]) for p in cut) == longest - 4
     assert cut[9].traces[0] == everything[9].traces[0][: longest - 4]
     with pytest.raises(ValueError, match="all 10 prompts are longer than max_prompt_length=3"):
@@ -84,7 +84,7 @@ def test_long_prompts_and_traces_go_by_rule_and_are_counted(
 
 
 def test_every_prompt_comes_once_an_epoch_whatever_the_number_of_processes(tiny_model_folder: Path, file: str) -> None:
-    prompts = make_data(tiny_model_folder, file)._prompts["train"]
+    prompts = make_data(tiny_model_folder, file).prompts["train"]
 
     def epoch(rank: int, world_size: int, loader: Any = None) -> list[list[str]]:
         loader = loader or PromptLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
@@ -108,9 +108,9 @@ def test_every_prompt_comes_once_an_epoch_whatever_the_number_of_processes(tiny_
 def test_problems_without_any_download(tiny_model_folder: Path) -> None:
     data = MathPromptDataModule(str(tiny_model_folder), train_tasks={"chain_sum": 5}, eval_tasks={"chain_sum": 5})
     data.setup("fit")
-    train, evaluation = ({p.problem.prompt[0]["content"] for p in data._prompts[name]} for name in ("train", "eval"))
+    train, evaluation = ({p.problem.prompt[0]["content"] for p in data.prompts[name]} for name in ("train", "eval"))
     assert len(train) == 5 and not train & evaluation
-    assert all(len(p.traces) == 1 for p in data._prompts["train"])
+    assert all(len(p.traces) == 1 for p in data.prompts["train"])
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_files_take_the_place_of_generated_problems(
     data = MathPromptDataModule(str(tiny_model_folder), train_files=file, **tasks)
     with caplog.at_level(logging.WARNING, "lit_rft"):
         data.setup("fit")
-    assert {p.problem.id for p in data._prompts["train"]} == {f"p{i}" for i in range(10)}
-    assert {p.problem.source for p in data._prompts["eval"]} == {"chain_sum"}
+    assert {p.problem.id for p in data.prompts["train"]} == {f"p{i}" for i in range(10)}
+    assert {p.problem.source for p in data.prompts["eval"]} == {"chain_sum"}
     assert "10 problems of train_files replace 5 generated problems of chain_sum" in caplog.text
     assert "eval: train_files are given, but no eval_files: 3 generated problems of chain_sum are used" in caplog.text
     MathPromptDataModule(str(tiny_model_folder), eval_files=file, train_tasks={"gcd": 4}).setup("fit")
@@ -143,7 +143,7 @@ def test_files_take_the_place_of_generated_problems(
     data = MathPromptDataModule(str(tiny_model_folder), train_files=[file], eval_files=[file], eval_tasks={"gcd": 4})
     with caplog.at_level(logging.WARNING, "lit_rft"):
         data.setup("test")
-    assert len(data._prompts["eval"]) == 10
+    assert len(data.prompts["eval"]) == 10
     assert "10 problems of eval_files replace 4 generated problems of gcd" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "lit_rft"):
@@ -158,7 +158,7 @@ def test_files_on_the_command_line_are_not_mixed_with_a_configs_sums(tiny_model_
     data = build(resolve_configs([*config, *files]), run=False).datamodule
     data.setup("fit")
     for name in ("train", "eval"):
-        assert {prompt.problem.id for prompt in data._prompts[name]} == {f"p{i}" for i in range(10)}
+        assert {prompt.problem.id for prompt in data.prompts[name]} == {f"p{i}" for i in range(10)}
 
 
 def test_columns_of_training_and_evaluation(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_columns_of_training_and_evaluation(tiny_model_folder: Path, tmp_path: P
     columns: dict[str, str | None] = {"prompt": "q", "ground_truth": "a", "traces": "worked"}
     data = MathPromptDataModule(str(tiny_model_folder), **files, columns=columns, eval_columns={})
     data.setup("fit")
-    assert data._prompts["train"][0].trace_texts == ["It is 2."]
-    assert data._prompts["eval"][0].problem.ground_truth == "3"
+    assert data.prompts["train"][0].trace_texts == ["It is 2."]
+    assert data.prompts["eval"][0].problem.ground_truth == "3"
     data = MathPromptDataModule(str(tiny_model_folder), **files, columns=columns)
     with pytest.raises(ValueError, match=r"held_out\.jsonl:1: prompt: expected q, got a row with question, answer"):
         data.setup("fit")

@@ -210,7 +210,7 @@ def test_all_problems_are_evaluated_once(tiny_model_folder: Path, tmp_path: Path
     data.setup("validate")
     loader: Any = data.val_dataloader()
     passes = [[prompt.problem.id for batch in loader for prompt in batch.prompts] for _ in range(2)]
-    assert passes[0] == passes[1] and sorted(passes[0]) == sorted(p.problem.id for p in data._prompts["eval"])
+    assert passes[0] == passes[1] and sorted(passes[0]) == sorted(p.problem.id for p in data.prompts["eval"])
     next(iter(loader))  # a pass that was broken off
     assert [prompt.problem.id for batch in loader for prompt in batch.prompts] == passes[0]
     shares = [[], []]

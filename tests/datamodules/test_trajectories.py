@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
@@ -12,6 +13,7 @@ from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_episode
+from lit_rft.testing.tiny_stage import make_stage
 
 
 def _module(model: Path, folder: Path, **options: Any) -> TrajectoryDataModule:
@@ -108,6 +110,22 @@ def test_an_episode_without_subgoals_is_refused_for_a_hierarchy(tiny_model_folde
 def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrajectoryDataModule(**bad)
+
+
+def test_episodes_without_a_suite_train_and_nothing_else(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_episodes(path, [make_episode(0)])
+    data = TrajectoryDataModule(str(tiny_model_folder), train_files=[str(path)], batch_size=1)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 1
+    for verb in ("validate", "test", "predict"):
+        with pytest.raises(ValueError, match="no tasks to play: set"):
+            data.setup(verb)
+    with pytest.raises(ValueError, match="no tasks to play"):
+        TrajectoryDataModule(str(tiny_model_folder)).setup("fit")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(ValueError, match="limit_val_batches 0"):
+        trainer.fit(make_stage(tiny_model_folder), datamodule=data)
 
 
 def test_an_unknown_task_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -84,12 +84,12 @@ def test_no_way_through_the_rooms_is_shorter_than_the_experts() -> None:
     returns = []
     for seed in range(40):
         env = KeyRooms(step_cost=0.05)
-        env.reset(seed=seed)
-        queue, seen = deque([env]), set()
+        _, info = env.reset(seed=seed)
+        queue, seen = deque([(env, info["admissible"])]), set()
         score = None
         while score is None:
-            state = queue.popleft()
-            for action in state._possible():
+            state, admissible = queue.popleft()
+            for action in admissible:
                 after = copy.copy(state)
                 _, _, done, _, info = after.step(action)
                 if done:
@@ -97,7 +97,7 @@ def test_no_way_through_the_rooms_is_shorter_than_the_experts() -> None:
                     break
                 if (key := (after.position, after.has_key)) not in seen:
                     seen.add(key)
-                    queue.append(after)
+                    queue.append((after, info["admissible"]))
         returns.append(score)
         total, _ = play(EpisodeEnv(KeyRooms(step_cost=0.05)), EpisodeSpec("e", seed=seed, step_limit=12), rooms.expert)
         assert total == pytest.approx(score)

@@ -64,7 +64,7 @@ def test_files_with_the_same_numbers_are_counted_apart(tiny_model_folder: Path, 
 def test_problems_of_one_id_in_a_loader_of_ones_own_are_counted_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
     data = make_data(tiny_model_folder, "", train_files=None, eval_files=write_rows(tmp_path / "a.jsonl", "a", 4))
     data.setup("test")
-    prompts = [dataclasses.replace(p, problem=dataclasses.replace(p.problem, id="0")) for p in data._prompts["eval"]]
+    prompts = [dataclasses.replace(p, problem=dataclasses.replace(p.problem, id="0")) for p in data.prompts["eval"]]
     stage = make(tiny_model_folder, num_samples=1)
     trainer(tmp_path).test(stage, PromptLoader(prompts, batch_size=4, shuffle=False), verbose=False)
     assert stage.evaluator.table[""]["problems"] == 4 and stage.evaluator.table[""]["k"] == 1

@@ -145,7 +145,7 @@ def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_fold
     stage = make_online(tiny_model_folder, online={"buffer_episodes": 2})
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 6)
     cache = stage.actor_critic.features.cache
-    assert cache is not None and len(cache._new) <= 2
+    assert cache is not None and 0 < cache.size <= 2
 
 
 def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:

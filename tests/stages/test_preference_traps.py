@@ -10,6 +10,7 @@ from lit_rft.datamodules.pairs import PairLoader, PreferencePair
 from lit_rft.models import load_tokenizer
 from lit_rft.models.reference import is_reference
 from lit_rft.stages import DPO, OptimizerSettings, PolicySettings, TrajectoryDPO
+from lit_rft.stages.preference import Trajectories
 from lit_rft.testing.tiny import make_episode
 from lit_rft.testing.tiny_stage import ADAPTERS, AGENT, FLAT, fit, make_stage, speak_out
 from lit_rft.transcripts import ChatFormat, Transcript, collate_padded
@@ -32,9 +33,9 @@ def test_only_what_the_agent_wrote_counts(agent: Any, tiny_model_folder: Path) -
         transcript.append_prompt(chat.turn("Something else is here."))
 
     def log_prob(given: list[Transcript]) -> float:
-        micro = collate_padded(given, 0)
+        micro, joined = collate_padded(given, 0), Trajectories({id(transcript): 0 for transcript in given}, 1)
         with torch.no_grad():
-            return float(stage.update._log_probs(policy, micro, {id(transcript): 0 for transcript in given})[0])
+            return float(stage.update.log_probs(policy, micro, joined)[0])
 
     expected = 0.0
     for transcript in transcripts:

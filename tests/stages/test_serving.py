@@ -32,7 +32,7 @@ def fake(tiny_model_folder: Path) -> FakeVllm:
 def given(fake: FakeVllm) -> list[dict[str, torch.Tensor]]:
     """The weights of all adapters that the server was given."""
     found: list[dict[str, torch.Tensor]] = []
-    load = fake._load
+    load = fake.load_adapter
 
     def remember(name: str, folder: str) -> Any:
         sent = [file for file in Path(folder).rglob("*") if file.is_file()]
@@ -43,7 +43,7 @@ def given(fake: FakeVllm) -> list[dict[str, torch.Tensor]]:
         found.append({n: p.clone() for n, p in fake.adapters[name].named_parameters() if "lora_" in n})
         return answer
 
-    fake._load = remember  # type: ignore[method-assign]
+    fake.load_adapter = remember  # type: ignore[method-assign]
     return found
 
 
