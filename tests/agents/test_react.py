@@ -103,6 +103,12 @@ def test_repeated_actions_with_the_same_observation_end_the_episode_by_option(
     assert len(play(ReActAgent(repeat_limit=2), chat, Writer(chat, {"flat": other})).episode.steps) == 6
 
 
+def test_an_empty_first_reply_is_no_repetition(chat: ChatFormat) -> None:
+    played = play(ReActAgent(repeat_limit=2), chat, Writer(chat, {"flat": ["", RIGHT, RIGHT, RIGHT]}))
+    assert [step.action for step in played.episode.steps] == ["", *["go right"] * 3]
+    assert played.episode.outcome.success
+
+
 def test_examples_are_solved_training_episodes_of_the_task(chat: ChatFormat, tmp_path: Path) -> None:
     failed = dataclasses.replace(make_episode(0, 1, "walk"), id="failed")
     failed.outcome.success = False

@@ -39,6 +39,26 @@ def test_answers_are_compared_by_what_they_mean(pool: VerifierPool, gold: str, a
     assert pool.verify([gold], [answer]) == [Verdict.RIGHT if right else Verdict.WRONG]
 
 
+@pytest.mark.parametrize(
+    ("label", "answer", "right"),
+    [
+        ("C", r"\boxed{C}", True),
+        ("C", r"\boxed{\text{C}}", True),
+        ("C", r"\boxed{C) the leaf}", True),
+        ("C", "ANSWER: C", True),
+        ("C", "The answer is (C).", True),
+        ("C", r"\boxed{D}", False),
+        ("C", r"\boxed{3}", False),
+        ("3", r"\boxed{3}", True),  # some questions of ARC-c have the labels 1 to 4
+        ("3", "ANSWER: 3", True),
+        ("3", r"\boxed{C}", False),
+        ("3", "ANSWER: 4", False),
+    ],
+)
+def test_labels_of_options(pool: VerifierPool, label: str, answer: str, right: bool) -> None:
+    assert pool.verify([label], [answer]) == [Verdict.RIGHT if right else Verdict.WRONG]
+
+
 def test_the_releases_rule_looks_after_the_thinking() -> None:
     assert text_after_thinking("a</think>b</think>c") == "b</think>c"
     assert text_after_thinking("no mark") is None
