@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 from peft import PeftModel
 
 from lit_rft.generation import SamplingSettings, sample_groups
+from lit_rft.generation.model_check import probe_prompt
+
+BASE = "the-base-model"
+GONE = 0  # a fault: no response
 
 
 class FakeVllm:
@@ -29,10 +34,25 @@ class FakeVllm:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.change: Any = lambda answer: answer  # of the completions, for wrong ones
         self.processed = True  # --logprobs-mode processed_logprobs
+        self.rank = 64  # --max-lora-rank
+        self.context: int | None = None  # --max-model-len
+        self.fault: Callable[[str, dict[str, Any]], int | None] = lambda path, content: None
         self.decode = lambda ids: "".join(f"<{token}>" for token in ids)
         self._lock = threading.Lock()
 
+    def look(self, path: str) -> tuple[int, Any]:
+        if (code := self.fault(path, {})) is not None:
+            return code, {"error": "a fault"}
+        if path == "/health":
+            return 200, ""
+        base = {"id": BASE, "root": BASE, "parent": None, "max_model_len": self.context}
+        return 200, {"data": [base, *({"id": name, "parent": BASE} for name in list(self.adapters))]}
+
     def answer(self, path: str, content: dict[str, Any]) -> tuple[int, Any]:
+        if (code := self.fault(path, content)) is not None:
+            return code, {"error": "a fault"}
+        if content.get("model") == BASE:
+            return 200, {"choices": []}
         with self._lock:
             self.requests.append((path, content))
             if path == "/v1/load_lora_adapter":
@@ -45,13 +65,17 @@ class FakeVllm:
             if content["temperature"] == 0 and content["n"] > 1:
                 return 400, {"error": "n must be 1 when using greedy sampling"}
             answer = self._complete(**content)
-            return 200, answer if content["max_tokens"] == 1 else self.change(answer)
+            checks = content["max_tokens"] == 1 or content["prompt"] == probe_prompt(self.model)
+            return 200, answer if checks else self.change(answer)
 
     def load_adapter(self, name: str, folder: str) -> tuple[int, Any]:
         if name in self.adapters:
             return 400, {"error": f"The lora adapter '{name}' has already been loaded."}
-        import copy
-
+        if not Path(folder, "adapter_config.json").is_file():
+            return 404, {"error": f"Loading lora {name} failed: No adapter found for {folder}"}
+        rank = json.loads((Path(folder) / "adapter_config.json").read_text())["r"]
+        if rank > self.rank:
+            return 500, {"error": f"LoRA rank {rank} is greater than max_lora_rank {self.rank}."}
         self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.model), folder).eval()
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
@@ -79,13 +103,20 @@ class FakeVllm:
 
 
 @contextlib.contextmanager
-def serving(fake: FakeVllm) -> Iterator[str]:
-    """The server on a free port of this machine; gives its url."""
+def serving(fake: FakeVllm, port: int = 0) -> Iterator[str]:
+    """The server on a port of this machine, by default a free one; gives its url."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            code, answer = fake.answer(self.path, content)
+            self.respond(*fake.answer(self.path, content))
+
+        def do_GET(self) -> None:
+            self.respond(*fake.look(self.path))
+
+        def respond(self, code: int, answer: Any) -> None:
+            if code == GONE:  # the connection ends without an answer
+                return
             body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
@@ -95,7 +126,7 @@ def serving(fake: FakeVllm) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

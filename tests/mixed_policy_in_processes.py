@@ -38,7 +38,7 @@ def refuse(completions: Any, rows: Any) -> list[float]:
 
 
 def make(kind: str, model: str, folder: Path, url: str | None, targets: str | list[str]) -> tuple[Any, Any]:
-    server = ServerSettings(url, timeout=60) if url is not None else None
+    server = ServerSettings(url, timeout=60, patience=5) if url is not None else None
     lora = LoraSettings(ADAPTERS.rank, ADAPTERS.alpha, ADAPTERS.dropout, targets)
     common: dict[str, Any] = {
         "policy": PolicySettings(model=model, lora=lora),

@@ -1,5 +1,6 @@
 """Batched generation with a KV cache that is kept between turns."""
 
+from lit_rft.generation.backends import BackendSettings, CompletionBackend, ServedAdapter
 from lit_rft.generation.chat_conversations import ChatConversations
 from lit_rft.generation.chat_server import ChatServer, ChatServerError, ChatServerSettings
 from lit_rft.generation.choices import TokenTrie
@@ -11,14 +12,17 @@ from lit_rft.generation.served import ServedConversations
 from lit_rft.generation.vllm import ServerSettings, VllmServer
 
 __all__ = [
+    "BackendSettings",
     "ChatConversations",
     "ChatServer",
     "ChatServerError",
     "ChatServerSettings",
     "Completion",
+    "CompletionBackend",
     "ConversationGenerator",
     "Conversations",
     "SamplingSettings",
+    "ServedAdapter",
     "ServedConversations",
     "ServerSettings",
     "SlotCache",

@@ -1,32 +1,38 @@
-"""Keeps a policy's adapter on a generation server in sync with the policy."""
+"""Keeps a policy's adapter on a completion backend in sync with the policy."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import distributed, nn
 
-from lit_rft.generation.vllm import ServerSettings, VllmServer
+from lit_rft.generation.backends import BackendSettings, ServedAdapter
+from lit_rft.generation.model_check import PROBE, check_model, probe_prompt
+from lit_rft.models.processes import all_gather_objects, global_rank, world_size
 from lit_rft.models.sharding import adapter_state
+
+Value = TypeVar("Value")
 
 _UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")  # by vLLM
 
 
 class AdapterSync:
-    """Uploads an adapter from the first process; all processes sample with it.
+    """Uploads an adapter to a backend; all processes sample with it.
 
     Args:
-        settings: address of the server.
+        settings: of the backend. To one that all processes share, the first process uploads.
         adapter: name of the policy's adapter.
     """
 
-    def __init__(self, settings: ServerSettings, adapter: str = "default") -> None:
-        self.server = VllmServer(settings)
+    def __init__(self, settings: BackendSettings, adapter: str = "default") -> None:
+        self.backend = settings.connect()
         self._adapter = adapter
-        self._name: str | None = None
+        self._served: ServedAdapter | None = None
         self._version: int | None = None
+        self._checked = False
 
-    def name(self, policy: nn.Module, version: int) -> str:
-        """Return the server's name for the current adapter, after uploading it if it has changed.
+    def current(self, policy: nn.Module, version: int) -> ServedAdapter:
+        """Return the current adapter on the backend, after uploading it if it has changed.
 
         All processes must call this.
 
@@ -35,33 +41,57 @@ class AdapterSync:
             version: of its weights; unless it changes, or `changed` is called, nothing is uploaded.
 
         Raises:
-            ValueError: If the policy has no adapter, or one that the server does not support.
-            RuntimeError: In all processes, if the server refuses it.
+            ValueError: If the policy has no adapter, one that the backend does not support, or another base model.
+            RuntimeError: In all processes, if the backend refuses it.
         """
-        if self._name is None or version != self._version:
+        if self._served is None or version != self._version:
             if not hasattr(policy, "peft_config"):
                 raise ValueError("a server gets adapters, not whole models: set policy.lora, or leave out server")
             _check_adapter(policy, self._adapter)
-            before, self._name, self._version = self._name, self._upload(policy), version
+            before, self._served, self._version = self._served, self._upload(policy), version
             if before is not None:
-                self.server.unload(before)
-        return self._name
+                self.backend.unload(before)
+            if not self._checked:
+                self._check_model(policy, self._served)
+        return self._served
 
-    def _upload(self, policy: Any) -> str:
+    def _upload(self, policy: Any) -> ServedAdapter:
         weights = adapter_state(policy)  # from all processes
-        together = distributed.is_available() and distributed.is_initialized()
-        name_and_error = ["", ""]
-        if not together or distributed.get_rank() == 0:
+        return self._everywhere(lambda: self.backend.load(lambda folder: self._save(policy, folder, weights)))
+
+    def _check_model(self, policy: Any, served: ServedAdapter) -> None:
+        """Check that the backend's base model is the policy's; all processes compute."""
+
+        def sample() -> tuple[str, Any]:
+            ((completion,),) = self.backend.sample_groups(served, [("", probe_prompt(policy))], [1], PROBE, 0)
+            return self.backend.model, completion
+
+        model, completion = self._everywhere(sample)
+        check_model(policy, self._adapter, completion, model)
+        self._checked = True
+
+    def _everywhere(self, call: Callable[[], Value]) -> Value:
+        """Call a function in the first process, or in each for a backend of its own; return its value in all.
+
+        Raises:
+            RuntimeError: In all processes, if one fails.
+        """
+        value_and_error: list[Any] = [None, ""]
+        if not self.backend.shared or global_rank() == 0:
             try:
-                name_and_error[0] = self.server.load(lambda folder: self._save(policy, folder, weights))
-            except (RuntimeError, OSError) as error:
-                name_and_error[1] = f"{type(error).__name__}: {error}"
-        if together:
-            distributed.broadcast_object_list(name_and_error)
-        name, message = name_and_error
-        if message:
+                value_and_error[0] = call()
+            except (RuntimeError, OSError, ValueError) as error:
+                value_and_error[1] = f"{type(error).__name__}: {error}"
+        if self.backend.shared:
+            if world_size() > 1:
+                distributed.broadcast_object_list(value_and_error)
+            messages = [value_and_error[1]]
+        else:
+            messages = all_gather_objects(value_and_error[1])
+        if message := next(filter(None, messages), ""):
             raise RuntimeError(message)
-        return name
+        value: Value = value_and_error[0]
+        return value
 
     def _save(self, policy: Any, folder: Path, weights: dict[str, Any]) -> Path:
         policy.save_pretrained(
@@ -70,13 +100,13 @@ class AdapterSync:
         return folder if self._adapter == "default" else folder / self._adapter  # where PEFT writes it
 
     def changed(self) -> None:
-        """Upload the weights again at the next call of `name`."""
+        """Upload the weights again at the next call of `current`."""
         self._version = None
 
     def close(self) -> None:
-        """Remove the adapter from the server."""
-        self._name = self._version = None
-        self.server.close()
+        """Remove the adapter from the backend."""
+        self._served = self._version = None
+        self.backend.close()
 
 
 def _check_adapter(policy: Any, adapter: str) -> None:
@@ -88,6 +118,6 @@ def _check_adapter(policy: Any, adapter: str) -> None:
     config = policy.peft_config[adapter]
     if unsupported := [name for name in _UNSUPPORTED if getattr(config, name, None)]:
         raise ValueError(
-            f"a vLLM server cannot sample with an adapter that has {', '.join(unsupported)}: leave out server, or "
-            "these keys of policy.lora"
+            f"vLLM cannot sample with an adapter that has {', '.join(unsupported)}: leave out server, or these keys of "
+            "policy.lora"
         )

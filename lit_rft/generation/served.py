@@ -1,21 +1,21 @@
-"""Conversations sampled by a generation server."""
+"""Conversations sampled by a completion backend."""
 
 from collections.abc import Mapping, Sequence
 
+from lit_rft.generation.backends import CompletionBackend, ServedAdapter
 from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.full_histories import FullHistories
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
-from lit_rft.generation.vllm import VllmServer
 
 
 class ServedConversations(FullHistories):
-    """`ConversationGenerator` with a server: each turn is a request with the full conversation.
+    """`ConversationGenerator` with vLLM: each turn is a request with the full conversation.
 
-    The server keeps keys and values of the beginning (vLLM's prefix cache).
+    It keeps keys and values of the beginning (vLLM's prefix cache).
 
     Args:
-        server: samples the utterances.
-        adapter: the server's name of the policy.
+        backend: samples the utterances.
+        adapter: of the policy.
         end_ids: all tokens that end an utterance, including the model's own (`ChatFormat.end_ids`).
         sampling: temperature, limits and stop criteria.
         num_slots: maximum number of conversations at the same time.
@@ -24,15 +24,15 @@ class ServedConversations(FullHistories):
 
     def __init__(
         self,
-        server: VllmServer,
-        adapter: str,
+        backend: CompletionBackend,
+        adapter: ServedAdapter,
         end_ids: int | Sequence[int],
         sampling: SamplingSettings,
         *,
         num_slots: int,
         seed: int = 0,
     ) -> None:
-        self.server, self.adapter, self.sampling, self.seed = server, adapter, sampling, seed
+        self.backend, self.adapter, self.sampling, self.seed = backend, adapter, sampling, seed
         self._end_ids = as_ids(end_ids)
         super().__init__(num_slots)
 
@@ -47,7 +47,7 @@ class ServedConversations(FullHistories):
 
         Raises:
             ValueError: A slot has no new ids, or choices are given.
-            RuntimeError: The server's response is invalid.
+            RuntimeError: The backend fails.
         """
         if choices:
             raise ValueError(
@@ -57,7 +57,7 @@ class ServedConversations(FullHistories):
         conversations = self.append(prompts)
         self.tokens_read += sum(map(len, prompts.values()))
         named = [(f"{state.name}/{state.turn}", state.history) for state in conversations.values()]
-        groups = self.server.sample_groups(
+        groups = self.backend.sample_groups(
             self.adapter, named, [1] * len(named), self.sampling, self._end_ids, seed=self.seed
         )
         completions = {slot: sampled for slot, (sampled,) in zip(conversations, groups, strict=True)}

@@ -8,16 +8,11 @@ The server is a separate process, often with its own Python environment and GPU.
 Its log-probabilities differ from those of the trained policy by rounding; `loss.importance_cap` corrects for that. With
 vLLM's default `--logprobs-mode` they are those at temperature 1, which cannot be corrected at another temperature: such
 a server is rejected. Unlike those of `sample_groups`, they include top-k and top-p.
+
+A server that has ended or hangs costs waiting: requests are sent again, with the same seeds, when it answers again.
 """
 
-import hashlib
-import http.client
-import json
 import logging
-import tempfile
-import urllib.error
-import urllib.request
-import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_rft.generation.adapter_folders import AdapterFolders
+from lit_rft.generation.backends import ServedAdapter, check_context, check_sizes
+from lit_rft.generation.completions_api import completion_request, prompt_seed, read_completions
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
+from lit_rft.generation.server_connection import ServerConnection, ServerRefusal
+from lit_rft.generation.server_recovery import PatientRequests
+from lit_rft.generation.vllm_api import VllmApi
 
 logger = logging.getLogger(__name__)
-
-# no proxy from the environment: the server is local and receives paths
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_UNLOAD_TIMEOUT = 10.0  # seconds
 
 
 @dataclass
@@ -42,24 +39,31 @@ class ServerSettings:
         url: of the server.
         adapter_dir: folder for adapters that both processes can access; null for a temporary one on this machine.
         timeout: maximum seconds per request.
+        patience: maximum seconds to wait for a server that has ended, hangs or fails, > 0. With several processes it
+            should be shorter than the time limit of their process group (30 minutes by default).
         parallel_requests: maximum number of prompts at the same time.
     """
 
     url: str = "http://127.0.0.1:8000"
     adapter_dir: str | None = None
     timeout: float = 1800.0
+    patience: float = 600.0
     parallel_requests: int = 64
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"server.url must begin with http:// or https://, got {self.url!r}")
-        for name in ("timeout", "parallel_requests"):
+        for name in ("timeout", "patience", "parallel_requests"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
 
+    def connect(self) -> "VllmServer":
+        """Make a client; it sends nothing yet."""
+        return VllmServer(self)
+
 
 class VllmServer:
-    """A client of vLLM's OpenAI-compatible server.
+    """A client of vLLM's OpenAI-compatible server, a `CompletionBackend`.
 
     Loaded adapters are removed from the server by `close`, at the latest when this process ends.
 
@@ -67,62 +71,65 @@ class VllmServer:
         settings: of the server.
     """
 
+    shared = True
+
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self._url = settings.url.rstrip("/")
-        # name -> folder, which the server may read again while the adapter is loaded
-        self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        self._api = VllmApi(ServerConnection(settings.url, settings.timeout))
+        self._patient = PatientRequests(self.url, settings.patience, self._api.answers)
+        # which the server may read again while the adapter is loaded
+        self._folders = AdapterFolders(settings.adapter_dir)
+        self._base: dict[str, Any] | None = None
         self._checked = False
-        weakref.finalize(self, _unload_all, self._url, self._folders)
+        weakref.finalize(self, _unload_all, self._api, self._folders)
 
-    def load(self, write: Callable[[Path], Path | None]) -> str:
-        """Load an adapter into the server.
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return self._api.connection.url
 
-        Args:
-            write: writes it into a folder, in PEFT's format; returns the subfolder with the adapter, if it is in one.
+    @property
+    def model(self) -> str:
+        """The base model that the server has loaded."""
+        base = self._base_model()
+        return str(base.get("root") or base.get("id"))
 
-        Returns:
-            Its name, never reused: the server caches adapters by name.
+    def load(self, write: Callable[[Path], Path | None]) -> ServedAdapter:
+        """Load an adapter into the server; see `CompletionBackend`.
 
         Raises:
-            RuntimeError: The server is unreachable, rejects it, or returns other log-probabilities.
+            RuntimeError: The server is gone for longer than the time limit, rejects it, or is not set up as needed.
         """
-        if self.settings.adapter_dir is not None:
-            Path(self.settings.adapter_dir).mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix="lit-rft-", dir=self.settings.adapter_dir)
-        path, name = Path(folder.name).absolute(), f"lit-rft-{uuid.uuid4().hex}"
-        path.chmod(0o755)  # the server may run as another user
-        within = write(path) or path
-        self._folders[name] = folder
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(within)})
+        self._patient.resume()
+        adapter = self._folders.write(write)
+        self._patient.send(lambda: self._api.load(adapter))
         if not self._checked:
-            self._check_log_probs(name)
-        return name
+            self._patient.send(lambda: self._check_log_probs(adapter), lambda: self._api.restore(adapter))
+        return adapter
 
-    def _check_log_probs(self, adapter: str) -> None:
+    def _check_log_probs(self, adapter: ServedAdapter) -> None:
         """Check that the only allowed token has probability 1, as in the distribution that is sampled from."""
         sampling = SamplingSettings(1, 1.0, top_k=1)
-        answer = self._post("/v1/completions", self._request(adapter, [0], 1, sampling, [0]))
-        (completion,) = _samples(answer, 1, sampling, {0})
+        answer = self._api.complete(completion_request(adapter.name, [0], 1, sampling, [0], 0))
+        (completion,) = read_completions(answer, 1, sampling, {0})
         if abs(completion.log_probs[0]) > 1e-3:
             raise RuntimeError(
-                f"expected log-probabilities of the sampling distribution from {self._url}, got others: start the "
-                "server with --logprobs-mode processed_logprobs"
+                f"expected log-probabilities of the sampling distribution from {self.url}, got others: "
+                "start the server with --logprobs-mode processed_logprobs"
             )
         self._checked = True
 
-    def unload(self, name: str) -> None:
-        """Remove an adapter from the server; nothing happens if it is gone or was loaded by another process."""
-        if name in self._folders:
-            _unload(self._url, name, self._folders.pop(name))
+    def unload(self, adapter: ServedAdapter) -> None:
+        """Remove an adapter from the server; see `CompletionBackend`."""
+        _unload(self._api, self._folders, adapter)
 
     def close(self) -> None:
         """Remove all adapters from the server."""
-        _unload_all(self._url, self._folders)
+        _unload_all(self._api, self._folders)
 
     def sample_groups(
         self,
-        adapter: str,
+        adapter: ServedAdapter,
         prompts: Sequence[tuple[str, Sequence[int]]],
         sizes: Sequence[int],
         sampling: SamplingSettings,
@@ -130,128 +137,60 @@ class VllmServer:
         *,
         seed: int = 0,
     ) -> list[list[Completion]]:
-        """Sample groups of completions as `generation.sample_groups` does, with vLLM's random numbers.
-
-        Args:
-            adapter: its name on the server.
-            prompts: name and token ids of each prompt.
-            sizes: number of completions of each prompt, >= 0.
-            sampling: temperature, limits and stop criteria.
-            end_ids: all tokens that end a completion, including the model's own (`ChatFormat.end_ids`): the server ends
-                completions at these only.
-            seed: of the sampling; gives other samples than in this process.
+        """Sample groups of completions with vLLM's random numbers; see `CompletionBackend`.
 
         Raises:
-            RuntimeError: The server is unreachable, rejects the request, or returns an invalid response.
-            ValueError: The numbers of prompts and sizes differ.
+            RuntimeError: The server is gone for longer than the time limit, rejects a request, or its response is
+                invalid.
+            ValueError: The numbers of prompts and sizes differ, or a prompt does not fit the server's context.
         """
-        if len(prompts) != len(sizes):
-            raise ValueError(f"expected one size per prompt, got {len(prompts)} prompts and {len(sizes)} sizes")
+        check_sizes(prompts, sizes)
         ends = as_ids(end_ids)
+        self._patient.resume()
+        check_context(prompts, sampling.max_new_tokens, self._context())
 
         def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Completion]:
             if size == 0:
                 return []
             wanted = 1 if sampling.temperature == 0 else size  # vLLM rejects several greedy completions
-            request = self._request(adapter, list(prompt[1]), wanted, sampling, ends)
-            answer = self._post("/v1/completions", request | {"seed": _seed(seed, prompt[0])})
-            return _samples(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
+            request = completion_request(adapter.name, prompt[1], wanted, sampling, ends, prompt_seed(seed, prompt[0]))
+            answer = self._patient.send(lambda: self._complete(adapter, request), lambda: self._api.restore(adapter))
+            return read_completions(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
 
         with ThreadPoolExecutor(self.settings.parallel_requests) as threads:
-            return list(threads.map(ask, prompts, sizes))
+            try:
+                return list(threads.map(ask, prompts, sizes))
+            except BaseException:  # Ctrl-C, too, ends the requests in progress
+                self._patient.stop()
+                self._api.connection.abort()
+                raise
 
-    @staticmethod
-    def _request(
-        adapter: str, ids: list[int], size: int, sampling: SamplingSettings, end_ids: Sequence[int]
-    ) -> dict[str, Any]:
-        return {
-            "model": adapter,
-            "prompt": ids,
-            "n": size,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k or -1,
-            "top_p": sampling.top_p,
-            "stop": list(sampling.stop_strings),
-            "stop_token_ids": [*end_ids, *sampling.stop_token_ids],
-            "ignore_eos": True,  # only the end tokens named above count
-            "include_stop_str_in_output": True,
-            "skip_special_tokens": False,
-            # override the model's generation_config.json
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "logprobs": 1,
-            "return_token_ids": True,
-        }
+    def _complete(self, adapter: ServedAdapter, request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self._api.complete(request)
+        except ServerRefusal as error:
+            if error.status != 404 or adapter.name in self._api.models():
+                raise
+        self._api.restore(adapter)  # the server has been restarted between two requests
+        return self._api.complete(request)
 
-    def _post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        text = _post(self._url + path, content, self.settings.timeout)
-        # the response to loading is plain text
-        parsed = json.loads(text) if path == "/v1/completions" else {}
-        return dict(parsed)
+    def _base_model(self) -> dict[str, Any]:
+        if self._base is None:
+            models = self._patient.send(self._api.models).values()
+            self._base = next(model for model in models if not model.get("parent"))
+        return self._base
+
+    def _context(self) -> int | None:
+        """Return the maximum number of tokens of a prompt and its completion; None if the server does not tell."""
+        length = self._base_model().get("max_model_len")
+        return None if length is None else int(length)
 
 
-def _post(url: str, content: Mapping[str, Any], timeout: float) -> str:
-    """Send a request.
-
-    Raises:
-        RuntimeError: The server is unreachable or rejects it; the message has the server's response.
-    """
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    try:
-        with _OPENER.open(request, timeout=timeout) as response:
-            text: str = response.read().decode()
-            return text
-    except urllib.error.HTTPError as error:
-        reason = error.read().decode(errors="replace")[:2000]
-        raise RuntimeError(f"the server rejected {url} ({error.code}): {reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise RuntimeError(
-            f"no response from {url} ({error}): is `vllm serve` running there, with --enable-lora and "
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
-        ) from error
+def _unload_all(api: VllmApi, folders: AdapterFolders) -> None:
+    for adapter in folders.adapters:
+        _unload(api, folders, adapter)
 
 
-def _unload_all(url: str, folders: dict[str, tempfile.TemporaryDirectory[str]]) -> None:
-    while folders:
-        _unload(url, *folders.popitem())
-
-
-def _unload(url: str, name: str, folder: tempfile.TemporaryDirectory[str]) -> None:
-    try:
-        with folder:
-            _post(url + "/v1/unload_lora_adapter", {"lora_name": name}, _UNLOAD_TIMEOUT)
-    except RuntimeError as error:
-        logger.warning("cannot remove the adapter %s from the server: %s", name, error)
-
-
-def _seed(seed: int, name: str) -> int:
-    """Return the seed of a prompt; within a group vLLM increments it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1
-
-
-def _samples(answer: Mapping[str, Any], size: int, sampling: SamplingSettings, ends: set[int]) -> list[Completion]:
-    """Check a server's response and return its completions."""
-    choices = sorted(answer.get("choices", []), key=lambda choice: choice["index"])
-    if len(choices) != size:
-        raise RuntimeError(f"expected {size} completions from the server, got {len(choices)}")
-    completions = []
-    for choice in choices:
-        ids, log_probs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-        if ids is None:
-            raise RuntimeError("expected token_ids from the server, got none: use vLLM 0.10.2 or later")
-        if log_probs is None or len(log_probs) != len(ids) or not ids:
-            raise RuntimeError(f"expected a log-probability for each of {len(ids)} tokens, got {log_probs}")
-        stopped = choice["finish_reason"] == "stop"
-        if stopped and not sampling.stop_strings and ids[-1] not in ends:
-            raise RuntimeError(f"expected a completion to end with a token of {sorted(ends)}, got {ids[-1]}")
-        finished = stopped or ids[-1] in ends  # some versions report `length` for an end in the last position
-        if not finished and len(ids) != sampling.max_new_tokens:
-            raise RuntimeError(
-                f"expected up to {sampling.max_new_tokens} tokens, got a completion cut after {len(ids)} "
-                f"({choice['finish_reason']}): is the server's --max-model-len too short?"
-            )
-        completions.append(Completion([int(i) for i in ids], [float(p) for p in log_probs], finished))
-    return completions
+def _unload(api: VllmApi, folders: AdapterFolders, adapter: ServedAdapter) -> None:
+    if folders.remove(adapter):
+        api.unload(adapter)

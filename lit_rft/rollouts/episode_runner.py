@@ -13,11 +13,11 @@ from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.envs.pools import EnvPools
 from lit_rft.generation import (
+    BackendSettings,
     ChatServerSettings,
     Conversations,
     SamplingSettings,
     ServedConversations,
-    ServerSettings,
 )
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models.merging import MergedWeights, use_adapter
@@ -35,7 +35,7 @@ class EpisodeRunner:
         agent: makes the sessions of episodes.
         parallel_episodes: environment workers, and episodes decoded together.
         merge_adapters: merge the adapters into the backbone while acting.
-        server: a vLLM server that samples; None samples in this process.
+        server: vLLM, which samples; None for this library's own generator.
         chat_server: an OpenAI-compatible server that samples some or all levels, with its own model.
         pool: time and memory limits of the environments, processes or threads.
     """
@@ -46,7 +46,7 @@ class EpisodeRunner:
         *,
         parallel_episodes: int = 4,
         merge_adapters: bool = True,
-        server: ServerSettings | None = None,
+        server: BackendSettings | None = None,
         chat_server: ChatServerSettings | None = None,
         pool: PoolSettings | None = None,
     ) -> None:
@@ -118,7 +118,7 @@ class EpisodeRunner:
             served = self._served.setdefault(adapter, AdapterSync(self.server, adapter))
             served.changed()  # since the last session
             return ServedConversations(
-                served.server, served.name(policy.model, 0), policy.chat.end_ids, sampling, num_slots=num_slots,
+                served.backend, served.current(policy.model, 0), policy.chat.end_ids, sampling, num_slots=num_slots,
                 seed=seed,
             )  # fmt: skip
         acting: Callable[[], contextlib.AbstractContextManager[None]] = partial(use_adapter, policy.model, adapter)

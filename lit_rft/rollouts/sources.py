@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lit_rft.generation import Completion, SamplingSettings, ServerSettings, sample_groups
+from lit_rft.generation import BackendSettings, Completion, SamplingSettings, sample_groups
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models.merging import MergedWeights
 from lit_rft.models.sharding import sharded_parts, unsharded
@@ -78,10 +78,10 @@ class CompletionSampler:
 
     Args:
         merge_adapters: merge the adapters into the backbone while sampling.
-        server: a vLLM server that samples; None samples in this process.
+        server: vLLM, which samples; None for this library's own generator.
     """
 
-    def __init__(self, merge_adapters: bool = True, server: ServerSettings | None = None) -> None:
+    def __init__(self, merge_adapters: bool = True, server: BackendSettings | None = None) -> None:
         self.merge_adapters = merge_adapters
         self.served = None if server is None else AdapterSync(server)
 
@@ -106,8 +106,8 @@ class CompletionSampler:
         """
         end_ids = policy.chat.end_ids
         if self.served is not None:
-            adapter = self.served.name(policy.model, policy.step)
-            return self.served.server.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
+            adapter = self.served.current(policy.model, policy.step)
+            return self.served.backend.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
         with unsharded(policy.model):
             merges = self.merge_adapters and not sharded_parts(policy.model)
             acting = MergedWeights(policy.model).active if merges else contextlib.nullcontext

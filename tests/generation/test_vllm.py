@@ -1,6 +1,7 @@
 """The client of a generation server, against a small one with a real model behind it, over HTTP."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lit_rft.generation import (
     ConversationGenerator,
     Conversations,
     SamplingSettings,
+    ServedAdapter,
     ServedConversations,
     ServerSettings,
     VllmServer,
@@ -22,6 +24,7 @@ from lit_rft.models.backbone import add_lora
 from lit_rft.testing.tiny import let_adapters_act, make_model
 
 END = 2
+NONE = ServedAdapter("none", "")
 PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
 
 
@@ -76,7 +79,7 @@ def test_every_setting_reaches_the_server(fake: FakeVllm, server: VllmServer) ->
     server.sample_groups(name, PROMPTS[:1], [2], sampling, END, seed=3)
     server.sample_groups(name, PROMPTS[:1], [2], SamplingSettings(7, 0.3, stop_strings=("x",)), END, seed=4)
     (_, first), (_, second) = fake.requests[2:]  # after loading, and a look at the log-probabilities
-    expected = {"model": name, "prompt": [5, 6, 7], "n": 2, "max_tokens": 7, "temperature": 0.3, "top_k": 5,
+    expected = {"model": name.name, "prompt": [5, 6, 7], "n": 2, "max_tokens": 7, "temperature": 0.3, "top_k": 5,
                 "top_p": 0.9, "stop_token_ids": [END, 9], "stop": [], "ignore_eos": True, "return_token_ids": True,
                 "repetition_penalty": 1.0}  # fmt: skip
     assert expected.items() <= first.items()
@@ -105,13 +108,13 @@ def test_a_prompts_seed_is_its_own(fake: FakeVllm, server: VllmServer) -> None:
 
 
 def test_adapters_come_and_go(fake: FakeVllm, server: VllmServer, tmp_path: Path) -> None:
-    server.settings.adapter_dir = str(tmp_path / "served")
+    server = VllmServer(replace(server.settings, adapter_dir=str(tmp_path / "served")))
     first, second = server.load(adapted(0).save_pretrained), server.load(adapted(1).save_pretrained)
-    assert set(fake.adapters) == {first, second}
+    assert set(fake.adapters) == {first.name, second.name}
     assert all(folder.parent == tmp_path / "served" and folder.is_dir() for folder in folders(fake))
     server.unload(first)
-    assert set(fake.adapters) == {second}
-    server.unload("another process's")
+    assert set(fake.adapters) == {second.name}
+    server.unload(ServedAdapter("another process's", ""))
     server.unload(second)
     assert not fake.adapters and not list((tmp_path / "served").iterdir())
 
@@ -205,20 +208,23 @@ def test_a_server_that_has_gone_does_not_keep_a_run_from_ending(fake: FakeVllm, 
 
 def test_sizes_and_prompts_are_checked(server: VllmServer) -> None:
     with pytest.raises(ValueError, match="expected one size per prompt, got 3 prompts and 1 sizes"):
-        server.sample_groups("any", PROMPTS, [1], SamplingSettings(5), END)
+        server.sample_groups(NONE, PROMPTS, [1], SamplingSettings(5), END)
 
 
-def test_what_the_server_says_is_passed_on(server: VllmServer) -> None:
-    with pytest.raises(RuntimeError, match=r"rejected http\S+/v1/completions \(404\).*does not exist"):
-        server.sample_groups("unknown", PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
+def test_what_the_server_says_is_passed_on(fake: FakeVllm, server: VllmServer) -> None:
+    fake.fault = lambda path, content: 400 if path == "/v1/completions" else None
+    with pytest.raises(RuntimeError, match=r"rejected http\S+/v1/completions \(400\).*a fault"):
+        server.sample_groups(NONE, PROMPTS[:1], [2], SamplingSettings(5, 1.0), END)
 
 
 def test_no_server() -> None:
     with pytest.raises(RuntimeError, match="is `vllm serve` running there"):
-        VllmServer(ServerSettings("http://127.0.0.1:9", timeout=5)).load(adapted().save_pretrained)
+        VllmServer(ServerSettings("http://127.0.0.1:9", timeout=5, patience=0.5)).load(adapted().save_pretrained)
 
 
-@pytest.mark.parametrize("settings", [{"url": "127.0.0.1:8000"}, {"timeout": 0}, {"parallel_requests": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"url": "127.0.0.1:8000"}, {"timeout": 0}, {"patience": 0}, {"parallel_requests": 0}]
+)
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"server.{next(iter(settings))}"):
         ServerSettings(**settings)
@@ -251,7 +257,7 @@ def test_conversations_equal_those_with_a_cache(server: VllmServer) -> None:
 
 
 def test_slots_of_served_conversations_are_limited(server: VllmServer) -> None:
-    served = ServedConversations(server, "any", END, SamplingSettings(5), num_slots=1)
+    served = ServedConversations(server, NONE, END, SamplingSettings(5), num_slots=1)
     slot = served.open("one")
     with pytest.raises(RuntimeError, match="all 1 slots are taken"):
         served.open("two")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lit_rft.generation import SamplingSettings, ServerSettings
+from lit_rft.generation import BackendSettings, SamplingSettings
 from lit_rft.rollouts.losses import needs_of
 from lit_rft.stages.core.settings import ObjectiveSettings
 
@@ -41,7 +41,7 @@ def check_ppo_loss(loss: Any) -> None:
         raise ValueError(f"PPO has neither traces nor entropies, which {name} needs: use it with GRPO's stages")
 
 
-def check_served(server: ServerSettings | None, sampling: SamplingSettings, loss: Any) -> None:
+def check_served(server: BackendSettings | None, sampling: SamplingSettings, loss: Any) -> None:
     """Check that a loss can correct for the rounding of a generation server.
 
     Raises:
