@@ -1,14 +1,16 @@
-"""The configuration of each verb, in the run's folder."""
+"""The configuration of each verb, and the environment of training, in the run's folder."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_rft
-from lit_rft._files import replacing
+from lit_rft._files import replacing, write_json
+from lit_rft._machine import describe_machine
 
 # Keys of one call, not of the run: with them a config would not fit other verbs, or would resume unintentionally.
 _OF_ONE_CALL = ("ckpt_path", "overwrite", "return_predictions", "verbose", "weights_only")
@@ -19,6 +21,7 @@ class RunConfig(SaveConfigCallback):
 
     Every verb accepts each of them with `-c`. They are in `trainer.default_root_dir`. A rejected training run leaves
     the existing file unchanged; a resumed one with other settings keeps it as `config.1.yaml` and so on.
+    `environment.json` has versions, devices and memory of the last training process.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -28,6 +31,8 @@ class RunConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, "config.yaml")
+        if trainer.is_global_zero:
+            write_json(Path(trainer.default_root_dir, "environment.json"), describe_machine() | _devices(trainer))
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         if not trainer.is_global_zero:
@@ -45,6 +50,12 @@ class RunConfig(SaveConfigCallback):
             path.rename(_unused(path))
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _devices(trainer: L.Trainer) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "processes": trainer.world_size, "precision": str(trainer.precision)}
 
 
 def _leave_folder_to_the_run(config: Any) -> None:

@@ -20,6 +20,7 @@ usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
        lit-rft collect ENV --expert FUNCTION --out FILE [--KEY VALUE]...
        lit-rft make-model FILE... --out FOLDER [--KEY VALUE]...
        lit-rft eto -c CONFIG [--folder FOLDER] [--iterations N] [--KEY VALUE]...
+       lit-rft show RUN... [--out FILE]
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
@@ -32,6 +33,7 @@ verbs:
   make-model
             write a small untrained model for the words of stored episodes; make-model --help
   eto       explore, pair with experts' episodes and train by DPO, several times; eto --help
+  show      write curves, rollouts and settings of runs as one HTML file; show --help
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"lit-rft {__version__}")
         return
     argv = take_debug(argv)
-    if argv[:1] in (["check-env"], ["collect"], ["make-model"], ["eto"]):
+    if argv[:1] in (["check-env"], ["collect"], ["make-model"], ["eto"], ["show"]):
         run_command(*argv)
         return
     argv = resolve_configs(argv)
@@ -71,15 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: str, *argv: str) -> None:
-    """Run a command that builds no stage itself: about environments, `make-model` or `eto`."""
+    """Run a command that builds no stage itself: about environments, `make-model`, `eto` or `show`."""
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():
         from lit_rft.env_commands import run_check_env, run_collect
         from lit_rft.eto import run_eto
         from lit_rft.model_command import run_make_model
+        from lit_rft.show_command import run_show
 
-        commands = {"check-env": run_check_env, "collect": run_collect, "make-model": run_make_model, "eto": run_eto}
+        commands = {
+            "check-env": run_check_env, "collect": run_collect, "make-model": run_make_model, "eto": run_eto,
+            "show": run_show,
+        }  # fmt: skip
         commands[command](argv)
 
 

@@ -28,6 +28,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "losses": {"rollouts", "objectives"},
     "advantages": {"rollouts", "objectives", "models"},  # of models: sums over processes
     "sources": {"rollouts", "batches", "models", "problems"},  # of models: what processes agree on
+    "viewer": {"records", "episodes"},  # of runs, from their files alone
     "records": {"episodes", "rows"},  # of rollouts, on disk
     "rollouts": {"records", "agents", "batches", "envs", "episodes", "generation", "models", "objectives", "rewards"}
     | {"metrics", "problems", "transcripts"},
@@ -42,12 +43,12 @@ _BELOW_STAGES = {
 MAY_KNOW["stages"] = _BELOW_STAGES
 MAY_KNOW["callbacks"] = _BELOW_STAGES
 MAY_KNOW["testing"] = {"stages", "datamodules", *_BELOW_STAGES}  # for tests of users' own parts, and for ours
-MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs", "episodes", "models"}
+MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs", "episodes", "models", "viewer"}
 MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on top of everything
 MODULES_OF = dict.fromkeys(
     (
         "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
-        "eto", "model_command",
+        "eto", "model_command", "show_command",
     ),
     "cli",
 )  # fmt: skip
@@ -62,7 +63,7 @@ MAY_USE: dict[str, set[str]] = {
 }
 # ... Lightning, which only these know, and torch, which what plays the environments can do without.
 KNOW_LIGHTNING = {"testing", "stages", "datamodules", "callbacks", "cli", "demo"}
-WITHOUT_TORCH = {"rows", "episodes", "records", "envs", "configs"}
+WITHOUT_TORCH = {"rows", "episodes", "records", "viewer", "envs", "configs"}
 
 
 def modules() -> list[Path]:

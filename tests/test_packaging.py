@@ -21,7 +21,7 @@ import lit_rft
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("lit_rft", "datamodules", "callbacks", "configs")
 ENVIRONMENTS = {"scienceworld", "alfworld", "textworld", "openenv"}
-EXTRAS = ENVIRONMENTS | {"plots", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
+EXTRAS = ENVIRONMENTS | {"browser", "plots", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
 
 
 def import_name(path: Path) -> str:
@@ -87,6 +87,12 @@ def test_wheel_has_every_config(wheel: Path) -> None:
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".yaml", ".yml"))}
     written = {f"lit_rft/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.y*ml")}
     assert written and shipped == written
+
+
+def test_wheel_has_the_files_of_the_viewer(wheel: Path) -> None:
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("lit_rft/viewer/static/")}
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "lit_rft" / "viewer" / "static").iterdir()}
+    assert len(written) > 10 and shipped == written
 
 
 def test_installed_wheel_imports_everything_from_outside_the_root(installed: Path, tmp_path: Path) -> None:

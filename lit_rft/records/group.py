@@ -135,7 +135,7 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, Episode):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        pairs = ((f, getattr(value, name)) for name, f in _fields(value.__class__).items())
         return {f.name: _to_plain(item) for f, item in pairs if not _is_default(f, item)}
     if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
         return [_to_plain(item) for item in value]
@@ -151,6 +151,11 @@ def _is_default(field_: dataclasses.Field[Any], value: Any) -> bool:
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls)}
 
 
 def _build(expected: Any, value: Any, where: str) -> Any:
@@ -176,7 +181,7 @@ def _build(expected: Any, value: Any, where: str) -> Any:
 def _build_record(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise RolloutRecordError(f"expected an object, got {show_value(value)}", where)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = _fields(cls)
     prefix = f"{where}." if where else ""
     for name in value.keys() - fields.keys():
         raise RolloutRecordError(f"unknown field; known are {', '.join(fields)}", f"{prefix}{name}")
