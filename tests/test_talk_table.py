@@ -178,6 +178,8 @@ def check_papers_settings(stage: Any, model: Path) -> None:
     """A node of 8 GPUs would run it: here with a small model."""
     assert stage.agent.max_length == 8192 and stage.optimizer_settings.weight_decay == 0.01
     assert stage.policy_settings.gradient_checkpointing
+    prompted = type(stage.agent).__name__ in ("ReActAgent", "ReflexionAgent", "SwiftSageAgent")  # they write more
+    assert stage.acting.sampling.max_new_tokens == (256 if prompted else 64)
     stage.policy_settings = dataclasses.replace(stage.policy_settings, model=str(model), start_from=None)
     stage.configure_model()
     adapters = [name for name, weight in stage.named_parameters() if "lora_" in name and weight.requires_grad]
