@@ -1,4 +1,4 @@
-"""Who may know whom, over every import statement, those inside functions included (docs: the library's layers)."""
+"""Import rules of the packages, over every import statement, those inside functions included."""
 
 import ast
 import sys

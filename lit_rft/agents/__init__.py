@@ -50,7 +50,7 @@ from lit_rft.agents.records import (
 )
 from lit_rft.agents.reflexion import ReflexionAgent
 from lit_rft.agents.scripted import ScriptedAgent
-from lit_rft.agents.swift import SwiftAgent
+from lit_rft.agents.swift import StateField, SwiftAgent
 from lit_rft.agents.swift_sage import SagePrompts, SwiftSageAgent
 from lit_rft.agents.switch import SwitchSettings
 
@@ -89,6 +89,7 @@ __all__ = [
     "SagePrompts",
     "ScriptedAgent",
     "Session",
+    "StateField",
     "Stop",
     "SupportsActingLevels",
     "SupportsAdmissible",

@@ -64,6 +64,15 @@ class SupportsTrials(Protocol):
 
 
 @runtime_checkable
+class SupportsRetelling(Protocol):
+    """An agent that writes stored episodes in its own format."""
+
+    def retell(self, episode: Episode) -> str:
+        """Write an episode's utterances and observations, for a prompt of a later trial."""
+        ...
+
+
+@runtime_checkable
 class SupportsPrepare(Protocol):
     """A session that reads the name of its task, and notes on it."""
 
@@ -108,6 +117,13 @@ def admissible_actions(agent: Agent) -> AdmissibleActions | None:
 def acting_levels(agent: Agent) -> tuple[str, ...]:
     """Return the levels that read the list of admissible actions."""
     return agent.acting_levels if isinstance(agent, SupportsActingLevels) else agent.levels
+
+
+def retell(agent: Agent, episode: Episode) -> str:
+    """Write an episode for a prompt: as the agent does, or its actions and observations."""
+    if isinstance(agent, SupportsRetelling):
+        return agent.retell(episode)
+    return "\n".join(f"> {step.action}\n{step.observation.strip()}" for step in episode.steps)
 
 
 def prepare(session: Session, task: str, notes: Sequence[str]) -> None:

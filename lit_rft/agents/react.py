@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
 from lit_rft.agents.base import Act, Ask, Session, Stop, Turn, check_positive
-from lit_rft.agents.examples import Examples
+from lit_rft.agents.examples import Examples, step_texts
 from lit_rft.agents.formats import Answer
 from lit_rft.agents.lines import lines_of, read_line, write_single_line
 from lit_rft.agents.opening import opening_text
@@ -100,6 +100,22 @@ class ReActAgent:
             return recorded
         steps = zip(episode.steps, recorded_thoughts(episode), strict=True)
         return [write_answer(ThoughtAction(), chat, step.action, thought) for step, thought in steps]
+
+    def retell(self, episode: Episode) -> str:
+        """Write an episode: its utterances if they have its actions, else the actions; and the observations."""
+        written, lines = iter(texts_of(episode, "utterances", LEVEL)), list[str]()
+        for step in episode.steps:
+            action = ""
+            for text in written:
+                lines.append(text.strip())
+                answer = ThoughtAction().parse(text)
+                action = "" if answer is None else answer.action
+                if answer is not None or step.action == "":
+                    break
+            if action != step.action:
+                return "\n".join(step_texts(episode, ThoughtAction()))
+            lines.append(f"Observation: {step.observation.strip()}")
+        return "\n".join(lines)
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
         """Return the environment's reward of each step.

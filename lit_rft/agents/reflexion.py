@@ -1,16 +1,25 @@
 """Reflexion (Shinn et al. 2023, arXiv 2303.11366): trials of a task, each after a reflection on the last failure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from lit_rft.agents.base import Ask, Session, Turn, check_positive
-from lit_rft.agents.examples import step_texts
+from lit_rft.agents.admissible import AdmissibleActions
+from lit_rft.agents.base import Agent, Ask, Session, Turn, check_positive
 from lit_rft.agents.opening import separate_task
-from lit_rft.agents.react import LEVEL, ReActAgent, ReActSession, ThoughtAction
-from lit_rft.agents.records import replay, texts_of
+from lit_rft.agents.optional import (
+    acting_levels,
+    admissible_actions,
+    admit,
+    keeps_thoughts,
+    keeps_turns,
+    notice,
+    prepare,
+    retell,
+)
+from lit_rft.agents.react import ReActAgent
+from lit_rft.agents.records import NOTES, UTTERANCES, texts_of
 from lit_rft.envs.base import EpisodeSpec
-from lit_rft.episodes import Episode, Subgoal
+from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 REFLECTION = "reflection"
@@ -18,21 +27,25 @@ REFLECTION = "reflection"
 
 @dataclass(frozen=True)
 class ReflexionAgent:
-    """A ReAct agent that plays a task again after a failure, with the plans that it made after its earlier trials.
+    """An agent that plays a task again after a failure, with the plans that it made after its earlier trials.
 
     The evaluator plays the trials: `next_trial` gives the specification of each. A trial begins with a reflection on
     the one before, written by the level `reflection`: its transcript and the plans so far, without examples. A solved
-    task is not played again. Failure rules are limits of `agent` (`repeat_limit`, `turn_limit`) and the environment's.
+    task is not played again. Failure rules are limits of `agent` (ReAct's `repeat_limit`, `turn_limit`) and the
+    environment's.
 
     Args:
-        agent: plays the trials.
+        agent: plays the trials, any agent; null for the paper's, `ReActAgent`.
         max_trials: maximum number of trials of a task, > 0.
         memory: number of latest plans that a trial and a reflection read, > 0.
         prompt: system prompt of the reflection.
         max_prompt_tokens: of the reflection's prompt, > 0; the earliest steps of a longer trial are left out.
+
+    Raises:
+        ValueError: For a number out of range, or an agent with a level named `reflection`.
     """
 
-    agent: ReActAgent = field(default_factory=ReActAgent)
+    agent: Agent | None = None
     max_trials: int = 3
     memory: int = 3
     prompt: str = (
@@ -43,18 +56,37 @@ class ReflexionAgent:
 
     def __post_init__(self) -> None:
         check_positive(self, "max_trials", "memory", "max_prompt_tokens")
+        if REFLECTION in self.player.levels:
+            raise ValueError(f"agent has a level {REFLECTION!r} already, got {type(self.player).__name__}")
+
+    @property
+    def player(self) -> Agent:
+        """The agent that plays the trials."""
+        return self.agent if self.agent is not None else ReActAgent()
 
     @property
     def levels(self) -> tuple[str, ...]:
-        return (*self.agent.levels, REFLECTION)
+        return (*self.player.levels, REFLECTION)
 
     @property
     def max_length(self) -> int:
-        return self.agent.max_length
+        return self.player.max_length
 
     @property
-    def admissible(self) -> Any:
-        return self.agent.admissible
+    def keep_thoughts(self) -> bool:
+        return keeps_thoughts(self.player)
+
+    @property
+    def keep_turns(self) -> bool:
+        return keeps_turns(self.player)
+
+    @property
+    def admissible(self) -> AdmissibleActions | None:
+        return admissible_actions(self.player)
+
+    @property
+    def acting_levels(self) -> tuple[str, ...]:
+        return acting_levels(self.player)
 
     def next_trial(self, spec: EpisodeSpec, trials: Sequence[Episode]) -> EpisodeSpec | None:
         """Return the specification of the next trial; None after a success or the last trial.
@@ -65,49 +97,40 @@ class ReflexionAgent:
         """
         if trials and (trials[-1].outcome.success or len(trials) == self.max_trials):
             return None
-        plans = [text for trial in trials for text in texts_of(trial, "utterances", REFLECTION)]
-        notes = (_retell(trials[-1]), *plans) if trials else ()
+        plans = [text for trial in trials for text in texts_of(trial, UTTERANCES, REFLECTION)]
+        notes = (retell(self.player, trials[-1]), *plans) if trials else ()
         return replace(spec, id=f"{spec.id}/trial{len(trials) + 1}", notes=notes)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
-        return ReflexionSession(self, chat)
+        return ReflexionSession(self, episode_id, chat)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
-        """Make the transcripts of the actions and of the reflection before them."""
-        plans = texts_of(episode, "utterances", REFLECTION)
-        texts = {LEVEL: self.agent.utterances(episode, chat), **({REFLECTION: plans} if plans else {})}
-        return replay(ReflexionSession(self, chat), episode, chat, texts)
+        """Make the transcripts of the agent's levels, and of the reflection before them."""
+        notes, written = texts_of(episode, NOTES), texts_of(episode, UTTERANCES, REFLECTION)
+        if not (episode.steps and notes and written):
+            return self.player.transcripts(episode, chat)
+        session = ReflexionSession(self, episode.id, chat)
+        session.prepare(episode.task, notes)
+        reflection = Transcript(REFLECTION, chat.end_of_turn_id, episode.id)
+        reflection.append_prompt(session.prompt(episode.task_description))
+        reflection.append_utterance(chat.utterance(written[0]))
+        task = session.task_with_plans(episode.task_description, episode.initial_observation, written[0])
+        return [*self.player.transcripts(replace(episode, task_description=task), chat), reflection]
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        return [] if level == REFLECTION else self.agent.outcomes(episode, level)
+        return [] if level == REFLECTION else self.player.outcomes(episode, level)
 
     def update(self, level: str, observation: str) -> str:
-        return self.agent.update(level, observation)
-
-
-def _retell(trial: Episode) -> str:
-    """Write a trial: its utterances if they have its actions, else the actions; and the observations."""
-    written, lines = iter(texts_of(trial, "utterances", LEVEL)), list[str]()
-    for step in trial.steps:
-        action = ""
-        for text in written:
-            lines.append(text.strip())
-            answer = ThoughtAction().parse(text)
-            action = "" if answer is None else answer.action
-            if answer is not None or step.action == "":
-                break
-        if action != step.action:
-            return "\n".join(step_texts(trial, ThoughtAction()))
-        lines.append(f"Observation: {step.observation.strip()}")
-    return "\n".join(lines)
+        return self.player.update(level, observation)
 
 
 class ReflexionSession:
     """One trial of a `ReflexionAgent`."""
 
-    def __init__(self, agent: ReflexionAgent, chat: ChatFormat) -> None:
+    def __init__(self, agent: ReflexionAgent, episode_id: str, chat: ChatFormat) -> None:
         self.agent, self.chat = agent, chat.at(REFLECTION)
-        self._session = ReActSession(agent.agent, chat.at(LEVEL))
+        levels = agent.player.levels
+        self._session = agent.player.session(episode_id, chat.at(levels[0]) if len(levels) == 1 else chat)
         self._notes: list[str] = []  # the last trial, then the plans so far
         self._opening: tuple[str, str] | None = None  # of the episode, while the reflection is written
 
@@ -117,32 +140,45 @@ class ReflexionSession:
 
     def prepare(self, task: str, notes: Sequence[str]) -> None:
         """Take the last trial and the plans."""
-        self._session.prepare(task, ())
+        prepare(self._session, task, ())
         self._notes = list(notes)
 
     def admit(self, actions: Sequence[str]) -> None:
-        self._session.admit(actions)
+        admit(self._session, actions)
+
+    def notice(self, step: Step) -> None:
+        notice(self._session, step)
 
     def start(self, task_description: str, observation: str) -> Turn:
         """Reflect on the last trial, if there is one."""
         if not self._notes:
             return self._session.start(task_description, observation)
         self._opening = task_description, observation
-        return Ask(REFLECTION, self._prompt(task_description))
+        return Ask(REFLECTION, self.prompt(task_description))
 
     def receive(self, text: str) -> Turn:
         if self._opening is None:
             return self._session.receive(text)
         (task, observation), self._opening = self._opening, None
+        return self._session.start(self.task_with_plans(task, observation, text), observation)
+
+    def task_with_plans(self, task_description: str, observation: str, text: str) -> str:
+        """Append the latest plans to the task.
+
+        Args:
+            task_description: the task in words.
+            observation: the first one.
+            text: utterance of the reflection.
+        """
         plans = _numbered([*self._plans(), self._plan(text)], self.agent.memory)
-        task = separate_task(task, observation)
-        return self._session.start(f"{task}\n\nPlans after earlier trials:\n{plans}".lstrip(), observation)
+        task = separate_task(task_description, observation)
+        return f"{task}\n\nPlans after earlier trials:\n{plans}".lstrip()
 
     def observe(self, observation: str) -> Turn:
         return self._session.observe(observation)
 
     def subgoals(self, num_steps: int) -> list[Subgoal]:
-        return []
+        return self._session.subgoals(num_steps)
 
     def _plan(self, text: str) -> str:
         return " ".join((self.chat.answer(text) or "").split())
@@ -150,7 +186,8 @@ class ReflexionSession:
     def _plans(self) -> list[str]:
         return [self._plan(text) for text in self._notes[1:]]
 
-    def _prompt(self, task_description: str) -> list[int]:
+    def prompt(self, task_description: str) -> list[int]:
+        """Return the ids of the reflection's prompt."""
         lines = self._notes[0].splitlines()
         plans = _numbered(self._plans(), self.agent.memory)
         earlier = f"\n\nPlans so far:\n{plans}" if plans else ""

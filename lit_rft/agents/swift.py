@@ -1,6 +1,6 @@
 """Swift, the fast part of SwiftSage (Lin et al. 2023, arXiv 2305.17390): a flat policy that reads fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lit_rft.agents.answers import read_answer, write_answer
@@ -11,6 +11,39 @@ from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 SWIFT = "swift"
+
+
+@dataclass(frozen=True)
+class StateField:
+    """A field of the prompt: the observation of the last valid action of a kind.
+
+    Args:
+        name: heading of the field.
+        actions: beginnings of the actions; an empty one is that of every action.
+        opening: begin with the first observation of the episode; else the field is left out until there is an action.
+        max_characters: of the observation, > 0.
+    """
+
+    name: str
+    actions: Sequence[str]
+    opening: bool = True
+    max_characters: int = 800
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_characters")
+        if not self.name or isinstance(self.actions, str) or not self.actions:
+            raise ValueError(f"a field needs a name and a list of actions, got {self.name!r} and {self.actions!r}")
+
+    def text(self, progress: "Progress") -> str:
+        """Return the field's observation in one line; empty without any."""
+        beginnings = tuple(self.actions)
+        seen = [step.observation for step in progress.steps if step.valid and step.action.startswith(beginnings)]
+        observation = seen[-1] if seen else progress.opening if self.opening else ""
+        return one_line(separate_task(observation, progress.task), self.max_characters)
+
+
+def _last_observation() -> list[StateField]:
+    return [StateField("Observation", [""])]
 
 
 @dataclass
@@ -31,19 +64,14 @@ class Progress:
     def score(self) -> float:
         return self.steps[-1].score if self.steps else 0.0
 
-    @property
-    def look(self) -> str:
-        """The observation of the last action that looks or moves, or the first one of the episode."""
-        looks = [step.observation for step in self.steps if step.valid and step.action.startswith(("look", "go "))]
-        return looks[-1] if looks else self.opening
+    def text(self, number: int, max_characters: int, fields: Sequence[StateField]) -> str:
+        """Write the state: task, time, score, last actions with the starts of their observations, then the fields.
 
-    @property
-    def inventory(self) -> str:
-        """The answer to the last request for the inventory; empty without any."""
-        return next((s.observation for s in reversed(self.steps) if s.action == "inventory" and s.valid), "")
-
-    def fields(self, number: int, max_characters: int) -> str:
-        """Write the fields, with the last `number` actions, each with its reward and the start of its observation."""
+        Args:
+            number: of last actions.
+            max_characters: of the observation of each.
+            fields: see `StateField`.
+        """
         first = max(0, len(self.steps) - number)
         actions = [
             f"{index}. {step.action or '(none)'}{f' ({step.reward:+.2f})' if step.reward else ''}: "
@@ -54,9 +82,7 @@ class Progress:
             "Task": self.task,
             "Time": f"{len(self.steps)}. Score: {self.score:.2f}",
             "Last actions": "\n".join(["", *actions]) if actions else "none",
-            "Look": one_line(separate_task(self.look, self.task), 4 * max_characters),
-            "Inventory": one_line(self.inventory, 2 * max_characters),
-        }
+        } | {field.name: field.text(self) for field in fields}
         return "\n".join(f"{name}: {text}" for name, text in parts.items() if text)
 
 
@@ -85,7 +111,7 @@ def fitting(chat: ChatFormat, system: str, user: Callable[[int], str], history: 
 
 @dataclass(frozen=True)
 class SwiftAgent:
-    """A flat policy that reads the state of an episode as fields: score, last actions, look and inventory.
+    """A flat policy that reads the state of an episode as fields: score, last actions, and observations by `fields`.
 
     Each prompt is a conversation of its own, and so is each example in training. Every action of an expert episode is
     an example, the first one included.
@@ -94,16 +120,23 @@ class SwiftAgent:
         prompt: system prompt.
         max_length: maximum tokens of a prompt with its action, > 0.
         history: number of last actions in a prompt, > 0.
-        max_characters: of the observation of each of them, > 0; look and inventory may be longer.
+        max_characters: of the observation of each of them, > 0.
+        fields: further observations in a prompt, each under its name; by default the last one. The paper's are those of
+            the room and of the inventory, whose actions have their environment's words.
     """
 
     prompt: str = "You act. Read the state of the task, and answer with the next action."
     max_length: int = 2048
     history: int = 10
     max_characters: int = 200
+    fields: Sequence[StateField] = field(default_factory=_last_observation)
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length", "history", "max_characters")
+
+    def state(self, progress: Progress, number: int) -> str:
+        """Write an episode so far, with a number of last actions."""
+        return progress.text(number, self.max_characters, self.fields)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -128,7 +161,7 @@ class SwiftAgent:
         return fitting(
             chat,
             self.prompt,
-            lambda number: progress.fields(number, self.max_characters),
+            lambda number: self.state(progress, number),
             self.history,
             self.max_length,
         )

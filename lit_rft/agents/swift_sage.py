@@ -241,10 +241,10 @@ class SwiftSageSession:
 
     def _ask_sage(self, waiting: str, system: str, before: str, after: str, history: int) -> Ask:
         self._waiting = waiting
-        progress, max_characters = self._swift.progress, self.agent.swift.max_characters
+        progress, swift = self._swift.progress, self.agent.swift
 
         def user(number: int) -> str:
-            return f"{before}{progress.fields(number, max_characters)}{after}"
+            return f"{before}{swift.state(progress, number)}{after}"
 
         return Ask(SAGE, fitting(self.chat, system, user, history, self.agent.max_length))
 

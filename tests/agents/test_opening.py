@@ -60,7 +60,7 @@ def test_a_task_of_its_own_is_written(name: str, chat: ChatFormat) -> None:
 
 def test_a_swift_agent_looks_at_nothing_else(chat: ChatFormat) -> None:
     text = chat.tokenizer.decode(SwiftAgent().transcripts(record(START), chat)[0].input_ids)
-    assert f"Task: {START}" in text and "Look:" not in text
+    assert f"Task: {START}" in text and "Observation:" not in text
 
 
 def test_plans_of_earlier_trials_take_the_place_of_the_task(chat: ChatFormat) -> None:

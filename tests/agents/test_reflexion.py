@@ -10,11 +10,16 @@ from lit_rft.agents import (
     AdmissibleActions,
     EpisodePlayer,
     FlatAgent,
+    HierarchicalAgent,
+    HierarchyPrompts,
+    MarkedAgent,
     PlayedEpisode,
     ReActAgent,
     ReflexionAgent,
+    SwiftAgent,
     add_outcomes,
 )
+from lit_rft.agents.optional import acting_levels, admissible_actions, keeps_thoughts, keeps_turns
 from lit_rft.envs import EpisodeSpec
 from lit_rft.testing.tiny import make_episode
 from lit_rft.transcripts import ChatFormat
@@ -63,6 +68,44 @@ def test_trials_begin_with_a_reflection_and_end_with_a_success(chat: ChatFormat)
         assert_recorded(agent, chat, played)
         rendered = add_outcomes(played.transcripts, played.episode, chat, agent)
         assert [t.level for t in rendered] == ["flat"]  # reflections have no outcome
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [FlatAgent("Act."), HierarchicalAgent(HierarchyPrompts("Plan.", "Act.")), MarkedAgent(FlatAgent("Act.")),
+     SwiftAgent("Act.")],
+    ids=lambda agent: type(agent).__name__,
+)  # fmt: skip
+def test_any_agent_plays_the_trials(inner: Any, chat: ChatFormat) -> None:
+    """Its records are the tokens of play, and its settings those of the wrapped agent."""
+    agent = ReflexionAgent(inner, max_trials=3)
+    actions = ["go left"] * 3 + ["go right"] * 3
+    texts = {
+        "flat": actions, "swift": actions, "high": ["go on"] * 2, "reflection": ["Go right."],
+        "low": [f"{action}\ncontinue" for action in actions],
+    }  # fmt: skip
+    writer = Writer(chat, texts)
+    trials = play_trials(agent, chat, writer, dataclasses.replace(SPEC, step_limit=3))
+    assert [played.episode.outcome.success for played in trials] == [False, True]
+    read = prompts(writer, chat)
+    (reflection,) = [prompt for prompt in read if "Write the new plan." in prompt]
+    assert reflection.count("> go left\nYou are in room 0.") == 3
+    planned = [prompt for prompt in read if "Plans after earlier trials:\n1. Go right." in prompt]
+    marked = isinstance(inner, MarkedAgent)
+    assert planned and all(("Solve the task correctly." in prompt) is marked for prompt in planned)
+    for played in trials:
+        played.transcripts = [transcript for transcript in played.transcripts if transcript.num_decisions]
+        if not marked or played.episode.outcome.success:  # records of failures have another marker than play
+            assert_recorded(agent, chat, played)
+        assert bool(played.episode.subgoals) is isinstance(inner, HierarchicalAgent)
+    assert agent.levels == (*inner.levels, "reflection") and agent.max_length == inner.max_length
+    for setting in (keeps_turns, keeps_thoughts, admissible_actions, acting_levels):
+        assert setting(agent) == setting(inner)
+
+
+def test_an_agent_with_such_a_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="has a level 'reflection' already, got ReflexionAgent"):
+        ReflexionAgent(ReflexionAgent())
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(1, "3. c"), (2, "2. b\n3. c"), (3, "1. a\n2. b\n3. c")])

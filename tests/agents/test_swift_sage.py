@@ -12,6 +12,7 @@ from lit_rft.agents import (
     EpisodePlayer,
     Examples,
     PlayedEpisode,
+    StateField,
     SwiftAgent,
     SwiftSageAgent,
     SwitchSettings,
@@ -58,12 +59,17 @@ def prompts(writer: Writer, chat: ChatFormat) -> list[str]:
     return [chat.tokenizer.decode(context) for context, _ in writer.seen]
 
 
+# as in the recipes
+FIELDS = [StateField("Look", ["look", "go "]), StateField("Inventory", ["inventory"], False, 400)]
+
+
 # --- Swift ------------------------------------------------------------------------------------------------------------
 
 
 def test_swift_reads_fields_and_no_earlier_turns(chat: ChatFormat) -> None:
-    played, writer = play(SwiftAgent("Act."), chat, {"swift": ["go right", "jump", "go right", "go right"]})
-    assert [step.action for step in played.episode.steps] == ["go right", "jump", "go right", "go right"]
+    actions = ["go right", "jump", "go right", "go right"]
+    played, writer = play(SwiftAgent("Act.", fields=FIELDS), chat, {"swift": list(actions)})
+    assert [step.action for step in played.episode.steps] == actions
     first, *_, last = prompts(writer, chat)
     fields = "Task: Go to room 3.\nTime: 0. Score: 0.00\nLast actions: none\nLook: You are in room 0."
     assert fields in first and "Inventory" not in first
@@ -74,7 +80,7 @@ def test_swift_reads_fields_and_no_earlier_turns(chat: ChatFormat) -> None:
 
 def test_its_training_examples_are_the_prompts_of_play(chat: ChatFormat) -> None:
     """One per action, the first one included, each with the state before it."""
-    agent = SwiftAgent("Act.")
+    agent = SwiftAgent("Act.", fields=FIELDS)
     played, _ = play(agent, chat, {"swift": ["go right", "go left", "go right", "go right", "go right"]})
     again = agent.transcripts(Episode.from_dict(played.episode.to_dict()), chat)
     assert again == played.transcripts and len(again) == 5
@@ -92,11 +98,39 @@ def test_look_and_inventory_are_those_before_the_action(chat: ChatFormat) -> Non
     ]  # fmt: skip
     episode = dataclasses.replace(make_episode(0, 1), steps=steps)
     episode.outcome.score = 0.0
-    texts = [chat.tokenizer.decode(t.input_ids) for t in SwiftAgent().transcripts(episode, chat)]
+    texts = [chat.tokenizer.decode(t.input_ids) for t in SwiftAgent(fields=FIELDS).transcripts(episode, chat)]
     assert "Look: This room is called the hallway." in texts[0] and "A hall." not in texts[0]
     assert "Look: A hall. | A door." in texts[1] and "Inventory" not in texts[1]
     assert "Inventory: You have a key." in texts[2] and "Inventory: You have a key." in texts[4]
     assert "Look: A hall." in texts[5] and "Inventory: You have nothing." in texts[5]
+
+
+def test_by_default_the_last_observation_is_shown(chat: ChatFormat) -> None:
+    """Whatever its words are: the agent knows none of an environment's actions."""
+    episode = make_episode(0, 2)
+    texts = [chat.tokenizer.decode(t.input_ids) for t in SwiftAgent().transcripts(episode, chat)]
+    assert f"\nObservation: {episode.initial_observation}" in texts[0]
+    assert f"\nObservation: {episode.steps[0].observation}" in texts[1] and "Look" not in texts[1]
+
+
+def test_a_field_is_cut_to_its_length(chat: ChatFormat) -> None:
+    short = SwiftAgent(fields=[StateField("Start", ["?"], max_characters=9)])
+    text = chat.tokenizer.decode(short.transcripts(make_episode(0, 1), chat)[0].input_ids)
+    assert f"Start: {make_episode(0, 1).initial_observation[:9]} ..." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "", "actions": ["look"]}, "needs a name and a list of actions"),
+        ({"name": "Look", "actions": []}, "needs a name and a list of actions"),
+        ({"name": "Look", "actions": "look"}, "needs a name and a list of actions, got 'Look' and 'look'"),
+        ({"name": "Look", "actions": ["look"], "max_characters": 0}, "max_characters must be > 0"),
+    ],
+)
+def test_fields_without_a_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StateField(**settings)
 
 
 def test_history_and_lengths_are_limited(chat: ChatFormat) -> None:
