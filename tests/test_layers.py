@@ -1,6 +1,8 @@
 """Import rules of the packages, over every import statement, those inside functions included."""
 
 import ast
+import fnmatch
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +66,18 @@ MAY_USE: dict[str, set[str]] = {
 # ... Lightning, which only these know, and torch, which what plays the environments can do without.
 KNOW_LIGHTNING = {"testing", "stages", "datamodules", "callbacks", "cli", "demo"}
 WITHOUT_TORCH = {"rows", "episodes", "records", "viewer", "envs", "configs"}
+
+
+def test_the_architecture_page_names_every_part() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    listed = page[page.index("## Packages") : page.index("Imports point down only")]
+    names = [path.name for path in (ROOT / "lit_rft").iterdir() if path.name[0] not in "_." and path.name != "py.typed"]
+    folders = [name for name in names if (ROOT / "lit_rft" / name / "__init__.py").is_file()]
+    patterns = re.findall(r"[\w*]+\.py", listed)
+    files = [name for name in names if name.endswith(".py")]
+    missing = [name for name in folders if f"{name}/" not in listed]
+    missing += [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    assert folders and not missing, missing
 
 
 def modules() -> list[Path]:
