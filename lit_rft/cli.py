@@ -3,6 +3,7 @@
 lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
+import importlib
 import json
 import os
 import sys
@@ -11,6 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 VERBS = ("fit", "validate", "test", "predict")
+# other commands: module and function
+COMMANDS = {
+    "check-env": ("lit_rft.env_commands", "run_check_env"),
+    "collect": ("lit_rft.env_commands", "run_collect"),
+    "configs": ("lit_rft.configs_command", "run_configs"),
+    "doctor": ("lit_rft.doctor_command", "run_doctor"),
+    "eto": ("lit_rft.eto", "run_eto"),
+    "make-model": ("lit_rft.model_command", "run_make_model"),
+    "show": ("lit_rft.show_command", "run_show"),
+}
 
 USAGE = """\
 lit-rft: reinforcement fine-tuning of language models with PyTorch Lightning
@@ -21,6 +32,8 @@ usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
        lit-rft make-model FILE... --out FOLDER [--KEY VALUE]...
        lit-rft eto -c CONFIG [--folder FOLDER] [--iterations N] [--KEY VALUE]...
        lit-rft show RUN... [--out FILE]
+       lit-rft configs list|show|copy ...
+       lit-rft doctor
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
@@ -34,6 +47,8 @@ verbs:
             write a small untrained model for the words of stored episodes; make-model --help
   eto       explore, pair with experts' episodes and train by DPO, several times; eto --help
   show      write curves, rollouts and settings of runs as one HTML file; show --help
+  configs   list, show and copy the shipped configs; configs --help
+  doctor    check versions, devices, memory, Java and caches
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}
@@ -58,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"lit-rft {__version__}")
         return
     argv = take_debug(argv)
-    if argv[:1] in (["check-env"], ["collect"], ["make-model"], ["eto"], ["show"]):
+    if argv and argv[0] in COMMANDS:
         run_command(*argv)
         return
     argv = resolve_configs(argv)
@@ -73,20 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: str, *argv: str) -> None:
-    """Run a command that builds no stage itself: about environments, `make-model`, `eto` or `show`."""
+    """Run a command that builds no stage itself; its module is imported here, no other one."""
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():
-        from lit_rft.env_commands import run_check_env, run_collect
-        from lit_rft.eto import run_eto
-        from lit_rft.model_command import run_make_model
-        from lit_rft.show_command import run_show
-
-        commands = {
-            "check-env": run_check_env, "collect": run_collect, "make-model": run_make_model, "eto": run_eto,
-            "show": run_show,
-        }  # fmt: skip
-        commands[command](argv)
+        module, function = COMMANDS[command]
+        getattr(importlib.import_module(module), function)(argv)
 
 
 def stop(message: str) -> NoReturn:

@@ -50,7 +50,7 @@ MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on t
 MODULES_OF = dict.fromkeys(
     (
         "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
-        "eto", "model_command", "show_command",
+        "eto", "model_command", "show_command", "configs_command", "doctor_command",
     ),
     "cli",
 )  # fmt: skip
