@@ -98,16 +98,24 @@ def _only_command_in(folder: Path, console: Console) -> Iterator[int]:
 
 def _write_time(log: Path, step: Step, seconds: float, started: float | None) -> None:
     """Write the seconds of a step's earlier attempts, and the start of the one that runs (None: it has ended)."""
-    state = {"step": step.name, "command": step.command[1:], "seconds": round(seconds, 1), "started": started}
+    state = {"step": step.name, "command": _arguments(step), "seconds": round(seconds, 1), "started": started}
     write_json(log.with_suffix(".json"), state)
+
+
+def _arguments(step: Step) -> list[str]:
+    """Return a step's command without the interpreter, and without the option that resumes an interrupted run."""
+    parts = step.command[1:]
+    resumes = [i for i in range(len(parts)) if parts[i : i + 2] == ["--ckpt_path", "last"]]
+    return [part for i, part in enumerate(parts) if not {i, i - 1} & set(resumes)]
 
 
 def _check_command(step: Step, log: Path) -> None:
     file = log.with_suffix(".json")
     earlier = json.loads(file.read_text()).get("command") if file.exists() else None
-    if earlier is None or earlier == step.command[1:]:  # the first is the interpreter
+    now = _arguments(step)
+    if earlier is None or earlier == now:
         return
-    removed, added = [p for p in earlier if p not in step.command], [p for p in step.command[1:] if p not in earlier]
+    removed, added = [p for p in earlier if p not in now], [p for p in now if p not in earlier]
     raise RuntimeError(
         f"{step.name} is complete, but by another command: it had {' '.join(removed) or 'other places'}, and now has "
         f"{' '.join(added) or 'other places'}; remove {step.result} and what it was made of to run it again, or use "

@@ -87,12 +87,10 @@ class Place:
 
     def fit(self, run: str, *configs: str, start: str | None = None, model: Keys | None = None, **data: Any) -> Step:
         """Train a stage into the folder `run`, from the weights of the run `start`."""
-        folder, checkpoint = self.home / run, self.home / run / "checkpoints" / "last.ckpt"
+        folder = self.home / run
         keys: dict[str, Any] = {_DATA + key: value for key, value in data.items()} | dict(model or {})
         keys["model.init_args.policy.start_from"] = self.weights(start) if start else "null"
-        command = self.command("fit", folder, configs, keys)
-        if checkpoint.exists():  # of an interrupted run
-            command += ["--ckpt_path", "last"]
+        command = [*self.command("fit", folder, configs, keys), "--ckpt_path", "last"]  # of an interrupted run
         done, costs = folder / "adapter" / "adapter_config.json", folder / "costs_fit.json"
         return Step(f"{self.home.name}: {run}: fit", command, done, (costs,))
 

@@ -73,6 +73,7 @@ def test_a_complete_step_with_other_arguments_is_refused(experiment: Any, tmp_pa
 
     experiment.run(step("2", "--epochs", "2"), tmp_path, Console())
     experiment.run(step("2", "--epochs", "2"), tmp_path, Console())
+    experiment.run(step("2", "--ckpt_path", "last", "--epochs", "2"), tmp_path, Console())  # only resumes it
     for other in (step("3", "--epochs", "2"), step("2", "--epochs"), step("2", "--epochs", "2", "--seed", "1")):
         with pytest.raises(RuntimeError, match="sft: fit is complete, but by another command"):
             experiment.run(other, tmp_path, Console())
