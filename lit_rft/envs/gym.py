@@ -39,7 +39,7 @@ class GymSuite:
         name: for reports and files; empty for the name of `env`.
         step_limit: actions per episode, after which it is truncated; 0 for the environment's own limit.
         seeds: split -> number of its episodes, each of them a seed. The seeds of different splits differ.
-        rows: split -> file, in place of seeds; null for the seeds of that split. If any split has rows, others without
+        rows: split -> file, in place of seeds; empty for the seeds of that split. If any split has rows, others without
             an entry here are refused: they would have other tasks. Files are JSON lines, JSON, CSV or Parquet, a
             folder, a pattern, or a data set of the Hugging Face hub (``hf:NAME:SPLIT``). Each row is an object, which
             becomes ``reset(options=...)``. Its key ``task``, if there is one, names the task; its key ``seed`` the
@@ -58,7 +58,7 @@ class GymSuite:
     seeds: Mapping[str, int] = field(
         default_factory=lambda: {"train": 1000, "dev": 50, "test": 50}, metadata=CHOOSES_EPISODES
     )
-    rows: Mapping[str, str | None] = field(default_factory=dict, metadata=CHOOSES_EPISODES)
+    rows: Mapping[str, str] = field(default_factory=dict, metadata=CHOOSES_EPISODES)
     script: Callable[[EpisodeSpec], list[str]] | None = None
     expert_policy: Callable[[str, Mapping[str, Any]], str | None] | None = None
 
@@ -109,13 +109,13 @@ class GymSuite:
         return [spec for task in chosen for spec in choose(by_task[task], limit, half, f"{seed}/{task}/{split}")]
 
     def _all(self, split: str) -> list[EpisodeSpec]:
-        if (source := self.rows.get(split)) is not None:
-            rows = enumerate(_read_rows(source))
+        if self.rows.get(split):
+            rows = enumerate(_read_rows(self.rows[split]))
             return [self._of_row(row, split, number, place) for number, (place, row) in rows]
         if self.rows and split not in self.rows:
             raise ValueError(
                 f"{self.name!r} has rows for {', '.join(self.rows)}, and none for {split!r}: set rows.{split} to a "
-                "file (null for seeds), or choose another split (data.init_args.eval_split, predict_split), or none "
+                "file ('' for seeds), or choose another split (data.init_args.eval_split, predict_split), or none "
                 "(trainer.limit_val_batches: 0)"
             )
         if split not in self.seeds:

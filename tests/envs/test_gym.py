@@ -53,7 +53,7 @@ def test_limits_and_halves() -> None:
 def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"task": "easy", "number": 3}\n\n{"task": "hard", "number": 30}\n{"number": 1}\n')
-    suite = GymSuite(GUESS, name="mine", rows={"train": str(file), "dev": None}, seeds={"dev": 2, "test": 2})
+    suite = GymSuite(GUESS, name="mine", rows={"train": str(file), "dev": ""}, seeds={"dev": 2, "test": 2})
     specs = suite.episodes("train")
     assert [(spec.task, spec.options["number"]) for spec in specs] == [("easy", 3), ("hard", 30), ("mine", 1)]
     assert [spec.id for spec in specs] == ["mine/train/easy/0", "mine/train/hard/1", "mine/train/mine/2"]
@@ -62,7 +62,7 @@ def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
     assert [spec.seed for spec in suite.episodes("dev")] == [1_000_000, 1_000_001]
     with pytest.raises(ValueError, match="unknown task 'hrad'; the split 'train' of 'mine' has easy, hard, mine"):
         suite.episodes("train", tasks=["hrad"])
-    message = "'mine' has rows for train, dev, and none for 'test': set rows.test to a file (null for seeds)"
+    message = "'mine' has rows for train, dev, and none for 'test': set rows.test to a file ('' for seeds)"
     with pytest.raises(ValueError, match=re.escape(message)):
         suite.episodes("test")
     with pytest.raises(ValueError, match="has the splits dev, got 'test'"):
