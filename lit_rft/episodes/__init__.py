@@ -1,6 +1,6 @@
 """Records of episodes: actions, observations, rewards, subgoals. No torch."""
 
-from lit_rft.episodes.demonstrations import read_demonstrations
+from lit_rft.episodes.demonstrations import make_demonstrations, read_demonstrations
 from lit_rft.episodes.failures import DistinctFailures
 from lit_rft.episodes.intrinsic import intrinsic_rewards
 from lit_rft.episodes.io import EpisodeWriter, read_episodes, write_episodes
@@ -24,6 +24,7 @@ __all__ = [
     "apply_annotator",
     "cut_episode",
     "intrinsic_rewards",
+    "make_demonstrations",
     "pair_with_experts",
     "read_demonstrations",
     "read_episodes",

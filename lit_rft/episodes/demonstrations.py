@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lit_rft._records import show_value
 from lit_rft.episodes.record import Episode, EpisodeError, Outcome, Step
 
 _KEYS = {"observation": str, "action": str, "episode": str, "task": str, "task_description": str}
+
+
+def make_demonstrations(pairs: Iterable[tuple[str, str]], env: str = "demonstrations") -> list[Episode]:
+    """Make an episode of one step from each (observation, action) pair; see `read_demonstrations`.
+
+    Args:
+        pairs: observations, each with the action that was chosen on it.
+        env: name of the environment and of the task, in the records.
+
+    Raises:
+        EpisodeError: an item is no pair of texts.
+    """
+    episodes = []
+    for number, pair in enumerate(pairs, start=1):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise EpisodeError(f"expected (observation, action), got {show_value(pair)}", f"pairs[{number - 1}]")
+        episode = _episode(f"line {number}", {"observation": pair[0], "action": pair[1]}, env)
+        episodes.append(_solved(episode))
+    return episodes
 
 
 def read_demonstrations(path: str | os.PathLike[str], env: str = "demonstrations") -> list[Episode]:
@@ -45,11 +65,17 @@ def read_demonstrations(path: str | os.PathLike[str], env: str = "demonstrations
         ids.add(name)
         episodes.append(_episode(name, row, env))
     for episode in episodes:
-        episode.steps[-1].reward = episode.steps[-1].score = 1.0
-        episode.validate()
+        _solved(episode)
     if not episodes:
         raise EpisodeError("expected JSON lines with an observation and an action, got an empty file", "", str(path))
     return episodes
+
+
+def _solved(episode: Episode) -> Episode:
+    """Give the last step its reward and score, and check the record."""
+    episode.steps[-1].reward = episode.steps[-1].score = 1.0
+    episode.validate()
+    return episode
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

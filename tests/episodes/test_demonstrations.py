@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lit_rft.episodes import EpisodeError, read_demonstrations, read_episodes, write_episodes
+from lit_rft.episodes import EpisodeError, make_demonstrations, read_demonstrations, read_episodes, write_episodes
 
 
 def write(folder: Path, *rows: Any) -> Path:
@@ -65,3 +65,13 @@ def test_a_line_without_an_episode_is_one(tmp_path: Path) -> None:
 def test_wrong_lines(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(EpisodeError, match=message):
         read_demonstrations(write(tmp_path, *rows))
+
+
+def test_a_list_of_pairs_is_what_a_file_of_them_is(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"observation": "1 + 1", "action": "2"}\n{"observation": "1 + 2", "action": "3"}\n')
+    assert make_demonstrations([("1 + 1", "2"), ("1 + 2", "3")], "sums") == read_demonstrations(file, "sums")
+    wrong: list[Any] = [("1 + 1",), "12", ("1 + 1", 2), {"observation": "1", "action": "2"}]
+    for pair in wrong:
+        with pytest.raises(EpisodeError, match=r"pairs\[1\]: expected \(observation, action\), got"):
+            make_demonstrations([("1 + 1", "2"), pair])
