@@ -51,6 +51,16 @@ class GroupSource(RolloutSource, Protocol):
     """Source of the groups of GRPO's stages: rollouts of a prompt or task, with its off-policy traces."""
 
     @property
+    def traces_per_group(self) -> int:
+        """Maximum number of off-policy traces in a group."""
+        ...
+
+    @property
+    def imitated_traces(self) -> int:
+        """Maximum number of traces of a prompt or task outside its group."""
+        ...
+
+    @property
     def env_steps(self) -> int:
         """Environment steps so far, over all processes; 0 for completions."""
         ...

@@ -25,7 +25,7 @@ class ExGRPO:
     log-probability (lowest entropy at its sampling). It is drawn with weight exp(-(rate - 1/2)^2 / (2 width^2)), rate
     its share of right completions: most often at medium difficulty. Traces of the data are not used.
 
-    Needs `objective.traces_per_group: 1`.
+    Needs `objective.traces_per_group`: 1 (the paper) or more; others are refused when the stage is made.
 
     Args:
         share: of the prompts of a batch, in [0, 1].
@@ -46,6 +46,11 @@ class ExGRPO:
             raise ValueError(f"source.share must be in [0, 1] and source.width > 0, got {self.share} and {self.width}")
 
     def __call__(self, source: GroupSource) -> WrappedSource:
+        if source.traces_per_group < 1:
+            raise ValueError(
+                "ExGRPO replays completions as traces in their groups: set objective.traces_per_group to 1 or more, "
+                f"got {source.traces_per_group}"
+            )
         return _ReplayingSource(source, self)
 
 

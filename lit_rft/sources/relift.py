@@ -16,9 +16,9 @@ from lit_rft.sources.wrapped import WrappedSource, num_groups
 class ReLIFT:
     """Collect the traces of prompts whose completions all failed, and imitate them once there are enough.
 
-    Needs `objective: {traces_per_group: 0, sft_coef: 1.0}`, or a loss with an imitation term. Departure: the collected
-    traces enter the optimiser step in which their number is reached, beside reinforcement, in place of a step of their
-    own.
+    Needs traces outside the groups: `objective: {traces_per_group: 0, sft_coef: 1.0}`, or `imitated_traces: 1` and a
+    loss with an imitation term; a stage without them is refused when it is made. Departure: the collected traces enter
+    the optimiser step in which their number is reached, beside reinforcement, in place of a step of their own.
 
     Args:
         size: traces to imitate together, over all processes, >= 1.
@@ -33,6 +33,11 @@ class ReLIFT:
             raise ValueError(f"source.size must be >= 1, got {self.size}")
 
     def __call__(self, source: GroupSource) -> WrappedSource:
+        if source.imitated_traces < 1:
+            raise ValueError(
+                "ReLIFT imitates traces outside the groups: set objective.traces_per_group to 0 and sft_coef to 1.0, "
+                f"or imitated_traces to 1 with a loss that imitates, got imitated_traces={source.imitated_traces}"
+            )
         return _HardestSource(source, self)
 
 

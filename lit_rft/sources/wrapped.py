@@ -25,6 +25,14 @@ class WrappedSource:
         return {**self.source.metrics, **self.more_metrics}
 
     @property
+    def traces_per_group(self) -> int:
+        return self.source.traces_per_group
+
+    @property
+    def imitated_traces(self) -> int:
+        return self.source.imitated_traces
+
+    @property
     def env_steps(self) -> int:
         """Environment steps so far, over all processes; 0 for completions."""
         return self.source.env_steps

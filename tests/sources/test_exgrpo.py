@@ -14,7 +14,7 @@ from lit_rft.datamodules import PromptLoader
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rollouts import Rollout
-from lit_rft.sources import ExGRPO
+from lit_rft.sources import DynamicSampling, ExGRPO
 from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.testing.tiny_stage import differs, fit, trained
 from lit_rft.transcripts import PromptFormat, completion_transcript
@@ -22,6 +22,8 @@ from lit_rft.transcripts import PromptFormat, completion_transcript
 
 class Sampler:
     """A source of completions with given rewards; completion k of a prompt has the log-probability -k per token."""
+
+    traces_per_group = 1
 
     def __init__(self, rewards: dict[str, list[float]]) -> None:
         self.rewards, self.metrics, self.asked = rewards, {}, []  # type: ignore[var-annotated]
@@ -60,6 +62,16 @@ def ask(source: Any, names: str) -> list[Prompt]:
     source(Actor(), batch(names))
     prompts: list[Prompt] = source.source.asked[-1]
     return prompts
+
+
+@pytest.mark.parametrize("inner", [None, DynamicSampling(2)], ids=["plain", "around another"])
+def test_groups_without_room_for_a_trace_are_refused(inner: Any) -> None:
+    def source(given: Any) -> Any:
+        return ExGRPO()(given if inner is None else inner(given))
+
+    MixedPolicyGRPO(objective=ObjectiveSettings(traces_per_group=1), source=source)
+    with pytest.raises(ValueError, match=r"ExGRPO replays .* set objective.traces_per_group to 1 or more, got 0"):
+        MixedPolicyGRPO(objective=ObjectiveSettings(traces_per_group=0), source=source)
 
 
 def test_partly_solved_prompts_come_again_with_their_most_likely_right_completion() -> None:

@@ -22,6 +22,8 @@ from lit_rft.transcripts import PromptFormat, completion_transcript
 class Traced:
     """A source of two completions and a trace for each prompt; the rewards are given by the prompt's name."""
 
+    imitated_traces = 1
+
     def __init__(self, rewards: dict[str, list[float]]) -> None:
         self.rewards, self.metrics = rewards, {"score": torch.tensor(1.0)}
 
@@ -53,6 +55,14 @@ def ask(source: Any, names: str) -> tuple[list[str], list[str]]:
     assert all(rollout.group < len(names) for rollout in rollouts)
     sampled = [rollout.text for rollout in rollouts if rollout.counts_in_baseline]
     return sampled, [rollout.text for rollout in rollouts if not rollout.counts_in_baseline]
+
+
+@pytest.mark.parametrize("settings", [{"traces_per_group": 0}, {"traces_per_group": 1, "sft_coef": 1.0}], ids=str)
+def test_a_stage_without_imitated_traces_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ReLIFT imitates traces outside the groups: set objective"):
+        MixedPolicyGRPO(objective=ObjectiveSettings(**settings), source=ReLIFT())
+    for enough in ({"traces_per_group": 0, "sft_coef": 1.0}, {"traces_per_group": 1, "imitated_traces": 1}):
+        MixedPolicyGRPO(objective=ObjectiveSettings(**enough), source=ReLIFT())
 
 
 REWARDS = {"a": [0.0, 0.0], "b": [0.0, 1.0], "c": [0.0, 0.0], "d": [1.0, 1.0], "e": [0.0, 0.0], "f": [0.3, 0.0]}
