@@ -184,7 +184,9 @@ def test_overlays_that_both_set_the_loss(overlays: tuple[str, str]) -> None:
 
 
 def test_overlays_keep_another_loss_or_refuse_it() -> None:
-    gspo = json.dumps({"model": {"init_args": {"loss": {"class_path": "lit_rft.losses.GSPO"}}}})
+    gspo = json.dumps({"model": {"init_args": {
+        "loss": {"class_path": "lit_rft.losses.GSPO"}, "objective": {"traces_per_group": 0},
+    }}})  # fmt: skip
     assert parsed(LUFFY, "luffy/release.yaml", gspo).model.loss == GSPO()
     with pytest.raises(UsageError, match="loss: no key 'importance_cap'; allowed: clip_low, clip_high"):
         parsed(LUFFY, gspo, "luffy/vllm.yaml")
