@@ -139,8 +139,8 @@ def _mean(figures: tuple[float, float, float] | None) -> str:
 
 
 def _short(number: float) -> str:
-    """Write a number in at most four digits: 950, 12.3k, 4.56M."""
+    """Write a number in few digits: 2.5, 950, 12.3k, 4.6M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.3g}{letter}"
+            return f"{number / size:.1f}{letter}"
     return f"{number:.1f}" if number % 1 and number < 100 else f"{number:.0f}"

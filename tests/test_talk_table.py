@@ -137,6 +137,14 @@ def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None
     assert interval([100.0] * 4) == (100.0, 100.0, 100.0)
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (2.46, "2.5"), (950, "950"), (12_345, "12.3k"), (999_960, "1000.0k"), (4.56e6, "4.6M")],
+)
+def test_numbers_of_costs_are_short(number: float, text: str, talk: Any) -> None:
+    assert importlib.import_module("talk_report")._short(number) == text
+
+
 def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> None:
     """By the suites' own choices; ScienceWorld's are of another split."""
     from lit_rft.envs.alfworld import small_households
