@@ -48,16 +48,20 @@ def _trial(episode: Episode) -> tuple[str, int]:
     return name, int(number or 0)
 
 
-def costs(steps: Sequence[Step], seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return what the steps of a row have taken, apart for `training` (exploration included) and `play`.
+def costs(row: str, steps: Sequence[Step], seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return what a row has taken, apart for `training` (exploration included) and `play`.
 
     Args:
-        steps: all that the row needs, those that it shares with others as well.
+        row: its name.
+        steps: all that the row needs, those that it shares with others as well; other rows' play does not count.
         seconds: of each step, by its name.
     """
     sums = {part: dict.fromkeys(COSTS, 0.0) for part in ("training", "play")}
     for step in steps:
-        part = sums["play" if step.name.rsplit(": ", 1)[-1] in KINDS else "training"]
+        owner, what = step.name.rsplit(": ", 2)[1:]
+        if what in KINDS and owner != row:
+            continue
+        part = sums["play" if what in KINDS else "training"]
         part["seconds"] += seconds.get(step.name, 0.0)
         for file in step.costs:
             for name, value in (_read_costs(file) if file.exists() else {}).items():

@@ -74,7 +74,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         for place in places(options, name):
             if played := outcomes(place, row):
                 episodes.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = played
-                taken.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = costs(steps(place, row), by_step)
+                taken.setdefault(name, {}).setdefault(row, {})[str(place.seed)] = costs(row, steps(place, row), by_step)
     return {"scale": options.scale, "episodes": episodes, "costs": taken, "seconds": seconds, **environment()}
 
 

@@ -125,7 +125,10 @@ def test_first_last_and_best_trials_are_reported_apart(
     means = {line[1].strip(): line[2].split()[0] for line in lines}
     assert means == {"Reflexion, first trial": "50", "Reflexion, last trial": "62", "Reflexion, best trial": "75"}
     (step,) = [step for step in talk.steps(place, "reflexion") if step.name.endswith(" seen")]
-    assert talk.costs([step], {step.name: 7.0})["play"]["env_steps"] == 11  # of all trials
+    seconds = {step.name: 7.0}
+    play = talk.costs("reflexion", [step], seconds)["play"]
+    assert (play["env_steps"], play["seconds"]) == (11, 7.0)  # of all trials
+    assert not any(talk.costs("react", [step], seconds)["play"].values())  # another row's
 
 
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
