@@ -154,6 +154,8 @@ def test_a_suite_is_checked_over_its_tasks() -> None:
     for suite in (CorridorSuite(), CorridorSuite, "lit_rft.testing.CorridorSuite", *made):
         report = check_env(suite, episodes=4, split="dev", expert=str_right)
         assert report.name == "corridor" and report.returns == [1.0] * 4 and not report.errors
+    idle = check_env(CorridorSuite(), episodes=2, expert=str_of_one)
+    assert ("note", "step", "no episode ended by itself within 6 steps") in idle.findings  # the suite's own limit
 
 
 def make_corridor() -> CorridorSuite:

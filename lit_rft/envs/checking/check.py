@@ -55,7 +55,7 @@ def check_env(
     """
     if episodes < 1 or step_limit < 1:
         raise ValueError(f"episodes and step_limit must be at least 1, got {episodes} and {step_limit}")
-    suite = find_suite(env, dict(env_args or {}))
+    suite, has_limit = find_suite(env, dict(env_args or {})), False
     if suite is None:
         make_env: Callable[..., Any] = import_env(env)  # type: ignore[arg-type]
         numbers = range(seed, seed + episodes)
@@ -64,12 +64,14 @@ def check_env(
         make_env = functools.partial(make_env, **(env_args or {})) if env_args else make_env
     else:
         make_env, report = suite.make_env, EnvReport(suite.name)
-        specs = [_complete(spec, step_limit, options or {}) for spec in _episodes(suite, split, episodes, seed, report)]
+        chosen = _episodes(suite, split, episodes, seed, report)
+        has_limit = all(spec.step_limit for spec in chosen)
+        specs = [_complete(spec, step_limit, options or {}) for spec in chosen]
     examiner = functools.partial(Examiner, make_env)
     limits = PoolSettings(call_timeout=timeout, reset_timeout=timeout, max_attempts=1)
     with EnvPool(examiner, 1, limits) as pool:
         try:
-            CheckRun(pool, report, expert, random.Random(seed)).run(specs)
+            CheckRun(pool, report, expert, random.Random(seed), has_limit).run(specs)
         except FailedError as error:
             report.add("error", error.where, str(error))
     return report

@@ -57,10 +57,19 @@ class CheckRun:
         report: receives the findings.
         expert: chooses the actions; None for random ones.
         rng: of the random actions.
+        has_limit: the episodes have a step limit of their own.
     """
 
-    def __init__(self, pool: EnvPool, report: EnvReport, expert: ExpertPolicy | None, rng: random.Random) -> None:
+    def __init__(
+        self,
+        pool: EnvPool,
+        report: EnvReport,
+        expert: ExpertPolicy | None,
+        rng: random.Random,
+        has_limit: bool = False,
+    ) -> None:
         self._pool, self._report, self._expert, self._rng = pool, report, expert, rng
+        self._has_limit = has_limit
         self._seconds: dict[str, list[float]] = {"reset": [], "step": []}
         self._calls = 0
 
@@ -146,7 +155,8 @@ class CheckRun:
         report = self._report
         if not any(report.ended):
             limit = max(spec.step_limit for spec in specs)
-            report.add("note", "step", f"no episode ended by itself within {limit} steps: give the suite a step_limit")
+            advice = "" if self._has_limit else ": give the suite a step_limit"
+            report.add("note", "step", f"no episode ended by itself within {limit} steps{advice}")
         if len(report.returns) > 1 and len(set(report.returns)) == 1:
             text = f"all {len(report.returns)} episodes earned {report.returns[0]:g}"
             report.add("note", "reward", f"{text}: GRPO learns from rewards that differ within a group")
