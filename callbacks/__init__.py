@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
     from lit_rft.callbacks.episodes import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks.episodes import EpisodeText as EpisodeText
+    from lit_rft.callbacks.fit_summary import FitSummary as FitSummary
     from lit_rft.callbacks.random_state import RandomState as RandomState
     from lit_rft.callbacks.rollout_files import RolloutFiles as RolloutFiles
     from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
@@ -34,6 +35,7 @@ _EXPORTS: dict[str, str] = {
     "CriticCalibration": "lit_rft.callbacks.calibration",
     "EpisodeFiles": "lit_rft.callbacks.episodes",
     "EpisodeText": "lit_rft.callbacks.episodes",
+    "FitSummary": "lit_rft.callbacks.fit_summary",
     "RandomState": "lit_rft.callbacks.random_state",
     "RolloutFiles": "lit_rft.callbacks.rollout_files",
     "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",

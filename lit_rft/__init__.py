@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lit_rft.callbacks import CriticCalibration as CriticCalibration
     from lit_rft.callbacks import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks import EpisodeText as EpisodeText
+    from lit_rft.callbacks import FitSummary as FitSummary
     from lit_rft.callbacks import RandomState as RandomState
     from lit_rft.callbacks import RolloutFiles as RolloutFiles
     from lit_rft.callbacks import RunCheckpoint as RunCheckpoint
@@ -151,6 +152,7 @@ _NAMES: dict[str, str] = {
     "EpisodeStage": "lit_rft.stages",
     "EpisodeText": "lit_rft.callbacks",
     "FSDP2Strategy": "lit_rft.stages",
+    "FitSummary": "lit_rft.callbacks",
     "FlatAgent": "lit_rft.agents",
     "GRPO": "lit_rft.stages",
     "GroupAdvantages": "lit_rft.rollouts",

@@ -60,6 +60,7 @@ def write_curves(folder: Path, seed: int, steps: int) -> None:
             board.add_scalar("train/reward", (0.2 + 0.05 * seed + 0.6 * reach) + 0.08 * rng.gauss(0, 1), step)
             board.add_scalar("train/completion_length", 180 - 60 * reach + 8 * rng.gauss(0, 1), step)
             board.add_scalar("train/clip_fraction", 0.02 + 0.01 * rng.random(), step)
+            board.add_scalar("train/learning_rate", 2e-4, step)
             board.add_scalar("perf/tokens_per_second", 4200 + 150 * rng.gauss(0, 1), step)
             if step % 5 == 4:
                 board.add_scalar("val/average", 0.3 + 0.4 * reach + 0.02 * rng.gauss(0, 1), step)

@@ -70,7 +70,7 @@ def open_rollouts(page: Any) -> None:
 
 
 def test_curves_are_overlaid_searched_and_smoothed(page: Any) -> None:
-    assert page.locator(".chart:visible").count() == 6
+    assert page.locator(".chart:visible").count() == 7
     chart = page.locator(".chart", has_text="train/reward")
     assert chart.locator("path.line").count() == 2 and chart.locator("path.raw").count() == 2
     before = chart.locator("path.line").first.get_attribute("d")
@@ -79,9 +79,17 @@ def test_curves_are_overlaid_searched_and_smoothed(page: Any) -> None:
     assert chart.locator("path.line").first.get_attribute("d") != before
     page.fill("input[type=search]", "train re")
     assert page.locator(".chart:visible h3").all_inner_texts() == ["train/reward"]
-    assert page.inner_text(".count") == "1 of 6 curves"
+    assert page.inner_text(".count") == "1 of 7 curves"
     page.uncheck("#runs input >> nth=1")
     chart.locator("path.line").nth(1).wait_for(state="detached")
+
+
+def test_a_constant_curve_is_drawn(page: Any) -> None:
+    chart = page.locator(".chart", has_text="train/learning_rate")
+    chart.scroll_into_view_if_needed()
+    chart.locator("path.line").first.wait_for(state="attached")
+    ticks = chart.locator(".tick.y").all_inner_texts()
+    assert 2 <= len(ticks) <= 8 and "2.00e−4" in ticks
 
 
 def test_a_curve_is_read_by_keys_and_leads_to_the_rollouts_of_its_step(page: Any) -> None:

@@ -152,7 +152,7 @@ def test_the_command_writes_the_page_beside_the_run(tmp_path: Path, capsys: pyte
     run = make_run(tmp_path / "luffy", steps=2)
     main(["show", str(run)])
     assert blocks((run / "run.html").read_text())["index"]["runs"][0]["name"] == "luffy"
-    assert "run.html: 5 curves, 22 rollouts" in capsys.readouterr().out
+    assert "run.html: 6 curves, 22 rollouts" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"lit-rft show: there is no folder .*nothing"):
         main(["show", str(tmp_path / "nothing")])
     (tmp_path / "empty").mkdir()

@@ -24,7 +24,8 @@ function ticks(low, high, number) {
 function bounds(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
-  if (!(low < high)) { const pad = Math.abs(low) * 0.1 || 0.5; return [low - pad, high + pad]; }
+  // a constant, up to the rounding of its average
+  if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) { const pad = Math.abs(low) * 0.1 || 0.5; return [low - pad, high + pad]; }
   const pad = (high - low) * 0.04;
   return [low - pad, high + pad];
 }

@@ -1,0 +1,99 @@
+"""A table at the end of training: time, memory, and metrics at the start and at the end."""
+
+import resource
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lit_rft._files import write_json
+
+_BATCHES = 10  # over which metrics are averaged
+_OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "rollouts")
+
+
+class FitSummary(L.Callback):
+    """Prints a summary when `fit` ends, and writes it to `<default_root_dir>/summary.json`.
+
+    Optimiser steps, seconds, peak memory (of the GPU, else of the first process), each metric as mean over the first
+    and last 10 batches, and the run's outputs. A resumed run is summarised from its checkpoint on.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._first_step = 0.0, 0
+        self._first: list[dict[str, Tensor]] = []
+        self._last: deque[dict[str, Tensor]] = deque(maxlen=_BATCHES)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._first, self._last = [], deque(maxlen=_BATCHES)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        metrics = {name: value.detach().clone() for name, value in trainer.callback_metrics.items() if "/" in name}
+        if len(self._first) < _BATCHES:
+            self._first.append(metrics)
+        self._last.append(metrics)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or not self._last:
+            return
+        first, last = _means(self._first), _means(list(self._last))
+        seconds = time.monotonic() - self._started
+        folder = Path(trainer.default_root_dir)
+        summary = {
+            "steps": [self._first_step, trainer.global_step],
+            "seconds": round(seconds, 1),
+            "peak_memory_gb": _peak_memory_gb(trainer.strategy.root_device),
+            "metrics": {name: {"first": first.get(name), "last": value} for name, value in last.items()},
+            "outputs": [name for name in _OUTPUTS if (folder / name).exists()],
+        }
+        write_json(folder / "summary.json", summary)
+        Console().print(summary_table(summary, folder))
+
+
+def summary_table(summary: dict[str, Any], folder: Path) -> Table:
+    """Format a summary for the console.
+
+    Args:
+        summary: as in `summary.json`.
+        folder: of the run.
+    """
+    start, end = summary["steps"]
+    title = (
+        f"fit: steps {start} to {end} in {_duration(summary['seconds'])}, "
+        f"peak memory {summary['peak_memory_gb']:.1f} GB"
+    )
+    caption = f"{folder}: {', '.join(summary['outputs'])}" if summary["outputs"] else str(folder)
+    table = Table(title=title, caption=caption)
+    table.add_column("metric", no_wrap=True)
+    for column in (f"first {_BATCHES} batches", f"last {_BATCHES}"):
+        table.add_column(column, justify="right")
+    for name, values in sorted(summary["metrics"].items()):
+        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in (values["first"], values["last"])))
+    return table
+
+
+def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Average each metric over the batches that have it."""
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    return {name: float(torch.stack([b[name].float() for b in batches if name in b]).mean()) for name in names}
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
