@@ -14,8 +14,9 @@ from lit_rft.config_files import add_import_folders
 from lit_rft.envs import GymSuite, PolicyExpert, TaskSuite, check_env
 from lit_rft.envs.checking.check import find_suite
 from lit_rft.envs.checking.report import print_report
-from lit_rft.envs.collect import Perturbation, collect_expert_episodes, collect_perturbed_episodes
+from lit_rft.envs.collect import collect_expert_episodes, collect_perturbed_episodes
 from lit_rft.envs.gym import import_env
+from lit_rft.envs.perturbation import Perturbation
 from lit_rft.episodes import Episode, read_demonstrations, write_episodes
 from lit_rft.error_messages import UsageError
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from local_pool import LENGTH, SUITE, CorridorSuite, LocalPool, corridor_jobs
 
-from lit_rft.envs.collect import Perturbation, collect_expert_episodes, collect_perturbed_episodes
+from lit_rft.envs.collect import collect_expert_episodes, collect_perturbed_episodes
+from lit_rft.envs.perturbation import Perturbation
 from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import read_episodes

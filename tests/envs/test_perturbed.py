@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from local_pool import LENGTH, SUITE, Corridor, LocalPool, corridor_jobs
 
-from lit_rft.envs.collect import Perturbation, collect_perturbed_episodes
+from lit_rft.envs.collect import collect_perturbed_episodes
+from lit_rft.envs.perturbation import Perturbation
 from lit_rft.episodes.subgoals import UNFINISHED_GOAL
 
 
