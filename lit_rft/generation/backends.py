@@ -22,12 +22,7 @@ class ServedAdapter:
 
 
 class CompletionBackend(Protocol):
-    """Samples completions with adapters that it has loaded."""
-
-    @property
-    def shared(self) -> bool:
-        """True if all processes of a run use the same one: rank 0 loads adapters. Else each process loads them."""
-        ...
+    """Samples completions with adapters that it has loaded; all processes of a run use the same one."""
 
     @property
     def model(self) -> str:
@@ -73,6 +68,10 @@ class CompletionBackend(Protocol):
             RuntimeError: The backend fails, or its samples are invalid.
             ValueError: The numbers of prompts and sizes differ, or a prompt and its completion do not fit its context.
         """
+        ...
+
+    def rest(self) -> None:
+        """Release the memory of this process's device, until the next call: the policy is updated."""
         ...
 
     def close(self) -> None:

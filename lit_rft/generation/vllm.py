@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft.generation.adapter_folders import AdapterFolders
-from lit_rft.generation.backends import ServedAdapter, check_context, check_sizes
+from lit_rft.generation.backends import CompletionBackend, ServedAdapter, check_context, check_sizes
 from lit_rft.generation.completions_api import completion_request, prompt_seed, read_completions
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 from lit_rft.generation.server_connection import ServerConnection, ServerRefusal
@@ -57,7 +57,7 @@ class ServerSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
 
-    def connect(self) -> "VllmServer":
+    def connect(self) -> CompletionBackend:
         """Make a client; it sends nothing yet."""
         return VllmServer(self)
 
@@ -70,8 +70,6 @@ class VllmServer:
     Args:
         settings: of the server.
     """
-
-    shared = True
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -122,6 +120,9 @@ class VllmServer:
     def unload(self, adapter: ServedAdapter) -> None:
         """Remove an adapter from the server; see `CompletionBackend`."""
         _unload(self._api, self._folders, adapter)
+
+    def rest(self) -> None:
+        """Do nothing: a server has memory of its own."""
 
     def close(self) -> None:
         """Remove all adapters from the server."""

@@ -51,7 +51,7 @@ class EpisodeRunner:
         pool: PoolSettings | None = None,
     ) -> None:
         self.agent, self.parallel_episodes = agent, parallel_episodes
-        self.merge_adapters, self.server = merge_adapters, server
+        self.merge_adapters, self._backend = merge_adapters, server.connect() if server is not None else None
         self._chat_levels = ChatLevels(agent, chat_server)
         self._pools = EnvPools(parallel_episodes, pool)
         self._player: EpisodePlayer | None = None
@@ -88,7 +88,7 @@ class EpisodeRunner:
         """
         with self.closing_on_error():
             pool = self._pools.get(make_env)
-            if self.server is None and self._chat_levels.others:
+            if self._backend is None and self._chat_levels.others:
                 self._gathered.enter_context(unsharded(policy.model))
             generators = self._generators(policy, sampling, seed)
             chat = self._chat_levels.formats(policy)
@@ -114,8 +114,8 @@ class EpisodeRunner:
         num_slots: int,
     ) -> Conversations:
         adapter, make_sampler = kind
-        if self.server is not None:
-            served = self._served.setdefault(adapter, AdapterSync(self.server, adapter))
+        if self._backend is not None:
+            served = self._served.setdefault(adapter, AdapterSync(self._backend, adapter))
             served.changed()  # since the last session
             return ServedConversations(
                 served.backend, served.current(policy.model, 0), policy.chat.end_ids, sampling, num_slots=num_slots,
@@ -149,6 +149,8 @@ class EpisodeRunner:
     def end(self) -> None:
         """End the session and free the caches."""
         self._gathered.close()
+        if self._player is not None and self._backend is not None:
+            self._backend.rest()
         self._player, self._samplers = None, []
 
     @contextlib.contextmanager

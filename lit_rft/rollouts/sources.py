@@ -93,7 +93,7 @@ class CompletionSampler:
 
     def __init__(self, merge_adapters: bool = True, server: BackendSettings | None = None) -> None:
         self.merge_adapters = merge_adapters
-        self.served = None if server is None else AdapterSync(server)
+        self.served = None if server is None else AdapterSync(server.connect())
 
     @torch.no_grad()
     def __call__(
@@ -117,7 +117,9 @@ class CompletionSampler:
         end_ids = policy.chat.end_ids
         if self.served is not None:
             adapter = self.served.current(policy.model, policy.step)
-            return self.served.backend.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
+            groups = self.served.backend.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
+            self.served.backend.rest()
+            return groups
         with unsharded(policy.model):
             merges = self.merge_adapters and not sharded_parts(policy.model)
             acting = MergedWeights(policy.model).active if merges else contextlib.nullcontext

@@ -228,8 +228,8 @@ def test_another_model_is_refused_and_the_same_is_not(fake: FakeVllm, server: Vl
         return model
 
     fake.model = sharp(1)
-    AdapterSync(server.settings).current(add_lora(sharp(1), LoraSettings(4, 8, 0.0)), 0)
-    sync = AdapterSync(server.settings)
+    AdapterSync(VllmServer(server.settings)).current(add_lora(sharp(1), LoraSettings(4, 8, 0.0)), 0)
+    sync = AdapterSync(VllmServer(server.settings))
     with pytest.raises(ValueError, match=f"vLLM has another model than the policy: {BASE} in place of"):
         sync.current(add_lora(sharp(2), LoraSettings(4, 8, 0.0)), 0)
     sync.close()
@@ -243,6 +243,6 @@ def test_the_check_of_the_model_is_made_with_the_adapter_that_acts(fake: FakeVll
             if ".low." in name:
                 weight.normal_(0, 1.0)
     for adapter in ("default", "low"):
-        sync = AdapterSync(server.settings, adapter)
+        sync = AdapterSync(VllmServer(server.settings), adapter)
         sync.current(policy, 0)
         sync.close()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lit_rft.datamodules import PromptLoader
-from lit_rft.generation import SamplingSettings, ServerSettings
+from lit_rft.generation import SamplingSettings, ServerSettings, VllmServer
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models import LoraSettings
 from lit_rft.models.lora import add_lora
@@ -171,4 +171,4 @@ def test_the_plain_way_is_the_default() -> None:
 def test_adapters_that_a_server_would_take_for_others_are_refused(settings: dict[str, Any]) -> None:
     policy = add_lora(make_model(), LoraSettings(4, 8, 0.0, **settings))
     with pytest.raises(ValueError, match=f"cannot sample with an adapter that has {next(iter(settings))}"):
-        AdapterSync(ServerSettings("http://127.0.0.1:9")).current(policy, 0)
+        AdapterSync(VllmServer(ServerSettings("http://127.0.0.1:9"))).current(policy, 0)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.generation.backends import BackendSettings
 from lit_rft.generation.chat_server import ChatServerSettings
 from lit_rft.generation.sampling import SamplingSettings
 from lit_rft.generation.vllm import ServerSettings
@@ -123,7 +124,7 @@ class ActingSettings:
         parallel_episodes: number of simulators, and of episodes decoded together. One of ScienceWorld takes 0.5 GB.
         merge_adapters: merge the adapters into the backbone while acting, and cast float32 weights once, not at each
             token: faster, but takes the memory of these weights once more.
-        server: a vLLM server that samples in place of this process; null for none.
+        server: a vLLM server that samples in place of this process, or `lit_rft.VllmInProcess`; null for none.
         chat_server: an OpenAI-compatible server whose model acts in place of the policy, in validate, test and predict
             only; null for none.
         pool: time and memory limits of the environments, processes or threads.
@@ -133,7 +134,7 @@ class ActingSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     parallel_episodes: int = 4
     merge_adapters: bool = True
-    server: ServerSettings | None = None
+    server: ServerSettings | BackendSettings | None = None
     chat_server: ChatServerSettings | None = None
     pool: PoolSettings = field(default_factory=PoolSettings)
     seed: int | None = None
@@ -260,7 +261,8 @@ class AnsweringSettings:
         max_concurrent: maximum number of answers sampled at the same time.
         merge_adapters: merge the adapters into the backbone while sampling, also in rollouts, and cast float32 weights
             once, not at each token: faster, but takes the memory of these weights once more.
-        server: a vLLM server that samples in place of this process, also in rollouts; null for none.
+        server: a vLLM server that samples in place of this process, or `lit_rft.VllmInProcess`, also in rollouts; null
+            for none.
         seed: of the sampling; null for the run's `seed_everything`.
     """
 
@@ -269,7 +271,7 @@ class AnsweringSettings:
     num_samples_by_source: dict[str, int] | None = None
     max_concurrent: int = 64
     merge_adapters: bool = True
-    server: ServerSettings | None = None
+    server: ServerSettings | BackendSettings | None = None
     seed: int | None = None
 
     def with_default_seed(self) -> "AnsweringSettings":
