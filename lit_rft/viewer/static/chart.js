@@ -107,7 +107,8 @@ class Chart {
     this.cursor.setAttribute("x1", this.x(this.step)); this.cursor.setAttribute("x2", this.x(this.step));
     const values = this.shown.map((line) => {
       const at = line.steps.findLastIndex((other) => other <= this.step);
-      return h("span", {}, dot(line.run), at < 0 ? "–" : show(line.values[at]));
+      const ended = this.step > line.steps.at(-1);
+      return h("span", {}, dot(line.run), at < 0 || ended ? "–" : show(line.values[at]));
     });
     this.readout.replaceChildren(h("span", {}, `step ${show(this.step)}`), ...values);
   }

@@ -2,9 +2,17 @@
 
 const collator = new Intl.Collator("en", { numeric: true });
 
+// Those that are looked at first come first.
+const FIRST = ["reward", "score", "success_rate", "average", "loss"];
+
+function byImportance(a, b) {
+  const rank = (name) => FIRST.indexOf(name.split("/").slice(1).join("/")) + 1 || FIRST.length + 1;
+  return rank(a) - rank(b) || collator.compare(a, b);
+}
+
 function curvesView(state) {
   const { index } = state;
-  const names = [...new Set(index.runs.flatMap((run) => Object.keys(run.curves)))].sort(collator.compare);
+  const names = [...new Set(index.runs.flatMap((run) => Object.keys(run.curves)))].sort(byImportance);
   if (!names.length) return { element: h("p", { class: "note" }, "These runs have no curves: no TensorBoard or CSV files were found."), update() {} };
   const charts = names.map((name) => {
     const series = index.runs.flatMap((run, number) => name in run.curves

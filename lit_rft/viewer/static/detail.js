@@ -34,7 +34,7 @@ class Detail {
     const colorings = this.tab === "steps" ? [] : available(shown);
     const name = colorings.includes(this.coloring) ? this.coloring : "";
     const coloring = COLORINGS[name], scale = coloring?.scaled ? scaleOf(coloring, this.group) : 1;
-    const info = h("div", { class: "info", "aria-live": "polite" }, this.tab === "steps" ? "" : "Point at a token, or move through tokens with the arrow keys.");
+    const info = h("div", { class: this.tab === "steps" ? "info hidden" : "info", "aria-live": "polite" }, "Point at a token, or move through tokens with the arrow keys.");
     const inform = (...about) => info.replaceChildren(...describe(...about));
     const options = { coloring, scale, inform };
     const colors = colorings.length ? choice("Colour", [["none", "none"], ...colorings.map((key) => [key, COLORINGS[key].label])], (value) => { this.coloring = value; this.draw(); this.focusOn("select"); }, null) : null;
