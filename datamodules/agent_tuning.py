@@ -4,13 +4,15 @@ import logging
 from collections import Counter
 from typing import Any
 
+from lit_rft.datamodules.around import AroundTrajectories
 from lit_rft.datamodules.instructions import instruction_transcripts
+from lit_rft.datamodules.loaders import StepLoader
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 
 logger = logging.getLogger(__name__)
 
 
-class AgentTuningDataModule(TrajectoryDataModule):
+class AgentTuningDataModule(AroundTrajectories):
     r"""Agent trajectories and general instruction data by ratio, for `HierarchicalSFT` (AgentTuning, arXiv 2310.12823).
 
         J = eta E_agent[log pi(y|x)] + (1 - eta) E_general[log pi(y|x)]
@@ -24,12 +26,14 @@ class AgentTuningDataModule(TrajectoryDataModule):
         agent_share: eta, in (0, 1]; 1 is training on the trajectories alone (the paper: 0.2).
         general_column: column of the messages; null for `messages` or `conversations`.
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
-            `medium_per_expert`) and `outcomes`.
+            `medium_per_expert`, `medium_filter`) and `outcomes`.
 
     Raises:
         ValueError: For a value out of range, or without conversations.
         ProblemError: For a bad row; it names file, row and field.
     """
+
+    training_batch = "StepTranscripts"
 
     def __init__(
         self,
@@ -41,19 +45,31 @@ class AgentTuningDataModule(TrajectoryDataModule):
         if not 0 < agent_share <= 1:
             raise ValueError(f"agent_share must be in (0, 1], got {agent_share}")
         # an argument given here is none of this class
-        super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
+        super().__init__(
+            TrajectoryDataModule(
+                outcomes=False,
+                medium_files=None,
+                medium_per_expert=1.0,
+                medium_filter=None,
+                **trajectories,
+            )
+        )
         self.general_files, self.general_column, self.agent_share = general_files, general_column, agent_share
-        self.medium_per_expert = (1 - agent_share) / agent_share
 
-    def _load_training_data(self) -> None:
-        super()._load_training_data()
-        by_env = Counter(episode.env for episode in self.episodes)
+    def load_training_data(self) -> None:
+        stored = self.trajectories
+        stored.load_training_data()
+        by_env = Counter(episode.env for episode in stored.episodes)
         if self.agent_share < 1:
-            files, length = self.general_files, self.acting_agent.max_length
-            chat = self._read_tokenizer()
+            files, length = self.general_files, stored.acting_agent.max_length
+            chat = stored.read_tokenizer()
             general = instruction_transcripts(files, chat, max_length=length, column=self.general_column)
             if not general:
                 raise ValueError(f"no conversations in {', '.join(files) or 'general_files'}: set agent_share to 1")
-            self._medium = [[transcript] for transcript in general]
+            stored.medium = [[transcript] for transcript in general]
+            stored.medium_per_expert = (1 - self.agent_share) / self.agent_share
         counts = ", ".join(f"{number} episodes of {env}" for env, number in by_env.items())
-        logger.info("%d conversations and %s", len(self._medium), counts)
+        logger.info("%d conversations and %s", len(stored.medium), counts)
+
+    def train_dataloader(self) -> StepLoader:
+        return self.in_position(self.trajectories.training_loader())

@@ -82,7 +82,7 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         if stage != "fit":
             return
         experts: dict[tuple[str, str], list[ExpertEpisode]] = {}
-        by_id = {transcripts[0].episode_id: transcripts for transcripts in self._transcripts}
+        by_id = {transcripts[0].episode_id: transcripts for transcripts in self.transcripts}
         for episode in self.episodes:
             if episode.id in by_id:
                 text = "\n".join(step.action for step in episode.steps)
@@ -105,11 +105,11 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         if self._wants_experts():
             super().prepare_data()
 
-    def _load_training_data(self) -> None:
+    def load_training_data(self) -> None:
         if self._wants_experts():
-            super()._load_training_data()
+            super().load_training_data()
         else:
-            self._read_tokenizer()
+            self.read_tokenizer()
 
     def _wants_experts(self) -> bool:
         """Return whether to load expert episodes: if there are files, or the objective needs them."""

@@ -114,13 +114,13 @@ class OnlineDataModule(TrajectoryDataModule):
                 self.collect_split, self.collect_episodes_per_task, tasks=self.collect_tasks
             )
 
-    def _load_training_data(self) -> None:
+    def load_training_data(self) -> None:
         self.train_files = [*(self.train_files or []), *(self.medium_files or [])]
         self.medium_files = None
         if self.train_files:
-            super()._load_training_data()
+            super().load_training_data()
         else:
-            self._read_tokenizer()
+            self.read_tokenizer()
 
     def train_dataloader(self) -> OnlineLoader:  # type: ignore[override]
         rank, world_size = self._place()
@@ -139,5 +139,5 @@ class OnlineDataModule(TrajectoryDataModule):
         tasks = sorted({job.task for job in self._jobs["collect"]})
         return OnlineBatch(
             EpisodeJobs(jobs, self.task_suite.make_env, tasks),
-            [*self._transcripts, *self._medium],
+            [*self.transcripts, *self.medium],
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_rft._files import write_json
 from lit_rft.batches import HostBatch
+from lit_rft.datamodules.around import AroundTrajectories
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.episodes import Episode, PairReport, pair_with_experts
@@ -90,7 +91,7 @@ class PairLoader(EpochLoader[PreferencePair, PreferenceBatch]):
         return digest_of(part for side in sides for t in side for part in ["side", *transcript_parts(t)])
 
 
-class EpisodePairDataModule(TrajectoryDataModule):
+class EpisodePairDataModule(AroundTrajectories):
     """Pairs of explored and expert episodes of the same problem for `TrajectoryDPO` (ETO, arXiv 2403.02502).
 
     `train_files`, or collected expert episodes, are the experts. Evaluation plays episodes, as in
@@ -105,7 +106,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
             nothing.
         pairs_per_problem: maximum number of pairs of one problem; null for all.
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
-            `medium_per_expert`) and `outcomes`. `predict` plays the experts' problems by default.
+            `medium_per_expert`, `medium_filter`) and `outcomes`. `predict` plays the experts' problems by default.
 
     Raises:
         ValueError: For a setting out of its range, or if no pair can be made.
@@ -122,10 +123,19 @@ class EpisodePairDataModule(TrajectoryDataModule):
         **trajectories: Any,
     ) -> None:
         # an argument given here is none of this class
-        super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
-        if self.predict_split == "train":  # exploration: of the experts' problems, as others make no pairs
-            self.predict_half = self.predict_half or self.train_half
-            self.predict_episodes_per_task = self.predict_episodes_per_task or self.train_episodes_per_task
+        super().__init__(
+            TrajectoryDataModule(
+                outcomes=False,
+                medium_files=None,
+                medium_per_expert=1.0,
+                medium_filter=None,
+                **trajectories,
+            )
+        )
+        stored = self.trajectories
+        if stored.predict_split == "train":  # exploration: of the experts' problems, as others make no pairs
+            stored.predict_half = stored.predict_half or stored.train_half
+            stored.predict_episodes_per_task = stored.predict_episodes_per_task or stored.train_episodes_per_task
         self.explored_files = explored_files
         self.pairing: dict[str, Any] = {
             "margin": margin, "max_extra_steps": max_extra_steps, "pairs_per_problem": pairs_per_problem
@@ -135,10 +145,11 @@ class EpisodePairDataModule(TrajectoryDataModule):
         self.pairs: list[PreferencePair] = []
         self.too_long = 0  # pairs left out, as a side has no decision within the context
 
-    def _load_training_data(self) -> None:
-        self.episodes, explored = self._read(self._expert_files()), self._read(self.explored_files)
-        self.report = report = pair_with_experts(self.episodes, explored, **self.pairing)
-        chat = self._read_tokenizer()
+    def load_training_data(self) -> None:
+        stored = self.trajectories
+        explored = stored.read(self.explored_files)
+        self.report = report = pair_with_experts(stored.read(stored.expert_files()), explored, **self.pairing)
+        chat = stored.read_tokenizer()
         rendered = [
             PreferencePair(
                 f"{pair.chosen.id}>{pair.rejected.id}",
@@ -163,7 +174,7 @@ class EpisodePairDataModule(TrajectoryDataModule):
                 f"{self.too_long} pairs have no decision within max_length; explore the problems of the experts "
                 "(train_files), with a policy that does not solve all of them"
             )
-        self._report([side for pair in self.pairs for side in (pair.chosen, pair.rejected)])
+        stored.log_sizes([side for pair in self.pairs for side in (pair.chosen, pair.rejected)])
 
     def _write_report(self) -> None:
         """Write the numbers of pairs to train on, and of explored episodes, into the run's folder, as `pairs.json`."""
@@ -176,12 +187,13 @@ class EpisodePairDataModule(TrajectoryDataModule):
 
     def _rendered(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Return the transcripts of an episode that hold a decision within the context."""
-        agent = self.acting_agent
+        agent = self.trajectories.acting_agent
         kept = (t.truncated(agent.max_length) for t in agent.transcripts(episode, chat))
         return [transcript for transcript in kept if transcript.num_decisions]
 
-    def train_dataloader(self) -> PairLoader:  # type: ignore[override]
-        rank, world_size = self._place()
+    def train_dataloader(self) -> PairLoader:
+        stored, trainer = self.trajectories, self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         return self.in_position(
-            PairLoader(self.pairs, batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+            PairLoader(self.pairs, batch_size=stored.batch_size, seed=stored.seed, rank=rank, world_size=world_size)
         )

@@ -111,8 +111,8 @@ class TrajectoryDataModule(ResumableDataModule):
         self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # training episodes; medium-quality ones come last
-        self._transcripts: list[list[Transcript]] = []
-        self._medium: list[list[Transcript]] = []
+        self.transcripts: list[list[Transcript]] = []
+        self.medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeSpec]] = {}
         self._without_decisions = 0  # number of transcripts without decisions after truncation
 
@@ -168,7 +168,11 @@ class TrajectoryDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._load_training_data()
+            self.load_training_data()
+        self.choose_episodes(stage)
+
+    def choose_episodes(self, stage: str) -> None:
+        """Choose the episodes to play in a verb of the trainer, of the suite's splits."""
         if stage in ("validate", "test") or (stage == "fit" and self._validates()):
             self._jobs["eval"] = self._make_jobs(self.eval_split, self.eval_episodes_per_task, seed=self.eval_seed)
         if stage == "predict":
@@ -197,18 +201,19 @@ class TrajectoryDataModule(ResumableDataModule):
             split, tasks=tasks or self.tasks, limit=per_task, half=half, seed=self.seed if seed is None else seed
         )
 
-    def _load_training_data(self) -> None:
-        files = self._expert_files()
-        expert, medium = self._read(files), self._read(self.medium_files or [])
+    def load_training_data(self) -> None:
+        """Read the stored episodes and make their transcripts; subclasses read others."""
+        files = self.expert_files()
+        expert, medium = self.read(files), self.read(self.medium_files or [])
         medium = medium if self.medium_filter is None else self.medium_filter(medium)
         self.episodes = expert + medium
-        chat = self._read_tokenizer()
-        self._transcripts = self._make_transcripts(expert, chat, files)
+        chat = self.read_tokenizer()
+        self.transcripts = self._make_transcripts(expert, chat, files)
         if self.medium_files is not None:
-            self._medium = self._make_transcripts(medium, chat, self.medium_files)
-        self._report([*self._transcripts, *self._medium])
+            self.medium = self._make_transcripts(medium, chat, self.medium_files)
+        self.log_sizes([*self.transcripts, *self.medium])
 
-    def _expert_files(self) -> Sequence[str | Path]:
+    def expert_files(self) -> Sequence[str | Path]:
         """Return the files of expert episodes; these are collected if there are none."""
         if self.train_files is not None:
             return self.train_files
@@ -216,11 +221,13 @@ class TrajectoryDataModule(ResumableDataModule):
             self.collect()  # without a trainer; otherwise `prepare_data` has done it in one process
         return [self.expert_file]
 
-    def _read_tokenizer(self) -> ChatFormat:
+    def read_tokenizer(self) -> ChatFormat:
+        """Load the tokenizer, and return its chat format."""
         self.tokenizer = load_tokenizer(self.model_name)
         return ChatFormat(self.tokenizer)
 
-    def _read(self, files: Sequence[str | Path]) -> list[Episode]:
+    def read(self, files: Sequence[str | Path]) -> list[Episode]:
+        """Read stored episodes, with the subgoals of `annotate` if that is set."""
         episodes = [episode for file in files for episode in read_episodes(file)]
         if self.annotate is None:
             return episodes
@@ -250,7 +257,8 @@ class TrajectoryDataModule(ResumableDataModule):
             )
         return groups
 
-    def _report(self, episodes: Sequence[Sequence[Transcript]]) -> None:
+    def log_sizes(self, episodes: Sequence[Sequence[Transcript]]) -> None:
+        """Log the numbers of transcripts and tokens, and warn of those that were cut or left out."""
         if self._without_decisions:
             logger.warning(
                 "%d transcripts are left out: the state after the last decision fills max_length=%d",
@@ -270,17 +278,20 @@ class TrajectoryDataModule(ResumableDataModule):
             )  # fmt: skip
 
     def train_dataloader(self) -> StepLoader:
+        return self.in_position(self.training_loader())
+
+    def training_loader(self) -> StepLoader:
+        """Make a loader of the transcripts, from the beginning."""
         rank, world_size = self._place()
-        loader = StepLoader(
-            self._transcripts,
+        return StepLoader(
+            self.transcripts,
             batch_size=self.batch_size,
-            mixed_episodes=self._medium,
-            mixed_per_epoch=round(self.medium_per_expert * len(self._transcripts)) if self._medium else 0,
+            mixed_episodes=self.medium,
+            mixed_per_epoch=round(self.medium_per_expert * len(self.transcripts)) if self.medium else 0,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
         )
-        return self.in_position(loader)
 
     def val_dataloader(self) -> JobLoader | list[Any]:
         return self._job_loader("eval")
