@@ -38,6 +38,28 @@ class WandbLike(Logger):
         self.texts.append((key, columns, data))
 
 
+class MlflowLike(Logger):
+    """The part of MLFlowLogger that is used: artifacts of a run, by its client."""
+
+    run_id = "run-1"
+    name = "mlflow"
+    version = "1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.artifacts: list[Any] = []
+        self.experiment = SimpleNamespace(log_text=self._keep, log_figure=self._keep)
+
+    def _keep(self, run_id: str, content: Any, name: str) -> None:
+        self.artifacts.append((run_id, content, name))
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def make_trainer(folder: Path, *loggers: Logger) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, logger=list(loggers) or False, accelerator="cpu", barebones=False,
                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
@@ -61,6 +83,16 @@ def test_a_text_is_a_file_only_where_a_logger_does_not_take_it(tmp_path: Path) -
     log_text(make_trainer(tmp_path, WandbLike()), "val/answers", "words")
     log_text(make_trainer(tmp_path), "val/answers", "words")
     assert not (tmp_path / "texts").exists()
+
+
+def test_texts_and_figures_are_artifacts_of_a_run_in_mlflow(tmp_path: Path) -> None:
+    mlflow = MlflowLike()
+    log_text(make_trainer(tmp_path, mlflow), "val/answers", "words")
+    log_figure(make_trainer(tmp_path, mlflow), "calibration/high", "figure")
+    assert mlflow.artifacts == [
+        ("run-1", "words", "texts/val/answers-0.md"), ("run-1", "figure", "figures/calibration/high-0.png")
+    ]  # fmt: skip
+    assert not (tmp_path / "texts").exists() and not (tmp_path / "figures").exists()
 
 
 def test_a_figure_is_a_file_for_loggers_without_figures(tmp_path: Path) -> None:
