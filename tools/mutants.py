@@ -207,13 +207,15 @@ class Reaching:
 
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Choose tests by the lines that they reach, the quickest files first, up to the budget."""
+        package = f"tests/{Path(mutant.path).parts[1]}/"
         contexts = self.data.contexts_by_lineno(mutant.path)
+        reached: set[str] = set()
         for first, last in mutant.lines:
-            reached = {each for line in range(first, last + 1) for each in contexts.get(line, []) if each}
-            if reached:
-                chosen = self._within_budget(reached, f"tests/{Path(mutant.path).parts[1]}/")
-                return [*FAST, *chosen] if chosen else []
-        return []
+            reached = reached or {each for line in range(first, last + 1) for each in contexts.get(line, []) if each}
+        # a file that is only imported has no lines of a test
+        reached = reached or {f"{test}|call" for test in self.seconds if test.startswith(package)}
+        chosen = self._within_budget(reached, package)
+        return [*FAST, *chosen] if chosen else []
 
     def _within_budget(self, reached: set[str], package: str) -> list[str]:
         # what a fixture of a module reaches belongs to all tests of the module

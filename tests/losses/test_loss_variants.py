@@ -279,7 +279,7 @@ def test_traces_are_not_weighted() -> None:
     [
         (lambda: GSPO(clip_low=-0.1), "loss.clip_low must be >= 0"),
         (lambda: CISPO(clip_high=-1.0), "loss.clip_high must be >= 0"),
-        (lambda: TwoSidedClip(max_ratio=1.1), "loss.max_ratio must be > 1 . clip_high"),
+        (lambda: TwoSidedClip(clip_high=0.5, max_ratio=1.5), "loss.max_ratio must be > 1 . clip_high"),
         (lambda: TwoSidedClip(normalizer="rows"), "loss.normalizer must be tokens or max_length, got 'rows'"),  # type: ignore[arg-type]
         (lambda: TruncatedWeights(0.0), "max_weight must be > 0, got 0"),
         (lambda: SequenceWeights(math.nan), "max_weight must be > 0, got nan"),

@@ -28,13 +28,13 @@ def slow(rewards: list[float], groups: list[int], off: list[bool], only_on: bool
 @pytest.mark.parametrize("only_on", [True, False])
 def test_groups_of_unequal_size_in_any_order_equal_a_slow_loop(only_on: bool, scale: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    groups = torch.tensor([7, 3, 7, 3, 3, 9, 7, 3, 5, 5])  # 9 has one member
-    off = torch.tensor([0, 0, 1, 0, 1, 0, 0, 0, 1, 1]).bool()  # 5 has off-policy members only
-    rewards = torch.rand(10, generator=generator, dtype=torch.float64)
+    groups = torch.tensor([7, 3, 7, 3, 3, 9, 7, 3, 5, 5, 6, 6])  # 9 has one member
+    off = torch.tensor([0, 0, 1, 0, 1, 0, 0, 0, 1, 1, 0, 1]).bool()  # 5 has off-policy members only, 6 one other
+    rewards = torch.rand(12, generator=generator, dtype=torch.float64)
     found = group_advantages(rewards, groups, off_policy_mask=off, on_policy_statistics=only_on, scale_by_std=scale)
     assert found.tolist() == pytest.approx(slow(rewards.tolist(), groups.tolist(), off.tolist(), only_on, scale))
     assert found[5] == 0
-    order = torch.randperm(10, generator=generator)
+    order = torch.randperm(12, generator=generator)
     shuffled = group_advantages(
         rewards[order], groups[order], off_policy_mask=off[order], on_policy_statistics=only_on, scale_by_std=scale
     )
