@@ -39,8 +39,7 @@ from mutmut.mutation.file_mutation import create_mutations
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("objectives", "losses", "advantages", "rollouts", "agents", "stages")
-FAST = ("-m", "not slow and not processes")
-TESTS = [*FAST, *(f"tests/{name}" for name in (*PACKAGES, "sources", "plugins"))]
+TESTS = [f"tests/{name}" for name in (*PACKAGES, "sources", "plugins")]
 NOT_COPIED = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data", "mutants")
 LIMIT = 400.0  # seconds for one mutant: one that runs on without an end is killed
 TEXT = re.compile(r'"[^"]*"|\'[^\']*\'')
@@ -215,7 +214,7 @@ class Reaching:
         # a file that is only imported has no lines of a test
         reached = reached or {f"{test}|call" for test in self.seconds if test.startswith(package)}
         chosen = self._within_budget(reached, package)
-        return [*FAST, *chosen] if chosen else []
+        return chosen
 
     def _within_budget(self, reached: set[str], package: str) -> list[str]:
         # what a fixture of a module reaches belongs to all tests of the module
@@ -270,7 +269,7 @@ def try_mutant(mutant: Mutant, tests: list[str], tree: Path, output: Path) -> di
         "result": RESULTS.get(answer["code"], ERROR),
         "exit_code": answer["code"],
         "killed_by": (answer["failed"] or [None])[0],
-        "tests": [test for test in tests if test.startswith("tests/")],
+        "tests": tests,
         "seconds": round(time.monotonic() - begun, 1),
         "from": mutant.before,
         "to": mutant.after,
@@ -299,6 +298,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=30, help="seconds of tests for one mutant, as measured")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "mutants")
     parser.add_argument("--again", nargs="+", metavar="TEST", help="run the survivors again, with these tests only")
+    parser.add_argument("--only", default="lit_rft/", metavar="PATH", help="run the mutants of these files alone")
     options = parser.parse_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -306,9 +306,9 @@ def main() -> None:
     results = output / "results.jsonl"
     rows = {row["mutant"]: row for row in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
     mutants = sample(options.number, options.seed)
-    waiting = [mutant for mutant in mutants if mutant.name not in rows]
-    if options.again:
-        waiting = [mutant for mutant in mutants if mutant.name in rows and rows[mutant.name]["result"] != KILLED]
+    again = {name for name, row in rows.items() if row["result"] != KILLED} if options.again else set()
+    waiting = [mutant for mutant in mutants if (mutant.name in again if options.again else mutant.name not in rows)]
+    waiting = [mutant for mutant in waiting if mutant.path.startswith(options.only)]
     import_large_packages()
     with tempfile.TemporaryDirectory() as folder, results.open("a", encoding="utf-8") as file:
         tree = copy_repository(Path(folder))
