@@ -142,6 +142,8 @@ def test_one_transcript_per_decision_changes_nothing() -> None:
             )
     expected = torch.cat([estimate.advantages for estimate in HAE()(whole, **RATES)])
     torch.testing.assert_close(torch.cat([e.advantages for e in HAE()(parts, **RATES)]), expected)
+    backwards = HAE()(parts[::-1], **RATES)  # their steps say in which order they are
+    torch.testing.assert_close(torch.cat([e.advantages for e in backwards[::-1]]), expected)
 
 
 def test_dropped_subgoals_leave_the_rest_as_it_was() -> None:

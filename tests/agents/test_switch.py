@@ -29,6 +29,7 @@ STUCK = Situation(steps=10, since_reward=5, since_sage=5, calls=0, failures=0, r
         (STUCK._replace(calls=2), "too many calls", False),
         (STUCK._replace(calls=2, failures=2), "too many calls", False),  # barred even if it would be forced
         (STUCK._replace(calls=1), "stuck", True),
+        (Situation(), "start", False),
     ],
 )
 def test_the_first_rule_that_applies_decides(situation: Situation, name: str, sage: bool) -> None:
@@ -50,6 +51,7 @@ def test_every_rule_has_a_name_of_its_own() -> None:
         (SwitchSettings(invalid_cooldown=3), STUCK._replace(admissible=False, since_sage=3), "invalid after a call"),
         (SwitchSettings(max_failures=1), STUCK._replace(failures=1, steps=2), "failures"),
         (SwitchSettings(max_calls=1), STUCK._replace(calls=1), "too many calls"),
+        (SwitchSettings(min_steps=0, patience=1), Situation(), "reward"),  # as an episode begins
     ],
 )
 def test_every_number_counts(settings: SwitchSettings, situation: Situation, name: str) -> None:
