@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,14 @@ def test_another_agent(stage: str, agent: Any, tiny_model_folder: Path, tmp_path
     loader = make_loader(tiny_model_folder, agent=other, outcomes=stage == "offline")
     with pytest.raises(ValueError, match=f"levels {', '.join(agent.levels)}, but the transcript of find-plant/. is of"):
         fit(make(stage, tiny_model_folder, tmp_path, agent=agent), loader, 1)
+
+
+def test_a_stage_is_evaluated_with_the_data_of_another_stage(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage: Any = make_stage(tiny_model_folder)
+    stage.trainer = SimpleNamespace(datamodule=data_module(OnlineDataModule, tiny_model_folder, tmp_path))
+    stage.setup("validate")
+    with pytest.raises(ValueError, match="OnlineDataModule, which yields OnlineBatch"):
+        stage.setup("fit")
 
 
 def test_other_prompts(tiny_model_folder: Path, tmp_path: Path) -> None:
