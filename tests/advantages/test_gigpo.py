@@ -110,6 +110,16 @@ def test_levels_and_subgoals_are_part_of_a_state() -> None:
     assert values[0][low] == pytest.approx([0.0, 0.0, 0.5]) and values[1][low] == pytest.approx([0.0, 0.0, -0.5])
 
 
+def test_nothing_is_earned_after_the_last_step() -> None:
+    """A last utterance that produced no step has the return 0 in its state."""
+    rollouts = [make_rollout(0, "ab", [0.5]), make_rollout(0, "abb", [0.0, 1.0])]
+    rollouts[0].transcripts[0].append_prompt([30])
+    rollouts[0].transcripts[0].append_utterance([11, 2])
+    step = GiGPO(1.0, 1.0, scale_by_std=False, episode_advantages=lambda rollouts: torch.zeros(len(rollouts)))
+    (unfinished,), (finished,) = step(rollouts)
+    assert unfinished == pytest.approx([-0.25, -0.5]) and finished == pytest.approx([0.25, 0.5])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"), [({"step_weight": -1.0}, "step_weight"), ({"discount": 1.5}, "discount")], ids=str
 )

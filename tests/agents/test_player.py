@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from local_play import Writer
+from local_play import Writer, play
 
-from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
+from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode, ReActAgent
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.generation import ConversationGenerator, SamplingSettings
-from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.corridor import CorridorEnv, CorridorSuite
 from lit_rft.testing.tiny import make_model, make_tokenizer
 from lit_rft.transcripts import ChatFormat
 
@@ -169,3 +169,18 @@ def test_max_unfinished_hands_back_early(model: Any, chat: ChatFormat) -> None:
         early = list(player.run(max_unfinished=5))
         assert len(early) >= 3 and pool.outstanding <= 5
         assert len(early) + len(list(player.run())) == 8
+
+
+class HalfDone(CorridorEnv):
+    """Has a score before any action."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {**info, "score": 0.5}
+
+
+def test_a_record_says_where_it_was_played_and_its_score_without_a_step(chat: ChatFormat) -> None:
+    writer = Writer(chat, {"flat": ["Thought: On."]})
+    episode = play(ReActAgent(turn_limit=1), chat, writer, HalfDone).episode
+    assert (episode.env, episode.env_version, episode.steps) == ("corridor", "1", [])
+    assert (episode.outcome.reason, episode.outcome.score) == ("turn_limit", 0.5)
