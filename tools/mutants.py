@@ -4,8 +4,8 @@
 
 The tests run once as they are, in order to see which of them reach which lines. Each mutant is then written into a
 temporary copy of the repository and meets only the tests that reach its line, the package's own first, for at most
-30 seconds. mutmut (the extra `mutants`) proposes the changes. Left out are those that change nothing but
-the wording of a text, and whatever stands in a `raise`.
+30 seconds. mutmut (the extra `mutants`) proposes the changes. Left out are those that change nothing but the wording of
+a text, and whatever stands in a `raise`.
 
 The sample takes the same number of mutants of each package, those with the smallest digests: it is the same each time,
 and a change to the code replaces only the mutants of the lines that it touches. `results.jsonl` in the output folder
@@ -253,14 +253,14 @@ def measure(tree: Path, output: Path, budget: float) -> Reaching:
     return Reaching(data, known["seconds"], known["failed"], budget)
 
 
-def try_mutant(mutant: Mutant, tests: list[str], tree: Path, output: Path) -> dict[str, Any]:
+def try_mutant(mutant: Mutant, tests: list[str], tree: Path) -> dict[str, Any]:
     """Write the mutant into the copy, run the tests, and put the original back."""
     target, begun, source = tree / mutant.path, time.monotonic(), mutant.write()
     original = target.read_text(encoding="utf-8")
     answer: dict[str, Any] = {"code": 5, "failed": []}
     if tests:
         target.write_text(source, encoding="utf-8")
-        answer = in_child(tree, output / "last.log", LIMIT, ["-x", *tests])
+        answer = in_child(tree, tree.parent / "mutant.log", LIMIT, ["-x", *tests])
         target.write_text(original, encoding="utf-8")
     pairs = enumerate(zip(original.splitlines(), source.splitlines(), strict=False), 1)
     return {
@@ -316,7 +316,7 @@ def main() -> None:
         begun = time.monotonic()
         for done, mutant in enumerate(waiting, 1):
             tests = options.again if reaching is None else reaching.tests_for(mutant)
-            row = rows[mutant.name] = try_mutant(mutant, tests, tree, output)
+            row = rows[mutant.name] = try_mutant(mutant, tests, tree)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             left = f"{(time.monotonic() - begun) / done * (len(waiting) - done) / 60:.0f} minutes left"
