@@ -199,3 +199,15 @@ def test_an_unknown_model_says_what_a_name_may_be() -> None:
     stage = HierarchicalSFT(PolicySettings(model="/no/such/folder"))
     with pytest.raises(ValueError, match="smollm2-135m-instruct"):
         stage.configure_model()
+
+
+def test_overfitting_repeats_the_first_batch(tiny_model_folder: Path) -> None:
+    seen: list[list[str]] = []
+
+    class Names(L.Callback):
+        def on_train_batch_start(self, trainer: Any, stage: Any, batch: StepTranscripts, batch_idx: int) -> None:
+            seen.append([transcript.episode_id for transcript in batch.transcripts])
+
+    loader = make_loader(tiny_model_folder, batch_size=2)
+    fit(make_stage(tiny_model_folder), loader, 4, overfit_batches=1, callbacks=[Names()])
+    assert len(loader) == 3 and seen == [seen[0]] * 4
