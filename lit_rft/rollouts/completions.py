@@ -14,7 +14,7 @@ from lit_rft.rollouts.grading import grade
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.rollouts.sources import CompletionSampler
-from lit_rft.transcripts import Transcript, completion_transcript
+from lit_rft.transcripts import completion_transcript
 
 logger = logging.getLogger(__name__)
 
@@ -65,23 +65,16 @@ class CompletionSource:
         self._warn_without_traces(prompts)
         traces = self._traces(policy, prompts, self.traces_per_group)
         held = Counter(trace.group for trace in traces)
-        sampled = self.sampler(
-            policy,
-            [(f"{policy.step}/{prompt.problem.id}", prompt.ids) for prompt in prompts],
-            [self.group_size - held[group] for group in range(len(prompts))],
-            self.sampling,
-            seed=self.seed,
-            max_concurrent=self.max_concurrent,
-        )
+        named = [(f"{policy.step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
+        sizes = [self.group_size - held[group] for group in range(len(prompts))]
+        groups = self.sampler(policy, named, sizes, self.sampling, seed=self.seed, max_concurrent=self.max_concurrent)
         rollouts = []
-        for group, (prompt, completions) in enumerate(zip(prompts, sampled, strict=True)):
-            for completion in completions:
-                rollout = Rollout(
-                    [_transcript(policy, prompt, completion.ids)], policy.chat.text(completion.ids), group, False,
-                    completion.finished, sampled_log_probs=[completion.log_probs], task=prompt.problem.source,
-                    ground_truth=prompt.problem.ground_truth,
-                )  # fmt: skip
-                rollouts.append(rollout)
+        for group, (prompt, completions) in enumerate(zip(prompts, groups, strict=True)):
+            rollouts += [
+                _rollout(policy, prompt, sampled.ids, policy.chat.text(sampled.ids), group=group, off_policy=False,
+                         finished=sampled.finished, sampled_log_probs=[sampled.log_probs])
+                for sampled in completions
+            ]  # fmt: skip
             rollouts += [trace for trace in traces if trace.group == group]
         self.metrics = grade(rollouts, [prompt.problem for prompt in prompts], self.reward, policy.device)
         rollouts += self._traces(policy, prompts, self.imitated_traces, counts_in_baseline=False)
@@ -103,11 +96,10 @@ class CompletionSource:
             for turn in range(len(prompt.traces) if number is None else min(number, len(prompt.traces))):
                 index = (self._batches + turn) % len(prompt.traces)
                 ids, log_probs = prompt.traces[index], prompt.trace_log_probs[index]
-                trace = Rollout(
-                    [_transcript(policy, prompt, ids)], prompt.trace_texts[index], group, True,
+                trace = _rollout(
+                    policy, prompt, ids, prompt.trace_texts[index], group=group, off_policy=True,
                     finished=ids[-1] == policy.chat.end_of_turn_id, counts_in_baseline=counts_in_baseline,
-                    behaviour_log_probs=[log_probs] if log_probs else [], task=prompt.problem.source,
-                    ground_truth=prompt.problem.ground_truth,
+                    behaviour_log_probs=[log_probs] if log_probs else [],
                 )  # fmt: skip
                 traces.append(trace)
         return traces
@@ -131,5 +123,7 @@ class CompletionSource:
         self._batches = state["batches"]
 
 
-def _transcript(policy: Policy, prompt: Prompt, ids: list[int]) -> Transcript:
-    return completion_transcript(prompt.problem.id, prompt.ids, ids, policy.chat.end_of_turn_id)
+def _rollout(policy: Policy, prompt: Prompt, ids: list[int], text: str, **fields: Any) -> Rollout:
+    problem = prompt.problem
+    transcript = completion_transcript(problem.id, prompt.ids, ids, policy.chat.end_of_turn_id)
+    return Rollout([transcript], text, task=problem.source, ground_truth=problem.ground_truth, **fields)

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
-from lit_rft.objectives import (
-    Sums,
-    polyak_update,
-    utterance_log_likelihood,
-    weighted_likelihood_loss,
-)
+from lit_rft.objectives import Sums, polyak_update, utterance_log_likelihood, weighted_likelihood_loss
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns, reads_values
 from lit_rft.stages.core.critics import Critics, FeatureReader
@@ -35,8 +30,7 @@ class ActorCritic:
         L_pi = -E[ min(exp((Q - V) / advantage_temperature), max_weight) log pi(u|s) ]     `advantage_weights`,
                                                                                            `weighted_likelihood_loss`
 
-    at each level with its own rewards; each expectation is a mean over the decisions of its level in the optimiser
-    step.
+    at each level with its own rewards; expectations are means over the decisions of its level in the optimiser step.
 
     Args:
         levels: of the agent.

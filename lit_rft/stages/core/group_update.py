@@ -13,13 +13,16 @@ from lit_rft.models.processes import sum_numbers
 from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
+from lit_rft.rollouts.advantages import AdvantagesFunction, assign_advantages, group_metrics
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, needs_of
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.rollouts.update_record import UpdateRecord
+from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.loss_needs import check_group_loss
 from lit_rft.stages.core.micro_batches import RolloutSplitter
 from lit_rft.stages.core.mini_batches import split_groups
+from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.settings import BatchingSettings, ObjectiveSettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -62,17 +65,22 @@ class GroupUpdate:
         self.split = RolloutSplitter(batching, share_prompts)
         self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
 
-    def mini_batches(self, policy: Policy, rollouts: list[Rollout]) -> list[list[Rollout]]:
-        """Split rollouts into mini-batches, one per optimiser step, of complete groups in their order.
-
-        For several steps the rollouts get their `old_log_probs` first.
-
-        Args:
-            policy: the one that sampled.
-            rollouts: of this process.
+    def __call__(
+        self, policy: Policy, rollouts: list[Rollout], advantages: AdvantagesFunction, optimize: Optimize
+    ) -> tuple[list[Rollout], dict[str, Tensor]]:
+        """Compare rollouts within their groups and update the policy: `mini_batches * epochs` optimiser steps.
 
         Returns:
-            `mini_batches * epochs` lists in every process, some of them perhaps empty.
+            The members of the groups, with advantages; and metrics over all processes.
+        """
+        samples = assign_advantages(rollouts, advantages)
+        metrics = [optimize(*self.step(policy, part)) for part in self.mini_batches(policy, rollouts)]
+        return samples, mean_over_steps(metrics) | group_metrics(samples, policy.device)
+
+    def mini_batches(self, policy: Policy, rollouts: list[Rollout]) -> list[list[Rollout]]:
+        """Return the rollouts of each optimiser step: complete groups in their order, in some processes perhaps none.
+
+        For several steps the rollouts get their `old_log_probs` first.
         """
         self.split.check_sharing(policy)
         parts = split_groups(rollouts, self.objective.mini_batches)
@@ -89,10 +97,7 @@ class GroupUpdate:
                 keep_old_log_probs(micro, on_policy, self.log_probs(policy, micro).tokens)
 
     def step(self, policy: Policy, rollouts: list[Rollout]) -> tuple[list[TranscriptBatch], Loss]:
-        """Return micro-batches and loss of an optimiser step, as `PolicyModule.optimize` takes them.
-
-        Rollouts without a gradient (an advantage of 0, and no other term) are left out.
-        """
+        """Return micro-batches and loss of an optimiser step; rollouts without a gradient are left out."""
         settings = self.objective
         counted = [r for r in rollouts if r.finished or r.off_policy or not settings.mask_truncated]
         compared = [rollout for rollout in counted if rollout.counts_in_baseline]

@@ -280,8 +280,7 @@ class AnsweringSettings:
 
     def __post_init__(self) -> None:
         numbers = {"num_samples": self.num_samples, "max_concurrent": self.max_concurrent}
-        by_source = self.num_samples_by_source or {}
-        numbers |= {f"num_samples_by_source.{source}": number for source, number in by_source.items()}
+        numbers |= {f"num_samples_by_source.{source}": n for source, n in (self.num_samples_by_source or {}).items()}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"answering.{name} must be >= 1, got {number}")
@@ -298,5 +297,4 @@ class AnsweringSettings:
 
 def as_json(settings: Any) -> dict[str, Any]:
     """Convert settings to the values of a JSON file (tuples become lists), for comparison with one."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return values
+    return dict(json.loads(json.dumps(asdict(settings))))
