@@ -20,7 +20,7 @@ _OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "r
 
 
 class FitSummary(L.Callback):
-    """Prints a summary when `fit` ends, and writes it to `<default_root_dir>/summary.json`.
+    """Prints a summary when `fit` ends, and writes it to `<default_root_dir>/summary_fit.json`.
 
     Optimiser steps, seconds, peak memory (of the GPU, else of the first process), each metric as mean over the first
     and last 10 batches, and the run's outputs. A resumed run is summarised from its checkpoint on.
@@ -54,7 +54,7 @@ class FitSummary(L.Callback):
             "metrics": {name: {"first": first.get(name), "last": value} for name, value in last.items()},
             "outputs": [name for name in _OUTPUTS if (folder / name).exists()],
         }
-        write_json(folder / "summary.json", summary)
+        write_json(folder / "summary_fit.json", summary)
         Console().print(summary_table(summary, folder))
 
 
@@ -62,7 +62,7 @@ def summary_table(summary: dict[str, Any], folder: Path) -> Table:
     """Format a summary for the console.
 
     Args:
-        summary: as in `summary.json`.
+        summary: as in `summary_fit.json`.
         folder: of the run.
     """
     start, end = summary["steps"]

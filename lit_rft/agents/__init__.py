@@ -35,7 +35,9 @@ from lit_rft.agents.optional import (
     SupportsAdmit,
     SupportsNotice,
     SupportsPrepare,
+    SupportsRetelling,
     SupportsThoughts,
+    SupportsTrials,
     SupportsTurns,
 )
 from lit_rft.agents.player import EpisodePlayer, PlayedEpisode
@@ -96,7 +98,9 @@ __all__ = [
     "SupportsAdmit",
     "SupportsNotice",
     "SupportsPrepare",
+    "SupportsRetelling",
     "SupportsThoughts",
+    "SupportsTrials",
     "SupportsTurns",
     "SwiftAgent",
     "SwiftSageAgent",

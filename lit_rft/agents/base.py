@@ -80,7 +80,7 @@ class Agent(Protocol):
     accepts any class whose methods have the same annotations.
 
     An agent may also have the settings of `lit_rft.agents.optional`: `keep_thoughts`, `keep_turns`, `admissible`,
-    `acting_levels`.
+    `acting_levels`; and its methods `next_trial` and `retell`.
     """
 
     @property

@@ -209,7 +209,8 @@ class Llama3ToolCall:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """Parse a text that is one JSON object, strictly: no duplicate keys, no NaN, at most 20,000 characters.
+    """Parse a text that is one JSON object, strictly: no duplicate keys, no NaN, no half surrogate
+    pairs, at most 20,000 characters.
 
     Returns:
         The object, or None.
@@ -218,6 +219,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -37,11 +37,12 @@ def read_line(line: str) -> str:
 
 
 def _quoted(line: str) -> str | None:
-    """Return the text that a line encodes as a JSON string; None if it is not one."""
+    """Return the text that a line encodes as a JSON string; None if it is not one, or no file could hold it."""
     if not (len(line) >= 2 and line[0] == line[-1] == '"'):
         return None
     try:
         value = json.loads(line)
-    except ValueError:
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be encoded
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, str) else None

@@ -88,6 +88,10 @@ class EpisodeContract:
         if not isinstance(observation, str):
             got = type(observation).__name__
             raise ContractError(f"{self._name}.{method} must return text as observation, got {got}")
+        try:
+            observation.encode()
+        except UnicodeEncodeError as error:
+            raise ContractError(f"{self._name}.{method} must return text that UTF-8 can encode: {error}") from None
         if not isinstance(info, dict):
             raise ContractError(f"{self._name}.{method} must return a dictionary as info, got {type(info).__name__}")
         for key, value in info.items():

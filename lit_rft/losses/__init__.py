@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lit_rft.losses.gspo import GSPO as GSPO
     from lit_rft.losses.hpt import HPT as HPT
     from lit_rft.losses.rl_plus import RLPlus as RLPlus
+    from lit_rft.losses.sampler_correction import ImportanceWeights as ImportanceWeights
     from lit_rft.losses.sampler_correction import MaskedWeights as MaskedWeights
     from lit_rft.losses.sampler_correction import SamplerCorrected as SamplerCorrected
     from lit_rft.losses.sampler_correction import SequenceWeights as SequenceWeights
@@ -25,6 +26,7 @@ _EXPORTS: dict[str, str] = {
     "HPT": "lit_rft.losses.hpt",
     "RLPlus": "lit_rft.losses.rl_plus",
     "SRFT": "lit_rft.losses.srft",
+    "ImportanceWeights": "lit_rft.losses.sampler_correction",
     "MaskedWeights": "lit_rft.losses.sampler_correction",
     "SamplerCorrected": "lit_rft.losses.sampler_correction",
     "SequenceWeights": "lit_rft.losses.sampler_correction",

@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from lit_rft.stages.core.critic_updates import CriticUpdate as CriticUpdate
     from lit_rft.stages.core.critic_updates import IQLUpdate as IQLUpdate
     from lit_rft.stages.core.critic_updates import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages.core.data_check import EPISODES as EPISODES
+    from lit_rft.stages.core.data_check import GROUPS as GROUPS
+    from lit_rft.stages.core.data_check import PROMPTS as PROMPTS
+    from lit_rft.stages.core.data_check import ROUNDS as ROUNDS
+    from lit_rft.stages.core.data_check import STEPS as STEPS
+    from lit_rft.stages.core.data_check import BatchKind as BatchKind
     from lit_rft.stages.core.episode_stage import EpisodeStage as EpisodeStage
     from lit_rft.stages.core.evaluate import Evaluator as Evaluator
     from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator as EpisodeEvaluator
@@ -46,6 +52,12 @@ _EXPORTS: dict[str, str] = {
     "ActorCritic": "lit_rft.stages.core.actor_critic",
     "AnsweringSettings": "lit_rft.stages.core.settings",
     "BatchingSettings": "lit_rft.stages.core.settings",
+    "BatchKind": "lit_rft.stages.core.data_check",
+    "EPISODES": "lit_rft.stages.core.data_check",
+    "GROUPS": "lit_rft.stages.core.data_check",
+    "PROMPTS": "lit_rft.stages.core.data_check",
+    "ROUNDS": "lit_rft.stages.core.data_check",
+    "STEPS": "lit_rft.stages.core.data_check",
     "CriticSettings": "lit_rft.stages.core.settings",
     "CriticUpdate": "lit_rft.stages.core.critic_updates",
     "EpisodeEvaluator": "lit_rft.stages.core.evaluate_episodes",

@@ -1,5 +1,6 @@
 """Answer formats: what they write is read back, what has no action is invalid, and no text breaks them."""
 
+import json
 import random
 from typing import Any
 
@@ -73,6 +74,25 @@ def test_no_text_raises(answer_format: Any) -> None:
         answer = answer_format.parse(text)
         assert answer is None or isinstance(answer.action, str)
         parse_low_level_answer(text, answer_format)
+
+
+HALF = json.dumps("\ud800")  # an escape of plain characters: a model can write it
+
+
+@EACH
+@pytest.mark.parametrize(
+    "text",
+    [
+        HALF, f"<action>{HALF}</action>", f"<act-1>{HALF}</act-1>", f'{{"action": {HALF}}}', f'{{"next": {HALF}}}',
+        f'{{"name": "move", "parameters": {{"to": {HALF}}}}}',
+        f'<tool_call>{{"name": "act", "arguments": {{"action": {HALF}}}}}</tool_call>',
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_no_action_is_text_that_a_file_cannot_hold(answer_format: Any, text: str) -> None:
+    answer = answer_format.parse(text)
+    assert answer is None or answer.action.encode()
+    assert parse_low_level_answer(f"{text} done", answer_format).action.encode() is not None
 
 
 @pytest.mark.parametrize(

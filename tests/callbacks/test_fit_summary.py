@@ -29,7 +29,7 @@ def test_metrics_at_the_start_and_at_the_end(
     losses = Losses()
     fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 13,
         callbacks=[losses, FitSummary()], default_root_dir=tmp_path)  # fmt: skip
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary_fit.json").read_text())
     assert summary["steps"] == [0, 13] and summary["outputs"] == ["rollouts"]
     assert summary["seconds"] > 0 and 0.1 < summary["peak_memory_gb"] < 100
     loss = summary["metrics"]["train/loss"]
@@ -42,7 +42,7 @@ def test_metrics_at_the_start_and_at_the_end(
 def test_a_dry_run_prints_nothing(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 1,
         callbacks=[FitSummary()], default_root_dir=tmp_path, fast_dev_run=1)  # fmt: skip
-    assert "fit: steps" not in capsys.readouterr().out and not (tmp_path / "summary.json").exists()
+    assert "fit: steps" not in capsys.readouterr().out and not (tmp_path / "summary_fit.json").exists()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (61, "1 min 01 s"), (3725, "1 h 02 min")])

@@ -94,6 +94,7 @@ def env_info() -> dict[str, Any]:
     [
         ("start", r"Scripted\.reset must return \(observation, info\), got str"),
         ((np.zeros(2), {}), r"Scripted\.reset must return text as observation, got ndarray"),
+        (("\ud800", {}), r"Scripted\.reset must return text that UTF-8 can encode: .*surrogates not allowed"),
         (
             ("start", {"metrics": {"a": None}}),
             r"Scripted\.reset must return a finite number as info\['metrics'\]\['a'\]",

@@ -1,4 +1,4 @@
-"""A reward of one's own, in a file outside the library: right answers, with a bonus for their form."""
+"""A reward in a file outside the library: right answers, with a bonus for their form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FormatReward:
         """Compute a reward in [0, 1 + bonus] for each completion."""
         right = self.math(completions, rows)
         formed = [self.pattern.search(text) is not None for text in completions]
-        return [one + self.bonus * form for one, form in zip(right, formed, strict=True)]
+        return [score + self.bonus * form for score, form in zip(right, formed, strict=True)]
 
     def reward_settings(self) -> dict[str, Any]:
         """The settings that decide about an answer: `predict` does not mix answers of different ones."""

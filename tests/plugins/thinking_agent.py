@@ -1,4 +1,4 @@
-"""An agent of a user's own: it writes a thought in one line and its action in the next."""
+"""An agent outside the library: it writes a thought in one line and its action in the next."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""An agent of a user's own with three levels: a planner, a worker, and a critic who reads the worker's action."""
+"""An agent outside the library with three levels: a planner, a worker, and a critic who reads the worker's action."""
 
 from dataclasses import dataclass
 

@@ -48,9 +48,18 @@ def test_accuracy_is_the_verifiers_whatever_the_training_reward(
     assert tables[0] == tables[1] and 0 < tables[0]["mean"]["average"] < 1
 
 
+class GenerousMath(MathReward):
+    """Rewards wrong answers, too."""
+
+    def __call__(self, completions: Any, rows: Any) -> list[float]:
+        return [reward + 0.75 for reward in super().__call__(completions, rows)]
+
+
 def test_who_verifies_when_nobody_is_named() -> None:
     strict = MathReward(after_thinking=True)
     assert MixedPolicyGRPO(reward=strict).verifier is strict  # its settings, and its processes
+    generous = GenerousMath()
+    assert type(MixedPolicyGRPO(reward=generous).verifier) is MathReward  # a subclass may add anything
     default, own = MixedPolicyGRPO(), MixedPolicyGRPO(reward=vowels)
     assert default.verifier is default.reward
     assert isinstance(own.verifier, MathReward) and own.reward is vowels

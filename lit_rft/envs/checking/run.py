@@ -153,6 +153,8 @@ class CheckRun:
 
     def _judge_returns(self, specs: Sequence[EpisodeSpec]) -> None:
         report = self._report
+        if not report.returns:  # none was played to its end: errors say why
+            return
         if not any(report.ended):
             limit = max(spec.step_limit for spec in specs)
             advice = "" if self._has_limit else ": give the suite a step_limit"

@@ -177,10 +177,10 @@ def choose_rewards(
 ) -> tuple[RewardFunction, RewardFunction]:
     """Choose the reward function of training and the verifier of evaluation, and check that they can be called.
 
-    A bonus in the training reward is never reported as accuracy: the default verifier is a `MathReward`.
+    A bonus in the training reward is never reported as accuracy: the default verifier is `MathReward`, no subclass.
     """
     reward = reward if reward is not None else MathReward()
-    if verifier is None and isinstance(reward, MathReward):
+    if verifier is None and type(reward) is MathReward:
         verifier = reward
     elif verifier is None:
         logger.info("validation, test and predict are graded by MathReward: set verifier for answers of another kind")
