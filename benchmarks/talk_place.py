@@ -27,6 +27,7 @@ class Game:
         seen: keys of `predict` for held-out games of the kind that is trained on.
         unseen: keys of `predict` for games of another kind: another task, or other floor plans.
         online: keys of the data of on-policy stages.
+        examples: further arguments of `collect` for the expert episodes that prompts show.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Game:
     seen: Keys
     unseen: Keys
     online: Keys = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
 
 
 _TRAINED = listed(["find-animal", "find-living-thing", "find-plant"])
@@ -51,8 +53,8 @@ GAMES = {
         unseen={"tasks": listed(["find-non-living-thing"]), "predict_split": "dev"},
         online={"tasks": _TRAINED},
     ),
-    # games of the first half that training has not chosen are explored (another seed), seen floor plans are those of
-    # the second half
+    # trained, explored and shown in prompts: games of the first half (explored with another seed, so most are others
+    # than the experts'); seen floor plans are those of the second half
     "alfworld": Game(
         name="ALFWorld, synthetic",
         configs="alfworld",
@@ -61,6 +63,8 @@ GAMES = {
         explore={"predict_split": "train", "predict_half": "first", "seed": 1000},
         seen={"predict_split": "train", "predict_half": "second"},
         unseen={"predict_split": "dev"},
+        online={"collect_half": "first"},
+        examples=("--half", "first"),
     ),
 }
 
@@ -96,8 +100,8 @@ class Place:
 
     def examples(self) -> Step:
         """Collect expert episodes of the training split, shown in prompts."""
-        arguments = ["collect", self.game.suite, "--episodes", "3", "--out", str(self.examples_file)]
-        command = [sys.executable, "-m", "lit_rft.cli", *arguments]
+        arguments = ["collect", self.game.suite, "--episodes", "3", *self.game.examples]
+        command = [sys.executable, "-m", "lit_rft.cli", *arguments, "--out", str(self.examples_file)]
         return Step(f"{self.home.name}: examples: collect", command, self.examples_file.with_suffix(".done"))
 
     @property

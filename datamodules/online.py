@@ -7,7 +7,7 @@ from typing import Any
 from lit_rft.batches import OnlineBatch
 from lit_rft.datamodules.loaders import TrainingLoader, digest_of, shuffled_indices
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
-from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.base import EpisodeSpec, Half
 from lit_rft.envs.jobs import EpisodeJobs
 
 
@@ -76,6 +76,7 @@ class OnlineDataModule(TrajectoryDataModule):
     Args:
         collect_split: split of the episodes to play in training.
         collect_tasks: their tasks; null for `tasks`.
+        collect_half: one half of each task's episodes only; null for both.
         collect_episodes_per_task: maximum number of them per task; null for all.
         rounds: rounds per epoch; each plays episodes and then trains.
         episodes_per_round: episodes to play per round, over all processes.
@@ -91,6 +92,7 @@ class OnlineDataModule(TrajectoryDataModule):
         self,
         collect_split: str = "train",
         collect_tasks: list[str] | None = None,
+        collect_half: Half | None = None,
         collect_episodes_per_task: int | None = None,
         rounds: int = 10,
         episodes_per_round: int = 8,
@@ -101,7 +103,7 @@ class OnlineDataModule(TrajectoryDataModule):
         if rounds < 1 or episodes_per_round < 1:
             raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
         self.collect_split, self.collect_tasks = collect_split, collect_tasks
-        self.collect_episodes_per_task = collect_episodes_per_task
+        self.collect_half, self.collect_episodes_per_task = collect_half, collect_episodes_per_task
         self.rounds, self.episodes_per_round = rounds, episodes_per_round
 
     def prepare_data(self) -> None:
@@ -111,7 +113,7 @@ class OnlineDataModule(TrajectoryDataModule):
         super().setup(stage)
         if stage == "fit":
             self._jobs["collect"] = self._make_jobs(
-                self.collect_split, self.collect_episodes_per_task, tasks=self.collect_tasks
+                self.collect_split, self.collect_episodes_per_task, self.collect_half, self.collect_tasks
             )
 
     def load_training_data(self) -> None:

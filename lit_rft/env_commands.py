@@ -22,7 +22,7 @@ from lit_rft.error_messages import UsageError
 
 _SEEDS = {"train": 1000, "dev": 50, "test": 50}  # minimum number of seeds of each split, to choose episodes from
 _STEP_LIMIT = 50  # of the episodes of an environment
-_OF_EPISODES = ("env", "expert", "args", "split", "episodes", "step_limit", "random", "seed", "workers")
+_OF_EPISODES = ("env", "expert", "args", "split", "half", "episodes", "step_limit", "random", "seed", "workers")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -90,7 +90,7 @@ def _collect(given: argparse.Namespace) -> list[Episode]:
     try:
         suite = _suite(given)
         expert = _expert(given, suite)
-        specs = suite.episodes(given.split, limit=given.episodes, seed=given.seed)
+        specs = suite.episodes(given.split, limit=given.episodes, half=given.half, seed=given.seed)
         perturbation = Perturbation(given.random, seed=given.seed) if given.random else None
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -132,6 +132,7 @@ def _collect_parser() -> argparse.ArgumentParser:
     parser.add_argument("--args", type=_json_object, default={}, metavar="JSON", help="arguments of the environment")
     parser.add_argument("--name", help="of an environment's tasks, or of those of --pairs (the name of its class)")
     parser.add_argument("--split", default="train", help="which episodes (train)")
+    parser.add_argument("--half", choices=("first", "second"), help="one half of each task's episodes only (both)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
     parser.add_argument("--step_limit", type=int, help=f"steps per episode of an environment ({_STEP_LIMIT})")
     parser.add_argument("--random", type=float, default=0.0, help="probability of a random admissible action (0)")

@@ -160,6 +160,9 @@ def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> 
 
     trained = ids({}, "train", game.train["train_half"], 200)
     explored = ids(game.explore, game.explore["predict_split"], game.explore["predict_half"], 200)
+    explored |= ids({}, "train", game.online["collect_half"], 2000)  # whatever on-policy stages may play
+    assert game.examples[0] == "--half"
+    explored |= ids({}, "train", game.examples[1], 3)
     played = ids({}, game.seen["predict_split"], game.seen["predict_half"], 200)
     played |= ids({}, game.unseen["predict_split"], None, 50)
     assert played and not played & (trained | explored)
@@ -175,14 +178,18 @@ def test_every_command_of_every_row_is_valid(
     talk.main(["--scale", scale, "--environments", environment, "--dry-run"])
     commands = [shlex.split(command)[3:] for command in capsys.readouterr().out.splitlines()]
     assert len(commands) == len({tuple(command) for command in commands}) > 2 * len(talk.ROWS)
+    context_lengths = set()
     for verb, *arguments in {recipe(command): command for command in commands if "-c" in command}.values():
         for option in ("--ckpt_path", "--folder", "--later"):
             if option in arguments:
                 del arguments[arguments.index(option) : arguments.index(option) + 2]
         cli = build(resolve_configs([*arguments, "--trainer.devices", "1"]), run=False)
         assert cli.model.policy_settings.model.endswith(MODELS[scale]), verb
+        if not any(name in arguments[1] for name in ("react", "reflexion", "swift_sage")):  # with examples
+            context_lengths.add(cli.model.agent.max_length)
         if scale == "paper":
             check_papers_settings(cli.model, tiny_model_folder)
+    assert len(context_lengths) == 1  # of all rows that train
 
 
 def check_papers_settings(stage: Any, model: Path) -> None:

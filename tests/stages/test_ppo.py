@@ -160,6 +160,26 @@ def test_the_kl_is_a_mean_over_tokens(tiny_model_folder: Path) -> None:
     assert measured[0] == pytest.approx(measured[1], rel=1e-4) and measured[0] > 1e-6
 
 
+def test_the_kl_to_the_reference_is_a_cost_of_each_token(tiny_model_folder: Path) -> None:
+    """Q of a token is then what is still earned, less the log ratios from there on (discount and lambda 1)."""
+
+    def estimate(kl_coef: float, adapters_act: bool) -> Any:
+        settings = PPOSettings(discount=1.0, gae_lambda=1.0, kl_coef=kl_coef, whiten=False)
+        stage: Any = make_ppo(tiny_model_folder, settings, lora=ADAPTERS)
+        stage.configure_model()
+        if adapters_act:
+            speak_out(stage)
+        transcript = conversation(3)
+        stage.update.prepare(stage.current_policy(), [Rollout([transcript], "", 0, False, True)])
+        return stage.update.before(transcript)
+
+    plain, penalised, reference = estimate(0.0, True), estimate(0.5, True), estimate(0.0, False)
+    ratios = plain.log_probs - reference.log_probs
+    assert ratios.abs().max() > 1e-3
+    costs = 0.5 * ratios.flip(0).cumsum(0).flip(0)
+    torch.testing.assert_close(penalised.returns, plain.returns - costs, rtol=1e-4, atol=1e-5)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
