@@ -1,8 +1,9 @@
-"""Atomic writes."""
+"""Atomic writes, and files that one process appends to."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -27,6 +28,56 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(folder)  # the renaming as well
     finally:
         os.close(folder)
+
+
+class AppendedFile:
+    """A file that grows by complete pieces, and has one writer at a time.
+
+    Args:
+        path: the file; its folder is created.
+
+    Raises:
+        BlockingIOError: another writer holds the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._stream.close()
+            message = f"{path} is being written by another process: wait for it, or choose another path"
+            raise BlockingIOError(error.errno, message) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return os.fstat(self._stream.fileno()).st_size
+
+    def append(self, data: bytes) -> None:
+        """Append data, which is on disk when this returns.
+
+        Raises:
+            OSError: it cannot be written; the file keeps its previous contents.
+        """
+        size = self.size
+        try:
+            written = 0
+            while written < len(data):
+                written += self._stream.write(data[written:]) or 0
+            os.fsync(self._stream.fileno())
+        except OSError:
+            self.truncate(size)  # an incomplete line would corrupt the next one
+            raise
+
+    def truncate(self, size: int) -> None:
+        """Remove what is beyond this many bytes."""
+        os.ftruncate(self._stream.fileno(), size)
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def write_json(path: Path, content: Any) -> None:

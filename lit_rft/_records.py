@@ -1,7 +1,10 @@
-"""Errors of invalid records, with the place of the error."""
+"""Invalid records: their errors with the place, and the check of their fields."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import typing
 from typing import Any
 
 
@@ -28,3 +31,45 @@ def show_value(value: Any) -> str:
     """Format a value with its type, abbreviated, for an error message."""
     text = repr(value)
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    return typing.get_type_hints(cls)
+
+
+def join_fields(parent: str, name: str) -> str:
+    """Return the path of a field."""
+    return f"{parent}.{name}" if parent else name
+
+
+def check_fields(cls: Any, value: Any, where: str, error: type[RecordError]) -> dict[str, Any]:
+    """Check that a plain value is an object with all required fields of a dataclass, and no others.
+
+    Args:
+        cls: the dataclass.
+        value: from a file.
+        where: path of the value.
+        error: raised for a wrong one.
+
+    Returns:
+        The types of the given fields, by name.
+    """
+    if not isinstance(value, dict):
+        raise error(f"expected an object, got {show_value(value)}", where)
+    known = _fields(cls)
+    for name in value:
+        if name not in known:
+            raise error(f"unknown field; known are {', '.join(known)}", join_fields(where, str(name)))
+    for name, is_required in known.items():
+        if is_required and name not in value:
+            raise error("missing", join_fields(where, name))
+    return {name: field_types(cls)[name] for name in value}
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, bool]:
+    """Return the names of a dataclass's fields, and whether each is required."""
+    missing = dataclasses.MISSING
+    return {f.name: f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls)}

@@ -6,7 +6,6 @@ it writes loses only the current line.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lit_rft._files import replacing
+from lit_rft._files import AppendedFile, replacing
 from lit_rft.episodes.record import Episode, EpisodeError
 from lit_rft.rows import json_lines, parse_json
 
@@ -104,14 +103,12 @@ class EpisodeWriter:
             BlockingIOError: another writer holds the file.
         """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self.path.open("ab", buffering=0)
+        self._file = AppendedFile(self.path)
         try:
-            self._lock()
             self.dropped = self._drop_unfinished_line()
             self.episodes = [episode for _, episode in _read_lines(self.path)]
         except BaseException:
-            self._stream.close()
+            self._file.close()
             raise
         self.ids = {episode.id for episode in self.episodes}
 
@@ -125,20 +122,11 @@ class EpisodeWriter:
         episode.validate()
         if episode.id in self.ids:
             raise EpisodeError(f"duplicate id {episode.id!r}, already in {self.path}", "id")
-        line = _to_line(episode)
-        size = self._stream.seek(0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(line):
-                written += self._stream.write(line[written:]) or 0
-            os.fsync(self._stream.fileno())
-        except OSError:
-            self._stream.truncate(size)  # an incomplete line would corrupt the next one
-            raise
+        self._file.append(_to_line(episode))
         self.ids.add(episode.id)
 
     def close(self) -> None:
-        self._stream.close()
+        self._file.close()
 
     def __enter__(self) -> EpisodeWriter:
         return self
@@ -148,13 +136,6 @@ class EpisodeWriter:
     ) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{self.path} is being written by another process; wait for it or choose another path"
-            raise BlockingIOError(error.errno, message) from error
-
     def _drop_unfinished_line(self) -> int:
         data = self.path.read_bytes()
         end = data.rfind(b"\n") + 1
@@ -163,10 +144,10 @@ class EpisodeWriter:
         try:
             list(_parse_lines([data[end:]], self.path))
         except EpisodeError:
-            self._stream.truncate(end)
+            self._file.truncate(end)
             logger.warning("%s: dropped an incomplete last line (%d bytes)", self.path, len(data) - end)
             return 1
-        self._stream.write(b"\n")  # complete but for the line end
+        self._file.append(b"\n")  # complete but for the line end
         return 0
 
 

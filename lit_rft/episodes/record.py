@@ -7,13 +7,12 @@ finite numbers. If a solved task has score 1.0, reports, which multiply by 100, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft._records import RecordError, show_value
+from lit_rft._records import RecordError, check_fields, field_types, join_fields, show_value
 
 SCHEMA = 2
 ADMISSIBLE = "admissible"  # key of `Episode.extra`
@@ -214,15 +213,6 @@ def _check_subgoals(subgoals: list[Subgoal], num_steps: int) -> None:
 # Below: type checks. Fields are str, int, float, bool, dict, dataclasses, or lists of dataclasses.
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _join(parent: str, name: str) -> str:
-    return f"{parent}.{name}" if parent else name
-
-
 def _build(expected: Any, value: Any, where: str) -> Any:
     """Build dataclasses from dictionaries; `Episode.validate` checks the plain values afterwards."""
     if typing.get_origin(expected) is list and isinstance(value, list):
@@ -230,18 +220,8 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         return [_build(item, element, f"{where}[{i}]") for i, element in enumerate(value)]
     if not dataclasses.is_dataclass(expected):
         return value
-    if not isinstance(value, dict):
-        raise EpisodeError(f"expected an object, got {show_value(value)}", where)
-    known = {f.name: f for f in dataclasses.fields(expected)}
-    for name in value:
-        if name not in known:
-            raise EpisodeError(f"unknown field; known are {', '.join(known)}", _join(where, str(name)))
-    for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise EpisodeError("missing", _join(where, name))
-    hints = _hints(typing.cast(type, expected))
-    kwargs = {name: _build(hints[name], element, _join(where, name)) for name, element in value.items()}
+    types = check_fields(expected, value, where, EpisodeError)
+    kwargs = {name: _build(types[name], element, join_fields(where, name)) for name, element in value.items()}
     return typing.cast(type, expected)(**kwargs)
 
 
@@ -262,8 +242,8 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
         for i, element in enumerate(value):
             _check_type(element, item, f"{where}[{i}]")
     elif dataclasses.is_dataclass(origin):
-        for name, hint in _hints(typing.cast(type, origin)).items():
-            _check_type(getattr(value, name), hint, _join(where, name))
+        for name, hint in field_types(typing.cast(type, origin)).items():
+            _check_type(getattr(value, name), hint, join_fields(where, name))
 
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_rft._files import replacing
+from lit_rft._files import AppendedFile, replacing
 from lit_rft.records.group import GroupRecord, RolloutRecordError
 from lit_rft.rows import json_lines
 
@@ -99,29 +98,19 @@ class RolloutWriter:
 
     def __init__(self, path: str | os.PathLike[str], share: float, max_bytes: int) -> None:
         self.path, self.share, self.max_bytes = Path(path), share, max_bytes
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open()
+        self._file = AppendedFile(self.path)
         try:
             self._resume()
         except BaseException:
-            self._stream.close()
+            self._file.close()
             raise
-
-    def _open(self) -> None:
-        self._stream = self.path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._stream.close()
-            message = f"{self.path} is being written by another process: wait for it, or use another folder"
-            raise BlockingIOError(error.errno, message) from error
 
     def _resume(self) -> None:
         """Remove an incomplete last line and take over the share, or begin a file."""
         data = self.path.read_bytes()
-        os.ftruncate(self._stream.fileno(), data.rfind(b"\n") + 1)
+        self._file.truncate(data.rfind(b"\n") + 1)
         if b"\n" not in data:
-            self._write(_head(self.share))
+            self._file.append(_head(self.share))
             return
         next(_lines(self.path), None)  # checks the head
         self.share = min(self.share, float(json.loads(data[: data.index(b"\n")])["share"]))
@@ -145,11 +134,11 @@ class RolloutWriter:
         while True:
             lines = [(group, line) for group, line in lines if self.wants(group.batch, group.process, group.group)]
             data = b"".join(line for _, line in lines)
-            if not data or self.path.stat().st_size + len(data) <= self.max_bytes:
+            if not data or self._file.size + len(data) <= self.max_bytes:
                 break
             self._halve()
         if data:
-            self._write(data)
+            self._file.append(data)
 
     def drop(self, is_dropped: Callable[[dict[str, Any]], bool]) -> None:
         """Remove groups, given as plain values, atomically."""
@@ -168,22 +157,11 @@ class RolloutWriter:
     def _replace(self, lines: Iterable[dict[str, Any]]) -> None:
         with replacing(self.path) as temporary:
             temporary.write_bytes(_head(self.share) + b"".join(map(_to_line, lines)))
-        self._stream.close()
-        self._open()
-
-    def _write(self, data: bytes) -> None:
-        size = os.fstat(self._stream.fileno()).st_size
-        try:
-            written = 0
-            while written < len(data):
-                written += self._stream.write(data[written:]) or 0
-            os.fsync(self._stream.fileno())
-        except OSError:
-            os.ftruncate(self._stream.fileno(), size)  # an incomplete line would corrupt the next one
-            raise
+        self._file.close()
+        self._file = AppendedFile(self.path)
 
     def close(self) -> None:
-        self._stream.close()
+        self._file.close()
 
 
 def _position(batch: int, process: int, group: int) -> float:

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft._records import RecordError, show_value
+from lit_rft._records import RecordError, check_fields, join_fields, show_value
 from lit_rft.episodes import Episode, EpisodeError
 
 
@@ -149,11 +149,6 @@ def _is_default(field_: dataclasses.Field[Any], value: Any) -> bool:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-@functools.cache
 def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls)}
 
@@ -179,17 +174,8 @@ def _build(expected: Any, value: Any, where: str) -> Any:
 
 
 def _build_record(cls: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise RolloutRecordError(f"expected an object, got {show_value(value)}", where)
-    fields = _fields(cls)
-    prefix = f"{where}." if where else ""
-    for name in value.keys() - fields.keys():
-        raise RolloutRecordError(f"unknown field; known are {', '.join(fields)}", f"{prefix}{name}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise RolloutRecordError("missing", f"{prefix}{name}")
-    return cls(**{name: _build(_hints(cls)[name], item, f"{prefix}{name}") for name, item in value.items()})
+    types = check_fields(cls, value, where, RolloutRecordError)
+    return cls(**{name: _build(types[name], item, join_fields(where, name)) for name, item in value.items()})
 
 
 def _episode(value: Any, where: str) -> Episode:
