@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_rft._machine import describe_machine
 from lit_rft.envs import EnvPool, EpisodeSpec, ScienceWorldEnv
 from lit_rft.envs.scienceworld.java import java_path
 
@@ -119,9 +120,8 @@ def play(pool: EnvPool, paths: Paths, episodes: int, name: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "load_average_before": os.getloadavg()[0]}
+    cpu = describe_machine()["cpu"]
+    return {"cpu": cpu["name"], "cores": cpu["cores"], "load_average_before": os.getloadavg()[0]}
 
 
 def show(result: dict[str, Any]) -> None:

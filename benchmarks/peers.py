@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_rft._machine import describe_machine
+
 RESULTS = Path(__file__).parent / "results"
 _FIGURES = "figures: "
 
@@ -24,14 +26,15 @@ _FIGURES = "figures: "
 def machine() -> dict[str, Any]:
     import torch
 
+    described = describe_machine()
     cpuinfo = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     facts = {name.strip(): value.split() for name, _, value in cpuinfo}
     half = [flag for flag in facts.get("flags", []) if "bf16" in flag]  # bf16 products have a large effect
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": " ".join(facts.get("model name", [platform.processor()])), "cores": os.cpu_count(),
+        "cpu": described["cpu"]["name"], "cores": described["cpu"]["cores"],
         "threads": torch.get_num_threads(), "bf16": half, "gpu": device,
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gb": described["memory_gb"],
         "load_average_before": os.getloadavg()[0],
     }  # fmt: skip
 

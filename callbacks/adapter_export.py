@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.model_card import model_card, name_base_model
 from lit_rft.callbacks.signals import StoppedBySignal
 from lit_rft.models.reference import REFERENCE
@@ -43,7 +44,7 @@ class AdapterExport(L.Callback):
                 self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if getattr(trainer, "fast_dev_run", False):  # a dry run must not replace an adapter
+        if is_dry_run(trainer):  # a dry run must not replace an adapter
             return
         policy: Any = pl_module.policy
         weights = full_state(policy) if sharded_parts(policy) else None  # from all processes

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lit_rft._files import write_json
+from lit_rft.callbacks.dry_run import is_dry_run
 
 _BATCHES = 10  # over which metrics are averaged
 _OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "rollouts")
@@ -42,7 +43,7 @@ class FitSummary(L.Callback):
         self._last.append(metrics)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or not self._last:
+        if not trainer.is_global_zero or is_dry_run(trainer) or not self._last:
             return
         first, last = _means(self._first), _means(list(self._last))
         seconds = time.monotonic() - self._started

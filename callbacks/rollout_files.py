@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from lit_rft.agents import PlayedEpisode
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.results import own_file
 from lit_rft.records import GroupRecord, RolloutWriter
 from lit_rft.records.files import FOLDER
@@ -50,7 +51,7 @@ class RolloutFiles(L.Callback):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if _is_dry(trainer):
+        if is_dry_run(trainer):
             return
         if trainer.is_global_zero:
             for path in sorted((Path(trainer.default_root_dir) / FOLDER).glob("*.jsonl")):
@@ -82,7 +83,7 @@ class RolloutFiles(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         samples = getattr(pl_module, "samples", ())
-        if samples and samples is not self._written and not _is_dry(trainer):
+        if samples and samples is not self._written and not is_dry_run(trainer):
             self._written = samples
             if self._writer is None:
                 self._writer = self._open(trainer, "train")
@@ -114,7 +115,7 @@ class RolloutFiles(L.Callback):
     def _write_results(self, trainer: L.Trainer, module: Any, split: str) -> None:
         """Write the evaluator's results in place of earlier ones of the same step."""
         results = getattr(getattr(module, "evaluator", None), "results", ())
-        if not results or _is_dry(trainer):
+        if not results or is_dry_run(trainer):
             return
         writer, texts = self._open(trainer, split), self._texts_of(module)
         try:
@@ -156,10 +157,6 @@ class RolloutFiles(L.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _is_dry(trainer: L.Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _record(result: Any, texts: TokenTexts) -> Any:

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._choose_folder(trainer)
         folder = Path(self.dirpath or "")
         names = sorted(path.name for path in folder.glob("*.ckpt"))
-        if not names or self._writes_here or self._is_dry(trainer):
+        if not names or self._writes_here or is_dry_run(trainer):
             return
         keyword = ckpt_path is not None and not str(ckpt_path).endswith(".ckpt")
         if keyword or (ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()):
@@ -88,7 +89,7 @@ class RunCheckpoint(ModelCheckpoint):
 
         A dry run (`fast_dev_run`) removes nothing.
         """
-        if self._is_dry(trainer):
+        if is_dry_run(trainer):
             return
         self._choose_folder(trainer)
         folder = Path(trainer.default_root_dir)
@@ -175,7 +176,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best checkpoint."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not self._is_dry(trainer)
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
         if fitting and self.monitor in trainer.callback_metrics:
             self._signals.held = True
             self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -219,7 +220,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_snapshot(self, trainer: L.Trainer) -> None:
         snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None and snapshot["global_step"] != self._last_step and not self._is_dry(trainer):
+        if snapshot is not None and snapshot["global_step"] != self._last_step and not is_dry_run(trainer):
             trainer.strategy.save_checkpoint(snapshot, self._last_file())
             self._last_step = snapshot["global_step"]
 
@@ -239,15 +240,11 @@ class RunCheckpoint(ModelCheckpoint):
         together = trainer.world_size > 1 or trainer.strategy.restore_checkpoint_after_setup
         return together and trainer.state.fn == "fit"
 
-    @staticmethod
-    def _is_dry(trainer: L.Trainer) -> bool:
-        return bool(getattr(trainer, "fast_dev_run", False))
-
     def _last_file(self) -> Path:
         return Path(self.dirpath or "", f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        if self._last_step != trainer.global_step and not self._is_dry(trainer):
+        if self._last_step != trainer.global_step and not is_dry_run(trainer):
             self._last_step = trainer.global_step
             self._writes_here = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 
 from lit_rft._files import write_json
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.models.processes import all_gather_objects
 
 
@@ -54,7 +55,7 @@ class TrainingCosts(L.Callback):
         source = getattr(pl_module, "source", None)
         costs = dict(source.costs) if isinstance(source, CountsCosts) else {}
         costs |= {"optimizer_steps": trainer.global_step, **self.state_dict()}
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        if trainer.is_global_zero and not is_dry_run(trainer):
             write_json(Path(trainer.default_root_dir) / "costs_fit.json", costs)
 
     @staticmethod

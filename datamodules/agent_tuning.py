@@ -7,7 +7,6 @@ from typing import Any
 from lit_rft.datamodules.around import AroundTrajectories
 from lit_rft.datamodules.instructions import instruction_transcripts
 from lit_rft.datamodules.loaders import StepLoader
-from lit_rft.datamodules.trajectories import TrajectoryDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +43,7 @@ class AgentTuningDataModule(AroundTrajectories):
     ) -> None:
         if not 0 < agent_share <= 1:
             raise ValueError(f"agent_share must be in (0, 1], got {agent_share}")
-        # an argument given here is none of this class
-        super().__init__(
-            TrajectoryDataModule(
-                outcomes=False,
-                medium_files=None,
-                medium_per_expert=1.0,
-                medium_filter=None,
-                **trajectories,
-            )
-        )
+        super().__init__(**trajectories)
         self.general_files, self.general_column, self.agent_share = general_files, general_column, agent_share
 
     def load_training_data(self) -> None:

@@ -14,15 +14,20 @@ class AroundTrajectories(ResumableDataModule):
     Subclasses write `load_training_data` and `train_dataloader`.
 
     Args:
-        trajectories: the other one.
+        trajectories: arguments of the other one, without those of medium-quality episodes (`medium_files`,
+            `medium_per_expert`, `medium_filter`) and `outcomes`.
     """
 
     evaluation_batch = "EpisodeJobs"
 
-    def __init__(self, trajectories: TrajectoryDataModule) -> None:
+    def __init__(self, **trajectories: Any) -> None:
         super().__init__()
-        self._trajectories = trajectories
-        self.model, self.agent, self.suite = trajectories.model, trajectories.agent, trajectories.suite
+        # an argument given here is none of this class
+        self._trajectories = TrajectoryDataModule(
+            outcomes=False, medium_files=None, medium_per_expert=1.0, medium_filter=None, **trajectories
+        )
+        stored = self._trajectories
+        self.model, self.agent, self.suite = stored.model, stored.agent, stored.suite
 
     @property
     def trajectories(self) -> TrajectoryDataModule:

@@ -11,7 +11,7 @@ from lit_rft._files import write_json
 from lit_rft.batches import HostBatch
 from lit_rft.datamodules.around import AroundTrajectories
 from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
-from lit_rft.datamodules.trajectories import TrajectoryDataModule
+from lit_rft.datamodules.rendering import log_sizes, within_context
 from lit_rft.episodes import Episode, PairReport, pair_with_experts
 from lit_rft.transcripts import ChatFormat, Transcript
 
@@ -122,16 +122,7 @@ class EpisodePairDataModule(AroundTrajectories):
         pairs_per_problem: int | None = 1,
         **trajectories: Any,
     ) -> None:
-        # an argument given here is none of this class
-        super().__init__(
-            TrajectoryDataModule(
-                outcomes=False,
-                medium_files=None,
-                medium_per_expert=1.0,
-                medium_filter=None,
-                **trajectories,
-            )
-        )
+        super().__init__(**trajectories)
         stored = self.trajectories
         if stored.predict_split == "train":  # exploration: of the experts' problems, as others make no pairs
             stored.predict_half = stored.predict_half or stored.train_half
@@ -174,7 +165,8 @@ class EpisodePairDataModule(AroundTrajectories):
                 f"{self.too_long} pairs have no decision within max_length; explore the problems of the experts "
                 "(train_files), with a policy that does not solve all of them"
             )
-        stored.log_sizes([side for pair in self.pairs for side in (pair.chosen, pair.rejected)])
+        sides = [side for pair in self.pairs for side in (pair.chosen, pair.rejected)]
+        log_sizes(sides, stored.acting_agent.max_length)
 
     def _write_report(self) -> None:
         """Write the numbers of pairs to train on, and of explored episodes, into the run's folder, as `pairs.json`."""
@@ -188,8 +180,7 @@ class EpisodePairDataModule(AroundTrajectories):
     def _rendered(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Return the transcripts of an episode that hold a decision within the context."""
         agent = self.trajectories.acting_agent
-        kept = (t.truncated(agent.max_length) for t in agent.transcripts(episode, chat))
-        return [transcript for transcript in kept if transcript.num_decisions]
+        return within_context(agent.transcripts(episode, chat), agent.max_length)
 
     def train_dataloader(self) -> PairLoader:
         stored, trainer = self.trajectories, self.trainer

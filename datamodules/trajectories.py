@@ -1,7 +1,6 @@
 """Episodes of a text environment as training data, and episodes to play for evaluation."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,12 @@ from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, HierarchicalAgent, add_outcomes
 from lit_rft.datamodules.loaders import JobLoader, StepLoader
 from lit_rft.datamodules.position import ResumableDataModule
+from lit_rft.datamodules.rendering import log_sizes, within_context
 from lit_rft.envs.base import EpisodeSpec, Half, TaskSuite, describe, expert_of
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.transcripts import ChatFormat, Transcript
-
-logger = logging.getLogger(__name__)
 
 
 class TrajectoryDataModule(ResumableDataModule):
@@ -211,7 +209,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.transcripts = self._make_transcripts(expert, chat, files)
         if self.medium_files is not None:
             self.medium = self._make_transcripts(medium, chat, self.medium_files)
-        self.log_sizes([*self.transcripts, *self.medium])
+        log_sizes([*self.transcripts, *self.medium], self.acting_agent.max_length, self._without_decisions)
 
     def expert_files(self) -> Sequence[str | Path]:
         """Return the files of expert episodes; these are collected if there are none."""
@@ -244,10 +242,8 @@ class TrajectoryDataModule(ResumableDataModule):
             transcripts = agent.transcripts(episode, chat)
             if outcomes:
                 transcripts = add_outcomes(transcripts, episode, chat, agent)
-            truncated = [t.truncated(agent.max_length) for t in transcripts]
-            # if the state after the last decision fills the context, no decision is left
-            kept = [t for t in truncated if t.num_decisions]
-            self._without_decisions += len(truncated) - len(kept)
+            kept = within_context(transcripts, agent.max_length)
+            self._without_decisions += len(transcripts) - len(kept)
             if kept:
                 groups.append(kept)
         if not groups:
@@ -256,26 +252,6 @@ class TrajectoryDataModule(ResumableDataModule):
                 f"{', '.join(map(str, files))}: set data.init_args.train_files to others"
             )
         return groups
-
-    def log_sizes(self, episodes: Sequence[Sequence[Transcript]]) -> None:
-        """Log the numbers of transcripts and tokens, and warn of those that were cut or left out."""
-        if self._without_decisions:
-            logger.warning(
-                "%d transcripts are left out: the state after the last decision fills max_length=%d",
-                self._without_decisions, self.acting_agent.max_length,
-            )  # fmt: skip
-        flat = [t for ts in episodes for t in ts]
-        tokens = sum(map(len, flat))
-        actions = sum(sum(t.action_mask) for t in flat)
-        share = 100 * actions / tokens
-        logger.info("training on %d episodes: %d tokens, %.0f%% of them actions", len(episodes), tokens, share)
-        cut = [t for t in flat if t.dropped_turns]
-        if cut:
-            turns, dropped = sum(t.dropped_turns for t in cut), sum(t.dropped_tokens for t in cut)
-            logger.warning(
-                "%d of %d transcripts were longer than max_length=%d and lost their first turns: %d turns, %d tokens",
-                len(cut), len(flat), self.acting_agent.max_length, turns, dropped,
-            )  # fmt: skip
 
     def train_dataloader(self) -> StepLoader:
         return self.in_position(self.training_loader())

@@ -13,8 +13,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from lit_rft._files import replacing
 from lit_rft.cli import config_folder, shipped_configs
 from lit_rft.config_files import read_configs
-from lit_rft.env_commands import OneLineParser
-from lit_rft.error_messages import UsageError
+from lit_rft.error_messages import OneLineParser, UsageError
 
 _SHOWN = 90  # characters of a purpose
 _BASE = re.compile(r"^(base:\s*)([^\s#]+)", re.MULTILINE)

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_rft._machine import describe_machine, package_version
-from lit_rft.env_commands import OneLineParser
+from lit_rft.error_messages import OneLineParser
 
 EXTRAS = {  # what an extra is for
     "scienceworld": "ScienceWorld",

@@ -6,30 +6,24 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from lit_rft.config_files import add_import_folders
 from lit_rft.envs import GymSuite, PolicyExpert, TaskSuite, check_env
+from lit_rft.envs.base import HasExpert
 from lit_rft.envs.checking.check import find_suite
 from lit_rft.envs.checking.report import print_report
 from lit_rft.envs.collect import collect_expert_episodes, collect_perturbed_episodes
 from lit_rft.envs.gym import import_env
 from lit_rft.envs.perturbation import Perturbation
 from lit_rft.episodes import Episode, read_demonstrations, write_episodes
-from lit_rft.error_messages import UsageError
+from lit_rft.error_messages import OneLineParser, UsageError
 
 _SEEDS = {"train": 1000, "dev": 50, "test": 50}  # minimum number of seeds of each split, to choose episodes from
 _STEP_LIMIT = 50  # of the episodes of an environment
 _OF_EPISODES = ("env", "expert", "args", "split", "half", "episodes", "step_limit", "random", "seed", "workers")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Raises `UsageError`, reported in one line, in place of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def run_check_env(arguments: Sequence[str]) -> None:
@@ -117,7 +111,7 @@ def _expert(given: argparse.Namespace, suite: TaskSuite) -> PolicyExpert | None:
     """Return the expert that is given, with the subgoals of the suite's own expert; None for that one."""
     if given.expert is None:
         return None
-    policy, replaced = import_env(given.expert), getattr(suite, "expert", None)
+    policy, replaced = import_env(given.expert), suite.expert if isinstance(suite, HasExpert) else None
     if replaced is None:
         return PolicyExpert(policy)
     return PolicyExpert(policy, irreversible=replaced.irreversible, annotator=replaced.annotate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -13,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _OURS = ("lit_rft", "lightning", "jsonargparse")
@@ -25,6 +26,13 @@ _STRUCTURE = re.compile(
 
 class UsageError(ValueError):
     """A command or a configuration that cannot be run; the message is for the user."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Raises `UsageError`, reported in one line, in place of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def debugging() -> bool:

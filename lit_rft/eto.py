@@ -14,8 +14,7 @@ from typing import Any
 from lit_rft._files import write_json
 from lit_rft.cli import config_folder, resolve_configs
 from lit_rft.config_files import read_configs
-from lit_rft.env_commands import OneLineParser
-from lit_rft.error_messages import UsageError
+from lit_rft.error_messages import OneLineParser, UsageError
 
 PAIRS = "pairs.json"  # written by `EpisodePairDataModule` into the run's folder
 _COUNTS = ("pairs", "too_long", "won", "tied", "lost", "unmatched", "surplus")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from lit_rft.env_commands import OneLineParser
 from lit_rft.episodes import Episode, read_episodes
-from lit_rft.error_messages import UsageError
+from lit_rft.error_messages import OneLineParser, UsageError
 
 
 def run_make_model(arguments: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lit_rft._files import replacing
 from lit_rft._records import RecordError
-from lit_rft.env_commands import OneLineParser
-from lit_rft.error_messages import UsageError
+from lit_rft.error_messages import OneLineParser, UsageError
 from lit_rft.viewer.page import make_page
 from lit_rft.viewer.run import read_run, run_names
 

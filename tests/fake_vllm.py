@@ -16,9 +16,22 @@ from peft import PeftModel
 
 from lit_rft.generation import SamplingSettings, sample_groups
 from lit_rft.generation.model_check import probe_prompt
+from lit_rft.models import LoraSettings
+from lit_rft.models.backbone import add_lora
+from lit_rft.testing.tiny import let_adapters_act, make_model
 
+END = 2
+PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
 BASE = "the-base-model"
 GONE = 0  # a fault: no response
+
+
+def adapted(seed: int = 0, rank: int = 4) -> Any:
+    """Make the tiny model with an adapter that has an effect."""
+    torch.manual_seed(seed)
+    model = add_lora(make_model(), LoraSettings(rank, 8, 0.0, "all-linear"))
+    let_adapters_act(model, 0.5)
+    return model.eval()
 
 
 class FakeVllm:

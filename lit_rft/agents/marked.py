@@ -4,21 +4,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lit_rft.agents.admissible import AdmissibleActions
+from lit_rft.agents.around import AroundAgent, AroundSession
 from lit_rft.agents.base import Agent, Session, Turn
 from lit_rft.agents.flat import FlatAgent
 from lit_rft.agents.opening import separate_task
-from lit_rft.agents.optional import (
-    acting_levels,
-    admissible_actions,
-    admit,
-    keeps_thoughts,
-    keeps_turns,
-    notice,
-    prepare,
-)
-from lit_rft.episodes import Episode, Step, Subgoal
-from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
+from lit_rft.episodes import Episode
+from lit_rft.transcripts import ChatFormat, Transcript
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ def _success_and_failure() -> list[Marker]:
 
 
 @dataclass(frozen=True)
-class MarkedAgent:
+class MarkedAgent(AroundAgent):
     """An agent that reads a marker with its task: the best one when it acts, that of its score in a stored episode.
 
     Trained by `HierarchicalSFT` on successes and failures, the policy learns from both and acts by the best class.
@@ -70,54 +61,24 @@ class MarkedAgent:
             raise ValueError(f"markers must have different texts, got {texts}")
 
     @property
-    def reader(self) -> Agent:
+    def inner(self) -> Agent:
         """The agent that reads the marked task."""
         return self.agent if self.agent is not None else FlatAgent()
 
-    @property
-    def levels(self) -> tuple[str, ...]:
-        return self.reader.levels
-
-    @property
-    def max_length(self) -> int:
-        return self.reader.max_length
-
-    @property
-    def keep_thoughts(self) -> bool:
-        return keeps_thoughts(self.reader)
-
-    @property
-    def keep_turns(self) -> bool:
-        return keeps_turns(self.reader)
-
-    @property
-    def admissible(self) -> AdmissibleActions | None:
-        return admissible_actions(self.reader)
-
-    @property
-    def acting_levels(self) -> tuple[str, ...]:
-        return acting_levels(self.reader)
-
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
         """Make a session that reads the best marker."""
-        return _MarkedSession(self.reader.session(episode_id, chat), self.markers[0].text)
+        return _MarkedSession(self.inner.session(episode_id, chat), self.markers[0].text)
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Render a stored episode with the marker of its final score."""
         task = separate_task(episode.task_description, episode.initial_observation)
         text = add_marker(task, self.marker_of(episode).text)
-        return self.reader.transcripts(replace(episode, task_description=text), chat)
+        return self.inner.transcripts(replace(episode, task_description=text), chat)
 
     def marker_of(self, episode: Episode) -> Marker:
         """Return the marker of an episode's class."""
         score = episode.outcome.score
         return next(m for m in self.markers if m.min_score is None or score >= m.min_score)
-
-    def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        return self.reader.outcomes(episode, level)
-
-    def update(self, level: str, observation: str) -> str:
-        return self.reader.update(level, observation)
 
 
 def add_marker(task_description: str, marker: str) -> str:
@@ -125,34 +86,13 @@ def add_marker(task_description: str, marker: str) -> str:
     return f"{task_description}\n{marker}".lstrip()
 
 
-class _MarkedSession:
-    """A session whose task is marked; all else is the agent's own."""
+class _MarkedSession(AroundSession):
+    """A session whose task is marked."""
 
-    def __init__(self, session: Session, marker: str) -> None:
-        self._session, self._marker = session, marker
+    def __init__(self, inner: Session, marker: str) -> None:
+        super().__init__(inner)
+        self._marker = marker
 
     def start(self, task_description: str, observation: str) -> Turn:
         task = separate_task(task_description, observation)
-        return self._session.start(add_marker(task, self._marker), observation)
-
-    @property
-    def malformed(self) -> int:
-        return self._session.malformed
-
-    def receive(self, text: str) -> Turn:
-        return self._session.receive(text)
-
-    def observe(self, observation: str) -> Turn:
-        return self._session.observe(observation)
-
-    def subgoals(self, num_steps: int) -> list[Subgoal]:
-        return self._session.subgoals(num_steps)
-
-    def prepare(self, task: str, notes: Sequence[str]) -> None:
-        prepare(self._session, task, notes)
-
-    def notice(self, step: Step) -> None:
-        notice(self._session, step)
-
-    def admit(self, actions: Sequence[str]) -> None:
-        admit(self._session, actions)
+        return self.inner.start(add_marker(task, self._marker), observation)

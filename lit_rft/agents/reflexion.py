@@ -3,30 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lit_rft.agents.admissible import AdmissibleActions
+from lit_rft.agents.around import AroundAgent, AroundSession
 from lit_rft.agents.base import Agent, Ask, Session, Turn, check_positive
 from lit_rft.agents.opening import separate_task
-from lit_rft.agents.optional import (
-    acting_levels,
-    admissible_actions,
-    admit,
-    keeps_thoughts,
-    keeps_turns,
-    notice,
-    prepare,
-    retell,
-)
+from lit_rft.agents.optional import retell
 from lit_rft.agents.react import ReActAgent
 from lit_rft.agents.records import NOTES, UTTERANCES, texts_of
 from lit_rft.envs.base import EpisodeSpec
-from lit_rft.episodes import Episode, Step, Subgoal
+from lit_rft.episodes import Episode
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 REFLECTION = "reflection"
 
 
 @dataclass(frozen=True)
-class ReflexionAgent:
+class ReflexionAgent(AroundAgent):
     """An agent that plays a task again after a failure, with the plans that it made after its earlier trials.
 
     The evaluator plays the trials: `next_trial` gives the specification of each. A trial begins with a reflection on
@@ -56,37 +47,17 @@ class ReflexionAgent:
 
     def __post_init__(self) -> None:
         check_positive(self, "max_trials", "memory", "max_prompt_tokens")
-        if REFLECTION in self.player.levels:
-            raise ValueError(f"agent has a level {REFLECTION!r} already, got {type(self.player).__name__}")
+        if REFLECTION in self.inner.levels:
+            raise ValueError(f"agent has a level {REFLECTION!r} already, got {type(self.inner).__name__}")
 
     @property
-    def player(self) -> Agent:
+    def inner(self) -> Agent:
         """The agent that plays the trials."""
         return self.agent if self.agent is not None else ReActAgent()
 
     @property
     def levels(self) -> tuple[str, ...]:
-        return (*self.player.levels, REFLECTION)
-
-    @property
-    def max_length(self) -> int:
-        return self.player.max_length
-
-    @property
-    def keep_thoughts(self) -> bool:
-        return keeps_thoughts(self.player)
-
-    @property
-    def keep_turns(self) -> bool:
-        return keeps_turns(self.player)
-
-    @property
-    def admissible(self) -> AdmissibleActions | None:
-        return admissible_actions(self.player)
-
-    @property
-    def acting_levels(self) -> tuple[str, ...]:
-        return acting_levels(self.player)
+        return (*self.inner.levels, REFLECTION)
 
     def next_trial(self, spec: EpisodeSpec, trials: Sequence[Episode]) -> EpisodeSpec | None:
         """Return the specification of the next trial; None after a success or the last trial.
@@ -98,7 +69,7 @@ class ReflexionAgent:
         if trials and (trials[-1].outcome.success or len(trials) == self.max_trials):
             return None
         plans = [text for trial in trials for text in texts_of(trial, UTTERANCES, REFLECTION)]
-        notes = (retell(self.player, trials[-1]), *plans) if trials else ()
+        notes = (retell(self.inner, trials[-1]), *plans) if trials else ()
         return replace(spec, id=f"{spec.id}/trial{len(trials) + 1}", notes=notes)
 
     def session(self, episode_id: str, chat: ChatFormat) -> Session:
@@ -108,59 +79,46 @@ class ReflexionAgent:
         """Make the transcripts of the agent's levels, and of the reflection before them."""
         notes, written = texts_of(episode, NOTES), texts_of(episode, UTTERANCES, REFLECTION)
         if not (episode.steps and notes and written):
-            return self.player.transcripts(episode, chat)
+            return self.inner.transcripts(episode, chat)
         session = ReflexionSession(self, episode.id, chat)
         session.prepare(episode.task, notes)
         reflection = Transcript(REFLECTION, chat.end_of_turn_id, episode.id)
         reflection.append_prompt(session.prompt(episode.task_description))
         reflection.append_utterance(chat.utterance(written[0]))
         task = session.task_with_plans(episode.task_description, episode.initial_observation, written[0])
-        return [*self.player.transcripts(replace(episode, task_description=task), chat), reflection]
+        return [*self.inner.transcripts(replace(episode, task_description=task), chat), reflection]
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
-        return [] if level == REFLECTION else self.player.outcomes(episode, level)
-
-    def update(self, level: str, observation: str) -> str:
-        return self.player.update(level, observation)
+        return [] if level == REFLECTION else super().outcomes(episode, level)
 
 
-class ReflexionSession:
+class ReflexionSession(AroundSession):
     """One trial of a `ReflexionAgent`."""
 
     def __init__(self, agent: ReflexionAgent, episode_id: str, chat: ChatFormat) -> None:
+        levels = agent.inner.levels
+        super().__init__(agent.inner.session(episode_id, chat.at(levels[0]) if len(levels) == 1 else chat))
         self.agent, self.chat = agent, chat.at(REFLECTION)
-        levels = agent.player.levels
-        self._session = agent.player.session(episode_id, chat.at(levels[0]) if len(levels) == 1 else chat)
         self._notes: list[str] = []  # the last trial, then the plans so far
         self._opening: tuple[str, str] | None = None  # of the episode, while the reflection is written
 
-    @property
-    def malformed(self) -> int:
-        return self._session.malformed
-
     def prepare(self, task: str, notes: Sequence[str]) -> None:
         """Take the last trial and the plans."""
-        prepare(self._session, task, ())
+        super().prepare(task, ())
         self._notes = list(notes)
-
-    def admit(self, actions: Sequence[str]) -> None:
-        admit(self._session, actions)
-
-    def notice(self, step: Step) -> None:
-        notice(self._session, step)
 
     def start(self, task_description: str, observation: str) -> Turn:
         """Reflect on the last trial, if there is one."""
         if not self._notes:
-            return self._session.start(task_description, observation)
+            return self.inner.start(task_description, observation)
         self._opening = task_description, observation
         return Ask(REFLECTION, self.prompt(task_description))
 
     def receive(self, text: str) -> Turn:
         if self._opening is None:
-            return self._session.receive(text)
+            return super().receive(text)
         (task, observation), self._opening = self._opening, None
-        return self._session.start(self.task_with_plans(task, observation, text), observation)
+        return self.inner.start(self.task_with_plans(task, observation, text), observation)
 
     def task_with_plans(self, task_description: str, observation: str, text: str) -> str:
         """Append the latest plans to the task.
@@ -173,12 +131,6 @@ class ReflexionSession:
         plans = _numbered([*self._plans(), self._plan(text)], self.agent.memory)
         task = separate_task(task_description, observation)
         return f"{task}\n\nPlans after earlier trials:\n{plans}".lstrip()
-
-    def observe(self, observation: str) -> Turn:
-        return self._session.observe(observation)
-
-    def subgoals(self, num_steps: int) -> list[Subgoal]:
-        return self._session.subgoals(num_steps)
 
     def _plan(self, text: str) -> str:
         return " ".join((self.chat.answer(text) or "").split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,7 @@ def _plot_loss(axes: Any, losses: Sequence[tuple[int, float]]) -> None:
 
 
 def read_losses(logs: Path) -> list[tuple[int, float]]:
-    """Read step and loss of a run from its TensorBoard files; after a resumption, the last value of each step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """Read step and loss of a run from its TensorBoard files."""
+    from lit_rft.viewer.curves import read_scalars
 
-    losses: dict[int, float] = {}
-    for file in sorted(logs.glob("events.*"), key=os.path.getmtime):
-        accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        accumulator.Reload()
-        if "train/loss" in accumulator.Tags()["scalars"]:
-            losses |= {event.step: event.value for event in accumulator.Scalars("train/loss")}
-    return sorted(losses.items())
+    return read_scalars(logs).get("train/loss", [])

@@ -23,6 +23,20 @@ def completion_request(
     return {
         "model": model,
         "prompt": list(ids),
+        **sampling_fields(sampling, size, end_ids, seed),
+        # override the model's generation_config.json
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logprobs": 1,
+        "return_token_ids": True,
+    }
+
+
+def sampling_fields(sampling: SamplingSettings, size: int, end_ids: Sequence[int], seed: int) -> dict[str, Any]:
+    """Return the settings of sampling by vLLM's names; see `completion_request`."""
+    return {
         "n": size,
         "seed": seed,
         "max_tokens": sampling.max_new_tokens,
@@ -34,13 +48,6 @@ def completion_request(
         "ignore_eos": True,  # only the end tokens named above count
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
-        # override the model's generation_config.json
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "logprobs": 1,
-        "return_token_ids": True,
     }
 
 

@@ -12,7 +12,6 @@ a server is rejected. Unlike those of `sample_groups`, they include top-k and to
 A server that has ended or hangs costs waiting: requests are sent again, with the same seeds, when it answers again.
 """
 
-import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,6 @@ from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 from lit_rft.generation.server_connection import ServerConnection, ServerRefusal
 from lit_rft.generation.server_recovery import PatientRequests
 from lit_rft.generation.vllm_api import VllmApi
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

@@ -6,7 +6,6 @@ random numbers and process groups of training are untouched; adapters are handed
 
 import gc
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,9 @@ import torch
 
 from lit_rft.generation.adapter_folders import AdapterFolders
 from lit_rft.generation.backends import CompletionBackend, ServedAdapter, check_context, check_sizes
-from lit_rft.generation.completions_api import checked_completion, prompt_seed
+from lit_rft.generation.completions_api import checked_completion, prompt_seed, sampling_fields
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
 from lit_rft.models.processes import world_size
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -220,20 +217,8 @@ def _start_vllm(**options: Any) -> Any:
 def _parameters(sampling: SamplingSettings, size: int, end_ids: Sequence[int], seed: int) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(
-        n=size,
-        seed=seed,
-        max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k or -1,
-        top_p=sampling.top_p,
-        stop=list(sampling.stop_strings),
-        stop_token_ids=[*end_ids, *sampling.stop_token_ids],
-        ignore_eos=True,  # only the end tokens named above count
-        include_stop_str_in_output=True,
-        skip_special_tokens=False,
-        logprobs=0,  # of the sampled token
-    )
+    # log-probabilities of the sampled tokens alone
+    return SamplingParams(**sampling_fields(sampling, size, end_ids, seed), logprobs=0)
 
 
 def _completions(output: Any, sampling: SamplingSettings, ends: set[int]) -> list[Completion]:

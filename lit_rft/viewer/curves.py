@@ -19,9 +19,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Read all scalars of a run.
-
-    Of a resumed run, points of the earlier process after the first step of the later one are left out.
+    """Read all scalars of a run for a page: finite values in five digits, of a long curve some.
 
     Args:
         folder: of the run; its files are searched for in it and below.
@@ -29,12 +27,24 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     Returns:
         The curves, by name in alphabetical order.
     """
+    scalars = read_scalars(folder)
+    return {name: _thin(scalars[name]) for name in sorted(scalars)}
+
+
+def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read step and value of all scalars of a run.
+
+    Of a resumed run, points of the earlier process after the first step of the later one are left out.
+
+    Args:
+        folder: of the run; its files are searched for in it and below.
+    """
     points: dict[str, dict[int, float]] = {}
     for path in sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.name):
         _add(points, _event_scalars(path))
     for path in sorted(folder.rglob("metrics.csv")):
         _add(points, _csv_scalars(path))
-    return {name: _thin(sorted(points[name].items())) for name in sorted(points)}
+    return {name: sorted(values.items()) for name, values in points.items()}
 
 
 def _add(points: dict[str, dict[int, float]], scalars: Iterable[tuple[str, int, float]]) -> None:

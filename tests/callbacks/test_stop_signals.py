@@ -88,7 +88,7 @@ def test_a_call_that_blocks_is_interrupted(signals: StopSignals) -> None:
     timer.start()
     with pytest.raises(StoppedBySignal):
         threading.Event().wait(60)
-        pytest.fail("the wait came to its end")
+        pytest.fail("the wait ended without an exception")
     timer.join()
 
 

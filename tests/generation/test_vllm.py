@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import FakeVllm, folders, serving
+from fake_vllm import END, PROMPTS, FakeVllm, adapted, folders, serving
 
 from lit_rft.generation import (
     ConversationGenerator,
@@ -19,20 +19,9 @@ from lit_rft.generation import (
     VllmServer,
     sample_groups,
 )
-from lit_rft.models import LoraSettings
-from lit_rft.models.backbone import add_lora
-from lit_rft.testing.tiny import let_adapters_act, make_model
+from lit_rft.testing.tiny import make_model
 
-END = 2
 NONE = ServedAdapter("none", "")
-PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
-
-
-def adapted(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    model = add_lora(make_model(), LoraSettings(4, 8, 0.0, "all-linear"))
-    let_adapters_act(model, 0.5)
-    return model.eval()
 
 
 @pytest.fixture

@@ -9,24 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import BASE, GONE, FakeVllm, serving
+from fake_vllm import BASE, END, GONE, PROMPTS, FakeVllm, adapted, serving
 
 from lit_rft.generation import SamplingSettings, ServedAdapter, ServerSettings, VllmServer
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models import LoraSettings
 from lit_rft.models.backbone import add_lora
-from lit_rft.testing.tiny import let_adapters_act, make_model
+from lit_rft.testing.tiny import make_model
 
-END = 2
-PROMPTS = [("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [13])]
 SAMPLING = SamplingSettings(9, 1.0)
-
-
-def adapted(rank: int = 4) -> Any:
-    torch.manual_seed(0)
-    model = add_lora(make_model(), LoraSettings(rank, 8, 0.0, "all-linear"))
-    let_adapters_act(model, 0.5)
-    return model.eval()
 
 
 @pytest.fixture
