@@ -20,20 +20,17 @@ import json
 import os
 import re
 import shutil
-import signal
-import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import coverage
 import libcst as cst
-import pytest
+from forked_tests import import_large_packages, in_child, measure
 from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
 from mutmut.mutation.file_mutation import create_mutations
 
@@ -122,137 +119,6 @@ def copy_repository(folder: Path) -> Path:
     return tree
 
 
-class Recorder:
-    """A plug-in of pytest: the seconds that each test takes, its lines, and the tests that fail."""
-
-    def __init__(self, measured: coverage.Coverage | None = None) -> None:
-        self.measured = measured
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.failed: list[str] = []
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if self.measured is not None:
-            self.measured.switch_context(f"{item.nodeid}|setup")
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> None:
-        if self.measured is not None:
-            self.measured.switch_context(f"{item.nodeid}|call")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
-        if report.failed:
-            self.failed.append(report.nodeid)
-
-
-def in_child(tree: Path, log: Path, limit: float, arguments: list[str], data: Path | None = None) -> dict[str, Any]:
-    """Run pytest in a fork of this process, which has the large packages imported, but not the library.
-
-    Returns:
-        The exit code (None: stopped at the time limit), the seconds by test, and the tests that failed.
-    """
-    answer = log.with_suffix(".json")
-    answer.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        code = 3
-        try:
-            os.setpgid(0, 0)
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            os.chdir(tree)
-            sys.path[:0] = [str(tree)]
-            os.environ["PYTHONPATH"] = str(tree)
-            code = run_pytest(arguments, answer, data)
-        finally:
-            os._exit(code)
-    end = time.monotonic() + limit
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return {"code": None, "seconds": {}, "failed": []}
-        time.sleep(0.1)
-    return json.loads(answer.read_text()) if answer.exists() else {"code": 3, "seconds": {}, "failed": []}
-
-
-def run_pytest(arguments: list[str], answer: Path, data: Path | None) -> int:
-    """Run pytest here, and write down how it went."""
-    measured = None
-    if data is not None:
-        measured = coverage.Coverage(data_file=str(data), source=["lit_rft"], config_file=False)
-        measured.set_option("run:relative_files", True)
-        measured.start()
-    recorder = Recorder(measured)
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short"]
-    code = int(pytest.main([*options, *arguments], plugins=[recorder]))
-    if measured is not None:
-        measured.stop()
-        measured.save()
-    answer.write_text(json.dumps({"code": code, "seconds": recorder.seconds, "failed": recorder.failed}))
-    return code
-
-
-class Reaching:
-    """The tests that reach a line, and how long they take."""
-
-    def __init__(self, data: Path, seconds: dict[str, float], failed: list[str], budget: float) -> None:
-        self.data = coverage.CoverageData(str(data))
-        self.data.read()
-        self.seconds = {test: seconds[test] for test in seconds if test not in failed}
-        self.budget = budget
-
-    def tests_for(self, mutant: Mutant) -> list[str]:
-        """Choose tests by the lines that they reach, the quickest files first, up to the budget."""
-        package = f"tests/{Path(mutant.path).parts[1]}/"
-        contexts = self.data.contexts_by_lineno(mutant.path)
-        reached: set[str] = set()
-        for first, last in mutant.lines:
-            reached = reached or {each for line in range(first, last + 1) for each in contexts.get(line, []) if each}
-        # a file that is only imported has no lines of a test
-        reached = reached or {f"{test}|call" for test in self.seconds if test.startswith(package)}
-        chosen = self._within_budget(reached, package)
-        return chosen
-
-    def _within_budget(self, reached: set[str], package: str) -> list[str]:
-        # what a fixture of a module reaches belongs to all tests of the module
-        shared = {context.partition("::")[0] for context in reached if context.endswith("|setup")}
-        calls = {context.removesuffix("|call") for context in reached}
-        files: dict[str, list[str]] = defaultdict(list)
-        for test in self.seconds:
-            file = test.partition("::")[0]
-            if test in calls or file in shared:
-                files[file].append(test)
-        cost = {file: sum(self.seconds[test] for test in tests) for file, tests in files.items()}
-        chosen: list[str] = []
-        left = self.budget
-        for file in sorted(files, key=lambda file: (not file.startswith(package), cost[file])):
-            for test in sorted(files[file], key=self.seconds.__getitem__) if cost[file] > left else files[file]:
-                if self.seconds[test] <= left or not chosen:
-                    chosen.append(test)
-                    left -= self.seconds[test]
-        return chosen
-
-
-def measure(tree: Path, output: Path, budget: float) -> Reaching:
-    """Run all tests as they are, unless the library is the one that was measured last."""
-    files = sorted((tree / "lit_rft").rglob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    data, record = output / "reached.coverage", output / "measured.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
-    if known.get("digest") != digest:
-        print("Running the tests as they are ...", flush=True)
-        data.unlink(missing_ok=True)
-        known = in_child(tree, output / "measuring.log", 3600, TESTS, data)
-        if known["code"] not in (0, 1) or not known["seconds"]:
-            sys.exit(f"the tests did not run: exit code {known['code']}, see {output / 'measuring.log'}")
-        record.write_text(json.dumps(known | {"digest": digest}))
-    print(f"{len(known['seconds'])} tests; left out, since they fail without a change: {known['failed'] or 'none'}")
-    return Reaching(data, known["seconds"], known["failed"], budget)
-
-
 def try_mutant(mutant: Mutant, tests: list[str], tree: Path) -> dict[str, Any]:
     """Write the mutant into the copy, run the tests, and put the original back."""
     target, begun, source = tree / mutant.path, time.monotonic(), mutant.write()
@@ -312,28 +178,16 @@ def main() -> None:
     import_large_packages()
     with tempfile.TemporaryDirectory() as folder, results.open("a", encoding="utf-8") as file:
         tree = copy_repository(Path(folder))
-        reaching = None if options.again else measure(tree, output, options.budget)
+        reaching = None if options.again else measure(tree, output, options.budget, TESTS)
         begun = time.monotonic()
         for done, mutant in enumerate(waiting, 1):
-            tests = options.again if reaching is None else reaching.tests_for(mutant)
+            tests = options.again if reaching is None else reaching.tests_for(mutant.path, mutant.lines)
             row = rows[mutant.name] = try_mutant(mutant, tests, tree)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             left = f"{(time.monotonic() - begun) / done * (len(waiting) - done) / 60:.0f} minutes left"
             print(f"{done}/{len(waiting)} {row['result']} {row['place']} {row['seconds']:.0f} s; {left}", flush=True)
     print(table([rows[mutant.name] for mutant in mutants if mutant.name in rows]))
-
-
-def import_large_packages() -> None:
-    """Import once what takes seconds: the forked processes have it."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # no compiled mutant remains
-    sys.dont_write_bytecode = True
-    import lightning
-    import peft
-    import transformers
-
-    _ = lightning.Trainer, peft.LoraConfig, transformers.PreTrainedModel, transformers.AutoModelForCausalLM
 
 
 if __name__ == "__main__":

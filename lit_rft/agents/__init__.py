@@ -2,6 +2,7 @@
 
 from lit_rft.agents.admissible import AdmissibleActions
 from lit_rft.agents.answers import read_answer, system_text, write_answer
+from lit_rft.agents.around import AroundAgent, AroundSession
 from lit_rft.agents.base import Act, Agent, Ask, Session, Stop, Turn
 from lit_rft.agents.contexts import Context, ContextWithoutThoughts, FullContext, make_context
 from lit_rft.agents.conversation import ContextFullError, Conversation
@@ -62,6 +63,8 @@ __all__ = [
     "Agent",
     "Answer",
     "AnswerFormat",
+    "AroundAgent",
+    "AroundSession",
     "Ask",
     "Context",
     "ContextFullError",
