@@ -10,7 +10,6 @@ from lit_rft.rollouts.sources import GroupSource, SourceFunction
 from lit_rft.stages.core.data_check import GROUPS
 from lit_rft.stages.core.episode_stage import EpisodeStage
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
-from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.loss_needs import check_served
 from lit_rft.stages.core.settings import (
     ActingSettings,
@@ -82,13 +81,8 @@ class MixedPolicyEpisodes(EpisodeStage):
         check_served(self.acting.server, self.sampling, self.loss)
 
     def training_step(self, batch: EpisodeGroupBatch, batch_idx: int) -> None:
-        policy = self.current_policy()
-        if policy.step < self.objective.sft_steps:
-            imitated = imitation_step(self.update, policy, self.source.traces(policy, batch))
-            self.samples, metrics = [], self.optimize(*imitated)
-        else:
-            rollouts = self.source(policy, batch)
-            self.check_rewards(rollouts)
-            self.samples, metrics = self.update(policy, rollouts, self.advantages, self.optimize)
+        self.samples, metrics = self.update(
+            self.current_policy(), batch, self.optimize, source=self.source, advantages=self.advantages
+        )
         self.log_terms(metrics)
         self.log_source()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from lit_rft.models.processes import all_gather_objects, sum_numbers
+from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.rollout import Rollout
 
 
 class NonFiniteLossError(RuntimeError):
@@ -34,3 +36,13 @@ def stop_together(failed: bool, episode_ids: Sequence[str], what: str, *, step: 
         f"{what} is not finite at step {step}, {where}; the weights and the last checkpoint are those of the step "
         "before: look at these episodes, or lower the learning rate"
     )
+
+
+def check_rewards(policy: Policy, rollouts: Sequence[Rollout]) -> None:
+    """Stop all processes if a reward is not finite in one of them.
+
+    Raises:
+        NonFiniteLossError: It names the episodes or problems.
+    """
+    bad = [rollout.id for rollout in rollouts if not rollout.has_finite_rewards]
+    stop_together(bool(bad), bad, "a reward", step=policy.step, device=policy.device)

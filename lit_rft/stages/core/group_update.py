@@ -17,8 +17,11 @@ from lit_rft.rollouts.advantages import AdvantagesFunction, assign_advantages, g
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, needs_of
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
+from lit_rft.rollouts.sources import GroupSource
 from lit_rft.rollouts.update_record import UpdateRecord
 from lit_rft.stages.core.diagnostics import mean_over_steps
+from lit_rft.stages.core.finite import check_rewards
+from lit_rft.stages.core.imitation import imitation_step
 from lit_rft.stages.core.loss_needs import check_group_loss
 from lit_rft.stages.core.micro_batches import RolloutSplitter
 from lit_rft.stages.core.mini_batches import split_groups
@@ -66,13 +69,17 @@ class GroupUpdate:
         self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
 
     def __call__(
-        self, policy: Policy, rollouts: list[Rollout], advantages: AdvantagesFunction, optimize: Optimize
+        self, policy: Policy, batch: Any, optimize: Optimize, *, source: GroupSource, advantages: AdvantagesFunction
     ) -> tuple[list[Rollout], dict[str, Tensor]]:
-        """Compare rollouts within their groups and update the policy: `mini_batches * epochs` optimiser steps.
+        """Sample rollouts, compare them within their groups, and update the policy; at first, imitate traces alone.
 
         Returns:
-            The members of the groups, with advantages; and metrics over all processes.
+            The members of the groups, none in a step of imitation; and metrics over all processes.
         """
+        if policy.step < self.objective.sft_steps:
+            return [], dict(optimize(*imitation_step(self, policy, source.traces(policy, batch))))
+        rollouts = source(policy, batch)
+        check_rewards(policy, rollouts)
         samples = assign_advantages(rollouts, advantages)
         metrics = [optimize(*self.step(policy, part)) for part in self.mini_batches(policy, rollouts)]
         return samples, mean_over_steps(metrics) | group_metrics(samples, policy.device)

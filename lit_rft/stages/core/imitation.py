@@ -1,18 +1,21 @@
 """Initial optimiser steps on traces alone (supervised fine-tuning within a GRPO run)."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lit_rft.models.processes import sum_numbers
 from lit_rft.objectives import Sums, masked_token_mean
 from lit_rft.rollouts import Policy, Rollout
-from lit_rft.stages.core.group_update import GroupUpdate
 from lit_rft.transcripts import TranscriptBatch
+
+if TYPE_CHECKING:
+    from lit_rft.stages.core.group_update import GroupUpdate
 
 
 def imitation_step(
-    update: GroupUpdate, policy: Policy, traces: Sequence[Rollout]
+    update: "GroupUpdate", policy: Policy, traces: Sequence[Rollout]
 ) -> tuple[list[TranscriptBatch], Callable[[TranscriptBatch], tuple[Tensor, Sums]]]:
     """Return micro-batches and loss of a step of supervised fine-tuning on traces.
 

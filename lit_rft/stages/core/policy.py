@@ -21,7 +21,7 @@ from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
 from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_tokenizer
 from lit_rft.stages.core.data_position import count_epochs, restore_position
 from lit_rft.stages.core.evaluate import Evaluator
-from lit_rft.stages.core.finite import stop_together
+from lit_rft.stages.core.finite import check_rewards
 from lit_rft.stages.core.hyper_parameters import constructor_arguments, effective
 from lit_rft.stages.core.identity import current_fingerprint
 from lit_rft.stages.core.load_policy import load_policy, place_policy
@@ -107,8 +107,7 @@ class PolicyModule(L.LightningModule):
 
     def check_rewards(self, rollouts: Sequence[Rollout]) -> None:
         """Stop all processes (`NonFiniteLossError`) if a reward is not finite in one of them."""
-        bad = [rollout.id for rollout in rollouts if not rollout.has_finite_rewards]
-        stop_together(bool(bad), bad, "a reward", step=self.global_step, device=self.device)
+        check_rewards(self.current_policy(), rollouts)
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Log metrics of a training step."""
