@@ -66,7 +66,7 @@ OVERLAYS = {
         for overlay in (
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
             "vllm_in_process", "dapo", "dr_grpo", "hpt", "chord", "srft", "rl_plus", "relift",
-            "exgrpo",
+            "exgrpo", "prefix_rft",
         )
     },
     "baselines/nat_meaningless.yaml": ["baselines/alfworld/nat.yaml", "baselines/nat_meaningless.yaml"],

@@ -14,9 +14,9 @@ from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule
 from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
-from lit_rft.losses import HPT, SRFT
+from lit_rft.losses import CHORD, HPT, SRFT, PrefixRFT, RLPlus
 from lit_rft.problems import Problem, write_problems
-from lit_rft.sources import DynamicSampling, ExGRPO, ReLIFT
+from lit_rft.sources import DynamicSampling, ExGRPO, ReLIFT, TracePrefixes
 from lit_rft.stages import (
     GRPO,
     ActingSettings,
@@ -104,6 +104,31 @@ def hpt(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, problems(model, folder, batch_size=3)
 
 
+def chord(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = GRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=CHORD(decay_steps=3),
+        objective=ObjectiveSettings(group_size=4, imitated_traces=1, mini_batches=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
+def rl_plus(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyGRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=RLPlus(),
+        objective=ObjectiveSettings(group_size=4, mini_batches=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
+def prefix_rft(model: str, folder: Path) -> tuple[Any, Any]:
+    stage = MixedPolicyGRPO(
+        sampling=SamplingSettings(12, 1.0), reward=some_vowels, loss=PrefixRFT(0.4),
+        source=TracePrefixes(0.5, decay_steps=3),
+        objective=ObjectiveSettings(group_size=4, mini_batches=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
 def relift(model: str, folder: Path) -> tuple[Any, Any]:
     stage = MixedPolicyGRPO(
         sampling=SamplingSettings(8, 1.0), reward=some_vowels, source=ReLIFT(3, max_reward=0.5),
@@ -126,6 +151,9 @@ KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
     "dynamic": dynamic,
     "srft": srft,
     "hpt": hpt,
+    "chord": chord,
+    "rl_plus": rl_plus,
+    "prefix_rft": prefix_rft,
     "relift": relift,
     "exgrpo": exgrpo,
 }

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lit_rft.losses.cispo import CISPO as CISPO
     from lit_rft.losses.gspo import GSPO as GSPO
     from lit_rft.losses.hpt import HPT as HPT
+    from lit_rft.losses.prefix_rft import PrefixRFT as PrefixRFT
     from lit_rft.losses.rl_plus import RLPlus as RLPlus
     from lit_rft.losses.sampler_correction import ImportanceWeights as ImportanceWeights
     from lit_rft.losses.sampler_correction import MaskedWeights as MaskedWeights
@@ -24,6 +25,7 @@ _EXPORTS: dict[str, str] = {
     "CISPO": "lit_rft.losses.cispo",
     "GSPO": "lit_rft.losses.gspo",
     "HPT": "lit_rft.losses.hpt",
+    "PrefixRFT": "lit_rft.losses.prefix_rft",
     "RLPlus": "lit_rft.losses.rl_plus",
     "SRFT": "lit_rft.losses.srft",
     "ImportanceWeights": "lit_rft.losses.sampler_correction",

@@ -7,6 +7,7 @@ from lit_rft._lazy import lazy_exports
 if TYPE_CHECKING:
     from lit_rft.sources.dynamic_sampling import DynamicSampling as DynamicSampling
     from lit_rft.sources.exgrpo import ExGRPO as ExGRPO
+    from lit_rft.sources.prefix_rft import TracePrefixes as TracePrefixes
     from lit_rft.sources.relift import ReLIFT as ReLIFT
     from lit_rft.sources.wrapped import WrappedSource as WrappedSource
 
@@ -15,6 +16,7 @@ _EXPORTS: dict[str, str] = {
     "DynamicSampling": "lit_rft.sources.dynamic_sampling",
     "ExGRPO": "lit_rft.sources.exgrpo",
     "ReLIFT": "lit_rft.sources.relift",
+    "TracePrefixes": "lit_rft.sources.prefix_rft",
     "WrappedSource": "lit_rft.sources.wrapped",
 }
 

@@ -13,7 +13,7 @@ import lit_rft.losses
 from lit_rft import GRPO, PPO, MixedPolicyGRPO, SamplingSettings
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import ServerSettings
-from lit_rft.losses import CHORD, CISPO, GSPO, HPT, SRFT, RLPlus, SamplerCorrected, TwoSidedClip
+from lit_rft.losses import CHORD, CISPO, GSPO, HPT, SRFT, PrefixRFT, RLPlus, SamplerCorrected, TwoSidedClip
 from lit_rft.objectives import Sums
 from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 from lit_rft.stages import AnsweringSettings, ObjectiveSettings
@@ -76,7 +76,8 @@ def test_a_loss_around_another_adds_its_needs(wrapper: Any, inner: Any) -> None:
         (SamplerCorrected(), LossNeeds(sampler_log_probs=True)),
         (HPT(), LossNeeds(imitated_traces=True)), (CHORD(), LossNeeds(imitated_traces=True)),
         (SRFT(), LossNeeds(entropy=True, imitated_traces=True, group_traces=True)),
-        (RLPlus(), LossNeeds(group_traces=True)), (GSPO(), LossNeeds(no_group_traces=True)),
+        (PrefixRFT(), LossNeeds(entropy=True, group_traces=True)), (RLPlus(), LossNeeds(group_traces=True)),
+        (GSPO(), LossNeeds(no_group_traces=True)),
         (CISPO(), LossNeeds(no_group_traces=True)), (TwoSidedClip(), LossNeeds(no_group_traces=True)),
     ],
     ids=lambda value: "" if isinstance(value, LossNeeds) else name_of(value),
