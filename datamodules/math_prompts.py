@@ -40,6 +40,8 @@ class MathPromptDataModule(ResumableDataModule):
         max_trace_length: maximum tokens per off-policy trace, including the end token; null for the stage's maximum
             of a completion (without a trainer, no limit).
         long_traces: `drop` longer traces (their problem is kept), or `cut` them (no end token).
+        trace_share: share of prompts with traces in each training batch, in (0, 1]; few of them come again and again
+            beside many others. 1 trains on them alone. null: each prompt once per epoch.
         batch_size: prompts per rollout, over all processes.
         eval_batch_size: problems per evaluation batch and process.
         seed: of the order and of generated training problems; null for the run's `seed_everything`.
@@ -71,6 +73,7 @@ class MathPromptDataModule(ResumableDataModule):
         eval_seed: int = 0,
         columns: dict[str, str | None] | None = None,
         eval_columns: dict[str, str | None] | None = None,
+        trace_share: float | None = None,
     ) -> None:
         super().__init__()
         positive = {"max_prompt_length": max_prompt_length, "max_trace_length": max_trace_length,
@@ -80,6 +83,11 @@ class MathPromptDataModule(ResumableDataModule):
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if long_traces not in ("drop", "cut"):
             raise ValueError(f"long_traces must be drop or cut, got {long_traces!r}")
+        if trace_share is not None and not (0 < trace_share <= 1 and round(trace_share * batch_size)):
+            raise ValueError(
+                f"trace_share must be in (0, 1], and at least one prompt of batch_size={batch_size}, got {trace_share}"
+            )
+        self.trace_share = trace_share
         self.model, self.prompt_template = model, prompt_template
         self.train_files, self.eval_files = _as_list(train_files), _as_list(eval_files)
         self.columns = columns
@@ -105,11 +113,18 @@ class MathPromptDataModule(ResumableDataModule):
             problems = self._problems(self.train_files, self.train_tasks, self.columns, self.seed, "train")
             self.prompts["train"] = self._tokenize(problems, "train")
             self._check_traces(self.prompts["train"])
+            if self._traced_per_batch == self.batch_size:
+                self.prompts["train"] = self._traced(self.prompts["train"])
         if stage != "fit" or self.eval_files or self.eval_tasks:
             files, tasks = self.eval_files, self.eval_tasks
             problems = self._problems(files, tasks, self.eval_columns, self.eval_seed, "eval")
             self.prompts["eval"] = self._tokenize(problems, "eval")
         self._check_ground_truths()
+
+    @property
+    def _traced_per_batch(self) -> int:
+        """Number of prompts with traces in each training batch; 0 for any number."""
+        return round((self.trace_share or 0.0) * self.batch_size)
 
     def _check_ground_truths(self) -> None:
         """Warn about ground truths that no answer matches by the stage's reward, or its verifier in evaluation."""
@@ -165,6 +180,11 @@ class MathPromptDataModule(ResumableDataModule):
             "(model.init_args.objective.traces_per_group 0 is GRPO)"
         )
 
+    def _traced(self, prompts: list[Prompt]) -> list[Prompt]:
+        if traced := [prompt for prompt in prompts if prompt.traces]:
+            return traced
+        raise ValueError(f"trace_share={self.trace_share}, but none of {len(prompts)} training problems has a trace")
+
     def _tokenize(self, problems: list[Problem], name: str) -> list[Prompt]:
         self._cut = 0
         self.tokenizer = load_tokenizer(self.model_name)
@@ -218,7 +238,8 @@ class MathPromptDataModule(ResumableDataModule):
                            long, given, self.trace_limit, fate)  # fmt: skip
 
     def train_dataloader(self) -> PromptLoader:
-        return self.in_position(self._loader("train", self.batch_size, shuffle=True))
+        traced = self._traced_per_batch % self.batch_size  # all of them: no others are left
+        return self.in_position(self._loader("train", self.batch_size, shuffle=True, traced_per_batch=traced))
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
         if "eval" not in self.prompts:
@@ -227,7 +248,7 @@ class MathPromptDataModule(ResumableDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def _loader(self, name: str, batch_size: int, shuffle: bool) -> PromptLoader:
+    def _loader(self, name: str, batch_size: int, shuffle: bool, traced_per_batch: int = 0) -> PromptLoader:
         rank, world_size = self._place()
         return PromptLoader(
             self.prompts[name],
@@ -236,6 +257,7 @@ class MathPromptDataModule(ResumableDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            traced_per_batch=traced_per_batch,
         )
 
     def _place(self) -> tuple[int, int]:

@@ -5,15 +5,16 @@ import hashlib
 from collections.abc import Sequence
 
 from lit_rft.batches import Prompt, PromptBatch
-from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin, shuffled_indices
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
     """Prompts in batches, split over processes.
 
-    Each training epoch has its own order. For evaluation (`shuffle=False`) every pass starts with the first prompt, and
-    the order alternates between benchmarks: the first batches (`limit_val_batches`) are always the same problems, of
-    all benchmarks.
+    Each training epoch has its own order. With `traced_per_batch`, each batch begins with this many prompts that have
+    traces, cycling through them, and an epoch has every other prompt once. For evaluation (`shuffle=False`) every pass
+    starts with the first prompt, and the order alternates between benchmarks: the first batches (`limit_val_batches`)
+    are always the same problems, of all benchmarks.
 
     Args:
         prompts: all of them.
@@ -21,6 +22,11 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         shuffle: true for training, false for evaluation.
         seed: of the order.
         rank, world_size: index of this process, and number of processes.
+        traced_per_batch: prompts with traces per training batch, over all processes, below `batch_size`; 0 for any
+            number of them, in random order.
+
+    Raises:
+        ValueError: If a batch cannot have this many different prompts with traces, and others.
     """
 
     def __init__(
@@ -32,13 +38,38 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        traced_per_batch: int = 0,
     ) -> None:
         super().__init__(len(prompts), batch_size, seed, rank, world_size, shuffle=shuffle)
         self.prompts = list(prompts) if shuffle else round_robin(prompts, lambda prompt: prompt.problem.source)
         self.sources = sorted({prompt.problem.source for prompt in self.prompts})
+        self.traced_per_batch = traced_per_batch
+        if traced_per_batch:
+            self._separate_traced()
+
+    def _separate_traced(self) -> None:
+        self._traced = [prompt for prompt in self.prompts if prompt.traces]
+        self._others = [prompt for prompt in self.prompts if not prompt.traces]
+        wanted, others_per_batch = self.traced_per_batch, self.batch_size - self.traced_per_batch
+        if not 0 < others_per_batch < self.batch_size or len(self._traced) < wanted or not self._others:
+            raise ValueError(
+                f"expected {wanted} different prompts with traces in each batch of {self.batch_size}, and others, got "
+                f"{len(self._traced)} with traces and {len(self._others)} without: change trace_share or batch_size"
+            )
+        self.number = len(self._others) + wanted * -(-len(self._others) // others_per_batch)
 
     def order(self) -> list[Prompt]:
-        return self.shuffled(self.prompts)
+        if not self.traced_per_batch:
+            return self.shuffled(self.prompts)
+        wanted, others = self.traced_per_batch, self.shuffled(self._others)
+        # one fixed order, so that no batch has a prompt twice
+        turns = shuffled_indices(len(self._traced), self.seed, -1)
+        size, first, items = self.batch_size - wanted, self.epoch * len(self) * wanted, []
+        for batch, start in enumerate(range(0, len(others), size)):
+            places = range(first + batch * wanted, first + (batch + 1) * wanted)
+            items += [self._traced[turns[place % len(turns)]] for place in places]
+            items += others[start : start + size]
+        return items
 
     def make_batch(self, items: list[Prompt]) -> PromptBatch:
         if self.shuffle:
@@ -48,7 +79,7 @@ class PromptLoader(EpochLoader[Prompt, PromptBatch]):
 
     def shape(self) -> dict[str, int | str]:
         sizes = {"prompts": len(self.prompts), "batch_size": self.batch_size, "seed": self.seed}
-        return {**sizes, "digest": self._digest}
+        return {**sizes, "traced_per_batch": self.traced_per_batch, "digest": self._digest}
 
     @functools.cached_property
     def _digest(self) -> str:

@@ -105,6 +105,83 @@ def test_every_prompt_comes_once_an_epoch_whatever_the_number_of_processes(tiny_
         PromptLoader(prompts, batch_size=5).load_state_dict(stopped.state_dict())
 
 
+def few_traces(tmp_path: Path, number: int = 3) -> str:
+    rows = [
+        {"id": f"p{i}", "prompt": f"What is {i}+1?", "ground_truth": str(i + 1), "traces": ["a"] * (i < number)}
+        for i in range(14)
+    ]
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def ids_of(loader: PromptLoader) -> list[list[str]]:
+    return [[prompt.problem.id for prompt in batch.prompts] for batch in loader]
+
+
+def test_each_batch_has_a_share_of_prompts_with_traces(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = make_data(tiny_model_folder, few_traces(tmp_path), batch_size=4, trace_share=0.5)
+    loader = data.train_dataloader()
+    assert len(loader) == 6
+    epochs = [ids_of(loader), ids_of(loader)]
+    traced = {"p0", "p1", "p2"}
+    for epoch in epochs:
+        assert [len(traced & set(batch)) for batch in epoch] == [2] * 6  # none of them twice
+        assert [len(batch) for batch in epoch] == [4] * 5 + [3]
+        others = [name for batch in epoch for name in batch if name not in traced]
+        assert sorted(others) == sorted(f"p{i}" for i in range(3, 14))
+        counts = [sum(name in batch for batch in epoch) for name in sorted(traced)]
+        assert counts == [4, 4, 4]
+    assert epochs[0] != epochs[1]
+
+
+def test_the_cycle_of_prompts_with_traces_continues(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Over epochs, after a resumption, and in two processes."""
+    prompts = make_data(tiny_model_folder, few_traces(tmp_path, 4)).prompts["train"]
+
+    def loader(rank: int = 0, world_size: int = 1) -> PromptLoader:
+        return PromptLoader(prompts, batch_size=5, traced_per_batch=3, rank=rank, world_size=world_size)
+
+    complete = loader()
+    epochs = [ids_of(complete), ids_of(complete)]
+    cycle = [name for epoch in epochs for batch in epoch for name in batch[:3]]
+    assert set(cycle[:4]) == {"p0", "p1", "p2", "p3"} and cycle == (cycle[:4] * 8)[: len(cycle)]
+    stopped, resumed = loader(), loader()
+    next(iter(stopped))
+    resumed.load_state_dict(stopped.state_dict())
+    assert ids_of(resumed) == epochs[0][1:] and ids_of(resumed) == epochs[1]
+    parts = [ids_of(loader(rank, 2)) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in epochs[0]]
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint was made with traced_per_batch=3"):
+        PromptLoader(prompts, batch_size=5).load_state_dict(stopped.state_dict())
+
+
+def test_all_prompts_of_a_batch_with_traces(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = make_data(tiny_model_folder, few_traces(tmp_path), batch_size=2, trace_share=1.0)
+    assert sorted(name for batch in ids_of(data.train_dataloader()) for name in batch) == ["p0", "p1", "p2"]
+
+
+@pytest.mark.parametrize(
+    ("traces", "options", "message"),
+    [
+        (3, {"trace_share": 1.5}, r"trace_share must be in \(0, 1\], .* got 1.5"),
+        (3, {"trace_share": 0.1, "batch_size": 4}, "at least one prompt of batch_size=4, got 0.1"),
+        (0, {"trace_share": 1.0}, "trace_share=1.0, but none of 14 training problems has a trace"),
+        (
+            1,
+            {"trace_share": 0.5, "batch_size": 4},
+            "expected 2 different prompts with traces in each batch of 4, .*1 with",
+        ),
+        (14, {"trace_share": 0.5, "batch_size": 4}, "got 14 with traces and 0 without"),
+    ],
+)
+def test_shares_that_a_batch_cannot_have_are_refused(
+    traces: int, options: dict[str, Any], message: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_data(tiny_model_folder, few_traces(tmp_path, traces), **options).train_dataloader()
+
+
 def test_problems_without_any_download(tiny_model_folder: Path) -> None:
     data = MathPromptDataModule(str(tiny_model_folder), train_tasks={"chain_sum": 5}, eval_tasks={"chain_sum": 5})
     data.setup("fit")
