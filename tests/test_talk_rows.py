@@ -1,0 +1,106 @@
+"""The comparison's rows: what each starts from, learns from and plays with."""
+
+import importlib
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+EXPLORED = "{}/explored/episodes/predicted.jsonl"
+WEIGHTS = "{}/checkpoints/last.ckpt"
+# what is trained, in order: (run, weights that it starts from, explored episodes that it learns from)
+CLONED = ("sft", None, None)
+HIERARCHY = ("glider_sft", None, None)
+TRAINED: dict[str, list[tuple[str, str | None, str | None]]] = {
+    "untrained": [],
+    "react": [],
+    "reflexion": [],
+    "swift_sage": [("swift_sage", None, None)],
+    "sft": [CLONED],
+    "agent_tuning": [("agent_tuning", None, None)],
+    "nat": [CLONED, ("nat", None, "sft")],
+    "nat_meaningless": [CLONED, ("nat_meaningless", None, "sft")],
+    "eto": [CLONED, ("eto", "sft", None)],
+    "ppo": [CLONED, ("ppo", "sft", None)],
+    "ilql": [CLONED, ("ilql", "sft", "sft")],
+    "awac": [CLONED, ("awac", "sft", "sft")],
+    "glider_sft": [HIERARCHY],
+    "glider_without_sft": [HIERARCHY, ("glider_without_sft", None, "glider_sft")],
+    "glider": [HIERARCHY, ("glider", "glider_sft", "glider_sft")],
+    "glider_online": [
+        HIERARCHY,
+        ("glider", "glider_sft", "glider_sft"),
+        ("glider_online", "glider", None),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def talk() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("talk_table")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(params=["scienceworld", "alfworld"])
+def place(talk: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    return talk.Place(talk.GAMES[request.param], "small", 3, tmp_path, tmp_path / "general.jsonl")
+
+
+def options(step: Any) -> dict[str, str]:
+    """The last value of each option of a step's command, without the parts that all stages and data share."""
+    flags = {key: value for key, value in itertools.pairwise(step.command) if key.startswith("--")}
+    return {key.removeprefix("--").replace("init_args.", ""): value for key, value in flags.items()}
+
+
+def steps_of(talk: Any, place: Any, row: str, *kinds: str) -> list[Any]:
+    return [step for step in talk.steps(place, row) if step.name.rsplit(": ", 1)[1] in kinds]
+
+
+def test_every_row_is_listed(talk: Any) -> None:
+    assert list(TRAINED) == list(talk.ROWS)
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_what_a_row_starts_and_learns_from(talk: Any, place: Any, row: str) -> None:
+    found = []
+    for step in steps_of(talk, place, row, "fit"):
+        keys = options(step)
+        name = Path(keys.get("trainer.default_root_dir") or keys["folder"]).name
+        start, medium = keys["model.policy.start_from"], keys.get("data.medium_files")
+        assert keys["seed_everything"] == "3"
+        found.append((name, start, medium))
+    expected = [
+        (
+            run,
+            str(place.home / WEIGHTS.format(start)) if start else "null",
+            f"[{place.home / EXPLORED.format(medium)}]" if medium else None,
+        )
+        for run, start, medium in TRAINED[row]
+    ]
+    assert found == expected
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_a_row_plays_its_last_run_and_explores_at_a_temperature(talk: Any, place: Any, row: str) -> None:
+    trained = TRAINED[row]
+    last = "eto/iteration_3" if row == "eto" else trained[-1][0] if trained else None
+    seen, unseen = map(options, steps_of(talk, place, row, "seen", "unseen")[-2:])
+    for keys in (seen, unseen):
+        assert keys.get("ckpt_path") == (str(place.home / WEIGHTS.format(last)) if last else None)
+        assert "model.acting.sampling.temperature" not in keys  # the recipe's: greedy
+    assert (seen["data.predict_split"], unseen["data.predict_split"]) == (
+        place.game.seen["predict_split"],
+        place.game.unseen["predict_split"],
+    )
+    for step in steps_of(talk, place, row, "explore"):
+        keys = options(step)
+        explorer = next(medium for _, _, medium in trained if medium)
+        assert keys["model.acting.sampling.temperature"] == "0.7"
+        assert keys["ckpt_path"] == str(place.home / WEIGHTS.format(explorer))
+        assert keys["data.predict_half"] == place.game.explore["predict_half"]
