@@ -1,7 +1,8 @@
 """Two processes that stay: they form one process group and run one command after another in it.
 
-A start costs seconds of imports, and comparisons of one process with two need dozens of runs. Lightning takes the
-processes for those of torchrun: it starts none of its own and finds the process group that is there.
+A start costs seconds of imports, which a server that forks them has made once, and comparisons of one process with two
+need dozens of runs. Lightning takes the processes for those of torchrun: it starts none of its own and finds the
+process group that is there.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class ProcessPair:
             raise RuntimeError("\n".join([*errors, *["the process did not end"] * len(waiting)]))
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["lit_rft.stages", "lit_rft.datamodules", "lit_rft.callbacks", "lightning"])
         meeting = self._folder / f"process_group_{self._num_starts}"
         self._num_starts += 1
         for rank in range(2):

@@ -22,25 +22,38 @@ from lit_rft.transcripts import collate_shared
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
+def run_gpu_steps(folder: Path, *steps: str) -> dict[str, Any]:
+    """Run steps of the GPU benchmark (none: all) on this machine, and return their figures."""
     environment = os.environ | {"SIZE": "tiny", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = [str(BENCHMARKS / "gpu" / "run.sh"), str(tmp_path)]
+    command = [str(BENCHMARKS / "gpu" / "run.sh"), str(folder), *steps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    steps = ("check", "train", "rollout", "grpo", "learn")
-    found = {step: json.loads((tmp_path / f"{step}.json").read_text()) for step in steps}
-    files = [*(f"{step}.json" for step in (*steps, "tests")), "log.txt"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+    steps = steps or ("check", "tests", "train", "rollout", "grpo", "learn")
+    assert {path.name for path in folder.iterdir()} == {*(f"{step}.json" for step in steps), "log.txt"}
+    found = {step: json.loads((folder / f"{step}.json").read_text()) for step in steps if step != "tests"}
     for step, figures in found.items():
         assert figures["items"] and figures["versions"]["torch"] == torch.__version__, step
         assert not any("failed" in item for item in figures["items"].values()), figures["items"]
         assert figures["complete"] and figures["cudnn_attention"] == (step in ("check", "train")), step
-    check = found["check"]["items"]
+    return found
+
+
+def test_a_step_of_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
+    check_first_step(run_gpu_steps(tmp_path, "check")["check"]["items"])
+
+
+def check_first_step(check: dict[str, Any]) -> None:
     assert check["rollout"]["same_completions"] == 1 and check["rollout"]["log_prob_difference"] == 0
     for step in ("sft step", "grpo step"):  # here both sides are the CPU
         assert check[step]["float32_relative_difference"] == 0 < check[step]["bf16_relative_difference"] < 0.1
         assert check[step]["fraction_with_gradient"] == 1
     assert "ATTENTION" in check["attention"]["causal"]
+
+
+@pytest.mark.slow  # a minute and a half
+def test_all_steps_of_the_gpu_benchmark_run_anywhere(tmp_path: Path) -> None:
+    found = run_gpu_steps(tmp_path)
+    check_first_step(found["check"]["items"])
     train = found["train"]["items"]
     ours, plain = (train[f"{side}, tiny, LoRA, 32 tokens a row"] for side in ("SFT", "SFT by transformers, sdpa"))
     assert ours["tokens"] == plain["tokens"] == 64 and 0 < ours["mfu"] < 1

@@ -182,7 +182,9 @@ def test_two_iterations_by_the_real_commands(hierarchical: bool, tiny_model_fold
         explored = list(read_episodes(tmp_path / "whole" / f"iteration_{number}" / "explore" / "episodes"))
         assert len(explored) == 6 == report["won"] + report["tied"] + report["lost"]
         assert report["unmatched"] == 0 and report["pairs"] == report["lost"] > 0
-    assert hierarchical or reports[1]["lost"] <= reports[0]["lost"]
+    if hierarchical:  # what follows is the same for both
+        return
+    assert reports[1]["lost"] <= reports[0]["lost"]
     stopped = tmp_path / "stopped"
     calls: list[str] = []
 

@@ -1,5 +1,6 @@
 """A run's folder: one config file a verb, nothing overwritten by accident."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,32 @@ from lit_rft.episodes import write_episodes
 from lit_rft.testing.tiny import make_episode
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with the data of all runs and a copy of a finished one; the arguments of that one."""
+    folder = tmp_path_factory.mktemp("runs")
+    arguments = _arguments(tiny_model_folder, folder)
+    main(["fit", *arguments])
+    (folder / "run").rename(folder / "finished")
+    return folder, arguments
+
+
 @pytest.fixture
-def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
+def arguments(finished: tuple[Path, list[str]]) -> list[str]:
+    """Of the finished run, which is in its folder as it was left."""
+    folder, arguments = finished
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    shutil.copytree(folder / "finished", folder / "run")
+    return arguments
+
+
+@pytest.fixture
+def run(finished: tuple[Path, list[str]], arguments: list[str]) -> Path:
+    """The folder of the finished run."""
+    return finished[0] / "run"
+
+
+def _arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
     write_episodes(tmp_path / "train.jsonl", [make_episode(seed, 2) for seed in range(4)])
     settings: dict[str, Any] = {
         "trainer.default_root_dir": tmp_path / "run",
@@ -39,9 +64,7 @@ def _step(folder: Path) -> int:
     return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
 
 
-def test_other_verbs_leave_the_training_config_alone(arguments: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    main(["fit", *arguments])
+def test_other_verbs_leave_the_training_config_alone(arguments: list[str], run: Path, tmp_path: Path) -> None:
     fitted = (run / "config.yaml").read_text()
     other = ["--model.init_args.optimizer.learning_rate", "2e-4", "--ckpt_path", "last"]
     main(["test", "-c", str(run / "config.yaml"), *other])
@@ -61,9 +84,7 @@ def test_other_verbs_leave_the_training_config_alone(arguments: list[str], tmp_p
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    main(["fit", *arguments])
+def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"--ckpt_path last.*default_root_dir.*--overwrite true"):
         main(["fit", *arguments, "--model.init_args.optimizer.learning_rate", "1e-4"])
@@ -81,39 +102,34 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], tmp_
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
 
 
-def test_a_refused_resume_leaves_the_config(arguments: list[str], tmp_path: Path) -> None:
-    main(["fit", *arguments])
-    before = (tmp_path / "run" / "config.yaml").read_text()
+def test_a_refused_resume_leaves_the_config(arguments: list[str], run: Path, tmp_path: Path) -> None:
+    before = (run / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"lora\.alpha: 32 -> 8"):
         main(["fit", *arguments, "--ckpt_path", "last", "--model.init_args.policy.lora.alpha", "8"])
     with pytest.raises(ValueError, match=r"seed=0, now it is 9 \(data.init_args.seed, or else seed_everything\)"):
         main(["fit", *arguments, "--ckpt_path", "last", "--seed_everything", "9"])
-    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert (run / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize("more", [["enable_checkpointing", "false"], ["barebones", "true"], ["callbacks", "[]"]])
 def test_a_run_without_checkpoints_does_not_get_into_another(
-    more: list[str], arguments: list[str], tmp_path: Path
+    more: list[str], arguments: list[str], run: Path
 ) -> None:
-    main(["fit", *arguments])
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="would be overwritten"):
         main(["fit", *arguments, f"--trainer.{more[0]}", more[1]])
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_dry_run_replaces_nothing(arguments: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    main(["fit", *arguments])
+def test_a_dry_run_replaces_nothing(arguments: list[str], run: Path, tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
     limits = ["--data.init_args.eval_episodes_per_task", "1", "--data.init_args.tasks", "[find-plant]"]
     main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-def test_overwriting_removes_texts(arguments: list[str], tmp_path: Path) -> None:
-    main(["fit", *arguments])
-    text = tmp_path / "run" / "texts" / "val" / "episode.md"
+def test_overwriting_removes_texts(arguments: list[str], run: Path, tmp_path: Path) -> None:
+    text = run / "texts" / "val" / "episode.md"
     text.parent.mkdir(parents=True)
     text.write_text("of the earlier run")
     main(["fit", *arguments, "--overwrite", "true"])

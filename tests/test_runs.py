@@ -163,19 +163,19 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, ep
         "  - class_path: lit_rft.callbacks.RunCheckpoint\n    init_args: {every_n_steps: 1}\n"
         "  - class_path: lit_rft.callbacks.AdapterExport\n"
     )
-    more = ["-c", callbacks, "--trainer.max_epochs", "20", "--model.init_args.policy.lora.dropout", "0.2"]
+    more = ["-c", callbacks, "--trainer.max_epochs", "12", "--model.init_args.policy.lora.dropout", "0.2"]
     more += ["--data.init_args.seed", "0"]  # the order of the data would follow seed_everything, and be refused
     whole = _command(tiny_model_folder, episodes, tmp_path / "whole", *more)
     parts = _command(tiny_model_folder, episodes, tmp_path / "parts", *more)
     main(whole)
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
     code, killed = _stopped(parts, last, signal.SIGKILL, 0)
-    assert code == -signal.SIGKILL and 0 < killed < 100, f"killed after {killed} of 100 steps"
+    assert code == -signal.SIGKILL and 0 < killed < 60, f"killed after {killed} of 60 steps"
     resume = [*parts, "--ckpt_path", "last", "--seed_everything", "99"]  # starting anew would give other weights
     adapter = tmp_path / "parts" / "adapter" / "adapter_config.json"
     assert not adapter.exists()
     code, stopped = _stopped(resume, last, signal.SIGTERM, killed)
-    assert code == 128 + signal.SIGTERM and killed < stopped < 100, f"stopped after {stopped} of 100 steps"
+    assert code == 128 + signal.SIGTERM and killed < stopped < 60, f"stopped after {stopped} of 60 steps"
     assert adapter.exists()
     main(resume)
     expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")

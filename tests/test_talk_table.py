@@ -170,8 +170,10 @@ def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> 
     assert science.seen["predict_split"] == science.unseen["predict_split"] == "dev"
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
-@pytest.mark.parametrize("environment", ["scienceworld", "alfworld"])
+@pytest.mark.parametrize(  # every recipe of both environments, and every overlay of a scale
+    ("scale", "environment"),
+    [("tiny", "alfworld"), ("small", "scienceworld"), ("paper", "scienceworld"), ("paper", "alfworld")],
+)
 def test_every_command_of_every_row_is_valid(
     talk: Any, scale: str, environment: str, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,17 @@ def after(model: Path, folder: Path, *, steps: int = 2, **options: Any) -> dict[
     return updated(stage)
 
 
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of expert episodes, which the first run collects."""
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_folder: Path, experts: Path) -> dict[str, torch.Tensor]:
+    return after(tiny_model_folder, experts)
+
+
 @pytest.mark.parametrize("agent", [PLAYER, FLAT_PLAYER])
 def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
     stage, data = make(tiny_model_folder, tmp_path, agent=agent)
@@ -76,20 +87,24 @@ def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Pat
 
 
 @pytest.mark.parametrize("objective", [{}, {"mini_batches": 2, "epochs": 2, "kl_coef": 0.1, "sft_coef": 0.1}], ids=str)
-def test_micro_batches_change_nothing(objective: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
-    whole = after(tiny_model_folder, tmp_path, objective=objective)
-    split = after(tiny_model_folder, tmp_path, objective=objective, batching=BatchingSettings(1))
+def test_micro_batches_change_nothing(
+    objective: dict[str, Any], base: dict[str, torch.Tensor], tiny_model_folder: Path, experts: Path
+) -> None:
+    whole = after(tiny_model_folder, experts, objective=objective) if objective else base
+    split = after(tiny_model_folder, experts, objective=objective, batching=BatchingSettings(1))
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
-def test_packed_rows_change_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
-    stage, data = make(tiny_model_folder, tmp_path, batching=BatchingSettings(900, packing=True))
+def test_packed_rows_change_nothing(
+    base: dict[str, torch.Tensor], tiny_model_folder: Path, experts: Path
+) -> None:
+    stage, data = make(tiny_model_folder, experts, batching=BatchingSettings(900, packing=True))
     fit(stage, data, 2)
     micro_batches = stage.update.split(stage.current_policy(), stage.samples)
     rows = [(len(micro.input_ids), len(micro.transcripts)) for micro in micro_batches]
     assert all(number == 1 for number, _ in rows) and max(number for _, number in rows) > 1
-    for name, weight in after(tiny_model_folder, tmp_path).items():
+    for name, weight in base.items():
         torch.testing.assert_close(updated(stage)[name], weight, rtol=1e-3, atol=5e-5)
 
 
@@ -118,8 +133,10 @@ def test_what_has_no_place_in_groups_is_refused(bad: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_every_knob_changes_the_result(knob: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> None:
-    assert differs(after(tiny_model_folder, tmp_path), after(tiny_model_folder, tmp_path, **knob))
+def test_every_knob_changes_the_result(
+    knob: dict[str, Any], base: dict[str, torch.Tensor], tiny_model_folder: Path, experts: Path
+) -> None:
+    assert differs(base, after(tiny_model_folder, experts, **knob))
 
 
 def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -200,6 +200,14 @@ def test_micro_batches_change_nothing(tiny_model_folder: Path) -> None:
         assert not differs(whole, after(tiny_model_folder, batching=batching), rtol=1e-3, atol=1e-5)
 
 
+KNOBS = PPOSettings(value_learning_rate=1e-2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_folder: Path) -> dict[str, Any]:
+    return after(tiny_model_folder, ppo=KNOBS, lora=ADAPTERS, steps=4)
+
+
 @pytest.mark.parametrize(
     "knob",
     [
@@ -208,11 +216,9 @@ def test_micro_batches_change_nothing(tiny_model_folder: Path) -> None:
     ],
     ids=lambda knob: next(iter(knob)),
 )  # fmt: skip
-def test_every_knob_changes_the_result(knob: dict[str, Any], tiny_model_folder: Path) -> None:
-    base = PPOSettings(value_learning_rate=1e-2, epochs=2)
-    runs = [after(tiny_model_folder, ppo=dataclasses.replace(base, **change), lora=ADAPTERS, steps=4)
-            for change in ({}, knob)]  # fmt: skip
-    assert differs(*runs, rtol=1e-5, atol=1e-7)
+def test_every_knob_changes_the_result(knob: dict[str, Any], base: dict[str, Any], tiny_model_folder: Path) -> None:
+    turned = after(tiny_model_folder, ppo=dataclasses.replace(KNOBS, **knob), lora=ADAPTERS, steps=4)
+    assert differs(base, turned, rtol=1e-5, atol=1e-7)
 
 
 def test_resume_equals_uninterrupted(tiny_model_folder: Path, tmp_path: Path) -> None:
