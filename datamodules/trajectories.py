@@ -203,12 +203,19 @@ class TrajectoryDataModule(ResumableDataModule):
         """Read the stored episodes and make their transcripts; subclasses read others."""
         files = self.expert_files()
         expert, medium = self.read(files), self.read(self.medium_files or [])
-        medium = medium if self.medium_filter is None else self.medium_filter(medium)
+        if self.medium_filter is not None:
+            played, medium = medium, self.medium_filter(medium)
+            if played and not medium:
+                raise ValueError(
+                    f"medium_filter kept none of the {len(played)} episodes in "
+                    f"{', '.join(map(str, self.medium_files or []))}: set data.init_args.medium_files to others, or "
+                    "data.init_args.medium_filter to null"
+                )
         self.episodes = expert + medium
         chat = self.read_tokenizer()
-        self.transcripts = self._make_transcripts(expert, chat, files)
+        self.transcripts = self._make_transcripts(expert, chat, "train_files", files)
         if self.medium_files is not None:
-            self.medium = self._make_transcripts(medium, chat, self.medium_files)
+            self.medium = self._make_transcripts(medium, chat, "medium_files", self.medium_files)
         log_sizes([*self.transcripts, *self.medium], self.acting_agent.max_length, self._without_decisions)
 
     def expert_files(self) -> Sequence[str | Path]:
@@ -233,9 +240,9 @@ class TrajectoryDataModule(ResumableDataModule):
         return [apply_annotator(episode, self.annotate, name) for episode in episodes]
 
     def _make_transcripts(
-        self, episodes: list[Episode], chat: ChatFormat, files: Sequence[str | Path]
+        self, episodes: list[Episode], chat: ChatFormat, key: str, files: Sequence[str | Path]
     ) -> list[list[Transcript]]:
-        """Make the transcripts of each episode that has any."""
+        """Make the transcripts of each episode that has any; the key is that of the files, for errors."""
         groups, agent = [], self.acting_agent
         outcomes = self.stage.get("needs_outcomes") if self.outcomes is None else self.outcomes
         for episode in episodes:
@@ -249,7 +256,7 @@ class TrajectoryDataModule(ResumableDataModule):
         if not groups:
             raise ValueError(
                 f"expected episodes with steps to train on, got {len(episodes)} episodes without any in "
-                f"{', '.join(map(str, files))}: set data.init_args.train_files to others"
+                f"{', '.join(map(str, files))}: set data.init_args.{key} to others"
             )
         return groups
 

@@ -38,6 +38,16 @@ def test_it_acts_by_the_best_marker_at_every_level_that_reads_the_task(inner: An
     assert agent.levels == inner.levels and agent.max_length == inner.max_length
 
 
+def test_the_low_level_reads_the_marker_with_its_first_subgoal(chat: ChatFormat) -> None:
+    agent = MarkedAgent(HierarchicalAgent(), GRADED)
+    session = agent.session("e", chat)
+    session.start("Find a plant.", "You are in a hall.")
+    ask: Any = session.receive("go to the garden")
+    assert ask.level == "low" and "Find a plant.\ngood" in text(chat, ask.ids)
+    low = {transcript.level: transcript for transcript in agent.transcripts(scored(0.5), chat)}["low"]
+    assert f"{scored(0.5).task_description}\nfair" in text(chat, low.input_ids)
+
+
 @pytest.mark.parametrize(
     ("score", "marker"), [(1.0, "good"), (2.0, "good"), (0.99, "fair"), (0.4, "fair"), (0.0, "poor"), (-1.0, "bad")]
 )

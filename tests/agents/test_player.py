@@ -184,3 +184,22 @@ def test_a_record_says_where_it_was_played_and_its_score_without_a_step(chat: Ch
     episode = play(ReActAgent(turn_limit=1), chat, writer, HalfDone).episode
     assert (episode.env, episode.env_version, episode.steps) == ("corridor", "1", [])
     assert (episode.outcome.reason, episode.outcome.score) == ("turn_limit", 0.5)
+
+
+class EndsAtNonsense(CorridorEnv):
+    """Ends with what was reached so far at an action that it does not understand."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or not info["valid"], truncated, {**info, "reason": "failed"}
+
+
+@pytest.mark.parametrize("env", [CorridorEnv, EndsAtNonsense])
+def test_partial_credit_is_kept_after_a_wrong_format_and_is_no_success(env: Any, chat: ChatFormat) -> None:
+    agent = ReActAgent(max_thoughts=0)
+    writer = Writer(chat, {"flat": ["Action: go right", "Action: go right", *["What now?"] * 4]})
+    episode = play(agent, chat, writer, env).episode
+    assert [step.valid for step in episode.steps] == [True, True, False] + [False] * 3 * (env is CorridorEnv)
+    assert episode.outcome.score == episode.steps[-1].score == pytest.approx(2 / 3)
+    assert not episode.outcome.success
+    assert episode.outcome.terminated is (env is EndsAtNonsense)

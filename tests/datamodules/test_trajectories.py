@@ -9,7 +9,7 @@ import pytest
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent
 from lit_rft.datamodules import TrajectoryDataModule
-from lit_rft.episodes import Episode, EpisodeError
+from lit_rft.episodes import DistinctFailures, Episode, EpisodeError
 from lit_rft.episodes.io import read_episodes, write_episodes
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_episode
@@ -90,6 +90,19 @@ def test_an_empty_data_set_is_refused(tiny_model_folder: Path, tmp_path: Path) -
     data = _module(tiny_model_folder, tmp_path, train_files=[str(path)])
     with pytest.raises(ValueError, match="expected episodes with steps to train on"):
         data.setup("fit")
+
+
+def test_medium_episodes_that_leave_nothing_to_train_on_are_named(tiny_model_folder: Path, tmp_path: Path) -> None:
+    experts, medium = tmp_path / "experts.jsonl", tmp_path / "medium.jsonl"
+    write_episodes(experts, [make_episode(0)])
+    write_episodes(medium, [])
+    settings: dict[str, Any] = {"train_files": [str(experts)], "medium_files": [str(medium)]}
+    with pytest.raises(ValueError, match=r"in \S+medium\.jsonl: set data.init_args.medium_files to others"):
+        _module(tiny_model_folder, tmp_path, **settings).setup("fit")
+    write_episodes(medium, [make_episode(1)])  # a success
+    message = r"medium_filter kept none of the 1 episodes in \S+medium\.jsonl: set data.init_args.medium_files"
+    with pytest.raises(ValueError, match=message):
+        _module(tiny_model_folder, tmp_path, medium_filter=DistinctFailures(), **settings).setup("fit")
 
 
 def test_an_episode_without_subgoals_is_refused_for_a_hierarchy(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -293,5 +293,6 @@ def test_it_reaches_the_optimum_from_random_play(tiny_model_folder: Path, tmp_pa
     stage = exact.make(ILQL, tiny_model_folder, learning_rate=1e-3, critic=settings)
     fit(stage, exact.loader(tiny_model_folder, uniform_episodes(), outcomes=True), 60)
     assert exact.average_return(stage, tiny_model_folder, tmp_path) >= 0.95 * OPTIMUM  # measured: 1.00
+    assert exact.average_return(stage, tiny_model_folder, tmp_path, temperature=0.0) == OPTIMUM
     stage.advantage_weight = 0.0
     assert exact.average_return(stage, tiny_model_folder, tmp_path) < 0.7  # measured: 0.4 to 0.5
