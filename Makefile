@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-vllm coverage lint typecheck wheel-test mutants bench
+.PHONY: help demo test test-fast test-slow test-vllm coverage docs lint typecheck wheel-test mutants bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run th
 coverage: $(READY)  ## the tests with the lines that they reach: a table, and build/coverage/ (what separate processes run is not counted)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(PYTEST) --cov=lit_rft --cov-report=term --cov-report=html:build/coverage
+
+docs: $(READY)  ## build the documentation as a site, strictly: build/site/index.html (a minute)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(READY)  ## ruff over everything
 	$(BIN)/ruff check .

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from lit_rft.callbacks.episodes import EpisodeFiles as EpisodeFiles
     from lit_rft.callbacks.episodes import EpisodeText as EpisodeText
     from lit_rft.callbacks.fit_summary import FitSummary as FitSummary
+    from lit_rft.callbacks.loggers import log_figure as log_figure
+    from lit_rft.callbacks.loggers import log_scalars as log_scalars
+    from lit_rft.callbacks.loggers import log_table as log_table
+    from lit_rft.callbacks.loggers import log_text as log_text
+    from lit_rft.callbacks.progress_bar import RunProgressBar as RunProgressBar
     from lit_rft.callbacks.random_state import RandomState as RandomState
     from lit_rft.callbacks.rollout_files import RolloutFiles as RolloutFiles
     from lit_rft.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
@@ -39,9 +44,14 @@ _EXPORTS: dict[str, str] = {
     "RandomState": "lit_rft.callbacks.random_state",
     "RolloutFiles": "lit_rft.callbacks.rollout_files",
     "RunCheckpoint": "lit_rft.callbacks.run_checkpoint",
+    "RunProgressBar": "lit_rft.callbacks.progress_bar",
     "ScoreTable": "lit_rft.callbacks.score_table",
     "Throughput": "lit_rft.callbacks.throughput",
     "TrainingCosts": "lit_rft.callbacks.training_costs",
+    "log_figure": "lit_rft.callbacks.loggers",
+    "log_scalars": "lit_rft.callbacks.loggers",
+    "log_table": "lit_rft.callbacks.loggers",
+    "log_text": "lit_rft.callbacks.loggers",
 }
 
 __all__ = sorted(_EXPORTS)

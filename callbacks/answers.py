@@ -1,4 +1,4 @@
-"""Answers to problems: as text in TensorBoard, and as files."""
+"""Answers to problems: as tables of the loggers, and as files."""
 
 import dataclasses
 import json
@@ -13,14 +13,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
 from lit_rft._files import replacing
+from lit_rft.callbacks.loggers import log_table
 from lit_rft.callbacks.results import evaluator_of, own_file
-from lit_rft.callbacks.text_log import log_text
-
-_SHOWN = 4000  # maximum characters of a text in TensorBoard
 
 
 class CompletionText(L.Callback):
-    """Logs completions as text, for modules with `samples` and `answers` (`MixedPolicyGRPO`).
+    """Logs completions as tables, for modules with `samples` and `answers` (`MixedPolicyGRPO`).
 
     In training a table of prompt, off-policy trace and on-policy completion with their rewards; after validation and
     test some answers.
@@ -51,8 +49,8 @@ class CompletionText(L.Callback):
             prompt = batch.prompts[number].problem.prompt[-1]["content"]
             rows.append([prompt, *_text_and_reward(trace), *_text_and_reward(completion)])
         if rows:
-            columns = ["prompt", "trace", "its reward", "completion", "its reward"]
-            log_text(trainer, "train/completions", _markdown(columns, rows))
+            columns = ["prompt", "trace", "reward of the trace", "completion", "reward"]
+            log_table(trainer, "train/completions", columns, rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._answers(trainer, pl_module, "val")
@@ -66,25 +64,11 @@ class CompletionText(L.Callback):
             for sample in _evaluator(pl_module).results[: self.number]
         ]
         if rows:
-            table = _markdown(["prompt", "completion", "ground truth", "reward"], rows)
-            log_text(trainer, f"{prefix}/answers", table)
+            log_table(trainer, f"{prefix}/answers", ["prompt", "completion", "ground truth", "reward"], rows)
 
 
 def _text_and_reward(completion: Any) -> list[str]:
     return ["-", "-"] if completion is None else [completion.text, f"{completion.reward:g}"]
-
-
-def _markdown(columns: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Escape model output for a table cell."""
-    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
-    shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
-    return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
 
 
 class CompletionFiles(BasePredictionWriter):

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_rft.callbacks.text_log import log_figure
+from lit_rft.callbacks.loggers import log_figure, log_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class CriticCalibration(L.Callback):
         metrics = {f"train/{level}/q_bias": float((q - returns).mean())}
         if len(q) > 1 and q.std() > 0 and returns.std() > 0:
             metrics[f"train/{level}/q_return_correlation"] = float(torch.corrcoef(torch.stack([q, returns]))[0, 1])
-        if trainer.is_global_zero and trainer.logger is not None:
-            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        if trainer.is_global_zero:
+            log_scalars(trainer, metrics)
             log_figure(trainer, f"calibration/{level}", self.figure(q, returns, level))
 
     def figure(self, q: torch.Tensor, returns: torch.Tensor, level: str) -> Any:

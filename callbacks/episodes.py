@@ -1,4 +1,4 @@
-"""Played episodes: as text in TensorBoard, and as files."""
+"""Played episodes: as texts of the loggers, and as files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
 from lit_rft.agents import PlayedEpisode
+from lit_rft.callbacks.loggers import log_text
 from lit_rft.callbacks.results import evaluator_of, own_file
-from lit_rft.callbacks.text_log import log_text
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
 
@@ -47,7 +47,7 @@ class EpisodeText(L.Callback):
         self._log(trainer, pl_module, "test")
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> None:
-        if not trainer.is_global_zero or not trainer.loggers:
+        if not trainer.is_global_zero:
             return
         episodes = [played.episode for played in _evaluator(pl_module).results]
         seen: dict[str, int] = {}

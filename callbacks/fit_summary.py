@@ -1,7 +1,5 @@
 """A table at the end of training: time, memory, and metrics at the start and at the end."""
 
-import resource
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -15,9 +13,12 @@ from torch import Tensor
 
 from lit_rft._files import write_json
 from lit_rft.callbacks.dry_run import is_dry_run
+from lit_rft.callbacks.durations import duration
+from lit_rft.callbacks.loggers import FOLDERS
+from lit_rft.callbacks.memory import peak_memory_gb
 
 _BATCHES = 10  # over which metrics are averaged
-_OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "rollouts")
+_OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "rollouts", *FOLDERS)
 
 
 class FitSummary(L.Callback):
@@ -51,7 +52,7 @@ class FitSummary(L.Callback):
         summary = {
             "steps": [self._first_step, trainer.global_step],
             "seconds": round(seconds, 1),
-            "peak_memory_gb": _peak_memory_gb(trainer.strategy.root_device),
+            "peak_memory_gb": peak_memory_gb(trainer.strategy.root_device),
             "metrics": {name: {"first": first.get(name), "last": value} for name, value in last.items()},
             "outputs": [name for name in _OUTPUTS if (folder / name).exists()],
         }
@@ -68,7 +69,7 @@ def summary_table(summary: dict[str, Any], folder: Path) -> Table:
     """
     start, end = summary["steps"]
     title = (
-        f"fit: steps {start} to {end} in {_duration(summary['seconds'])}, "
+        f"fit: steps {start} to {end} in {duration(summary['seconds'])}, "
         f"peak memory {summary['peak_memory_gb']:.1f} GB"
     )
     caption = f"{folder}: {', '.join(summary['outputs'])}" if summary["outputs"] else str(folder)
@@ -85,16 +86,3 @@ def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
     """Average each metric over the batches that have it."""
     names = dict.fromkeys(name for batch in batches for name in batch)
     return {name: float(torch.stack([b[name].float() for b in batches if name in b]).mean()) for name in names}
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

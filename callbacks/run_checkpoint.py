@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rft.callbacks.dry_run import is_dry_run
+from lit_rft.callbacks.loggers import FOLDERS
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def remove_run(self, trainer: L.Trainer) -> None:
-        """Remove a run's checkpoints, TensorBoard files, texts, figures and rollouts, for a new run in its folder.
+        """Remove a run's checkpoints, TensorBoard files, rollouts, texts, tables and figures, for a new run there.
 
         A dry run (`fast_dev_run`) removes nothing.
         """
@@ -96,7 +97,7 @@ class RunCheckpoint(ModelCheckpoint):
         logs = folder / "tensorboard"
         for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
-        for name in ("texts", "figures", "rollouts"):  # texts and figures of loggers without support
+        for name in (*FOLDERS, "rollouts"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:

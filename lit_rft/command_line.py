@@ -144,6 +144,7 @@ def drop_defaults(trainer: Any) -> None:
         unwanted.add("lit_rft.callbacks.RunCheckpoint")
     if trainer.barebones or trainer.enable_progress_bar is False:
         unwanted |= {f"lightning.pytorch.callbacks.{name}" for name in ("RichProgressBar", "TQDMProgressBar")}
+        unwanted.add("lit_rft.callbacks.RunProgressBar")
     if isinstance(trainer.callbacks, list):
         trainer.callbacks = [callback for callback in trainer.callbacks if callback.class_path not in unwanted]
 

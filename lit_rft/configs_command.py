@@ -20,12 +20,12 @@ _BASE = re.compile(r"^(base:\s*)([^\s#]+)", re.MULTILINE)
 
 
 def run_configs(arguments: Sequence[str]) -> None:
-    """List, show or copy shipped configurations.
+    """List, show or copy shipped configurations; list all of them without an action.
 
     Raises:
         UsageError: wrong arguments, an unknown name, or a file that exists already.
     """
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_args(arguments or ["list"])
     if given.action == "list":
         _list(given.word)
     elif given.action == "show":

@@ -95,7 +95,7 @@ def test_callbacks_of_each_recipe(recipe: str) -> None:
     cli = parsed(recipe)
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert len(names) == len(set(names))
-    of_all = {"RichProgressBar", "RandomState", "RunCheckpoint", "Throughput"}
+    of_all = {"RunProgressBar", "RandomState", "RunCheckpoint", "Throughput"}
     of_all |= {"TrainingCosts", "AdapterExport", "ScoreTable"}
     episodes, prompts = {"EpisodeText", "EpisodeFiles"}, {"CompletionText", "CompletionFiles"}
     answers = hasattr(cli.model, "answering")

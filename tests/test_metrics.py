@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lit_rft.callbacks.score_table import score_table
+from lit_rft.callbacks.score_table import score_cells, score_table
 from lit_rft.metrics import COLUMNS, AnswerMetrics, EpisodeMetrics, answer_cells, episode_cells, pass_at_k
 from lit_rft.testing.tiny import make_episode
 
@@ -52,7 +52,7 @@ def test_a_task_whose_environments_all_failed_has_no_score() -> None:
     table = metrics.compute()
     assert math.isnan(table["b"]["score"]) and table["b"]["env_errors"] == 1
     assert table["mean"]["score"] == pytest.approx(80)
-    Console().print(score_table(table, "with a gap", "task", episode_cells))
+    Console().print(score_table(*score_cells(table, "task", episode_cells), "with a gap"))
 
 
 def test_parts_add_up() -> None:
@@ -87,7 +87,7 @@ def test_metrics_of_the_environments_own_are_columns() -> None:
     assert table["mean"]["metrics/moves"] == 5.0  # over the tasks that have it
     assert table["mean"]["metrics/tüten"] == -2.5
     console = Console(record=True, width=200)
-    console.print(score_table(table, "with metrics", "task", episode_cells))
+    console.print(score_table(*score_cells(table, "task", episode_cells), "with metrics"))
     rows = [line.split("\u2502") for line in console.export_text().splitlines() if "\u2502" in line]
     assert [[cell.strip() for cell in row[-3:-1]] for row in rows] == [
         ["2.5", "-2.5"], ["-", "-"], ["7.5", "-"], ["5", "-2.5"],

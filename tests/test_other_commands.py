@@ -17,6 +17,8 @@ def test_configs_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == shipped_configs()
     assert all(len(line.split()) > 1 for line in lines), [line for line in lines if len(line.split()) == 1]
+    main(["configs"])  # no action
+    assert capsys.readouterr().out.splitlines() == lines
     main(["configs", "list", "key_rooms"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "grpo/key_rooms.yaml", "grpo/key_rooms_sft.yaml"

@@ -11,7 +11,7 @@ from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.generation import SamplingSettings
 from lit_rft.rewards.calling import RewardFunction, close_reward
 from lit_rft.rollouts.grading import grade
-from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.rollouts.sources import CompletionSampler
 from lit_rft.transcripts import completion_transcript
@@ -55,6 +55,7 @@ class CompletionSource:
         self._batches = 0  # so far: prompts cycle through their traces
         self._warned = False
 
+    @measured("rollout")
     def __call__(self, policy: Policy, batch: PromptBatch) -> list[Rollout]:
         """Return the groups one after another, then the imitated traces.
 
@@ -76,7 +77,8 @@ class CompletionSource:
                 for sampled in completions
             ]  # fmt: skip
             rollouts += [trace for trace in traces if trace.group == group]
-        self.metrics = grade(rollouts, [prompt.problem for prompt in prompts], self.reward, policy.device)
+        with policy.phases.measure("reward"):
+            self.metrics = grade(rollouts, [prompt.problem for prompt in prompts], self.reward, policy.device)
         rollouts += self._traces(policy, prompts, self.imitated_traces, counts_in_baseline=False)
         self._batches += 1
         return rollouts

@@ -52,7 +52,7 @@ class EpisodeSource:
     @torch.no_grad()
     def play(self, policy: Policy, jobs: EpisodeJobs, seed: int) -> list[Rollout]:
         """Play episodes to their ends, without dropout."""
-        with evaluation_mode(policy.model):
+        with policy.phases.measure("rollout"), evaluation_mode(policy.model):
             self.runner.begin(policy, jobs.make_env, self.sampling, seed)
             played = self.runner.play(jobs.jobs)
         self.runner.end()

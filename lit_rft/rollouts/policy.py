@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_rft._phases import Phases
+from lit_rft._phases import measured as measured
 from lit_rft.generation import ConversationGenerator, Conversations
 from lit_rft.transcripts import ChatFormat
 
@@ -29,6 +31,7 @@ class Policy:
         identity: returns model, weights and other facts that distinguish policies, for records. All processes must call
             it.
         samplers: level -> makes its sampler from the arguments of `ConversationGenerator`, which is the default.
+        phases: seconds of the phases of a training step, which sources and updates measure.
     """
 
     model: nn.Module
@@ -38,6 +41,7 @@ class Policy:
     numerics: str = ""
     identity: Callable[[], dict[str, Any]] = _no_identity
     samplers: Mapping[str, Callable[..., Conversations]] = field(default_factory=dict)
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def device(self) -> torch.device:

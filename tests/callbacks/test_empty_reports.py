@@ -60,14 +60,16 @@ def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
         ScoreTable().on_validation_end(SimpleNamespace(global_step=0), SimpleNamespace())  # type: ignore[arg-type]
 
 
-def test_a_table_of_scores_without_episodes_or_repetitions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_scores_without_episodes_or_repetitions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Means over nothing are NaN."""
     from lit_rft.metrics import COLUMNS
 
     nan = float("nan")
     scores = {"walk": dict.fromkeys(COLUMNS, nan), "mean": dict.fromkeys(COLUMNS, nan)}
     answers = {"mean": dict.fromkeys(("problems", "k", "average", "low", "high", "pass"), nan)}
-    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, loggers=[], default_root_dir=tmp_path)
     for kind, table in ((EpisodeEvaluator, scores), (ProblemEvaluator, answers)):
         evaluator: Any = kind.__new__(kind)
         evaluator.table = table

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 
 from lit_rft.callbacks import FitSummary
-from lit_rft.callbacks.fit_summary import _duration
+from lit_rft.callbacks.durations import duration
 from lit_rft.testing import fit, make_loader, make_stage
 
 
@@ -47,4 +47,4 @@ def test_a_dry_run_prints_nothing(tiny_model_folder: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (61, "1 min 01 s"), (3725, "1 h 02 min")])
 def test_durations(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert duration(seconds) == text

@@ -115,9 +115,9 @@ def test_completions_are_told_in_tensorboard(tiny_model_folder: Path, tmp_path: 
 
 
 def test_what_a_model_writes_does_not_break_the_table() -> None:
-    from lit_rft.callbacks.answers import _markdown
+    from lit_rft.callbacks.loggers import markdown_table
 
-    table = _markdown(["a"], [["x | y\n<script>alert(1)</script>`z`\x00" + "w" * 9999]])
+    table = markdown_table(["a"], [["x | y\n<script>alert(1)</script>`z`\x00" + "w" * 9999]])
     assert table.count("\n") == 2 and "<script" not in table and "`" not in table and len(table) < 6000
 
 

@@ -15,7 +15,7 @@ from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
 from lit_rft.rollouts.advantages import AdvantagesFunction, assign_advantages, group_metrics
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, needs_of
-from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.rollouts.sources import GroupSource
 from lit_rft.rollouts.update_record import UpdateRecord
@@ -95,6 +95,7 @@ class GroupUpdate:
             self.keep_old_log_probs(policy, rollouts)
         return parts * self.objective.epochs
 
+    @measured("update")
     @torch.no_grad()
     def keep_old_log_probs(self, policy: Policy, rollouts: Sequence[Rollout]) -> None:
         """Set `old_log_probs` of the on-policy rollouts, under the current policy."""

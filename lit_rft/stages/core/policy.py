@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft._files import write_json
+from lit_rft._phases import Phases
 from lit_rft.agents import Agent
 from lit_rft.models.reference import add_reference, is_reference
 from lit_rft.objectives import Sums
@@ -72,6 +73,7 @@ class PolicyModule(L.LightningModule):
         self.policy: nn.Module | None = None
         self.chat: ChatFormat | None = None
         self.samples: list[Rollout] = []  # of the last training step, for callbacks
+        self.phases = Phases()  # of the current training step
         self.stateful: dict[str, Stateful] = {}
         self.identity: dict[str, Any] = {}  # of the policy, once it is loaded
         self._check_batch = BatchCheck()
@@ -84,13 +86,14 @@ class PolicyModule(L.LightningModule):
     def current_policy(self) -> Policy:
         """Return the policy as rollout sources and evaluators take it."""
         assert self.policy is not None and self.chat is not None, "configure_model has not been called"
-        numerics = f"{self.precision}/{self.policy_settings.attention}"
+        kind = f"{self.precision}/{self.policy_settings.attention}"
         step = self.global_step if self._trainer is not None else 0
-        return Policy(self.policy, self.chat, step, self.level_adapters, numerics, self.policy_source)
+        return Policy(self.policy, self.chat, step, self.level_adapters, kind, self.policy_source, phases=self.phases)
 
     def optimize(self, batches: Iterable[TranscriptBatch], loss: LossFunction) -> Sums:
         """Make one optimiser step (see `lit_rft.stages.core.optimize`)."""
-        return optimize(self, batches, loss)
+        with self.phases.measure("update"):
+            return optimize(self, batches, loss)
 
     def step_batch(self, transcripts: Sequence[Transcript], num_utterances: dict[str, int]) -> StepBatch:
         """Split this process's transcripts of an optimiser step into micro-batches, on the module's device.
@@ -119,9 +122,9 @@ class PolicyModule(L.LightningModule):
         assert self.source is not None
         metrics = self.source.metrics
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
-        if "score" in metrics and self.logger is not None:
-            env_steps = self.source.env_steps if isinstance(self.source, CountsEnvSteps) else 0
-            self.logger.log_metrics({"online/score": float(metrics["score"])}, step=env_steps)
+        env_steps = self.source.env_steps if isinstance(self.source, CountsEnvSteps) else 0
+        for logger in self.loggers if "score" in metrics else ():
+            logger.log_metrics({"online/score": float(metrics["score"])}, step=env_steps)
         self.log("step", float(self.global_step))  # a batch may bring several optimiser steps
 
     # --- the model ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lit_rft.objectives import (
 )
 from lit_rft.rollouts.chains import Chain, ChainGAE, EstimatorFunction
 from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
-from lit_rft.rollouts.policy import Policy
+from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
 from lit_rft.rollouts.update_record import UpdateRecord
 from lit_rft.stages.core.diagnostics import mean_over_steps
@@ -99,6 +99,7 @@ class PPOUpdate:
         steps = [optimize(*self.step(policy, part)) for part in self.mini_batches(rollouts)]
         return mean_over_steps(steps) | metrics
 
+    @measured("update")
     @torch.no_grad()
     def prepare(self, policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         """Compute values, advantages and log-probabilities under the policy that sampled; returns metrics."""

@@ -1,0 +1,61 @@
+"""The time that is left, in the progress bar."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lit_rft.callbacks import RunProgressBar
+from lit_rft.callbacks.progress_bar import seconds_left, share_done
+
+
+def make_trainer(**values: Any) -> Any:
+    standard = {"max_steps": -1, "max_epochs": -1, "global_step": 0, "num_training_batches": math.inf, "callbacks": [],
+                "training": True, "fit_loop": SimpleNamespace(total_batch_idx=-1)}  # fmt: skip
+    return SimpleNamespace(**{**standard, **values})
+
+
+def test_the_share_of_steps_or_of_batches() -> None:
+    assert share_done(make_trainer()) == 0
+    assert share_done(make_trainer(max_steps=20, global_step=5)) == 0.25
+    epochs = {"max_epochs": 2, "num_training_batches": 10, "fit_loop": SimpleNamespace(total_batch_idx=14)}
+    assert share_done(make_trainer(**epochs)) == 0.75
+    assert share_done(make_trainer(**epochs, max_steps=20, global_step=18)) == 0.9  # the end that comes first
+    assert share_done(make_trainer(max_steps=4, global_step=6)) == 1
+
+
+def test_seconds_left() -> None:
+    assert seconds_left(make_trainer(), 10) is None
+    trainer = make_trainer(max_steps=20, global_step=5)
+    assert seconds_left(trainer, 10) == pytest.approx(30)
+    assert seconds_left(trainer, 10, first_share=0.2) == pytest.approx(150)  # resumed after 4 steps
+    assert seconds_left(make_trainer(max_steps=20, global_step=5, training=False), 10) is None
+    timer = Timer(duration={"seconds": 8})
+    trainer.callbacks = [timer]
+    assert seconds_left(trainer, 10) == pytest.approx(8)
+
+
+class Shown(L.Callback):
+    """Keeps what the bar shows."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        bar = trainer.progress_bar_callback
+        assert isinstance(bar, RunProgressBar)
+        self.items.append(bar.get_metrics(trainer, pl_module))
+
+
+def test_the_bar_of_a_run_shows_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Shown()
+    trainer = L.Trainer(max_steps=4, accelerator="cpu", logger=False, callbacks=[RunProgressBar(), shown],
+                        limit_val_batches=0, enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(BoringModel())
+    assert [next(iter(items)) for items in shown.items] == ["eta"] * 4
+    assert shown.items[-1]["eta"] == "0.0 s"
+    assert "eta: " in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""The scripts in examples/, on the tiny model: they run, and learn."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from grpo_stage import make_grpo, make_prompts
+
+from lit_rft.callbacks import RolloutFiles
+from lit_rft.datamodules import PromptLoader
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker threads import the environment by its name."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(name).main
+
+
+def test_every_example_is_short_and_tested() -> None:
+    source = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f'load("{path.stem}")' in source, path.name
+        assert len(path.read_text().splitlines()) <= 65, path.name
+
+
+def test_an_own_environment(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rewards = load("own_environment")(str(tiny_model_folder))
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
+
+
+def test_an_own_reward(tiny_model_folder: Path, tmp_path: Path) -> None:
+    samples = load("own_reward")(str(tiny_model_folder), str(tmp_path))
+    assert len(samples) == 32
+    for rollout in samples:
+        assert set(rollout.reward_parts) == {"right", "short"}
+        assert rollout.reward == pytest.approx(rollout.reward_parts["right"] + rollout.reward_parts["short"] / 2)
+
+
+def test_an_own_loss(tiny_model_folder: Path) -> None:
+    metrics = load("own_loss")(str(tiny_model_folder))
+    assert metrics["train/masked"] > 0 and metrics["train/grad_norm"] > 0
+
+
+def test_own_module(tiny_model_folder: Path) -> None:
+    main = load("own_module")
+    assert main(str(tiny_model_folder), steps=10) < main(str(tiny_model_folder), steps=1) - 1
+
+
+def test_reading_rollouts(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, callbacks=[RolloutFiles(share=1.0)], default_root_dir=tmp_path,
+        limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    stage = make_grpo(tiny_model_folder)
+    trainer.fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2))
+    rewards = load("read_rollouts")(str(tmp_path))
+    assert list(rewards) == [0, 1]
+    assert rewards[1] == [rollout.reward for rollout in stage.samples if not rollout.off_policy]
+    assert "best of the last group, p" in capsys.readouterr().out
