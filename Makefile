@@ -25,7 +25,7 @@ test-fast: $(READY)  ## for everyday work: the tests that start no process and n
 	$(PYTEST) -m "not slow and not processes"
 
 test-slow: $(READY)  ## the tests that take more than 20 seconds each
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run the tests against it (10 minutes; 8 GB of memory)
 	.venv-vllm/bin/python -m pytest tests/with_vllm

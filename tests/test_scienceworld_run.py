@@ -46,6 +46,7 @@ def test_collect_fit_test_and_predict(arguments: list[str], tmp_path: Path, caps
     assert played.env == "scienceworld" and played.source["kind"] == "policy" and len(played.steps) == 20
 
 
+@pytest.mark.slow
 def test_groups_of_episodes_with_an_experts(
     tiny_model_folder: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
