@@ -19,9 +19,9 @@ from lit_rft.models.sharding import full_state, sharded_parts
 class AdapterExport(L.Callback):
     """Writes the policy's adapter (or, without LoRA, the full model) and tokenizer when training ends.
 
-    The next stage loads an adapter's folder as `policy.start_from`; its model card (README.md) describes training and
-    loading. The adapter names its base model like `policy.model`, never by a cache folder: if that is a hub id,
-    `AutoPeftModelForCausalLM.from_pretrained(folder)` loads it as well. Works with any module that has `policy` (a
+    The next stage loads an adapter's folder as `policy.start_from`; its model card (README.md) describes training,
+    results and loading. The adapter names its base model like `policy.model`, never by a cache folder: if that is a hub
+    id, `AutoPeftModelForCausalLM.from_pretrained(folder)` loads it as well. Works with any module that has `policy` (a
     transformers or PEFT model) and `chat` (a `ChatFormat`).
 
     Also written when a signal stops the run, with the weights of the last complete step.
@@ -64,7 +64,8 @@ def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | N
         return
     adapter = (folder / "adapter_config.json").is_file()
     name_base_model(folder, settings.model)
-    card = model_card(stage, trainer.datamodule, trainer.global_step, settings.model, adapter)
+    metrics = trainer.callback_metrics
+    card = model_card(stage, trainer.datamodule, trainer.global_step, settings.model, adapter, metrics)
     (folder / "README.md").write_text(card, encoding="utf-8")
     stage.save_record(folder)
 

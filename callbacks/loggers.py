@@ -30,6 +30,11 @@ def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
 
     TensorBoard has texts, Weights & Biases tables with a column for them, MLflow artifacts. For other loggers (CSV
     files), and without a logger, the text is appended to `<default_root_dir>/texts/<tag>.md`.
+
+    Args:
+        trainer: with the loggers.
+        tag: name of the text.
+        text: in Markdown.
     """
     step = trainer.global_step
 
@@ -83,7 +88,13 @@ def log_table(trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequen
 
 
 def log_figure(trainer: L.Trainer, tag: str, figure: Any) -> None:
-    """Send a matplotlib figure to all loggers, or write it to `<default_root_dir>/figures/<tag>-<step>.png`."""
+    """Send a figure to all loggers, or write it to `<default_root_dir>/figures/<tag>-<step>.png`.
+
+    Args:
+        trainer: with the loggers.
+        tag: name of the figure.
+        figure: of matplotlib.
+    """
     step = trainer.global_step
 
     def send(logger: Any, experiment: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The model card of an exported policy: contents, training, loading."""
+"""The model card of an exported policy: contents, training, results, loading."""
 
 import datetime
 import importlib.metadata
@@ -12,6 +12,7 @@ from typing import Any
 import lit_rft
 
 _PACKAGES = ("torch", "transformers", "peft", "lightning")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def public_name(model: str) -> str:
@@ -32,7 +33,9 @@ def name_base_model(folder: Path, model: str) -> None:
             path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
-def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapter: bool) -> str:
+def model_card(
+    stage: Any, datamodule: Any | None, step: int, model: str, adapter: bool, metrics: Mapping[str, Any]
+) -> str:
     """Return the text of README.md.
 
     Args:
@@ -41,6 +44,7 @@ def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapte
         step: number of optimiser steps.
         model: name of the base model.
         adapter: true for an adapter, false for a full model.
+        metrics: by name, as they were logged last.
     """
     name, kind = public_name(model), type(stage).__name__
     summary = (inspect.getdoc(type(stage)) or kind).strip().splitlines()[0]
@@ -51,24 +55,39 @@ def model_card(stage: Any, datamodule: Any | None, step: int, model: str, adapte
     facts = {
         "Stage": kind,
         "Base model": shown,
-        "What is here": "a PEFT adapter and the tokenizer" if adapter else "the whole model and the tokenizer",
+        "What is here": "a PEFT adapter and the tokenizer" if adapter else "the full model and the tokenizer",
         "Optimiser steps": step,
         "Date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "Made with": f"lit-rft {lit_rft.__version__} ({versions})",
     }
     lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += ["", "## Load", "", "```python", *_loading(name, adapter), "```", "", "## Data", "", *_data(datamodule)]
+    lines += ["", "## Load", "", *_loading(name, adapter), "", "## Results", "", *_results(metrics)]
+    lines += ["", "## Data", "", *_data(datamodule)]
     settings = json.dumps(_without_folders(dict(stage.hparams)), indent=2)
     return "\n".join([*lines, "", "## Settings", "", "```json", settings, "```", ""])
 
 
 def _loading(name: str, adapter: bool) -> list[str]:
-    if adapter:
-        load = f'load_backbone({json.dumps(name)}, adapter="FOLDER")'
-        return ["from lit_rft.models import load_backbone, load_tokenizer", "", f"policy = {load}.eval()",
-                'tokenizer = load_tokenizer("FOLDER")']  # fmt: skip
-    return ["from lit_rft.models import load_backbone, load_tokenizer", "", 'policy = load_backbone("FOLDER").eval()',
-            'tokenizer = load_tokenizer("FOLDER")']  # fmt: skip
+    """Return how to load the folder, by PEFT and transformers where these find the base model by its name."""
+    ours = f'load_backbone({json.dumps(name)}, adapter="FOLDER")' if adapter else 'load_backbone("FOLDER")'
+    lines = ["```python", "from lit_rft.models import load_backbone, load_tokenizer", "", f"policy = {ours}.eval()",
+             'tokenizer = load_tokenizer("FOLDER")', "```"]  # fmt: skip
+    if not adapter or _HUB_ID.fullmatch(name):
+        package, loader = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+        lines += ["", "Without lit-rft:", "", "```python", f"from {package} import {loader}",
+                  "from transformers import AutoTokenizer", "", f'policy = {loader}.from_pretrained("FOLDER").eval()',
+                  'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```"]  # fmt: skip
+    return [*lines, "", "Another stage starts from it with `--model.init_args.policy.start_from FOLDER`."]
+
+
+def _results(metrics: Mapping[str, Any]) -> list[str]:
+    """List metrics as they were logged last, without those of speed."""
+    values = {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))}
+    if not values:
+        return ["None were logged."]
+    rows = [f"| `{name}` | {value:.4g} |" for name, value in values.items()]
+    text = "As logged last: `val/` of the last evaluation, `train/` of the last batch, which may be far from a mean."
+    return [text, "", "| metric | value |", "|---|---:|", *rows]
 
 
 def _data(datamodule: Any | None) -> list[str]:

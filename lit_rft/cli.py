@@ -16,6 +16,7 @@ VERBS = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "check-env": ("lit_rft.env_commands", "run_check_env"),
     "collect": ("lit_rft.env_commands", "run_collect"),
+    "completion": ("lit_rft.completion_command", "run_completion"),
     "configs": ("lit_rft.configs_command", "run_configs"),
     "doctor": ("lit_rft.doctor_command", "run_doctor"),
     "eto": ("lit_rft.eto", "run_eto"),
@@ -34,6 +35,7 @@ usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
        lit-rft show RUN... [--out FILE]
        lit-rft configs [list|show|copy ...]
        lit-rft doctor
+       lit-rft completion bash|zsh|fish|tcsh|powershell
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
@@ -49,6 +51,8 @@ verbs:
   show      write curves, rollouts and settings of runs as one HTML file; show --help
   configs   list, show and copy the shipped configs; configs --help
   doctor    check versions, devices, memory, Java and caches
+  completion
+            write a script that completes verbs and keys in a shell
 
 configs: files of your own, or shipped ones by name; several are read in order, over base.yaml:
 {configs}

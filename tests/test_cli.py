@@ -177,7 +177,8 @@ def _public() -> list[Any]:
 @pytest.mark.parametrize("thing", _public(), ids=lambda thing: thing.__name__)
 def test_every_field_has_help(thing: Any) -> None:
     # with what is inherited
-    docs = [docstring_parser.parse(inspect.cleandoc(owner.__doc__ or "")) for owner in thing.__mro__[:-1]]
+    owners = thing.__mro__[:-1] if isinstance(thing, type) else [thing]
+    docs = [docstring_parser.parse(inspect.cleandoc(owner.__doc__ or "")) for owner in owners]
     documented = {p.arg_name for doc in docs for p in doc.params if p.description}
     parameters = set(inspect.signature(thing).parameters) - {"self", "args", "kwargs", "stage", "trajectories"}
     assert parameters <= documented

@@ -51,6 +51,7 @@ MODULES_OF = dict.fromkeys(
     (
         "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
         "eto", "model_command", "show_command", "configs_command", "doctor_command",
+        "completion_command",
     ),
     "cli",
 )  # fmt: skip

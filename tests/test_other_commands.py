@@ -7,7 +7,7 @@ import yaml
 from command import main
 from packaging.requirements import Requirement
 
-from lit_rft import doctor_command
+from lit_rft import cli, doctor_command
 from lit_rft.cli import config_folder, shipped_configs
 from lit_rft.config_files import read_configs
 
@@ -46,6 +46,23 @@ def test_a_copy_means_the_same(name: str, tmp_path: Path) -> None:
     assert copy.content == shipped.content
     with pytest.raises(ValueError, match="exists already; name another file"):
         main(["configs", "copy", name, str(tmp_path)])
+
+
+def test_completion_names_verbs_and_keys(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["completion", "bash"])
+    script = capsys.readouterr().out
+    assert ended.value.code == 0 and "complete " in script.splitlines()[-1]
+    assert "(fit validate test predict)" in script and " --trainer.max_steps " in script and "--ckpt_path" in script
+
+
+def test_completion_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs shtab: pip install 'lit-rft\[completion\]'"):
+        main(["completion", "zsh"])
+    with pytest.raises(ValueError, match="invalid choice: 'cmd'"):
+        main(["completion", "cmd"])
 
 
 def test_the_doctor_reports_versions_devices_and_caches(

@@ -21,7 +21,8 @@ import lit_rft
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("lit_rft", "datamodules", "callbacks", "configs")
 ENVIRONMENTS = {"scienceworld", "alfworld", "textworld", "openenv"}
-EXTRAS = ENVIRONMENTS | {"browser", "docs", "plots", "math", "bench", "mutants", "demo", "vllm", "test", "dev"}
+EXTRAS = ENVIRONMENTS | {"browser", "completion", "docs", "plots", "math", "bench", "mutants", "demo", "vllm"}
+EXTRAS |= {"test", "dev"}
 
 
 def import_name(path: Path) -> str:

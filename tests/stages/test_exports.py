@@ -1,7 +1,9 @@
 """The exported adapter or model: what it holds, how it loads, what its card says."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from saved_run import fit_and_save
 
 from lit_rft import __version__
-from lit_rft.callbacks.model_card import public_name
+from lit_rft.callbacks.model_card import model_card, public_name
 from lit_rft.models import LoraSettings, causal_lm, load_backbone
 from lit_rft.testing.tiny import make_tokenizer
 from lit_rft.testing.tiny_stage import ADAPTERS, make_stage
@@ -73,6 +75,42 @@ def test_the_model_card_says_what_was_trained_and_how(tiny_model_folder: Path, t
     expected = ["HierarchicalSFT", "Optimiser steps: 2", "load_backbone", '"learning_rate": 0.005', __version__, "Date"]
     assert all(text in card for text in expected), card
     assert "More Information Needed" not in card and card.startswith("---\nbase_model:")
+    assert re.search(r"^\| `train/loss` \| [\d.]+ \|$", card, re.MULTILINE) and "perf/" not in card
+    assert "AutoPeftModelForCausalLM" not in card  # PEFT would look for the folder of this machine
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "loader"),
+    [
+        ("Qwen/Qwen2.5-1.5B", True, "AutoPeftModelForCausalLM"),
+        ("smollm2-135m-instruct", True, None),
+        ("smollm2-135m-instruct", False, "AutoModelForCausalLM"),
+    ],
+)
+def test_the_model_card_loads_without_lit_rft_where_that_works(name: str, adapter: bool, loader: str | None) -> None:
+    stage = SimpleNamespace(hparams={})
+    card = model_card(stage, None, 3, name, adapter, {})
+    assert ("Without lit-rft" in card) == (loader is not None)
+    assert loader is None or f'{loader}.from_pretrained("FOLDER")' in card
+    assert "None were logged." in card
+
+
+def test_the_code_of_the_card_loads_the_policy(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_stage(tiny_model_folder, lora=None)
+    fit_and_save(stage, tiny_model_folder, tmp_path, 1)
+    folder = tmp_path / "adapter"
+    card = (folder / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    ids = torch.arange(5, 25)[None]
+    policy: Any = stage.policy
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block.replace("FOLDER", str(folder)), names)
+        with torch.no_grad():
+            logits = names["policy"](input_ids=ids).logits
+            torch.testing.assert_close(logits, policy.eval()(input_ids=ids).logits)
+        assert len(names["tokenizer"]) == len(make_tokenizer())
 
 
 @pytest.mark.parametrize(
