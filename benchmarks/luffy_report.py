@@ -1,0 +1,77 @@
+"""Tables and plot of `luffy_demonstrations.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiment import save_figure
+from letter_sums import TESTS
+from luffy_plan import DEMONSTRATIONS, LEADING, STEPS, Run, all_runs
+from rich.console import Console
+from rich.table import Table
+
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t by number of seeds
+
+
+def accuracies(results: Mapping[str, Any], name: str, test: str) -> dict[str, float]:
+    """Return the accuracy in percent of all seeds of a run, by its folder's name."""
+    rows = results["bases"] if name == "base" else results["runs"].get(name, {})
+    return {seed: 100 * row["scores"][test] for seed, row in sorted(rows.items())}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean, with the half width of Student's 95% interval from two values on."""
+    if len(values) not in T_95:
+        return f"{statistics.mean(values):.1f}"
+    return f"{statistics.mean(values):.1f} ± {T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def report(results: Mapping[str, Any], console: Console) -> None:
+    """Print accuracies, and differences from LUFFY over the seeds of both, and write the plot."""
+    table = Table(title=f"held-out accuracy after {STEPS} steps (percent), and LUFFY's lead on the same seeds")
+    for column in ("method", "demonstrations", "wrong", "seeds", *TESTS, f"LUFFY's lead, {TESTS[0]}"):
+        table.add_column(column)
+    table.add_row("base", "", "", str(len(results["bases"])),
+                  *(interval(list(accuracies(results, "base", test).values())) for test in TESTS))  # fmt: skip
+    plan = dict.fromkeys(dataclasses.replace(run, seed=0) for run in all_runs([0], DEMONSTRATIONS))
+    for run in sorted(plan, key=lambda run: (run.wrong, run.demonstrations)):
+        columns = [accuracies(results, run.name, test) for test in TESTS]
+        if not columns[0]:
+            continue
+        other = accuracies(results, dataclasses.replace(run, method="LUFFY").name, TESTS[0])
+        leads = [other[seed] - value for seed, value in columns[0].items() if seed in other]
+        table.add_row(
+            run.method, str(run.demonstrations), f"{run.wrong:.0%}", str(len(columns[0])),
+            *(interval(list(column.values())) for column in columns), interval(leads) if leads else "",
+        )  # fmt: skip
+    console.print(table)
+    plot(results)
+
+
+def plot(results: Mapping[str, Any]) -> None:
+    """Plot accuracies against the number of demonstrations, one panel per test."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(TESTS), 3.4))
+    for axes, test in zip(figure.subplots(1, len(TESTS)), TESTS, strict=True):
+        for method in LEADING:
+            cells = {number: accuracies(results, Run(method, number, 0).name, test) for number in DEMONSTRATIONS}
+            points = [(number, list(cell.values())) for number, cell in cells.items() if cell]
+            if points:
+                means = [statistics.mean(values) for _, values in points]
+                spans = [(mean - min(v), max(v) - mean) for mean, (_, v) in zip(means, points, strict=True)]
+                numbers = [number for number, _ in points]
+                axes.errorbar(numbers, means, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=method)
+        lines = (("base", "base policy", ":"), (Run("GRPO", min(DEMONSTRATIONS), 0).name, "GRPO", "--"))
+        for name, label, style in lines:
+            if values := accuracies(results, name, test):
+                axes.axhline(statistics.mean(values.values()), color="gray", linestyle=style, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(DEMONSTRATIONS, [str(number) for number in DEMONSTRATIONS])
+        axes.set(title=test, xlabel="demonstrations", ylim=(0, 100))
+    figure.axes[0].set_ylabel("held-out accuracy (%)")
+    figure.axes[-1].legend(frameon=False, fontsize=7)
+    save_figure(figure, "luffy_demonstrations.png")
