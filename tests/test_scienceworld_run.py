@@ -34,7 +34,7 @@ def test_collect_fit_test_and_predict(arguments: list[str], tmp_path: Path, caps
     assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "adapter" / "adapter_config.json").is_file()
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    assert {"train/loss", "val/score", "val/score/find-plant"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "val/score", "val/find-plant/score"} <= set(events.Tags()["scalars"])
     assert any(tag.startswith("val/episode/find-plant") for tag in events.Tags()["tensors"])
 
     main(["test", *arguments, "--ckpt_path", "last"])

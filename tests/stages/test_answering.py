@@ -30,7 +30,7 @@ def test_test_reports_each_benchmark_and_their_mean(
     for source in ("amc", "math"):
         rewards = [one.reward for one in stage.evaluator.results if one.source == source]
         shares[source] = sum(rewards) / len(rewards)
-        assert metrics[f"test/average/{source}"] == pytest.approx(shares[source])
+        assert metrics[f"test/{source}/average"] == pytest.approx(shares[source])
     assert metrics["test/average"] == pytest.approx(sum(shares.values()) / 2)
     assert "pass@k" in capsys.readouterr().out
     saved = json.loads((tmp_path / "scores.json").read_text())

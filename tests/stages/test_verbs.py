@@ -59,7 +59,7 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     scalars = set(events.Tags()["scalars"])
     assert {f"train/{level}/log_likelihood" for level in agent.levels} <= scalars
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second"} <= scalars
-    assert {"val/score", "val/success_rate", "val/score/walk", "val/score/run"} <= scalars
+    assert {"val/score", "val/success_rate", "val/walk/score", "val/run/score"} <= scalars
     assert len(events.Scalars("val/score")) == 2 and len(events.Scalars("train/loss")) == 4
     texts = [tag for tag in events.Tags()["tensors"] if tag.startswith("val/episode/")]
     assert len(texts) == 2

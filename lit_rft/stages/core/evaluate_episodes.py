@@ -138,7 +138,7 @@ class EpisodeEvaluator:
 
     def scalars(self) -> dict[str, float]:
         means = {_NAMES.get(column, column): value for column, value in self.table.get("mean", {}).items()}
-        return means | {f"score/{task}": row["score"] for task, row in self.table.items() if task != "mean"}
+        return means | {f"{task}/score": row["score"] for task, row in self.table.items() if task != "mean"}
 
     def weights_changed(self) -> None:
         """Do nothing: each session starts with the current weights."""

@@ -159,8 +159,8 @@ class ProblemEvaluator:
     def scalars(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for source, row in self.table.items():
-            suffix = "" if source == "mean" else f"/{source or 'problems'}"
-            values |= {f"average{suffix}": row["average"], f"pass{suffix}": row["pass"]}
+            prefix = "" if source == "mean" else f"{source or 'problems'}/"
+            values |= {f"{prefix}average": row["average"], f"{prefix}pass": row["pass"]}
         return values
 
     def weights_changed(self) -> None:
