@@ -33,7 +33,8 @@ class MaskedRatio:
         kept = rollouts.mask & ((ratio.detach() - 1).abs() <= self.clip)
         losses = -(ratio * rollouts.token_advantages).masked_fill(~kept, 0.0)
         # never divide by the size of the micro-batch: the normaliser counts all of them, in all processes
-        return losses.sum() / normalizer.tokens, {"masked": mean_parts((rollouts.mask & ~kept).sum(), kept.sum())}
+        masked = mean_parts((rollouts.mask & ~kept).sum(), rollouts.mask.sum())
+        return losses.sum() / normalizer.tokens, {"masked": masked}
 
 
 def main(model):
