@@ -1,19 +1,22 @@
-"""The progress bar of a run, with the time that is left."""
+"""The progress bar of a run, with its phase and the time that is left."""
 
 import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, Timer
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
 
+from lit_rft._phases import Phases
 from lit_rft.callbacks.durations import duration
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's bar, with the time until the end of `fit` as `eta`.
+    """Lightning's bar, with the phase of the current batch, and the time until the end of `fit` as `eta`.
 
-    The estimate is the time per share of the run so far, evaluations included. It needs an end: `max_steps`,
-    `max_epochs` or `max_time`.
+    A phase in which completions or episodes finish has their numbers: `rollout 23/56`. The estimate is the time per
+    share of the run so far, evaluations included. It needs an end: `max_steps`, `max_epochs` or `max_time`.
 
     Args:
         refresh_rate: batches per update of the bar, >= 1.
@@ -27,12 +30,34 @@ class RunProgressBar(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self._run_started, self._first_share = time.monotonic(), share_done(trainer)
 
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        """Return the columns of the bar."""
+        columns: list[ProgressColumn] = super().configure_columns(trainer)
+        phases = getattr(trainer.lightning_module, "phases", None)
+        return columns if phases is None else [*columns, PhaseColumn(phases)]
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return what the bar shows beside the batches."""
         items: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
         items.pop("v_num", None)  # a run is its folder
         seconds = seconds_left(trainer, time.monotonic() - self._run_started, self._first_share)
         return items if seconds is None else {"eta": duration(seconds), **items}
+
+
+class PhaseColumn(ProgressColumn):
+    """The current phase of a module's batch.
+
+    Args:
+        phases: of the module.
+    """
+
+    def __init__(self, phases: Phases) -> None:
+        super().__init__()
+        self._phases = phases
+
+    def render(self, task: Task) -> Text:
+        """Return the phase and its progress, as long as the bar moves."""
+        return Text("" if task.finished else self._phases.status, no_wrap=True)
 
 
 def share_done(trainer: L.Trainer) -> float:

@@ -1,4 +1,4 @@
-"""Seconds of the phases of a training step."""
+"""Phases of a training step: their seconds, and the progress of the current one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,32 @@ class Phases:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._inner = 0.0  # seconds of phases within the current one
+        self._current = ""
+        self._progress: tuple[int, int] | None = None  # of the current phase
+
+    @property
+    def status(self) -> str:
+        """The current phase, with its progress if it is known: `rollout 23/56`; empty between phases."""
+        name, progress = self._current, self._progress
+        return f"{name} {progress[0]}/{progress[1]}" if name and progress else name
+
+    def report(self, done: int, total: int) -> None:
+        """Set the progress of the current phase."""
+        self._progress = done, total
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Count the time of the block for a phase."""
         started, outer = time.perf_counter(), self._inner
-        self._inner = 0.0
+        around = self._current, self._progress
+        self._inner, self._current, self._progress = 0.0, name, None
         try:
             yield
         finally:
             elapsed = time.perf_counter() - started
             self._seconds[name] = self._seconds.get(name, 0.0) + elapsed - self._inner
             self._inner = outer + elapsed
+            self._current, self._progress = around
 
     def take(self) -> dict[str, float]:
         """Return the seconds since the last call."""

@@ -44,6 +44,20 @@ def test_a_phase_that_fails_counts(clock: Any) -> None:
     assert phases.take() == {"rollout": 1.0, "update": 2.0}
 
 
+def test_the_status_is_the_inner_phase_with_its_own_progress() -> None:
+    phases = Phases()
+    assert phases.status == ""
+    phases.report(1, 2)  # outside of any phase
+    assert phases.status == ""
+    with phases.measure("rollout"):
+        assert phases.status == "rollout"
+        phases.report(3, 8)
+        with phases.measure("reward"):
+            assert phases.status == "reward"
+        assert phases.status == "rollout 3/8"
+    assert phases.status == ""
+
+
 def test_a_measured_method_keeps_arguments_and_result(clock: Any) -> None:
     class Source:
         @measured("rollout")

@@ -128,8 +128,10 @@ def api_page(package: str) -> str:
     names = getattr(module, "__all__", None)
     if names is None:  # a module: its own definitions
         return "\n".join([*lines, f"::: lit_rft.{package}", "    options: {show_root_heading: false}", ""])
+    # fields of named tuples have comments in place of docstrings
+    options = ["    options: {show_if_no_docstring: true}"] if package == "objectives" else []
     for name in names:
-        lines += [f"::: lit_rft.{package}.{name}", ""]
+        lines += [f"::: lit_rft.{package}.{name}", *options, ""]
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ def sample_groups(
     decode: Callable[[list[int]], str] | None = None,
     acting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     choices: Mapping[int, TokenTrie] | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
     """Sample groups of completions; whenever one finishes, the next starts in its place.
 
@@ -56,6 +57,7 @@ def sample_groups(
         decode: token ids to text, for stop strings.
         acting: context around each forward pass, see `Decoder`.
         choices: index of a prompt -> the completions to choose among; other prompts are free.
+        report: called with the number of finished completions, and of all.
 
     Returns:
         The completions of each prompt, in order.
@@ -74,7 +76,7 @@ def sample_groups(
         number = max(1, min(max_concurrent, sum(sizes)))
         decoder = make_decoder(model, number, end_ids[0], acting=acting)
         stop_criteria = StopCriteria([*end_ids, *model_end_ids(model)], sampling, decode)
-        return _GroupSampler(decoder, prompts, sizes, sampling, stop_criteria, seed, choices or {}).run()
+        return _GroupSampler(decoder, prompts, sizes, sampling, stop_criteria, seed, choices or {}, report).run()
     finally:
         model.train(training)
 
@@ -99,6 +101,7 @@ class _GroupSampler:
         stop_criteria: StopCriteria,
         seed: int,
         choices: Mapping[int, TokenTrie],
+        report: Callable[[int, int], None] | None = None,
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.seed = decoder, prompts, sampling, seed
         self.stop_criteria = stop_criteria
@@ -113,6 +116,7 @@ class _GroupSampler:
         self.randoms: dict[int, RandomStream] = {}
         self.begun: dict[int, _Prompt] = {}
         self.sampled: dict[int, Completion] = {}  # slot -> its unfinished completion
+        self.report, self.done, self.total = report, 0, sum(sizes)
         self.groups: list[list[Completion]] = [[Completion([], [], False)] * size for size in sizes]
 
     def run(self) -> list[list[Completion]]:
@@ -174,3 +178,6 @@ class _GroupSampler:
         if not self.begun[p].slots:
             del self.begun[p]  # prefilled again if more completions of it are waiting
         self.free.append(slot)
+        self.done += 1
+        if self.report is not None:
+            self.report(self.done, self.total)

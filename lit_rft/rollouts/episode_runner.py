@@ -57,6 +57,7 @@ class EpisodeRunner:
         self._player: EpisodePlayer | None = None
         self._samplers: list[Conversations] = []  # of the session
         self._served: dict[str, AdapterSync] = {}  # by adapter
+        self._report: Callable[[int, int], None] | None = None  # progress of the policy's current phase
         self._gathered = contextlib.ExitStack()  # sharded weights are gathered while a session lasts
 
     @property
@@ -94,7 +95,7 @@ class EpisodeRunner:
             chat = self._chat_levels.formats(policy)
             generators |= self._chat_levels.generators(chat, sampling, seed, self.parallel_episodes)
             self._samplers = list({id(sampler): sampler for sampler in generators.values()}.values())
-            self._player = EpisodePlayer(self.agent, pool, chat, generators, source)
+            self._player, self._report = EpisodePlayer(self.agent, pool, chat, generators, source), policy.phases.report
 
     def _generators(self, policy: Policy, sampling: SamplingSettings, seed: int) -> dict[str, Conversations]:
         """Return a generator for each level of the policy; levels with the same adapter and sampler share one."""
@@ -141,10 +142,14 @@ class EpisodeRunner:
         Returns:
             The episodes that have ended, in the order of their ends.
         """
-        assert self._player is not None, "begin a session first"
+        assert self._player is not None and self._report is not None, "begin a session first"
+        played: list[PlayedEpisode] = []
         with self.closing_on_error():
             self._player.submit(episodes)
-            return list(self._player.run(max_unfinished))
+            for result in self._player.run(max_unfinished):
+                played.append(result)
+                self._report(len(played), max(len(played), len(episodes)))
+        return played
 
     def end(self) -> None:
         """End the session and free the caches."""

@@ -125,7 +125,7 @@ class CompletionSampler:
             acting = MergedWeights(policy.model).active if merges else contextlib.nullcontext
             return sample_groups(
                 policy.model, prompts, sizes, sampling, end_ids, seed=seed, max_concurrent=max_concurrent,
-                decode=policy.chat.tokenizer.decode, acting=acting,
+                decode=policy.chat.tokenizer.decode, acting=acting, report=policy.phases.report,
             )  # fmt: skip
 
     def weights_changed(self) -> None:

@@ -1,16 +1,20 @@
 """The time that is left, in the progress bar."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+from every_stage import make
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from rich.progress import Progress
 
+from lit_rft._phases import Phases
 from lit_rft.callbacks import RunProgressBar
-from lit_rft.callbacks.progress_bar import seconds_left, share_done
+from lit_rft.callbacks.progress_bar import PhaseColumn, seconds_left, share_done
 
 
 def make_trainer(**values: Any) -> Any:
@@ -37,6 +41,40 @@ def test_seconds_left() -> None:
     timer = Timer(duration={"seconds": 8})
     trainer.callbacks = [timer]
     assert seconds_left(trainer, 10) == pytest.approx(8)
+
+
+def test_the_phase_is_shown_while_a_bar_moves() -> None:
+    phases = Phases()
+    column, progress = PhaseColumn(phases), Progress()
+    progress.add_task("train", total=2)
+    (task,) = progress.tasks
+    with phases.measure("rollout"):
+        phases.report(3, 8)
+        assert column.render(task).plain == "rollout 3/8"
+        progress.update(task.id, completed=2)
+        assert column.render(task).plain == ""
+
+
+@pytest.mark.parametrize("kind", ["grpo", "episodes"])
+def test_completions_and_episodes_report_as_they_finish(
+    kind: str, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    stage, data = make(kind, tiny_model_folder, tmp_path)
+    report = stage.phases.report
+
+    def keep(done: int, total: int) -> None:
+        report(done, total)
+        seen.append(stage.phases.status)
+
+    monkeypatch.setattr(stage.phases, "report", keep)
+    bar = RunProgressBar()
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, callbacks=[bar], limit_val_batches=0,
+                        default_root_dir=tmp_path, enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
+    loaded = {"datamodule": data} if isinstance(data, L.LightningDataModule) else {"train_dataloaders": data}
+    trainer.fit(stage, **loaded)
+    assert seen == [f"rollout {number}/4" for number in (1, 2, 3, 4)]
+    assert isinstance(bar.configure_columns(trainer)[-1], PhaseColumn)
 
 
 class Shown(L.Callback):

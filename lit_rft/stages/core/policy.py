@@ -211,7 +211,7 @@ class PolicyModule(L.LightningModule):
         if self.evaluator is None:
             raise ValueError(f"{type(self).__name__} has no evaluator: set limit_val_batches=0, or give it one")
         self._check_batch(self, batch, self.evaluator.batch_kind)
-        with torch.no_grad():
+        with torch.no_grad(), self.phases.measure("evaluation"):
             return self.evaluator.step(batch, batch_idx, int(num_batches[0]))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
