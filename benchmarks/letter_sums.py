@@ -20,6 +20,7 @@ FAMILIAR, UNSEEN = LETTERS[:11], LETTERS[11:]  # letters of training prompts and
 _DIGITS = random.Random(0).sample([digit for digit in range(10) for _ in range(2)], len(LETTERS))
 VALUES = dict(zip(LETTERS, _DIGITS, strict=True))
 LENGTHS = (3, 4)  # letters per training prompt
+ERRORS = ("form", "guess", "letters", "values", "sums")  # no answer; no steps; letters that the prompt does not have
 TESTS = ("in distribution", "longer sums", "unseen letters", "other wording")
 
 
@@ -30,6 +31,21 @@ class FinalDigit:
         answers = [re.search(r"=(\d)\s*$", text) for text in completions]
         pairs = zip(answers, rows, strict=True)
         return [float(answer is not None and answer[1] == str(row["ground_truth"])) for answer, row in pairs]
+
+
+def first_error(letters: str, text: str) -> str:
+    """Return the first kind of error of an answer: one of `ERRORS`, or `right`."""
+    match = re.fullmatch(r"((?:[A-P]\d\d)*)=(\d)\s*", text)
+    if match is None:
+        return "form"
+    steps = [match[1][k : k + 3] for k in range(0, len(match[1]), 3)]
+    if not steps:
+        return "right" if match[2] == str(total(letters)) else "guess"
+    if "".join(step[0] for step in steps) != letters:
+        return "letters"
+    if any(step[1] != str(VALUES[step[0]]) for step in steps):
+        return "values"
+    return "right" if "".join(steps) + f"={match[2]}" == trace(letters).rstrip() else "sums"
 
 
 def prompt(letters: str, wording: int = 0) -> str:

@@ -21,18 +21,20 @@ import argparse
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, ROOT, curve, environment, read_results
-from letter_sums import HELD_OUT, TESTS, base_rows, held_out_rows, training_rows
+from letter_sums import HELD_OUT, TESTS, base_rows, first_error, held_out_rows, training_rows
 from luffy_plan import DATA, DEMONSTRATIONS, METHODS, OBJECTIVE, STEPS, Run, all_runs
 from luffy_report import report
 from rich.console import Console
 
 from lit_rft import cli
 from lit_rft._files import write_json
+from lit_rft.records import read_rollouts
 
 RUNS = ROOT / "runs" / "luffy_demonstrations"
 FILE = RESULTS / "luffy_demonstrations.json"
@@ -158,12 +160,26 @@ def play(run: Run, split: str = "test", more: Mapping[str, Any] | None = None) -
     return result
 
 
+def error_shares(folder: Path) -> dict[str, dict[str, float]]:
+    """Return the share of each first error by test, over the recorded quarter of the held-out answers."""
+    counts: dict[str, Counter[str]] = {}
+    file = folder / "rollouts" / "validation.jsonl"
+    for group in read_rollouts(file) if file.exists() else ():
+        letters = group.rollouts[0].id.rsplit("-", 1)[1]
+        counts.setdefault(group.task, Counter())[first_error(letters, group.rollouts[0].text)] += 1
+    return {
+        test: {kind: round(number / sum(kinds.values()), 3) for kind, number in sorted(kinds.items())}
+        for test, kinds in sorted(counts.items())
+    }
+
+
 def collect_results() -> dict[str, Any]:
     """Return the finished runs, of this machine and of the results so far."""
     known = read_results(FILE)
     runs, bases = dict(known.get("runs", {})), dict(known.get("bases", {}))
     for path in sorted(RUNS.glob("seed*/*/row.json")):
         row, seed = json.loads(path.read_text()), path.parent.parent.name.removeprefix("seed")
+        row["errors"] = error_shares(path.parent)
         if path.parent.name == "base":
             bases[seed] = row
         else:
@@ -185,6 +201,7 @@ def main() -> None:
             row = play(run)
             console.print(f"seed {run.seed}, {run.name}: {row['scores']}, {row['seconds']} seconds")
             write_json(FILE, collect_results())
+    write_json(FILE, collect_results())
     report(read_results(FILE), console)
 
 

@@ -42,6 +42,17 @@ def test_the_reward_reads_the_last_digit_only(sums: ModuleType) -> None:
     assert sums.FinalDigit()(texts, [{"ground_truth": "6"}] * 8) == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
+def test_the_first_error_of_an_answer(sums: ModuleType) -> None:
+    right = sums.trace("ABC")
+    values = {letter: (sums.VALUES[letter] + 1) % 10 for letter in "ABC"}
+    assert sums.first_error("ABC", right) == "right" and sums.first_error("ABC", f"={sums.total('ABC')}") == "right"
+    assert sums.first_error("ABC", f"={(sums.total('ABC') + 1) % 10}") == "guess"
+    assert sums.first_error("ABC", right[:-2]) == sums.first_error("ABC", right + "A") == "form"
+    assert sums.first_error("ABC", sums.trace("ABD")) == sums.first_error("ABC", sums.trace("AB")) == "letters"
+    assert sums.first_error("ABC", right[0] + str(values["A"]) + right[2:]) == "values"
+    assert sums.first_error("ABC", right[:-1] + str((int(right[-1]) + 1) % 10)) == "sums"
+
+
 def test_training_prompts_are_the_same_for_any_demonstrations_and_none_is_held_out(sums: ModuleType) -> None:
     few, many = (sums.training_rows(300, number, seed=2) for number in (4, 64))
     assert [row["prompt"] for row in few] == [row["prompt"] for row in many]
@@ -85,6 +96,8 @@ def test_every_kind_of_run_ends_in_a_row_and_none_is_repeated(
     results = benchmark.collect_results()
     assert sorted(results["runs"]) == ["SFT_stopped_early-4-0.0", "SFT_then_GRPO-4-0.0"]
     assert list(results["bases"]) == ["0"]
+    errors = results["runs"]["SFT_then_GRPO-4-0.0"]["0"]["errors"]
+    assert errors and all(sum(kinds.values()) == pytest.approx(1, abs=0.01) for kinds in errors.values())
     monkeypatch.setattr(benchmark.cli, "main", lambda arguments: pytest.fail("a finished run was repeated"))
     assert benchmark.play(run) == row
 
