@@ -147,7 +147,7 @@ def fit(folder: Path, seed: int, keys: Mapping[str, Any], overlay: str | None = 
     configs = [RECIPE, *([f"luffy/{overlay}.yaml"] if overlay else [])]
     named = [part for config in configs for part in ("-c", config)]
     cli.main(["fit", *named, *(part for key, value in keys.items() for part in (f"--{key}", str(value)))])
-    scores = {test: curve(folder / "tensorboard", f"val/average/{test}")[-1][1] for test in TESTS}
+    scores = {test: curve(folder / "tensorboard", f"val/{test}/average")[-1][1] for test in TESTS}
     rewards = curve(folder / "tensorboard", "train/reward")
     write_json(folder / "row.json", {"scores": scores, "seconds": round(time.time() - started), "rewards": rewards})
 
