@@ -80,9 +80,10 @@ class _PrefixSource(WrappedSource):
         names = {index: f"{policy.step}/{prompts[index].problem.id}/prefix" for index in chosen}
         named = [(names[index], prompts[index].ids + prefix) for index, (prefix, _) in chosen.items()]
         inner = self.completions
-        groups = inner.sampler(
-            policy, named, [1] * len(named), inner.sampling, seed=inner.seed, max_concurrent=inner.max_concurrent
-        )
+        with policy.phases.measure("rollout"):
+            groups = inner.sampler(
+                policy, named, [1] * len(named), inner.sampling, seed=inner.seed, max_concurrent=inner.max_concurrent
+            )
         for (index, (prefix, _)), (continuation,) in zip(chosen.items(), groups, strict=True):
             prompts[index] = self._continued(policy, prompts[index], prefix, continuation.ids, continuation.log_probs)
         self._count(policy, list(chosen.values()))

@@ -10,6 +10,7 @@ import torch
 from recorder import Recorder
 
 from lit_rft import MixedPolicyGRPO, SamplingSettings
+from lit_rft._phases import Phases
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import Completion
@@ -41,7 +42,7 @@ class Policy:
     device, chat = torch.device("cpu"), Chat()
 
     def __init__(self, step: int = 0) -> None:
-        self.step = step
+        self.step, self.phases = step, Phases()
 
 
 class Sampler:
