@@ -1,6 +1,8 @@
 """Rollouts of training and evaluations, as files beside the run."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from lit_rft.rollouts.recording import TokenTexts, record_answer, record_episode
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.rollouts.update_record import UpdateRecord
 
+logger = logging.getLogger(__name__)
+
 
 class RolloutFiles(L.Callback):
     """Keeps a share of the rollouts of a run, every group complete, for `lit-rft show` and `read_rollouts`.
@@ -23,6 +27,8 @@ class RolloutFiles(L.Callback):
     `<default_root_dir>/rollouts/train.jsonl`; results of the evaluator go to `validation.jsonl` and `test.jsonl`. With
     several processes each writes its own files, with `-rank<n>` before the suffix. A resumed run removes the groups
     after its checkpoint, which it samples again. Stages without rollouts write none.
+
+    A write that fails, on a full disk for example, is a warning: the run goes on without the rollouts of that batch.
 
     If the stage's `update` has an attribute `record`, the records contain token-wise values of the updates.
 
@@ -41,6 +47,7 @@ class RolloutFiles(L.Callback):
         self._written: Sequence[Rollout] = ()  # a stage may keep the samples of an earlier batch
         self._writer: RolloutWriter | None = None
         self._texts: TokenTexts | None = None
+        self._warned: set[str] = set()  # splits whose file could not be written
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._batches}
@@ -85,10 +92,24 @@ class RolloutFiles(L.Callback):
         samples = getattr(pl_module, "samples", ())
         if samples and samples is not self._written and not is_dry_run(trainer):
             self._written = samples
-            if self._writer is None:
-                self._writer = self._open(trainer, "train")
-            self._writer.append(self._groups(trainer, pl_module, samples))
+            with self._tolerated("train"):
+                if self._writer is None:
+                    self._writer = self._open(trainer, "train")
+                self._writer.append(self._groups(trainer, pl_module, samples))
         self._batches += 1
+
+    @contextlib.contextmanager
+    def _tolerated(self, split: str) -> Iterator[None]:
+        """Turn a failed write into a warning: rollouts are kept for reading, and the run can do without them."""
+        try:
+            yield
+        except BlockingIOError:  # another run writes into this folder
+            raise
+        except OSError as error:
+            if split not in self._warned:
+                logger.warning("the rollouts of this batch are not kept: %s cannot be written (%s); the run goes on, and "
+                               "tries again with the next ones", f"{FOLDER}/{split}.jsonl", error)  # fmt: skip
+            self._warned.add(split)
 
     def _groups(self, trainer: L.Trainer, module: Any, samples: Sequence[Rollout]) -> list[GroupRecord]:
         assert self._writer is not None
@@ -117,21 +138,22 @@ class RolloutFiles(L.Callback):
         results = getattr(getattr(module, "evaluator", None), "results", ())
         if not results or is_dry_run(trainer):
             return
-        writer, texts = self._open(trainer, split), self._texts_of(module)
-        try:
-            writer.drop(lambda line: bool(line["step"] == trainer.global_step))
-            numbers: dict[Any, int] = {}  # of problems
-            groups: dict[int, list[Any]] = {}
-            for result in results:
-                groups.setdefault(numbers.setdefault(_problem(result), len(numbers)), []).append(result)
-            writer.append(
-                GroupRecord(split, trainer.global_step, self._batches, trainer.global_rank, number, _task(members[0]),
-                            [_record(result, texts) for result in members])
-                for number, members in groups.items()
-                if writer.wants(self._batches, trainer.global_rank, number)
-            )  # fmt: skip
-        finally:
-            writer.close()
+        with self._tolerated(split):
+            writer, texts = self._open(trainer, split), self._texts_of(module)
+            try:
+                writer.drop(lambda line: bool(line["step"] == trainer.global_step))
+                numbers: dict[Any, int] = {}  # of problems
+                groups: dict[int, list[Any]] = {}
+                for result in sorted(results, key=_order_of):
+                    groups.setdefault(numbers.setdefault(_problem(result), len(numbers)), []).append(result)
+                writer.append(
+                    GroupRecord(split, trainer.global_step, self._batches, trainer.global_rank, number,
+                                _task(members[0]), [_record(result, texts) for result in members])
+                    for number, members in groups.items()
+                    if writer.wants(self._batches, trainer.global_rank, number)
+                )  # fmt: skip
+            finally:
+                writer.close()
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -161,6 +183,11 @@ class RolloutFiles(L.Callback):
 
 def _record(result: Any, texts: TokenTexts) -> Any:
     return record_episode(result, texts) if isinstance(result, PlayedEpisode) else record_answer(result)
+
+
+def _order_of(result: Any) -> str:
+    """Return the key that orders results independently of the moments at which episodes ended."""
+    return str(result.episode.id) if isinstance(result, PlayedEpisode) else ""
 
 
 def _problem(result: Any) -> Any:

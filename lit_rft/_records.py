@@ -33,6 +33,16 @@ def show_value(value: Any) -> str:
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
 
 
+def encoding_error(text: str) -> str:
+    """Return why a text cannot be encoded as UTF-8 (it has half of a surrogate pair); empty if it can."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        return f"expected text that can be encoded as UTF-8: {error}"
+    return ""
+
+
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_rft._records import encoding_error
 from lit_rft.episodes.record import Achieved
 
 RESET_ONLY = ("env", "env_version", "task_description")
@@ -33,7 +34,8 @@ def expected_type(name: Any, value: Any) -> str | None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Return whether a value is text that UTF-8 can encode: records of episodes are."""
+    return isinstance(value, str) and not encoding_error(value)
 
 
 def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_rft._records import show_value
+from lit_rft._records import encoding_error, show_value
 from lit_rft.episodes.record import Episode, EpisodeError, Outcome, Step
+from lit_rft.rows import json_lines
 
 _KEYS = {"observation": str, "action": str, "episode": str, "task": str, "task_description": str}
 
@@ -49,23 +49,27 @@ def read_demonstrations(path: str | os.PathLike[str], env: str = "demonstrations
         The episodes, in order; their subgoals are empty.
 
     Raises:
-        EpisodeError: a line is no object, lacks a key or has a wrong one, or the lines of an episode are not together.
+        EpisodeError: a line is no object, lacks a key or has a wrong one, or the lines of an episode are not together;
+            the message names file, line and field.
         OSError: the file cannot be read.
     """
     episodes: list[Episode] = []
-    ids: set[str] = set()
+    lines: dict[str, int] = {}  # first line of each episode
     for number, row in _rows(Path(path)):
         name = row.get("episode", f"line {number}")
         if episodes and episodes[-1].id == name:
             episodes[-1].steps[-1].observation = row["observation"]
             episodes[-1].steps.append(_step(row))
             continue
-        if name in ids:
+        if name in lines:
             raise EpisodeError(f"the lines of episode {name!r} are not together", "episode", str(path), number)
-        ids.add(name)
+        lines[name] = number
         episodes.append(_episode(name, row, env))
     for episode in episodes:
-        _solved(episode)
+        try:
+            _solved(episode)
+        except EpisodeError as error:
+            raise EpisodeError(error.message, error.field, str(path), lines[episode.id]) from error
     if not episodes:
         raise EpisodeError("expected JSON lines with an observation and an action, got an empty file", "", str(path))
     return episodes
@@ -79,14 +83,8 @@ def _solved(episode: Episode) -> Episode:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise EpisodeError(f"not JSON ({error})", "", str(path), number) from error
+    with path.open("rb") as lines:
+        for number, row in json_lines(path, lines, EpisodeError, finite=True):
             if not isinstance(row, dict):
                 raise EpisodeError(f"expected an object, got {type(row).__name__}", "", str(path), number)
             for name in ("observation", "action"):
@@ -96,6 +94,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(value, _KEYS.get(name, ())):
                     expected = "text" if name in _KEYS else f"one of the keys {', '.join(_KEYS)}"
                     raise EpisodeError(f"expected {expected}, got {value!r}", name, str(path), number)
+                if problem := encoding_error(value):
+                    raise EpisodeError(problem, name, str(path), number)
             yield number, row
 
 

@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft._records import RecordError, check_fields, field_types, join_fields, show_value
+from lit_rft._records import RecordError, check_fields, encoding_error, field_types, join_fields, show_value
 
 SCHEMA = 2
 ADMISSIBLE = "admissible"  # key of `Episode.extra`
@@ -232,11 +232,8 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
         raise EpisodeError(f"expected {_NAMES.get(origin, 'an object')}, got {show_value(value)}", where)
     if origin is float and not math.isfinite(value):
         raise EpisodeError(f"expected a finite number, got {value}", where)
-    if origin is str and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise EpisodeError(f"expected text that can be encoded as UTF-8: {error}", where) from error
+    if origin is str and (problem := encoding_error(value)):
+        raise EpisodeError(problem, where)
     if origin is list:
         (item,) = typing.get_args(expected)
         for i, element in enumerate(value):

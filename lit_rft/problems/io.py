@@ -95,7 +95,7 @@ def problem_from_row(row: Any, number: int, columns: Columns, origin: str = "") 
     else:
         has_id = True
     problem = Problem(
-        id=check_text(str(identity), "id"),
+        id=check_text(identity, "id"),
         prompt=prompt,
         ground_truth=_ground_truth(*columns.require(row, "ground_truth")),
         traces=traces,

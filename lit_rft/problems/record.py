@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from lit_rft._records import RecordError, show_value
+from lit_rft._records import RecordError, encoding_error, show_value
 
 ROLES = ("system", "user", "assistant")
 
@@ -73,8 +73,6 @@ def _text(value: Any, name: str) -> str:
         raise ProblemError(f"expected a text, got {show_value(value)}", name)
     if not value.strip():
         raise ProblemError("expected a text, got an empty one", name)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ProblemError(f"expected text that can be encoded as UTF-8: {error}", name) from error
+    if problem := encoding_error(value):
+        raise ProblemError(problem, name)
     return value

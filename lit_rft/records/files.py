@@ -68,7 +68,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     with path.open("rb") as stream:
         complete = (line for line in stream if line.endswith(b"\n"))
-        for number, line in json_lines(path, complete, RolloutRecordError):
+        for number, line in json_lines(path, complete, RolloutRecordError, finite=True):
             if number > 1:
                 yield number, line
             elif not isinstance(line, dict) or line.get("rollouts") != SCHEMA:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from lit_rft._records import RecordError, check_fields, join_fields, show_value
 from lit_rft.episodes import Episode, EpisodeError
+
+
+SPLITS = ("train", "validation", "test")
+_TOKEN_WISE = ("sampled_log_probs", "old_log_probs", "log_probs", "advantages", "entropy")
 
 
 class RolloutRecordError(RecordError):
@@ -125,10 +130,37 @@ class GroupRecord:
         """Convert plain JSON values to a record: the inverse of `to_dict`.
 
         Raises:
-            RolloutRecordError: a field is missing, unknown or of the wrong type.
+            RolloutRecordError: a field is missing, unknown or of the wrong type, or the record is inconsistent.
         """
         record: GroupRecord = _build(cls, data, "")
+        record.validate()
         return record
+
+    def validate(self) -> None:
+        """Check that the fields fit together.
+
+        Raises:
+            RolloutRecordError: names the first wrong field.
+        """
+        for name in ("step", "batch", "process", "group"):
+            if getattr(self, name) < 0:
+                raise RolloutRecordError(f"expected 0 or more, got {getattr(self, name)}", name)
+        if self.split not in SPLITS:
+            raise RolloutRecordError(f"expected one of {', '.join(SPLITS)}, got {show_value(self.split)}", "split")
+        for i, rollout in enumerate(self.rollouts):
+            for k, conversation in enumerate(rollout.conversations):
+                _check_tokens(conversation, f"rollouts[{i}].conversations[{k}]")
+
+
+def _check_tokens(conversation: Conversation, where: str) -> None:
+    number = conversation.num_tokens
+    for name in _TOKEN_WISE:
+        if len(values := getattr(conversation, name)) not in (0, number):
+            raise RolloutRecordError(
+                f"expected a value for each of {number} tokens, got {len(values)}", f"{where}.{name}"
+            )
+    if any(not 0 <= index < number for index in conversation.clipped):
+        raise RolloutRecordError(f"expected indices of {number} tokens, got {conversation.clipped}", f"{where}.clipped")
 
 
 def _to_plain(value: Any) -> Any:
@@ -164,8 +196,11 @@ def _build(expected: Any, value: Any, where: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise RolloutRecordError(f"expected {_NAMES[origin]}, got {show_value(value)}", where)
     items: Any = value
+    if origin is float and not math.isfinite(value):
+        raise RolloutRecordError(f"expected a finite number, got {value}", where)
     if origin is list:
-        if set(map(type, items)) <= _PLAIN.get(arguments[0], set()):  # token-wise values are many
+        plain = set(map(type, items)) <= _PLAIN.get(arguments[0], set())  # token-wise values are many
+        if plain and (arguments[0] is not float or all(map(math.isfinite, items))):
             return value
         return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict:

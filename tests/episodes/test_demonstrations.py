@@ -48,7 +48,10 @@ def test_a_line_without_an_episode_is_one(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([], "pairs.jsonl: expected JSON lines with an observation and an action"),
-        (["{"], r"pairs.jsonl:1: not JSON"),
+        (["{"], r"pairs.jsonl:1: not a line of JSON"),
+        (["[" * 9000], r"pairs.jsonl:1: not a line of JSON"),
+        ([{"observation": "a", "action": "\ud800"}], r"pairs.jsonl:1: action: expected text that can be"),
+        ([{"observation": "a", "action": "b", "episode": ""}], r"pairs.jsonl:1: id: expected a text, got an empty"),
         ([[1]], r"pairs.jsonl:1: expected an object, got list"),
         ([{"observation": "a"}], r"pairs.jsonl:1: action: missing"),
         ([{"observation": "a", "action": 1}], r"pairs.jsonl:1: action: expected text, got 1"),

@@ -245,10 +245,11 @@ class PolicyModule(L.LightningModule):
     def policy_source(self) -> dict[str, Any]:
         """Return what identifies the policy in records. All processes must call this."""
         assert self.policy is not None
+        training = self._trainer is not None and self.trainer.state.fn == "fit"  # a resumed run writes what an uninterrupted one does
         return {
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
-            "checkpoint_step": self._checkpoint_step,
+            "checkpoint_step": self.global_step if training else self._checkpoint_step,
             "weights": current_fingerprint(self.policy),
         }
 

@@ -1,0 +1,1 @@
+"""Faults provoked on purpose, and whether anything is lost by them: see docs/reliability.md."""

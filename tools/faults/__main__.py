@@ -1,0 +1,124 @@
+"""Provoke faults and report what was lost: `PYTHONPATH=tools python -m faults`, or `make faults`.
+
+Each trial runs in a process of its own; `results.jsonl` in the output folder has a line for each that has ended. The
+same command resumes an interrupted campaign; `--again` repeats the trials in which something was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+KINDS = ("pickles", "records", "texts", "answers", "resumes", "disk", "surroundings", "graders", "simulators", "kills",
+         "stops", "pairs", "hosts", "memory")  # fmt: skip
+
+
+def import_large_packages() -> None:
+    """Import once what takes seconds: the forked processes have it."""
+    import lightning
+    import peft
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    _ = lightning.Trainer, peft.LoraConfig, transformers.PreTrainedModel, transformers.AutoModelForCausalLM
+    import lit_rft.command_line
+    from lit_rft.command_line import know_short_names
+
+    _ = lit_rft.command_line
+    know_short_names()
+
+
+def read_results(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the last row of each trial; a line that a killed campaign left incomplete is dropped."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        path.write_bytes(data)
+    rows = [json.loads(line) for line in data.splitlines()]
+    return {(row["kind"], row["trial"]): row for row in rows}
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    """Lay out tried, survived and lost by kind."""
+    from rich.table import Table
+
+    result = Table(title="faults")
+    for column in ("kind", "trials", "tried", "survived", "lost", "minutes"):
+        result.add_column(column, justify="left" if column == "kind" else "right")
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    for kind in [*kinds, "all"]:
+        chosen = [row for row in rows if kind in ("all", row["kind"])]
+        sums: Counter[str] = Counter()
+        for row in chosen:
+            sums.update({key: row[key] for key in ("tried", "survived", "seconds")})
+        lost = sums["tried"] - sums["survived"]
+        if kind == "all":
+            result.add_section()
+        result.add_row(kind, *(str(n) for n in (len(chosen), sums["tried"], sums["survived"], lost)),
+                       f"{sums['seconds'] / 60:.1f}")  # fmt: skip
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="faults", description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/faults"), help="folder of results and scratch files")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and of the made-up inputs")
+    parser.add_argument("--short", action="store_true", help="a few trials of each kind, for continuous integration")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--match", default="", help="run only trials whose name contains this")
+    parser.add_argument("--again", action="store_true", help="repeat the trials in which something was lost")
+    options = parser.parse_args()
+    output = options.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    rows = read_results(output / "results.jsonl")
+    import_large_packages()
+    from rich.console import Console
+
+    from faults.trial import execute
+
+    shared = output / "shared"
+    trials = [trial for kind in options.only
+              for trial in importlib.import_module(f"faults.{kind}").trials(shared, options.seed, options.short)]  # fmt: skip
+    trials = [trial for trial in trials if options.match in trial.name]
+
+    def is_done(row: dict[str, Any] | None) -> bool:
+        return row is not None and not (options.again and row["survived"] < row["tried"])
+
+    waiting = [trial for trial in trials if not is_done(rows.get((trial.kind, trial.name)))]
+    begun = time.monotonic()
+    with (output / "results.jsonl").open("a", encoding="utf-8") as results:
+        for number, trial in enumerate(waiting, 1):
+            folder = output / "trials" / trial.kind / trial.name.replace(" ", "_")
+            shutil.rmtree(folder, ignore_errors=True)
+            row = execute(trial, folder) | {"seed": options.seed, "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+            rows[trial.kind, trial.name] = row
+            results.write(json.dumps(row) + "\n")
+            results.flush()
+            lost = row["tried"] - row["survived"]
+            if not lost:
+                shutil.rmtree(folder, ignore_errors=True)
+            left = (time.monotonic() - begun) / number * (len(waiting) - number) / 60
+            print(f"{number}/{len(waiting)} {'LOST' if lost else 'ok'} {trial.kind}: {trial.name}, "
+                  f"{row['seconds']:.0f} s, {row['note']}; {left:.0f} minutes left", flush=True)  # fmt: skip
+    wanted = {(trial.kind, trial.name) for trial in trials}
+    chosen = [row for key, row in rows.items() if key in wanted]
+    Console().print(table(chosen))
+    sys.exit(any(row["survived"] < row["tried"] for row in chosen))
+
+
+if __name__ == "__main__":
+    main()

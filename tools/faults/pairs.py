@@ -1,0 +1,104 @@
+"""kill -9 of one of two processes: the other ends by itself, with an error, and both resume to the bit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from faults import runs
+from faults.trial import Child, Tally, Trial, expect
+
+LIMIT = 60.0  # seconds within which the other process ends
+_TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
+    """Yield a killed first and a killed second process for each kind of run."""
+    for kind in ("prompts",) if short else runs.KINDS:
+        for rank in (1,) if short else (0, 1):
+            run = functools.partial(kill_one, shared, kind, rank, f"{seed}/{kind}/{rank}")
+            yield Trial("pairs", f"{kind}, process {rank} killed", run)
+    if not short:
+        yield Trial("pairs", "sft, both stopped by SIGTERM to one", functools.partial(stop_both, shared, str(seed)))
+
+
+def start_pair(arguments: Sequence[str], folder: Path, name: str) -> list[Child]:
+    """Run a command in two processes that find each other by a file."""
+    meeting = folder / f"meeting_{name}"
+
+    def join() -> None:
+        import torch
+
+        rank = int(os.environ["RANK"])
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+
+    return [
+        runs.start(arguments, folder / f"{name}_rank{rank}.log", before=join, RANK=str(rank), LOCAL_RANK=str(rank),
+                   WORLD_SIZE="2", TORCHELASTIC_RUN_ID=name)
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def finish_pair(children: list[Child]) -> None:
+    """Wait for two processes that must both succeed."""
+    for child in children:
+        runs.finish(child)
+
+
+def reference(kind: str, shared: Path) -> Path:
+    """Return the folder of an undisturbed run in two processes."""
+    folder = shared / "references" / f"{kind}_two"
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        begun = time.monotonic()
+        finish_pair(start_pair(runs.command(kind, runs.prepare(shared / "inputs"), partial, *_TWO), partial, "whole"))
+        (partial / "seconds.json").write_text(str(time.monotonic() - begun))
+        partial.rename(folder)
+    return folder
+
+
+def kill_one(shared: Path, kind: str, rank: int, seed: str, folder: Path) -> Tally:
+    """Kill a process at two random moments, and resume both each time."""
+    expected, rng = reference(kind, shared), random.Random(seed)
+    arguments = runs.command(kind, shared / "inputs", folder / "run", *_TWO, "--ckpt_path", "last")
+    kills, waits = 0, []
+    for attempt in range(2):
+        children = start_pair(arguments, folder, f"run{attempt}")
+        if children[rank].wait(rng.uniform(0.3, 0.9) * runs.duration(expected)) is not None:
+            finish_pair(children)
+            break
+        children[rank].end()
+        kills += 1
+        begun = time.monotonic()
+        code = children[1 - rank].wait(LIMIT)
+        waits.append(round(time.monotonic() - begun, 1))
+        children[1 - rank].end()
+        expect(code not in (None, 0), f"the other process ended with {code} after {waits[-1]} s")
+    finish_pair(start_pair(arguments, folder, "last"))
+    found = runs.differences(folder / "run", expected)
+    note = f"the other ended after {waits} s" + (f"; differs: {found[:4]}" if found else "")
+    return Tally(kills, 0 if found else kills, note)
+
+
+def stop_both(shared: Path, seed: str, folder: Path) -> Tally:
+    """Send SIGTERM to one of two processes: both save the same step and exit with 143."""
+    expected, rng = reference("sft", shared), random.Random(seed)
+    arguments = runs.command("sft", shared / "inputs", folder / "run", *_TWO, "--ckpt_path", "last")
+    children = start_pair(arguments, folder, "run")
+    end = time.monotonic() + 100
+    while runs.step_of(folder / "run") < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    children[rng.randint(0, 1)].send(signal.SIGTERM)
+    codes = [child.wait(LIMIT) for child in children]
+    for child in children:
+        child.end()
+    expect(codes == [143, 143], f"exit codes {codes}")
+    finish_pair(start_pair(arguments, folder, "last"))
+    found = runs.differences(folder / "run", expected)
+    return Tally(1, 0 if found else 1, f"differs: {found[:4]}" if found else "both ended with 143")
