@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episodes.py growth.py grpo_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-vllm coverage docs lint typecheck wheel-test mutants bench
+.PHONY: help demo test test-fast test-slow test-vllm coverage docs lint typecheck wheel-test mutants faults bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ wheel-test: $(READY)  ## build the wheel, install it elsewhere and import everyt
 mutants: $(READY)  ## break the library in 150 small ways and count what the tests notice (an hour; it can be interrupted)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	$(BIN)/python tools/mutants.py
+
+faults: $(READY)  ## kill, stop, fill and fuzz the library and count what is lost (an hour; it can be interrupted)
+	PYTHONPATH=tools $(BIN)/python -m faults
 
 bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -107,8 +107,10 @@ class RolloutFiles(L.Callback):
             raise
         except OSError as error:
             if split not in self._warned:
-                logger.warning("the rollouts of this batch are not kept: %s cannot be written (%s); the run goes on, and "
-                               "tries again with the next ones", f"{FOLDER}/{split}.jsonl", error)  # fmt: skip
+                logger.warning(
+                    "some rollouts are not kept: %s cannot be written (%s); the run goes on, and tries again later",
+                    f"{FOLDER}/{split}.jsonl", error,
+                )  # fmt: skip
             self._warned.add(split)
 
     def _groups(self, trainer: L.Trainer, module: Any, samples: Sequence[Rollout]) -> list[GroupRecord]:

@@ -30,7 +30,9 @@ def expected_type(name: Any, value: Any) -> str | None:
     if name not in _TYPES:
         return None
     expected, is_right = _TYPES[name]
-    return None if is_right(value) else expected
+    if is_right(value):
+        return None
+    return f"{expected} that UTF-8 can encode" if isinstance(value, str) and encoding_error(value) else expected
 
 
 def _is_text(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -213,8 +214,8 @@ def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
     if not isinstance(value, list) or len(value) not in (0, number):
         raise ProblemError(f"expected a list of numbers for each of {number} traces, got {show_value(value)}", name)
     for i, numbers in enumerate(value):
-        if not isinstance(numbers, list) or not all(isinstance(n, (int, float)) and n <= 0 for n in numbers):
-            raise ProblemError(f"expected numbers of at most 0, got {show_value(numbers)}", f"{name}[{i}]")
+        if not isinstance(numbers, list) or not all(type(n) in (int, float) and -math.inf < n <= 0 for n in numbers):
+            raise ProblemError(f"expected finite numbers of at most 0, got {show_value(numbers)}", f"{name}[{i}]")
     return tuple(tuple(float(n) for n in numbers) for numbers in value)
 
 

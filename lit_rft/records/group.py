@@ -12,7 +12,6 @@ from typing import Any
 from lit_rft._records import RecordError, check_fields, join_fields, show_value
 from lit_rft.episodes import Episode, EpisodeError
 
-
 SPLITS = ("train", "validation", "test")
 _TOKEN_WISE = ("sampled_log_probs", "old_log_probs", "log_probs", "advantages", "entropy")
 

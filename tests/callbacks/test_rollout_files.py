@@ -1,18 +1,21 @@
 """Rollouts of training on disk: their values are those of the batch, and a resumed run has each step once."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from grpo_parts import grpo_parts
 from grpo_stage import make_grpo, make_prompts
 from online_run import make_data, make_online
 
+from lit_rft._files import AppendedFile
 from lit_rft.callbacks import RolloutFiles, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
-from lit_rft.records import GroupRecord, read_rollouts
+from lit_rft.records import GroupRecord, RolloutWriter, read_rollouts
 from lit_rft.rewards import RewardSum
 from lit_rft.rollouts.recording import TokenTexts
 from lit_rft.stages import PPO, ActingSettings, MixedPolicyEpisodes, MixedPolicyGRPO, OptimizerSettings, PolicySettings
@@ -159,6 +162,36 @@ def test_answers_of_evaluations_have_the_same_format(tiny_model_folder: Path, tm
     assert answers and [r.text for g in groups[4:] for r in g.rollouts] == answers
     trainer.validate(stage, problems, verbose=False)  # in place of the same step's
     assert len([group for group in read_rollouts(tmp_path) if group.split == "validation"]) == 8
+
+
+def test_a_write_that_fails_costs_the_rollouts_of_its_batch_and_not_the_run(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk: the weights are those of a run without the fault, and later batches are kept again."""
+    append, calls = AppendedFile.append, []
+
+    def full_at_first(file: AppendedFile, data: bytes) -> None:
+        calls.append(data)
+        if 2 <= len(calls) <= 3:  # after the file's head
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(file, data)
+
+    undisturbed, _ = run(tiny_model_folder, tmp_path / "undisturbed", 4)
+    monkeypatch.setattr(AppendedFile, "append", full_at_first)
+    stage, _ = run(tiny_model_folder, tmp_path / "full", 4)
+    assert all(torch.equal(weight, trained(stage)[name]) for name, weight in trained(undisturbed).items())
+    assert [group.batch for group in read_rollouts(tmp_path / "full")] == [2, 2, 3, 3]
+    messages = [record.getMessage() for record in caplog.records if "not kept" in record.getMessage()]
+    assert len(messages) == 1 and "rollouts/train.jsonl" in messages[0] and "No space left" in messages[0]
+
+
+def test_two_runs_in_one_folder_stay_an_error(tiny_model_folder: Path, tmp_path: Path) -> None:
+    writer = RolloutWriter(tmp_path / "rollouts" / "other.jsonl", 1.0, 10**6)
+    writer.close()
+    held = RolloutWriter(tmp_path / "rollouts" / "train.jsonl", 1.0, 10**6)
+    with pytest.raises(BlockingIOError, match="is being written by another process"):
+        run(tiny_model_folder, tmp_path, 1)
+    held.close()
 
 
 def test_a_dry_run_writes_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:

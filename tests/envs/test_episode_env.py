@@ -103,6 +103,14 @@ def env_info() -> dict[str, Any]:
             ("start", {"task_description": None}),
             r"Scripted\.reset must return text as info\['task_description'\], got N",
         ),
+        (
+            ("start", {"task_description": "\ud800"}),
+            r"Scripted\.reset must return text that UTF-8 can encode as info\['task_description'\]",
+        ),
+        (
+            ("start", {"admissible": ["go \ud800"]}),
+            r"Scripted\.reset must return a list of texts as info\['admissible'\]",
+        ),
         (("start", {"env": 3}), r"Scripted\.reset must return text as info\['env'\], got 3"),
         (("start", {"env_version": 1.0}), r"Scripted\.reset must return text as info\['env_version'\], got 1.0"),
         (("start", {"admissible": {"a"}}), r"Scripted\.reset must return a list of texts as info\['admissible'\]"),

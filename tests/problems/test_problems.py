@@ -1,6 +1,7 @@
 """Problems: both schemas, bad rows by file, row and field, generated ones with traces that are right."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def test_real_evaluation_data(tmp_path: Path) -> None:
         ({"ground_truth": float("-inf")}, "ground_truth", "expected a text or a finite number, got -inf"),
         ({"traces": 3}, "traces", "list of texts"),
         ({"traces": [""]}, r"traces\[0\]", "empty"),
+        ({"traces": ["x"], "trace_log_probs": [[False]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
+        ({"traces": ["x"], "trace_log_probs": [[-math.inf]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
+        ({"id": True}, "id", "expected a text, got True"),
+        ({"id": math.inf}, "id", "expected a text or a finite number, got inf"),
+        ({"id": {"number": 3}}, "id", "expected a text, got {'number': 3}"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, change: dict[str, Any], field: str, message: str) -> None:

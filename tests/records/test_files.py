@@ -103,12 +103,42 @@ def test_a_file_has_one_writer(tmp_path: Path) -> None:
         ({"rollouts": [{"id": "a"}]}, r"rollouts\[0\].text: missing"),
         ({"rollouts": [{"id": "a", "text": "", "trace": 1}]}, r"rollouts\[0\].finished: missing"),
         ({"rollouts": ["a"]}, r"rollouts\[0\]: expected an object, got 'a'"),
+        ({"step": -1}, r"train.jsonl:2: step: expected 0 or more, got -1"),
+        ({"split": "dev"}, r"train.jsonl:2: split: expected one of train, validation, test, got 'dev'"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"rollouts": 1, "share": 1}\n' + json.dumps({**make_group(0).to_dict(), **change}) + "\n")
     with pytest.raises(RolloutRecordError, match=message):
+        read_rollouts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sampled_log_probs", [-1.0] * 3, r"\[0\].sampled_log_probs: expected a value for each of 4 tokens, got 3"),
+        ("clipped", [4], r"\[0\].clipped: expected indices of 4 tokens, got \[4\]"),
+        ("entropy", [1.0, 1.0, float("inf"), 1.0], r"entropy\[2\]: expected a finite number, got inf"),
+    ],
+)
+def test_token_wise_values_that_fit_no_token_are_refused(name: str, value: list[float], message: str) -> None:
+    record = make_group(0).to_dict()
+    record["rollouts"][0]["conversations"][0][name] = value
+    with pytest.raises(RolloutRecordError, match=message):
+        GroupRecord.from_dict(record)
+
+
+@pytest.mark.parametrize("place", ["reward", "advantage", "episode"])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path, place: str) -> None:
+    record = make_group(0).to_dict()
+    if place == "episode":
+        record["rollouts"][1]["episode"]["meta"] = {"speed": float("nan")}  # free JSON, but JSON
+    else:
+        record["rollouts"][0][place] = float("nan")
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"rollouts": 1, "share": 1}\n' + json.dumps(record) + "\n")
+    with pytest.raises(RolloutRecordError, match=r"train.jsonl:2: not a line of JSON: NaN is not a JSON number"):
         read_rollouts(path)
 
 

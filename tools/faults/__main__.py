@@ -91,8 +91,8 @@ def main() -> None:
     from faults.trial import execute
 
     shared = output / "shared"
-    trials = [trial for kind in options.only
-              for trial in importlib.import_module(f"faults.{kind}").trials(shared, options.seed, options.short)]  # fmt: skip
+    modules = [importlib.import_module(f"faults.{kind}") for kind in options.only]
+    trials = [trial for module in modules for trial in module.trials(shared, options.seed, options.short)]
     trials = [trial for trial in trials if options.match in trial.name]
 
     def is_done(row: dict[str, Any] | None) -> bool:

@@ -18,8 +18,9 @@ GOLD = "1729"
 _PIECES = (
     r"\boxed{", "}", "{", "$", r"\frac{", r"\sqrt{", "^{", "_{", "(", ")", "[", "]", "9", "1e999", "!", "**", "^", ",",
     r"\left(", r"\right)", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", r"\sum_{n=1}^{10^9}", r"\int_0^x", "\x00",
-    r"\text{", "%", "\\", "\ud800", "\u202e", "\U0001f600", "x", "y", "=", "<", "and", "or", r"\cup", r"\infty", "Answer:",
-    "the answer is", "<answer>", "</answer>", "</think>", "####", "\n", "\t", " ", "0.", "1/", "-", "~", r"\pm", "%s", "{0}",
+    r"\text{", "%", "\\", "\ud800", "\u202e", "\U0001f600", "x", "y", "=", "<", "and", "or", r"\cup", r"\infty",
+    "Answer:", "the answer is", "<answer>", "</answer>", "</think>", "####", "\n", "\t", " ", "0.", "1/", "-", "~",
+    r"\pm", "%s", "{0}",
 )  # fmt: skip
 _DEEP = (
     r"\frac{1}{1+",
@@ -36,7 +37,8 @@ _DEEP = (
     "2**(",
 )
 _LARGE = (
-    r"\boxed{9^{9^{9^{9}}}}", r"\boxed{((99999!)!)!}", r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n}}", r"\boxed{10^{10^{10}}}",
+    r"\boxed{9^{9^{9^{9}}}}", r"\boxed{((99999!)!)!}", r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n}}",
+    r"\boxed{10^{10^{10}}}",
     r"\boxed{\binom{10^{9}}{10^{8}}}", r"\boxed{\int_0^1 x^{x^{x}} dx}", r"\boxed{2^{2^{2^{2^{2^{2}}}}}}",
     r"\boxed{\prod_{k=1}^{10^{9}} k}", r"\boxed{\sqrt[10^{9}]{2}}", r"\boxed{x^{10^{9}}-1}", r"\boxed{(x+y+z)^{1000}}",
     r"\boxed{\sin(10^{10^{9}})}", r"\boxed{0.\overline{" + "7" * 5000 + "}}",
@@ -52,7 +54,7 @@ def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
 
 
 def hostile(rng: random.Random) -> str:
-    """Make an answer: pieces of syntax in disorder, deep nesting, huge numbers, or texts that hypothesis finds."""
+    """Make an answer: pieces of syntax in disorder, deep nesting, huge numbers, or any characters."""
     kind = rng.randrange(5)
     if kind == 0:
         return "".join(rng.choices(_PIECES, k=rng.choice([3, 30, 300, 3000])))

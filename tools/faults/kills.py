@@ -29,13 +29,16 @@ def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
 
 
 def at_moments(shared: Path, kind: str, seed: str, folder: Path) -> Tally:
-    """Kill a run and its continuation at moments in the time that an undisturbed run takes, up to three times."""
+    """Kill a run at any moment of the time that it takes, and its continuations soon after their first checkpoint."""
     expected, rng = runs.reference(kind, shared), random.Random(seed)
     seconds, kills, steps = runs.duration(expected), 0, []
     arguments = runs.command(kind, shared / "inputs", folder / "run", "--ckpt_path", "last")
     for attempt in range(3):
         child = runs.start(arguments, folder / f"run{attempt}.log")
         delay = rng.uniform(0.05, 0.95) * seconds
+        if attempt:
+            runs.wait_for_checkpoint(child, folder / "run")
+            delay *= 0.3
         if child.wait(delay) is not None:
             expect(child.code == 0, f"ended by itself with {child.code}: {child.printed[-500:]}")
             break

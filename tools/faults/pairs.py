@@ -70,7 +70,9 @@ def kill_one(shared: Path, kind: str, rank: int, seed: str, folder: Path) -> Tal
     kills, waits = 0, []
     for attempt in range(2):
         children = start_pair(arguments, folder, f"run{attempt}")
-        if children[rank].wait(rng.uniform(0.3, 0.9) * runs.duration(expected)) is not None:
+        if attempt:  # the first kill is at any moment
+            runs.wait_for_checkpoint(children[rank], folder / "run")
+        if children[rank].wait(rng.uniform(0.05, 0.3 if attempt else 0.9) * runs.duration(expected)) is not None:
             finish_pair(children)
             break
         children[rank].end()

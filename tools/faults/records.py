@@ -84,8 +84,8 @@ def demonstrations(rng: random.Random) -> list[Any]:
 _ANY = {"text", "integer", "number", "true or false", "list", "object", "null"}
 _PROBLEMS = {
     "id": _NUMBER | {"null"}, "ground_truth": _NUMBER | {"list"}, "source": _ANY, "traces": {"text", "null"},
-    "traces[]": _NUMBER | {"list"}, "repeats": {"null", "text"}, "trace_log_probs": {"null", "text"}, "prompt": {"text"},
-    "prompt[].content": {"list"}, "level": _ANY,
+    "traces[]": _NUMBER | {"list"}, "repeats": {"null", "text"}, "trace_log_probs": {"null", "text"},
+    "prompt": {"text"}, "prompt[].content": {"list"}, "level": _ANY,
 }  # fmt: skip
 _FREE = ("source", "meta", "extra")
 TARGETS = {

@@ -20,8 +20,8 @@ _TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
     """Yield one trial for each situation."""
     situations: dict[str, Callable[[Path, Path], Tally]] = {
-        "another batch size": functools.partial(refused, ["--data.init_args.batch_size", "3"], "batch_size"),
-        "other training data": functools.partial(refused, ["--data.init_args.medium_files", "null"], ""),
+        "another batch size": functools.partial(refused, ["--data.init_args.batch_size", "2"], "batch_size"),
+        "another seed of the data": functools.partial(refused, ["--data.init_args.seed", "5"], "seed"),
         "another rank of the adapter": functools.partial(refused, ["--model.init_args.policy.lora.rank", "8"], "rank"),
         "a moved folder": moved,
         "a deleted logger folder": functools.partial(deleted, "tensorboard"),
@@ -37,7 +37,6 @@ def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
         situations = {
             name: situations[name] for name in ("another batch size", "a moved folder", "half a checkpoint file")
         }
-    situations.pop("other training data")
     for name, run in situations.items():
         yield Trial("resumes", name, functools.partial(run, shared))
 

@@ -28,8 +28,10 @@ _CONFIG = {
     "episodes": "grpo/text_env.yaml",
 }
 _CORRIDOR = {"class_path": "lit_rft.testing.corridor.CorridorSuite"}
-_GAME = {"class_path": "lit_rft.envs.GymSuite",
-         "init_args": {"env": "lit_rft.envs.games.GuessNumber", "step_limit": 3, "seeds": {"train": 12, "dev": 3}}}  # fmt: skip
+_GAME = {
+    "class_path": "lit_rft.envs.GymSuite",
+    "init_args": {"env": "lit_rft.envs.games.GuessNumber", "step_limit": 3, "seeds": {"train": 12, "dev": 3}},
+}
 _MEASURED = ("perf/", "time/", "seconds", "memory", "mfu")  # parts of the names of metrics that no two runs share
 _PART_STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "parts")
 
@@ -149,6 +151,18 @@ def duration(folder: Path) -> float:
     return float(json.loads((folder / "seconds.json").read_text()))
 
 
+def wait_for_checkpoint(child: Child, folder: Path, limit: float = 120.0) -> bool:
+    """Wait until a run writes a checkpoint; return False if it ends before."""
+    path, end = folder / "checkpoints" / "last.ckpt", time.monotonic() + limit
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while time.monotonic() < end:
+        if child.wait(0.03) is not None:
+            return False
+        if path.exists() and path.stat().st_mtime_ns > before:
+            return True
+    return True
+
+
 def step_of(folder: Path) -> int:
     """Return the step of a run's last checkpoint; 0 without one."""
     path = folder / "checkpoints" / "last.ckpt"
@@ -164,8 +178,18 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def differences(folder: Path, expected: Path, curves: bool = True) -> list[str]:
-    """Compare a run with an undisturbed one, to the bit: weights, optimizer, buffer, random states, rollouts, curves."""
+    """Compare a run with an undisturbed one, to the bit.
+
+    Args:
+        folder: of the run.
+        expected: folder of the undisturbed run.
+        curves: compare the logged metrics as well.
+
+    Returns:
+        What differs of weights, optimizer, buffer, random states, rollouts and curves.
+    """
     ours, theirs = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder, expected))
+    expect(theirs["state_dict"] and theirs["optimizer_states"], f"{expected} has no weights")
     found = [name for name in _PART_STATES if not same(ours.get(name), theirs.get(name))]
     randoms = [[value for key, value in state["callbacks"].items() if "RandomState" in key] for state in (ours, theirs)]
     found += [] if same(*randoms) and randoms[0] else ["random states"]

@@ -23,13 +23,14 @@ def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
 
 
 def stop(shared: Path, kind: str, number: int, seed: str, folder: Path) -> Tally:
-    """Stop a run and its continuation, up to three times in all."""
+    """Stop a run and its continuations, up to three times in all, each soon after its first checkpoint."""
     expected, rng = runs.reference(kind, shared), random.Random(f"{seed}/{kind}")
     seconds, stops, steps = runs.duration(expected), 0, []
     arguments = runs.command(kind, shared / "inputs", folder / "run", "--ckpt_path", "last")
     for attempt in range(3):
         child = runs.start(arguments, folder / f"run{attempt}.log")
-        if child.wait(rng.uniform(0.4, 0.9) * seconds) is None:
+        runs.wait_for_checkpoint(child, folder / "run")
+        if child.wait(rng.uniform(0, 0.3) * seconds) is None:
             child.send(number)
             stops += 1
         code = child.wait(60)

@@ -32,8 +32,8 @@ AGENTS: dict[str, Any] = {
     "react": ReActAgent(max_length=MAX_LENGTH),
     "swift": SwiftAgent(max_length=MAX_LENGTH),
 }
-ORDINARY = ("\x00\x01\x1b[31m\x7f", "\u202e\u200b\ufeff", "a\r\nb\x0bc\x0cd\x85e\u2028f", "\n" * 300, " " * 3000, "", " ",
-            "{{ 7 * 7 }}{% raw %}", "User: obey\n\nAssistant:\n", "Subgoal: x\nAction: y", "\U0001f600\u0301" * 50,
+ORDINARY = ("\x00\x01\x1b[31m\x7f", "\u202e\u200b\ufeff", "a\r\nb\x0bc\x0cd\x85e\u2028f", "\n" * 300, " " * 3000, "",
+            " ", "{{ 7 * 7 }}{% raw %}", "User: obey\n\nAssistant:\n", "Subgoal: x\nAction: y", "\U0001f600\u0301" * 50,
             "%s %d {0} \\n \\x00", "<think></think>", "[INST] <<SYS>> [/INST]", "e\u0301\ufb01\u212b")  # fmt: skip
 
 
@@ -112,15 +112,15 @@ def megabytes(folder: Path) -> Tally:
         chat = ChatFormat(tokenizer)
         tried, notes = 0, []
         for label, agent in AGENTS.items():
-            for size in (10**5, 2 * 10**6):
-                begun = time.monotonic()
+            for size in (10**5, 10**6):
+                begun = time.process_time()
                 made = agent.transcripts(filled("word " * (size // 5)), chat)
                 longest = max([len(transcript.input_ids) for transcript in made], default=0)
                 cut = [shortened(transcript) for transcript in made]
-                seconds = time.monotonic() - begun
+                seconds = time.process_time() - begun
                 tried += 1
                 notes.append(f"{label} {longest} ids {seconds:.1f} s")
-                expect(seconds < 60, f"{label}: {seconds:.0f} s for {size} characters")
+                expect(seconds < 60, f"{label}: {seconds:.0f} s of CPU time for {size} characters in each place")
                 expect(all(cut), f"{label}: neither shortened nor refused by name")
     return Tally(tried, tried, ", ".join(notes[1::2]))
 

@@ -245,7 +245,8 @@ class PolicyModule(L.LightningModule):
     def policy_source(self) -> dict[str, Any]:
         """Return what identifies the policy in records. All processes must call this."""
         assert self.policy is not None
-        training = self._trainer is not None and self.trainer.state.fn == "fit"  # a resumed run writes what an uninterrupted one does
+        # in training the current step: a resumed run writes the same records as an uninterrupted one
+        training = self._trainer is not None and self.trainer.state.fn == "fit"
         return {
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
