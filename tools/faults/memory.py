@@ -13,7 +13,8 @@ from pathlib import Path
 
 from faults import runs, simulators
 from faults.trial import Tally, Trial, expect
-from lit_rft.envs import collect, collect_expert_episodes
+from lit_rft.envs import collect
+from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.memory import group_memory
 from lit_rft.envs.pool import EnvPool
 

@@ -16,8 +16,9 @@ from typing import Any
 import gymnasium as gym
 
 from faults.trial import Child, Tally, Trial, expect
-from lit_rft.envs import GymSuite, PoolSettings, collect, collect_expert_episodes
+from lit_rft.envs import GymSuite, PoolSettings, collect
 from lit_rft.envs.base import EpisodeSpec
+from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.memory import group_memory
 from lit_rft.envs.pool import EnvPool
 from lit_rft.episodes import read_episodes
