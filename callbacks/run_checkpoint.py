@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class RunCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, and the best by a metric if one is set, in `<default_root_dir>/checkpoints`.
 
-    The last one is written every `every_n_steps` optimiser steps and at the end of training; `--ckpt_path last` resumes
-    from it. A folder with checkpoints of another run is rejected.
+    The last one is written every `every_n_steps` optimiser steps and at the end of training, after its evaluation;
+    `--ckpt_path last` resumes from it. A folder with checkpoints of another run is rejected.
 
     SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
     128 plus the signal's number (docs/runs.md).
@@ -52,6 +52,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._signals = StopSignals()
         self._agreed = False  # all processes stop at the same step
         self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
+        self._evaluation_due = False  # after the batch of the state that is saved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "evaluation_due": self._evaluation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._evaluation_due = bool(state_dict.get("evaluation_due"))
+        super().load_state_dict(state_dict)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._choose_folder(trainer)
@@ -129,6 +137,17 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_step = trainer.global_step
         self._snapshot = None
         self._listen(trainer)
+        if self._evaluation_due:
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: L.Trainer) -> None:
+        """Run the evaluation during which an earlier process ended; Lightning takes it for done."""
+        loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
+        first_iteration = connector._first_loop_iter
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+        connector._first_loop_iter = first_iteration
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._listen(trainer)
@@ -161,8 +180,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._signals.held = True
+        loop = trainer.fit_loop
+        self._evaluation_due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
+            loop._data_fetcher
+        )
         # a batch may take several optimiser steps, or none
-        if trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps:
+        due = trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps
+        if due and not _is_last_batch(trainer):  # a run killed in its last evaluation must repeat it when resumed
             self._save_last(trainer)
         if number := self._agreed_signal(trainer):
             self._save_last(trainer)
@@ -177,6 +201,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best checkpoint."""
+        self._evaluation_due = self._evaluation_due and trainer.sanity_checking
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
         if fitting and self.monitor in trainer.callback_metrics:
             self._signals.held = True
@@ -249,3 +274,11 @@ class RunCheckpoint(ModelCheckpoint):
             self._last_step = trainer.global_step
             self._writes_here = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _is_last_batch(trainer: L.Trainer) -> bool:
+    """Return whether training ends with this batch."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    return epochs is not None and 0 < epochs <= trainer.current_epoch + 1 and trainer.is_last_batch

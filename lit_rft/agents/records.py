@@ -69,6 +69,11 @@ def replay(
             context, ids = contexts[turn.level], chat.utterance(text)
             context.read(turn.ids)
             if max_length is not None and not context.append_only:
+                if len(ids) >= max_length:
+                    raise ValueError(
+                        f"episode {episode.id!r}: an utterance of {len(ids)} tokens does not fit into "
+                        f"max_length={max_length}; raise it, or leave the episode out"
+                    )
                 context.shorten(max_length - len(ids))
             context.write(ids, TokenTrie(turn.choices).allowed_along(ids) if ids in turn.choices else None)
             turn = session.receive(text)

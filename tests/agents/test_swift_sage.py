@@ -142,6 +142,9 @@ def test_history_and_lengths_are_limited(chat: ChatFormat) -> None:
     assert len(short) <= 600 and "\n29. go" in chat.tokenizer.decode(short.input_ids)
     *_, cut = SwiftAgent(max_characters=5).transcripts(episode, chat)
     assert ": You m ...\n" in chat.tokenizer.decode(cut.input_ids)
+    episode.steps[3].action = "go " * 700
+    with pytest.raises(ValueError, match=r"'find-plant/0': an utterance of .* does not fit into max_length=600"):
+        SwiftAgent(max_length=600).transcripts(episode, chat)
 
 
 # --- the buffer -------------------------------------------------------------------------------------------------------

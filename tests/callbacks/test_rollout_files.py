@@ -12,7 +12,7 @@ from grpo_stage import make_grpo, make_prompts
 from online_run import make_data, make_online
 
 from lit_rft._files import AppendedFile
-from lit_rft.callbacks import RolloutFiles, RunCheckpoint
+from lit_rft.callbacks import RandomState, RolloutFiles, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, PromptLoader
 from lit_rft.generation import SamplingSettings
 from lit_rft.records import GroupRecord, RolloutWriter, read_rollouts
@@ -135,6 +135,45 @@ def test_a_killed_and_resumed_run_has_every_step_once(tiny_model_folder: Path, t
     path.write_bytes(path.read_bytes()[:-9])  # the checkpoint is of step 4; the last line is incomplete
     checkpointed(tiny_model_folder, tmp_path / "killed", 6, resume=True)
     assert without_values(read_rollouts(path)) == without_values(read_rollouts(tmp_path / "straight"))
+
+
+class KillInEvaluation(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+def evaluated(model: Path, folder: Path, *more: L.Callback, resume: bool = False) -> None:
+    trainer = L.Trainer(
+        max_steps=4, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, val_check_interval=2, check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[RandomState(), RolloutFiles(share=1.0), *more, RunCheckpoint(every_n_steps=1)],
+    )  # fmt: skip
+    loader, problems = (PromptLoader(make_prompts(model), batch_size=2) for _ in range(2))
+    trainer.fit(make_grpo(model), loader, problems, ckpt_path="last" if resume else None)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_killed_in_an_evaluation_repeats_it(step: int, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """In the last one, too: a run whose checkpoint is of the last step is not continued."""
+    evaluated(tiny_model_folder, tmp_path / "straight")
+    with pytest.raises(Killed):
+        evaluated(tiny_model_folder, tmp_path / "killed", KillInEvaluation(step))
+    evaluated(tiny_model_folder, tmp_path / "killed", resume=True)
+    resumed, straight = (
+        [group for group in read_rollouts(tmp_path / name) if group.split == "validation"]
+        for name in ("killed", "straight")
+    )
+    assert [group.step for group in straight] == [2] * 4 + [4] * 4
+    assert by_problem(resumed) == by_problem(straight)  # whose order changes with the epoch
+
+
+def by_problem(groups: list[GroupRecord]) -> list[tuple[int, str, str]]:
+    return sorted((group.step, r.id, r.text) for group in groups for r in group.rollouts)
 
 
 def without_values(groups: list[GroupRecord]) -> list[Any]:

@@ -15,7 +15,10 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from faults.trial import Trial
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -50,6 +53,13 @@ def read_results(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
         path.write_bytes(data)
     rows = [json.loads(line) for line in data.splitlines()]
     return {(row["kind"], row["trial"]): row for row in rows}
+
+
+def interleaved(kinds: list[list[Trial]]) -> list[Trial]:
+    """Order trials so that the first half of them has half of each kind: all are tried when a campaign is cut short."""
+    places = [((number + 0.5) / len(trials), kind, trial)
+              for kind, trials in enumerate(kinds) for number, trial in enumerate(trials)]  # fmt: skip
+    return [trial for _, _, trial in sorted(places, key=lambda place: place[:2])]
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
@@ -92,7 +102,7 @@ def main() -> None:
 
     shared = output / "shared"
     modules = [importlib.import_module(f"faults.{kind}") for kind in options.only]
-    trials = [trial for module in modules for trial in module.trials(shared, options.seed, options.short)]
+    trials = interleaved([list(module.trials(shared, options.seed, options.short)) for module in modules])
     trials = [trial for trial in trials if options.match in trial.name]
 
     def is_done(row: dict[str, Any] | None) -> bool:

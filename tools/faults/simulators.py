@@ -134,7 +134,7 @@ def harmed_collection(kills: int, stops: int, number: int, seed: int, folder: Pa
     """Kill and stop workers in random order, in one collection of short episodes by six workers."""
     signals = [signal.SIGKILL] * kills + [signal.SIGSTOP] * stops
     random.Random(seed).shuffle(signals)
-    settings = PoolSettings(call_timeout=3, max_attempts=4)
+    settings = PoolSettings(call_timeout=3, reset_timeout=6, max_attempts=4)
     pause = 1.0 if stops > 1 else 0.4
     _, harm = collect_under(lambda pool: Harm(pool, signals, seed, pause), settings, make_suite(number),
                             folder / "episodes.jsonl", number, 6)  # fmt: skip
@@ -172,7 +172,7 @@ def java(seed: int, folder: Path) -> Tally:
 
     suite: Any = short_tasks()
     signals = [signal.SIGKILL] * 3 + [signal.SIGSTOP] + [signal.SIGKILL] * 3 + [signal.SIGSTOP]
-    settings = PoolSettings(call_timeout=5, max_attempts=4)
+    settings = PoolSettings(call_timeout=5, reset_timeout=40, max_attempts=4)
     number = len(suite.episodes("train", limit=4))
     episodes, harm = collect_under(lambda pool: Harm(pool, signals, seed, 6.0), settings, suite,
                                    folder / "episodes.jsonl", 4, 2)  # fmt: skip
