@@ -69,8 +69,7 @@ def summary_table(summary: dict[str, Any], folder: Path) -> Table:
     """
     start, end = summary["steps"]
     title = (
-        f"fit: steps {start} to {end} in {duration(summary['seconds'])}, "
-        f"peak memory {summary['peak_memory_gb']:.1f} GB"
+        f"fit: steps {start} to {end} in {duration(summary['seconds'])}, peak memory {summary['peak_memory_gb']:.1f} GB"
     )
     caption = f"{folder}: {', '.join(summary['outputs'])}" if summary["outputs"] else str(folder)
     table = Table(title=title, caption=caption)

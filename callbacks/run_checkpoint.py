@@ -140,6 +140,11 @@ class RunCheckpoint(ModelCheckpoint):
         if self._evaluation_due:
             self._evaluate(trainer)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run the last evaluation if a signal ended it: a run with all its steps is not trained any more."""
+        if self._evaluation_due:
+            self._evaluate(trainer)
+
     def _evaluate(self, trainer: L.Trainer) -> None:
         """Run the evaluation during which an earlier process ended; Lightning takes it for done."""
         loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector

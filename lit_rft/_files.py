@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import math
 import os
@@ -14,7 +15,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the same folder that replaces `path` if the block ends without an error."""
+    """Yield a temporary file in the same folder that replaces `path` if the block ends without an error.
+
+    Temporary files that killed processes left are removed.
+    """
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -28,6 +33,23 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(folder)  # the renaming as well
     finally:
         os.close(folder)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 class AppendedFile:

@@ -33,7 +33,7 @@ _GAME = {
     "init_args": {"env": "lit_rft.envs.games.GuessNumber", "step_limit": 3, "seeds": {"train": 12, "dev": 3}},
 }
 _MEASURED = ("perf/", "time/", "seconds", "memory", "mfu")  # parts of the names of metrics that no two runs share
-_PART_STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "parts")
+_PART_STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "parts")
 
 
 def prepare(folder: Path) -> Path:
