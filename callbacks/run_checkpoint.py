@@ -149,6 +149,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Run the evaluation during which an earlier process ended; Lightning takes it for done."""
         loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
         first_iteration = connector._first_loop_iter
+        loop.restarting = False  # from its first batch on
         trainer.validating = True
         loop.run()
         trainer.training = True
