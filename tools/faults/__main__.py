@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import random
 import shutil
 import sys
 import time
@@ -55,11 +56,13 @@ def read_results(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["kind"], row["trial"]): row for row in rows}
 
 
-def interleaved(kinds: list[list[Trial]]) -> list[Trial]:
-    """Order trials so that the first half of them has half of each kind: all are tried when a campaign is cut short."""
-    places = [((number + 0.5) / len(trials), kind, trial)
-              for kind, trials in enumerate(kinds) for number, trial in enumerate(trials)]  # fmt: skip
-    return [trial for _, _, trial in sorted(places, key=lambda place: place[:2])]
+def interleaved(kinds: list[list[Trial]], seed: int) -> list[Trial]:
+    """Mix trials so that the first half of them has half of each kind: all are tried when a campaign is cut short."""
+    places = []
+    for trials in kinds:
+        random.Random(seed).shuffle(trials)
+        places += [((number + 0.5) / len(trials), trial) for number, trial in enumerate(trials)]
+    return [trial for _, trial in sorted(places, key=lambda place: place[0])]
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
@@ -102,8 +105,8 @@ def main() -> None:
 
     shared = output / "shared"
     modules = [importlib.import_module(f"faults.{kind}") for kind in options.only]
-    trials = interleaved([list(module.trials(shared, options.seed, options.short)) for module in modules])
-    trials = [trial for trial in trials if options.match in trial.name]
+    trials = [list(module.trials(shared, options.seed, options.short)) for module in modules]
+    trials = [trial for trial in interleaved(trials, options.seed) if options.match in trial.name]
 
     def is_done(row: dict[str, Any] | None) -> bool:
         return row is not None and not (options.again and row["survived"] < row["tried"])

@@ -146,7 +146,8 @@ def execute(trial: Trial, folder: Path) -> dict[str, Any]:
     if code == 0:
         tally = Tally(**json.loads(answer.read_text()))
     else:
-        reason = " ".join(child.printed.strip().rpartition("LostError: ")[2][-400:].split())
+        reason = " ".join(child.printed.strip().rpartition("LostError: ")[2].split())
+        reason = reason if len(reason) < 500 else f"{reason[:200]} ... {reason[-300:]}"
         note = f"hung: no end after {trial.limit:g} s" if code is None else f"exit code {code}: {reason}"
         tally = Tally(1, 0, note)
     seconds = round(time.monotonic() - begun, 1)
