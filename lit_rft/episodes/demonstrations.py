@@ -94,7 +94,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(value, _KEYS.get(name, ())):
                     expected = "text" if name in _KEYS else f"one of the keys {', '.join(_KEYS)}"
                     raise EpisodeError(f"expected {expected}, got {value!r}", name, str(path), number)
-                if problem := encoding_error(value):
+                if problem := encoding_error(str(value)):
                     raise EpisodeError(problem, name, str(path), number)
             yield number, row
 
