@@ -1,6 +1,6 @@
 """Provoke faults and report what was lost: `PYTHONPATH=tools python -m faults`, or `make faults`.
 
-Each trial runs in a process of its own; `results.jsonl` in the output folder has a line for each that has ended. The
+Each trial runs in a separate process; `results.jsonl` in the output folder has a line for each that has ended. The
 same command resumes an interrupted campaign; `--again` repeats the trials in which something was lost.
 """
 

@@ -83,9 +83,9 @@ def full(shared: Path, kind: str, left: int, step: int, folder: Path) -> Tally:
         expect(code == 0 or "space" in printed, f"the error does not name the reason: {printed[-600:]}")
         expect(reached >= step - step % 2, f"the checkpoint of step {step} is lost: {reached}")
         runs.finish(runs.start(arguments, folder / "resumed.log"))
-        found = [each for each in runs.differences(disk.folder / "run", expected, curves=code == 0 and left > 10**5)
+        differing = [each for each in runs.differences(disk.folder / "run", expected, curves=code == 0 and left > 10**5)
                  if not (code == 0 and each.startswith("rollouts"))]  # fmt: skip
-    expect(not found, f"differs: {found[:4]}")
+    expect(not differing, f"differs: {differing[:4]}")
     errors = [line for line in printed.splitlines() if "error" in line]
     return Tally(note=f"exit code {code}; {errors[-1][:140] if errors else 'went on'}")
 

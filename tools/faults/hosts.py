@@ -123,8 +123,8 @@ def reference(shared: Path, strategy: str) -> Path:
 
 def undisturbed(shared: Path, folder: Path) -> Tally:
     """Two hosts compute what two processes of one do, to the bit."""
-    found = runs.differences(reference(shared, "ddp"), pairs.reference("sft", shared))
-    expect(not found, f"differs: {found[:4]}")
+    differing = runs.differences(reference(shared, "ddp"), pairs.reference("sft", shared))
+    expect(not differing, f"differs: {differing[:4]}")
     return Tally(note=f"to the bit, {runs.duration(reference(shared, 'ddp')):.0f} s")
 
 
@@ -153,6 +153,6 @@ def harmed(shared: Path, strategy: str, host: int, harm: str, seed: str, folder:
             hosts.kill(each)
         hosts.mend()
         _finish(hosts.start(arguments, folder, "last"), folder, "last")
-    found = runs.differences(folder / "run", expected)
-    expect(not found, f"differs: {found[:4]}")
+    differing = runs.differences(folder / "run", expected)
+    expect(not differing, f"differs: {differing[:4]}")
     return Tally(note=f"{harm} after step {reached}; the other ended after {seconds:.0f} s with {codes[0]}")

@@ -70,10 +70,10 @@ def at_point(shared: Path, kind: str, point: str, seed: str, folder: Path) -> Ta
 
 def _resumed(arguments: list[str], folder: Path, expected: Path, kills: int, note: str) -> Tally:
     runs.finish(runs.start(arguments, folder / "last.log"))
-    found = runs.differences(folder / "run", expected)
+    differing = runs.differences(folder / "run", expected)
     left = [str(path) for path in (folder / "run").rglob("*") if path.name.startswith(".") and path.is_file()]
     expect(not left, f"temporary files remain: {left}")
-    return Tally(kills, 0 if found else kills, f"{note}; differs: {found[:4]}" if found else note)
+    return Tally(kills, 0 if differing else kills, f"{note}; differs: {differing[:4]}" if differing else note)
 
 
 def arm(point: str, number: int) -> None:

@@ -83,9 +83,9 @@ def kill_one(shared: Path, kind: str, rank: int, seed: str, folder: Path) -> Tal
         children[1 - rank].end()
         expect(code not in (None, 0), f"the other process ended with {code} after {waits[-1]} s")
     finish_pair(start_pair(arguments, folder, "last"))
-    found = runs.differences(folder / "run", expected)
-    note = f"the other ended after {waits} s" + (f"; differs: {found[:4]}" if found else "")
-    return Tally(kills, 0 if found else kills, note)
+    differing = runs.differences(folder / "run", expected)
+    note = f"the other ended after {waits} s" + (f"; differs: {differing[:4]}" if differing else "")
+    return Tally(kills, 0 if differing else kills, note)
 
 
 def stop_both(shared: Path, seed: str, folder: Path) -> Tally:
@@ -102,5 +102,5 @@ def stop_both(shared: Path, seed: str, folder: Path) -> Tally:
         child.end()
     expect(codes == [143, 143], f"exit codes {codes}")
     finish_pair(start_pair(arguments, folder, "last"))
-    found = runs.differences(folder / "run", expected)
-    return Tally(1, 0 if found else 1, f"differs: {found[:4]}" if found else "both ended with 143")
+    differing = runs.differences(folder / "run", expected)
+    return Tally(1, 0 if differing else 1, f"differs: {differing[:4]}" if differing else "both ended with 143")

@@ -235,9 +235,9 @@ def fuzz_parquet(number: int, seed: str, folder: Path) -> Tally:
     """Damage Parquet files of episodes."""
     rng, file, faults = random.Random(seed), folder / "episodes.parquet", []
     write_episodes(file, [make_episode(n, 3) for n in range(3)])
-    whole = file.read_bytes()
+    undamaged = file.read_bytes()
     for _ in range(number):
-        file.write_bytes(damaged(rng, whole))
+        file.write_bytes(damaged(rng, undamaged))
         faults += _file_fault(TARGETS["episodes"], file)
     return Tally(number, number - len(faults), "; ".join(sorted(set(faults))[:5])[:900])
 

@@ -67,8 +67,8 @@ def _refused(arguments: list[str], word: str, folder: Path) -> Tally:
 
 def _exact(arguments: list[str], run: Path, folder: Path, shared: Path, curves: bool = True) -> Tally:
     runs.finish(runs.start(arguments, folder / "run.log"))
-    found = runs.differences(run, runs.reference("episodes", shared), curves)
-    expect(not found, f"differs: {found[:4]}")
+    differing = runs.differences(run, runs.reference("episodes", shared), curves)
+    expect(not differing, f"differs: {differing[:4]}")
     return Tally(note="exact")
 
 
@@ -85,9 +85,9 @@ def deleted(name: str, shared: Path, folder: Path) -> Tally:
     arguments = half_run(shared, folder)
     shutil.rmtree(folder / "run" / name)
     runs.finish(runs.start(arguments, folder / "run.log"))
-    found = runs.differences(folder / "run", runs.reference("episodes", shared), curves=False)
-    found = [each for each in found if not (name == "rollouts" and each.startswith("rollouts"))]
-    expect(not found, f"differs: {found[:4]}")
+    differing = runs.differences(folder / "run", runs.reference("episodes", shared), curves=False)
+    differing = [each for each in differing if not (name == "rollouts" and each.startswith("rollouts"))]
+    expect(not differing, f"differs: {differing[:4]}")
     return Tally(note="exact, from the checkpoint on")
 
 
@@ -114,8 +114,8 @@ def more_epochs(shared: Path, folder: Path) -> Tally:
     runs.finish(runs.start(arguments(folder / "long", 3), folder / "long.log"))
     for epochs in (1, 3):
         runs.finish(runs.start(arguments(folder / "run", epochs), folder / f"run{epochs}.log"))
-    found = runs.differences(folder / "run", folder / "long")
-    expect(not found, f"differs: {found[:4]}")
+    differing = runs.differences(folder / "run", folder / "long")
+    expect(not differing, f"differs: {differing[:4]}")
     return Tally(note="exact")
 
 

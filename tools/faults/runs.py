@@ -190,17 +190,17 @@ def differences(folder: Path, expected: Path, curves: bool = True) -> list[str]:
     """
     ours, theirs = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder, expected))
     expect(theirs["state_dict"] and theirs["optimizer_states"], f"{expected} has no weights")
-    found = [name for name in _PART_STATES if not same(ours.get(name), theirs.get(name))]
+    differing = [name for name in _PART_STATES if not same(ours.get(name), theirs.get(name))]
     randoms = [[value for key, value in state["callbacks"].items() if "RandomState" in key] for state in (ours, theirs)]
-    found += [] if same(*randoms) and randoms[0] else ["random states"]
+    differing += [] if same(*randoms) and randoms[0] else ["random states"]
     names = sorted({path.name for each in (folder, expected) for path in (each / "rollouts").glob("*.jsonl")})
     files = [[each / "rollouts" / name for each in (folder, expected)] for name in names]
-    found += [f"rollouts/{a.name}" for a, b in files
+    differing += [f"rollouts/{a.name}" for a, b in files
               if not (a.exists() and b.exists() and a.read_bytes() == b.read_bytes())]  # fmt: skip
     if curves:
         a, b = scalars(folder), scalars(expected)
-        found += [f"curve {tag}" for tag in sorted(a.keys() | b.keys()) if not same(a.get(tag), b.get(tag))]
-    return found
+        differing += [f"curve {tag}" for tag in sorted(a.keys() | b.keys()) if not same(a.get(tag), b.get(tag))]
+    return differing
 
 
 def same(a: Any, b: Any) -> bool:

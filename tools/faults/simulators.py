@@ -28,7 +28,7 @@ _PAUSE = 0.01  # seconds per step, so that kills meet episodes
 
 
 class Countdown(gym.Env[str, str]):
-    """Counts down in a process of its own; the expert plays to the end."""
+    """Counts down; the expert plays to the end."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)

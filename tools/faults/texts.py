@@ -50,8 +50,8 @@ def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
 def marks_of(tokenizer: Any) -> list[str]:
     """Return the tokens that structure a conversation."""
     template = tokenizer.chat_template or ""
-    found = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or t.content in template]
-    return [mark for mark in found if mark.strip() and "think" not in mark and "tool_call" not in mark]
+    differing = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or t.content in template]
+    return [mark for mark in differing if mark.strip() and "think" not in mark and "tool_call" not in mark]
 
 
 def filled(text: str) -> Episode:
