@@ -15,9 +15,10 @@ class CriticCalibration(L.Callback):
     """After each epoch, plots the critics' Q against the observed discounted return, for each level.
 
     Points on the diagonal are exact; points above it are optimistic. Decisions of episodes cut by a time limit have no
-    known return and are left out; a level without any known return is skipped, with one log message. The correlation
-    and the mean difference are logged as `train/<level>/q_return_correlation` and `train/<level>/q_bias`. Works with
-    any module with an `actor_critic` that has `q_and_returns`.
+    known return and are left out; a level without any known return is skipped, with one log message. The correlation,
+    that of the ranks (Spearman's) and the mean difference are logged as `train/<level>/q_return_correlation`,
+    `train/<level>/q_return_rank_correlation` and `train/<level>/q_bias`. Works with any module with an `actor_critic`
+    that has `q_and_returns`.
 
     Args:
         bins: number of bins of Q for the line of averages, >= 1.
@@ -55,7 +56,9 @@ class CriticCalibration(L.Callback):
     ) -> None:
         metrics = {f"train/{level}/q_bias": float((q - returns).mean())}
         if len(q) > 1 and q.std() > 0 and returns.std() > 0:
-            metrics[f"train/{level}/q_return_correlation"] = float(torch.corrcoef(torch.stack([q, returns]))[0, 1])
+            name = f"train/{level}/q_return"
+            metrics[f"{name}_correlation"] = float(torch.corrcoef(torch.stack([q, returns]))[0, 1])
+            metrics[f"{name}_rank_correlation"] = rank_correlation(q, returns)
         if trainer.is_global_zero:
             log_scalars(trainer, metrics)
             log_figure(trainer, f"calibration/{level}", self.figure(q, returns, level))
@@ -74,3 +77,15 @@ class CriticCalibration(L.Callback):
         axes.plot([low, high], [low, high], "--", color="grey")
         axes.set(xlabel="Q(s, u)", ylabel="observed return", title=f"{level} level, {len(q)} decisions")
         return figure
+
+
+def rank_correlation(q: torch.Tensor, returns: torch.Tensor) -> float:
+    """Return Spearman's correlation of values and returns, both [N] and not all equal."""
+    return float(torch.corrcoef(torch.stack([_ranks(q), _ranks(returns)]))[0, 1])
+
+
+def _ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the ranks of values [N], equal ones with their mean rank."""
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[places]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
+from lit_rft.agents.hierarchical import CONTINUE, DONE
 from lit_rft.episodes import Episode, read_episodes
 from lit_rft.error_messages import OneLineParser, UsageError
 
@@ -37,6 +38,7 @@ def _texts(episodes: Iterable[Episode]) -> Iterator[str]:
             yield step.observation
         for subgoal in episode.subgoals:
             yield subgoal.goal
+            yield f"{DONE}\n{CONTINUE}"  # the flags of a hierarchical agent's actions
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -53,6 +53,10 @@ OVERLAYS = {
     "fsdp.yaml": [SFT, "fsdp.yaml"],
     "baselines/chat_server.yaml": ["baselines/alfworld/react.yaml", "baselines/chat_server.yaml"],
     "baselines/sage_server.yaml": ["baselines/alfworld/swift_sage.yaml", "baselines/sage_server.yaml"],
+    **{
+        f"glider/games/flat_{stage}.yaml": [f"glider/games/{stage}.yaml", f"glider/games/flat_{stage}.yaml"]
+        for stage in ("sft", "offline_rl", "online")
+    },
     "glider/scienceworld/debug.yaml": [SFT, "glider/scienceworld/debug.yaml"],
     **{
         f"glider/scienceworld/{overlay}.yaml": [config, f"glider/scienceworld/{overlay}.yaml"]

@@ -1,6 +1,7 @@
 """The calibration plot, read back from TensorBoard."""
 
 import logging
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,31 @@ def test_any_number_of_known_returns_can_be_reported(number: int, tmp_path: Path
     CriticCalibration().on_train_epoch_end(trainer, module)
     assert logged == ([{"train/low/q_bias": 1.0}] if number else [])
     CriticCalibration().on_train_epoch_end(trainer, with_returns([]))
+
+
+def test_the_rank_correlation_is_spearmans(tmp_path: Path) -> None:
+    """With equal values in both; a monotone function of the returns has 1, whatever its shape."""
+    q = torch.tensor([0.5, 0.1, 0.1, 0.9, 0.4, 0.4, 0.3])
+    returns = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.5])
+    logged: dict[str, float] = {}
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics), experiment=None)
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, logger=logger, loggers=[logger], global_step=3, default_root_dir=str(tmp_path)
+    )
+    module = with_returns([("high", q, returns), ("low", (3 * q).exp(), q)])
+    CriticCalibration().on_train_epoch_end(trainer, module)
+    assert logged["train/high/q_return_rank_correlation"] == pytest.approx(spearman(q.tolist(), returns.tolist()))
+    assert logged["train/low/q_return_rank_correlation"] == pytest.approx(1.0)
+    assert logged["train/low/q_return_correlation"] < 0.99
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """The correlation of the ranks, by counting; equal values have their mean rank."""
+
+    def ranks(values: list[float]) -> list[float]:
+        return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+
+    return statistics.correlation(ranks(a), ranks(b))
 
 
 def test_the_line_follows_the_bins() -> None:

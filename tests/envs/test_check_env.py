@@ -12,7 +12,7 @@ from command import main
 from lit_rft.envs import check_env
 from lit_rft.envs.checking.examiner import Examiner
 from lit_rft.envs.checking.report import DEFAULTS, Finding
-from lit_rft.envs.games import GuessNumber, KeyRooms, PriceLookup, guess, prices, rooms
+from lit_rft.envs.games import Errands, GuessNumber, KeyRooms, PriceLookup, errands, guess, prices, rooms
 from lit_rft.testing import CorridorSuite
 
 
@@ -41,7 +41,9 @@ def test_nothing_is_wrong_with_a_plain_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("game", "module"), [(GuessNumber, guess), (KeyRooms, rooms), (PriceLookup, prices)], ids=lambda part: part.__name__
+    ("game", "module"),
+    [(Errands, errands), (GuessNumber, guess), (KeyRooms, rooms), (PriceLookup, prices)],
+    ids=lambda part: part.__name__,
 )
 def test_the_shipped_games_pass_with_their_experts(game: Any, module: Any) -> None:
     report = check_env(game, episodes=20, expert=module.expert)

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 from lit_rft.envs import EpisodeEnv, EpisodeSpec
-from lit_rft.envs.games import GuessNumber, KeyRooms, PriceLookup, guess, prices, rooms
+from lit_rft.envs.games import Errands, GuessNumber, KeyRooms, PriceLookup, errands, guess, prices, rooms
+from lit_rft.episodes import Episode, Outcome, Step, apply_annotator
 
-GAMES: list[tuple[type[Any], Any]] = [(GuessNumber, guess), (KeyRooms, rooms), (PriceLookup, prices)]
+GAMES: list[tuple[type[Any], Any]] = [
+    (Errands, errands),
+    (GuessNumber, guess),
+    (KeyRooms, rooms),
+    (PriceLookup, prices),
+]
 
 
 def play(env: Any, spec: EpisodeSpec, act: Callable[[str, Any], str]) -> tuple[float, dict[str, Any]]:
@@ -28,7 +34,7 @@ def play(env: Any, spec: EpisodeSpec, act: Callable[[str, Any], str]) -> tuple[f
 @pytest.mark.parametrize(("game", "module"), GAMES)
 def test_the_expert_earns_the_optimum(game: type[Any], module: Any) -> None:
     env = EpisodeEnv(game())
-    results = [play(env, EpisodeSpec("e", seed=seed, step_limit=12), module.expert) for seed in range(2000)]
+    results = [play(env, EpisodeSpec("e", seed=seed, step_limit=30), module.expert) for seed in range(2000)]
     assert all(info["score"] == pytest.approx(total) for total, info in results)
     assert sum(total for total, _ in results) / len(results) == pytest.approx(module.optimal_return(), abs=0.03)
 
@@ -115,6 +121,51 @@ def test_rooms_report_what_was_achieved() -> None:
     assert env.step("open")[4]["valid"]  # the door stays open, and the environment harmless
 
 
+def test_no_way_along_the_street_is_shorter_than_the_experts() -> None:
+    """Against a breadth-first search over copies of the environment, for each customer and shop."""
+    returns = []
+    for customer, place in itertools.product(Errands().customers, range(6)):
+        env = Errands()
+        _, info = env.reset(seed=0, options={"customer": customer})
+        env.place = place
+        queue, seen, score = deque([(env, ["left", "right", "buy"])]), set(), None
+        while score is None:
+            state, admissible = queue.popleft()
+            for action in admissible:
+                after = copy.copy(state)
+                _, reward, done, _, info = after.step(action)
+                score = info["score"] if done else score
+                if reward > -after.wrong_cost and (key := (after.place, len(info["left"]))) not in seen:
+                    seen.add(key)
+                    queue.append((after, info["admissible"]))
+        returns.append(score)
+    assert sum(returns) / len(returns) == pytest.approx(errands.optimal_return())
+
+
+def test_a_purchase_out_of_turn_costs_and_ends_a_subgoal() -> None:
+    """Subgoals are purchases in hindsight, also the wrong ones."""
+    env = EpisodeEnv(Errands())
+    observation, info = env.reset(EpisodeSpec("e", seed=0, options={"customer": "Anna"}, step_limit=40))
+    assert info["left"] == ["pills", "bread"] and info["task_description"] == "Anna."
+    steps, rewards, terminated = [], [], False
+    for item in ("books", "pills", "bread"):
+        action = ""
+        while action != "buy":
+            action = errands.way_to(item, observation)
+            observation, reward, terminated, _, info = env.step(action)
+            rewards.append(round(reward, 3))
+            steps.append(Step(action, observation, reward, info["score"], info["valid"], info["achieved"]))
+    assert [r for r in rewards if r != -0.01] == [-0.11, 0.49, 0.49] and terminated
+    outcome = Outcome(0.3, False, False, True, "step_limit")  # cut before the last purchase
+    source = {"kind": "expert"}
+    episode = Episode("e", "Errands", "", "", "train", source, "Anna.", "bakery.", steps[:-1], [], outcome)
+    subgoals = apply_annotator(episode, errands.annotate, "purchases").subgoals
+    assert [(s.goal, s.completed) for s in subgoals] == [
+        ("buy books", True), ("buy pills", True), ("continue with the task", False),
+    ]  # fmt: skip
+    assert [s.end for s in subgoals[:2]] == [i + 1 for i, s in enumerate(steps[:-1]) if s.action == "buy"]
+
+
 def test_options_choose_the_problem() -> None:
     env = GuessNumber()
     env.reset(options={"number": 4})
@@ -126,6 +177,10 @@ def test_options_choose_the_problem() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Errands(["Zoe"]), "customers must be among Anna, .* got Zoe"),
+        (lambda: Errands([]), "customers must be among Anna, .* got none"),
+        (lambda: Errands(wrong_cost=-1), "got 0.01 and -1"),
+        (lambda: Errands().reset(options={"customer": "Zoe"}), "customer must be one of Anna, .* got 'Zoe'"),
         (lambda: GuessNumber(highest=0), "got 0 and 3"),
         (lambda: GuessNumber(guesses=0), "got 9 and 0"),
         (lambda: KeyRooms(size=1), "got 1 and"),

@@ -4,8 +4,9 @@ Each module has the game, `optimal_return` (the best expected return) and `exper
 optimal policy from the latest observation and info.
 """
 
+from lit_rft.envs.games.errands import Errands
 from lit_rft.envs.games.guess import GuessNumber
 from lit_rft.envs.games.prices import PriceLookup
 from lit_rft.envs.games.rooms import KeyRooms
 
-__all__ = ["GuessNumber", "KeyRooms", "PriceLookup"]
+__all__ = ["Errands", "GuessNumber", "KeyRooms", "PriceLookup"]

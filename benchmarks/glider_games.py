@@ -1,0 +1,172 @@
+"""GLIDER's claims on a street of shops, with a small model trained from scratch: minutes per seed on one CPU core.
+
+    python benchmarks/glider_games.py              # seeds 0 to 4; resumes after the last complete part of a seed
+    python benchmarks/glider_games.py --report     # only the tables and the plot
+
+Medium-quality play of six customers' errands (lists of 2, 3 and 5 items), by a player that buys out of turn and acts at
+random at times. On it, flat and hierarchical: SFT; then, from there, offline RL, or SFT on the best quarter of the
+episodes, or more SFT on all of them, for the same number of steps. Then online fine-tuning on two unseen customers, and
+ablations. Each policy plays 90 problems at temperature 1 and greedily.
+
+Runs and logs are in `runs/glider_games`, figures in `benchmarks/results/glider_games.json`, the plot is
+`docs/images/glider_games.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiment import RESULTS, ROOT, Step, environment, read_results, run
+from rich.console import Console
+
+from lit_rft._files import write_json
+
+RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
+PARTS = ("hierarchical", "flat", "online", "ablations")
+SEEN, UNSEEN = ("Anna", "Ben", "Cleo", "Dan", "Eve", "Finn"), ("Gwen", "Hugo")
+EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
+IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
+
+
+class Seed:
+    """The parts of one seed, each with a file of its figures."""
+
+    def __init__(self, runs: Path, seed: int, settings: Any = None) -> None:
+        from glider_games_data import play_medium, write_problems
+        from glider_games_run import Settings, Trials
+
+        self.folder = runs / f"seed{seed}"
+        first = 10**6 * (seed + 1)  # of the seeds of problems
+        problems = write_problems(self.folder / "train.jsonl", first, EPISODES, SEEN)
+        self.episodes = play_medium(self.folder / "medium.jsonl", problems, IMPATIENCE, NOISE, seed)
+        held_out = write_problems(self.folder / "held_out.jsonl", first + 10**5, HELD_OUT, SEEN)
+        self.held_out = play_medium(self.folder / "held_out_medium.jsonl", held_out, IMPATIENCE, NOISE, seed + 500)
+        self.test = write_problems(self.folder / "test.jsonl", 10**8 + first, TEST_EPISODES, SEEN)
+        self.unseen_test = write_problems(self.folder / "unseen_test.jsonl", 10**8 + first + 10**5, 60, UNSEEN)
+        self.unseen = write_problems(self.folder / "unseen.jsonl", first + 2 * 10**5, 400, UNSEEN)
+        self.trials = Trials(self.folder, seed, settings or Settings())
+        self.model = self._make_model(seed)
+
+    def _make_model(self, seed: int) -> Path:
+        from lit_rft.models import save_scratch_model
+
+        folder = self.folder / "model"
+        if not (folder / "config.json").exists():
+            save_scratch_model(folder, _texts(self.episodes), seed=seed)
+        return folder
+
+    def offline(self, kind: str) -> dict[str, Any]:
+        """Train and evaluate the policies of a kind of agent on stored episodes."""
+        from glider_games_data import best_episodes
+
+        trials, episodes, scores = self.trials, self.episodes, {}
+        scores["SFT"] = self._scores(trials.sft(kind, episodes, self.model, f"{kind}_sft"))
+        backbone = self.folder / f"{kind}_sft"
+        stage = trials.offline(kind, episodes, backbone, f"{kind}_rl")
+        scores["+ offline RL"] = self._scores(stage)
+        diagnostics = trials.diagnose(stage, kind, self.held_out, backbone)
+        best = best_episodes(episodes, BEST)
+        scores["+ SFT on the best quarter"] = self._scores(trials.more_sft(kind, best, backbone, f"{kind}_best"))
+        scores["+ more SFT"] = self._scores(trials.more_sft(kind, episodes, backbone, f"{kind}_more"))
+        return {"scores": scores, "diagnostics": diagnostics, "medium": self._medium(), "minutes": trials.minutes}
+
+    def ablations(self) -> dict[str, Any]:
+        """Train both kinds of agents by offline RL without SFT."""
+        trials, scores = self.trials, {}
+        for kind in ("hierarchical", "flat"):
+            stage = trials.offline(kind, self.episodes, self.model, f"{kind}_rl_only", pretrained=False)
+            scores[kind] = {"offline RL without SFT": self._scores(stage)}
+        return {"scores": scores, "minutes": trials.minutes}
+
+    def online(self) -> dict[str, Any]:
+        """Continue the policies of both kinds on unseen customers."""
+        results: dict[str, Any] = {}
+        for kind in ("hierarchical", "flat"):
+            backbone, stored = self.folder / f"{kind}_sft", self.folder / "medium.jsonl"
+            stage, curve = self.trials.online(kind, f"{kind}_rl", backbone, self.unseen, stored)
+            results[kind] = {
+                "curve": curve,
+                "unseen": self.trials.scores(stage, self.unseen_test)["mean"],
+                "seen": self.trials.scores(stage, self.test)["mean"],
+            }
+        return {**results, "minutes": self.trials.minutes}
+
+    def _scores(self, stage: Any) -> dict[str, Any]:
+        return {
+            "sampled": self.trials.scores(stage, self.test),
+            "greedy": self.trials.scores(stage, self.test, 0.0),
+        }
+
+    def _medium(self) -> dict[str, float]:
+        tasks = sorted({episode.task for episode in self.episodes})
+        means = {task: statistics.mean(e.outcome.score for e in self.episodes if e.task == task) for task in tasks}
+        return {**means, "mean": statistics.mean(means.values())}
+
+
+def _texts(episodes: Any) -> Iterator[str]:
+    """Yield the texts of the tokenizer: all that agents read and write, and the names of the unseen customers."""
+    from lit_rft.agents.hierarchical import CONTINUE, DONE
+
+    for episode in episodes:
+        yield f"Task: {episode.task_description} {' '.join(UNSEEN)}\n\nSubgoal: {episode.initial_observation}"
+        yield from (text for step in episode.steps for text in (step.action, step.observation))
+        yield from (f"{subgoal.goal}\n{DONE}\n{CONTINUE}" for subgoal in episode.subgoals)
+
+
+def run_all(seeds: list[int], runs: Path, console: Console) -> None:
+    """Run what is missing, a process for each part of a seed."""
+    known = read_results(FILE).get("seeds", {})
+    for part in PARTS:
+        for seed in seeds:
+            if part in known.get(str(seed), {}):
+                continue
+            result = runs / f"seed{seed}" / f"{part}.json"
+            command = [sys.executable, __file__, "--runs", str(runs), "--part", part, str(seed)]
+            run(Step(f"seed {seed}: {part}", command, result), runs, console)
+            write_json(FILE, collect_results(runs))
+
+
+def collect_results(runs: Path) -> dict[str, Any]:
+    """Return the figures of this machine and of the results so far."""
+    from glider_games_run import Settings
+
+    seeds: dict[str, Any] = read_results(FILE).get("seeds", {})
+    for folder in sorted(runs.glob("seed*")):
+        for part in PARTS:
+            if (folder / f"{part}.json").exists():
+                figures = json.loads((folder / f"{part}.json").read_text())
+                seeds.setdefault(folder.name.removeprefix("seed"), {})[part] = figures
+    data = {"episodes": EPISODES, "impatience": IMPATIENCE, "noise": NOISE, "best": BEST, "test": TEST_EPISODES}
+    return {"seeds": seeds, "settings": {**vars(Settings()), **data}, **environment()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of models and logs")
+    parser.add_argument("--report", action="store_true", help="only report what there is")
+    parser.add_argument("--part", nargs=2, metavar=("PART", "SEED"), help="one part of a seed in this process")
+    options = parser.parse_args()
+    if options.part:
+        part, seed = options.part
+        trial = Seed(options.runs, int(seed))
+        others = {"online": trial.online, "ablations": trial.ablations}
+        figures = others[part]() if part in others else trial.offline(part)
+        write_json(trial.folder / f"{part}.json", figures)
+        return
+    console = Console()
+    if not options.report:
+        run_all(options.seeds, options.runs, console)
+    from glider_games_report import report
+
+    report(read_results(FILE), console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Tables and plot of `glider_games.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiment import save_figure
+from games import T_95, interval
+from rich.console import Console
+from rich.table import Table
+
+from lit_rft.envs.games import errands
+
+KINDS = ("hierarchical", "flat")
+POLICIES = ("SFT", "+ more SFT", "+ SFT on the best quarter", "+ offline RL", "offline RL without SFT")
+COLORS = {"hierarchical": "tab:blue", "flat": "tab:orange"}
+
+
+def scores(results: Mapping[str, Any], kind: str, policy: str, mode: str, task: str = "mean") -> list[float]:
+    """Return the score of each seed that has it."""
+    seeds = results["seeds"].values()
+    parts = [{**seed[kind]["scores"], **seed.get("ablations", {}).get("scores", {}).get(kind, {})} for seed in seeds]
+    return [part[policy][mode][task] for part in parts if policy in part]
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> str:
+    """Return the mean of the seeds' differences with Student's interval."""
+    return interval([x - y for x, y in zip(a, b, strict=True)])
+
+
+def report(results: Mapping[str, Any], console: Console) -> None:
+    """Print all tables, and write the plot, of the seeds that have both kinds of agents."""
+    seeds = {name: seed for name, seed in results["seeds"].items() if {"hierarchical", "flat"} <= seed.keys()}
+    results = {**results, "seeds": seeds}
+    _print_offline(results, console)
+    _print_differences(results, console)
+    _print_diagnostics(results, console)
+    _print_online(results, console)
+    plot(results)
+
+
+def _print_offline(results: Mapping[str, Any], console: Console) -> None:
+    tasks = _tasks(results)
+    table = Table(title=f"mean score at temperature 1 (greedy), 95% interval over {len(results['seeds'])} seeds")
+    for column in ("agent", "policy", *tasks, "mean", "mean, greedy"):
+        table.add_column(column)
+    for kind in KINDS:
+        for policy in POLICIES:
+            if scores(results, kind, policy, "sampled"):
+                cells = [interval(scores(results, kind, policy, "sampled", task)) for task in (*tasks, "mean")]
+                table.add_row(kind, policy, *cells, interval(scores(results, kind, policy, "greedy")))
+    medium = [seed["flat"]["medium"] for seed in results["seeds"].values()]
+    means = [statistics.mean(part[task] for part in medium) for task in (*tasks, "mean")]
+    table.add_row("", "medium player", *(f"{value:.3f}" for value in means))
+    optima = [_optimum(task) for task in tasks]
+    table.add_row("", "optimum", *(f"{value:.3f}" for value in (*optima, statistics.mean(optima))))
+    console.print(table)
+
+
+def _print_differences(results: Mapping[str, Any], console: Console) -> None:
+    table = Table(title="difference of mean scores, by seed (95% interval)")
+    for column in ("", "sampled", "greedy"):
+        table.add_column(column)
+    others = [policy for policy in POLICIES if policy != "+ offline RL"]
+    pairs = [((kind, "+ offline RL"), (kind, policy)) for kind in KINDS for policy in others]
+    pairs += [(("hierarchical", policy), ("flat", policy)) for policy in POLICIES]
+    for a, b in pairs:
+        values = [(scores(results, *a, mode), scores(results, *b, mode)) for mode in ("sampled", "greedy")]
+        if all(len(x) == len(y) > 1 for x, y in values):
+            table.add_row(f"{a[0]} {a[1]} - {b[0]} {b[1]}", *(difference(x, y) for x, y in values))
+    console.print(table)
+
+
+def _print_diagnostics(results: Mapping[str, Any], console: Console) -> None:
+    for kind in KINDS:
+        parts = [seed[kind]["diagnostics"] for seed in results["seeds"].values()]
+        for name in parts[0] if parts else ():
+            console.print(f"{kind}: {name} {interval([part[name] for part in parts])}")
+
+
+def _print_online(results: Mapping[str, Any], console: Console) -> None:
+    parts = [seed["online"] for seed in results["seeds"].values() if "online" in seed]
+    for name in COLORS if parts else ():
+        figures = {split: interval([part[name][split] for part in parts]) for split in ("unseen", "seen")}
+        steps = statistics.mean(part[name]["curve"][-1][0] for part in parts)
+        console.print(f"online, {name}: {figures}, after {steps:.0f} environment steps")
+
+
+def _tasks(results: Mapping[str, Any]) -> list[str]:
+    medium = next(iter(results["seeds"].values()))["flat"]["medium"]
+    return [task for task in medium if task != "mean"]
+
+
+def _optimum(task: str) -> float:
+    """Return the optimum of the six seen customers whose lists have this length."""
+    names = list(errands.LISTS)[:6]
+    return errands.optimal_return([name for name in names if f"{len(errands.LISTS[name])} items" == task])
+
+
+def plot(results: Mapping[str, Any]) -> None:
+    """Plot scores against the length of the lists, and online scores against environment steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    tasks = _tasks(results)
+    lengths = [int(task.split()[0]) for task in tasks]
+    for kind in KINDS:
+        for policy, style in (("SFT", ":"), ("+ offline RL", "-")):
+            columns = [scores(results, kind, policy, "sampled", task) for task in tasks]
+            means, widths = [statistics.mean(c) for c in columns], [_half_width(c) for c in columns]
+            label = f"{kind}, {policy.removeprefix('+ ')}"
+            left.errorbar(lengths, means, widths, linestyle=style, color=COLORS[kind], capsize=3, label=label)
+    left.plot(lengths, [_optimum(task) for task in tasks], color="black", linewidth=0.8, label="optimum")
+    left.set(xlabel="items of a list", ylabel="score", xticks=lengths, title="offline, seen customers")
+    left.legend(frameon=False, fontsize=7)
+    parts = [seed["online"] for seed in results["seeds"].values() if "online" in seed]
+    for name, color in COLORS.items() if parts else ():
+        curves = [part[name]["curve"] for part in parts]
+        steps = [statistics.mean(curve[i][0] for curve in curves) for i in range(min(map(len, curves)))]
+        columns = [[curve[i][1] for curve in curves] for i in range(len(steps))]
+        means, widths = [statistics.mean(c) for c in columns], [_half_width(c) for c in columns]
+        right.plot(steps, means, color=color, label=name)
+        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
+        right.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    right.set(xlabel="environment steps", ylabel="score of the episodes played", title="online, unseen customers")
+    right.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    save_figure(figure, "glider_games.png")
+
+
+def _half_width(values: Sequence[float]) -> float:
+    if len(values) not in T_95:
+        return 0.0
+    return T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5

@@ -1,0 +1,252 @@
+"""The stages of `glider_games.py`, built in Python: one process trains and evaluates all policies of a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from glider_games_data import ENV, STEP_LIMIT
+
+from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
+from lit_rft.callbacks.calibration import rank_correlation
+from lit_rft.datamodules import OnlineDataModule, StepLoader, TrajectoryDataModule
+from lit_rft.envs import GymSuite
+from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.episodes import Episode
+from lit_rft.generation import SamplingSettings
+from lit_rft.models import LoraSettings, load_tokenizer
+from lit_rft.objectives import Sums
+from lit_rft.stages import (
+    ActingSettings,
+    BatchingSettings,
+    CriticSettings,
+    EpisodeStage,
+    HierarchicalSFT,
+    IQLUpdate,
+    OfflineHierarchicalRL,
+    OnlineHighLevelFinetune,
+    OnlineSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
+from lit_rft.transcripts import ChatFormat, Transcript
+
+AGENTS: dict[str, Any] = {
+    "hierarchical": HierarchicalAgent(HierarchyPrompts("Plan.", "Act.", low_level_sees_task=False), 768, 12),
+    "flat": FlatAgent("Act.", 768),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes and settings of a run; those of the optimisers were chosen on validation problems."""
+
+    sft_steps: int = 350
+    sft_rate: float = 4e-3
+    rl_steps: int = 250
+    rl_rate: float = 2e-3
+    critic_rate: float = 3e-3
+    discount: float = 0.9
+    polyak: float = 0.05
+    temperature: float = 0.03
+    expectile: float = 0.7
+    rank: int = 16
+    batch: int = 8
+    rounds: int = 12
+    round_episodes: int = 24
+    online_rate: float = 1e-3
+    updates: float = 0.5
+    exploration: float = 1.0
+    offline_share: float = 0.5
+    max_weight: float = 20.0
+
+
+class Trials:
+    """Stages of one seed on the same data.
+
+    Args:
+        folder: for models and checkpoints.
+        seed: of weights, order and sampling.
+        settings: of all stages.
+    """
+
+    def __init__(self, folder: Path, seed: int, settings: Settings) -> None:
+        self.folder, self.seed, self.settings = folder, seed, settings
+        self.minutes: dict[str, float] = {}
+        self._rendered: dict[Any, list[list[Transcript]]] = {}
+        for name in ("lightning.pytorch", "lightning.fabric", "lit_rft"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
+
+    def transcripts(self, kind: str, episodes: Sequence[Episode], model: Path) -> list[list[Transcript]]:
+        """Return the transcripts of episodes, with outcomes; each list of episodes is rendered once."""
+        key = (kind, id(episodes))
+        if key not in self._rendered:
+            chat, agent = ChatFormat(load_tokenizer(str(model))), AGENTS[kind]
+            self._rendered[key] = [
+                add_outcomes(agent.transcripts(episode, chat), episode, chat, agent) for episode in episodes
+            ]
+        return self._rendered[key]
+
+    def sft(self, kind: str, episodes: Sequence[Episode], model: Path, out: str) -> Any:
+        """Fine-tune all weights of an untrained model on episodes, and save it as the backbone of later stages."""
+        settings = self.settings
+        stage = HierarchicalSFT(
+            PolicySettings(str(model), None), self._optimizer(settings.sft_rate), average_tokens=False,
+            **self._common(kind),
+        )  # fmt: skip
+        self._fit(out, stage, self._loader(kind, episodes, model), settings.sft_steps)
+        policy: Any = stage.policy
+        policy.save_pretrained(self.folder / out)
+        load_tokenizer(str(model)).save_pretrained(self.folder / out)
+        return stage
+
+    def more_sft(self, kind: str, episodes: Sequence[Episode], backbone: Path, out: str) -> Any:
+        """Train adapters by likelihood, with the steps and the learning rate of offline RL."""
+        stage = HierarchicalSFT(
+            PolicySettings(str(backbone), self._lora()), self._optimizer(self.settings.rl_rate), average_tokens=False,
+            **self._common(kind),
+        )  # fmt: skip
+        self._fit(out, stage, self._loader(kind, episodes, backbone), self.settings.rl_steps)
+        return stage
+
+    def offline(self, kind: str, episodes: Sequence[Episode], backbone: Path, out: str, pretrained: bool = True) -> Any:
+        """Train adapters and critics on episodes; all weights, and critics on their features, if it is untrained."""
+        settings = self.settings
+        stage = OfflineHierarchicalRL(
+            PolicySettings(str(backbone), self._lora() if pretrained else None),
+            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=self._update(),
+            average_tokens=False, **self._common(kind),
+        )  # fmt: skip
+        trainer = self._fit(out, stage, self._loader(kind, episodes, backbone), settings.rl_steps)
+        trainer.save_checkpoint(self.folder / f"{out}.ckpt")
+        return stage
+
+    def online(
+        self, kind: str, start: str, backbone: Path, problems: Path, stored: Path
+    ) -> tuple[Any, list[tuple[int, float]]]:
+        """Play and learn from a checkpoint's weights, with stored episodes mixed in.
+
+        Returns:
+            The stage, and for each round the environment steps so far with the mean score of its episodes.
+        """
+        settings = self.settings
+        stage = OnlineHighLevelFinetune(
+            OnlineSettings(
+                SamplingSettings(6, settings.exploration), 512, settings.updates, settings.batch,
+                settings.offline_share, self.seed,
+            ),
+            PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
+            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self._update(),
+            average_tokens=False, **self._common(kind),
+        )  # fmt: skip
+        data = OnlineDataModule(
+            rounds=settings.rounds, episodes_per_round=settings.round_episodes, seed=self.seed,
+            train_files=[str(stored)], train_episodes_per_task=None,
+            suite=GymSuite(ENV, step_limit=STEP_LIMIT, rows={"train": str(problems)}),
+        )  # fmt: skip
+        curve = _Curve()
+        started = time.process_time()
+        _trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
+        self.minutes[f"{kind} online"] = (time.process_time() - started) / 60
+        return stage, curve.points
+
+    def scores(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> dict[str, float]:
+        """Return the mean score of each task, and of all as `mean`."""
+        acting = stage.evaluator.acting
+        stage.evaluator.acting = dataclasses.replace(acting, sampling=SamplingSettings(6, temperature))
+        suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"test": str(problems)})
+        data = TrajectoryDataModule(suite=suite, eval_split="test", seed=self.seed)
+        _trainer().test(stage, data, verbose=False)
+        by_task: dict[str, list[float]] = {}
+        for result in stage.evaluator.results:
+            by_task.setdefault(result.episode.task, []).append(result.episode.outcome.score)
+        means = {task: statistics.mean(values) for task, values in sorted(by_task.items())}
+        return {**means, "mean": statistics.mean(means.values())}
+
+    def diagnose(self, stage: Any, kind: str, episodes: Sequence[Episode], backbone: Path) -> dict[str, float]:
+        """Measure the critics on episodes that they were not trained on: ranks of Q, and the weights' sample size."""
+        loader, critic = self._loader(kind, episodes, backbone, batch=len(episodes)), stage.actor_critic
+        critic.q_and_returns = []
+        (batch,) = loader
+        step = stage.step_batch(batch.transcripts, batch.num_utterances)
+        metrics = critic.update(stage.current_policy(), step, _only_measure)
+        report = {}
+        for level in AGENTS[kind].levels:
+            parts = [part[1:] for part in critic.q_and_returns if part[0] == level]
+            q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))
+            report[f"{level} rank correlation"] = rank_correlation(q, returns)
+            number, entropy = batch.num_utterances[level], float(metrics[f"{level}/weight_entropy"])
+            report[f"{level} effective share"] = math.exp(math.log(number) * (entropy - 1))
+            report[f"{level} advantage std"] = float(metrics[f"{level}/advantage_std"])
+        return report
+
+    def _common(self, kind: str) -> dict[str, Any]:
+        sampling = SamplingSettings(6, 1.0)
+        acting = ActingSettings(sampling, 200, pool=PoolSettings(threads=True), seed=self.seed)
+        return {"agent": AGENTS[kind], "acting": acting, "batching": BatchingSettings(1024)}
+
+    def _optimizer(self, rate: float) -> OptimizerSettings:
+        return OptimizerSettings(rate, warmup_steps=10, schedule="cosine")
+
+    def _lora(self) -> LoraSettings:
+        return LoraSettings(self.settings.rank, 2 * self.settings.rank)
+
+    def _critic(self, frozen: bool) -> CriticSettings:
+        s = self.settings
+        return CriticSettings(
+            s.critic_rate, "frozen" if frozen else "adapted", discount=s.discount, polyak_rate=s.polyak
+        )
+
+    def _update(self) -> IQLUpdate:
+        return IQLUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+
+    def _loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
+        transcripts = self.transcripts(kind, episodes, model)
+        return StepLoader(transcripts, batch_size=batch or self.settings.batch, seed=self.seed)
+
+    def _fit(self, name: str, stage: Any, loader: StepLoader, steps: int) -> L.Trainer:
+        L.seed_everything(self.seed, verbose=False)
+        started = time.process_time()
+        trainer = _trainer(max_steps=steps, max_epochs=-1)
+        trainer.fit(stage, loader)
+        self.minutes[name] = (time.process_time() - started) / 60
+        return trainer
+
+
+class _Curve(L.Callback):
+    """Collects environment steps and mean score of each round of an online stage."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        episodes = [rollout.episode for rollout in pl_module.samples]
+        before = self.points[-1][0] if self.points else 0
+        steps = before + sum(len(episode.steps) for episode in episodes)
+        self.points.append((steps, round(statistics.mean(episode.outcome.score for episode in episodes), 4)))
+
+
+def _only_measure(batches: Any, loss: Any) -> Sums:
+    """Sum the diagnostics of micro-batches without an optimiser step."""
+    sums = Sums()
+    with torch.no_grad():
+        for batch in batches:
+            value, diagnostics = loss(batch)
+            for name, part in {**diagnostics, "loss": value}.items():
+                sums[name] = sums[name] + part if name in sums else part
+    return sums
+
+
+def _trainer(**options: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(accelerator="cpu", logger=False, limit_val_batches=0, num_sanity_val_steps=0, **quiet, **options)

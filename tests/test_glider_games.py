@@ -1,0 +1,65 @@
+"""The experiment on errands: its medium player, its parts at the smallest size, and its tables."""
+
+import importlib
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def games(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("glider_games")
+
+
+def test_the_medium_player_has_its_faults(games: Any, tmp_path: Path) -> None:
+    """Without faults it is the expert; impatience buys out of turn, noise walks about; the best quarter is better."""
+    from glider_games_data import best_episodes, play_medium, write_problems
+
+    from lit_rft.envs.games.errands import optimal_return
+
+    problems = write_problems(tmp_path / "problems.jsonl", 0, 60, games.SEEN)
+    scores, wrong = {}, {}
+    for name, impatience, noise in (("expert", 0.0, 0.0), ("impatient", 0.5, 0.0), ("random", 0.0, 0.3)):
+        episodes = play_medium(tmp_path / f"{name}.jsonl", problems, impatience, noise, 0)
+        scores[name] = statistics.mean(episode.outcome.score for episode in episodes)
+        wrong[name] = sum(step.observation.startswith("Not ") for episode in episodes for step in episode.steps)
+        assert all(episode.subgoals for episode in episodes)
+    assert scores["expert"] == pytest.approx(optimal_return(), abs=0.02) and wrong["expert"] == 0
+    assert max(scores["impatient"], scores["random"]) < scores["expert"] - 0.05 and wrong["impatient"] > 20
+    best = best_episodes(play_medium(tmp_path / "impatient.jsonl", problems, 0.5, 0.0, 0), 0.25)
+    assert len(best) == 15 and {episode.task for episode in best} == {"2 items", "3 items", "5 items"}
+    assert statistics.mean(episode.outcome.score for episode in best) > scores["impatient"] + 0.05
+
+
+def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a step or two of each stage; the tables name every policy, and the plot is written."""
+    import glider_games_report
+    import glider_games_run
+
+    for name, value in (("EPISODES", 12), ("HELD_OUT", 6), ("TEST_EPISODES", 6)):
+        monkeypatch.setattr(games, name, value)
+    settings = glider_games_run.Settings(sft_steps=2, rl_steps=2, rounds=2, round_episodes=4, batch=4)
+    trial = games.Seed(tmp_path, 0, settings)
+    seed = {kind: trial.offline(kind) for kind in ("hierarchical", "flat")}
+    seed |= {"online": trial.online(), "ablations": trial.ablations()}
+    results = json.loads(json.dumps({"seeds": {"0": seed, "1": seed}}))
+    for kind, levels in (("hierarchical", ("high", "low")), ("flat", ("flat",))):
+        figures = results["seeds"]["0"][kind]["diagnostics"]
+        assert all(-1 <= figures[f"{level} rank correlation"] <= 1 for level in levels)
+        assert all(0 < figures[f"{level} effective share"] <= 1.0001 for level in levels)
+        steps, scores = zip(*results["seeds"]["0"]["online"][kind]["curve"], strict=True)
+        assert len(scores) == 2 and 0 < steps[0] < steps[1]
+    drawn: list[str] = []
+    monkeypatch.setattr(glider_games_report, "save_figure", lambda figure, name: drawn.append(name))
+    with (console := Console(width=250)).capture() as capture:
+        glider_games_report.report(results, console)
+    text = capture.get()
+    assert all(policy in text for policy in glider_games_report.POLICIES) and "± 0.000" in text
+    assert drawn == ["glider_games.png"]
