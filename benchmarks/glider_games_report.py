@@ -14,7 +14,14 @@ from rich.table import Table
 from lit_rft.envs.games import errands
 
 KINDS = ("hierarchical", "flat")
-POLICIES = ("SFT", "+ more SFT", "+ SFT on the best quarter", "+ offline RL", "offline RL without SFT")
+POLICIES = (
+    "SFT",
+    "+ more SFT",
+    "+ SFT on the best quarter",
+    "+ offline RL",
+    "+ offline RL with Q",
+    "offline RL without SFT",
+)
 COLORS = {"hierarchical": "tab:blue", "flat": "tab:orange"}
 
 
@@ -76,8 +83,10 @@ def _print_differences(results: Mapping[str, Any], console: Console) -> None:
 def _print_diagnostics(results: Mapping[str, Any], console: Console) -> None:
     for kind in KINDS:
         parts = [seed[kind]["diagnostics"] for seed in results["seeds"].values()]
-        for name in parts[0] if parts else ():
-            console.print(f"{kind}: {name} {interval([part[name] for part in parts])}")
+        ablated = [seed["ablations"]["diagnostics"][kind] for seed in results["seeds"].values() if "ablations" in seed]
+        for label, rows in (("", parts), (" with Q", ablated)):
+            for name in rows[0] if rows else ():
+                console.print(f"{kind}{label}: {name} {interval([row[name] for row in rows])}")
 
 
 def _print_online(results: Mapping[str, Any], console: Console) -> None:

@@ -37,6 +37,7 @@ from lit_rft.stages import (
     OnlineSettings,
     OptimizerSettings,
     PolicySettings,
+    TDUpdate,
 )
 from lit_rft.transcripts import ChatFormat, Transcript
 
@@ -50,15 +51,15 @@ AGENTS: dict[str, Any] = {
 class Settings:
     """Sizes and settings of a run; those of the optimisers were chosen on validation problems."""
 
-    sft_steps: int = 350
+    sft_steps: int = 400
     sft_rate: float = 4e-3
-    rl_steps: int = 250
+    rl_steps: int = 200
     rl_rate: float = 2e-3
     critic_rate: float = 3e-3
     discount: float = 0.9
     polyak: float = 0.05
     temperature: float = 0.03
-    expectile: float = 0.7
+    expectile: float = 0.6
     rank: int = 16
     batch: int = 8
     rounds: int = 12
@@ -119,12 +120,30 @@ class Trials:
         self._fit(out, stage, self._loader(kind, episodes, backbone), self.settings.rl_steps)
         return stage
 
-    def offline(self, kind: str, episodes: Sequence[Episode], backbone: Path, out: str, pretrained: bool = True) -> Any:
-        """Train adapters and critics on episodes; all weights, and critics on their features, if it is untrained."""
+    def offline(
+        self,
+        kind: str,
+        episodes: Sequence[Episode],
+        backbone: Path,
+        out: str,
+        *,
+        pretrained: bool = True,
+        q: bool = False,
+    ) -> Any:
+        """Train adapters and critics on episodes.
+
+        Args:
+            kind: of agent.
+            episodes: to train on.
+            backbone: model to start from.
+            out: name of the checkpoint.
+            pretrained: it comes from SFT; else all weights train, and critics read their features.
+            q: advantages by Q, as in the paper; else by the one-step target.
+        """
         settings = self.settings
         stage = OfflineHierarchicalRL(
             PolicySettings(str(backbone), self._lora() if pretrained else None),
-            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=self._update(),
+            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=self._update(q),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         trainer = self._fit(out, stage, self._loader(kind, episodes, backbone), settings.rl_steps)
@@ -146,7 +165,7 @@ class Trials:
                 settings.offline_share, self.seed,
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
-            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self._update(),
+            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self._update(False),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         data = OnlineDataModule(
@@ -207,8 +226,9 @@ class Trials:
             s.critic_rate, "frozen" if frozen else "adapted", discount=s.discount, polyak_rate=s.polyak
         )
 
-    def _update(self) -> IQLUpdate:
-        return IQLUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+    def _update(self, q: bool) -> Any:
+        update = IQLUpdate if q else TDUpdate
+        return update(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
 
     def _loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
         transcripts = self.transcripts(kind, episodes, model)

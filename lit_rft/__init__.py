@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from lit_rft.stages import PPOEpisodes as PPOEpisodes
     from lit_rft.stages import PPOSettings as PPOSettings
     from lit_rft.stages import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages import TDUpdate as TDUpdate
     from lit_rft.stages import TokenCriticSettings as TokenCriticSettings
     from lit_rft.stages import TrajectoryDPO as TrajectoryDPO
     from lit_rft.transcripts import ChatFormat as ChatFormat
@@ -200,6 +201,7 @@ _NAMES: dict[str, str] = {
     "ScoreTable": "lit_rft.callbacks",
     "ServerSettings": "lit_rft.generation",
     "VllmInProcess": "lit_rft.generation",
+    "TDUpdate": "lit_rft.stages",
     "TaskSuite": "lit_rft.envs",
     "Throughput": "lit_rft.callbacks",
     "TrajectoryDataModule": "lit_rft.datamodules",

@@ -45,6 +45,7 @@ BASES = {
             ("official", "sft"),
         )
     },
+    "glider/games/common.yaml": ["glider/games/sft.yaml"],
     "glider/scienceworld/llama3_8b_common.yaml": ["glider/scienceworld/llama3_8b.yaml"],
     "glider/alfworld/demo.yaml": [f"glider/alfworld/{name}.yaml" for name in ("sft", "flat_sft", "demo")],
 }

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from command import main
 
+from lit_rft.models import load_tokenizer
+
 GAMES = {
     "guess_number": ("GuessNumber", "guess", 3),
     "key_rooms": ("KeyRooms", "rooms", 20),
@@ -36,6 +38,38 @@ def test_sft_on_medium_play_then_grpo(name: str, tmp_path: Path, monkeypatch: py
     main(["test", "-c", f"grpo/{name}.yaml", "--ckpt_path", "last", *flags(data__init_args__eval_episodes_per_task=2)])
     scores = json.loads(Path(f"runs/grpo/{name}/scores.json").read_text())
     assert set(scores) == {game, "mean"} and scores["mean"]["env_errors"] == 0
+
+
+def test_gliders_three_stages_on_errands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the documented commands and default paths, with fewer episodes, hierarchical and flat."""
+    monkeypatch.chdir(tmp_path)
+    path, file, model = "lit_rft.envs.games.Errands", "data/games/errands.jsonl", "data/games/errands"
+    Path("data/games").mkdir(parents=True)
+    collected = {"expert": "lit_rft.envs.games.errands.expert", "random": 0.3, "episodes": 8, "workers": 1}
+    main(["collect", path, "--out", file, "--step_limit", "40", *flags(**collected)])
+    main(["make-model", file, "--out", model, *flags(hidden_size=16, layers=1, heads=2)])
+    short = flags(trainer__max_steps=1, trainer__limit_val_batches=0)
+    online = flags(
+        data__init_args__rounds=1,
+        data__init_args__episodes_per_round=2,
+        data__init_args__suite__init_args__step_limit=2,
+    )
+    for overlay in ("", "flat_"):
+        for stage in ("sft", "offline_rl", "online"):
+            configs = [f"glider/games/{stage}.yaml"] + ([f"glider/games/{overlay}{stage}.yaml"] if overlay else [])
+            arguments = [part for config in configs for part in ("-c", config)]
+            main(["fit", *arguments, *short, *(online if stage == "online" else [])])
+            assert Path(f"runs/glider/games/{overlay}{stage}/adapter").is_dir()
+
+
+def test_the_words_of_a_hierarchy_are_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags of a hierarchical agent's actions, where the episodes have subgoals."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["lit_rft.envs.games.KeyRooms", "--expert", "lit_rft.envs.games.rooms.expert", "--episodes", "3"]
+    main(["collect", *arguments, "--out", "rooms.jsonl", "--workers", "1"])
+    main(["make-model", "rooms.jsonl", "--out", "model", *flags(hidden_size=16, layers=1, heads=2)])
+    tokenizer = load_tokenizer("model")
+    assert tokenizer.tokenize("east\ndone") == ["east", "Ċ", "done"]
 
 
 def test_an_invalid_size_is_one_line(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypa
 
     for name, value in (("EPISODES", 12), ("HELD_OUT", 6), ("TEST_EPISODES", 6)):
         monkeypatch.setattr(games, name, value)
+    monkeypatch.setattr(glider_games_run, "STEP_LIMIT", 3)  # of evaluations: untrained policies use all that they have
     settings = glider_games_run.Settings(sft_steps=2, rl_steps=2, rounds=2, round_episodes=4, batch=4)
     trial = games.Seed(tmp_path, 0, settings)
     seed = {kind: trial.offline(kind) for kind in ("hierarchical", "flat")}

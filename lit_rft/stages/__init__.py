@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lit_rft.stages.core.critic_updates import CriticUpdate as CriticUpdate
     from lit_rft.stages.core.critic_updates import IQLUpdate as IQLUpdate
     from lit_rft.stages.core.critic_updates import SarsaUpdate as SarsaUpdate
+    from lit_rft.stages.core.critic_updates import TDUpdate as TDUpdate
     from lit_rft.stages.core.data_check import EPISODES as EPISODES
     from lit_rft.stages.core.data_check import GROUPS as GROUPS
     from lit_rft.stages.core.data_check import PROMPTS as PROMPTS
@@ -87,6 +88,7 @@ _EXPORTS: dict[str, str] = {
     "PolicySettings": "lit_rft.stages.core.settings",
     "ProblemEvaluator": "lit_rft.stages.core.evaluate_problems",
     "SarsaUpdate": "lit_rft.stages.core.critic_updates",
+    "TDUpdate": "lit_rft.stages.core.critic_updates",
     "WeightPart": "lit_rft.stages.core.parts",
 }
 

@@ -42,7 +42,8 @@ class OfflineHierarchicalRL(EpisodeStage):
         critic: settings of the critics.
         critic_update: critic losses and weights of the actor's loss: `IQLUpdate` (the paper's equations, the default),
             `SarsaUpdate` (its public release: no V, Q towards r + gamma Q_target(s', u'), the actor weighted by
-            Q_target itself, the low level by likelihood alone), or any `CriticUpdate`.
+            Q_target itself, the low level by likelihood alone), `TDUpdate` (r + gamma V(s') in the place of Q), or any
+            `CriticUpdate`.
         value_actions: utterances in L_V: the data's, or one sampled by the policy in each state (the paper; slow: see
             `sample_decisions`).
         average_tokens: log pi(u|s) per token, or (the equation) its sum.

@@ -156,9 +156,9 @@ def test_a_purchase_out_of_turn_costs_and_ends_a_subgoal() -> None:
             rewards.append(round(reward, 3))
             steps.append(Step(action, observation, reward, info["score"], info["valid"], info["achieved"]))
     assert [r for r in rewards if r != -0.01] == [-0.11, 0.49, 0.49] and terminated
-    outcome = Outcome(0.3, False, False, True, "step_limit")  # cut before the last purchase
+    outcome = Outcome(steps[-2].score, False, False, True, "step_limit")  # cut before the last purchase
     source = {"kind": "expert"}
-    episode = Episode("e", "Errands", "", "", "train", source, "Anna.", "bakery.", steps[:-1], [], outcome)
+    episode = Episode("e", "Errands", "1", "Errands", "train", source, "Anna.", "bakery.", steps[:-1], [], outcome)
     subgoals = apply_annotator(episode, errands.annotate, "purchases").subgoals
     assert [(s.goal, s.completed) for s in subgoals] == [
         ("buy books", True), ("buy pills", True), ("continue with the task", False),

@@ -163,6 +163,46 @@ class IQLUpdate:
 
 
 @dataclass(frozen=True)
+class TDUpdate:
+    """L_V and the weights of L_pi without Q: its place takes the one-step target r + gamma V_target(s').
+
+    In an environment without randomness that target is Q, and V reads states alone: the features at their ends, from
+    which the policy acts. Q reads those at the ends of utterances, of which a small model trained from scratch has
+    learnt little (docs/results.md). With randomness the expectile is optimistic about luck: set it to 0.5.
+
+    Args:
+        advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
+        max_weight: maximum weight of a decision, > 0.
+        expectile: target of V, in (0, 1); above 0.5 V is optimistic.
+
+    Raises:
+        ValueError: For a value out of range; in training, with `value_actions="policy"`, which has no effect without Q.
+    """
+
+    advantage_temperature: float = 0.1
+    max_weight: float = 20.0
+    expectile: float = 0.7
+
+    def __post_init__(self) -> None:
+        IQLUpdate(self.advantage_temperature, self.max_weight, self.expectile)  # checks the ranges
+
+    def __call__(
+        self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
+    ) -> CriticTerms:
+        if decisions.proposals is not None:
+            raise ValueError("value_actions=policy has no effect with TDUpdate, which has no Q: set it to dataset")
+        features, code = decisions.features, decisions.code
+        with torch.no_grad():
+            targets = _targets(decisions, critic.target.v(features.next_state, code), settings)
+        value = critic.online.v(features.state, code)
+        weights = advantage_weights(
+            targets, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
+        )
+        loss = expectile_value_loss(value, targets, expectile=self.expectile, normalizer=normalizer).loss
+        return CriticTerms(torch.zeros_like(loss), loss, targets, value.detach(), *weights)
+
+
+@dataclass(frozen=True)
 class SarsaUpdate:
     """The public release: Q towards r + gamma Q_target(s', u') without V, and Q_target as weights.
 

@@ -1,0 +1,65 @@
+"""Advantages by the one-step target: against a plain recomputation, and without Q."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rft.models.critic import Critic
+from lit_rft.models.features import DecisionFeatures
+from lit_rft.stages import CriticSettings, IQLUpdate, TDUpdate
+from lit_rft.stages.core.critic_updates import LevelDecisions
+from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
+
+
+def make_decisions(number: int = 6, proposals: Any = None) -> LevelDecisions:
+    generator = torch.Generator().manual_seed(0)
+    features = DecisionFeatures(*torch.randn(3, number, 8, generator=generator))
+    rewards, steps = torch.rand(number, generator=generator), torch.ones(number)
+    terminated = torch.arange(number) == number - 1
+    return LevelDecisions(features, proposals, "low", 1, rewards, steps, terminated, torch.zeros(number))
+
+
+@pytest.mark.parametrize(("temperature", "max_weight", "expectile"), [(0.2, 20.0, 0.7), (0.05, 1.5, 0.5)])
+def test_targets_weights_and_the_loss_of_v(temperature: float, max_weight: float, expectile: float) -> None:
+    torch.manual_seed(1)
+    critic, decisions = Critic(8), make_decisions()
+    for parameter in critic.target.parameters():  # else both sides of the target would be the same
+        parameter.data += 0.1
+    settings = CriticSettings(discount=0.9)
+    terms = TDUpdate(temperature, max_weight, expectile)(critic, decisions, settings, 6.0)
+    values = critic.online.v(decisions.features.state, 1).tolist()
+    following = critic.target.v(decisions.features.next_state, 1).tolist()
+    loss = 0.0
+    for i, value in enumerate(values):
+        target = float(decisions.rewards[i]) + (0.0 if decisions.terminated[i] else 0.9 * following[i])
+        assert float(terms.q[i]) == pytest.approx(target, abs=1e-5)
+        weight = min(math.exp((target - value) / temperature), max_weight)
+        assert float(terms.weights[i]) == pytest.approx(weight, rel=1e-3)
+        assert bool(terms.clamped[i]) == (weight == max_weight)
+        loss += (expectile if target > value else 1 - expectile) * (target - value) ** 2 / 6
+    assert float(terms.value_loss) == pytest.approx(loss, rel=1e-4) and float(terms.q_loss) == 0
+
+
+def test_v_trains_and_q_does_not(tiny_model_folder: Path) -> None:
+    """Without Q no head of it changes; the actor's weights differ from those by Q."""
+    results = {}
+    for update in (TDUpdate(0.01), IQLUpdate(0.01)):
+        stage = make_offline(tiny_model_folder, critic_update=update)
+        stage.configure_model()
+        before = {name: value.clone() for name, value in stage.critic.online.named_parameters()}
+        fit(stage, make_loader(tiny_model_folder, outcomes=True), 2)
+        changed = {n.split(".")[0] for n, v in stage.critic.online.named_parameters() if not torch.equal(v, before[n])}
+        results[type(update)] = changed
+    assert results == {TDUpdate: {"v_heads"}, IQLUpdate: {"v_heads", "q_heads"}}
+
+
+def test_settings_without_effect_or_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="advantage_temperature must be > 0"):
+        TDUpdate(0.0)
+    with pytest.raises(ValueError, match=r"expectile must be in \(0, 1\)"):
+        TDUpdate(expectile=1.0)
+    with pytest.raises(ValueError, match="value_actions=policy has no effect with TDUpdate"):
+        TDUpdate()(Critic(8), make_decisions(proposals=torch.zeros(6, 8)), CriticSettings(), 6.0)
