@@ -115,7 +115,7 @@ class Seed:
 
 def _texts(episodes: Any) -> Iterator[str]:
     """Yield the texts of the tokenizer: all that agents read and write, and the names of the unseen customers."""
-    from lit_rft.agents.hierarchical import CONTINUE, DONE
+    from lit_rft.episodes.subgoals import CONTINUE, DONE
 
     for episode in episodes:
         yield f"Task: {episode.task_description} {' '.join(UNSEEN)}\n\nSubgoal: {episode.initial_observation}"

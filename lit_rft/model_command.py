@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from lit_rft.agents.hierarchical import CONTINUE, DONE
 from lit_rft.episodes import Episode, read_episodes
+from lit_rft.episodes.subgoals import CONTINUE, DONE
 from lit_rft.error_messages import OneLineParser, UsageError
 
 

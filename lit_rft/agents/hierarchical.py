@@ -14,9 +14,8 @@ from lit_rft.agents.opening import opening_text, separate_task
 from lit_rft.agents.records import recorded_thoughts, recorded_utterances, replay
 from lit_rft.agents.subgoal_outcomes import high_level_outcomes, low_level_outcomes
 from lit_rft.episodes import Episode, Subgoal
+from lit_rft.episodes.subgoals import CONTINUE, DONE
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
-
-DONE, CONTINUE = "done", "continue"
 
 
 @dataclass(frozen=True)

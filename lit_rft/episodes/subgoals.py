@@ -14,6 +14,7 @@ Segment = tuple[int, int, str]
 Annotator = Callable[[Episode], Iterable[Segment]]
 
 UNFINISHED_GOAL = "continue with the task"  # goal of the steps after the last achieved condition
+DONE, CONTINUE = "done", "continue"  # flags of an action: whether it completes its subgoal
 MAX_DESCRIPTIONS = 2  # conditions per goal
 
 
