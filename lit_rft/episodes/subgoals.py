@@ -1,6 +1,7 @@
 """Subgoals of an episode, from the environment's events or from a user's annotator.
 
-An annotator is a callable ``annotate(episode) -> [(start, end, goal), ...]`` over step indices, ``[start, end)``.
+An annotator is a callable ``annotate(episode) -> [(start, end, goal), ...]`` over step indices, ``[start, end)``. A
+segment may have a fourth element, whether its last step reached the goal.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Subgoal
 
-Segment = tuple[int, int, str]
+Segment = tuple[int, int, str] | tuple[int, int, str, bool]
 Annotator = Callable[[Episode], Iterable[Segment]]
 
 UNFINISHED_GOAL = "continue with the task"  # goal of the steps after the last achieved condition
@@ -77,7 +78,8 @@ def event_goal(achieved: list[Achieved], rank: Callable[[Achieved], int] = lambd
 def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode:
     """Copy the episode with the annotator's subgoals.
 
-    A subgoal counts as completed, except the last one of an episode that ended without success and without an event.
+    A subgoal counts as completed, except the last one of an episode that ended without success and without an event,
+    unless the annotator says for each whether it was.
 
     Args:
         episode: the episode.
@@ -89,19 +91,21 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
             annotator.
     """
     subgoals = []
-    for i, segment in enumerate(annotate(episode)):
+    segments = list(annotate(episode))
+    for i, segment in enumerate(segments):
         try:
-            start, end, goal = segment
+            start, end, goal, completed = segment if len(segment) == 4 else (*segment, None)
         except (TypeError, ValueError) as error:
-            message = f"annotator {name!r}: expected (start, end, goal), got {segment!r}"
+            expected = "(start, end, goal), or with a fourth element, completed"
+            message = f"annotator {name!r}: expected {expected}; got {segment!r}"
             raise EpisodeError(message, f"subgoals[{i}]") from error
-        subgoals.append(Subgoal(start, end, goal, completed=True, annotator=name))
+        if completed is None:
+            completed = i + 1 < len(segments) or _last_is_completed(episode)
+        subgoals.append(Subgoal(start, end, goal, completed, annotator=name))
     if episode.steps and not subgoals:
         raise EpisodeError(
             f"annotator {name!r}: expected segments for {len(episode.steps)} steps, got none", "subgoals"
         )
-    if subgoals:
-        subgoals[-1].completed = _last_is_completed(episode)
     annotated = dataclasses.replace(episode, subgoals=subgoals)
     try:
         annotated.validate()

@@ -1,0 +1,118 @@
+"""Expressions by number of steps, in splits without a common problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import gymnasium as gym
+
+from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, PolicyExpert, choose, choose_tasks
+from lit_rft.envs.mathematics.env import Expressions, expert, goal_of
+from lit_rft.envs.mathematics.problems import read_line
+from lit_rft.envs.mathematics.rewards import ProcessReward
+from lit_rft.episodes.record import Episode
+
+_SEEDS_PER_SPLIT = 1_000_000
+LONGER = "longer"  # split of problems with more steps
+
+
+@dataclass(frozen=True)
+class ExpressionSuite:
+    """Problems with expressions (`Expressions`); a `TaskSuite`. Its tasks are numbers of steps, such as ``3 steps``.
+
+    The splits ``train``, ``dev`` and ``test`` have no problem in common. A fourth, ``longer``, has longer solutions.
+
+    Attributes:
+        steps: numbers of steps of ``train``, ``dev`` and ``test``.
+        longer_steps: those of ``longer``.
+        problems: split -> number of problems of each task.
+        step_limit: lines per episode, after which it is truncated.
+        highest, process_reward, process_weight: see `Expressions`.
+
+    Raises:
+        ValueError: a number is out of range, or a split is unknown.
+    """
+
+    steps: Sequence[int] = field(default=(2, 3), metadata=CHOOSES_EPISODES)
+    longer_steps: Sequence[int] = field(default=(4, 5), metadata=CHOOSES_EPISODES)
+    problems: Mapping[str, int] = field(
+        default_factory=lambda: {"train": 1000, "dev": 50, "test": 100, LONGER: 100}, metadata=CHOOSES_EPISODES
+    )
+    step_limit: int = 12
+    highest: int = 9
+    process_reward: ProcessReward | None = None
+    process_weight: float = 0.5
+
+    name: ClassVar[str] = "expressions"
+
+    def __post_init__(self) -> None:
+        self.make_env().reset(seed=0)  # checks the other numbers
+        for split, number in self.problems.items():
+            if split not in ("train", "dev", "test", LONGER) or not 0 < number <= _SEEDS_PER_SPLIT:
+                raise ValueError(
+                    f"problems takes train, dev, test and {LONGER} with numbers in 1..{_SEEDS_PER_SPLIT}, "
+                    f"got {split}: {number}"
+                )
+        if self.step_limit < 1:
+            raise ValueError(f"step_limit must be at least 1, got {self.step_limit}")
+
+    @property
+    def expert(self) -> Expert:
+        """An expert that computes the first part that it may; after a wrong line, with the wrong result."""
+        return PolicyExpert(expert, annotator=annotate_lines)
+
+    def make_env(self) -> gym.Env[str, str]:
+        """Make an environment."""
+        return Expressions(self.steps, self.highest, self.process_reward, self.process_weight)
+
+    def episodes(
+        self,
+        split: str,
+        *,
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        half: Half | None = None,
+        seed: int = 0,
+    ) -> list[EpisodeSpec]:
+        """Return the episodes of a split, task by task; see `TaskSuite.episodes`.
+
+        Raises:
+            ValueError: unknown split or task, or a limit below 1.
+        """
+        if split not in self.problems:
+            raise ValueError(f"{self.name!r} has the splits {', '.join(self.problems)}, got {split!r}")
+        numbers = {_task_of(steps): steps for steps in (self.longer_steps if split == LONGER else self.steps)}
+        return [
+            self._episode(task, numbers[task], split, number)
+            for task in choose_tasks(numbers, tasks, f"the split {split!r} of {self.name!r}")
+            for number in choose(range(self.problems[split]), limit, half, f"{seed}/{task}/{split}")
+        ]
+
+    def _episode(self, task: str, steps: int, split: str, number: int) -> EpisodeSpec:
+        part = "test" if split == LONGER else split
+        seed = ("train", "dev", "test", LONGER).index(split) * _SEEDS_PER_SPLIT + number
+        return EpisodeSpec(
+            id=f"{self.name}/{split}/{steps}/{number}",
+            task=task,
+            split=split,
+            seed=seed,
+            options={"steps": steps, "split": part},
+            step_limit=self.step_limit,
+            meta={"seed": seed, "steps": steps, "highest": self.highest},
+        )
+
+
+def annotate_lines(episode: Episode) -> list[tuple[int, int, str, bool]]:
+    """Return a subgoal for each line: the part that it computes, completed if its result is right (an annotator)."""
+    segments = []
+    for index, step in enumerate(episode.steps):
+        line = read_line(step.action)
+        goal = "write a line" if line is None else goal_of(line)
+        segments.append((index, index + 1, goal, bool(step.achieved)))
+    return segments
+
+
+def _task_of(steps: int) -> str:
+    return f"{steps} step{'s' * (steps > 1)}"
