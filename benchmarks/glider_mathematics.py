@@ -39,8 +39,8 @@ STAGES = ("untrained", "sft", "offline_rl", "online")
 SPLITS = ("test", "longer")
 SUITE = "lit_rft.envs.mathematics.ExpressionSuite"
 MORE: dict[str, dict[str, Any]] = {}  # further keys of the stages, for tests
-TEST_PROBLEMS = 100  # of each number of steps
-PROBLEMS = 2000  # of each number of steps; the expert solves one half, the policy a quarter
+TEST_PROBLEMS = 50  # of each number of steps; an untrained policy, which writes up to the limit, gets a fifth
+PROBLEMS = 2000  # of each number of steps; the expert solves one half, the policy an eighth
 
 
 class Trial:
@@ -109,7 +109,7 @@ class Trial:
             return
         keys = {
             "data.init_args.suite.init_args.problems": json.dumps({"train": PROBLEMS}),
-            "data.init_args.predict_episodes_per_task": PROBLEMS // 4,
+            "data.init_args.predict_episodes_per_task": PROBLEMS // 8,
         }
         policy = {"model": self.model, "start_from": "null"}
         with self._timed("medium"):
@@ -122,7 +122,8 @@ class Trial:
         for split in SPLITS:
             folder = self.folder / f"{split}_{name}"
             if not (folder / "scores.json").exists():
-                keys = {"data.init_args.eval_split": split, "data.init_args.eval_episodes_per_task": TEST_PROBLEMS}
+                number = max(1, TEST_PROBLEMS // 5) if name == "untrained" else TEST_PROBLEMS
+                keys = {"data.init_args.eval_split": split, "data.init_args.eval_episodes_per_task": number}
                 with self._timed("test"):
                     self._run("test", stage, folder, policy, keys)
             scores[split] = json.loads((folder / "scores.json").read_text())

@@ -35,6 +35,7 @@ LUFFY = "luffy/arithmetic.yaml"
 # what recipes build on, each with one of these
 BASES = {
     "games.yaml": ["grpo/guess_number.yaml"],
+    "mathematics.yaml": ["glider/mathematics/sft.yaml"],
     **{base: [SFT] for base in ("base.yaml", "policy.yaml", "episodes.yaml", "short_tasks.yaml")},
     "prompts.yaml": [LUFFY],
     "households.yaml": ["glider/alfworld/sft.yaml"],
@@ -65,6 +66,10 @@ OVERLAYS = {
             ("flat_sft", SFT), ("flat_offline_rl", OFFLINE), ("flat_online", ONLINE), ("without_sft", OFFLINE),
             ("without_offline_rl", ONLINE), ("release", OFFLINE), ("smollm2_360m", SFT),
         )
+    },
+    **{
+        f"glider/mathematics/flat_{stage}.yaml": [f"glider/mathematics/{name}.yaml" for name in (stage, f"flat_{stage}")]
+        for stage in ("sft", "offline_rl", "online")
     },
     **{
         f"luffy/{overlay}.yaml": [LUFFY, f"luffy/{overlay}.yaml"]

@@ -1,18 +1,53 @@
-"""GLIDER's three stages on mathematics by their recipes, hierarchical and flat, as the benchmark runs them."""
+"""GLIDER's three stages on mathematics by their recipes, and the benchmark that compares them."""
 
 import io
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command import main
 from rich.console import Console
 
+from lit_rft.episodes import read_episodes
+
 ROOT = Path(__file__).parents[1]
+SUITE = "lit_rft.envs.mathematics.ExpressionSuite"
 
 
+def flags(**keys: Any) -> list[str]:
+    return [part for key, value in keys.items() for part in (f"--{key.replace('__', '.')}", str(value))]
+
+
+def test_the_recipes_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the documented commands and default paths, with fewer problems."""
+    monkeypatch.chdir(tmp_path)
+    Path("data/mathematics").mkdir(parents=True)
+    file = "data/mathematics/expert.jsonl"
+    problems = ["--args", '{"problems": {"train": 2000}}', "--half", "first", "--episodes", "4", "--workers", "1"]
+    main(["collect", SUITE, *problems, "--out", file])
+    main(["make-model", file, "--out", "data/mathematics/model", *flags(hidden_size=16, layers=1, heads=2)])
+    recipes = {name: f"glider/mathematics/{name}.yaml" for name in ("sft", "offline_rl", "online")}
+    short = flags(trainer__max_steps=1, trainer__limit_val_batches=0, data__init_args__batch_size=4)
+    main(["fit", "-c", recipes["sft"], *short])
+    few = flags(data__init_args__predict_episodes_per_task=2)
+    main(["predict", "-c", recipes["sft"], "--ckpt_path", "last", *few])
+    played = read_episodes("runs/glider/mathematics/sft/episodes/predicted.jsonl")
+    expert = read_episodes(file)
+    assert len(played) == 4 and not {e.meta["seed"] for e in played} & {e.meta["seed"] for e in expert}
+    main(["fit", "-c", recipes["offline_rl"], *short])
+    rounds = flags(data__init_args__rounds=1, data__init_args__episodes_per_round=4, trainer__limit_val_batches=0)
+    main(["fit", "-c", recipes["online"], *rounds])
+    few = flags(data__init_args__eval_episodes_per_task=2, data__init_args__eval_split="longer")
+    main(["test", "-c", recipes["online"], "--ckpt_path", "last", *few])
+    scores = json.loads(Path("runs/glider/mathematics/online/scores.json").read_text())
+    assert set(scores) == {"4 steps", "5 steps", "mean"} and scores["mean"]["env_errors"] == 0
+    assert 0 <= scores["mean"]["metrics/right_steps"] <= 1
+
+
+@pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("agent", ["hierarchical", "flat"])
-def test_sft_then_offline_rl_then_online(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_runs_all_stages(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import glider_mathematics as benchmark
 
@@ -26,13 +61,14 @@ def test_sft_then_offline_rl_then_online(agent: str, tmp_path: Path, monkeypatch
     row = benchmark.Trial(0, agent, tmp_path).play()
     assert set(row["scores"]) == set(benchmark.STAGES)
     for scores in row["scores"].values():
-        assert set(scores["test"]) == {"2 steps", "3 steps", "mean"} and set(scores["longer"]) == {"4 steps", "5 steps", "mean"}
+        assert set(scores["test"]) == {"2 steps", "3 steps", "mean"}
+        assert set(scores["longer"]) == {"4 steps", "5 steps", "mean"}
         assert all(part["mean"]["env_errors"] == 0 for part in scores.values())
-    assert row["medium"] == 0.0 and len(row["curve"]) == 1  # one step of training makes no solver
+    assert 0 <= row["medium"] <= 1 and len(row["curve"]) == 1
     folder = benchmark.folder_of(tmp_path, 0, agent)
     played = [json.loads(line) for line in (folder / "sft/episodes/predicted.jsonl").read_text().splitlines()]
-    assert len(played) == 8 and all(bool(episode["subgoals"]) == (agent == "hierarchical") for episode in played)
+    assert len(played) == 4 and all(bool(episode["subgoals"]) == (agent == "hierarchical") for episode in played)
     (folder / "row.json").write_text(json.dumps(row))
     text = io.StringIO()
     benchmark.report(benchmark.collect_results(tmp_path), Console(file=text, width=200))
-    assert agent in text.getvalue() and "offline_rl" in text.getvalue() and "glider_mathematics" in sys.modules
+    assert agent in text.getvalue() and "offline_rl" in text.getvalue()

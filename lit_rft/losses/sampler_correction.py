@@ -22,7 +22,9 @@ ImportanceWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TruncatedWeights:
-    r"""Weights of single tokens, w = min(pi / pi_sampler, max_weight) (Yao et al. 2025, "TIS").
+    r"""Weights of single tokens, bounded above (Yao et al. 2025, "TIS").
+
+        w = min(pi / pi_sampler, max_weight)
 
     Args:
         max_weight: > 0.
@@ -64,7 +66,7 @@ class MaskedWeights:
 
 @dataclass(frozen=True)
 class SequenceWeights:
-    r"""One weight for all tokens of a sequence, which is unbiased where the bounds are not reached.
+    r"""One weight for all tokens of a sequence: unbiased where the bound is not reached (Liu, Li et al. 2025).
 
         w = min( prod_t pi(y_t) / pi_sampler(y_t), max_weight ),  or 0 above it (drop)
 
@@ -88,6 +90,8 @@ class SequenceWeights:
 
 class SamplerCorrected:
     """Any policy loss with importance weights for the sampler's mismatch.
+
+        L(w A) in place of L(A),     w by `weights`, without gradient
 
     Args:
         loss: any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`.

@@ -156,10 +156,22 @@ def test_a_users_annotator_is_taken_and_the_episode_left_alone() -> None:
     assert episode.subgoals == []
 
 
+def test_an_annotator_may_say_which_subgoals_were_completed() -> None:
+    """Also the last one's, in place of the rule for it."""
+    segments = [(0, 1, "a", False), (1, 2, "b", True), (2, 3, "c", True)]
+    subgoals = apply_annotator(play([[], [], []]), lambda episode: segments, "mine").subgoals
+    assert [subgoal.completed for subgoal in subgoals] == [False, True, True]
+    mixed: list[Any] = [(0, 1, "a"), (1, 2, "b", False), (2, 3, "c")]
+    subgoals = apply_annotator(play([[], [], []]), lambda episode: mixed, "mine").subgoals
+    assert [subgoal.completed for subgoal in subgoals] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("segments", "field"),
     [
         ([], "subgoals"),
+        ([(0, 3, "a", "yes")], "subgoals[0].completed"),
+        ([(0, 3, "a", True, 1)], "subgoals[0]"),
         ([(0, 2, "a")], "subgoals[0].end"),
         ([(0, 2, "a"), (1, 3, "b")], "subgoals[1].start"),
         ([(0, 1, "a"), (2, 3, "b")], "subgoals[1].start"),
