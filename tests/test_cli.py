@@ -68,7 +68,8 @@ OVERLAYS = {
         )
     },
     **{
-        f"glider/mathematics/flat_{stage}.yaml": [f"glider/mathematics/{name}.yaml" for name in (stage, f"flat_{stage}")]
+        f"{stages}/flat_{stage}.yaml": [f"{stages}/{stage}.yaml", f"{stages}/flat_{stage}.yaml"]
+        for stages in ("glider/mathematics",)
         for stage in ("sft", "offline_rl", "online")
     },
     **{

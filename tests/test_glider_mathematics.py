@@ -28,18 +28,19 @@ def test_the_recipes_follow_each_other(tmp_path: Path, monkeypatch: pytest.Monke
     main(["collect", SUITE, *problems, "--out", file])
     main(["make-model", file, "--out", "data/mathematics/model", *flags(hidden_size=16, layers=1, heads=2)])
     recipes = {name: f"glider/mathematics/{name}.yaml" for name in ("sft", "offline_rl", "online")}
+    lines = flags(data__init_args__suite__init_args__step_limit=3)  # an untrained policy writes up to the limit
     short = flags(trainer__max_steps=1, trainer__limit_val_batches=0, data__init_args__batch_size=4)
     main(["fit", "-c", recipes["sft"], *short])
     few = flags(data__init_args__predict_episodes_per_task=2)
-    main(["predict", "-c", recipes["sft"], "--ckpt_path", "last", *few])
+    main(["predict", "-c", recipes["sft"], "--ckpt_path", "last", *few, *lines])
     played = read_episodes("runs/glider/mathematics/sft/episodes/predicted.jsonl")
     expert = read_episodes(file)
     assert len(played) == 4 and not {e.meta["seed"] for e in played} & {e.meta["seed"] for e in expert}
     main(["fit", "-c", recipes["offline_rl"], *short])
     rounds = flags(data__init_args__rounds=1, data__init_args__episodes_per_round=4, trainer__limit_val_batches=0)
-    main(["fit", "-c", recipes["online"], *rounds])
+    main(["fit", "-c", recipes["online"], *rounds, *lines])
     few = flags(data__init_args__eval_episodes_per_task=2, data__init_args__eval_split="longer")
-    main(["test", "-c", recipes["online"], "--ckpt_path", "last", *few])
+    main(["test", "-c", recipes["online"], "--ckpt_path", "last", *few, *lines])
     scores = json.loads(Path("runs/glider/mathematics/online/scores.json").read_text())
     assert set(scores) == {"4 steps", "5 steps", "mean"} and scores["mean"]["env_errors"] == 0
     assert 0 <= scores["mean"]["metrics/right_steps"] <= 1
