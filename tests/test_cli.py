@@ -31,7 +31,7 @@ from lit_rft.stages import (
 
 SFT = "glider/scienceworld/sft.yaml"
 OFFLINE, ONLINE = "glider/scienceworld/offline_rl.yaml", "glider/scienceworld/online.yaml"
-LUFFY = "luffy/arithmetic.yaml"
+LUFFY, MATHEMATICS = "luffy/arithmetic.yaml", "glider/mathematics"
 # what recipes build on, each with one of these
 BASES = {
     "games.yaml": ["grpo/guess_number.yaml"],
@@ -68,8 +68,7 @@ OVERLAYS = {
         )
     },
     **{
-        f"{stages}/flat_{stage}.yaml": [f"{stages}/{stage}.yaml", f"{stages}/flat_{stage}.yaml"]
-        for stages in ("glider/mathematics",)
+        f"{MATHEMATICS}/flat_{stage}.yaml": [f"{MATHEMATICS}/{stage}.yaml", f"{MATHEMATICS}/flat_{stage}.yaml"]
         for stage in ("sft", "offline_rl", "online")
     },
     **{
