@@ -73,7 +73,8 @@ class Expressions(gym.Env[str, str]):
         self.problem: ExpressionProblem = generate_problem(
             self.np_random, steps, highest=self.highest, split=options.get("split")
         )
-        self.expression, self.lines, self.right_steps = self.problem.text, [], 0
+        self.expression, self.right_steps = self.problem.text, 0
+        self.lines: list[str] = []
         return self.expression, self._info()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
