@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 from lit_rft.episodes.record import Achieved, Episode, EpisodeError, Subgoal
 
-Segment = tuple[int, int, str] | tuple[int, int, str, bool]
-Annotator = Callable[[Episode], Iterable[Segment]]
+Segment = tuple[int, int, str]
+Annotator = Callable[[Episode], Iterable[Segment | tuple[int, int, str, bool]]]
 
 UNFINISHED_GOAL = "continue with the task"  # goal of the steps after the last achieved condition
 DONE, CONTINUE = "done", "continue"  # flags of an action: whether it completes its subgoal
