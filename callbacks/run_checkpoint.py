@@ -146,14 +146,19 @@ class RunCheckpoint(ModelCheckpoint):
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: L.Trainer) -> None:
-        """Run the evaluation during which an earlier process ended; Lightning takes it for done."""
-        loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
-        first_iteration = connector._first_loop_iter
-        loop.restarting = False  # from its first batch on
+        """Run the evaluation during which an earlier process ended; Lightning takes it for done.
+
+        It belongs to the last batch before: its metrics are logged at that step, and within that epoch.
+        """
+        loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+        connector = trainer._logger_connector
+        before = loop._batches_that_stepped, epochs.completed, connector._first_loop_iter
+        loop._batches_that_stepped, epochs.completed = loop.batch_progress.total.ready - 1, epochs.ready - 1
+        loop.val_loop.restarting = False  # from its first batch on
         trainer.validating = True
-        loop.run()
+        loop.val_loop.run()
         trainer.training = True
-        connector._first_loop_iter = first_iteration
+        loop._batches_that_stepped, epochs.completed, connector._first_loop_iter = before
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._listen(trainer)

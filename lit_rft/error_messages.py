@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,15 +45,34 @@ def debugging() -> bool:
 def one_line_errors() -> Iterator[None]:
     """Exit with one line for a user's error: exit code 2 for an invalid command, 1 for a failed run.
 
-    Other exceptions are bugs, of this library or of user code, and keep their traceback.
+    Other exceptions are bugs, of this library or of user code, and keep their traceback. Errors of the file system in
+    other threads (of a logger that writes in the background) are one line, too.
     """
     try:
-        yield
+        with _one_line_in_threads():
+            yield
     except Exception as error:
         if debugging() or not is_meant_for_users(error):
             raise
         _print_error(one_line(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@contextlib.contextmanager
+def _one_line_in_threads() -> Iterator[None]:
+    before = threading.excepthook
+
+    def report(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, OSError) and not debugging():
+            _print_error(one_line(arguments.exc_value))
+        else:
+            before(arguments)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _print_error(message: str) -> None:

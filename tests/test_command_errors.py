@@ -1,5 +1,7 @@
 """Wrong commands end in one line that names the key, the value and what is allowed; nothing that is set goes unread."""
 
+import errno
+import threading
 from pathlib import Path
 
 import lightning as L
@@ -161,6 +163,20 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RFT_DEBUG", "0")  # given back afterwards
     with pytest.raises(UsageError, match="must be > 0"):
         main(["fit", "-c", SFT, "--model.init_args.optimizer.learning_rate", "-1", "--debug"])
+
+
+def test_a_full_disk_in_a_loggers_thread_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = threading.excepthook
+    with one_line_errors():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    printed = capsys.readouterr().err
+    assert printed == "lit-rft: error: No space left on device (OSError); --debug shows where\n"
+    assert threading.excepthook is before
 
 
 def test_bugs_keep_their_traceback() -> None:

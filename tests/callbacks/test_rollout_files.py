@@ -11,7 +11,9 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 from grpo_stage import make_grpo, make_prompts
+from lightning.pytorch.loggers import TensorBoardLogger
 from online_run import make_data, make_online
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft._files import AppendedFile
 from lit_rft.callbacks import RandomState, RolloutFiles, RunCheckpoint
@@ -152,8 +154,9 @@ class EndInEvaluation(L.Callback):
 
 
 def evaluated(model: Path, folder: Path, *more: L.Callback, resume: bool = False) -> None:
+    logger = TensorBoardLogger(folder, name="", version="")
     trainer = L.Trainer(
-        max_steps=3, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_steps=3, max_epochs=-1, accelerator="cpu", logger=logger, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, val_check_interval=1, check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=[RandomState(), RolloutFiles(share=1.0), *more, RunCheckpoint(every_n_steps=1)],
@@ -178,6 +181,15 @@ def test_a_run_that_ends_in_an_evaluation_repeats_it(
     )
     assert [group.step for group in straight] == [1, 1, 2, 2, 3, 3]
     assert without_values(resumed) == without_values(straight)
+    assert scores(tmp_path / "killed") == scores(tmp_path / "straight")
+
+
+def scores(folder: Path) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("val/") or tag == "epoch"]
+    assert len(tags) > 2
+    return {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in tags}
 
 
 def without_values(groups: list[GroupRecord]) -> list[Any]:
