@@ -67,9 +67,7 @@ class HierarchicalSFT(EpisodeStage):
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)
-        sums = self.optimize(step.micro_batches, partial(self._loss, num_utterances=step.num_utterances))
-        self.log("train/loss", sums.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in sums.items()})
+        self.log_terms(self.optimize(step.micro_batches, partial(self._loss, num_utterances=step.num_utterances)))
 
     def _loss(self, micro: TranscriptBatch, num_utterances: dict[str, int]) -> tuple[Tensor, Sums]:
         """Compute the share of L of a micro-batch, and its parts."""

@@ -214,7 +214,10 @@ class DPO(PolicyModule):
 
     def _log_pairs(self, batch: Any, prefix: str) -> None:
         metrics = self.update.evaluate(self.current_policy(), batch)
-        self.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=batch.num_pairs)
+        values: dict[str, Any] = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        if self.trainer.state.fn == "fit":
+            values["step"] = float(self.global_step)
+        self.log_dict(values, batch_size=batch.num_pairs)
 
 
 def _check_reference(stage: PolicyModule) -> None:

@@ -59,6 +59,8 @@ def test_every_stage_logs_the_same_names(kind: str, tiny_model_folder: Path, tmp
         loaders.pop("val_dataloaders")
     trainer.fit(stage, **loaders)
     values = scalars(tmp_path)
+    steps = {tuple(points) for name, points in values.items() if name.startswith(("train/", "val/", "perf/"))}
+    assert steps == {(trainer.global_step,)}  # of training and evaluation
     evaluated = trainer.limit_val_batches != 0
     names = {name.removeprefix("perf/") for name in values if name.startswith("perf/")}
     assert names == (ALWAYS if evaluated else ALWAYS - {"evaluation_seconds"}) | PHASES[kind]

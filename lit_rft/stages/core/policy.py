@@ -113,7 +113,8 @@ class PolicyModule(L.LightningModule):
         check_rewards(self.current_policy(), rollouts)
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
-        """Log metrics of a training step."""
+        """Log metrics of a training step, against the number of optimiser steps after it."""
+        self.log("step", float(self.global_step))
         for name, value in terms.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "reward"))
 
@@ -125,7 +126,6 @@ class PolicyModule(L.LightningModule):
         env_steps = self.source.env_steps if isinstance(self.source, CountsEnvSteps) else 0
         for logger in self.loggers if "score" in metrics else ():
             logger.log_metrics({"online/score": float(metrics["score"])}, step=env_steps)
-        self.log("step", float(self.global_step))  # a batch may bring several optimiser steps
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,8 @@ class PolicyModule(L.LightningModule):
         self.evaluator.end(verb)
         if prefix:
             scalars = {f"{prefix}/{name}": value for name, value in self.evaluator.scalars().items()}
-            self.log_dict(scalars, rank_zero_only=True)
+            step = {"step": float(self.global_step)} if self.trainer.state.fn == "fit" else {}
+            self.log_dict(scalars | step, rank_zero_only=True)
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("" if self.trainer.sanity_checking else "validate", "val")
