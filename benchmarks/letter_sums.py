@@ -41,11 +41,12 @@ def first_error(letters: str, text: str) -> str:
     steps = [match[1][k : k + 3] for k in range(0, len(match[1]), 3)]
     if not steps:
         return "right" if match[2] == str(total(letters)) else "guess"
-    if "".join(step[0] for step in steps) != letters:
+    written = "".join(step[0] for step in steps)
+    if sorted(written) != sorted(letters):  # any order is right
         return "letters"
     if any(step[1] != str(VALUES[step[0]]) for step in steps):
         return "values"
-    return "right" if "".join(steps) + f"={match[2]}" == trace(letters).rstrip() else "sums"
+    return "right" if "".join(steps) + f"={match[2]}" == trace(written) else "sums"
 
 
 def prompt(letters: str, wording: int = 0) -> str:
