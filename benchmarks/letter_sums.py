@@ -2,7 +2,7 @@
 
 Sixteen letters have a fixed value each. A solution writes each letter with its value and the sum so far:
 
-    sum FKBN    F88K53B03N92=2
+    sum FKBN    F33K47B63N58=8
 
 The base policy (`base_rows`) has seen short sums with their steps, also in another wording (`add F+K`), and guesses for
 longer ones: it has the skill in part, and rarely uses it.
