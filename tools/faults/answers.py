@@ -47,7 +47,7 @@ _LARGE = (
 
 def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
     """Yield answers in portions."""
-    portions, size = (1, 40) if short else (10, 100)
+    portions, size = (1, 15) if short else (10, 100)
     for portion in range(portions):
         run = functools.partial(grade, f"{seed}/{portion}", size)
         yield Trial("answers", f"{size} answers, portion {portion}", run, 900)

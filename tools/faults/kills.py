@@ -18,14 +18,13 @@ POINTS = ("fsync", "rename", "half a rollout line", "half a checkpoint", "update
 
 def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
     """Yield random moments, then points in the code, for each kind of run."""
-    for kind in ("sft", "episodes") if short else runs.KINDS:
+    for kind in ("episodes",) if short else runs.KINDS:
         for number in range(1 if short else 6):
             run = functools.partial(at_moments, shared, kind, f"{seed}/{kind}/{number}")
             yield Trial("kills", f"{kind} at random moments {number}", run)
         for point in ("half a rollout line",) if short else POINTS:
-            if not short or kind == "episodes":
-                run = functools.partial(at_point, shared, kind, point, f"{seed}/{kind}/{point}")
-                yield Trial("kills", f"{kind} in {point}", run)
+            run = functools.partial(at_point, shared, kind, point, f"{seed}/{kind}/{point}")
+            yield Trial("kills", f"{kind} in {point}", run)
 
 
 def at_moments(shared: Path, kind: str, seed: str, folder: Path) -> Tally:
