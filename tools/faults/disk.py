@@ -73,7 +73,7 @@ def full(shared: Path, kind: str, left: int, step: int, folder: Path) -> Tally:
     with SmallDisk(folder / "disk") as disk:
         arguments = runs.command(kind, shared / "inputs", disk.folder / "run", "--ckpt_path", "last")
         child = runs.start(arguments, folder / "full.log", before=functools.partial(fill_at, disk, left, step))
-        code = child.wait(200)
+        code = child.wait(600)
         child.end()
         reached = runs.step_of(disk.folder / "run")
         disk.clear()
@@ -120,7 +120,7 @@ def other(shared: Path, state: str, verb: str, folder: Path) -> Tally:
         else:
             disk.freeze()
         child = _start(verb, inputs, run, folder)
-        code = child.wait(200)
+        code = child.wait(600)
         child.end()
         printed = child.printed
         intact = all(path.read_bytes() == data for path, data in before.items())

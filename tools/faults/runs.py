@@ -125,7 +125,7 @@ def start(arguments: Sequence[str], log: Path, before: Callable[[], Any] | None 
     return Child(run, log, variables)
 
 
-def finish(child: Child, limit: float = 200.0) -> None:
+def finish(child: Child, limit: float = 600.0) -> None:
     """Wait for a run that must succeed."""
     code = child.wait(limit)
     child.end()
@@ -151,7 +151,7 @@ def duration(folder: Path) -> float:
     return float(json.loads((folder / "seconds.json").read_text()))
 
 
-def wait_for_checkpoint(child: Child, folder: Path, limit: float = 120.0) -> bool:
+def wait_for_checkpoint(child: Child, folder: Path, limit: float = 400.0) -> bool:
     """Wait until a run writes a checkpoint; return False if it ends before."""
     path, end = folder / "checkpoints" / "last.ckpt", time.monotonic() + limit
     before = path.stat().st_mtime_ns if path.exists() else 0

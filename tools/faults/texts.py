@@ -172,7 +172,7 @@ def play(shared: Path, hostile: str, folder: Path) -> Tally:
     for verb in ("fit", "test", "predict"):
         arguments = runs.command("episodes", inputs, folder / "run", "-c", json.dumps(more), verb=verb)
         child = runs.start(arguments, folder / f"{verb}.log")
-        code = child.wait(200)
+        code = child.wait(600)
         child.end()
         tried += 1
         if hostile == "surrogates":

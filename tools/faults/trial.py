@@ -48,7 +48,7 @@ class Trial:
     kind: str
     name: str
     run: Callable[[Path], Tally]
-    limit: float = 400.0
+    limit: float = 1500.0
 
 
 class Child:
