@@ -124,6 +124,7 @@ class Trial:
             if not (folder / "scores.json").exists():
                 number = max(1, TEST_PROBLEMS // 5) if name == "untrained" else TEST_PROBLEMS
                 keys = {"data.init_args.eval_split": split, "data.init_args.eval_episodes_per_task": number}
+                keys["data.init_args.suite.init_args.steps"] = "[2,3]"  # also where training has others
                 with self._timed("test"):
                     self._run("test", stage, folder, policy, keys)
             scores[split] = json.loads((folder / "scores.json").read_text())
@@ -164,7 +165,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
     """Print the table of all runs."""
     table = Table(title="problems solved, %, mean and 95% interval over seeds")
     rows = [row for runs in results["runs"].values() for row in runs.values()]
-    columns = [(split, task) for split in SPLITS for task in rows[0]["scores"]["sft"][split]]
+    columns = [(split, task) for split in SPLITS for task in rows[0]["scores"]["sft"][split] if task != "mean"]
     for column in ("agent", "seeds", "policy", *(f"{split}: {task}" for split, task in columns), "right steps, longer"):
         table.add_column(column)
     for agent, runs in results["runs"].items():

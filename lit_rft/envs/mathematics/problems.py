@@ -105,9 +105,8 @@ def next_line(expression: str) -> Line | None:
     """Return the line of the first part that may be computed now; None if the expression is a number."""
     tokens = expression.split()
     for index, part in _parts(expression):
-        before = _PRECEDENCE.get(tokens[index - 1] if index else "", 0)
-        after = _PRECEDENCE.get((tokens[index + 3 :] or [""])[0], 0)
-        if before < _PRECEDENCE[part[1]] >= after:
+        after = (tokens[index + 3 :] or [""])[0]  # what is before it, an earlier part would have to compute
+        if _PRECEDENCE[part[1]] >= _PRECEDENCE.get(after, 0):
             return Line(*part, _apply(part[1], part[0], part[2]))
     return None
 
