@@ -100,8 +100,8 @@ def played(shared: Path, number: int, folder: Path) -> Tally:
     path = folder / "run" / "episodes" / "predicted.jsonl"
     while child.poll() is None:
         share = path.read_bytes().count(b"\n") / number if path.exists() else 0.0
-        if share > 0:
-            curve.append((share, resident(child.pid)))
+        if share > 0 and (memory := resident(child.pid)):  # a process that has ended has none
+            curve.append((share, memory))
         time.sleep(1.0 if number > 500 else 0.05)
     runs.finish(child)
     done = path.read_bytes().count(b"\n")
