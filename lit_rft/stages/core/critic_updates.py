@@ -166,9 +166,9 @@ class IQLUpdate:
 class TDUpdate:
     """L_V and the weights of L_pi without Q: its place takes the one-step target r + gamma V_target(s').
 
-    In an environment without randomness that target is Q, and V reads states alone: the features at their ends, from
-    which the policy acts. Q reads those at the ends of utterances, of which a small model trained from scratch has
-    learnt little (docs/results.md). With randomness the expectile is optimistic about luck: set it to 0.5.
+    In an environment without randomness that target is Q. V reads states alone: the features at their ends, from which
+    the policy acts; Q reads those at the ends of utterances, which SFT does not train. Results are mixed
+    (docs/results.md). With randomness an expectile above 0.5 is optimistic about luck.
 
     Args:
         advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
