@@ -102,11 +102,9 @@ class PolicyModule(L.LightningModule):
             transcripts: of this process.
             num_utterances: of each level, over all processes.
         """
-        batching = self.batching
-        return step_batch(
-            transcripts, num_utterances, micro_batch_tokens=batching.micro_batch_tokens, pad_id=0,
-            packing=batching.packing,
-        ).to(self.device)  # fmt: skip
+        tokens, packing = self.batching.micro_batch_tokens, self.batching.packing
+        batch = step_batch(transcripts, num_utterances, micro_batch_tokens=tokens, pad_id=0, packing=packing)
+        return batch.to(self.device)
 
     def check_rewards(self, rollouts: Sequence[Rollout]) -> None:
         """Stop all processes (`NonFiniteLossError`) if a reward is not finite in one of them."""
@@ -246,8 +244,7 @@ class PolicyModule(L.LightningModule):
     def policy_source(self) -> dict[str, Any]:
         """Return what identifies the policy in records. All processes must call this."""
         assert self.policy is not None
-        # in training the current step: a resumed run writes the same records as an uninterrupted one
-        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        training = self._trainer is not None and self.trainer.state.fn == "fit"  # the same records after a resumption
         return {
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
