@@ -17,6 +17,7 @@ from faults.__main__ import read_results  # noqa: E402
 from faults.trial import Child, LostError, Tally, Trial, execute, expect  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2500)
 def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
     """Killed runs, graders and simulators, a full disk, odd resumes, fuzzed records, hostile texts and answers."""
