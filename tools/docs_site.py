@@ -30,9 +30,13 @@ _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _API_START = "api/index.md"
 
 
-def on_config(config: Any) -> Any:
-    """Copy the packages as they install, and add the pages of the API to the navigation."""
+def on_startup(**_: Any) -> None:
+    """Copy the packages as they install: before mkdocstrings looks for its folders, and leaves out missing ones."""
     copy_packages(TREE)
+
+
+def on_config(config: Any) -> Any:
+    """Add the pages of the API to the navigation."""
     for entry in config.nav:
         if "API" in entry:
             names = [f"api/{name}.md" for name in packages()]
