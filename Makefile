@@ -18,13 +18,13 @@ help:  ## list the targets
 demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play before and after (about 10 minutes)
 	$(BIN)/python -m lit_rft.demo
 
-test: $(READY)  ## set up .venv and run the tests (at most 12 minutes on two cores)
+test: $(READY)  ## set up .venv and run the tests (13 minutes on two cores)
 	$(PYTEST)
 
 test-fast: $(READY)  ## for everyday work: the tests that start no process and no simulator
 	$(PYTEST) -m "not slow and not processes"
 
-test-slow: $(READY)  ## the tests that take more than 20 seconds each
+test-slow: $(READY)  ## the tests that take longest: whole runs, the GPU kit, the short campaign of faults (some minutes)
 	$(PYTEST) -m slow
 
 test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run the tests against it (10 minutes; 8 GB of memory)
