@@ -31,7 +31,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPair]:
 # What starts processes, simulators or a connection: a file with one of these is left out of `make test-fast`.
 STARTS_PROCESSES = re.compile(
     r"\b(subprocess|socket|multiprocessing|\w+_in_processes|process_pair|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
-    r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_chat_server|fake_envs|online_run|sync_playwright|demo\.main)\b"
+    r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_chat_server|fake_envs|online_run|"
+    r"luffy_demonstrations|glider_games|sync_playwright|demo\.main)\b"
 )
 
 
