@@ -250,6 +250,17 @@ def problem_key(item: EpisodeSpec | Episode) -> tuple[str, str]:
     return item.task, json.dumps(item.meta, sort_keys=True)
 
 
+def check_split(split: str, splits: Iterable[str], owner: str) -> None:
+    """Check that a split is one of an owner's.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    names = list(splits)
+    if split not in names:
+        raise ValueError(f"{owner} has the splits {', '.join(names) or '(none)'}, got {split!r}")
+
+
 def choose_tasks(available: Iterable[str], tasks: Sequence[str] | None, owner: str) -> list[str]:
     """Choose some tasks by their names, each once.
 

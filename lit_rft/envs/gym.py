@@ -20,6 +20,7 @@ from lit_rft.envs.base import (
     Half,
     PolicyExpert,
     ScriptedExpert,
+    check_split,
     choose,
     choose_tasks,
 )
@@ -118,8 +119,7 @@ class GymSuite:
                 "file ('' for seeds), or choose another split (data.init_args.eval_split, predict_split), or none "
                 "(trainer.limit_val_batches: 0)"
             )
-        if split not in self.seeds:
-            raise ValueError(f"{self.name!r} has the splits {', '.join(self.seeds)}, got {split!r}")
+        check_split(split, self.seeds, repr(self.name))
         first = _split_number(split) * _SEEDS_PER_SPLIT
         return [self._of_seed(seed, split) for seed in range(first, first + self.seeds[split])]
 

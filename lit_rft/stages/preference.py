@@ -17,6 +17,7 @@ from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.adapter_folder import is_adapter
 from lit_rft.stages.core.data_check import BatchKind
 from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.evaluate import log_scores
 from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
@@ -214,10 +215,7 @@ class DPO(PolicyModule):
 
     def _log_pairs(self, batch: Any, prefix: str) -> None:
         metrics = self.update.evaluate(self.current_policy(), batch)
-        values: dict[str, Any] = {f"{prefix}/{name}": value for name, value in metrics.items()}
-        if self.trainer.state.fn == "fit":
-            values["step"] = float(self.global_step)
-        self.log_dict(values, batch_size=batch.num_pairs)
+        log_scores(self, {f"{prefix}/{name}": v for name, v in metrics.items()}, batch_size=batch.num_pairs)
 
 
 def _check_reference(stage: PolicyModule) -> None:

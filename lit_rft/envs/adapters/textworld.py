@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from lit_rft.envs.base import EpisodeSpec, Expert, Half, ScriptedExpert, choose, choose_tasks
+from lit_rft.envs.base import EpisodeSpec, Expert, Half, ScriptedExpert, check_split, choose, choose_tasks
 
 _SUFFIXES = (".z8", ".json", ".ulx")
 _PROMPT = re.compile(r"\n>[^\n]*\Z")  # the interpreter's prompt, and the status line on it
@@ -95,8 +95,7 @@ class TextWorldSuite:
         if isinstance(splits, str):
             folders = sorted(Path(splits).expanduser().glob("*"))
             splits = {path.name: str(path) for path in folders if path.is_dir()}
-        if split not in splits:
-            raise ValueError(f"{self.name!r} has the splits {', '.join(splits) or '(none)'}, got {split!r}")
+        check_split(split, splits, repr(self.name))
         sources = splits[split]
         return [sources] if isinstance(sources, str) else list(sources)
 

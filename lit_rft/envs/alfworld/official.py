@@ -17,6 +17,7 @@ from lit_rft.envs.alfworld.games import MOVE, TASKS, Goal, Household, Receptacle
 from lit_rft.envs.alfworld.grammar import check_game, import_textworld, task_text
 from lit_rft.envs.alfworld.resources import load_resources
 from lit_rft.envs.alfworld.sources import Start, first_observation
+from lit_rft.envs.base import check_split
 
 # split -> number of games with the six tasks in release 2.1.1 and later
 OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
@@ -54,8 +55,7 @@ def official_games(folder: Path, split: str) -> dict[str, list[str]]:
     Raises:
         ValueError: unknown split, or a file that cannot be read.
     """
-    if split not in OFFICIAL_GAMES:
-        raise ValueError(f"ALFWorld has the splits {', '.join(OFFICIAL_GAMES)}, got {split!r}")
+    check_split(split, OFFICIAL_GAMES, "ALFWorld")
     return _official_games(folder.resolve(), split)
 
 

@@ -14,7 +14,7 @@ from lit_rft.envs.alfworld.games import TASKS
 from lit_rft.envs.alfworld.generator import SPLITS, Layout
 from lit_rft.envs.alfworld.official import OFFICIAL_GAMES, OfficialGames, data_folder, official_games
 from lit_rft.envs.alfworld.sources import SYNTHETIC, SyntheticGames
-from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, choose, choose_tasks
+from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, check_split, choose, choose_tasks
 
 _PREFIX = "synthetic-"
 
@@ -172,8 +172,7 @@ class SyntheticSuite:
         Raises:
             ValueError: unknown split or task, or a limit below 1.
         """
-        if split not in self.games:
-            raise ValueError(f"{self.name!r} has the splits {', '.join(self.games)}, got {split!r}")
+        check_split(split, self.games, repr(self.name))
         names = {_PREFIX + task: task for task in TASKS}
         return [
             self._episode(task, names[task], split, number)

@@ -88,10 +88,11 @@ class Expressions(gym.Env[str, str]):
         self.expression = rewritten
         reward = self._scaled(self.process_reward(self.problem, tuple(self.lines)))
         done = not parts_of(rewritten)
-        self.right_steps += self._is_right()
-        reward += (1.0 - self.process_weight) * (done and self._is_right())
+        right = self._is_right()
+        self.right_steps += right
+        reward += (1.0 - self.process_weight) * (done and right)
         achieved = [{"key": line.part, "text": goal_of(line)}] if line.is_right else []
-        info = {**self._info(), "achieved": achieved, "success": done and self._is_right()}
+        info = {**self._info(), "achieved": achieved, "success": done and right}
         return self.expression, reward, done, False, info
 
     def _is_right(self) -> bool:

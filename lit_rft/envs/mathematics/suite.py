@@ -8,7 +8,16 @@ from typing import ClassVar
 
 import gymnasium as gym
 
-from lit_rft.envs.base import CHOOSES_EPISODES, EpisodeSpec, Expert, Half, PolicyExpert, choose, choose_tasks
+from lit_rft.envs.base import (
+    CHOOSES_EPISODES,
+    EpisodeSpec,
+    Expert,
+    Half,
+    PolicyExpert,
+    check_split,
+    choose,
+    choose_tasks,
+)
 from lit_rft.envs.mathematics.env import Expressions, expert, goal_of
 from lit_rft.envs.mathematics.problems import read_line
 from lit_rft.envs.mathematics.rewards import ProcessReward
@@ -81,8 +90,7 @@ class ExpressionSuite:
         Raises:
             ValueError: unknown split or task, or a limit below 1.
         """
-        if split not in self.problems:
-            raise ValueError(f"{self.name!r} has the splits {', '.join(self.problems)}, got {split!r}")
+        check_split(split, self.problems, repr(self.name))
         numbers = {_task_of(steps): steps for steps in (self.longer_steps if split == LONGER else self.steps)}
         return [
             self._episode(task, numbers[task], split, number)

@@ -1,6 +1,9 @@
 """Evaluation of a policy in validation, test and predict: the interface."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+import lightning as L
 
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import BatchKind
@@ -57,3 +60,15 @@ class Evaluator(Protocol):
     def close(self) -> None:
         """Stop all processes of its own."""
         ...
+
+
+def log_scores(module: L.LightningModule, scores: Mapping[str, Any], **options: Any) -> None:
+    """Log metrics of an evaluation; within `fit` against the number of optimiser steps so far.
+
+    Args:
+        module: the stage.
+        scores: by name.
+        **options: of `LightningModule.log_dict`.
+    """
+    step = {"step": float(module.global_step)} if module.trainer.state.fn == "fit" else {}
+    module.log_dict({**scores, **step}, **options)

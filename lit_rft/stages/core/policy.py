@@ -21,7 +21,7 @@ from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimi
 from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
 from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_tokenizer
 from lit_rft.stages.core.data_position import count_epochs, restore_position
-from lit_rft.stages.core.evaluate import Evaluator
+from lit_rft.stages.core.evaluate import Evaluator, log_scores
 from lit_rft.stages.core.finite import check_rewards
 from lit_rft.stages.core.hyper_parameters import constructor_arguments, effective
 from lit_rft.stages.core.identity import current_fingerprint
@@ -229,8 +229,7 @@ class PolicyModule(L.LightningModule):
         self.evaluator.end(verb)
         if prefix:
             scalars = {f"{prefix}/{name}": value for name, value in self.evaluator.scalars().items()}
-            step = {"step": float(self.global_step)} if self.trainer.state.fn == "fit" else {}
-            self.log_dict(scalars | step, rank_zero_only=True)
+            log_scores(self, scalars, rank_zero_only=True)
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("" if self.trainer.sanity_checking else "validate", "val")
