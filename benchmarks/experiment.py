@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from lit_rft._files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = Path(__file__).parent / "results", ROOT / "docs" / "images"
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t by seeds
 
 
 @dataclass(frozen=True)
@@ -166,19 +167,50 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    return f"{statistics.mean(values):.1f} ± {_deviation(values):.1f}"
 
 
-def plot_curves(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], label: str) -> None:
-    """Plot the mean of several curves with a band of one standard deviation, up to the end of the shortest."""
+def half_width(values: Sequence[float]) -> float:
+    """Return the half width of Student's 95% interval of the mean; 0 for one value, or more than 10."""
+    return T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in T_95 else 0.0
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    """Return the mean, with the half width of Student's 95% interval if there is one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {half_width(values):.{digits}f}" if len(values) in T_95 else mean
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def plot_curves(
+    axes: Any,
+    curves: Sequence[Sequence[tuple[float, float]]],
+    label: str,
+    width: Callable[[Sequence[float]], float] = _deviation,
+    *,
+    color: str | None = None,
+    alpha: float = 0.2,
+) -> None:
+    """Plot the mean of several curves with a band, up to the end of the shortest.
+
+    Args:
+        axes: of matplotlib.
+        curves: points of each.
+        label: of the mean.
+        width: half the width of the band, from the curves' values at a place; without it one standard deviation.
+        color: of mean and band; None for the next one.
+        alpha: opacity of the band.
+    """
     length = min(map(len, curves))
     steps = [statistics.mean(curve[i][0] for curve in curves) for i in range(length)]
     values = [[curve[i][1] for curve in curves] for i in range(length)]
-    middle = [statistics.mean(v) for v in values]
-    width = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-    (line,) = axes.plot(steps, middle, label=f"{label}, {len(curves)} seeds")
-    low, high = ([m + sign * s for m, s in zip(middle, width, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    middle, widths = [statistics.mean(v) for v in values], [width(v) for v in values]
+    (line,) = axes.plot(steps, middle, label=label, color=color)
+    low, high = ([m + sign * w for m, w in zip(middle, widths, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, alpha=alpha, color=line.get_color(), linewidth=0)
 
 
 def save_figure(figure: Any, name: str) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, curve, environment, read_results, run, save_figure
+from experiment import RESULTS, ROOT, Step, curve, environment, interval, read_results, run, save_figure
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,6 @@ RUNS, FILE = ROOT / "runs" / "games", RESULTS / "games.json"
 TEST_EPISODES = 200
 STAGES = {"untrained": "untrained", "sft": "SFT on medium play", "grpo": "GRPO"}
 MODES = {"sampled": 1.0, "greedy": 0.0}  # temperatures
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t by seeds
 
 
 @dataclass(frozen=True)
@@ -167,14 +166,6 @@ def _checkpoint(folder: Path) -> Path:
 
 def _flags(keys: Mapping[str, Any]) -> list[str]:
     return [part for key, value in keys.items() for part in (f"--{key}", str(value))]
-
-
-def interval(values: Sequence[float]) -> str:
-    """Return the mean with the half width of Student's 95% interval."""
-    mean = statistics.mean(values)
-    if len(values) not in T_95:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def report(results: Mapping[str, Any], console: Console) -> None:

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiment import save_figure
-from games import T_95, interval
+from experiment import half_width, interval, plot_curves, save_figure
 from rich.console import Console
 from rich.table import Table
 
@@ -119,7 +118,7 @@ def plot(results: Mapping[str, Any]) -> None:
     for kind in KINDS:
         for policy, style in (("SFT", ":"), ("+ offline RL", "-")):
             columns = [scores(results, kind, policy, "sampled", task) for task in tasks]
-            means, widths = [statistics.mean(c) for c in columns], [_half_width(c) for c in columns]
+            means, widths = [statistics.mean(c) for c in columns], [half_width(c) for c in columns]
             label = f"{kind}, {policy.removeprefix('+ ')}"
             left.errorbar(lengths, means, widths, linestyle=style, color=COLORS[kind], capsize=3, label=label)
     left.plot(lengths, [_optimum(task) for task in tasks], color="black", linewidth=0.8, label="optimum")
@@ -127,20 +126,8 @@ def plot(results: Mapping[str, Any]) -> None:
     left.legend(frameon=False, fontsize=7)
     parts = [seed["online"] for seed in results["seeds"].values() if "online" in seed]
     for name, color in COLORS.items() if parts else ():
-        curves = [part[name]["curve"] for part in parts]
-        steps = [statistics.mean(curve[i][0] for curve in curves) for i in range(min(map(len, curves)))]
-        columns = [[curve[i][1] for curve in curves] for i in range(len(steps))]
-        means, widths = [statistics.mean(c) for c in columns], [_half_width(c) for c in columns]
-        right.plot(steps, means, color=color, label=name)
-        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
-        right.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        plot_curves(right, [part[name]["curve"] for part in parts], name, half_width, color=color, alpha=0.15)
     right.set(xlabel="environment steps", ylabel="score of the episodes played", title="online, unseen customers")
     right.legend(frameon=False, fontsize=7)
     figure.tight_layout()
     save_figure(figure, "glider_games.png")
-
-
-def _half_width(values: Sequence[float]) -> float:
-    if len(values) not in T_95:
-        return 0.0
-    return T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5

@@ -25,8 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, curve, environment, read_results, run
-from games import interval
+from experiment import RESULTS, ROOT, Step, curve, environment, interval, read_results, run
 from rich.console import Console
 from rich.table import Table
 

@@ -231,7 +231,7 @@ def plot_online(results: dict[str, Any]) -> None:
         curves = list(results["online"].get(name, {}).values())
         if not curves:
             continue
-        plot_curves(axes, curves, label)
+        plot_curves(axes, curves, f"{label}, {len(curves)} seeds")
     axes.set(xlabel="environment steps", ylabel="score of the episodes played", title="online, unseen task")
     axes.legend(frameon=False)
     save_figure(figure, "glider_online.png")

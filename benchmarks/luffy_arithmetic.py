@@ -198,7 +198,7 @@ def plot(task: str, curves: dict[str, Any]) -> None:
         for method in METHODS:
             seed_curves = list(curves.get(method, {}).get(tag, {}).values())
             if seed_curves:
-                plot_curves(axes, seed_curves, method)
+                plot_curves(axes, seed_curves, f"{method}, {len(seed_curves)} seeds")
         axes.set(xlabel="optimiser steps", title=title, ylim=(0, 1))
     left.legend(frameon=False, fontsize=8)
     save_figure(figure, f"luffy_{task}.png")

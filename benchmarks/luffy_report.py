@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from experiment import save_figure
+from experiment import interval, save_figure
 from letter_sums import TESTS
 from luffy_plan import DEMONSTRATIONS, LEADING, STEPS, Run, all_runs
 from rich.console import Console
 from rich.table import Table
-
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t by number of seeds
 
 
 def accuracies(results: Mapping[str, Any], name: str, test: str) -> dict[str, float]:
@@ -22,20 +20,13 @@ def accuracies(results: Mapping[str, Any], name: str, test: str) -> dict[str, fl
     return {seed: 100 * row["scores"][test] for seed, row in sorted(rows.items())}
 
 
-def interval(values: Sequence[float]) -> str:
-    """Return the mean, with the half width of Student's 95% interval from two values on."""
-    if len(values) not in T_95:
-        return f"{statistics.mean(values):.1f}"
-    return f"{statistics.mean(values):.1f} ± {T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.1f}"
-
-
 def report(results: Mapping[str, Any], console: Console) -> None:
     """Print accuracies, and differences from LUFFY over the seeds of both, and write the plot."""
     table = Table(title=f"held-out accuracy after {STEPS} steps (percent), and LUFFY's lead on the same seeds")
     for column in ("method", "demonstrations", "wrong", "seeds", *TESTS, f"LUFFY's lead, {TESTS[0]}"):
         table.add_column(column)
     table.add_row("base", "", "", str(len(results["bases"])),
-                  *(interval(list(accuracies(results, "base", test).values())) for test in TESTS))  # fmt: skip
+                  *(interval(list(accuracies(results, "base", test).values()), 1) for test in TESTS))  # fmt: skip
     plan = dict.fromkeys(dataclasses.replace(run, seed=0) for run in all_runs([0], DEMONSTRATIONS))
     for run in sorted(plan, key=lambda run: (run.wrong, run.demonstrations)):
         columns = [accuracies(results, run.name, test) for test in TESTS]
@@ -45,7 +36,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
         leads = [other[seed] - value for seed, value in columns[0].items() if seed in other]
         table.add_row(
             run.method, str(run.demonstrations), f"{run.wrong:.0%}", str(len(columns[0])),
-            *(interval(list(column.values())) for column in columns), interval(leads) if leads else "",
+            *(interval(list(column.values()), 1) for column in columns), interval(leads, 1) if leads else "",
         )  # fmt: skip
     console.print(table)
     plot(results)

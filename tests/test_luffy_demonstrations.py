@@ -117,7 +117,7 @@ def test_the_report_pairs_seeds(benchmark: ModuleType, monkeypatch: pytest.Monke
     }  # fmt: skip
     results = {"runs": runs, "bases": {"0": row(0.1), "1": row(0.1)}}
     assert reporting.accuracies(results, "SFT-16-0.0", benchmark.TESTS[0]) == {"0": 40.0, "1": 40.0}
-    assert reporting.interval([10.0, 30.0]) == "20.0 ± 127.1" and reporting.interval([10.0]) == "10.0"
+    assert reporting.interval([10.0, 30.0], 1) == "20.0 ± 127.1" and reporting.interval([10.0], 1) == "10.0"
     benchmark.report(results, reporting.Console(quiet=True))
     ((figure, name),) = figures
     assert name == "luffy_demonstrations.png" and len(figure.axes) == len(benchmark.TESTS)
