@@ -45,9 +45,18 @@ class Step:
 
 def lit_rft(verb: str, configs: Sequence[str], keys: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
     """Make a `lit-rft` command."""
-    named = [part for config in configs for part in ("-c", config)]
-    flat = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "lit_rft.cli", verb, *named, *flat, *extra]
+    return [sys.executable, "-m", "lit_rft.cli", *lit_rft_arguments(verb, configs, keys, extra)]
+
+
+def lit_rft_arguments(
+    verb: str, configs: Sequence[str], keys: Mapping[str, Any], extra: Sequence[str] = ()
+) -> list[str]:
+    """Make the arguments of a `lit-rft` command."""
+    return [verb, *(part for config in configs for part in ("-c", config)), *flags(keys), *extra]
+
+
+def flags(keys: Mapping[str, Any]) -> list[str]:
+    return [part for key, value in keys.items() for part in (f"--{key}", str(value))]
 
 
 def listed(items: Sequence[Any]) -> str:
@@ -142,6 +151,19 @@ def times(runs: Path, known: Mapping[str, Any]) -> list[dict[str, Any]]:
             name = json.loads(file.read_text())["step"]
             by_step[name] = {"step": name, "seconds": round(_seconds(log), 1)}
     return list(by_step.values())
+
+
+@contextlib.contextmanager
+def timed(minutes: dict[str, float], name: str, clock: Callable[[], float]) -> Iterator[None]:
+    """Add the minutes of a block by a clock in seconds to those of a name."""
+    started = clock()
+    yield
+    minutes[name] = minutes.get(name, 0.0) + (clock() - started) / 60
+
+
+def mean_score(episodes: Path) -> float:
+    """Return the mean score of the episodes in a file of JSON lines."""
+    return statistics.mean(json.loads(line)["outcome"]["score"] for line in episodes.read_text().splitlines())
 
 
 def environment(*more: str) -> dict[str, Any]:

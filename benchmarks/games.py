@@ -20,12 +20,26 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, curve, environment, interval, read_results, run, save_figure
+from experiment import (
+    RESULTS,
+    ROOT,
+    Step,
+    curve,
+    environment,
+    flags,
+    interval,
+    lit_rft_arguments,
+    mean_score,
+    read_results,
+    run,
+    save_figure,
+    timed,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -87,7 +101,7 @@ class GameRun:
         scores["grpo"] = self._test("grpo", self._keys(start_from=_checkpoint(grpo)))
         return {
             "scores": scores,
-            "medium": statistics.mean(self._medium_scores()),
+            "medium": mean_score(self.medium),
             "curve": curve(grpo / "tensorboard", "train/reward"),
             "episodes_per_step": self._episodes_per_step(grpo),
             "minutes": {name: round(value, 2) for name, value in self.minutes.items()},
@@ -102,7 +116,7 @@ class GameRun:
                 "seed": self.seed, "workers": 1,
             }  # fmt: skip
             self.folder.mkdir(parents=True, exist_ok=True)
-            cli.main(["collect", path, "--expert", expert, "--out", str(self.medium), *_flags(numbers)])
+            cli.main(["collect", path, "--expert", expert, "--out", str(self.medium), *flags(numbers)])
         if not (self.model / "config.json").exists():
             cli.main(["make-model", str(self.medium), "--out", str(self.model), "--seed", str(self.seed)])
 
@@ -113,10 +127,10 @@ class GameRun:
     def _fit(self, name: str, config: str, folder: Path, keys: Mapping[str, Any]) -> None:
         if (folder / "finished").exists():
             return
-        flags = _flags({**self._keys(), "trainer.default_root_dir": folder, "trainer.limit_val_batches": 0, **keys})
+        keys = {**self._keys(), "trainer.default_root_dir": folder, "trainer.limit_val_batches": 0, **keys}
         resume = ["--ckpt_path", "last"] if _checkpoint(folder).exists() else []
         with self._timed(name):
-            cli.main(["fit", "-c", config, *flags, *resume])
+            cli.main(lit_rft_arguments("fit", [config], keys, resume))
         (folder / "finished").touch()
 
     def _test(self, name: str, keys: Mapping[str, Any]) -> dict[str, float]:
@@ -134,12 +148,9 @@ class GameRun:
                     "model.init_args.acting.sampling.temperature": temperature,
                 }
                 with self._timed(f"test {name}"):
-                    cli.main(["test", "-c", f"grpo/{self.game.config}.yaml", *_flags({**keys, **settings})])
+                    cli.main(lit_rft_arguments("test", [f"grpo/{self.game.config}.yaml"], {**keys, **settings}))
             scores[mode] = json.loads((folder / "scores.json").read_text())["mean"]["score"] / 100
         return scores
-
-    def _medium_scores(self) -> list[float]:
-        return [json.loads(line)["outcome"]["score"] for line in self.medium.read_text().splitlines()]
 
     def _episodes_per_step(self, folder: Path) -> int:
         import yaml
@@ -149,11 +160,8 @@ class GameRun:
         size: int = config["model"]["init_args"]["objective"]["group_size"]
         return groups * size
 
-    @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.time()
-        yield
-        self.minutes[name] = self.minutes.get(name, 0.0) + (time.time() - started) / 60
+    def _timed(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return timed(self.minutes, name, time.time)
 
 
 def folder_of(game: Game, seed: int) -> Path:
@@ -162,10 +170,6 @@ def folder_of(game: Game, seed: int) -> Path:
 
 def _checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
-
-
-def _flags(keys: Mapping[str, Any]) -> list[str]:
-    return [part for key, value in keys.items() for part in (f"--{key}", str(value))]
 
 
 def report(results: Mapping[str, Any], console: Console) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from experiment import timed
 from glider_games_data import ENV, STEP_LIMIT
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
@@ -174,9 +175,8 @@ class Trials:
             suite=GymSuite(ENV, step_limit=STEP_LIMIT, rows={"train": str(problems)}),
         )  # fmt: skip
         curve = _Curve()
-        started = time.process_time()
-        _trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
-        self.minutes[f"{kind} online"] = (time.process_time() - started) / 60
+        with timed(self.minutes, f"{kind} online", time.process_time):
+            _trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
         return stage, curve.points
 
     def scores(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> dict[str, float]:
@@ -236,10 +236,9 @@ class Trials:
 
     def _fit(self, name: str, stage: Any, loader: StepLoader, steps: int) -> L.Trainer:
         L.seed_everything(self.seed, verbose=False)
-        started = time.process_time()
-        trainer = _trainer(max_steps=steps, max_epochs=-1)
-        trainer.fit(stage, loader)
-        self.minutes[name] = (time.process_time() - started) / 60
+        with timed(self.minutes, name, time.process_time):
+            trainer = _trainer(max_steps=steps, max_epochs=-1)
+            trainer.fit(stage, loader)
         return trainer
 
 

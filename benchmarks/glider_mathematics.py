@@ -21,11 +21,24 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, curve, environment, interval, read_results, run
+from experiment import (
+    RESULTS,
+    ROOT,
+    Step,
+    curve,
+    environment,
+    flags,
+    interval,
+    lit_rft_arguments,
+    mean_score,
+    read_results,
+    run,
+    timed,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -77,7 +90,7 @@ class Trial:
         scores["online"] = self._test("online", "online", {**policy, "start_from": start["online"]})
         return {
             "scores": scores,
-            "medium": statistics.mean(self._medium_scores()),
+            "medium": mean_score(self.medium),
             "curve": curve(self.folder / "online" / "tensorboard", "online/score"),
             "minutes": {name: round(value, 2) for name, value in self.minutes.items()},
         }
@@ -87,7 +100,7 @@ class Trial:
         if not self.expert.exists():
             numbers = {"episodes": PROBLEMS // 2, "half": "first", "seed": self.seed, "workers": 1}
             arguments = json.dumps({"problems": {"train": PROBLEMS}})
-            cli.main(["collect", SUITE, "--args", arguments, "--out", str(self.expert), *_flags(numbers)])
+            cli.main(["collect", SUITE, "--args", arguments, "--out", str(self.expert), *flags(numbers)])
         if not (self.model / "config.json").exists():
             cli.main(["make-model", str(self.expert), "--out", str(self.model), "--seed", str(self.seed)])
 
@@ -133,31 +146,21 @@ class Trial:
         self, verb: str, stage: str, folder: Path, policy: Mapping[str, Any], keys: Mapping[str, Any],
         extra: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        configs = [f"{stage}.yaml", *([f"flat_{stage}.yaml"] if self.agent == "flat" else [])]
-        named = [part for config in configs for part in ("-c", f"glider/mathematics/{config}")]
+        names = [stage, *([f"flat_{stage}"] if self.agent == "flat" else [])]
+        configs = [f"glider/mathematics/{name}.yaml" for name in names]
         settings = {"seed_everything": self.seed, "trainer.default_root_dir": folder, **keys}
         settings |= {f"model.init_args.policy.{key}": value for key, value in policy.items()}
-        cli.main([verb, *named, *_flags(settings), *extra])
+        cli.main(lit_rft_arguments(verb, configs, settings, extra))
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / name / "checkpoints" / "last.ckpt"
 
-    def _medium_scores(self) -> list[float]:
-        return [json.loads(line)["outcome"]["score"] for line in self.medium.read_text().splitlines()]
-
-    @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.process_time()
-        yield
-        self.minutes[name] = self.minutes.get(name, 0.0) + (time.process_time() - started) / 60
+    def _timed(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return timed(self.minutes, name, time.process_time)
 
 
 def folder_of(runs: Path, seed: int, agent: str) -> Path:
     return runs / f"seed{seed}" / agent
-
-
-def _flags(keys: Mapping[str, Any]) -> list[str]:
-    return [part for key, value in keys.items() for part in (f"--{key}", str(value))]
 
 
 def report(results: Mapping[str, Any], console: Console) -> None:

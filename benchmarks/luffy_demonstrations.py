@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, curve, environment, read_results
+from experiment import RESULTS, ROOT, curve, environment, lit_rft_arguments, read_results
 from letter_sums import HELD_OUT, TESTS, base_rows, first_error, held_out_rows, training_rows
 from luffy_plan import DATA, DEMONSTRATIONS, METHODS, OBJECTIVE, STEPS, Run, all_runs
 from luffy_report import report
@@ -144,9 +144,7 @@ def fit(folder: Path, seed: int, keys: Mapping[str, Any], overlay: str | None = 
     keys["trainer.val_check_interval"] = keys["trainer.max_steps"]
     if (folder / "checkpoints" / "last.ckpt").exists():
         keys["ckpt_path"] = "last"
-    configs = [RECIPE, *([f"luffy/{overlay}.yaml"] if overlay else [])]
-    named = [part for config in configs for part in ("-c", config)]
-    cli.main(["fit", *named, *(part for key, value in keys.items() for part in (f"--{key}", str(value)))])
+    cli.main(lit_rft_arguments("fit", [RECIPE, *([f"luffy/{overlay}.yaml"] if overlay else [])], keys))
     scores = {test: curve(folder / "tensorboard", f"val/{test}/average")[-1][1] for test in TESTS}
     rewards = curve(folder / "tensorboard", "train/reward")
     write_json(folder / "row.json", {"scores": scores, "seconds": round(time.time() - started), "rewards": rewards})
