@@ -14,7 +14,8 @@ sys.path.append(str(ROOT / "tools"))
 
 from faults import records, runs  # noqa: E402
 from faults.__main__ import read_results  # noqa: E402
-from faults.trial import Child, LostError, Tally, Trial, execute, expect  # noqa: E402
+from faults.trial import LostError, Tally, Trial, execute, expect  # noqa: E402
+from forked import Child  # noqa: E402
 
 
 @pytest.mark.slow

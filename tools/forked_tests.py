@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import coverage
 import pytest
+from forked import Child
 
 
 class Recorder:
@@ -49,31 +48,20 @@ def in_child(tree: Path, log: Path, limit: float, arguments: list[str], data: Pa
     """
     answer = log.with_suffix(".json")
     answer.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        code = 3
-        try:
-            os.setpgid(0, 0)
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            os.chdir(tree)
-            sys.path[:0] = [str(tree)]
-            os.environ["PYTHONPATH"] = str(tree)
-            code = run_pytest(arguments, answer, data)
-        finally:
-            os._exit(code)
-    end = time.monotonic() + limit
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return {"code": None, "seconds": {}, "failed": []}
-        time.sleep(0.1)
+    log.unlink(missing_ok=True)
+
+    def run() -> None:
+        os.chdir(tree)
+        sys.path[:0] = [str(tree)]
+        os.environ["PYTHONPATH"] = str(tree)
+        run_pytest(arguments, answer, data)
+
+    if Child(run, log).wait_and_end(limit) is None:
+        return {"code": None, "seconds": {}, "failed": []}
     return json.loads(answer.read_text()) if answer.exists() else {"code": 3, "seconds": {}, "failed": []}
 
 
-def run_pytest(arguments: list[str], answer: Path, data: Path | None) -> int:
+def run_pytest(arguments: list[str], answer: Path, data: Path | None) -> None:
     """Run pytest here, and write down how it went."""
     measured = None
     if data is not None:
@@ -87,7 +75,6 @@ def run_pytest(arguments: list[str], answer: Path, data: Path | None) -> int:
         measured.stop()
         measured.save()
     answer.write_text(json.dumps({"code": code, "seconds": recorder.seconds, "failed": recorder.failed}))
-    return code
 
 
 class Reaching:
@@ -150,15 +137,3 @@ def measure(tree: Path, output: Path, budget: float, tests: Sequence[str]) -> Re
         record.write_text(json.dumps(known | {"digest": digest}))
     print(f"{len(known['seconds'])} tests; left out, since they fail without a change: {known['failed'] or 'none'}")
     return Reaching(data, known["seconds"], known["failed"], budget)
-
-
-def import_large_packages() -> None:
-    """Import once what takes seconds: the forked processes have it."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # no compiled mutant remains
-    sys.dont_write_bytecode = True
-    import lightning
-    import peft
-    import transformers
-
-    _ = lightning.Trainer, peft.LoraConfig, transformers.PreTrainedModel, transformers.AutoModelForCausalLM

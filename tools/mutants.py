@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import libcst as cst
-from forked_tests import import_large_packages, in_child, measure
+from forked import import_large_packages
+from forked_tests import in_child, measure
 from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
 from mutmut.mutation.file_mutation import create_mutations
 
@@ -175,6 +177,8 @@ def main() -> None:
     again = {name for name, row in rows.items() if row["result"] != KILLED} if options.again else set()
     waiting = [mutant for mutant in mutants if (mutant.name in again if options.again else mutant.name not in rows)]
     waiting = [mutant for mutant in waiting if mutant.path.startswith(options.only)]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # no compiled mutant remains
+    sys.dont_write_bytecode = True
     import_large_packages()
     with tempfile.TemporaryDirectory() as folder, results.open("a", encoding="utf-8") as file:
         tree = copy_repository(Path(folder))

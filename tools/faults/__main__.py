@@ -18,29 +18,24 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forked import import_large_packages
+
 if TYPE_CHECKING:
     from faults.trial import Trial
-
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 KINDS = ("pickles", "records", "texts", "answers", "resumes", "disk", "surroundings", "graders", "simulators", "kills",
          "stops", "pairs", "hosts", "memory")  # fmt: skip
 
 
-def import_large_packages() -> None:
-    """Import once what takes seconds: the forked processes have it."""
-    import lightning
-    import peft
+def import_what_runs_need() -> None:
+    """Import once what takes seconds, with the library: the forked processes have it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import_large_packages()
     import torch
-    import transformers
 
     torch.set_num_threads(1)
-    _ = lightning.Trainer, peft.LoraConfig, transformers.PreTrainedModel, transformers.AutoModelForCausalLM
-    import lit_rft.command_line
     from lit_rft.command_line import know_short_names
 
-    _ = lit_rft.command_line
     know_short_names()
 
 
@@ -98,7 +93,7 @@ def main() -> None:
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     rows = read_results(output / "results.jsonl")
-    import_large_packages()
+    import_what_runs_need()
     from rich.console import Console
 
     from faults.trial import execute

@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from forked import Child
+
 from faults import runs
-from faults.trial import Child, Tally, Trial, expect
+from faults.trial import Tally, Trial, expect
 
 _SIZE = 12 << 20  # bytes of the small file system
 _NOT = ("Traceback", "Segmentation fault")
@@ -73,8 +75,7 @@ def full(shared: Path, kind: str, left: int, step: int, folder: Path) -> Tally:
     with SmallDisk(folder / "disk") as disk:
         arguments = runs.command(kind, shared / "inputs", disk.folder / "run", "--ckpt_path", "last")
         child = runs.start(arguments, folder / "full.log", before=functools.partial(fill_at, disk, left, step))
-        code = child.wait(600)
-        child.end()
+        code = child.wait_and_end(600)
         reached = runs.step_of(disk.folder / "run")
         disk.clear()
         printed = child.printed
@@ -120,8 +121,7 @@ def other(shared: Path, state: str, verb: str, folder: Path) -> Tally:
         else:
             disk.freeze()
         child = _start(verb, inputs, run, folder)
-        code = child.wait(600)
-        child.end()
+        code = child.wait_and_end(600)
         printed = child.printed
         intact = all(path.read_bytes() == data for path, data in before.items())
     expect(not any(word in printed for word in _NOT), f"a traceback: {printed[-1500:]}")

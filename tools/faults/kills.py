@@ -55,8 +55,7 @@ def at_point(shared: Path, kind: str, point: str, seed: str, folder: Path) -> Ta
     for most in (3, 12):
         number = rng.randint(1, most)
         child = runs.start(arguments, folder / f"run{most}.log", before=functools.partial(arm, point, number))
-        code = child.wait(600)
-        child.end()
+        code = child.wait_and_end(600)
         expect(code in (0, -signal.SIGKILL), f"ended with {code}: {child.printed[-500:]}")
         kills += code != 0
         calls.append(number)

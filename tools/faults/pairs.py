@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from forked import Child
+
 from faults import runs
-from faults.trial import Child, Tally, Trial, expect
+from faults.trial import Tally, Trial, expect
 
 LIMIT = 60.0  # seconds within which the other process ends
 _TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")

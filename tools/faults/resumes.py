@@ -54,8 +54,7 @@ def refused(keys: list[str], word: str, shared: Path, folder: Path) -> Tally:
 
 def _refused(arguments: list[str], word: str, folder: Path) -> Tally:
     child = runs.start(arguments, folder / "run.log")
-    code = child.wait(600)
-    child.end()
+    code = child.wait_and_end(600)
     errors = [line for line in child.printed.splitlines() if "lit-rft: error:" in line]
     expect(code in (1, 2) and len(errors) == 1 and "Traceback" not in child.printed,
            f"exit code {code}: {child.printed[-800:]}")  # fmt: skip

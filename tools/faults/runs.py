@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import Child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from faults.trial import Child, expect
+from faults.trial import expect
 from lit_rft.episodes import write_episodes
 from lit_rft.problems import Problem, write_problems
 from lit_rft.testing import make_episode, save_tiny_model
@@ -127,8 +128,7 @@ def start(arguments: Sequence[str], log: Path, before: Callable[[], Any] | None 
 
 def finish(child: Child, limit: float = 600.0) -> None:
     """Wait for a run that must succeed."""
-    code = child.wait(limit)
-    child.end()
+    code = child.wait_and_end(limit)
     expect(code == 0, f"a run ended with {code}, see {child.log}: {child.printed[-600:]}")
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from forked import Child
 
-from faults.trial import Child, Tally, Trial, expect
+from faults.trial import Tally, Trial, expect
 from lit_rft.envs import GymSuite, PoolSettings, collect
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.collect import collect_expert_episodes

@@ -33,8 +33,7 @@ def stop(shared: Path, kind: str, number: int, seed: str, folder: Path) -> Tally
         if child.wait(rng.uniform(0, 0.3) * seconds) is None:
             child.send(number)
             stops += 1
-        code = child.wait(60)
-        child.end()
+        code = child.wait_and_end(60)
         expect(code is not None, f"did not stop within 60 s: {child.printed[-500:]}")
         early = -number if number != signal.SIGINT else 70  # before the handlers are there
         expect(code in (0, 128 + number, early), f"exit code {code}: {child.printed[-500:]}")

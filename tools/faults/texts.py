@@ -172,8 +172,7 @@ def play(shared: Path, hostile: str, folder: Path) -> Tally:
     for verb in ("fit", "test", "predict"):
         arguments = runs.command("episodes", inputs, folder / "run", "-c", json.dumps(more), verb=verb)
         child = runs.start(arguments, folder / f"{verb}.log")
-        code = child.wait(600)
-        child.end()
+        code = child.wait_and_end(600)
         tried += 1
         if hostile == "surrogates":
             expect(code == 1 and "Traceback" not in child.printed and "UTF-8" in child.printed,
