@@ -35,12 +35,11 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def check_growth(curves: dict[str, list[tuple[float, float]]], end: float) -> Tally:
+def check_growth(curves: dict[str, list[tuple[float, float]]]) -> Tally:
     """Compare each process's memory at the end of its warm-up and at the end.
 
     Args:
         curves: name of a process -> (share of the episodes, MiB).
-        end: required share of the episodes of the last measurement.
     """
     notes, grown = [], 0
     for name, curve in sorted(curves.items()):
@@ -84,7 +83,7 @@ def collected(number: int, folder: Path) -> Tally:
     done.set()
     thread.join()
     expect(len(episodes) == number, f"{len(episodes)} of {number} episodes")
-    return check_growth(curves, 1.0)
+    return check_growth(curves)
 
 
 def played(shared: Path, number: int, folder: Path) -> Tally:
@@ -106,4 +105,4 @@ def played(shared: Path, number: int, folder: Path) -> Tally:
     runs.finish(child)
     done = path.read_bytes().count(b"\n")
     expect(done == number, f"{done} of {number} episodes")
-    return check_growth({"this process": curve}, 1.0)
+    return check_growth({"this process": curve})
