@@ -18,9 +18,10 @@ from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.episodes.demonstrations import read_demonstrations
 from lit_rft.problems import read_problems
 from lit_rft.records import Conversation, GroupRecord, RolloutRecord, Turn, read_rollouts
+from lit_rft.records.files import SCHEMA
 from lit_rft.testing import make_episode
 
-_HEAD = {"rollouts": 1, "share": 1.0}
+_HEAD = {"rollouts": SCHEMA, "share": 1.0}
 # values that may stand in the place of any other; of numbers that JSON's grammar allows, 1e999 is read as infinite
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 1.5, 10**30, "", "x", " ", "1", [], {}, [1], ["x"], {"x": 1}, [[]], math.nan, math.inf,
@@ -91,7 +92,7 @@ _FREE = ("source", "meta", "extra")
 TARGETS = {
     "episodes": Target(read_episodes, episodes, "episodes.jsonl", _FREE),
     "problems": Target(read_problems, problems, "problems.jsonl", ("level",), _PROBLEMS),
-    "rollouts": Target(lambda path: read_rollouts(path), rollouts, "train.jsonl", (*_FREE, "reward_parts"),
+    "rollouts": Target(read_rollouts, rollouts, "train.jsonl", (*_FREE, "reward_parts"),
                        {"rollouts[].episode": {"null"}}, True, json.dumps(_HEAD)),
     "demonstrations": Target(read_demonstrations, demonstrations, "pairs.jsonl"),
 }  # fmt: skip
@@ -177,10 +178,18 @@ def fuzz_fields(name: str, number: int, seed: str, folder: Path) -> Tally:
         elif isinstance(holder, dict):
             holder["unheard_of"] = new = 1
             nonsense = name != "problems" and not is_free(target, path)
-        lines = [target.first] if target.first else []
-        file.write_text("\n".join([*lines, *(json.dumps(each) for each in records), ""]))
+        file.write_text(_text(target, records))
         where = f"{pattern(path)} = {new!r:.40} ({action})"
         faults += _fault(target, file, where, nonsense)
+    return _tally(number, faults)
+
+
+def _text(target: Target, records: list[Any]) -> str:
+    lines = [target.first] if target.first else []
+    return "\n".join([*lines, *(json.dumps(record) for record in records), ""])
+
+
+def _tally(number: int, faults: list[str]) -> Tally:
     return Tally(number, number - len(faults), "; ".join(sorted(set(faults))[:5])[:900])
 
 
@@ -224,11 +233,9 @@ def fuzz_bytes(name: str, number: int, seed: str, folder: Path) -> Tally:
     faults: list[str] = []
     for _ in range(number):
         file = folder / target.name
-        lines = [target.first] if target.first else []
-        text = "\n".join([*lines, *(json.dumps(each) for each in target.records(rng)), ""])
-        file.write_bytes(damaged(rng, text.encode()))
+        file.write_bytes(damaged(rng, _text(target, target.records(rng)).encode()))
         faults += _file_fault(target, file)
-    return Tally(number, number - len(faults), "; ".join(sorted(set(faults))[:5])[:900])
+    return _tally(number, faults)
 
 
 def fuzz_parquet(number: int, seed: str, folder: Path) -> Tally:
@@ -239,7 +246,7 @@ def fuzz_parquet(number: int, seed: str, folder: Path) -> Tally:
     for _ in range(number):
         file.write_bytes(damaged(rng, undamaged))
         faults += _file_fault(TARGETS["episodes"], file)
-    return Tally(number, number - len(faults), "; ".join(sorted(set(faults))[:5])[:900])
+    return _tally(number, faults)
 
 
 def _file_fault(target: Target, file: Path) -> list[str]:
