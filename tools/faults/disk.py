@@ -87,8 +87,7 @@ def full(shared: Path, kind: str, left: int, step: int, folder: Path) -> Tally:
         differing = [each for each in runs.differences(disk.folder / "run", expected, curves=code == 0 and left > 10**5)
                  if not (code == 0 and each.startswith("rollouts"))]  # fmt: skip
     expect(not differing, f"differs: {differing[:4]}")
-    errors = [line for line in printed.splitlines() if "error" in line]
-    return Tally(note=f"exit code {code}; {errors[-1][:140] if errors else 'went on'}")
+    return _tally(code, printed)
 
 
 def fill_at(disk: SmallDisk, left: int, step: int) -> None:
@@ -129,6 +128,10 @@ def other(shared: Path, state: str, verb: str, folder: Path) -> Tally:
     expect(code in (0, 1, 2), f"exit code {code}: {printed[-600:]}")
     expect(intact, "an existing file changed")
     expect(code != 0 or verb in ("validate",), f"{verb} succeeded without its output: {printed[-600:]}")
+    return _tally(code, printed)
+
+
+def _tally(code: int | None, printed: str) -> Tally:
     errors = [line for line in printed.splitlines() if "error" in line]
     return Tally(note=f"exit code {code}; {errors[-1][:140] if errors else 'went on'}")
 

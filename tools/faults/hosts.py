@@ -109,22 +109,17 @@ def _finish(processes: list[subprocess.Popen[bytes]], folder: Path, name: str) -
 
 def reference(shared: Path, strategy: str) -> Path:
     """Return the folder of an undisturbed run on two hosts."""
-    folder = shared / "references" / f"hosts_{strategy}"
-    if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
-        begun = time.monotonic()
+
+    def train(partial: Path) -> None:
         with TwoHosts() as hosts:
             _finish(hosts.start(command(shared, strategy, partial), partial, "whole"), partial, "whole")
-        (partial / "seconds.json").write_text(str(time.monotonic() - begun))
-        partial.rename(folder)
-    return folder
+
+    return runs.made_once(shared / "references" / f"hosts_{strategy}", train)
 
 
 def undisturbed(shared: Path, folder: Path) -> Tally:
     """Two hosts compute what two processes of one do, to the bit."""
-    differing = runs.differences(reference(shared, "ddp"), pairs.reference("sft", shared))
-    expect(not differing, f"differs: {differing[:4]}")
+    runs.expect_same(reference(shared, "ddp"), pairs.reference("sft", shared))
     return Tally(note=f"to the bit, {runs.duration(reference(shared, 'ddp')):.0f} s")
 
 
@@ -153,6 +148,5 @@ def harmed(shared: Path, strategy: str, host: int, harm: str, seed: str, folder:
             hosts.kill(each)
         hosts.mend()
         _finish(hosts.start(arguments, folder, "last"), folder, "last")
-    differing = runs.differences(folder / "run", expected)
-    expect(not differing, f"differs: {differing[:4]}")
+    runs.expect_same(folder / "run", expected)
     return Tally(note=f"{harm} after step {reached}; the other ended after {seconds:.0f} s with {codes[0]}")

@@ -68,10 +68,9 @@ def at_point(shared: Path, kind: str, point: str, seed: str, folder: Path) -> Ta
 
 def _resumed(arguments: list[str], folder: Path, expected: Path, kills: int, note: str) -> Tally:
     runs.finish(runs.start(arguments, folder / "last.log"))
-    differing = runs.differences(folder / "run", expected)
     left = [str(path) for path in (folder / "run").rglob("*") if path.name.startswith(".") and path.is_file()]
     expect(not left, f"temporary files remain: {left}")
-    return Tally(kills, 0 if differing else kills, f"{note}; differs: {differing[:4]}" if differing else note)
+    return runs.tally(kills, folder / "run", expected, note)
 
 
 def arm(point: str, number: int) -> None:

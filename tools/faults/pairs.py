@@ -16,7 +16,7 @@ from faults import runs
 from faults.trial import Tally, Trial, expect
 
 LIMIT = 60.0  # seconds within which the other process ends
-_TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
@@ -54,21 +54,17 @@ def finish_pair(children: list[Child]) -> None:
 
 def reference(kind: str, shared: Path) -> Path:
     """Return the folder of an undisturbed run in two processes."""
-    folder = shared / "references" / f"{kind}_two"
-    if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
-        begun = time.monotonic()
-        finish_pair(start_pair(runs.command(kind, runs.prepare(shared / "inputs"), partial, *_TWO), partial, "whole"))
-        (partial / "seconds.json").write_text(str(time.monotonic() - begun))
-        partial.rename(folder)
-    return folder
+
+    def train(partial: Path) -> None:
+        finish_pair(start_pair(runs.command(kind, runs.prepare(shared / "inputs"), partial, *TWO), partial, "whole"))
+
+    return runs.made_once(shared / "references" / f"{kind}_two", train)
 
 
 def kill_one(shared: Path, kind: str, rank: int, seed: str, folder: Path) -> Tally:
     """Kill a process at two random moments, and resume both each time."""
     expected, rng = reference(kind, shared), random.Random(seed)
-    arguments = runs.command(kind, shared / "inputs", folder / "run", *_TWO, "--ckpt_path", "last")
+    arguments = runs.command(kind, shared / "inputs", folder / "run", *TWO, "--ckpt_path", "last")
     kills, waits = 0, []
     for attempt in range(2):
         children = start_pair(arguments, folder, f"run{attempt}")
@@ -86,24 +82,19 @@ def kill_one(shared: Path, kind: str, rank: int, seed: str, folder: Path) -> Tal
         complete = code == 0 and runs.step_of(folder / "run") == runs.STEPS[kind]  # killed when all was done
         expect(complete or code not in (None, 0), f"the other process ended with {code} after {waits[-1]} s")
     finish_pair(start_pair(arguments, folder, "last"))
-    differing = runs.differences(folder / "run", expected)
-    note = f"the other ended after {waits} s" + (f"; differs: {differing[:4]}" if differing else "")
-    return Tally(kills, 0 if differing else kills, note)
+    return runs.tally(kills, folder / "run", expected, f"the other ended after {waits} s")
 
 
 def stop_both(shared: Path, seed: str, folder: Path) -> Tally:
     """Send SIGTERM to one of two processes: both save the same step and exit with 143."""
     expected, rng = reference("sft", shared), random.Random(seed)
-    arguments = runs.command("sft", shared / "inputs", folder / "run", *_TWO, "--ckpt_path", "last")
+    arguments = runs.command("sft", shared / "inputs", folder / "run", *TWO, "--ckpt_path", "last")
     children = start_pair(arguments, folder, "run")
-    end = time.monotonic() + 100
-    while runs.step_of(folder / "run") < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    runs.wait_for_checkpoint(children[0], folder / "run", 100)
     children[rng.randint(0, 1)].send(signal.SIGTERM)
     codes = [child.wait(LIMIT) for child in children]
     for child in children:
         child.end()
     expect(codes == [143, 143], f"exit codes {codes}")
     finish_pair(start_pair(arguments, folder, "last"))
-    differing = runs.differences(folder / "run", expected)
-    return Tally(1, 0 if differing else 1, f"differs: {differing[:4]}" if differing else "both ended with 143")
+    return runs.tally(1, folder / "run", expected, "both ended with 143")

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from faults import runs
-from faults.pairs import finish_pair, start_pair
+from faults.pairs import TWO, finish_pair, start_pair
 from faults.trial import Tally, Trial, expect
 
 _HALF = 6  # steps of the run that is resumed
-_TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def trials(shared: Path, seed: int, short: bool) -> Iterator[Trial]:
@@ -53,20 +52,7 @@ def refused(keys: list[str], word: str, shared: Path, folder: Path) -> Tally:
 
 
 def _refused(arguments: list[str], word: str, folder: Path) -> Tally:
-    child = runs.start(arguments, folder / "run.log")
-    code = child.wait_and_end(600)
-    errors = [line for line in child.printed.splitlines() if "lit-rft: error:" in line]
-    expect(code in (1, 2) and len(errors) == 1 and "Traceback" not in child.printed,
-           f"exit code {code}: {child.printed[-800:]}")  # fmt: skip
-    expect(word in errors[0], f"the error does not name {word!r}: {errors[0]}")
-    return Tally(note=f"refused: {errors[0].partition('error: ')[2][:160]}")
-
-
-def _exact(arguments: list[str], run: Path, folder: Path, shared: Path, curves: bool = True) -> Tally:
-    runs.finish(runs.start(arguments, folder / "run.log"))
-    differing = runs.differences(run, runs.reference("episodes", shared), curves)
-    expect(not differing, f"differs: {differing[:4]}")
-    return Tally(note="exact")
+    return Tally(note=f"refused: {runs.refused(arguments, word, folder)}")
 
 
 def moved(shared: Path, folder: Path) -> Tally:
@@ -74,7 +60,9 @@ def moved(shared: Path, folder: Path) -> Tally:
     arguments = half_run(shared, folder)
     (folder / "run").rename(folder / "elsewhere")
     arguments = [part.replace(str(folder / "run"), str(folder / "elsewhere")) for part in arguments]
-    return _exact(arguments, folder / "elsewhere", folder, shared)
+    runs.finish(runs.start(arguments, folder / "run.log"))
+    runs.expect_same(folder / "elsewhere", runs.reference("episodes", shared))
+    return Tally(note="exact")
 
 
 def deleted(name: str, shared: Path, folder: Path) -> Tally:
@@ -111,8 +99,7 @@ def more_epochs(shared: Path, folder: Path) -> Tally:
     runs.finish(runs.start(arguments(folder / "long", 3), folder / "long.log"))
     for epochs in (1, 3):
         runs.finish(runs.start(arguments(folder / "run", epochs), folder / f"run{epochs}.log"))
-    differing = runs.differences(folder / "run", folder / "long")
-    expect(not differing, f"differs: {differing[:4]}")
+    runs.expect_same(folder / "run", folder / "long")
     return Tally(note="exact")
 
 
@@ -141,7 +128,7 @@ def _close(a: Path, b: Path) -> Tally:
 
 def one_then_two(shared: Path, folder: Path) -> Tally:
     """A run of one process continues in two."""
-    finish_pair(start_pair(half_run(shared, folder, *_TWO), folder, "two"))
+    finish_pair(start_pair(half_run(shared, folder, *TWO), folder, "two"))
     return _close(folder / "run", runs.reference("episodes", shared))
 
 
@@ -149,7 +136,7 @@ def two_then_one(shared: Path, folder: Path) -> Tally:
     """A run of two processes continues in one."""
     inputs = runs.prepare(shared / "inputs")
     more = ["--ckpt_path", "last"]
-    two = runs.command("episodes", inputs, folder / "run", *more, *_TWO, "--trainer.max_steps", str(_HALF))
+    two = runs.command("episodes", inputs, folder / "run", *more, *TWO, "--trainer.max_steps", str(_HALF))
     finish_pair(start_pair(two, folder, "two"))
     runs.finish(runs.start(runs.command("episodes", inputs, folder / "run", *more), folder / "one.log"))
     return _close(folder / "run", runs.reference("episodes", shared))

@@ -14,7 +14,7 @@ import torch
 from forked import Child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from faults.trial import expect
+from faults.trial import Tally, expect
 from lit_rft.episodes import write_episodes
 from lit_rft.problems import Problem, write_problems
 from lit_rft.testing import make_episode, save_tiny_model
@@ -43,9 +43,8 @@ def prepare(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         save_tiny_model(folder / "model")
         write_episodes(folder / "episodes.jsonl", [make_episode(seed, 1 + seed % 4) for seed in range(9)])
-        prompt = {"role": "user", "content": "Why? "}
         write_problems(folder / "problems.jsonl",
-                       [Problem(f"p{n}", ({**prompt, "content": "Why? " * (1 + n % 3)},), "1", ("yes",))
+                       [Problem(f"p{n}", ({"role": "user", "content": "Why? " * (1 + n % 3)},), "1", ("yes",))
                         for n in range(6)])  # fmt: skip
     return folder
 
@@ -134,13 +133,21 @@ def finish(child: Child, limit: float = 600.0) -> None:
 
 def reference(kind: str, shared: Path, *more: str, name: str = "") -> Path:
     """Return the folder of an undisturbed run, after running it on the first call. `seconds.json` has its time."""
-    folder = shared / "references" / (name or kind)
+
+    def train(partial: Path) -> None:
+        finish(start(command(kind, prepare(shared / "inputs"), partial, *more), partial / "run.log"))
+
+    return made_once(shared / "references" / (name or kind), train)
+
+
+def made_once(folder: Path, train: Callable[[Path], None]) -> Path:
+    """Return the folder of an undisturbed run, which `train` makes in the folder it gets unless it is there."""
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         begun = time.monotonic()
-        finish(start(command(kind, prepare(shared / "inputs"), partial, *more), partial / "run.log"))
+        train(partial)
         (partial / "seconds.json").write_text(json.dumps(time.monotonic() - begun))
         partial.rename(folder)
     return folder
@@ -201,6 +208,44 @@ def differences(folder: Path, expected: Path, curves: bool = True) -> list[str]:
         a, b = scalars(folder), scalars(expected)
         differing += [f"curve {tag}" for tag in sorted(a.keys() | b.keys()) if not same(a.get(tag), b.get(tag))]
     return differing
+
+
+def expect_same(folder: Path, expected: Path) -> None:
+    """Check that a run equals an undisturbed one to the bit.
+
+    Raises:
+        LostError: it differs.
+    """
+    differing = differences(folder, expected)
+    expect(not differing, f"differs: {differing[:4]}")
+
+
+def tally(faults: int, folder: Path, expected: Path, note: str) -> Tally:
+    """Return the result of faults from which a run has recovered: none is survived if it differs."""
+    differing = differences(folder, expected)
+    return Tally(faults, 0 if differing else faults, f"{note}; differs: {differing[:4]}" if differing else note)
+
+
+def refused(arguments: Sequence[str], word: str, folder: Path, before: Callable[[], Any] | None = None,
+            limit: float = 600.0) -> str:  # fmt: skip
+    """Run `lit-rft`, which must refuse the command in one line.
+
+    Args:
+        arguments: of the command.
+        word: in the error.
+        folder: for the log.
+        before: called first, in the child.
+        limit: seconds within which it ends.
+
+    Returns:
+        The error.
+    """
+    child = start(arguments, folder / "run.log", before)
+    code = child.wait_and_end(limit)
+    expect(code in (1, 2) and "Traceback" not in child.printed, f"exit code {code}: {child.printed[-1200:]}")
+    errors = [line for line in child.printed.splitlines() if "lit-rft: error:" in line]
+    expect(len(errors) == 1 and word in errors[0], f"not one error that names {word!r}: {child.printed[-800:]}")
+    return errors[0].partition("error: ")[2][:160]
 
 
 def same(a: Any, b: Any) -> bool:

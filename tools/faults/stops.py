@@ -44,6 +44,4 @@ def stop(shared: Path, kind: str, number: int, seed: str, folder: Path) -> Tally
             expect((folder / "run" / "adapter" / "adapter_config.json").exists(), "no adapter")
         steps.append(runs.step_of(folder / "run"))
     runs.finish(runs.start(arguments, folder / "last.log"))
-    differing = runs.differences(folder / "run", expected)
-    note = f"stopped at steps {steps}" + (f"; differs: {differing[:4]}" if differing else "")
-    return Tally(stops, 0 if differing else stops, note)
+    return runs.tally(stops, folder / "run", expected, f"stopped at steps {steps}")

@@ -52,16 +52,11 @@ def leave_network() -> None:
 
 
 def _refused(arguments: list[str], word: str, folder: Path) -> Tally:
-    child = runs.start(arguments, folder / "run.log", before=leave_network)
     begun = time.monotonic()
-    code = child.wait(150)
+    error = runs.refused(arguments, word, folder, before=leave_network, limit=150)
     seconds = time.monotonic() - begun
-    child.end()
-    expect(code in (1, 2) and "Traceback" not in child.printed, f"exit code {code}: {child.printed[-1200:]}")
-    errors = [line for line in child.printed.splitlines() if "lit-rft: error:" in line]
-    expect(len(errors) == 1 and word in errors[0], f"unclear: {child.printed[-800:]}")
     expect(seconds < _SECONDS, f"only after {seconds:.0f} s")
-    return Tally(note=f"after {seconds:.0f} s: {errors[0][:160]}")
+    return Tally(note=f"after {seconds:.0f} s: {error}")
 
 
 def offline_model(shared: Path, folder: Path) -> Tally:
