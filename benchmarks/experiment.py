@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lit_rft._files import write_json
+from lit_rft._files import replacing, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = Path(__file__).parent / "results", ROOT / "docs" / "images"
@@ -179,6 +179,14 @@ def read_results(path: Path) -> dict[str, Any]:
     """Read the results of an earlier run; empty if there are none."""
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return results
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> Path:
+    """Write a line of JSON for each row, creating folders, and return the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiment import write_json_lines
 
 from lit_rft.envs import GymSuite, PolicyExpert
 from lit_rft.envs.collect import collect_perturbed_episodes
@@ -53,9 +54,7 @@ def write_problems(path: Path, first_seed: int, number: int, customers: Sequence
         {"task": f"{len(errands.LISTS[customer])} items", "customer": customer, "seed": first_seed + i}
         for i, customer in zip(range(number), itertools.cycle(customers), strict=False)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_json_lines(path, rows)
 
 
 def play_medium(path: Path, problems: Path, impatience: float, noise: float, seed: int) -> list[Episode]:

@@ -22,11 +22,11 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, curve, environment, lit_rft_arguments, read_results
+from experiment import RESULTS, ROOT, curve, environment, lit_rft_arguments, read_results, write_json_lines
 from letter_sums import HELD_OUT, TESTS, base_rows, first_error, held_out_rows, training_rows
 from luffy_plan import DATA, DEMONSTRATIONS, METHODS, OBJECTIVE, STEPS, Run, all_runs
 from luffy_report import report
@@ -102,15 +102,8 @@ def training_keys(run: Run) -> dict[str, Any]:
 
 def write_rows(folder: Path, run: Run) -> Path:
     """Write the training prompts of a run, and return the file."""
-    name = f"train-{run.demonstrations}-{run.wrong}.jsonl"
     rows = training_rows(POOL, run.demonstrations, run.seed, run.wrong)
-    return _write(folder / name, rows)
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_json_lines(folder / f"train-{run.demonstrations}-{run.wrong}.jsonl", rows)
 
 
 def base_checkpoint(seed: int) -> Path:
@@ -120,7 +113,7 @@ def base_checkpoint(seed: int) -> Path:
         from lit_rft.models.scratch import save_scratch_model
 
         save_scratch_model(RUNS / f"seed{seed}" / "model", ["A"], vocab_size=261, seed=seed)  # a token per character
-        file = _write(folder / "train.jsonl", base_rows(BASE_ROWS, seed, HABIT))
+        file = write_json_lines(folder / "train.jsonl", base_rows(BASE_ROWS, seed, HABIT))
         keys = {
             "trainer.max_steps": BASE_STEPS,
             f"{OBJECTIVE}.sft_steps": BASE_STEPS,
@@ -139,7 +132,7 @@ def fit(folder: Path, seed: int, keys: Mapping[str, Any], overlay: str | None = 
     if (folder / "row.json").exists():
         return
     started = time.time()
-    file = _write(RUNS / f"{split}.jsonl", held_out_rows(HELD_OUT, split))
+    file = write_json_lines(RUNS / f"{split}.jsonl", held_out_rows(HELD_OUT, split))
     keys = {f"{DATA}.eval_files": f"[{file}]", **common_keys(folder, seed), **keys}
     keys["trainer.val_check_interval"] = keys["trainer.max_steps"]
     if (folder / "checkpoints" / "last.ckpt").exists():
@@ -151,7 +144,13 @@ def fit(folder: Path, seed: int, keys: Mapping[str, Any], overlay: str | None = 
 
 
 def play(run: Run, split: str = "test", more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train and test, unless it is done; return the figures."""
+    """Train and test, unless it is done; return the figures.
+
+    Args:
+        run: the run.
+        split: of the held-out problems; trials of settings take `dev`.
+        more: further settings, for trials.
+    """
     keys = {**training_keys(run), **(more or {})}
     fit(folder_of(run), run.seed, keys, METHODS[run.method].overlay, split)
     result: dict[str, Any] = json.loads((folder_of(run) / "row.json").read_text())

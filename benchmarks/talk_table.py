@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, environment, read_results, run, times
+from experiment import RESULTS, ROOT, Step, environment, read_results, run, times, write_json_lines
 from rich.console import Console
 from talk_place import GAMES, Place
 from talk_report import costs, outcomes, report
 from talk_rows import ROWS
 
-from lit_rft._files import replacing, write_json
+from lit_rft._files import write_json
 from lit_rft.problems import generate_problems
 
 
@@ -50,9 +49,7 @@ def make_general_data(options: argparse.Namespace) -> None:
         return
     problems = generate_problems("gsm_symbolic", 20 if options.scale == "tiny" else 2000)
     rows = [[*p.prompt, {"role": "assistant", "content": p.traces[0]}] for p in problems]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    write_json_lines(file, ({"messages": messages} for messages in rows))
 
 
 def make_tiny_model(options: argparse.Namespace) -> None:
