@@ -140,7 +140,8 @@ def fit(folder: Path, seed: int, keys: Mapping[str, Any], overlay: str | None = 
     cli.main(lit_rft_arguments("fit", [RECIPE, *([f"luffy/{overlay}.yaml"] if overlay else [])], keys))
     scores = {test: curve(folder / "tensorboard", f"val/{test}/average")[-1][1] for test in TESTS}
     rewards = curve(folder / "tensorboard", "train/reward")
-    write_json(folder / "row.json", {"scores": scores, "seconds": round(time.time() - started), "rewards": rewards})
+    figures = {"scores": scores, "seconds": round(time.time() - started), "rewards": rewards}
+    write_json(folder / "row.json", figures | {"errors": error_shares(folder)})
 
 
 def play(run: Run, split: str = "test", more: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -176,7 +177,6 @@ def collect_results() -> dict[str, Any]:
     runs, bases = dict(known.get("runs", {})), dict(known.get("bases", {}))
     for path in sorted(RUNS.glob("seed*/*/row.json")):
         row, seed = json.loads(path.read_text()), path.parent.parent.name.removeprefix("seed")
-        row["errors"] = error_shares(path.parent)
         if path.parent.name == "base":
             bases[seed] = row
         else:
@@ -198,7 +198,6 @@ def main() -> None:
             row = play(run)
             console.print(f"seed {run.seed}, {run.name}: {row['scores']}, {row['seconds']} seconds")
             write_json(FILE, collect_results())
-    write_json(FILE, collect_results())
     report(read_results(FILE), console)
 
 

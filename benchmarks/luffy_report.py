@@ -27,8 +27,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
         table.add_column(column)
     table.add_row("base", "", "", str(len(results["bases"])),
                   *(interval(list(accuracies(results, "base", test).values()), 1) for test in TESTS))  # fmt: skip
-    plan = dict.fromkeys(dataclasses.replace(run, seed=0) for run in all_runs([0], DEMONSTRATIONS))
-    for run in sorted(plan, key=lambda run: (run.wrong, run.demonstrations)):
+    for run in sorted(all_runs([0], DEMONSTRATIONS), key=lambda run: (run.wrong, run.demonstrations)):
         columns = [accuracies(results, run.name, test) for test in TESTS]
         if not columns[0]:
             continue

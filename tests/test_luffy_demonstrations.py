@@ -125,6 +125,10 @@ def test_the_report_pairs_seeds(benchmark: ModuleType, monkeypatch: pytest.Monke
     assert lines["GRPO"] == [20.0, 20.0]
     luffy = [c.lines[0].get_ydata() for c in figure.axes[0].containers if c.get_label() == "LUFFY"]
     assert list(luffy[0]) == [60.0, 90.0]
+    benchmark.FILE.write_text(json.dumps(results))
+    monkeypatch.setattr("sys.argv", ["luffy_demonstrations.py", "--report"])
+    benchmark.main()
+    assert json.loads(benchmark.FILE.read_text()) == results  # not as measured on this machine
 
 
 def test_the_plan_begins_with_the_question(benchmark: ModuleType) -> None:
