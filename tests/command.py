@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from lit_rft import cli
 
@@ -17,3 +18,8 @@ def main(arguments: Sequence[str]) -> None:
             cli.main(arguments)
     except SystemExit as error:
         raise ValueError(printed.getvalue()) from error
+
+
+def flags(**keys: Any) -> list[str]:
+    """Make options of keys, whose dots are written as two underscores."""
+    return [part for key, value in keys.items() for part in (f"--{key.replace('__', '.')}", str(value))]

@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command import main
+from command import flags, main
 
 from lit_rft.models import load_tokenizer
 
@@ -14,10 +13,6 @@ GAMES = {
     "key_rooms": ("KeyRooms", "rooms", 20),
     "price_lookup": ("PriceLookup", "prices", 4),
 }
-
-
-def flags(**keys: Any) -> list[str]:
-    return [part for key, value in keys.items() for part in (f"--{key.replace('__', '.')}", str(value))]
 
 
 @pytest.mark.parametrize("name", GAMES)

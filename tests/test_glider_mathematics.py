@@ -3,20 +3,15 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command import main
+from command import flags, main
 from rich.console import Console
 
 from lit_rft.episodes import read_episodes
 
 ROOT = Path(__file__).parents[1]
 SUITE = "lit_rft.envs.mathematics.ExpressionSuite"
-
-
-def flags(**keys: Any) -> list[str]:
-    return [part for key, value in keys.items() for part in (f"--{key.replace('__', '.')}", str(value))]
 
 
 def test_the_recipes_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
