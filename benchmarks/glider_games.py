@@ -26,10 +26,11 @@ from experiment import RESULTS, ROOT, Step, environment, read_results, run
 from rich.console import Console
 
 from lit_rft._files import write_json
+from lit_rft.envs.games import errands
 
 RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
 PARTS = ("hierarchical", "flat", "online", "ablations")
-SEEN, UNSEEN = ("Anna", "Ben", "Cleo", "Dan", "Eve", "Finn"), ("Gwen", "Hugo")
+SEEN, UNSEEN = errands.CUSTOMERS, ("Gwen", "Hugo")
 EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
 IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
 

@@ -29,6 +29,7 @@ LISTS: Mapping[str, tuple[str, ...]] = {
     "Gwen": ("pills", "books", "roses"),
     "Hugo": ("meat", "bread", "shoes"),
 }
+CUSTOMERS = ("Anna", "Ben", "Cleo", "Dan", "Eve", "Finn")  # of episodes, unless others are named
 
 
 class Errands(gym.Env[str, str]):
@@ -52,7 +53,7 @@ class Errands(gym.Env[str, str]):
 
     def __init__(
         self,
-        customers: Sequence[str] = ("Anna", "Ben", "Cleo", "Dan", "Eve", "Finn"),
+        customers: Sequence[str] = CUSTOMERS,
         step_cost: float = 0.01,
         wrong_cost: float = 0.1,
     ) -> None:
@@ -132,9 +133,7 @@ def annotate(episode: Episode) -> list[Segment]:
     return segments + ([(rest, len(episode.steps), UNFINISHED_GOAL)] if rest < len(episode.steps) else [])
 
 
-def optimal_return(
-    customers: Sequence[str] = ("Anna", "Ben", "Cleo", "Dan", "Eve", "Finn"), step_cost: float = 0.01
-) -> float:
+def optimal_return(customers: Sequence[str] = CUSTOMERS, step_cost: float = 0.01) -> float:
     """Return the best expected return over customers and starts, if the step limit permits the way."""
     actions = []
     for customer, start in itertools.product(customers, range(len(_ITEMS))):
