@@ -63,7 +63,6 @@ class AppendedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("ab", buffering=0)
         try:
