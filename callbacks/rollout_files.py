@@ -76,11 +76,8 @@ class RolloutFiles(L.Callback):
             return
         # an evaluation after the checkpoint's batch may be older than the checkpoint; if it is repeated, it is replaced
         first = self._batches + (1 if split == "validation" and self._batches else 0)
-        writer = RolloutWriter(path, 1.0, self._max_bytes(1))
-        try:
+        with contextlib.closing(RolloutWriter(path, 1.0, self._max_bytes(1))) as writer:
             writer.drop(lambda line: bool(line["batch"] >= first))
-        finally:
-            writer.close()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -140,22 +137,18 @@ class RolloutFiles(L.Callback):
         results = getattr(getattr(module, "evaluator", None), "results", ())
         if not results or is_dry_run(trainer):
             return
-        with self._tolerated(split):
-            writer, texts = self._open(trainer, split), self._texts_of(module)
-            try:
-                writer.drop(lambda line: bool(line["step"] == trainer.global_step))
-                numbers: dict[Any, int] = {}  # of problems
-                groups: dict[int, list[Any]] = {}
-                for result in sorted(results, key=_order_of):
-                    groups.setdefault(numbers.setdefault(_problem(result), len(numbers)), []).append(result)
-                writer.append(
-                    GroupRecord(split, trainer.global_step, self._batches, trainer.global_rank, number,
-                                _task(members[0]), [_record(result, texts) for result in members])
-                    for number, members in groups.items()
-                    if writer.wants(self._batches, trainer.global_rank, number)
-                )  # fmt: skip
-            finally:
-                writer.close()
+        with self._tolerated(split), contextlib.closing(self._open(trainer, split)) as writer:
+            writer.drop(lambda line: bool(line["step"] == trainer.global_step))
+            texts = self._texts_of(module)
+            groups: dict[Any, list[Any]] = {}  # by problem, numbered in this order
+            for result in sorted(results, key=_order_of):
+                groups.setdefault(_problem(result), []).append(result)
+            writer.append(
+                GroupRecord(split, trainer.global_step, self._batches, trainer.global_rank, number,
+                            _task(members[0]), [_record(result, texts) for result in members])
+                for number, members in enumerate(groups.values())
+                if writer.wants(self._batches, trainer.global_rank, number)
+            )  # fmt: skip
 
     # --- files -------------------------------------------------------------------------------------------------------
 
