@@ -1,8 +1,10 @@
 """The checkpoints of a run, the last and the best, in one folder; written also when a signal ends the run."""
 
+import contextlib
 import logging
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ logger = logging.getLogger(__name__)
 class RunCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, and the best by a metric if one is set, in `<default_root_dir>/checkpoints`.
 
-    The last one is written every `every_n_steps` optimiser steps and at the end of training, after its evaluation;
-    `--ckpt_path last` resumes from it. A folder with checkpoints of another run is rejected.
+    The last one is written every `every_n_steps` optimiser steps, before the next batch or evaluation begins, and at
+    the end of training, after its evaluation; `--ckpt_path last` resumes from it. A folder with checkpoints of another
+    run is rejected.
 
     SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
     128 plus the signal's number (docs/runs.md).
@@ -50,8 +53,9 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_step = -1
         self._writes_here = False  # the folder's contents are from this run
         self._signals = StopSignals()
-        self._agreed = False  # all processes stop at the same step
+        self._agreed = 0  # number of the signal by which all processes stop after the same step
         self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
+        self._write_due = False  # of the snapshot, once the metrics of its step are logged
         self._evaluation_due = False  # after the batch of the state that is saved
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.check_folder(trainer, trainer.ckpt_path)
         super().on_train_start(trainer, pl_module)
         self._last_step = trainer.global_step
-        self._snapshot = None
+        self._snapshot, self._write_due = None, False
         self._listen(trainer)
         if self._evaluation_due:
             self._evaluate(trainer)
@@ -161,9 +165,33 @@ class RunCheckpoint(ModelCheckpoint):
         loop._batches_that_stepped, epochs.completed, connector._first_loop_iter = before
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._after_logging(trainer, pl_module)
         self._listen(trainer)
 
     on_test_start = on_predict_start = on_validation_start
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._after_logging(trainer, pl_module)
+
+    def _after_logging(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the checkpoint of the last step, and stop for a signal received meanwhile.
+
+        Not at the end of its batch: Lightning sends the metrics of a step to the loggers after all hooks of that end,
+        and neither a run that stops there nor one that is killed and resumed would ever log them.
+
+        Raises:
+            StoppedBySignal: If there is a signal; in all processes, if there are several.
+        """
+        if self._write_due:
+            self._write_due = False
+            phases = getattr(pl_module, "phases", None)
+            with contextlib.nullcontext() if phases is None else phases.measure("checkpoint"):
+                self._save_snapshot(trainer)
+                trainer.strategy.barrier("the checkpoint of a step is written")
+        if not self._together(trainer):
+            self._signals.release()
+        elif self._agreed:
+            raise StoppedBySignal(self._agreed)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._stop_if_unheard(trainer)
@@ -195,17 +223,15 @@ class RunCheckpoint(ModelCheckpoint):
         self._evaluation_due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
             loop._data_fetcher
         )
+        together = self._together(trainer)
+        self._agreed = self._agreed_signal(trainer) if together else 0
         # a batch may take several optimiser steps, or none
         due = trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps
-        if due and not _is_last_batch(trainer):  # a run killed in its last evaluation must repeat it when resumed
-            self._save_last(trainer)
-        if number := self._agreed_signal(trainer):
-            self._save_last(trainer)
-            self._snapshot, self._agreed = None, True
-            raise StoppedBySignal(number)
-        if not self._together(trainer):
+        # a run killed in its last evaluation must repeat it when resumed
+        self._write_due = (due and not _is_last_batch(trainer)) or self._agreed > 0
+        if self._write_due or not together:
+            self.last_model_path = str(self._last_file())  # part of the state
             self._snapshot = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            self._signals.release()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do nothing: checkpoints are by steps, not epochs."""
@@ -223,11 +249,14 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the steps since the last regular checkpoint."""
         self._signals.held = True
+        self._signals.received = self._signals.received or self._agreed
+        self._snapshot, self._write_due = None, False
         self._save_last(trainer)
-        self._snapshot = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last complete step if a signal has stopped the run, and stop its workers."""
+        if self._write_due and not self._together(trainer):
+            self._save_snapshot(trainer)
         if isinstance(exception, StoppedBySignal):
             self._save_snapshot(trainer)
             pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
@@ -249,8 +278,6 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _agreed_signal(self, trainer: L.Trainer) -> int:
         """Return, in all processes, the signal that any of them received; 0 for none."""
-        if not self._together(trainer):
-            return self._signals.received
         number = torch.tensor(self._signals.received, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
         return int(number)
@@ -259,7 +286,9 @@ class RunCheckpoint(ModelCheckpoint):
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None and snapshot["global_step"] != self._last_step and not is_dry_run(trainer):
             trainer.strategy.save_checkpoint(snapshot, self._last_file())
-            self._last_step = snapshot["global_step"]
+            self._last_step, self._writes_here = snapshot["global_step"], True
+            for each in trainer.loggers if trainer.is_global_zero else ():
+                each.after_save_checkpoint(weakref.proxy(self))
 
     def _end_other_processes(self, trainer: L.Trainer, number: int) -> None:
         """Wait until the first process is done, if all have stopped together; else forward the signal."""

@@ -62,6 +62,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         seconds, phases = time.perf_counter() - self._started, self._take_phases(pl_module)
+        seconds -= phases.pop("checkpoint", 0.0)  # that of the step before is written first
         metrics = {"step_seconds": seconds, **{f"{name}_seconds": value for name, value in phases.items()}}
         tokens = getattr(batch, "num_tokens", getattr(pl_module, "num_tokens", None))  # of the batch, or of its rollout
         if tokens is not None:

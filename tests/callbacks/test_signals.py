@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 
 from lit_rft.callbacks import AdapterExport, AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.callbacks.signals import StoppedBySignal
@@ -52,20 +53,42 @@ class Send(L.Callback):
         self._at(trainer, "end")
 
 
-def run(stage: Any, model: Path, folder: Path, *callbacks: Any, ckpt_path: str | None = None, steps: int = 8) -> Any:
+class LoggedSteps(Logger):
+    """Keeps the optimiser steps of which metrics were logged."""
+
+    name = version = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "train/loss" in metrics:
+            assert step is not None
+            self.steps.append(step)
+
+
+def run(
+    stage: Any, model: Path, folder: Path, *callbacks: Any, ckpt_path: str | None = None, steps: int = 8, **options: Any
+) -> Any:
+    settings = {"logger": False, "plugins": [AtomicCheckpointIO()], **options}
+    saving = settings.pop("saving", None) or RunCheckpoint(every_n_steps=100)
     trainer = L.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
-        logger=False,
         default_root_dir=folder,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         val_check_interval=1,
         check_val_every_n_epoch=None,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, RunCheckpoint(every_n_steps=100), RandomState(), AdapterExport()],
+        **settings,
+        callbacks=[*callbacks, saving, RandomState(), AdapterExport()],
     )
     stage.validation_step = lambda *_: None
     loader = make_loader(model, batch_size=2, episodes=7)  # 4 steps an epoch
@@ -120,6 +143,53 @@ def _all_inactive(before: dict[Any, Any]) -> bool:
     """Lightning puts a handler of ours back, which then hands signals on to what was there before us."""
     handlers = [signal.getsignal(number) for number in before]
     return all(not getattr(getattr(handler, "__self__", None), "_active", False) for handler in handlers)
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluates", "together"),
+    [(1, False, False), (1, True, True), (3, False, True), (7, False, True), (7, True, False)],
+)
+def test_the_step_at_which_a_run_stops_is_logged(
+    step: int, evaluates: bool, together: bool, tiny_model_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Within an epoch, at its end, and in the last step; several processes agree on the step."""
+    if together:
+        monkeypatch.setattr(RunCheckpoint, "_together", staticmethod(lambda trainer: True))
+        monkeypatch.setattr(RunCheckpoint, "_agreed_signal", lambda callback, trainer: callback._signals.received)
+    logged = LoggedSteps()
+    options = {"logger": logged, "limit_val_batches": 1 if evaluates else 0}
+    with pytest.raises(StoppedBySignal, match="143"):
+        run(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, Send(signal.SIGTERM, "update", step), **options)
+    assert logged.steps == list(range(1, step + 2))
+    monkeypatch.undo()
+    run(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, ckpt_path="last", **options)
+    assert logged.steps == list(range(1, 9))
+
+
+class CheckedIO(AtomicCheckpointIO):
+    """Checks that the metrics of a checkpoint's step are logged before it is written."""
+
+    def __init__(self, logged: LoggedSteps) -> None:
+        super().__init__()
+        self.logged, self.saved = logged, []  # type: ignore[var-annotated]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], *args: Any, **options: Any) -> None:
+        self.saved.append(checkpoint["global_step"])
+        assert self.logged.steps == list(range(1, self.saved[-1] + 1))
+        super().save_checkpoint(checkpoint, *args, **options)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_step_is_logged_before_its_checkpoint_is_written(
+    evaluates: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """A run killed between the two repeats the step; the other way round, its metrics would be missing."""
+    logged = LoggedSteps()
+    checked = CheckedIO(logged)
+    run(make_stage(tiny_model_folder), tiny_model_folder, tmp_path, logger=logged, plugins=[checked],
+        saving=RunCheckpoint(every_n_steps=1), limit_val_batches=int(evaluates), steps=5)  # fmt: skip
+    assert checked.saved == [1, 2, 3, 4, 5]
 
 
 def test_a_signal_after_the_last_step_ends_the_process_with_everything_saved(

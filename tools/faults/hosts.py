@@ -97,8 +97,8 @@ class TwoHosts:
 
 def command(shared: Path, strategy: str, run: Path) -> list[str]:
     """Return the command of a run on two hosts."""
-    two = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--ckpt_path", "last"]
-    two += ["-c", "fsdp.yaml"] if strategy == "fsdp" else ["--trainer.strategy", _STRATEGIES[strategy]]
+    how = ["-c", "fsdp.yaml"] if strategy == "fsdp" else ["--trainer.strategy", _STRATEGIES[strategy]]
+    two = [*how, "--trainer.num_nodes", "2", "--trainer.devices", "1", "--ckpt_path", "last"]  # not the file's devices
     return runs.command("sft", runs.prepare(shared / "inputs"), run, *two)
 
 
