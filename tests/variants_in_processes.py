@@ -9,12 +9,23 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_rft.advantages import HAE, GiGPO
+from lit_rft.advantages import HAE, RLOO, GiGPO, OverlongPenalty, ReinforcePlusPlus
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, OnlineDataModule
 from lit_rft.envs import GymSuite
 from lit_rft.generation import SamplingSettings
-from lit_rft.losses import CHORD, HPT, SRFT, PrefixRFT, RLPlus
+from lit_rft.losses import (
+    CHORD,
+    CISPO,
+    GSPO,
+    HPT,
+    SRFT,
+    MaskedWeights,
+    PrefixRFT,
+    RLPlus,
+    SamplerCorrected,
+    TwoSidedClip,
+)
 from lit_rft.problems import Problem, write_problems
 from lit_rft.sources import DynamicSampling, ExGRPO, ReLIFT, TracePrefixes
 from lit_rft.stages import (
@@ -88,6 +99,27 @@ def dynamic(model: str, folder: Path) -> tuple[Any, Any]:
     return stage, problems(model, folder, batch_size=10)
 
 
+def on_policy(loss: Any, advantages: Any, model: str, folder: Path) -> tuple[Any, Any]:
+    stage = GRPO(
+        sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=loss, advantages=advantages,
+        objective=ObjectiveSettings(group_size=4, epochs=2, entropy_coef=0.0), **common(model),
+    )  # fmt: skip
+    return stage, problems(model, folder, batch_size=3)
+
+
+def gspo(model: str, folder: Path) -> tuple[Any, Any]:
+    return on_policy(GSPO(0.01, 0.02), ReinforcePlusPlus(group_baseline=True), model, folder)
+
+
+def cispo(model: str, folder: Path) -> tuple[Any, Any]:
+    return on_policy(CISPO(), RLOO(), model, folder)
+
+
+def two_sided(model: str, folder: Path) -> tuple[Any, Any]:
+    loss = SamplerCorrected(TwoSidedClip(), MaskedWeights())
+    return on_policy(loss, OverlongPenalty(8, 4, advantages=ReinforcePlusPlus()), model, folder)
+
+
 def srft(model: str, folder: Path) -> tuple[Any, Any]:
     stage = MixedPolicyGRPO(
         sampling=SamplingSettings(8, 1.0), reward=some_vowels, loss=SRFT(),
@@ -149,6 +181,9 @@ KINDS: dict[str, Callable[[str, Path], tuple[Any, Any]]] = {
     "gigpo": gigpo,
     "hae": hae,
     "dynamic": dynamic,
+    "gspo": gspo,
+    "cispo": cispo,
+    "two_sided": two_sided,
     "srft": srft,
     "hpt": hpt,
     "chord": chord,

@@ -78,6 +78,13 @@ def test_overlong_rollouts_lose_in_their_group_and_traces_do_not() -> None:
     assert OverlongPenalty(10, 4, 0.0)(rollouts).tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("knob", [(11, 4), (10, 6), (10, 4, 0.5), (10, 4, 1.0, RLOO())],
+                         ids=["max_length", "buffer", "penalty", "advantages"])  # fmt: skip
+def test_every_knob_of_the_penalty_counts(knob: Any) -> None:
+    rollouts = make_rollouts([1.0, 0.0, 1.0, 1.0], [0] * 4, [3, 6, 8, 9])
+    assert not torch.allclose(OverlongPenalty(*knob)(rollouts), OverlongPenalty(10, 4)(rollouts))
+
+
 @pytest.mark.parametrize("bad", [(10, 0), (10, 11), (10, 4, -1.0), (10, 4, math.nan)])
 def test_bad_settings_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="must be"):

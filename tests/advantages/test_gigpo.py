@@ -90,6 +90,16 @@ def test_decisions_equal_a_slow_loop(weight: float, discount: float, scale: bool
     assert nonzero >= 5
 
 
+@pytest.mark.parametrize(
+    "knob",
+    [{"step_weight": 0.2}, {"discount": 0.1}, {"scale_by_std": False},
+     {"episode_advantages": GroupAdvantages(scale_by_std=False)}],
+    ids=lambda knob: next(iter(knob)),
+)  # fmt: skip
+def test_every_knob_counts(knob: dict[str, Any]) -> None:
+    assert GiGPO(**knob)(make_rollouts()) != GiGPO()(make_rollouts())
+
+
 def test_states_that_do_not_recur_leave_the_episodes_advantages() -> None:
     rollouts = [make_rollout(0, "abc", [0.0, 1.0]), make_rollout(0, "xyz", [0.0, 0.0])]
     expected = GroupAdvantages()(rollouts).tolist()

@@ -14,7 +14,7 @@ from lit_rft.losses import CISPO, GSPO, MaskedWeights, SamplerCorrected, Sequenc
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
-from lit_rft.testing.tiny_stage import fit
+from lit_rft.testing.tiny_stage import differs, fit, trained
 from lit_rft.transcripts import PromptFormat
 
 
@@ -36,6 +36,21 @@ class Rewards(L.Callback):
         self.values.append(float(trainer.callback_metrics["train/reward"]))
 
 
+def train(model: Path, parts: dict[str, Any], steps: int, epochs: int = 2) -> tuple[GRPO, list[float]]:
+    L.seed_everything(0, verbose=False)
+    stage = GRPO(
+        PolicySettings(model=str(model), lora=None),
+        OptimizerSettings(learning_rate=1e-2),
+        ObjectiveSettings(group_size=8, epochs=epochs, entropy_coef=0.0),
+        SamplingSettings(max_new_tokens=8, temperature=1.0),
+        reward=share_of_vowels,
+        **parts,
+    )
+    rewards = Rewards()
+    fit(stage, PromptLoader(make_prompts(model), batch_size=2), steps, callbacks=[rewards])
+    return stage, rewards.values
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -48,16 +63,25 @@ class Rewards(L.Callback):
     ids=lambda parts: "-".join(type(part).__name__ for part in parts.values()),
 )  # fmt: skip
 def test_the_reward_rises(parts: dict[str, Any], tiny_model_folder: Path) -> None:
-    L.seed_everything(0, verbose=False)
-    stage = GRPO(
-        PolicySettings(model=str(tiny_model_folder), lora=None),
-        OptimizerSettings(learning_rate=1e-2),
-        ObjectiveSettings(group_size=8, epochs=2, entropy_coef=0.0),
-        SamplingSettings(max_new_tokens=8, temperature=1.0),
-        reward=share_of_vowels,
-        **parts,
-    )
-    rewards = Rewards()
-    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 24, callbacks=[rewards])
-    first, last = sum(rewards.values[:3]) / 3, sum(rewards.values[-3:]) / 3
-    assert last > first + 0.15, rewards.values
+    _, rewards = train(tiny_model_folder, parts, 24)
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [GSPO(0.01, 0.02), GSPO(0.1, 0.02), GSPO(0.01, 0.2)],
+        [CISPO(None, 0.1), CISPO(0.1, 0.1), CISPO(None, 1.0)],
+        [TwoSidedClip(0.1, 0.1, 1.2), TwoSidedClip(0.3, 0.1, 1.2), TwoSidedClip(0.1, 0.15, 1.2),
+         TwoSidedClip(0.1, 0.1, 4.0), TwoSidedClip(0.1, 0.1, 1.2, "max_length")],
+        [SamplerCorrected(weights=MaskedWeights()), SamplerCorrected(weights=MaskedWeights(2.0)),
+         SamplerCorrected(CISPO(), MaskedWeights()), SamplerCorrected(weights=SequenceWeights(0.5, drop=True))],
+        [ReinforcePlusPlus(), ReinforcePlusPlus(group_baseline=True), RLOO(), None],
+    ],
+    ids=["gspo", "cispo", "two_sided", "sampler", "advantages"],
+)  # fmt: skip
+def test_every_knob_changes_the_result(settings: list[Any], tiny_model_folder: Path) -> None:
+    """Four updates on a rollout take the ratios out of the clipping ranges."""
+    part = "loss" if hasattr(settings[0], "needs") else "advantages"
+    runs = [trained(train(tiny_model_folder, {part: value}, 8, epochs=4)[0]) for value in settings]
+    assert all(differs(runs[0], other, rtol=1e-5, atol=1e-7) for other in runs[1:])

@@ -127,6 +127,25 @@ def test_replay_starts_late_and_continues_from_a_checkpoint(tmp_path: Path) -> N
         ExGRPO(1.5)
 
 
+def replayed(seed: int = 0, **settings: Any) -> list[list[str]]:
+    """Names of the prompts replayed in a fourth batch, by the settings and eight seeds."""
+    rewards = {"m": [0.0, 0.4, 1.0, 1.0], "h": [0.0, 0.0, 0.0, 1.0], "l": [0.0, 0.4, 0.4, 0.4], "x": [0.0], "y": [0.0]}
+    names = []
+    for n in range(seed, seed + 8):
+        source = ExGRPO(**{"share": 0.5, "start_rate": 0.2, **settings, "seed": n})(Sampler(rewards))
+        for earlier in ("xy", "mh", "xyl"):
+            ask(source, earlier)
+        names.append([prompt.problem.id for prompt in ask(source, "xy") if prompt.traces])
+    return names
+
+
+@pytest.mark.parametrize(
+    "knob", [{"share": 1.0}, {"width": 0.05}, {"right_reward": 0.3}, {"start_rate": 0.9}, {"seed": 100}], ids=str
+)
+def test_every_knob_changes_what_is_replayed(knob: dict[str, Any]) -> None:
+    assert replayed() != replayed(**knob)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
