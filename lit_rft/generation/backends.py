@@ -53,6 +53,7 @@ class CompletionBackend(Protocol):
         end_ids: int | Sequence[int],
         *,
         seed: int = 0,
+        report: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """Sample groups of completions as `generation.sample_groups` does, with other random numbers.
 
@@ -63,6 +64,7 @@ class CompletionBackend(Protocol):
             sampling: temperature, limits and stop criteria.
             end_ids: all tokens that end a completion, including the model's own (`ChatFormat.end_ids`).
             seed: of the sampling.
+            report: called with the number of finished completions, and of all, if the backend knows them meanwhile.
 
         Raises:
             RuntimeError: The backend fails, or its samples are invalid.

@@ -12,6 +12,7 @@ a server is rejected. Unlike those of `sample_groups`, they include top-k and to
 A server that has ended or hangs costs waiting: requests are sent again, with the same seeds, when it answers again.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,7 @@ class VllmServer:
         end_ids: int | Sequence[int],
         *,
         seed: int = 0,
+        report: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """Sample groups of completions with vLLM's random numbers; see `CompletionBackend`.
 
@@ -146,6 +148,7 @@ class VllmServer:
         ends = as_ids(end_ids)
         self._patient.resume()
         check_context(prompts, sampling.max_new_tokens, self._context())
+        count = _Count(sum(sizes), report)
 
         def ask(prompt: tuple[str, Sequence[int]], size: int) -> list[Completion]:
             if size == 0:
@@ -153,7 +156,9 @@ class VllmServer:
             wanted = 1 if sampling.temperature == 0 else size  # vLLM rejects several greedy completions
             request = completion_request(adapter.name, prompt[1], wanted, sampling, ends, prompt_seed(seed, prompt[0]))
             answer = self._patient.send(lambda: self._complete(adapter, request), lambda: self._api.restore(adapter))
-            return read_completions(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
+            group = read_completions(answer, wanted, sampling, {*ends, *sampling.stop_token_ids}) * (size // wanted)
+            count.add(size)
+            return group
 
         with ThreadPoolExecutor(self.settings.parallel_requests) as threads:
             try:
@@ -182,6 +187,25 @@ class VllmServer:
         """Return the maximum number of tokens of a prompt and its completion; None if the server does not tell."""
         length = self._base_model().get("max_model_len")
         return None if length is None else int(length)
+
+
+class _Count:
+    """Counts the completions that several threads receive.
+
+    Args:
+        total: number of all.
+        report: called with the number so far, and of all.
+    """
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._total, self._report, self._done, self._lock = total, report, 0, threading.Lock()
+
+    def add(self, number: int) -> None:
+        """Count received completions."""
+        with self._lock:
+            self._done += number
+            if self._report is not None:
+                self._report(self._done, self._total)
 
 
 def _unload_all(api: VllmApi, folders: AdapterFolders) -> None:

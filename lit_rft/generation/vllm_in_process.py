@@ -159,8 +159,11 @@ class VllmEngine:
         end_ids: int | Sequence[int],
         *,
         seed: int = 0,
+        report: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """Sample groups of completions with vLLM's random numbers; see `CompletionBackend`.
+
+        `report` is not called: vLLM returns all completions at once.
 
         Raises:
             RuntimeError: vLLM fails, or its samples are invalid.

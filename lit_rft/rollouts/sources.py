@@ -117,7 +117,9 @@ class CompletionSampler:
         end_ids = policy.chat.end_ids
         if self.served is not None:
             adapter = self.served.current(policy.model, policy.step)
-            groups = self.served.backend.sample_groups(adapter, prompts, sizes, sampling, end_ids, seed=seed)
+            groups = self.served.backend.sample_groups(
+                adapter, prompts, sizes, sampling, end_ids, seed=seed, report=policy.phases.report
+            )
             self.served.backend.rest()
             return groups
         with unsharded(policy.model):

@@ -50,6 +50,16 @@ def test_what_is_sampled_is_the_adapters(fake: FakeVllm, server: VllmServer) -> 
     assert [[one.ids for one in group] for group in found] != [[one.ids for one in group] for group in base]
 
 
+def test_finished_completions_are_reported(server: VllmServer) -> None:
+    """For the progress bar; those of a prompt arrive together, in any order of the prompts."""
+    name, reported = server.load(adapted().save_pretrained), []
+    for temperature in (0.7, 0.0):  # one of several greedy completions is sampled
+        reported.append([])
+        server.sample_groups(name, PROMPTS, [3, 0, 2], SamplingSettings(4, temperature), END,
+                             report=lambda done, total: reported[-1].append((done, total)))  # fmt: skip
+    assert all(calls in ([(3, 5), (5, 5)], [(2, 5), (5, 5)]) for calls in reported)
+
+
 def test_stop_strings_end_completions(fake: FakeVllm, server: VllmServer) -> None:
     name = server.load(adapted().save_pretrained)
     (plain,) = server.sample_groups(name, PROMPTS[:1], [4], SamplingSettings(12, 1.0), END)

@@ -58,9 +58,9 @@ class Compared:
 
     @torch.no_grad()
     def sample_groups(
-        self, adapter: Any, prompts: Sequence[Any], sizes: Any, sampling: Any, ends: Any, *, seed: int = 0
+        self, adapter: Any, prompts: Sequence[Any], sizes: Any, sampling: Any, ends: Any, **options: Any
     ) -> Any:
-        groups = self.backend.sample_groups(adapter, prompts, sizes, sampling, ends, seed=seed)
+        groups = self.backend.sample_groups(adapter, prompts, sizes, sampling, ends, **options)
         if adapter.name not in self.adapters:
             self.adapters.append(adapter.name)
         policy: Any = self.policy
