@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 class RolloutFiles(L.Callback):
     """Keeps a share of the rollouts of a run, every group complete, for `lit-rft show` and `read_rollouts`.
 
-    Training rollouts are the stage's `samples`, written at the end of their batch to
-    `<default_root_dir>/rollouts/train.jsonl`; results of the evaluator go to `validation.jsonl` and `test.jsonl`. With
-    several processes each writes its own files, with `-rank<n>` before the suffix. A resumed run removes the groups
-    after its checkpoint, which it samples again. Stages without rollouts write none.
+    Training rollouts are the stage's `samples`, and the traces that its `update` has imitated, written at the end of
+    their batch to `<default_root_dir>/rollouts/train.jsonl`; results of the evaluator go to `validation.jsonl` and
+    `test.jsonl`. With several processes each writes its own files, with `-rank<n>` before the suffix. A resumed run
+    removes the groups after its checkpoint, which it samples again. Stages without rollouts write none.
 
     A write that fails, on a full disk for example, is a warning: the run goes on without the rollouts of that batch.
 
@@ -86,13 +86,13 @@ class RolloutFiles(L.Callback):
         self._update.clear()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        samples = getattr(pl_module, "samples", ())
-        if samples and samples is not self._written and not is_dry_run(trainer):
+        samples, imitated = getattr(pl_module, "samples", ()), _imitated(pl_module)
+        if (samples or imitated) and samples is not self._written and not is_dry_run(trainer):
             self._written = samples
             with self._tolerated("train"):
                 if self._writer is None:
                     self._writer = self._open(trainer, "train")
-                self._writer.append(self._groups(trainer, pl_module, samples))
+                self._writer.append(self._groups(trainer, pl_module, [*samples, *imitated]))
         self._batches += 1
 
     @contextlib.contextmanager
@@ -112,13 +112,13 @@ class RolloutFiles(L.Callback):
 
     def _groups(self, trainer: L.Trainer, module: Any, samples: Sequence[Rollout]) -> list[GroupRecord]:
         assert self._writer is not None
-        texts = self._texts_of(module)
+        texts, imitated = self._texts_of(module), {id(trace) for trace in _imitated(module)}
         groups: dict[int, list[Rollout]] = {}
         for rollout in samples:
             groups.setdefault(rollout.group, []).append(rollout)
         return [
             GroupRecord("train", self._step, self._batches, trainer.global_rank, number, _task(members[0]),
-                        [record_rollout(rollout, texts, self._update) for rollout in members])
+                        [record_rollout(rollout, texts, self._update, id(rollout) in imitated) for rollout in members])
             for number, members in groups.items()
             if self._writer.wants(self._batches, trainer.global_rank, number)
         ]  # fmt: skip
@@ -174,6 +174,12 @@ class RolloutFiles(L.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _imitated(module: Any) -> Sequence[Rollout]:
+    """Return the traces outside the groups of the stage's last batch."""
+    traces: Sequence[Rollout] = getattr(getattr(module, "update", None), "imitated", ())
+    return traces
 
 
 def _record(result: Any, texts: TokenTexts) -> Any:

@@ -83,6 +83,7 @@ class RolloutRecord:
         conversations: one per level, or per decision for agents without history.
         ground_truth: reference answer; empty for episodes.
         episode: record of an episode, with subgoals and rewards of its steps; null for a completion.
+        imitated: true for a trace outside of its group: a likelihood term imitates it, and no reward is computed.
     """
 
     id: str
@@ -95,6 +96,7 @@ class RolloutRecord:
     conversations: list[Conversation] = field(default_factory=list)
     ground_truth: str = ""
     episode: Episode | None = None
+    imitated: bool = False
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class GroupRecord:
         process: rank of the process that wrote the record.
         group: number of the group in that process's batch.
         task: task of an episode, benchmark of a problem.
-        rollouts: sampled ones first.
+        rollouts: sampled ones first, imitated traces last.
     """
 
     split: str

@@ -53,13 +53,16 @@ class TokenTexts:
         return texts
 
 
-def record_rollout(rollout: Rollout, texts: TokenTexts, update: UpdateRecord | None = None) -> RolloutRecord:
+def record_rollout(
+    rollout: Rollout, texts: TokenTexts, update: UpdateRecord | None = None, imitated: bool = False
+) -> RolloutRecord:
     """Make the record of a rollout.
 
     Args:
         rollout: after its batch's updates.
         texts: of the policy's tokenizer.
         update: token-wise values of the updates.
+        imitated: whether it is a trace outside of its group.
     """
     rows = [_row(rollout.sampled_log_probs, k, len(rollout.transcripts)) for k in range(len(rollout.transcripts))]
     conversations = [_conversation(t, texts, row) for t, row in zip(rollout.transcripts, rows, strict=True)]
@@ -77,7 +80,7 @@ def record_rollout(rollout: Rollout, texts: TokenTexts, update: UpdateRecord | N
         rollout.id, rollout.text, rollout.off_policy, rollout.finished, float(rollout.reward),
         {name: value for name, value in rollout.reward_parts.items() if math.isfinite(value)},
         round(float(rollout.advantage), _DIGITS) if math.isfinite(rollout.advantage) else 0.0,
-        conversations, rollout.ground_truth, rollout.episode,
+        conversations, rollout.ground_truth, rollout.episode, imitated,
     )  # fmt: skip
 
 

@@ -63,6 +63,20 @@ def test_records_hold_the_rollouts_of_each_batch(tiny_model_folder: Path, tmp_pa
     assert {r.ground_truth for g in groups for r in g.rollouts} == {"1"}
 
 
+def test_imitated_traces_are_recorded_with_their_groups(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Those of the first steps, which have no group, and those outside a group."""
+    run(tiny_model_folder, tmp_path, 3, objective={"traces_per_group": 0, "sft_coef": 0.5, "sft_steps": 1})
+    first, *later = [group for group in read_rollouts(tmp_path) if group.group == 0]
+    assert [(r.trace, r.imitated) for r in first.rollouts] == [(True, True)] * 2  # all traces of the prompt
+    assert [group.batch for group in later] == [1, 2]
+    for group in later:
+        *sampled, trace = group.rollouts
+        assert not any(r.trace or r.imitated for r in sampled) and trace.trace and trace.imitated
+        assert trace.text.startswith("answer") and trace.advantage == 0 and len(sampled) > 1
+        (conversation,) = trace.conversations
+        assert len(conversation.log_probs) == conversation.num_tokens > 0
+
+
 def test_several_updates_move_the_log_probabilities_and_clip_tokens(tiny_model_folder: Path, tmp_path: Path) -> None:
     objective = {"epochs": 4, "traces_per_group": 0}
     run(tiny_model_folder, tmp_path, 4, objective=objective)

@@ -67,6 +67,7 @@ class GroupUpdate:
         self.temperature, self.max_tokens, self.chunk_tokens = temperature or 1.0, max_tokens, chunk_tokens
         self.split = RolloutSplitter(batching, share_prompts)
         self.record: UpdateRecord | None = None  # of the last batch's tokens, for callbacks
+        self.imitated: list[Rollout] = []  # traces of the last batch outside the groups, for callbacks
 
     def __call__(
         self, policy: Policy, batch: Any, optimize: Optimize, *, source: GroupSource, advantages: AdvantagesFunction
@@ -77,8 +78,10 @@ class GroupUpdate:
             The members of the groups, none in a step of imitation; and metrics over all processes.
         """
         if policy.step < self.objective.sft_steps:
-            return [], dict(optimize(*imitation_step(self, policy, source.traces(policy, batch))))
+            self.imitated = source.traces(policy, batch)
+            return [], dict(optimize(*imitation_step(self, policy, self.imitated)))
         rollouts = source(policy, batch)
+        self.imitated = [rollout for rollout in rollouts if not rollout.counts_in_baseline]
         check_rewards(policy, rollouts)
         samples = assign_advantages(rollouts, advantages)
         metrics = [optimize(*self.step(policy, part)) for part in self.mini_batches(policy, rollouts)]

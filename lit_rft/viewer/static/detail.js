@@ -61,20 +61,20 @@ class Detail {
     const { rollouts } = this.state.index;
     const fact = (label, value) => (value == null ? null : h("span", {}, `${label} `, h("b", {}, value)));
     return h("div", { class: "facts" },
-      fact("reward", show(rollout.reward)), Object.entries(rollout.reward_parts ?? {}).map(([name, value]) => fact(name, show(value))),
+      rollout.imitated ? null : fact("reward", show(rollout.reward)), Object.entries(rollout.reward_parts ?? {}).map(([name, value]) => fact(name, show(value))),
       fact("advantage", rollout.advantage == null ? null : show(rollout.advantage)), fact("tokens", String(rollouts.tokens[this.row])),
       rollout.ground_truth ? fact("reference answer", rollout.ground_truth) : null,
-      h("span", { class: `tag ${rollouts.success[this.row] ? "good" : "bad"}` }, rollouts.success[this.row] ? "success" : "no success"),
-      rollouts.truncated[this.row] ? h("span", { class: "tag bad" }, "truncated") : null, rollout.trace ? h("span", { class: "tag" }, "trace") : null);
+      rollout.imitated ? null : h("span", { class: `tag ${rollouts.success[this.row] ? "good" : "bad"}` }, rollouts.success[this.row] ? "success" : "no success"),
+      rollouts.truncated[this.row] ? h("span", { class: "tag bad" }, "truncated") : null, rollout.trace ? h("span", { class: "tag" }, rollout.imitated ? "imitated trace" : "trace") : null);
   }
 
   members() {
     if (this.group.length < 2) return null;
     return h("div", { class: "members", role: "group", "aria-label": "Members of the group" }, h("span", { class: "caption" }, "Group"),
       this.group.map((rollout, k) => h("button", {
-        "aria-current": k === this.member ? "true" : null, "aria-label": `Member ${k + 1}, reward ${show(rollout.reward)}${rollout.trace ? ", trace" : ""}`,
+        "aria-current": k === this.member ? "true" : null, "aria-label": rollout.imitated ? `Member ${k + 1}, imitated trace` : `Member ${k + 1}, reward ${show(rollout.reward)}${rollout.trace ? ", trace" : ""}`,
         onclick: () => { this.state.openRow(this.firstRow() + k); },
-      }, rollout.trace ? "trace " : "", h("span", { class: this.state.index.rollouts.success[this.firstRow() + k] ? "good" : "bad" }, show(rollout.reward)))));
+      }, rollout.imitated ? "imitated trace" : rollout.trace ? "trace " : "", rollout.imitated ? null : h("span", { class: this.state.index.rollouts.success[this.firstRow() + k] ? "good" : "bad" }, show(rollout.reward)))));
   }
 
   body(rollout, options) {
@@ -88,8 +88,9 @@ class Detail {
     const prompts = new Set(this.group.map((rollout) => (rollout.episode ? rollout.episode.task_description : rollout.conversations?.[0]?.turns[0]?.prompt ?? "")));
     const common = prompts.size === 1 ? [...prompts][0] : "";
     const columns = this.group.map((rollout, k) => h("section", { class: rollout.trace ? "trace" : "", "aria-label": `Member ${k + 1}` },
-      h("div", { class: "facts" }, h("b", {}, rollout.trace ? "Trace" : `Sample ${k + 1}`), h("span", {}, "reward ", h("b", {}, show(rollout.reward))),
-        h("span", {}, "advantage ", h("b", {}, show(rollout.advantage ?? 0)))),
+      h("div", { class: "facts" }, h("b", {}, rollout.imitated ? "Imitated trace" : rollout.trace ? "Trace" : `Sample ${k + 1}`),
+        rollout.imitated ? null : [h("span", {}, "reward ", h("b", {}, show(rollout.reward))),
+          h("span", {}, "advantage ", h("b", {}, show(rollout.advantage ?? 0)))]),
       (rollout.conversations ?? []).map((conversation) => [
         rollout.conversations.length > 1 ? h("h3", {}, conversation.level) : null,
         conversationView(conversation, { ...options, rollout, prompts: false })]),
