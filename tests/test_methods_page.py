@@ -50,3 +50,22 @@ def test_a_methods_file_names_equation_and_paper(method: Any) -> None:
     assert re.search(PAPER, texts[0]) if source is None else source in "\n".join(texts)
     if not method.__module__.startswith("lit_rft.sources"):
         assert re.search(r"^ {4}\S.*( = |  ).", "\n".join(texts), re.MULTILINE), "no equation"
+
+
+def imported_methods(module: ModuleType) -> set[str]:
+    """Modules of other methods that a method's module takes names from."""
+    methods = {method.__module__ for method in exported()}
+    return {getattr(thing, "__module__", "") for thing in vars(module).values()} & methods - {module.__name__}
+
+
+@pytest.mark.parametrize("name", sorted({method.__module__ for method in exported()}))
+def test_a_method_is_one_short_file_that_uses_no_other_method(name: str) -> None:
+    """Each can be read, changed or removed by itself."""
+    assert imported_methods(sys.modules[name]) == set()
+    assert len(inspect.getsource(sys.modules[name]).splitlines()) <= 150
+
+
+def test_a_method_that_uses_another_is_noticed() -> None:
+    module = ModuleType("lit_rft.losses.other")
+    vars(module)["RLOO"] = lit_rft.advantages.RLOO
+    assert imported_methods(module) == {"lit_rft.advantages.rloo"}

@@ -1,0 +1,244 @@
+"""The stages of `turn_credit.py`, built in Python: one process trains a policy by SFT, and then by each method."""
+
+from __future__ import annotations
+
+import logging
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from experiment import timed
+from glider_games_data import ENV, play_medium, write_problems
+
+from lit_rft.advantages import HAE, GiGPO
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, StepLoader, TrajectoryDataModule
+from lit_rft.envs import GymSuite
+from lit_rft.envs.alfworld import SyntheticSuite
+from lit_rft.envs.collect import collect_expert_episodes
+from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.episodes import Episode
+from lit_rft.episodes.subgoals import CONTINUE, DONE
+from lit_rft.generation import SamplingSettings
+from lit_rft.models import load_tokenizer, save_scratch_model
+from lit_rft.stages import (
+    ActingSettings,
+    BatchingSettings,
+    HierarchicalSFT,
+    MixedPolicyEpisodes,
+    ObjectiveSettings,
+    OptimizerSettings,
+    PolicySettings,
+    PPOEpisodes,
+    PPOSettings,
+)
+from lit_rft.transcripts import ChatFormat
+
+CUSTOMERS = ("Anna", "Ben", "Cleo", "Dan")  # lists of two and three items
+TASKS = ("synthetic-pick_and_place_simple",)
+PROMPTS = HierarchyPrompts("Plan.", "Act.", low_level_sees_task=False)
+ADVANTAGES: dict[str, Callable[[], Any]] = {"GRPO": lambda: None, "GiGPO": GiGPO, "HAE": HAE}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An environment with its episodes of SFT, and the sizes of a run.
+
+    Args:
+        name: `errands` or `households`.
+        episodes: stored ones, for SFT.
+        sft_steps: optimiser steps of SFT.
+        sft_rate: learning rate of SFT.
+        step_limit: actions of an episode.
+        answer_tokens: maximum number of tokens of an utterance.
+        steps: rollouts of each method, an optimiser step each.
+        groups: problems of a rollout.
+        group: episodes of each problem.
+        rate: learning rate of the policy.
+        value_rate: learning rate of HAE's value heads.
+        test_episodes: held-out problems.
+    """
+
+    name: str
+    episodes: int
+    sft_steps: int
+    sft_rate: float
+    step_limit: int
+    answer_tokens: int
+    steps: int
+    rate: float
+    groups: int = 8
+    group: int = 8
+    value_rate: float = 3e-3
+    test_episodes: int = 200
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("errands", 480, 200, 4e-3, 25, 6, 30, 1e-3),
+        Subject("households", 1500, 1000, 4e-3, 20, 16, 20, 1e-3),
+    )
+}
+
+
+class Trial:
+    """SFT of one seed, and each method from there, in this process.
+
+    Args:
+        folder: of the seed.
+        subject: see `Subject`.
+        seed: of problems, weights, order and sampling.
+    """
+
+    def __init__(self, folder: Path, subject: Subject, seed: int) -> None:
+        self.folder, self.subject, self.seed = folder, subject, seed
+        self.minutes: dict[str, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("lightning.pytorch", "lightning.fabric", "lit_rft"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
+        self.suite = _errands(self) if subject.name == "errands" else _households(subject)
+        self.agent = HierarchicalAgent(PROMPTS, 768, 12)
+
+    def sft(self) -> Path:
+        """Fine-tune an untrained model on stored episodes unless it is done; return the folder of its weights."""
+        out, subject = self.folder / "sft", self.subject
+        if (out / "config.json").exists():
+            return out
+        with timed(self.minutes, "data", time.process_time):
+            episodes = _stored_episodes(self)
+        model = save_scratch_model(self.folder / "model", _texts(episodes), seed=self.seed)
+        chat = ChatFormat(load_tokenizer(str(model)))
+        transcripts = [add_outcomes(self.agent.transcripts(e, chat), e, chat, self.agent) for e in episodes]
+        stage = HierarchicalSFT(
+            PolicySettings(str(model), None), OptimizerSettings(subject.sft_rate, warmup_steps=10, schedule="cosine"),
+            average_tokens=False, **self._common(),
+        )  # fmt: skip
+        L.seed_everything(self.seed, verbose=False)
+        with timed(self.minutes, "sft", time.process_time):
+            trainer = _trainer(max_steps=subject.sft_steps, max_epochs=-1)
+            trainer.fit(stage, StepLoader(transcripts, batch_size=8, seed=self.seed))
+        chat.tokenizer.save_pretrained(out)
+        policy: Any = stage.policy
+        policy.save_pretrained(out)
+        return out
+
+    def run(self, method: str) -> dict[str, Any]:
+        """Train by a method of `ADVANTAGES`, or none for `SFT`; return the curve and the held-out scores."""
+        model = self.sft()
+        L.seed_everything(self.seed, verbose=False)
+        stage, curve = self._stage(method, model), _Curve()
+        if method != "SFT":
+            with timed(self.minutes, method, time.process_time):
+                _trainer(max_steps=self.subject.steps, max_epochs=-1, callbacks=[curve]).fit(stage, self._data(method))
+        with timed(self.minutes, "test", time.process_time):
+            scores = self._scores(stage)
+        minutes = {name: round(value, 2) for name, value in self.minutes.items()}
+        return {"curve": curve.points, "scores": scores, "minutes": minutes}
+
+    def _stage(self, method: str, model: Path) -> Any:
+        subject = self.subject
+        parts: dict[str, Any] = {
+            "policy": PolicySettings(str(model), None), "optimizer": OptimizerSettings(subject.rate),
+            "exploration": SamplingSettings(subject.answer_tokens, 1.0), "seed": self.seed, **self._common(),
+        }  # fmt: skip
+        if method == "HAE":
+            ppo = PPOSettings(discount=0.99, gae_lambda=0.95, value_learning_rate=subject.value_rate)
+            return PPOEpisodes(ppo=ppo, advantages=HAE(), **parts)
+        objective = ObjectiveSettings(group_size=subject.group, traces_per_group=0, entropy_coef=0.0)
+        advantages = ADVANTAGES.get(method, lambda: None)()
+        return MixedPolicyEpisodes(objective=objective, advantages=advantages, **parts)
+
+    def _data(self, method: str) -> Any:
+        subject = self.subject
+        keys: dict[str, Any] = {
+            "suite": self.suite, "seed": self.seed, "tasks": _tasks(subject), "train_episodes_per_task": None,
+        }  # fmt: skip
+        if method == "HAE":
+            return OnlineDataModule(rounds=subject.steps, episodes_per_round=subject.groups * subject.group, **keys)
+        return EpisodeGroupDataModule(batch_size=subject.groups, **keys)
+
+    def _scores(self, stage: Any) -> dict[str, dict[str, float]]:
+        """Return the mean score and success at temperature 1 and greedily."""
+        means = {}
+        for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+            acting = ActingSettings(
+                SamplingSettings(self.subject.answer_tokens, temperature), 200, pool=PoolSettings(threads=True),
+                seed=self.seed,
+            )  # fmt: skip
+            stage.evaluator.acting = acting
+            data = TrajectoryDataModule(suite=self.suite, eval_split="test", seed=self.seed, tasks=_tasks(self.subject))
+            _trainer().test(stage, data, verbose=False)
+            outcomes = [result.episode.outcome for result in stage.evaluator.results]
+            means[name] = {
+                "score": round(statistics.mean(o.score for o in outcomes), 4),
+                "success": round(statistics.mean(o.success for o in outcomes), 4),
+                "episodes": len(outcomes),
+            }
+        return means
+
+    def _common(self) -> dict[str, Any]:
+        sampling = SamplingSettings(self.subject.answer_tokens, 1.0)
+        acting = ActingSettings(sampling, 200, pool=PoolSettings(threads=True), seed=self.seed)
+        return {"agent": self.agent, "acting": acting, "batching": BatchingSettings(4096)}
+
+
+class _Curve(L.Callback):
+    """Collects episodes so far, mean score and share of solved episodes of each rollout."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        outcomes = [rollout.episode.outcome for rollout in pl_module.samples]
+        before = self.points[-1][0] if self.points else 0
+        score, success = (statistics.mean(getattr(o, name) for o in outcomes) for name in ("score", "success"))
+        self.points.append((before + len(outcomes), round(score, 4), round(success, 4)))
+
+
+def _tasks(subject: Subject) -> list[str] | None:
+    return list(TASKS) if subject.name == "households" else None
+
+
+def _errands(trial: Trial) -> GymSuite:
+    first = 10**6 * (trial.seed + 1)
+    train = write_problems(trial.folder / "train.jsonl", first, 1200, CUSTOMERS)
+    test = write_problems(trial.folder / "test.jsonl", 10**8 + first, trial.subject.test_episodes, CUSTOMERS)
+    return GymSuite(ENV, step_limit=trial.subject.step_limit, rows={"train": str(train), "test": str(test)})
+
+
+def _households(subject: Subject) -> SyntheticSuite:
+    games = {"train": 2000, "dev": 50, "test": subject.test_episodes // len(TASKS)}
+    return SyntheticSuite(step_limit=subject.step_limit, max_receptacles=1, max_objects=1, games=games)
+
+
+def _stored_episodes(trial: Trial) -> list[Episode]:
+    """Return episodes of a medium-quality player on errands, and of the expert in households."""
+    number, folder = trial.subject.episodes, trial.folder
+    if trial.subject.name == "errands":
+        problems = write_problems(folder / "sft.jsonl", 10**6 * (trial.seed + 1), number, CUSTOMERS)
+        return play_medium(folder / "medium.jsonl", problems, 0.5, 0.1, trial.seed)
+    specs = trial.suite.episodes("train", tasks=TASKS, limit=number // len(TASKS), seed=trial.seed)
+    episodes = collect_expert_episodes(trial.suite, specs, folder / "expert.jsonl", num_workers=1, progress=False)
+    random.Random(trial.seed).shuffle(episodes)
+    return episodes
+
+
+def _texts(episodes: Sequence[Episode]) -> Iterator[str]:
+    """Yield the texts of the tokenizer: all that agents read and write."""
+    for episode in episodes:
+        yield f"Task: {episode.task_description}\n\nSubgoal: {episode.initial_observation}"
+        yield from (text for step in episode.steps for text in (step.action, step.observation))
+        yield from (f"{subgoal.goal}\n{DONE}\n{CONTINUE}" for subgoal in episode.subgoals)
+
+
+def _trainer(**options: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(accelerator="cpu", logger=False, limit_val_batches=0, num_sanity_val_steps=0, **quiet, **options)
