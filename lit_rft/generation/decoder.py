@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_rft.generation.graphs import StepGraphs, can_capture, rows_of_graph
 from lit_rft.generation.kv_cache import SlotCache
 from lit_rft.models.accel.decoding_attention import decoding_attention
+from lit_rft.models.accel.decoding_layers import DecodingLayers
 from lit_rft.models.accel.packed_weights import PackedProducts
 from lit_rft.models.attention_masks import attention_masks
 from lit_rft.models.backbone import causal_lm, final_hidden_states, output_logits
@@ -46,6 +47,7 @@ class Decoder:
         self._config = causal_lm(model).config.get_text_config()
         self.cache = SlotCache(self._config.num_hidden_layers, num_slots)
         self._products = PackedProducts(model, num_slots)
+        self._layers = DecodingLayers(model, num_slots)
         self.tokens_read = 0  # total, without padding
         self.graphs = StepGraphs(model, end_of_turn_id) if can_capture(model) else None
         self._state: tuple[Any, ...] = ()  # identifies the weights and their packed form
@@ -53,7 +55,7 @@ class Decoder:
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Prepare the model for decoding: every `read` and `step` is within this context."""
-        with decoding_attention(self.model), self.acting(), self._products.active():
+        with decoding_attention(self.model), self.acting(), self._products.active(), self._layers.active():
             if self.graphs is not None:  # acting may have exchanged the weights
                 casts = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
                 self._state = *casts, *(weight.data_ptr() for weight in self.model.parameters())

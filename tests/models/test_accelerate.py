@@ -17,7 +17,7 @@ from lit_rft.models import FAST_PATHS, accelerate, forward, hidden_states
 from lit_rft.models.accel import blockwise_attention, can_share_prompts, fused_layers, is_on, shared_prompts
 from lit_rft.models.accel.decoding_attention import decoding_attention
 from lit_rft.models.accel.operators import multiplies_bf16
-from lit_rft.models.accel.packed_weights import Exchanged, PackedWeight
+from lit_rft.models.accel.packed_weights import Exchanged, PackedWeights
 from lit_rft.stages import BatchingSettings, PolicySettings
 from lit_rft.testing.tiny import SHAPES, make_model
 from lit_rft.testing.tiny_stage import fit, make_loader, make_stage
@@ -117,8 +117,8 @@ def test_decoding_attention_off_is_sdpa() -> None:
 @needs_bf16
 def test_weights_are_packed_only_if_that_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
-    multiply = PackedWeight.multiply
-    monkeypatch.setattr(PackedWeight, "multiply", lambda self, *args: products.append(1) or multiply(self, *args))
+    multiply = PackedWeights.multiply
+    monkeypatch.setattr(PackedWeights, "multiply", lambda self, *args: products.append(1) or multiply(self, *args))
     model = make_adapted().bfloat16()
     results = {}
     for choice in (["fused_layers", "kv_cache"], ["fused_layers", "kv_cache", "packed_weights"]):

@@ -28,9 +28,9 @@ def without(monkeypatch: pytest.MonkeyPatch, operator: str) -> None:
     ("operator", "lost"),
     [
         ("_softmax_backward_data", ["blockwise_attention"]),
-        ("ops.mkldnn._reorder_linear_weight", ["packed_weights"]),
-        ("ops.mkldnn._linear_pointwise", ["packed_weights"]),
-        ("ops.mkldnn._is_mkldnn_bf16_supported", ["blockwise_attention", "packed_weights"]),
+        ("ops.mkldnn._reorder_linear_weight", ["packed_weights", "fused_decoding"]),
+        ("ops.mkldnn._linear_pointwise", ["packed_weights", "fused_decoding"]),
+        ("ops.mkldnn._is_mkldnn_bf16_supported", ["blockwise_attention", "packed_weights", "fused_decoding"]),
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)

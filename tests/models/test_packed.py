@@ -22,7 +22,8 @@ PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
 
 @torch.no_grad()
 def steps(model: Any, packed: bool, **settings: Any) -> list[Tensor]:
-    accelerate(model, "auto" if packed else ["kv_cache", "decoding_attention"])
+    names = ["kv_cache", "decoding_attention"]
+    accelerate(model, [*names, "packed_weights"] if packed else names)
     decoder = Decoder(model, 3, 2, **settings)
     with decoder.ready():
         read = decoder.read(PROMPTS)
@@ -60,6 +61,7 @@ def test_float32_weights_are_packed_as_autocast_has_them() -> None:
         default, packed = steps(model, False), steps(model, True, acting=acting)
     for actual, expected in zip(packed, default, strict=True):
         torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+    accelerate(model, ["packed_weights"])
     decoder = Decoder(model, 3, 2, acting=acting)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), decoder.ready():
         decoder.read(PROMPTS)

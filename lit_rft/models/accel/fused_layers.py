@@ -12,7 +12,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from lit_rft.models.accel.operators import multiplies_bf16
-from lit_rft.models.accel.packed_weights import Exchanged, PackedWeight, can_pack_weights
+from lit_rft.models.accel.packed_weights import Exchanged, PackedWeights, can_pack_weights
 from lit_rft.models.backbone import causal_lm
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class Adapter(NamedTuple):
 class Packs(NamedTuple):
     """A frozen weight, packed for the forward and for the backward pass."""
 
-    forward: PackedWeight
-    backward: PackedWeight
+    forward: PackedWeights
+    backward: PackedWeights
 
 
 def frozen_linear(
@@ -141,7 +141,7 @@ def fuse(model: nn.Module, *, pack: bool = True) -> None:
     head = causal_lm(model).get_output_embeddings()  # so wide that packing it has no benefit
     pack = pack and can_pack_weights()
     packs = {
-        layer: Packs(PackedWeight(_ROWS), PackedWeight(_ROWS, transposed=True)) if pack else None
+        layer: Packs(PackedWeights(_ROWS), PackedWeights(_ROWS, transposed=True)) if pack else None
         for layer in model.modules()
         if type(layer) is nn.Linear and not layer.weight.requires_grad and layer is not head
     }

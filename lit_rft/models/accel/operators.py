@@ -10,6 +10,7 @@ SOFTMAX_BACKWARD = "_softmax_backward_data"
 BF16_SUPPORT = "ops.mkldnn._is_mkldnn_bf16_supported"
 PACK_WEIGHT = "ops.mkldnn._reorder_linear_weight"
 PACKED_PRODUCT = "ops.mkldnn._linear_pointwise"
+FUSED_PRODUCT = "ops.mkldnn._linear_pointwise.binary"
 
 
 def missing_operator(names: Sequence[str]) -> str | None:

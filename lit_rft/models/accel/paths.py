@@ -10,6 +10,7 @@ from torch import nn
 from lit_rft.models.accel import (
     blockwise_attention,
     decoding_attention,
+    decoding_layers,
     fused_layers,
     log_prob_gradients,
     packed_weights,
@@ -37,6 +38,7 @@ _OBSTACLES: dict[FastPathName, Callable[[Situation], str | None]] = {
     "packed_weights": lambda s: packed_weights.obstacle(s.device, s.dtype),
     "log_prob_gradients": lambda s: log_prob_gradients.obstacle(s.model),
     "decoding_attention": lambda s: decoding_attention.obstacle(s.model),
+    "fused_decoding": lambda s: decoding_layers.obstacle(s.model, s.device, s.dtype),
     "cuda_graphs": lambda s: _no_graphs(s.device, s.sharded),
 }
 

@@ -16,6 +16,7 @@ FastPathName = Literal[
     "packed_weights",
     "log_prob_gradients",
     "decoding_attention",
+    "fused_decoding",
     "kv_cache",
     "cuda_graphs",
 ]
