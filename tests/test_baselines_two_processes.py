@@ -8,7 +8,7 @@ import torch
 from process_pair import ProcessPair
 from test_two_processes import check_close, run
 
-KINDS = ("ppo", "ppo_episodes", "dpo", "trajectory_dpo", "ilql")
+KINDS = ("ppo", pytest.param("ppo_episodes", marks=pytest.mark.slow), "dpo", "trajectory_dpo", "ilql")
 
 
 @pytest.mark.parametrize("kind", KINDS)

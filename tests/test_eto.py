@@ -173,7 +173,8 @@ def with_subgoals(episode: Any) -> Any:
     return episode
 
 
-@pytest.mark.parametrize("hierarchical", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hierarchical", [False, True])
 def test_two_iterations_by_the_real_commands(hierarchical: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
     """A run that is killed in the second iteration's training ends with the weights of one that is not."""
     arguments = settings(tiny_model_folder, tmp_path, hierarchical)

@@ -90,6 +90,7 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
     return {point.step: point.value for point in events.Scalars(name)}
 
 
+@pytest.mark.slow  # half a minute
 def test_an_own_environment_goes_all_the_way(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

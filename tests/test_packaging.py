@@ -96,6 +96,7 @@ def test_wheel_has_the_files_of_the_viewer(wheel: Path) -> None:
     assert len(written) > 10 and shipped == written
 
 
+@pytest.mark.slow  # half a minute
 def test_installed_wheel_imports_everything_from_outside_the_root(installed: Path, tmp_path: Path) -> None:
     modules = sorted(import_name(path) for path in sources())
     script = f"import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)"

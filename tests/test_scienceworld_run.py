@@ -26,6 +26,7 @@ def arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
     return configs + [part for key, value in settings.items() for part in (f"--{key}", str(value))]
 
 
+@pytest.mark.slow  # half a minute
 def test_collect_fit_test_and_predict(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     main(["fit", *arguments])

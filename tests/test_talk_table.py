@@ -55,6 +55,7 @@ class InProcess:
         log.with_suffix(".json").write_text(json.dumps({"step": step.name, "seconds": 60.0, "started": None}))
 
 
+@pytest.mark.slow  # half a minute
 def test_a_comparison_resumes_and_ends_with_a_table(
     talk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

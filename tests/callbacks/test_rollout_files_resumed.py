@@ -77,22 +77,31 @@ def evaluated(model: Path, folder: Path, *more: L.Callback, resume: bool = False
     trainer.fit(make_grpo(model), loader, problems, ckpt_path="last" if resume else None)
 
 
-@pytest.mark.parametrize(("step", "signal"), [(2, None), (3, None), (3, SIGTERM)])
+@pytest.fixture(scope="module")
+def straight_run(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with evaluations that is never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    evaluated(tiny_model_folder, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("step", "signal"), [pytest.param(2, None, marks=pytest.mark.slow), (3, None), (3, SIGTERM)]
+)  # fmt: skip
 def test_a_run_that_ends_in_an_evaluation_repeats_it(
-    step: int, signal: int | None, tiny_model_folder: Path, tmp_path: Path
+    step: int, signal: int | None, straight_run: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """Killed or stopped; in the last one, too, after which a resumed run has nothing left to train."""
-    evaluated(tiny_model_folder, tmp_path / "straight")
     with pytest.raises(Killed if signal is None else StoppedBySignal):
         evaluated(tiny_model_folder, tmp_path / "killed", EndInEvaluation(step, signal))
     evaluated(tiny_model_folder, tmp_path / "killed", resume=True)
     resumed, straight = (
-        [group for group in read_rollouts(tmp_path / name) if group.split == "validation"]
-        for name in ("killed", "straight")
+        [group for group in read_rollouts(folder) if group.split == "validation"]
+        for folder in (tmp_path / "killed", straight_run)
     )
     assert [group.step for group in straight] == [1, 1, 2, 2, 3, 3]
     assert without_values(resumed) == without_values(straight)
-    assert scores(tmp_path / "killed") == scores(tmp_path / "straight")
+    assert scores(tmp_path / "killed") == scores(straight_run)
 
 
 def scores(folder: Path) -> dict[str, dict[int, float]]:

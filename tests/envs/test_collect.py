@@ -112,6 +112,7 @@ def test_a_bad_path_is_refused_before_the_work(tmp_path: Path, pool: type[LocalP
     assert pool.played == []
 
 
+@pytest.mark.slow  # half a minute
 def test_collection_from_the_simulator(tmp_path: Path) -> None:
     suite = short_tasks()
     jobs = [

@@ -196,6 +196,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert_ends(*pids)
 
 
+@pytest.mark.slow  # four starts of the simulator
 def test_simulators_are_killed_and_stopped_in_mid_episode(caplog: pytest.LogCaptureFixture) -> None:
     """One Java process is killed, another stopped: both are replaced, and every job ends once, with all its steps."""
     harmed: dict[str, int] = {}

@@ -86,6 +86,7 @@ def test_suites_can_be_sent_to_workers(make: Any) -> None:
     assert make(simplification="openDoors").simplification == "openDoors"
 
 
+@pytest.mark.slow  # the simulator's list of all variations
 def test_the_shipped_settings_on_the_simulator() -> None:
     env = ScienceWorldEnv()
     try:

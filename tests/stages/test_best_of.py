@@ -45,6 +45,7 @@ def test_one_sample_is_the_policy_itself(tiny_model_folder: Path) -> None:
         make_offline(tiny_model_folder, best_of=2, acting=ActingSettings(server=ServerSettings("http://127.0.0.1:9")))
 
 
+@pytest.mark.slow  # half a minute
 def test_the_best_of_imitated_actions_is_the_best_path(tiny_model_folder: Path, tmp_path: Path) -> None:
     """The policy imitates random play; Q chooses among its samples."""
     critic = CriticSettings(learning_rate=1e-2, discount=1.0, polyak_rate=0.2)
