@@ -58,8 +58,8 @@ class DecodingLayers:
         lm = causal_lm(model)
         needed: tuple[FastPathName, ...] = ("fused_decoding", "packed_weights", "decoding_attention")
         fuses = all(is_on(model, name) for name in needed) and not obstacle(lm, lm.device.type, torch.bfloat16)
-        found = [layer for layer in lm.modules() if _has_llamas_parts(layer)] if fuses else []
-        self._layers = [_Layer(layer, *(PackedWeights(rows) for _ in range(5))) for layer in found]
+        layers = [layer for layer in lm.modules() if _has_llamas_parts(layer)] if fuses else []
+        self._layers = [_Layer(layer, *(PackedWeights(rows) for _ in range(5))) for layer in layers]
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
