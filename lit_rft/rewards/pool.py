@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import enum
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from typing import Any
 from lit_rft.rewards.template import Template, TemplateError, Worker
 
 _KILLED = object()  # in place of a worker's response
+_KILLED_FROM_OUTSIDE = object()  # the same, and the pair has nothing to do with it
+_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)  # its own end is by SIGPROF, or a crash
+_ATTEMPTS = 30  # each a fork, and at most the time limit
 
 
 class Verdict(enum.Enum):
@@ -29,7 +33,8 @@ class VerifierPool:
     """Grade completions in processes that are killed if they take too long; see `verify.grade` and docs/grading.md.
 
     The limit is CPU time, so that load on the machine changes no verdict, and counts from a process with everything
-    imported and warmed up. A pair whose process was killed is retried once while nothing else is graded.
+    imported and warmed up. A pair whose process was killed is retried once while nothing else is graded; up to 30
+    times if something else has killed the process, such as the system when it is out of memory.
 
     Args:
         num_workers: number of processes.
@@ -59,7 +64,7 @@ class VerifierPool:
                 raise ValueError(f"{name} must be > 0, got {value}")
         self.num_workers, self.time_limit, self.wall_limit = num_workers, time_limit, wall_limit
         self.memory_limit, self.max_characters, self.lenient = memory_limit, max_characters, lenient
-        self.killed = 0  # pairs whose process was killed twice, since the start
+        self.killed = 0  # pairs without a verdict, since the start
         self.retried = 0  # pairs whose process was killed once
         self._template: Template | None = None
         self._workers: list[Worker] = []
@@ -84,14 +89,14 @@ class VerifierPool:
             )
         texts = [_encodable(answer[-self.max_characters :]) for answer in answers]
         results = self._ask([(_encodable(gold), text, self.lenient) for gold, text in zip(golds, texts, strict=True)])
-        self.killed += sum(result is _KILLED for result in results)
+        self.killed += sum(map(_is_lost, results))
         names = {True: Verdict.RIGHT, False: Verdict.WRONG, None: Verdict.UNREADABLE}
-        return [Verdict.KILLED if result is _KILLED else names[result] for result in results]
+        return [Verdict.KILLED if _is_lost(result) else names[result] for result in results]
 
     def kinds(self, golds: Sequence[str]) -> list[str | None]:
         """Classify ground truths: see `verify.ground_truth_kind`; None also for those whose process was killed."""
         results = self._ask([(_encodable(gold), None, False) for gold in golds])
-        return [None if result is _KILLED else result for result in results]
+        return [None if _is_lost(result) else result for result in results]
 
     @property
     def process_ids(self) -> list[int]:
@@ -100,17 +105,26 @@ class VerifierPool:
         return template + [worker.pid for worker in self._workers]
 
     def _ask(self, requests: list[tuple[Any, ...]]) -> list[Any]:
-        """Return the responses to all requests; those whose process was killed are retried once, each alone."""
+        """Return the responses to all requests; those whose process was killed are retried, each alone."""
         results: list[Any] = [_KILLED] * len(requests)
         if not requests:
             return results
         self._start()
         self._work(requests, range(len(requests)), results, self.num_workers)
-        lost = [index for index, result in enumerate(results) if result is _KILLED]
+        lost = [index for index, result in enumerate(results) if _is_lost(result)]
         self.retried += len(lost)
         for index in lost:
-            self._work(requests, [index], results, 1)
+            self._again(requests, index, results)
         return results
+
+    def _again(self, requests: list[tuple[Any, ...]], index: int, results: list[Any]) -> None:
+        """Grade a pair until it has a verdict or has ended its own process twice, in up to 30 attempts."""
+        own = results[index] is _KILLED
+        for _ in range(_ATTEMPTS):
+            self._work(requests, [index], results, 1)
+            if not _is_lost(results[index]) or (own and results[index] is _KILLED):
+                return
+            own = own or results[index] is _KILLED
 
     def _start(self) -> None:
         if self._owner != os.getpid():  # a copy in a forked process: the pipes belong to the original
@@ -159,15 +173,18 @@ class VerifierPool:
                 try:
                     results[index] = worker.receive()
                 except (EOFError, OSError):
-                    self._end(worker)
+                    results[index] = _KILLED_FROM_OUTSIDE if self._end(worker) in _OUTSIDE else _KILLED
             elif time.monotonic() >= worker.deadline:
+                results[worker.index] = _KILLED
                 self._end(worker)
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: Worker) -> int:
+        """Kill a worker, and return the signal that ended it."""
         assert self._template is not None
         self._workers.remove(worker)
-        self._template.end(worker.pid)
+        number = self._template.end(worker.pid)
         worker.connection.close()
+        return number
 
     def close(self) -> None:
         """Stop the processes; the next use starts new ones."""
@@ -180,6 +197,10 @@ class VerifierPool:
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a VerifierPool holds processes and cannot be pickled: create one in each process")
+
+
+def _is_lost(result: Any) -> bool:
+    return result is _KILLED or result is _KILLED_FROM_OUTSIDE
 
 
 def _encodable(text: str) -> str:

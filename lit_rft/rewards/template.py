@@ -82,11 +82,16 @@ class Template:
             raise TemplateError("the process that grades answers has died")
         return Worker(connection, int(pid))
 
-    def end(self, pid: int) -> None:
-        """Kill a worker. A dead template has none; the next `fork` raises the error."""
+    def end(self, pid: int) -> int:
+        """Kill a worker. A dead template has none; the next `fork` raises the error.
+
+        Returns:
+            The signal that ended it, an earlier one if it was dead; 0 if there is none, or it is not known.
+        """
         with contextlib.suppress(OSError):
             self._control.sendall(worker.END + str(pid).encode())
-            self._control.recv(64)
+            return int(self._control.recv(64) or 0)
+        return 0
 
     def close(self) -> None:
         """Stop the template and its workers."""

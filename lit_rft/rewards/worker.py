@@ -16,7 +16,7 @@ from typing import Any
 
 READY = b"ready"
 START = b"start"  # with a file descriptor: fork a worker that serves it; the answer is its process id
-END = b"end "  # followed by a process id: kill that worker; the answer is READY
+END = b"end "  # followed by a process id: kill that worker; the answer is the signal that ended it, 0 for none
 _WARM_UP = (
     ("1/2", r"The answer is $\frac{2}{4}$."), ("x^2+1", r"\boxed{1+x^2}"), ("[0,1)", r"\boxed{[0, 1]}"),
     (r"2\sqrt{3}", r"\boxed{\sqrt{12}}"), (r"\{1,\pi\}", r"\boxed{\pi, 1}"), ("y=2x", r"\boxed{y=2x+1}"),
@@ -47,11 +47,11 @@ def main(fd: int, memory_limit: int) -> None:
             workers.add(pid)
             control.sendall(str(pid).encode())
         elif message.startswith(END):
-            pid = int(message[len(END) :])
+            pid, number = int(message[len(END) :]), 0
             if pid in workers:  # not yet reaped: the process id still belongs to this worker
-                _end(pid)
+                number = _end(pid)
                 workers.discard(pid)
-            control.sendall(READY)
+            control.sendall(str(number).encode())
         else:  # closed
             for pid in workers:
                 _end(pid)
@@ -79,9 +79,11 @@ def _fork(control: socket.socket, fd: int, memory_limit: int) -> int:
     return pid
 
 
-def _end(pid: int) -> None:
+def _end(pid: int) -> int:
+    """Kill a worker, and return the signal that ended it: an earlier one if it was dead."""
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    status = os.waitpid(pid, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def _serve(connection: Connection, memory_limit: int) -> None:

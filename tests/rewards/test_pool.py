@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_rft.rewards import MathReward, Verdict, VerifierPool
-from lit_rft.rewards.template import TemplateError
+from lit_rft.rewards.template import TemplateError, Worker
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,28 @@ def test_a_process_that_neither_computes_nor_answers_is_replaced_and_its_pair_tr
         os.kill(pool.process_ids[1], signal.SIGKILL)  # while idle
         assert pool.verify(["3"], [r"\boxed{3}"]) == [Verdict.RIGHT]
         assert (pool.killed, pool.retried) == (0, 2)
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(("kills", "expected"), [(30, Verdict.RIGHT), (31, Verdict.KILLED)])
+def test_a_pair_whose_process_is_killed_from_outside_is_graded_again(kills: int, expected: Verdict) -> None:
+    """As by the system when it is out of memory; a pair that ends its process itself has one more attempt."""
+    left = [kills]
+
+    class HarmedPool(VerifierPool):
+        def _fork(self) -> Worker:
+            worker = super()._fork()
+            if left[0]:
+                left[0] -= 1
+                os.kill(worker.pid, signal.SIGKILL)
+            return worker
+
+    pool = HarmedPool(num_workers=1)
+    try:
+        assert pool.verify(["1"], [r"\boxed{1}"]) == [expected]
+        assert (pool.killed, pool.retried, left) == (expected is Verdict.KILLED, 1, [0])
+        assert pool.verify(["1"], [r"\boxed{1}"]) == [Verdict.RIGHT]
     finally:
         pool.close()
 
