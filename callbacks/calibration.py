@@ -18,7 +18,7 @@ class CriticCalibration(L.Callback):
     known return and are left out; a level without any known return is skipped, with one log message. The correlation,
     that of the ranks (Spearman's) and the mean difference are logged as `train/<level>/q_return_correlation`,
     `train/<level>/q_return_rank_correlation` and `train/<level>/q_bias`. Works with any module with an `actor_critic`
-    that has `q_and_returns`.
+    that has `q_and_returns`; a resumed run continues with those of the epoch so far.
 
     Args:
         bins: number of bins of Q for the line of averages, >= 1.
@@ -36,14 +36,39 @@ class CriticCalibration(L.Callback):
             raise ImportError("CriticCalibration needs matplotlib: pip install 'lit-rft[plots]'") from error
         self.bins = bins
         self._skipped: set[str] = set()  # levels with a message in the log
+        self._module: Any = None
+        self._reported = False  # the epoch's points
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the points of the epoch so far, of the first process: only its plot is made."""
+        if self._module is None:
+            return self._loaded or {}
+        points = _by_level(self._module)
+        self._module.actor_critic.q_and_returns = points  # few tensors in place of those of each micro-batch
+        return {"points": [list(point) for point in points], "reported": self._reported}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue the epoch of the checkpoint; one that has all its batches ends here: Lightning begins the next."""
+        self._module, loaded, self._loaded = pl_module, self._loaded, None
+        if not loaded:
+            return
+        self._module.actor_critic.q_and_returns = [tuple(point) for point in loaded["points"]]
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            if not loaded["reported"]:
+                self.on_train_epoch_end(trainer, pl_module)
+            self._module.actor_critic.q_and_returns = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._reported = False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module: Any = pl_module
-        points: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for level, q, returns in module.actor_critic.q_and_returns:
-            points.setdefault(level, []).append((q, returns))
-        for level, parts in points.items():
-            q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))
+        self._reported = True
+        for level, q, returns in _by_level(pl_module):
+            q, returns = q.double(), returns.double()
             if len(q):
                 self._report(trainer, pl_module, level, q, returns)
             elif level not in self._skipped:
@@ -77,6 +102,14 @@ class CriticCalibration(L.Callback):
         axes.plot([low, high], [low, high], "--", color="grey")
         axes.set(xlabel="Q(s, u)", ylabel="observed return", title=f"{level} level, {len(q)} decisions")
         return figure
+
+
+def _by_level(module: Any) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Return Q and return of all decisions of each level."""
+    points: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for level, q, returns in module.actor_critic.q_and_returns:
+        points.setdefault(level, []).append((q, returns))
+    return [(level, *map(torch.cat, zip(*parts, strict=True))) for level, parts in points.items()]
 
 
 def rank_correlation(q: torch.Tensor, returns: torch.Tensor) -> float:

@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_rft.callbacks import CriticCalibration
+from lit_rft.callbacks import CriticCalibration, RandomState, RunCheckpoint
 from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
 
 
@@ -30,6 +31,55 @@ def test_each_epoch_leaves_a_plot_and_its_figures(tiny_model_folder: Path, tmp_p
     assert known == sum(
         t.num_decisions for e in loader.episodes for t in e if t.level == "high" and t.outcomes[-1].terminated
     )
+
+
+class Kill(L.Callback):
+    """Ends a run at the beginning of a training step, or in the evaluation after it."""
+
+    def __init__(self, step: int, evaluation: bool) -> None:
+        self.step, self.evaluation = step, evaluation
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if not self.evaluation and trainer.global_step == self.step:
+            raise InterruptedError
+
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        if self.evaluation and trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def evaluated(model: Path, folder: Path, *more: L.Callback, resume: bool = False) -> dict[str, dict[int, float]]:
+    """Train two epochs of four steps, with an evaluation after each."""
+    stage: Any = make_offline(model)
+    stage.validation_step = lambda *_: None
+    callbacks = [CriticCalibration(), *more, RandomState(), RunCheckpoint(every_n_steps=1)]
+    logger = TensorBoardLogger(folder, name="tb", version="")
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", default_root_dir=folder, logger=logger, callbacks=callbacks,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = make_loader(model, outcomes=True, batch_size=2, episodes=7)
+    trainer.fit(stage, loader, torch.utils.data.DataLoader([0]), ckpt_path="last" if resume else None)
+    events = EventAccumulator(str(folder / "tb"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if "/q_" in tag]
+    return {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in tags}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
+    return evaluated(tiny_model_folder, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize(("step", "evaluation"), [(2, False), (4, False), (4, True), (6, False), (8, True)])
+def test_a_resumed_run_reports_the_decisions_of_all_steps_of_an_epoch(
+    step: int, evaluation: bool, undisturbed: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Killed within an epoch, between two, and in the evaluation at the end of one."""
+    with pytest.raises(InterruptedError):
+        evaluated(tiny_model_folder, tmp_path, Kill(step, evaluation))
+    resumed = evaluated(tiny_model_folder, tmp_path, resume=True)
+    assert resumed == undisturbed and set(resumed["train/low/q_bias"]) == {4, 8}
 
 
 def test_levels_without_known_returns_are_skipped(
