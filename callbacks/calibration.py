@@ -109,7 +109,8 @@ def _by_level(module: Any) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     points: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for level, q, returns in module.actor_critic.q_and_returns:
         points.setdefault(level, []).append((q, returns))
-    return [(level, *map(torch.cat, zip(*parts, strict=True))) for level, parts in points.items()]
+    return [(level, torch.cat([q for q, _ in parts]), torch.cat([returns for _, returns in parts]))
+            for level, parts in points.items()]  # fmt: skip
 
 
 def rank_correlation(q: torch.Tensor, returns: torch.Tensor) -> float:
