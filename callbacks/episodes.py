@@ -18,8 +18,8 @@ from lit_rft.episodes.io import EpisodeWriter
 class EvaluatesEpisodes(Protocol):
     """Evaluator on episodes; `lit_rft.stages.core.evaluate_episodes.EpisodeEvaluator` is one.
 
-    `results`: the episodes of the epoch so far. `skip`: ids that `predict` may leave out. `finished`: episodes of an
-    earlier run. `on_result`: called at the end of each episode.
+    `results`: the episodes of the epoch so far, without `on_result`. `skip`: ids that `predict` may leave out.
+    `finished`: episodes of an earlier run. `on_result`: called at the end of each episode.
     """
 
     results: list[PlayedEpisode]

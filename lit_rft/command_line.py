@@ -99,6 +99,10 @@ class StageCLI(LightningCLI):
 
     before_test = before_validate
 
+    def before_predict(self) -> None:
+        """Keep no results in memory: callbacks write them."""
+        self.config_init[self.subcommand]["return_predictions"] = False
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)

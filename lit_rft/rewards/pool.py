@@ -119,12 +119,12 @@ class VerifierPool:
 
     def _again(self, requests: list[tuple[Any, ...]], index: int, results: list[Any]) -> None:
         """Grade a pair until it has a verdict or has ended its own process twice, in up to 30 attempts."""
-        own = results[index] is _KILLED
+        ended_itself = results[index] is _KILLED
         for _ in range(_ATTEMPTS):
             self._work(requests, [index], results, 1)
-            if not _is_lost(results[index]) or (own and results[index] is _KILLED):
+            if not _is_lost(results[index]) or (ended_itself and results[index] is _KILLED):
                 return
-            own = own or results[index] is _KILLED
+            ended_itself = ended_itself or results[index] is _KILLED
 
     def _start(self) -> None:
         if self._owner != os.getpid():  # a copy in a forked process: the pipes belong to the original

@@ -1,6 +1,7 @@
 """Evaluation on episodes."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ class EpisodeEvaluator:
             chat_server=acting.chat_server,
             pool=acting.pool,
         )
-        self.results: list[PlayedEpisode] = []
+        self.results: list[PlayedEpisode] = []  # none with `on_result`, which may write any number of them
+        self._counts: Counter[str] = Counter()
         self.table: dict[str, dict[str, float]] = {}
         self.costs: dict[str, float] = {}  # of the last epoch, over all processes
         self._started = 0.0
@@ -73,7 +75,7 @@ class EpisodeEvaluator:
         return {} if server is None else {"chat_server": {"model": server.model, "levels": server.levels or []}}
 
     def begin(self, policy: Policy) -> None:
-        self.results, self.table, self._policy = [], {}, policy
+        self.results, self.table, self._policy, self._counts = [], {}, policy, Counter()
         self._started = time.monotonic()
 
     def step(self, batch: EpisodeJobs, index: int, num_batches: int) -> list[PlayedEpisode]:
@@ -98,8 +100,11 @@ class EpisodeEvaluator:
     def _count(self, result: PlayedEpisode) -> list[EpisodeSpec]:
         """Count an episode, and return the next trial of its problem, if there is one."""
         assert self._trials is not None
-        self.results.append(result)
-        if self.on_result is not None:
+        episode = result.episode
+        self._counts.update(episodes=1, env_steps=len(episode.steps), utterances=episode.num_utterances)
+        if self.on_result is None:
+            self.results.append(result)
+        else:
             self.on_result(result)
         return self._trials.after(result.episode)
 
@@ -122,13 +127,8 @@ class EpisodeEvaluator:
     def _count_costs(self) -> dict[str, float]:
         """Count episodes, steps, utterances and tokens over all processes, and the seconds of the slowest."""
         assert self._policy is not None
-        episodes = [result.episode for result in self.results]
-        counts = {
-            "episodes": float(len(episodes)),
-            "env_steps": float(sum(len(episode.steps) for episode in episodes)),
-            "utterances": float(sum(episode.num_utterances for episode in episodes)),
-            **{name: float(value) for name, value in self.runner.costs().items()},
-        }
+        numbers = {name: self._counts[name] for name in ("episodes", "env_steps", "utterances")}
+        counts = {name: float(value) for name, value in (numbers | self.runner.costs()).items()}
         seconds = max(all_gather_objects(time.monotonic() - self._started))
         sums = sum_numbers(counts, self._policy.device)
         return {name: float(value) for name, value in sums.items()} | {"seconds": seconds}
