@@ -16,11 +16,12 @@ from typing import Any
 
 START_LIMIT = 600.0  # seconds; half a minute on two quiet cores
 ENVIRONMENT = {
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+UPDATES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+NEEDED = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--logprobs-mode", "processed_logprobs")
 
 
 class RealServer:
@@ -30,19 +31,22 @@ class RealServer:
         model: folder of the model.
         folder: of its log.
         context: maximum tokens of a prompt and its completion.
-        flags: further ones.
+        flags: those that lit-rft needs, or others.
+        updates: whether adapters may be loaded while it runs.
     """
 
-    def __init__(self, model: str, folder: Path, *, context: int, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, model: str, folder: Path, *, context: int, flags: tuple[str, ...] = NEEDED, updates: bool = True
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{port}", folder / "server.log"
         self._command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", "bfloat16",
-            "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(context), "--enable-lora",
-            "--max-lora-rank", "64", "--max-loras", "2", "--logprobs-mode", "processed_logprobs", *flags,
+            "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(context), *flags,
         ]  # fmt: skip
+        self._environment = ENVIRONMENT | (UPDATES if updates else {})
         self._process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> RealServer:
@@ -62,7 +66,7 @@ class RealServer:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **self._environment},
             )  # fmt: skip
 
     def wait(self) -> None:
