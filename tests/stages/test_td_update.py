@@ -43,6 +43,56 @@ def test_targets_weights_and_the_loss_of_v(temperature: float, max_weight: float
     assert float(terms.value_loss) == pytest.approx(loss, rel=1e-4) and float(terms.q_loss) == 0
 
 
+def lambda_returns(
+    decisions: LevelDecisions, settings: CriticSettings, critic: Critic, td_lambda: float
+) -> list[float]:
+    """Sum the n-step returns of each decision, with weights (1 - lambda) lambda^(n - 1), from their definition."""
+    values = critic.target.v(decisions.features.state, 1).tolist()
+    following = critic.target.v(decisions.features.next_state, 1).tolist()
+    rewards, terminated, owner = decisions.rewards.tolist(), decisions.terminated.tolist(), decisions.owner.tolist()
+    steps = decisions.steps.tolist() if settings.discount_each == "step" else [1.0] * len(rewards)
+    returns = []
+    for i in range(len(rewards)):
+        total, left, earned, factor, k = 0.0, 1.0, 0.0, 1.0, i
+        while True:
+            earned += factor * rewards[k]
+            factor *= settings.discount ** steps[k]
+            final = terminated[k] or k + 1 == len(rewards) or owner[k + 1] != owner[k]
+            after = 0.0 if terminated[k] else following[k] if final else values[k + 1]
+            share = left if final else left * (1 - td_lambda)
+            total, left = total + share * (earned + factor * after), left * td_lambda
+            if final:
+                break
+            k += 1
+        returns.append(total)
+    return returns
+
+
+@pytest.mark.parametrize("discount_each", ["step", "decision"])
+@pytest.mark.parametrize("td_lambda", [0.0, 0.5, 1.0])
+def test_lambda_returns_are_means_of_n_step_returns(td_lambda: float, discount_each: Any) -> None:
+    """Two transcripts; a level's task that ends within the first, and a time limit at the end of the second."""
+    torch.manual_seed(1)
+    critic, decisions = Critic(8), make_decisions(7)
+    for parameter in critic.target.parameters():
+        parameter.data += 0.1
+    state = decisions.features.state
+    after = torch.cat([state[1:], torch.randn(1, 8)])  # a decision ends where the next one begins
+    after[3] = torch.randn(8)
+    decisions = decisions._replace(
+        features=decisions.features._replace(next_state=after),
+        owner=torch.tensor([0, 0, 0, 0, 1, 1, 1]),
+        terminated=torch.tensor([False, True, False, True, False, False, False]),
+        steps=torch.tensor([1.0, 2, 3, 1, 2, 1, 1]),
+    )
+    settings = CriticSettings(discount=0.9, discount_each=discount_each)
+    terms = TDUpdate(0.1, td_lambda=td_lambda)(critic, decisions, settings, 7.0)
+    assert terms.q.tolist() == pytest.approx(lambda_returns(decisions, settings, critic, td_lambda), abs=1e-5)
+    observed = TDUpdate(0.1, td_lambda=1.0)(critic, decisions, settings, 7.0).q[0]
+    factor = 0.9 if discount_each == "decision" else 0.9 ** float(decisions.steps[0])
+    assert float(observed) == pytest.approx(float(decisions.rewards[0] + factor * decisions.rewards[1]), abs=1e-5)
+
+
 def test_v_trains_and_q_does_not(tiny_model_folder: Path) -> None:
     """Without Q no head of it changes; the actor's weights differ from those by Q."""
     results = {}
@@ -61,5 +111,8 @@ def test_settings_without_effect_or_out_of_range_are_refused() -> None:
         TDUpdate(0.0)
     with pytest.raises(ValueError, match=r"expectile must be in \(0, 1\)"):
         TDUpdate(expectile=1.0)
+    for td_lambda in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"td_lambda must be in \[0, 1\]"):
+            TDUpdate(td_lambda=td_lambda)
     with pytest.raises(ValueError, match="value_actions=policy has no effect with TDUpdate"):
         TDUpdate()(Critic(8), make_decisions(proposals=torch.zeros(6, 8)), CriticSettings(), 6.0)

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
-from lit_rft.objectives import advantage_weights, discounted_returns, expectile_value_loss, q_loss, td_target
+from lit_rft.objectives import (
+    advantage_weights,
+    discounted_returns,
+    expectile_value_loss,
+    generalized_advantages,
+    q_loss,
+    td_target,
+)
 from lit_rft.stages.core.settings import CriticSettings
 from lit_rft.transcripts import TranscriptBatch
 
@@ -164,16 +171,21 @@ class IQLUpdate:
 
 @dataclass(frozen=True)
 class TDUpdate:
-    """L_V and the weights of L_pi without Q: its place takes the one-step target r + gamma V_target(s').
+    """L_V and the weights of L_pi without Q: its place takes the lambda-return, by default r + gamma V_target(s').
 
     In an environment without randomness that target is Q. V reads states alone: the features at their ends, from which
     the policy acts; Q reads those at the ends of utterances, which SFT does not train. Results are mixed
     (docs/results.md). With randomness an expectile above 0.5 is optimistic about luck.
 
+    With `td_lambda` the observed rewards of later decisions count, too, as in advantage-weighted regression (AWR; Peng
+    et al. 2019, arXiv 1910.00177: 0.95, expectile 0.5): V need not be right to tell good decisions from bad ones, but a
+    decision answers for the later mistakes of whoever played the episode.
+
     Args:
         advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
         max_weight: maximum weight of a decision, > 0.
         expectile: target of V, in (0, 1); above 0.5 V is optimistic.
+        td_lambda: lambda of the return, in [0, 1]: 0 for one step, 1 for the observed return.
 
     Raises:
         ValueError: For a value out of range; in training, with `value_actions="policy"`, which has no effect without Q.
@@ -182,9 +194,12 @@ class TDUpdate:
     advantage_temperature: float = 0.1
     max_weight: float = 20.0
     expectile: float = 0.7
+    td_lambda: float = 0.0
 
     def __post_init__(self) -> None:
         IQLUpdate(self.advantage_temperature, self.max_weight, self.expectile)  # checks the ranges
+        if not 0 <= self.td_lambda <= 1:
+            raise ValueError(f"critic_update.td_lambda must be in [0, 1], got {self.td_lambda}")
 
     def __call__(
         self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
@@ -193,7 +208,10 @@ class TDUpdate:
             raise ValueError("value_actions=policy has no effect with TDUpdate, which has no Q: set it to dataset")
         features, code = decisions.features, decisions.code
         with torch.no_grad():
-            targets = _targets(decisions, critic.target.v(features.next_state, code), settings)
+            next_values = critic.target.v(features.next_state, code)
+            targets = _lambda_returns(
+                decisions, critic.target.v(features.state, code), next_values, settings, self.td_lambda
+            )
         value = critic.online.v(features.state, code)
         weights = advantage_weights(
             targets, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
@@ -231,3 +249,22 @@ class SarsaUpdate:
 def _targets(decisions: LevelDecisions, next_values: Tensor, settings: CriticSettings) -> Tensor:
     steps = decisions.steps if settings.discount_each == "step" else None
     return td_target(decisions.rewards, next_values, decisions.terminated, discount=settings.discount, steps=steps)
+
+
+def _lambda_returns(
+    decisions: LevelDecisions, values: Tensor, next_values: Tensor, settings: CriticSettings, td_lambda: float
+) -> Tensor:
+    """Return TD(lambda)'s targets of V [N], up to the end of a transcript or of its level's task."""
+    if td_lambda == 0:
+        return _targets(decisions, next_values, settings)
+    ends = torch.ones_like(decisions.terminated)
+    ends[:-1] = decisions.owner[1:] != decisions.owner[:-1]
+    return generalized_advantages(
+        decisions.rewards,
+        values,
+        ends | decisions.terminated,
+        discount=settings.discount,
+        gae_lambda=td_lambda,
+        final_values=next_values.masked_fill(decisions.terminated, 0.0),
+        steps=decisions.steps if settings.discount_each == "step" else None,
+    ).returns
