@@ -179,7 +179,7 @@ class TDUpdate:
 
     With `td_lambda` the observed rewards of later decisions count, too, as in advantage-weighted regression (AWR; Peng
     et al. 2019, arXiv 1910.00177: 0.95, expectile 0.5): V need not be right to tell good decisions from bad ones, but a
-    decision answers for the later mistakes of whoever played the episode.
+    decision answers for later mistakes in the same episode.
 
     Args:
         advantage_temperature: GLIDER's lambda, > 0; large values approach plain likelihood.
