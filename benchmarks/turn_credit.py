@@ -6,10 +6,10 @@ core.
     python benchmarks/turn_credit.py --report                              # only the tables and the plot
 
 The same hierarchical agent plays a street of shops (errands) or generated households (synthetic ALFWorld, which is not
-ALFWorld's own). For each seed: SFT on stored episodes, then from there each method, for the same number of episodes and
-optimiser steps, at the same learning rate: GRPO, whose advantage is that of an episode; GiGPO, which adds that of each
-decision; HAE, by PPO with value heads that start from zero. Each policy plays held-out problems at temperature 1 and
-greedily.
+ALFWorld's own). For each seed: SFT on stored episodes (in households one for all seeds), then from there each method,
+for the same number of episodes and optimiser steps, at the same learning rate: GRPO, whose advantage is that of an
+episode; GiGPO, which adds that of each decision; HAE, by PPO with untrained value heads. Each policy plays held-out
+problems at temperature 1 and greedily.
 
 Runs are in `runs/turn_credit`, figures in `benchmarks/results/turn_credit.json`, the plot is
 `docs/images/turn_credit.png`.

@@ -32,13 +32,16 @@ def test_all_methods_of_a_seed(credit: Any, name: str, tmp_path: Path) -> None:
 
     small = {"episodes": 4, "sft_steps": 1, "step_limit": 3, "answer_tokens": 4, "steps": 2, "groups": 2, "group": 2}
     subject = dataclasses.replace(turn_credit_run.SUBJECTS[name], test_episodes=2, **small)
-    trial = turn_credit_run.Trial(tmp_path, subject, 0)
+    folder, shared = credit.folder_of(tmp_path, name, 0), subject.sft_seed is not None
+    trial = turn_credit_run.Trial(folder, subject, 0)
     rows = {method: trial.run(method) for method in credit.METHODS}
-    assert rows["SFT"]["curve"] == [] and rows["SFT"]["minutes"].keys() == {"data", "sft", "test"}
+    assert rows["SFT"]["curve"] == []
+    assert set(rows["SFT"]["minutes"]) == ({"test"} if shared else {"data", "sft", "test"})
+    assert (credit.folder_of(tmp_path, name, subject.sft_seed or 0) / "sft" / "config.json").exists()
     for method in ("GRPO", "GiGPO", "HAE"):
         assert [point[0] for point in rows[method]["curve"]] == [4, 8]
         assert rows[method]["scores"]["greedy"]["episodes"] == 2
-    assert "sft" not in turn_credit_run.Trial(tmp_path, subject, 0).run("SFT")["minutes"]
+    assert "sft" not in turn_credit_run.Trial(folder, subject, 0).run("SFT")["minutes"]
 
 
 def test_curves_are_means_of_parts_of_a_run(credit: Any) -> None:
