@@ -32,7 +32,6 @@ from experiment import (
     ROOT,
     Step,
     environment,
-    half_width,
     interval,
     plot_curves,
     read_results,
@@ -147,7 +146,7 @@ def _report_curves(subject: str, methods: Mapping[str, Any], console: Console) -
 
 
 def plot(runs: Mapping[str, Any]) -> None:
-    """Plot the score of the training episodes against their number, one panel per subject."""
+    """Plot the score of the training episodes against their number, by seed and on average; one panel per subject."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(runs), 3.4))
@@ -158,7 +157,11 @@ def plot(runs: Mapping[str, Any]) -> None:
                 level = statistics.mean(row["scores"]["sampled"]["score"] for row in rows.values())
                 axes.axhline(level, color="gray", linestyle=":", label="SFT, held out")
             else:
-                plot_curves(axes, [learning_curve(row) for row in rows.values()], method, half_width)
+                curves = [learning_curve(row) for row in rows.values()]
+                plot_curves(axes, curves, method, lambda values: 0.0)
+                color = axes.lines[-1].get_color()
+                for points in curves:
+                    axes.plot(*zip(*points, strict=True), color=color, linewidth=0.8, alpha=0.4)
         axes.set(title=subject, xlabel="episodes", ylabel="score of training episodes")
     axes_row[-1].legend(frameon=False, fontsize=8)
     save_figure(figure, "turn_credit.png")
