@@ -29,7 +29,7 @@ from lit_rft._files import write_json
 from lit_rft.envs.games import errands
 
 RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
-PARTS = ("hierarchical", "flat", "online", "ablations")
+PARTS = ("hierarchical", "flat", "returns", "online", "ablations")
 SEEN, UNSEEN = errands.CUSTOMERS, ("Gwen", "Hugo")
 EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
 IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
@@ -77,6 +77,16 @@ class Seed:
         scores["+ more SFT"] = self._scores(trials.more_sft(kind, episodes, backbone, f"{kind}_more"))
         return {"scores": scores, "diagnostics": diagnostics, "medium": self._medium(), "minutes": trials.minutes}
 
+    def returns(self) -> dict[str, Any]:
+        """Train both kinds of agents by offline RL with lambda-returns, from SFT."""
+        trials, scores, diagnostics = self.trials, {}, {}
+        for kind in ("hierarchical", "flat"):
+            backbone = self.folder / f"{kind}_sft"
+            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_returns", update=trials.by_returns())
+            scores[kind] = {"+ offline RL, lambda-returns": self._scores(stage)}
+            diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
+        return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
+
     def ablations(self) -> dict[str, Any]:
         """Train both kinds of agents by offline RL without SFT, and with Q."""
         trials, scores, diagnostics = self.trials, {}, {}
@@ -84,7 +94,7 @@ class Seed:
             stage = trials.offline(kind, self.episodes, self.model, f"{kind}_rl_only", pretrained=False)
             backbone = self.folder / f"{kind}_sft"
             scores[kind] = {"offline RL without SFT": self._scores(stage)}
-            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_q", q=True)
+            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_q", update=trials.by_q())
             scores[kind]["+ offline RL with Q"] = self._scores(stage)
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
@@ -127,7 +137,7 @@ def _texts(episodes: Any) -> Iterator[str]:
 def run_all(seeds: list[int], runs: Path, console: Console) -> None:
     """Run what is missing, a process for each part of a seed."""
     known = read_results(FILE).get("seeds", {})
-    order = [(part, seed) for parts in (PARTS[:2], PARTS[2:3], PARTS[3:]) for seed in seeds for part in parts]
+    order = [(part, seed) for parts in (PARTS[:3], PARTS[3:4], PARTS[4:]) for seed in seeds for part in parts]
     for part, seed in order:
         if part not in known.get(str(seed), {}):
             result = runs / f"seed{seed}" / f"{part}.json"
@@ -160,7 +170,7 @@ def main() -> None:
     if options.part:
         part, seed = options.part
         trial = Seed(options.runs, int(seed))
-        others = {"online": trial.online, "ablations": trial.ablations}
+        others = {"returns": trial.returns, "online": trial.online, "ablations": trial.ablations}
         figures = others[part]() if part in others else trial.offline(part)
         write_json(trial.folder / f"{part}.json", figures)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiment import half_width, interval, plot_curves, save_figure
@@ -18,17 +18,27 @@ POLICIES = (
     "+ more SFT",
     "+ SFT on the best quarter",
     "+ offline RL",
+    "+ offline RL, lambda-returns",
     "+ offline RL with Q",
     "offline RL without SFT",
 )
+RL = POLICIES[3:5]  # each is compared with the others
+LATER = {"returns": ", lambda-returns", "ablations": " with Q"}  # part -> label of its diagnostics
 COLORS = {"hierarchical": "tab:blue", "flat": "tab:orange"}
 
 
 def scores(results: Mapping[str, Any], kind: str, policy: str, mode: str, task: str = "mean") -> list[float]:
     """Return the score of each seed that has it."""
     seeds = results["seeds"].values()
-    parts = [{**seed[kind]["scores"], **seed.get("ablations", {}).get("scores", {}).get(kind, {})} for seed in seeds]
+    parts = [
+        {**seed[kind]["scores"], **{name: figures for part in LATER for name, figures in _later(seed, part, kind)}}
+        for seed in seeds
+    ]
     return [part[policy][mode][task] for part in parts if policy in part]
+
+
+def _later(seed: Mapping[str, Any], part: str, kind: str) -> Iterable[tuple[str, Any]]:
+    return seed.get(part, {}).get("scores", {}).get(kind, {}).items()
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> str:
@@ -69,8 +79,7 @@ def _print_differences(results: Mapping[str, Any], console: Console) -> None:
     table = Table(title="difference of mean scores, by seed (95% interval)")
     for column in ("", "sampled", "greedy"):
         table.add_column(column)
-    others = [policy for policy in POLICIES if policy != "+ offline RL"]
-    pairs = [((kind, "+ offline RL"), (kind, policy)) for kind in KINDS for policy in others]
+    pairs = [((kind, rl), (kind, policy)) for kind in KINDS for rl in RL for policy in POLICIES if policy != rl]
     pairs += [(("hierarchical", policy), ("flat", policy)) for policy in POLICIES]
     for a, b in pairs:
         values = [(scores(results, *a, mode), scores(results, *b, mode)) for mode in ("sampled", "greedy")]
@@ -82,8 +91,11 @@ def _print_differences(results: Mapping[str, Any], console: Console) -> None:
 def _print_diagnostics(results: Mapping[str, Any], console: Console) -> None:
     for kind in KINDS:
         parts = [seed[kind]["diagnostics"] for seed in results["seeds"].values()]
-        ablated = [seed["ablations"]["diagnostics"][kind] for seed in results["seeds"].values() if "ablations" in seed]
-        for label, rows in (("", parts), (" with Q", ablated)):
+        later = {
+            label: [seed[part]["diagnostics"][kind] for seed in results["seeds"].values() if part in seed]
+            for part, label in LATER.items()
+        }
+        for label, rows in {"": parts, **later}.items():
             for name in rows[0] if rows else ():
                 console.print(f"{kind}{label}: {name} {interval([row[name] for row in rows])}")
 
@@ -115,7 +127,7 @@ def plot(results: Mapping[str, Any]) -> None:
     tasks = _tasks(results)
     lengths = [int(task.split()[0]) for task in tasks]
     for kind in KINDS:
-        for policy, style in (("SFT", ":"), ("+ offline RL", "-")):
+        for policy, style in (("SFT", ":"), ("+ offline RL, lambda-returns", "-")):
             columns = [scores(results, kind, policy, "sampled", task) for task in tasks]
             means, widths = [statistics.mean(c) for c in columns], [half_width(c) for c in columns]
             label = f"{kind}, {policy.removeprefix('+ ')}"

@@ -61,6 +61,7 @@ class Settings:
     polyak: float = 0.05
     temperature: float = 0.03
     expectile: float = 0.6
+    td_lambda: float = 0.95
     rank: int = 16
     batch: int = 8
     rounds: int = 12
@@ -129,7 +130,7 @@ class Trials:
         out: str,
         *,
         pretrained: bool = True,
-        q: bool = False,
+        update: Any = None,
     ) -> Any:
         """Train adapters and critics on episodes.
 
@@ -139,12 +140,12 @@ class Trials:
             backbone: model to start from.
             out: name of the checkpoint.
             pretrained: it comes from SFT; else all weights train, and critics read their features.
-            q: advantages by Q, as in the paper; else by the one-step target.
+            update: of the critics; default `one_step`.
         """
         settings = self.settings
         stage = OfflineHierarchicalRL(
             PolicySettings(str(backbone), self._lora() if pretrained else None),
-            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=self._update(q),
+            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=update or self.one_step(),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         trainer = self._fit(out, stage, self._loader(kind, episodes, backbone), settings.rl_steps)
@@ -166,7 +167,7 @@ class Trials:
                 settings.offline_share, self.seed,
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
-            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self._update(False),
+            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.one_step(),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         data = OnlineDataModule(
@@ -226,9 +227,17 @@ class Trials:
             s.critic_rate, "frozen" if frozen else "adapted", discount=s.discount, polyak_rate=s.polyak
         )
 
-    def _update(self, q: bool) -> Any:
-        update = IQLUpdate if q else TDUpdate
-        return update(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+    def one_step(self) -> TDUpdate:
+        """Return advantages by the one-step target."""
+        return TDUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+
+    def by_q(self) -> IQLUpdate:
+        """Return advantages by Q, as in the paper."""
+        return IQLUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+
+    def by_returns(self) -> TDUpdate:
+        """Return advantages by lambda-returns (advantage-weighted regression)."""
+        return TDUpdate(self.settings.temperature, self.settings.max_weight, 0.5, self.settings.td_lambda)
 
     def _loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
         transcripts = self.transcripts(kind, episodes, model)

@@ -49,7 +49,7 @@ def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypa
     settings = glider_games_run.Settings(sft_steps=2, rl_steps=2, rounds=2, round_episodes=4, batch=4)
     trial = games.Seed(tmp_path, 0, settings)
     seed = {kind: trial.offline(kind) for kind in ("hierarchical", "flat")}
-    seed |= {"online": trial.online(), "ablations": trial.ablations()}
+    seed |= {"returns": trial.returns(), "online": trial.online(), "ablations": trial.ablations()}
     results = json.loads(json.dumps({"seeds": {"0": seed, "1": seed}}))
     for kind, levels in (("hierarchical", ("high", "low")), ("flat", ("flat",))):
         figures = results["seeds"]["0"][kind]["diagnostics"]
