@@ -15,6 +15,7 @@ Runs and logs are in `runs/glider_games`, figures in `benchmarks/results/glider_
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -79,10 +80,13 @@ class Seed:
 
     def returns(self) -> dict[str, Any]:
         """Train both kinds of agents by offline RL with lambda-returns, from SFT."""
-        trials, scores, diagnostics = self.trials, {}, {}
+        from glider_games_run import RETURNS, Trials
+
+        trials = Trials(self.folder, self.trials.seed, dataclasses.replace(self.trials.settings, **RETURNS))
+        scores, diagnostics = {}, {}
         for kind in ("hierarchical", "flat"):
             backbone = self.folder / f"{kind}_sft"
-            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_returns", update=trials.by_returns())
+            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_returns")
             scores[kind] = {"+ offline RL, lambda-returns": self._scores(stage)}
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
@@ -148,7 +152,7 @@ def run_all(seeds: list[int], runs: Path, console: Console) -> None:
 
 def collect_results(runs: Path) -> dict[str, Any]:
     """Return the figures of this machine and of the results so far."""
-    from glider_games_run import Settings
+    from glider_games_run import RETURNS, Settings
 
     seeds: dict[str, Any] = read_results(FILE).get("seeds", {})
     for folder in sorted(runs.glob("seed*")):
@@ -157,7 +161,7 @@ def collect_results(runs: Path) -> dict[str, Any]:
                 figures = json.loads((folder / f"{part}.json").read_text())
                 seeds.setdefault(folder.name.removeprefix("seed"), {})[part] = figures
     data = {"episodes": EPISODES, "impatience": IMPATIENCE, "noise": NOISE, "best": BEST, "test": TEST_EPISODES}
-    return {"seeds": seeds, "settings": {**vars(Settings()), **data}, **environment()}
+    return {"seeds": seeds, "settings": {**vars(Settings()), "returns": RETURNS, **data}, **environment()}
 
 
 def main() -> None:

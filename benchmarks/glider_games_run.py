@@ -61,7 +61,7 @@ class Settings:
     polyak: float = 0.05
     temperature: float = 0.03
     expectile: float = 0.6
-    td_lambda: float = 0.95
+    td_lambda: float = 0.0
     rank: int = 16
     batch: int = 8
     rounds: int = 12
@@ -71,6 +71,9 @@ class Settings:
     exploration: float = 1.0
     offline_share: float = 0.5
     max_weight: float = 20.0
+
+
+RETURNS = {"temperature": 0.06, "discount": 0.97, "expectile": 0.5, "td_lambda": 0.95}  # of lambda-returns
 
 
 class Trials:
@@ -140,12 +143,12 @@ class Trials:
             backbone: model to start from.
             out: name of the checkpoint.
             pretrained: it comes from SFT; else all weights train, and critics read their features.
-            update: of the critics; default `one_step`.
+            update: of the critics; default `by_v`.
         """
         settings = self.settings
         stage = OfflineHierarchicalRL(
             PolicySettings(str(backbone), self._lora() if pretrained else None),
-            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=update or self.one_step(),
+            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=update or self.by_v(),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         trainer = self._fit(out, stage, self._loader(kind, episodes, backbone), settings.rl_steps)
@@ -167,7 +170,7 @@ class Trials:
                 settings.offline_share, self.seed,
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
-            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.one_step(),
+            OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.by_v(),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
         data = OnlineDataModule(
@@ -227,17 +230,14 @@ class Trials:
             s.critic_rate, "frozen" if frozen else "adapted", discount=s.discount, polyak_rate=s.polyak
         )
 
-    def one_step(self) -> TDUpdate:
-        """Return advantages by the one-step target."""
-        return TDUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
+    def by_v(self) -> TDUpdate:
+        """Return advantages by V alone."""
+        s = self.settings
+        return TDUpdate(s.temperature, s.max_weight, s.expectile, s.td_lambda)
 
     def by_q(self) -> IQLUpdate:
         """Return advantages by Q, as in the paper."""
         return IQLUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
-
-    def by_returns(self) -> TDUpdate:
-        """Return advantages by lambda-returns (advantage-weighted regression)."""
-        return TDUpdate(self.settings.temperature, self.settings.max_weight, 0.5, self.settings.td_lambda)
 
     def _loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
         transcripts = self.transcripts(kind, episodes, model)
