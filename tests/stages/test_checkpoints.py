@@ -105,8 +105,8 @@ def test_a_run_on_a_full_disk_stops_and_resumes_from_the_checkpoint_before(
     limit = contextlib.ExitStack()
 
     class DiskFillsUp(L.Callback):
-        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 2:
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 3:
                 limit.enter_context(largest_file(20_000))
 
     trainer = L.Trainer(
