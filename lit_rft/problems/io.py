@@ -207,10 +207,12 @@ def _last_answer(messages: list[Any], name: str) -> tuple[str, ...]:
 
 
 def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
+    name, text = "trace_log_probs", value
     value = parse_literal(value) if isinstance(value, str) else value
+    if isinstance(text, str) and value is None and text.strip().lower() not in ("", "null", "none"):
+        raise ProblemError(f"expected a list of numbers for each trace, got {show_value(text)}", name)
     if value is None:
         return ()
-    name = "trace_log_probs"
     if not isinstance(value, list) or len(value) not in (0, number):
         raise ProblemError(f"expected a list of numbers for each of {number} traces, got {show_value(value)}", name)
     for i, numbers in enumerate(value):

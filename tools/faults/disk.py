@@ -91,20 +91,20 @@ def full(shared: Path, kind: str, left: int, step: int, folder: Path) -> Tally:
 
 
 def fill_at(disk: SmallDisk, left: int, step: int) -> None:
-    """Fill the disk at the start of the first batch after a step, in this process."""
-    from lit_rft.callbacks import RandomState
+    """Fill the disk at the start of the first batch after a step, whose checkpoint is written, in this process."""
+    from lit_rft.callbacks import RunCheckpoint
 
-    original = RandomState.on_train_batch_start
+    original = RunCheckpoint.on_train_batch_start
     done = False
 
-    def on_train_batch_start(self: RandomState, trainer: object, *rest: object) -> None:
+    def on_train_batch_start(self: RunCheckpoint, trainer: object, *rest: object) -> None:
         nonlocal done
+        original(self, trainer, *rest)  # type: ignore[arg-type]
         if not done and trainer.global_step >= step:  # type: ignore[attr-defined]
             done = True
             disk.fill(left)
-        original(self, trainer, *rest)  # type: ignore[arg-type]
 
-    RandomState.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign,assignment]
+    RunCheckpoint.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign,assignment]
 
 
 def other(shared: Path, state: str, verb: str, folder: Path) -> Tally:
@@ -139,7 +139,7 @@ def _tally(code: int | None, printed: str) -> Tally:
 def _start(verb: str, inputs: Path, run: Path, folder: Path) -> Child:
     episodes = str(inputs / "episodes.jsonl")
     special: dict[str, list[str]] = {
-        "collect": ["collect", "faults.simulators.Countdown", "--expert", "faults.simulators.script", "--episodes", "3",
+        "collect": ["collect", "faults.simulators.Countdown", "--expert", "faults.simulators.expert", "--episodes", "3",
                     "--out", str(run / "collected.jsonl")],
         "show": ["show", str(run), "--out", str(run / "page.html")],
         "make-model": ["make-model", episodes, "--out", str(run / "model")],

@@ -41,6 +41,7 @@ class Target:
         free: fields in which anything of JSON's is allowed.
         also: field -> further kinds of values that it takes; where null is one, so are an empty list and object.
         surrogates: whether texts may hold halves of surrogate pairs.
+        any_number: whether numbers in the free fields may be infinite or NaN.
         first: a line before the records.
     """
 
@@ -51,6 +52,7 @@ class Target:
     also: dict[str, set[str]] | None = None
     surrogates: bool = False
     first: str = ""
+    any_number: bool = False
 
 
 def episodes(rng: random.Random) -> list[Any]:
@@ -84,14 +86,16 @@ def demonstrations(rng: random.Random) -> list[Any]:
 
 _ANY = {"text", "integer", "number", "true or false", "list", "object", "null"}
 _PROBLEMS = {
-    "id": _NUMBER | {"null"}, "ground_truth": _NUMBER | {"list"}, "source": _ANY, "traces": {"text", "null"},
-    "traces[]": _NUMBER | {"list"}, "repeats": {"null", "text"}, "trace_log_probs": {"null", "text"},
-    "prompt": {"text"}, "prompt[].content": {"list"}, "level": _ANY,
+    "id": _NUMBER | {"null"}, "ground_truth": _NUMBER | {"list"}, "source": _ANY | {"no number"},
+    "traces": {"text", "null"}, "traces[]": _NUMBER | {"list"}, "repeats": {"null", "text"},
+    "trace_log_probs": {"null", "text"},
+    # a system message without content is left out; other columns are the reward function's, where NaN may be no value
+    "prompt": {"text"}, "prompt[].content": {"list", "null"}, "level": _ANY | {"no number"},
 }  # fmt: skip
 _FREE = ("source", "meta", "extra")
 TARGETS = {
     "episodes": Target(read_episodes, episodes, "episodes.jsonl", _FREE),
-    "problems": Target(read_problems, problems, "problems.jsonl", ("level",), _PROBLEMS),
+    "problems": Target(read_problems, problems, "problems.jsonl", ("level",), _PROBLEMS, any_number=True),
     "rollouts": Target(read_rollouts, rollouts, "train.jsonl", (*_FREE, "reward_parts"),
                        {"rollouts[].episode": {"null"}}, True, json.dumps(_HEAD)),
     "demonstrations": Target(read_demonstrations, demonstrations, "pairs.jsonl"),
@@ -147,7 +151,7 @@ def is_free(target: Target, path: tuple[Any, ...]) -> bool:
 def is_nonsense(target: Target, path: tuple[Any, ...], old: Any, new: Any) -> bool:
     """Return whether a value cannot stand in the place of another one."""
     if is_free(target, path):
-        return kind_of(new) == "no number"
+        return kind_of(new) == "no number" and not target.any_number
     kinds = {kind_of(old)} | (target.also or {}).get(pattern(path), set())
     if "number" in kinds:
         kinds = kinds | {"integer"}

@@ -42,6 +42,11 @@ class Countdown(gym.Env[str, str]):
         return f"{self.left} left of {self.seed}", 1 / STEPS, self.left == 0, False, {}
 
 
+def expert(observation: str, info: dict[str, Any]) -> str:
+    """Return the action that counts down."""
+    return f"count {observation.split()[0]}"
+
+
 def script(spec: EpisodeSpec) -> list[str]:
     """Return the actions that count down."""
     return [f"count {number}" for number in range(STEPS, 0, -1)]
