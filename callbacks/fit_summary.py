@@ -24,29 +24,38 @@ _OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "r
 class FitSummary(L.Callback):
     """Prints a summary when `fit` ends, and writes it to `<default_root_dir>/summary_fit.json`.
 
-    Optimiser steps, seconds, peak memory (of the GPU, else of the first process), each metric as mean over the first
-    and last 10 batches, and the run's outputs. A resumed run is summarised from its checkpoint on.
+    Optimiser steps, seconds, peak memory (of the GPU, else of the first process), each metric of training as mean over
+    the first and last 10 batches, scores of the first and the last evaluation, and the run's outputs. A resumed run is
+    summarised from its checkpoint on.
     """
 
     def __init__(self) -> None:
         self._started, self._first_step = 0.0, 0
         self._first: list[dict[str, Tensor]] = []
         self._last: deque[dict[str, Tensor]] = deque(maxlen=_BATCHES)
+        self._evaluations: list[dict[str, Tensor]] = []  # the first and the latest
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._first_step = time.monotonic(), trainer.global_step
-        self._first, self._last = [], deque(maxlen=_BATCHES)
+        self._first, self._last, self._evaluations = [], deque(maxlen=_BATCHES), []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        metrics = {name: value.detach().clone() for name, value in trainer.callback_metrics.items() if "/" in name}
+        metrics = _metrics(trainer, evaluation=False)
         if len(self._first) < _BATCHES:
             self._first.append(metrics)
         self._last.append(metrics)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._evaluations[1:] = [_metrics(trainer, evaluation=True)]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or is_dry_run(trainer) or not self._last:
             return
         first, last = _means(self._first), _means(list(self._last))
+        if self._evaluations:
+            first |= _means(self._evaluations[: len(self._evaluations) - 1])
+            last |= _means(self._evaluations[-1:])
         seconds = time.monotonic() - self._started
         folder = Path(trainer.default_root_dir)
         summary = {
@@ -81,7 +90,13 @@ def summary_table(summary: dict[str, Any], folder: Path) -> Table:
     return table
 
 
+def _metrics(trainer: L.Trainer, evaluation: bool) -> dict[str, Tensor]:
+    """Return the latest metrics: those of evaluations, or all others."""
+    latest = trainer.callback_metrics.items()
+    return {n: value.detach().clone() for n, value in latest if "/" in n and n.startswith("val/") == evaluation}
+
+
 def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Average each metric over the batches that have it."""
+    """Average each metric over the batches, or evaluations, that have it."""
     names = dict.fromkeys(name for batch in batches for name in batch)
     return {name: float(torch.stack([b[name].float() for b in batches if name in b]).mean()) for name in names}

@@ -52,18 +52,19 @@ def make_run(
 def write_curves(folder: Path, seed: int, steps: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
+    """Write curves against the optimiser steps after each batch, as runs do; rollouts have those before it."""
     rng = random.Random(seed + 100)
     with SummaryWriter(str(folder)) as board:
         for step in range(steps):
             reach = 1 - math.exp(-3 * step / max(steps, 1))
-            board.add_scalar("train/loss", 1 - reach + 0.1 * rng.gauss(0, 1), step)
-            board.add_scalar("train/reward", (0.2 + 0.05 * seed + 0.6 * reach) + 0.08 * rng.gauss(0, 1), step)
-            board.add_scalar("train/completion_length", 180 - 60 * reach + 8 * rng.gauss(0, 1), step)
-            board.add_scalar("train/clip_fraction", 0.02 + 0.01 * rng.random(), step)
-            board.add_scalar("train/learning_rate", 2e-4, step)
-            board.add_scalar("perf/tokens_per_second", 4200 + 150 * rng.gauss(0, 1), step)
+            board.add_scalar("train/loss", 1 - reach + 0.1 * rng.gauss(0, 1), step + 1)
+            board.add_scalar("train/reward", (0.2 + 0.05 * seed + 0.6 * reach) + 0.08 * rng.gauss(0, 1), step + 1)
+            board.add_scalar("train/completion_length", 180 - 60 * reach + 8 * rng.gauss(0, 1), step + 1)
+            board.add_scalar("train/clip_fraction", 0.02 + 0.01 * rng.random(), step + 1)
+            board.add_scalar("train/learning_rate", 2e-4, step + 1)
+            board.add_scalar("perf/tokens_per_second", 4200 + 150 * rng.gauss(0, 1), step + 1)
             if step % 5 == 4:
-                board.add_scalar("val/average", 0.3 + 0.4 * reach + 0.02 * rng.gauss(0, 1), step)
+                board.add_scalar("val/average", 0.3 + 0.4 * reach + 0.02 * rng.gauss(0, 1), step + 1)
 
 
 def problem_group(rng: random.Random, step: int, number: int, members: int, tokens: int, steps: int) -> GroupRecord:

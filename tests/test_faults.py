@@ -28,7 +28,8 @@ def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     lost = [(row["kind"], row["trial"], row["note"]) for row in rows if row["survived"] < row["tried"]]
     assert not lost and result.returncode == 0, (lost, result.stderr[-2000:])
-    assert {row["kind"] for row in rows} >= {"kills", "resumes", "disk", "graders", "simulators", "records", "answers"}
+    kinds = {"pickles", "records", "texts", "answers", "resumes", "surroundings", "graders", "simulators", "kills", "memory"}
+    assert {row["kind"] for row in rows} >= kinds | ({"disk"} if os.geteuid() == 0 else set())
 
 
 def broken(folder: Path) -> Tally:

@@ -39,6 +39,9 @@ def violations(path: Path) -> list[str]:
             wrong.append(f"{name}:{call.lineno}: {function}")
         if function == "torch.load" and not is_weights_only(call):
             wrong.append(f"{name}:{call.lineno}: {function} without weights_only=True")
+        passes_on = any(key.arg == "weights_only" for key in call.keywords)
+        if last == "load_checkpoint" and passes_on and not is_weights_only(call):
+            wrong.append(f"{name}:{call.lineno}: {function} without weights_only=True")
         if last in ("load", "load_all", "full_load", "unsafe_load") and module == "yaml":
             wrong.append(f"{name}:{call.lineno}: {function}")
         if last == "load" and module in ("np", "numpy"):
@@ -54,7 +57,7 @@ def test_no_file_is_unpickled_and_no_data_is_executed() -> None:
 @pytest.mark.parametrize(
     "line",
     ["pickle.load(f)", "pickle.loads(b)", "pickle.Unpickler(f)", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "eval(text)", "exec(text)", "yaml.load(f)", "np.load(p)"],
+     "super().load_checkpoint(p, weights_only=w)", "eval(text)", "exec(text)", "yaml.load(f)", "np.load(p)"],
 )  # fmt: skip
 def test_a_violation_is_noticed(line: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(f"x = {line}\n")

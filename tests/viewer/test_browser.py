@@ -98,7 +98,7 @@ def test_a_curve_is_read_by_keys_and_leads_to_the_rollouts_of_its_step(page: Any
     plot.focus()
     for key in ("Home", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
-    assert "step 2" in page.locator(".chart", has_text="train/loss").inner_text()
+    assert "step 3" in page.locator(".chart", has_text="train/loss").inner_text()
     page.keyboard.press("Enter")
     page.wait_for_selector(".body .row")
     assert {row[1] for row in rows(page)} == {"2"} and count(page) == "22 of 660 rollouts"
@@ -134,7 +134,8 @@ def test_the_table_is_sorted_and_read_by_keys(page: Any) -> None:
     open_rollouts(page)
     assert len(rows(page)) < 50  # of 660: only those in view are elements
     page.click("[role=columnheader] button:has-text('Step')")
-    page.click("[role=columnheader] button:has-text('Step')")
+    page.focus("[role=columnheader] button:has-text('Step')")
+    page.keyboard.press("Enter")
     assert page.get_attribute("[role=columnheader]:has-text('Step')", "aria-sort") == "descending"
     assert rows(page)[0][1] == "29"
     page.focus("[role=grid]")

@@ -57,7 +57,7 @@ def test_the_page_holds_curves_rollouts_and_settings(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "luffy", steps=6))
     data = blocks(make_page([run]))
     index = data["index"]
-    assert index["runs"][0]["curves"]["train/loss"][0] == list(range(6))
+    assert index["runs"][0]["curves"]["train/loss"][0] == list(range(1, 7))
     assert "learning_rate" in index["runs"][0]["config"] and index["runs"][0]["environment"]["python"] == "3.11.7"
     assert len(index["rollouts"]["group"]) == 6 * (2 * 4 + 3) and index["left_out"] == 0
     assert {len(column) for column in index["rollouts"].values()} == {66}
@@ -130,7 +130,7 @@ def test_curves_are_read_from_csv_files_and_incomplete_event_files(tmp_path: Pat
     run = make_run(tmp_path / "run", steps=5)
     (file,) = (run / "tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-20])  # killed while it wrote
-    assert read_curves(run)["train/loss"].steps == [0, 1, 2, 3, 4]
+    assert read_curves(run)["train/loss"].steps == [1, 2, 3, 4, 5]
 
 
 def test_runs_have_different_names() -> None:

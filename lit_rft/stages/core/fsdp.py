@@ -31,7 +31,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint after the module's `check_file`, if it has one.
+        """Load a checkpoint, always with `weights_only`, after the module's `check_file`, if it has one.
 
         Raises:
             ValueError: If `check_file` rejects the checkpoint.
@@ -39,5 +39,5 @@ class FSDP2Strategy(ModelParallelStrategy):
         check = getattr(self.lightning_module, "check_file", None)
         if check is not None:
             check(Path(checkpoint_path))
-        checkpoint: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        checkpoint: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=True)
         return checkpoint

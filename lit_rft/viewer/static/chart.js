@@ -21,6 +21,12 @@ function ticks(low, high, number) {
   return values;
 }
 
+// Significant digits that tell neighbouring ticks apart.
+function tickDigits(values) {
+  const largest = Math.max(...values.map(Math.abs)), apart = values.length > 1 ? values[1] - values[0] : largest;
+  return Math.min(8, Math.ceil(Math.log10(largest / apart) + 1e-9) + 1);
+}
+
 function bounds(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
@@ -55,9 +61,11 @@ class Chart {
     [this.low, this.high] = bounds(this.shown.flatMap((line) => (weight > 0 ? [...line.smooth, ...trimmed(line.values)] : line.values)));
     const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     const marks = [];
-    for (const value of ticks(this.low, this.high, 5)) {
+    const values = ticks(this.low, this.high, 5);
+    const digits = tickDigits(values);
+    for (const value of values) {
       drawing.append(svg("line", { class: "gridline", x1: 0, x2: WIDTH, y1: this.y(value), y2: this.y(value) }));
-      marks.push(this.tick("y", show(value), "top", this.y(value) / HEIGHT));
+      marks.push(this.tick("y", show(value, digits), "top", this.y(value) / HEIGHT));
     }
     for (const step of [this.left, this.right]) marks.push(this.tick("x", show(step), "left", this.x(step) / WIDTH));
     for (const line of this.shown) {
@@ -92,7 +100,7 @@ class Chart {
     this.cursor?.classList.add("hidden");
     const last = this.shown.map((line) => `${line.name}: ${line.values.length} points, last ${show(line.values.at(-1))}`);
     this.plot.setAttribute("aria-label", `${this.name}. ${last.join("; ")}. Arrow keys read values, Enter opens the step's rollouts.`);
-    this.readout.replaceChildren(...this.shown.map((line) => h("span", {}, dot(line.run), show(line.smooth.at(-1)))));
+    this.readout.replaceChildren(...this.shown.map((line) => h("span", {}, dot(line.run), `${show(line.smooth.at(-1))}${line.smooth.at(-1) === line.values.at(-1) ? "" : " smoothed"}`)));
   }
 
   point(event) {

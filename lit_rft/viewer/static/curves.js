@@ -17,7 +17,7 @@ function curvesView(state) {
   const charts = names.map((name) => {
     const series = index.runs.flatMap((run, number) => name in run.curves
       ? [{ run: number, name: run.name, steps: run.curves[name][0], values: run.curves[name][1] }] : []);
-    return new Chart(name, series, (step) => state.openStep(step));
+    return new Chart(name, series, (step) => state.openStep(name, step));
   });
   const weight = h("output", {}, "0.6");
   const slider = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: 0.6, oninput: () => { weight.value = slider.value; draw(); } });

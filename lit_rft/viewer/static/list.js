@@ -10,7 +10,7 @@ class VirtualList {
     this.layer = h("div", { role: "rowgroup" });
     this.body = h("div", { class: "body", role: "presentation", onscroll: () => this.render() }, this.spacer, this.layer);
     this.heads = columns.map((column) => h("span", { role: "columnheader", "aria-sort": "none", class: column.number ? "number" : "" },
-      h("button", { tabindex: "-1", onclick: () => this.sort(column) }, column.label)));
+      h("button", { onclick: () => this.sort(column) }, column.label)));
     this.element = h("div", {
       class: "grid", role: "grid", tabindex: "0", "aria-label": label, onkeydown: (event) => this.key(event),
     }, h("div", { class: "head row", role: "row" }, this.heads), this.body);

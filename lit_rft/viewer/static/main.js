@@ -7,13 +7,16 @@ function start(index) {
   const state = {
     index, visible: new Set(index.runs.keys()),
     openRow(row) { location.hash = `rollouts/${row}`; },
-    // Rollouts of the step nearest to one of a curve, from the step before it on.
-    openStep(step) {
-      const steps = [...new Set(index.groups.map((group) => group[2]))].sort((a, b) => a - b);
+    // Rollouts behind a point of a curve. Curves of training count the optimiser steps of the batch, whose rollouts
+    // were sampled before them; evaluations come after.
+    openStep(name, step) {
+      const split = { train: "train", perf: "train", val: "validation" }[name.split("/")[0]];
+      const steps = [...new Set(index.groups.filter((group) => group[1] === split).map((group) => group[2]))].sort((a, b) => a - b);
       if (!steps.length) return;
-      const nearest = steps.reduce((best, other) => (Math.abs(other - step) < Math.abs(best - step) ? other : best), steps[0]);
+      const before = steps.filter((other) => (split === "train" ? other < step : other <= step));
+      const nearest = String(before.at(-1) ?? steps[0]);
       location.hash = "rollouts";
-      view("rollouts").filters.assign({ stepMin: String(nearest), stepMax: String(nearest) });
+      view("rollouts").filters.assign({ split, stepMin: nearest, stepMax: nearest });
     },
   };
   const makers = { curves: curvesView, rollouts: rolloutsView, run: runView };
