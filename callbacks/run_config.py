@@ -1,5 +1,6 @@
 """The configuration of each verb, and the environment of training, in the run's folder."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 import lit_rft
 from lit_rft._files import replacing, write_json
 from lit_rft._machine import describe_machine
+
+logger = logging.getLogger(__name__)
 
 # Keys of one call, not of the run: with them a config would not fit other verbs, or would resume unintentionally.
 _OF_ONE_CALL = ("ckpt_path", "overwrite", "return_predictions", "verbose", "weights_only")
@@ -33,6 +36,7 @@ class RunConfig(SaveConfigCallback):
         self._write(trainer, "config.yaml")
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir, "environment.json"), describe_machine() | _devices(trainer))
+            logger.info("%s", start_line(trainer, pl_module))
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         if not trainer.is_global_zero:
@@ -56,6 +60,18 @@ def _devices(trainer: L.Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "processes": trainer.world_size, "precision": str(trainer.precision)}
+
+
+def start_line(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Return what is about to train, and where, in one line."""
+    facts = _devices(trainer)
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    devices = f"{facts['processes']} x {facts['device']}" if facts["processes"] > 1 else facts["device"]
+    return (
+        f"{type(module).__name__} on {devices}, {facts['precision']}: {weights:,} weights, "
+        f"{trained:,} train; from step {trainer.global_step}, in {trainer.default_root_dir}"
+    )
 
 
 def _leave_folder_to_the_run(config: Any) -> None:
