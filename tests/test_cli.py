@@ -76,12 +76,13 @@ OVERLAYS = {
         for overlay in (
             "gsm_symbolic", "release", "on_policy", "without_shaping", "sft_then_rl", "rl_with_sft_loss", "vllm",
             "vllm_in_process", "dapo", "dr_grpo", "hpt", "chord", "srft", "rl_plus", "relift",
-            "exgrpo", "prefix_rft",
+            "exgrpo", "prefix_rft", "gspo", "cispo", "rloo", "reinforce_plus_plus", "two_sided", "sampler_corrected",
         )
     },
     "baselines/nat_meaningless.yaml": ["baselines/alfworld/nat.yaml", "baselines/nat_meaningless.yaml"],
     "baselines/eto_later.yaml": ["baselines/scienceworld/eto.yaml", "baselines/eto_later.yaml"],
     **{f"grpo/{overlay}.yaml": ["grpo/text_env.yaml", f"grpo/{overlay}.yaml"] for overlay in ("gigpo",)},
+    "grpo/hae.yaml": ["baselines/scienceworld/ppo.yaml", "grpo/hae.yaml"],
 }  # fmt: skip
 
 
@@ -117,6 +118,19 @@ def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Pa
     assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)
     cli.model.configure_model()
     assert any(p.requires_grad for p in cli.model.parameters())
+
+
+def test_decays_of_overlays_end_within_the_run() -> None:
+    decays = {}
+    for name in OVERLAYS:
+        text = (config_folder() / name).read_text()
+        if name.startswith("luffy/") and ("lit_rft.losses" in text or "lit_rft.sources" in text):
+            cli = build(_arguments(name), run=False)
+            parts = [cli.model.loss, getattr(cli.model.source, "settings", None)]
+            steps = [part.decay_steps for part in parts if hasattr(part, "decay_steps")]
+            decays.update({name: (max(steps), cli.trainer.max_steps)} if steps else {})
+    assert set(decays) >= {"luffy/chord.yaml", "luffy/prefix_rft.yaml"}
+    assert all(steps <= max_steps for steps, max_steps in decays.values()), decays
 
 
 def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:

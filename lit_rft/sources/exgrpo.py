@@ -25,6 +25,10 @@ class ExGRPO:
     log-probability (lowest entropy at its sampling). It is drawn with weight exp(-(rate - 1/2)^2 / (2 width^2)), rate
     its share of right completions: most often at medium difficulty. Traces of the data are not used.
 
+    Departures: the paper keeps all right completions of a prompt and replays that of lowest entropy under the current
+    policy, here the choice is made at their sampling; its weights are the density of N(1/2, 1), a `width` of 1, nearly
+    uniform. The paper's advantages are those of Dr. GRPO (`advantages.scale_by_std: false`, as in the overlay).
+
     Needs `objective.traces_per_group`: 1 (the paper) or more; others are refused when the stage is made.
 
     Args:
