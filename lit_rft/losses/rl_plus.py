@@ -49,6 +49,9 @@ class RLPlus:
         exploration: see `multiple_importance_losses`.
         clip_low: of the on-policy ratio, downwards; null for none.
         clip_high: upwards; null for none.
+
+    Raises:
+        ValueError: a setting is negative.
     """
 
     exploration: float = 0.5
@@ -56,7 +59,10 @@ class RLPlus:
     clip_high: float | None = 0.2
 
     def __post_init__(self) -> None:
-        check_non_negative(**{"loss.exploration": self.exploration})
+        check_non_negative(**{
+            "loss.exploration": self.exploration, "loss.clip_low": self.clip_low or 0.0,
+            "loss.clip_high": self.clip_high or 0.0,
+        })  # fmt: skip
 
     @property
     def needs(self) -> LossNeeds:

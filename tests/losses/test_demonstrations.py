@@ -126,6 +126,41 @@ def test_rl_plus_equals_a_slow_loop(known: bool, exploration: float) -> None:
     assert float(loss) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("low", "high", "sign"), [(0.02, 0.2, -1.0), (0.2, 0.02, 1.0), (None, None, 1.0)])
+def test_rl_plus_clips_completions_by_its_settings(low: float | None, high: float | None, sign: float) -> None:
+    log_probs, batch = make_batch()
+    assert batch.old_log_probs is not None
+    batch.advantages[:3] = sign
+    ratios = [float(r) for row in range(3) for r in (log_probs - batch.old_log_probs)[row, : LENGTHS[row]].exp()]
+
+    def term(ratio: float, below: float | None, above: float | None) -> float:
+        bounded = max(ratio, -math.inf if below is None else 1 - below)
+        return -min(ratio * sign, min(bounded, math.inf if above is None else 1 + above) * sign)
+
+    expected = sum(term(ratio, low, high) - term(ratio, 0.2, 0.2) for ratio in ratios) / sum(LENGTHS[:4])
+    changed, default = (
+        float(loss(log_probs, batch, normalizer=normalizer(batch))[0])
+        for loss in (RLPlus(clip_low=low, clip_high=high), RLPlus())
+    )
+    assert abs(expected) > 1e-4
+    assert changed - default == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("method", "share"), [(CHORD(0.9, None), 0.1), (SRFT(), 1.0)], ids=["chord", "srft"])
+def test_the_loss_of_the_setting_is_the_one_of_reinforcement(method: Any, share: float) -> None:
+    log_probs, batch = make_batch()
+    batch.advantages[:3] = -batch.advantages[:3].abs()  # SRFT weights successes only
+
+    def value(loss: Any) -> float:
+        return float(loss(log_probs, batch, normalizer=normalizer(batch))[0])
+
+    inner = MixedPolicyLoss(policy_shaping=None, clip_low=0.05)
+    other = CHORD(0.9, None, loss=inner) if isinstance(method, CHORD) else SRFT(loss=inner)
+    difference = value(inner) - value(MixedPolicyLoss())
+    assert abs(difference) > 1e-3
+    assert value(other) - value(method) == pytest.approx(share * difference)
+
+
 def test_the_gradient_of_a_traces_tokens_keeps_weights_and_old_policy_fixed() -> None:
     log_probs = torch.tensor([[-0.3, -1.5]], dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
@@ -174,6 +209,7 @@ def test_stages_without_traces_are_refused(loss: Any) -> None:
     [
         (lambda: CHORD(mu=1.5), "mu"), (lambda: CHORD(decay_steps=0), "decay_steps must be >= 1, got 0"),
         (lambda: SRFT(imitation_weight=-1.0), "imitation_weight"), (lambda: RLPlus(exploration=-1.0), "exploration"),
+        (lambda: RLPlus(clip_low=-0.1), "loss.clip_low"), (lambda: RLPlus(clip_high=-0.1), "loss.clip_high"),
         (lambda: ObjectiveSettings(imitated_traces=-1), "imitated_traces must be >= 0 or null"),
     ],
 )  # fmt: skip

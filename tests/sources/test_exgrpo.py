@@ -21,18 +21,21 @@ from lit_rft.transcripts import PromptFormat, completion_transcript
 
 
 class Sampler:
-    """A source of completions with given rewards; completion k of a prompt has the log-probability -k per token."""
+    """A source of completions with given rewards; completion k of a prompt has the log-probability -k per token, in
+    2 tokens or as many as `lengths` says."""
 
     traces_per_group = 1
 
-    def __init__(self, rewards: dict[str, list[float]]) -> None:
+    def __init__(self, rewards: dict[str, list[float]], lengths: tuple[int, ...] = ()) -> None:
         self.rewards, self.metrics, self.asked = rewards, {}, []  # type: ignore[var-annotated]
+        self.lengths = dict(enumerate(lengths))
 
     def __call__(self, policy: Any, batch: PromptBatch) -> list[Rollout]:
         self.asked.append(list(batch.prompts))
         return [
-            Rollout([completion_transcript(prompt.problem.id, prompt.ids, [10 + k, 2], 2)], f"answer {k}", group, False,
-                    True, reward, [[-float(k)] * 2])
+            Rollout([completion_transcript(
+                        prompt.problem.id, prompt.ids, [10 + k] * (self.lengths.get(k, 2) - 1) + [2], 2)],
+                    f"answer {k}", group, False, True, reward, [[-float(k)] * self.lengths.get(k, 2)])
             for group, prompt in enumerate(batch.prompts)
             for k, reward in enumerate(self.rewards[prompt.problem.id])
         ]  # fmt: skip
@@ -85,6 +88,12 @@ def test_partly_solved_prompts_come_again_with_their_most_likely_right_completio
     assert replayed["a"] == ([[11, 2]], ["answer 1"], [[-1.0, -1.0]])
     assert replayed["d"] == ([[12, 2]], ["answer 2"], [[-2.0, -2.0]])
     assert float(source.metrics["replayed_prompts"]) == 2
+
+
+def test_completions_of_different_lengths_are_compared_per_token() -> None:
+    source = ExGRPO(0.5, start_rate=0.0)(Sampler(REWARDS, lengths=(2, 6, 2)))
+    ask(source, "a")  # right: -1 in 6 tokens, and -2 in 2 tokens, whose sum is higher
+    assert source.buffer["a"]["text"] == "answer 1"
 
 
 def test_a_prompt_in_the_batch_is_not_replayed_and_a_solved_one_leaves() -> None:

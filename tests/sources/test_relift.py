@@ -82,6 +82,18 @@ def test_traces_of_failed_prompts_are_imitated_once_there_are_enough() -> None:
         ReLIFT(0)
 
 
+def test_a_trace_within_the_group_does_not_solve_its_prompt() -> None:
+    class WithMember(Traced):
+        def __call__(self, policy: Any, batch: PromptBatch) -> list[Rollout]:
+            members = [
+                Rollout([completion_transcript(prompt.problem.id, [5], [9, 2], 2)], "member", group, True, True, 1.0)
+                for group, prompt in enumerate(batch.prompts)
+            ]
+            return members + super().__call__(policy, batch)
+
+    assert ask(ReLIFT(1)(WithMember(REWARDS)), "a") == (["member", "a", "a"], ["trace of a"])
+
+
 def test_the_buffer_is_part_of_checkpoints(tmp_path: Path) -> None:
     source = ReLIFT(2)(Traced(REWARDS))
     ask(source, "a")
