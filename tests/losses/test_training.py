@@ -10,9 +10,11 @@ from lit_rft import GRPO, SamplingSettings
 from lit_rft.advantages import RLOO, OverlongPenalty, ReinforcePlusPlus
 from lit_rft.batches import Prompt
 from lit_rft.datamodules import PromptLoader
-from lit_rft.losses import CISPO, GSPO, MaskedWeights, SamplerCorrected, SequenceWeights, TwoSidedClip
+from lit_rft.losses import CISPO, GSPO, MaskedWeights, SamplerCorrected, SequenceWeights, TruncatedWeights, TwoSidedClip
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import Problem
+from lit_rft.rollouts import GroupAdvantages, MixedPolicyLoss
+from lit_rft.sources import DynamicSampling
 from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.testing.tiny_stage import differs, fit, trained
 from lit_rft.transcripts import PromptFormat
@@ -51,6 +53,11 @@ def train(model: Path, parts: dict[str, Any], steps: int, epochs: int = 2) -> tu
     return stage, rewards.values
 
 
+# the settings of the overlays luffy/dr_grpo.yaml and luffy/dapo.yaml, with this file's lengths
+DR_GRPO = {"loss": MixedPolicyLoss(normalizer="max_length"), "advantages": GroupAdvantages(scale_by_std=False)}
+DAPO = {"loss": MixedPolicyLoss(clip_high=0.28), "advantages": OverlongPenalty(8, 2, 0.1), "source": DynamicSampling(2)}
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -59,6 +66,8 @@ def train(model: Path, parts: dict[str, Any], steps: int, epochs: int = 2) -> tu
         {"loss": SamplerCorrected(CISPO(), MaskedWeights())},
         {"advantages": RLOO()}, {"advantages": ReinforcePlusPlus()},
         {"advantages": ReinforcePlusPlus(group_baseline=True)}, {"advantages": OverlongPenalty(8, 2, 0.1)},
+        {"loss": SamplerCorrected(CISPO(), TruncatedWeights())},
+        DR_GRPO, DAPO,
     ],
     ids=lambda parts: "-".join(type(part).__name__ for part in parts.values()),
 )  # fmt: skip
