@@ -55,7 +55,7 @@ mutants: $(READY)  ## break the library in 150 small ways and count what the tes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	$(BIN)/python tools/mutants.py
 
-faults: $(READY)  ## kill, stop, fill and fuzz the library and count what is lost (an hour; it can be interrupted)
+faults: $(READY)  ## kill, stop, fill and fuzz the library and count what is lost (two hours; it can be interrupted)
 	PYTHONPATH=tools $(BIN)/python -m faults
 
 bench: $(READY)  ## run the benchmarks of speed, one after the other (three hours on two cores; nothing else should run)
