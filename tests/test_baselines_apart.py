@@ -26,7 +26,7 @@ BASELINES: dict[str, tuple[list[str], list[str]]] = {
     "ppo": (
         ["stages.ppo", "stages.core.ppo_update", "stages.core.values", "models.value_head", "objectives.gae",
          "rollouts.chains"],
-        ["advantages.hae", "advantages.reinforce_plus_plus"],
+        ["advantages.hae", "advantages.reinforce_plus_plus", "stages.core.critic_updates"],
     ),
     "ilql": (
         ["stages.ilql", "stages.core.token_critics", "stages.core.token_q_update", "models.token_critic",

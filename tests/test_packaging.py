@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("lit_rft", "datamodules", "callbacks", "configs")
 ENVIRONMENTS = {"scienceworld", "alfworld", "textworld", "openenv"}
 EXTRAS = ENVIRONMENTS | {"browser", "completion", "docs", "plots", "math", "bench", "mutants", "demo", "vllm"}
-EXTRAS |= {"test", "dev"}
+EXTRAS |= {"loggers", "test", "dev"}
 
 
 def import_name(path: Path) -> str:

@@ -86,7 +86,9 @@ FSDP = ["-c", "fsdp.yaml", "--trainer.devices", "2"]
         (SFT, FLAT_ONE, DDP),
         (OFFLINE, MIXED, DDP),
         (SFT, [*FLAT_ONE, *ALL_WEIGHTS], FSDP),
-        (OFFLINE, [*MIXED, "--model.init_args.policy.gradient_checkpointing", "true"], FSDP),
+        pytest.param(
+            OFFLINE, [*MIXED, "--model.init_args.policy.gradient_checkpointing", "true"], FSDP, marks=pytest.mark.slow
+        ),
     ],
     ids=["hierarchical", "unequal work", "offline rl", "unequal work, split weights", "offline rl, split weights"],
 )
@@ -122,6 +124,7 @@ def test_two_processes_equal_one(
     assert any(change.abs().max() > 1e-3 for change in moved)  # it did train
 
 
+@pytest.mark.slow
 def test_the_command_starts_its_second_process(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
     """What a user types; the other tests run in processes that are there already."""
     (tmp_path / "ranks.py").write_text(

@@ -164,7 +164,7 @@ def test_sums_over_two_processes_keep_their_types(pair: ProcessPair, tmp_path: P
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_fails_ends_the_other(rank: int, tiny_model_folder: Path, tmp_path: Path) -> None:
     """One does not wait for the other's rollouts until the process group's half hour is over."""
     script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))

@@ -53,6 +53,7 @@ def scalars(folder: Path, name: str) -> list[float]:
     return [point.value for point in events.Scalars(name)]
 
 
+@pytest.mark.slow
 def test_an_own_stage_trains_resumes_and_is_evaluated(tiny_model_folder: Path, tmp_path: Path) -> None:
     main(["fit", *config(tiny_model_folder, tmp_path, "whole", max_steps=12)])
     rewards = scalars(tmp_path / "whole", "train/reward")

@@ -18,7 +18,7 @@ from lit_rft.testing.tiny_stage import (
 )
 
 
-@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)])
 def test_resuming_equals_never_having_stopped(tiny_model_folder: Path, tmp_path: Path, stored: str, stop: int) -> None:
     dropout = LoraSettings(rank=4, alpha=8, dropout=0.2, target_modules="all-linear")
 
