@@ -19,7 +19,6 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,13 @@ class Seed:
         self.model = self._make_model(seed)
 
     def _make_model(self, seed: int) -> Path:
+        from glider_games_data import agent_texts
+
         from lit_rft.models import save_scratch_model
 
         folder = self.folder / "model"
         if not (folder / "config.json").exists():
-            save_scratch_model(folder, _texts(self.episodes), seed=seed)
+            save_scratch_model(folder, agent_texts(self.episodes, UNSEEN), seed=seed)
         return folder
 
     def offline(self, kind: str) -> dict[str, Any]:
@@ -126,16 +127,6 @@ class Seed:
         tasks = sorted({episode.task for episode in self.episodes})
         means = {task: statistics.mean(e.outcome.score for e in self.episodes if e.task == task) for task in tasks}
         return {**means, "mean": statistics.mean(means.values())}
-
-
-def _texts(episodes: Any) -> Iterator[str]:
-    """Yield the texts of the tokenizer: all that agents read and write, and the names of the unseen customers."""
-    from lit_rft.episodes.subgoals import CONTINUE, DONE
-
-    for episode in episodes:
-        yield f"Task: {episode.task_description} {' '.join(UNSEEN)}\n\nSubgoal: {episode.initial_observation}"
-        yield from (text for step in episode.steps for text in (step.action, step.observation))
-        yield from (f"{subgoal.goal}\n{DONE}\n{CONTINUE}" for subgoal in episode.subgoals)
 
 
 def run_all(seeds: list[int], runs: Path, console: Console) -> None:

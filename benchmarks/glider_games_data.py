@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lit_rft.envs.collect import collect_perturbed_episodes
 from lit_rft.envs.games import errands
 from lit_rft.envs.perturbation import Perturbation
 from lit_rft.episodes import Episode, read_episodes
+from lit_rft.episodes.subgoals import CONTINUE, DONE
 
 ENV, STEP_LIMIT = "lit_rft.envs.games.Errands", 40
 
@@ -79,3 +80,11 @@ def best_episodes(episodes: Sequence[Episode], share: float) -> list[Episode]:
         for task in by_task.values()
         for episode in sorted(task, key=lambda e: -e.outcome.score)[: max(1, round(share * len(task)))]
     ]
+
+
+def agent_texts(episodes: Sequence[Episode], names: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the texts of a tokenizer: all that hierarchical agents read and write, and further names."""
+    for episode in episodes:
+        yield f"Task: {' '.join([episode.task_description, *names])}\n\nSubgoal: {episode.initial_observation}"
+        yield from (text for step in episode.steps for text in (step.action, step.observation))
+        yield from (f"{subgoal.goal}\n{DONE}\n{CONTINUE}" for subgoal in episode.subgoals)

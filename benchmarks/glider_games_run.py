@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import lightning as L
 import torch
 from experiment import timed
 from glider_games_data import ENV, STEP_LIMIT
+from quiet import make_trainer, silence
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
 from lit_rft.callbacks.calibration import rank_correlation
@@ -89,9 +88,7 @@ class Trials:
         self.folder, self.seed, self.settings = folder, seed, settings
         self.minutes: dict[str, float] = {}
         self._rendered: dict[Any, list[list[Transcript]]] = {}
-        for name in ("lightning.pytorch", "lightning.fabric", "lit_rft"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")
+        silence()
 
     def transcripts(self, kind: str, episodes: Sequence[Episode], model: Path) -> list[list[Transcript]]:
         """Return the transcripts of episodes, with outcomes; each list of episodes is rendered once."""
@@ -180,7 +177,7 @@ class Trials:
         )  # fmt: skip
         curve = _Curve()
         with timed(self.minutes, f"{kind} online", time.process_time):
-            _trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
+            make_trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
         return stage, curve.points
 
     def scores(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> dict[str, float]:
@@ -189,7 +186,7 @@ class Trials:
         stage.evaluator.acting = dataclasses.replace(acting, sampling=SamplingSettings(6, temperature))
         suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"test": str(problems)})
         data = TrajectoryDataModule(suite=suite, eval_split="test", seed=self.seed)
-        _trainer().test(stage, data, verbose=False)
+        make_trainer().test(stage, data, verbose=False)
         by_task: dict[str, list[float]] = {}
         for result in stage.evaluator.results:
             by_task.setdefault(result.episode.task, []).append(result.episode.outcome.score)
@@ -246,7 +243,7 @@ class Trials:
     def _fit(self, name: str, stage: Any, loader: StepLoader, steps: int) -> L.Trainer:
         L.seed_everything(self.seed, verbose=False)
         with timed(self.minutes, name, time.process_time):
-            trainer = _trainer(max_steps=steps, max_epochs=-1)
+            trainer = make_trainer(max_steps=steps, max_epochs=-1)
             trainer.fit(stage, loader)
         return trainer
 
@@ -273,8 +270,3 @@ def _only_measure(batches: Any, loss: Any) -> Sums:
             for name, part in {**diagnostics, "loss": value}.items():
                 sums[name] = sums[name] + part if name in sums else part
     return sums
-
-
-def _trainer(**options: Any) -> L.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(accelerator="cpu", logger=False, limit_val_batches=0, num_sanity_val_steps=0, **quiet, **options)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from experiment import timed
-from glider_games_data import ENV, play_medium, write_problems
+from glider_games_data import ENV, agent_texts, play_medium, write_problems
+from quiet import make_trainer, silence
 
 from lit_rft.advantages import HAE, GiGPO
 from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
@@ -24,7 +23,6 @@ from lit_rft.envs.alfworld import SyntheticSuite
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.episodes import Episode
-from lit_rft.episodes.subgoals import CONTINUE, DONE
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer, save_scratch_model
 from lit_rft.stages import (
@@ -103,9 +101,7 @@ class Trial:
         self.folder, self.subject, self.seed = folder, subject, seed
         self.minutes: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("lightning.pytorch", "lightning.fabric", "lit_rft"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")
+        silence()
         self.suite = _errands(self) if subject.name == "errands" else _households(subject)
         self.agent = HierarchicalAgent(PROMPTS, 768, 12)
 
@@ -118,7 +114,7 @@ class Trial:
             return out
         with timed(self.minutes, "data", time.process_time):
             episodes = _stored_episodes(self)
-        model = save_scratch_model(self.folder / "model", _texts(episodes), seed=self.seed)
+        model = save_scratch_model(self.folder / "model", agent_texts(episodes), seed=self.seed)
         chat = ChatFormat(load_tokenizer(str(model)))
         transcripts = [add_outcomes(self.agent.transcripts(e, chat), e, chat, self.agent) for e in episodes]
         stage = HierarchicalSFT(
@@ -127,7 +123,7 @@ class Trial:
         )  # fmt: skip
         L.seed_everything(self.seed, verbose=False)
         with timed(self.minutes, "sft", time.process_time):
-            trainer = _trainer(max_steps=subject.sft_steps, max_epochs=-1)
+            trainer = make_trainer(max_steps=subject.sft_steps, max_epochs=-1)
             trainer.fit(stage, StepLoader(transcripts, batch_size=8, seed=self.seed))
         chat.tokenizer.save_pretrained(out)
         policy: Any = stage.policy
@@ -141,7 +137,9 @@ class Trial:
         stage, curve = self._stage(method, model), _Curve()
         if method != "SFT":
             with timed(self.minutes, method, time.process_time):
-                _trainer(max_steps=self.subject.steps, max_epochs=-1, callbacks=[curve]).fit(stage, self._data(method))
+                make_trainer(max_steps=self.subject.steps, max_epochs=-1, callbacks=[curve]).fit(
+                    stage, self._data(method)
+                )
         with timed(self.minutes, "test", time.process_time):
             scores = self._scores(stage)
         minutes = {name: round(value, 2) for name, value in self.minutes.items()}
@@ -179,7 +177,7 @@ class Trial:
             )  # fmt: skip
             stage.evaluator.acting = acting
             data = TrajectoryDataModule(suite=self.suite, eval_split="test", seed=self.seed, tasks=_tasks(self.subject))
-            _trainer().test(stage, data, verbose=False)
+            make_trainer().test(stage, data, verbose=False)
             outcomes = [result.episode.outcome for result in stage.evaluator.results]
             means[name] = {
                 "score": round(statistics.mean(o.score for o in outcomes), 4),
@@ -233,16 +231,3 @@ def _stored_episodes(trial: Trial) -> list[Episode]:
     episodes = collect_expert_episodes(trial.suite, specs, folder / "expert.jsonl", num_workers=1, progress=False)
     random.Random(trial.seed).shuffle(episodes)
     return episodes
-
-
-def _texts(episodes: Sequence[Episode]) -> Iterator[str]:
-    """Yield the texts of the tokenizer: all that agents read and write."""
-    for episode in episodes:
-        yield f"Task: {episode.task_description}\n\nSubgoal: {episode.initial_observation}"
-        yield from (text for step in episode.steps for text in (step.action, step.observation))
-        yield from (f"{subgoal.goal}\n{DONE}\n{CONTINUE}" for subgoal in episode.subgoals)
-
-
-def _trainer(**options: Any) -> L.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(accelerator="cpu", logger=False, limit_val_batches=0, num_sanity_val_steps=0, **quiet, **options)
