@@ -67,11 +67,12 @@ def check_outcomes(micro: TranscriptBatch) -> None:
 
 def known_returns(decisions: LevelDecisions, settings: CriticSettings, q: Tensor) -> tuple[Tensor, Tensor]:
     """Return Q and the observed discounted return of the decisions whose return is known, for `CriticCalibration`."""
-    last = torch.ones_like(decisions.terminated)
-    last[:-1] = decisions.owner[1:] != decisions.owner[:-1]
-    steps = decisions.steps if settings.discount_each == "step" else None
     returns, known = discounted_returns(
-        decisions.rewards, decisions.terminated, last, discount=settings.discount, steps=steps
+        decisions.rewards,
+        decisions.terminated,
+        _last_of_transcripts(decisions),
+        discount=settings.discount,
+        steps=_discounted_steps(decisions, settings),
     )
     return q[known].cpu(), returns[known].cpu()
 
@@ -209,9 +210,11 @@ class TDUpdate:
         features, code = decisions.features, decisions.code
         with torch.no_grad():
             next_values = critic.target.v(features.next_state, code)
-            targets = _lambda_returns(
-                decisions, critic.target.v(features.state, code), next_values, settings, self.td_lambda
-            )
+            if self.td_lambda == 0:  # without a loop over the decisions
+                targets = _targets(decisions, next_values, settings)
+            else:
+                values = critic.target.v(features.state, code)
+                targets = _lambda_returns(decisions, values, next_values, settings, self.td_lambda)
         value = critic.online.v(features.state, code)
         weights = advantage_weights(
             targets, value, advantage_temperature=self.advantage_temperature, max_weight=self.max_weight
@@ -235,19 +238,31 @@ class SarsaUpdate:
         zeros, none = torch.zeros_like(decisions.rewards), torch.zeros_like(decisions.terminated)
         if decisions.code > 0:
             return CriticTerms(zeros.sum(), zeros.sum(), zeros, zeros, torch.ones_like(zeros), none)
-        utterance, code, owner = decisions.features.utterance, decisions.code, decisions.owner
+        utterance, code = decisions.features.utterance, decisions.code
         with torch.no_grad():
             target_q = critic.target.q(utterance, code)
         next_q = torch.cat([target_q[1:], zeros[:1]])
-        has_next = torch.cat([owner[1:] == owner[:-1], none[:1]])
         q = critic.online.q(utterance, code)
-        known = has_next | decisions.terminated  # a truncated last decision has no u' in the data
+        # a truncated last decision has no u' in the data
+        known = ~_last_of_transcripts(decisions) | decisions.terminated
         loss = q_loss(q, _targets(decisions, next_q, settings), mask=known, normalizer=normalizer).loss
         return CriticTerms(loss, zeros.sum(), q.detach(), zeros, target_q, none)
 
 
+def _discounted_steps(decisions: LevelDecisions, settings: CriticSettings) -> Tensor | None:
+    """Return the environment steps that discounting counts; None for one per decision."""
+    return decisions.steps if settings.discount_each == "step" else None
+
+
+def _last_of_transcripts(decisions: LevelDecisions) -> Tensor:
+    """Return whether each decision is the last one of its transcript, bool [N]."""
+    last = torch.ones_like(decisions.terminated)
+    last[:-1] = decisions.owner[1:] != decisions.owner[:-1]
+    return last
+
+
 def _targets(decisions: LevelDecisions, next_values: Tensor, settings: CriticSettings) -> Tensor:
-    steps = decisions.steps if settings.discount_each == "step" else None
+    steps = _discounted_steps(decisions, settings)
     return td_target(decisions.rewards, next_values, decisions.terminated, discount=settings.discount, steps=steps)
 
 
@@ -255,16 +270,12 @@ def _lambda_returns(
     decisions: LevelDecisions, values: Tensor, next_values: Tensor, settings: CriticSettings, td_lambda: float
 ) -> Tensor:
     """Return TD(lambda)'s targets of V [N], up to the end of a transcript or of its level's task."""
-    if td_lambda == 0:
-        return _targets(decisions, next_values, settings)
-    ends = torch.ones_like(decisions.terminated)
-    ends[:-1] = decisions.owner[1:] != decisions.owner[:-1]
     return generalized_advantages(
         decisions.rewards,
         values,
-        ends | decisions.terminated,
+        _last_of_transcripts(decisions) | decisions.terminated,
         discount=settings.discount,
         gae_lambda=td_lambda,
         final_values=next_values.masked_fill(decisions.terminated, 0.0),
-        steps=decisions.steps if settings.discount_each == "step" else None,
+        steps=_discounted_steps(decisions, settings),
     ).returns
