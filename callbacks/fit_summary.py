@@ -52,10 +52,8 @@ class FitSummary(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or is_dry_run(trainer) or not self._last:
             return
-        first, last = _means(self._first), _means(list(self._last))
-        if self._evaluations:
-            first |= _means(self._evaluations[: len(self._evaluations) - 1])
-            last |= _means(self._evaluations[-1:])
+        first = _means(self._first) | _means(self._evaluations[:-1])
+        last = _means(list(self._last)) | _means(self._evaluations[-1:])
         seconds = time.monotonic() - self._started
         folder = Path(trainer.default_root_dir)
         summary = {

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rft.callbacks.dry_run import is_dry_run
+from lit_rft.callbacks.fit_loop import evaluation_follows, is_last_batch, repeat_evaluation
 from lit_rft.callbacks.loggers import FOLDERS
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
@@ -142,27 +143,12 @@ class RunCheckpoint(ModelCheckpoint):
         self._snapshot, self._write_due = None, False
         self._listen(trainer)
         if self._evaluation_due:
-            self._evaluate(trainer)
+            repeat_evaluation(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Run the last evaluation if a signal ended it: a run with all its steps is not trained any more."""
         if self._evaluation_due:
-            self._evaluate(trainer)
-
-    def _evaluate(self, trainer: L.Trainer) -> None:
-        """Run the evaluation during which an earlier process ended; Lightning takes it for done.
-
-        It belongs to the last batch before: its metrics are logged at that step, and within that epoch.
-        """
-        loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
-        connector = trainer._logger_connector
-        before = loop._batches_that_stepped, epochs.completed, connector._first_loop_iter
-        loop._batches_that_stepped, epochs.completed = loop.batch_progress.total.ready - 1, epochs.ready - 1
-        loop.val_loop.restarting = False  # from its first batch on
-        trainer.validating = True
-        loop.val_loop.run()
-        trainer.training = True
-        loop._batches_that_stepped, epochs.completed, connector._first_loop_iter = before
+            repeat_evaluation(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._after_logging(trainer, pl_module)
@@ -219,16 +205,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self._signals.held = True
-        loop = trainer.fit_loop
-        self._evaluation_due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
-            loop._data_fetcher
-        )
+        self._evaluation_due = evaluation_follows(trainer)
         together = self._together(trainer)
         self._agreed = self._agreed_signal(trainer) if together else 0
         # a batch may take several optimiser steps, or none
         due = trainer.global_step // self._every_n_train_steps > self._last_step // self._every_n_train_steps
         # a run killed in its last evaluation must repeat it when resumed
-        self._write_due = (due and not _is_last_batch(trainer)) or self._agreed > 0
+        self._write_due = (due and not is_last_batch(trainer)) or self._agreed > 0
         if self._write_due or not together:
             self.last_model_path = str(self._last_file())  # part of the state
             self._snapshot = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -255,10 +238,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last complete step if a signal has stopped the run, and stop its workers."""
-        if self._write_due and not self._together(trainer):
+        if isinstance(exception, StoppedBySignal) or (self._write_due and not self._together(trainer)):
             self._save_snapshot(trainer)
         if isinstance(exception, StoppedBySignal):
-            self._save_snapshot(trainer)
             pl_module.teardown("" if trainer.state.fn is None else trainer.state.fn.value)
             saved = f"; resume with --ckpt_path last ({self._last_file()})" if self._last_file().is_file() else ""
             if trainer.is_global_zero:
@@ -314,11 +296,3 @@ class RunCheckpoint(ModelCheckpoint):
             self._last_step = trainer.global_step
             self._writes_here = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
-def _is_last_batch(trainer: L.Trainer) -> bool:
-    """Return whether training ends with this batch."""
-    if 0 < trainer.max_steps <= trainer.global_step:
-        return True
-    epochs = trainer.max_epochs
-    return epochs is not None and 0 < epochs <= trainer.current_epoch + 1 and trainer.is_last_batch

@@ -1,0 +1,34 @@
+"""The state of training within Lightning's loops, for which there is no public interface."""
+
+import lightning as L
+
+
+def is_last_batch(trainer: L.Trainer) -> bool:
+    """Return whether training ends with this batch."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    return epochs is not None and 0 < epochs <= trainer.current_epoch + 1 and trainer.is_last_batch
+
+
+def evaluation_follows(trainer: L.Trainer) -> bool:
+    """Return whether an evaluation follows this batch."""
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def repeat_evaluation(trainer: L.Trainer) -> None:
+    """Run the evaluation during which an earlier process ended; Lightning takes it for done.
+
+    It belongs to the last batch before: its metrics are logged at that step, and within that epoch.
+    """
+    loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    connector = trainer._logger_connector
+    before = loop._batches_that_stepped, epochs.completed, connector._first_loop_iter
+    loop._batches_that_stepped, epochs.completed = loop.batch_progress.total.ready - 1, epochs.ready - 1
+    loop.val_loop.restarting = False  # from its first batch on
+    trainer.validating = True
+    loop.val_loop.run()
+    trainer.training = True
+    loop._batches_that_stepped, epochs.completed, connector._first_loop_iter = before
