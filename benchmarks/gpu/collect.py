@@ -1,6 +1,8 @@
 """Combine the figures of the steps: `benchmarks/results/gpu.json`, and tables for the console.
 
 python benchmarks/gpu/collect.py FOLDER [FOLDER...]        # folders written by run.sh; later ones take precedence
+
+Steps that are in none of the folders keep their figures.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ STEPS = ("check", "tests", "train", "rollout", "grpo", "learn")
 
 
 def collect(folders: list[Path]) -> dict[str, Any]:
-    """Return step -> its figures."""
+    """Return step -> its figures; learning from few demonstrations is a step of its own."""
     results: dict[str, Any] = {}
     for folder in folders:
-        results |= {step: figures for step in STEPS if (figures := read_results(folder / f"{step}.json"))}
+        for step in STEPS:
+            if figures := read_results(folder / f"{step}.json"):
+                few = figures.get("settings", {}).get("demonstrations")
+                results[f"{step}, {few} demonstrations" if few else step] = figures
     return results
 
 
@@ -61,7 +66,7 @@ def main() -> None:
     if not results:
         raise SystemExit(f"no figures in {', '.join(map(str, options.folders))}")
     if not options.no_file:
-        write_json(RESULTS / "gpu.json", results)
+        write_json(RESULTS / "gpu.json", read_results(RESULTS / "gpu.json") | results)
         print(f"written: {(RESULTS / 'gpu.json').relative_to(BENCHMARKS.parent)}")
     report(results, Console(width=180))
 

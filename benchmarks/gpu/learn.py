@@ -1,34 +1,43 @@
 """The counting-legs experiment of `benchmarks/luffy_arithmetic.py`: seeds of LUFFY, SFT and GRPO as time allows.
 
     python benchmarks/gpu/learn.py --output runs/gpu
+    python benchmarks/gpu/learn.py --output runs/gpu --demonstrations 16       # of 1,600 training problems
     python benchmarks/gpu/learn.py --write-problems benchmarks/gpu/carry/problems      # needs reasoning-gym
 
 SmolLM2-135M-Instruct, the same settings, 100 optimiser steps of 16 prompts; held-out problems are answered every 20
-steps and at the end. Runs share one GPU, each in its own process. Problems are read from files, so reasoning-gym is not
-needed. Runs that are unfinished at the time limit count with their last validation; every 15 seconds the figures so far
-are written, under `running`.
+steps and at the end. With few demonstrations, a quarter of each batch has one (SFT: all), and held-out problems with
+three kinds of animals, where training has two, are answered as well; one method is SFT for a third of the steps, then
+GRPO.
+
+Runs share one GPU, each in its own process. Problems are read from files, so reasoning-gym is not needed. Runs that are
+unfinished at the time limit count with their last validation; every 15 seconds the figures so far are written, under
+`running`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kit import DEVICE, Kit, begin, environment  # first: it adds the shared modules to the path
 
-from experiment import curve, read_results  # isort: skip
+from experiment import curve, read_results, write_json_lines  # isort: skip
 from luffy_arithmetic import HELD_OUT, METHODS, PROMPTS, TASKS
+from luffy_plan import SFT_ONLY
 from made_up import make_model
 
 LEGS, SEEDS = TASKS["legs"], (0, 1, 2)
 COMPARED = ("LUFFY", "GRPO", "SFT")  # SFT, which samples nothing, fits into the remaining time
+COMPARED_ON_FEW = ("LUFFY", "SFT, then GRPO", "SFT")
+SHARE, EARLY = 0.25, 33  # few demonstrations: share of prompts with one in each batch, and steps of SFT before GRPO
 PLACES, MICRO_BATCH_TOKENS, WRITE_EVERY = 4, 16384, 15.0  # processes only alternate on one GPU: few of them
 CARRIED = Path(__file__).parent / "carry" / "problems"
 VALIDATED = "val/average"
@@ -57,68 +66,119 @@ def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | N
     for seed in seeds:
         problems = generate_problems(LEGS.problems, number or LEGS.steps * PROMPTS, seed=seed, **settings)
         write_problems(folder / f"train-{seed}.jsonl", problems)
-    held_out = generate_problems(LEGS.problems, number or HELD_OUT, seed=1_000_003, **settings)
-    write_problems(folder / "held-out.jsonl", held_out)
+    for name, animals in (("held-out", 2), ("longer", 3)):
+        settings |= {"min_animals": animals, "max_animals": animals}
+        problems = generate_problems(LEGS.problems, number or HELD_OUT, seed=1_000_003, **settings)
+        write_problems(folder / f"{name}.jsonl", [replace(problem, source=name) for problem in problems])
 
 
-def keys(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> dict[str, Any]:
+def write_few(problems: Path, seed: int, demonstrations: int, folder: Path) -> Path:
+    """Write the training problems of a seed, of which only the first ones have their traces."""
+    rows = [json.loads(line) for line in (problems / f"train-{seed}.jsonl").read_text().splitlines()]
+    for row in rows[demonstrations:]:
+        row["traces"] = []
+    return write_json_lines(folder / f"train-{seed}.jsonl", rows)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all runs of this step share.
+
+    Args:
+        folder: of the runs.
+        problems: folder of the training problems and the held-out ones.
+        demonstrations: number of training problems with a trace; None for all.
+        tiny_model: in place of SmolLM2, for a trial.
+    """
+
+    folder: Path
+    problems: Path
+    demonstrations: int | None
+    tiny_model: Path | None
+
+
+def keys(method: str, seed: int, folder: Path, work: Work) -> dict[str, Any]:
     """Return the differences from `luffy/arithmetic.yaml`."""
-    data = "data.init_args"
+    data, few = "data.init_args", work.demonstrations is not None
     arguments = {
         name: value for name, value in LEGS.keys().items() if "_tasks" not in name and "task_settings" not in name
     }
     arguments |= {f"model.init_args.{name}": value for name, value in METHODS[method].items()}
     arguments |= {"seed_everything": seed, "model.init_args.seed": seed, f"{data}.seed": seed}
+    held_out = [work.problems / f"{name}.jsonl" for name in (("held-out", "longer") if few else ("held-out",))]
+    train = work.problems / f"train-{seed}.jsonl"
+    if work.demonstrations is not None:
+        train = write_few(work.problems, seed, work.demonstrations, folder)
+        if method != "GRPO":
+            arguments[f"{data}.trace_share"] = dict(SFT_ONLY)[f"{data}.trace_share"] if method == "SFT" else SHARE
     arguments |= {
         "trainer.default_root_dir": folder, "trainer.limit_val_batches": 1.0,
         "model.init_args.answering.max_concurrent": HELD_OUT,
+        "model.init_args.answering.sampling.max_new_tokens": LEGS.new_tokens * 3 // 2,
         "model.init_args.batching.micro_batch_tokens": MICRO_BATCH_TOKENS,
-        f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null", f"{data}.eval_batch_size": HELD_OUT,
-        f"{data}.train_files": f"[{problems / f'train-{seed}.jsonl'}]",
-        f"{data}.eval_files": f"[{problems / 'held-out.jsonl'}]",
+        f"{data}.train_tasks": "null", f"{data}.eval_tasks": "null",
+        f"{data}.eval_batch_size": len(held_out) * HELD_OUT,
+        f"{data}.train_files": f"[{train}]", f"{data}.eval_files": f"[{','.join(map(str, held_out))}]",
     }  # fmt: skip
-    if tiny_model is not None:
+    if work.tiny_model is not None:
         arguments |= {
-            "model.init_args.policy.model": tiny_model, "trainer.max_steps": 1, "trainer.val_check_interval": 1,
-            f"{data}.batch_size": 2, "model.init_args.sampling.max_new_tokens": 4,
+            "model.init_args.policy.model": work.tiny_model, "trainer.max_steps": 1, "trainer.val_check_interval": 1,
+            f"{data}.batch_size": 4, "model.init_args.sampling.max_new_tokens": 4,
             "model.init_args.answering.sampling.max_new_tokens": 4,
         }  # fmt: skip
     return arguments
 
 
-def start(method: str, seed: int, folder: Path, problems: Path, tiny_model: Path | None) -> Run:
-    home = folder / f"{method}-{seed}"
+def start(method: str, seed: int, work: Work) -> Run:
+    """Start a process that trains one method, in stages if its name has two, and tests the last one."""
+    home = work.folder / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}"
     home.mkdir(parents=True)
-    arguments = [f"--{name}={value}" for name, value in keys(method, seed, home, problems, tiny_model).items()]
+    stages = [keys(method, seed, home, work)] if ", then " not in method else two_stages(method, seed, home, work)
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--run", *arguments], stdout=log, stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, __file__, "--run", *(json.dumps(stage, default=str) for stage in stages)], stdout=log,
+            stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     return Run(method, seed, home, process, time.monotonic())
 
 
-def run_one(arguments: list[str]) -> None:
-    """Train, then test, in this process."""
+def two_stages(method: str, seed: int, home: Path, work: Work) -> list[dict[str, Any]]:
+    """Return the settings of a method that another one starts from; together they take the steps of one."""
+    earlier, later = method.split(", then ")
+    first, second = keys(earlier, seed, home / "first", work), keys(later, seed, home, work)
+    steps = "trainer.max_steps"
+    if work.tiny_model is None:
+        second[steps] -= EARLY
+        first |= {steps: EARLY, "trainer.val_check_interval": EARLY}
+    return [first, second | {"model.init_args.policy.start_from": home / "first" / "checkpoints" / "last.ckpt"}]
+
+
+def run_one(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Train each stage, then test the last one, in this process."""
     from lit_rft.cli import main as lit_rft
 
-    folder = next(a.split("=", 1)[1] for a in arguments if a.startswith("--trainer.default_root_dir="))
-    lit_rft(["fit", "-c", "luffy/arithmetic.yaml", *arguments])
-    last = f"--ckpt_path={folder}/checkpoints/last.ckpt"
-    lit_rft(["test", "-c", "luffy/arithmetic.yaml", *arguments, last])
+    for stage in stages:
+        arguments = ["-c", "luffy/arithmetic.yaml", *(f"--{name}={value}" for name, value in stage.items())]
+        lit_rft(["fit", *arguments])
+    lit_rft(["test", *arguments, f"--ckpt_path={stage['trainer.default_root_dir']}/checkpoints/last.ckpt"])
 
 
 def figures(run: Run) -> dict[str, Any]:
     """Return a run's final scores, or its last validation."""
-    logs = run.folder / "tensorboard"
-    validated, scores = curve(logs, VALIDATED), read_results(run.folder / "scores.json")
+    logs, scores = run.folder / "tensorboard", read_results(run.folder / "scores.json")
+    curves = {name: curve(logs, f"val/{name}/average") for name in ("held-out", "longer")}
+    validated = curves["held-out"] or curve(logs, VALIDATED)
     summary: dict[str, Any] = {
         "seed": run.seed, "seconds": round(time.monotonic() - run.started, 1), "held_out_curve": validated,
+        "longer_curve": curves["longer"], "first_curve": curve(run.folder / "first" / "tensorboard", "val/held-out/average"),
         "reward_curve": curve(logs, "train/reward"), "finished": bool(scores),
     }  # fmt: skip
+    summary = {name: value for name, value in summary.items() if value != []}
     if scores:
-        row = scores.get(LEGS.problems, {}) | scores["mean"]
+        row = scores["held-out"]
         summary |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
+        longer = scores.get("longer", {})
+        summary |= {f"longer_{name}": longer[name] for name in ("average", "low", "high") if name in longer}
     elif validated:
         summary["average"] = validated[-1][1]
     elif run.process.poll() is not None:
@@ -142,15 +202,13 @@ def stop(running: Sequence[Run]) -> None:
             run.process.wait()
 
 
-def side_by_side(
-    kit: Kit, folder: Path, problems: Path, waiting: list[tuple[str, int]], places: int, tiny_model: Path | None
-) -> None:
+def side_by_side(kit: Kit, work: Work, waiting: list[tuple[str, int]], places: int) -> None:
     """Start runs whenever there is a free process, until all have ended or time is up."""
     running: list[Run] = []
     written = time.monotonic()
     while waiting or running:
         while waiting and len(running) < places and kit.seconds_left() > 20:
-            running.append(start(*waiting.pop(0), folder, problems, tiny_model))
+            running.append(start(*waiting.pop(0), work))
         if kit.seconds_left() <= 8:
             stop(running)
         ended = [run for run in running if run.process.poll() is not None]
@@ -170,26 +228,28 @@ def side_by_side(
 
 def main() -> None:
     if "--run" in sys.argv:
-        run_one(sys.argv[2:])
+        run_one([json.loads(stage) for stage in sys.argv[2:]])
         return
     kit, options = begin(
         "learn", __doc__,
         lambda parser: parser.add_argument("--write-problems", type=Path, help="write the problems here, and end"),
         lambda parser: parser.add_argument("--side-by-side", type=int, help="runs at the same time"),
+        lambda parser: parser.add_argument("--demonstrations", type=int, help="training problems with a trace"),
     )  # fmt: skip
     if options.write_problems:
         write_problems(options.write_problems)
         return
     cores = os.cpu_count() or 2
     places = options.side_by_side or (min(PLACES, max(1, cores // 2)) if DEVICE.type == "cuda" else 1)
-    kit.figures |= environment() | {"settings": {"steps": LEGS.steps, "prompts": PROMPTS, "held_out": HELD_OUT,
-                                                 "side_by_side": places}}  # fmt: skip
+    settings = {"steps": LEGS.steps, "prompts": PROMPTS, "held_out": HELD_OUT, "side_by_side": places}
+    kit.figures |= environment() | {"settings": settings | {"demonstrations": options.demonstrations}}
     kit.write()
     with tempfile.TemporaryDirectory() as name:
         folder, problems, tiny_model = Path(name), CARRIED, None
-        waiting = [(method, seed) for seed in SEEDS for method in COMPARED]
+        compared = COMPARED if options.demonstrations is None else COMPARED_ON_FEW
+        waiting = [(method, seed) for seed in SEEDS for method in compared]
         if kit.tiny:
-            waiting, tiny_model = [("LUFFY", 0)], make_model("tiny", folder)
+            waiting, tiny_model = [(method, 0) for method in compared[:2]], make_model("tiny", folder)
         if kit.tiny and not problems.is_dir():
             problems = folder / "problems"
             write_problems(problems, (0,), 4)
@@ -199,7 +259,7 @@ def main() -> None:
             from lit_rft.models.backbone import resolve_model
 
             resolve_model("smollm2-135m-instruct")
-        side_by_side(kit, folder, problems, waiting, places, tiny_model)
+        side_by_side(kit, Work(folder, problems, options.demonstrations, tiny_model), waiting, places)
     kit.finish()
 
 

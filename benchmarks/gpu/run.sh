@@ -4,6 +4,8 @@
 #     benchmarks/gpu/run.sh OUTPUT_FOLDER [STEP...]         # steps: check tests train rollout grpo learn
 #     WITHIN=400 benchmarks/gpu/run.sh OUTPUT_FOLDER        # seconds for everything; without it the steps' limits count
 #     LEARN=570 benchmarks/gpu/run.sh OUTPUT_FOLDER learn     # whole runs of three methods: the step's own limit
+#     ROLLOUT=150 benchmarks/gpu/run.sh OUTPUT_FOLDER rollout # with a static cache in `generate`
+#     DEMONSTRATIONS=16 benchmarks/gpu/run.sh OUTPUT_FOLDER learn    # few of them (learn.py)
 #     SIZE=tiny benchmarks/gpu/run.sh /tmp/gpu              # a try on any machine
 #
 # Where the library cannot be imported, what prepare.sh put into benchmarks/gpu/carry/ is installed first, outside the
@@ -19,7 +21,7 @@ site=${SITE:-/tmp/lit-rft-site}
 carry=$here/carry
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-declare -A limit=([check]=60 [tests]=150 [train]=180 [rollout]=90 [grpo]=180 [learn]=${LEARN:-240})
+declare -A limit=([check]=60 [tests]=150 [train]=180 [rollout]=${ROLLOUT:-90} [grpo]=180 [learn]=${LEARN:-240})
 for step in $steps; do
     [ -n "${limit[$step]:-}" ] || { echo "unknown step $step: check, tests, train, rollout, grpo or learn" >&2; exit 1; }
 done
@@ -68,8 +70,10 @@ run_step() {
         *) unset TORCH_CUDNN_SDPA_DEPRIORITIZED ;;
     esac
     # the step stops itself 10 seconds earlier, with what it has
+    local more=()
+    [ "$step" != learn ] || [ -z "${DEMONSTRATIONS:-}" ] || more=(--demonstrations "$DEMONSTRATIONS")
     timeout --signal=TERM --kill-after=10 "$seconds" "$python" "$here/$step.py" --size "$size" \
-        --seconds $((seconds - 10)) --output "$output" 2>&1 | tee "$output/$step.log"
+        --seconds $((seconds - 10)) --output "$output" "${more[@]}" 2>&1 | tee "$output/$step.log"
     code=${PIPESTATUS[0]}
     # 124 by TERM; 137 if it had to be killed
     if [ "$code" -eq 124 ] || { [ "$code" -eq 137 ] && [ $((SECONDS - started)) -ge "$seconds" ]; }; then
