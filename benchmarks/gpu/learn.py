@@ -170,7 +170,8 @@ def figures(run: Run) -> dict[str, Any]:
     validated = curves["held-out"] or curve(logs, VALIDATED)
     summary: dict[str, Any] = {
         "seed": run.seed, "seconds": round(time.monotonic() - run.started, 1), "held_out_curve": validated,
-        "longer_curve": curves["longer"], "first_curve": curve(run.folder / "first" / "tensorboard", "val/held-out/average"),
+        "longer_curve": curves["longer"],
+        "first_curve": curve(run.folder / "first" / "tensorboard", "val/held-out/average"),
         "reward_curve": curve(logs, "train/reward"), "finished": bool(scores),
     }  # fmt: skip
     summary = {name: value for name, value in summary.items() if value != []}
