@@ -35,6 +35,7 @@ def test_sft_on_medium_play_then_grpo(name: str, tmp_path: Path, monkeypatch: py
     assert set(scores) == {game, "mean"} and scores["mean"]["env_errors"] == 0
 
 
+@pytest.mark.slow
 def test_gliders_three_stages_on_errands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the documented commands and default paths, with fewer episodes, hierarchical and flat."""
     monkeypatch.chdir(tmp_path)

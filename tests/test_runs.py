@@ -159,6 +159,7 @@ def _step(last: Path) -> int:
     return int(torch.load(last, weights_only=True)["global_step"])
 
 
+@pytest.mark.slow
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
     callbacks = str(tmp_path / "callbacks.yaml")
     Path(callbacks).write_text(

@@ -114,7 +114,7 @@ def check_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("kind", ["prompts", "episodes"])
+@pytest.mark.parametrize("kind", ["prompts", pytest.param("episodes", marks=pytest.mark.slow)])
 def test_mixed_policy_in_two_processes(
     kind: str, pair: ProcessPair, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -164,7 +164,8 @@ def test_sums_over_two_processes_keep_their_types(pair: ProcessPair, tmp_path: P
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_fails_ends_the_other(rank: int, tiny_model_folder: Path, tmp_path: Path) -> None:
     """One does not wait for the other's rollouts until the process group's half hour is over."""
     script = str(Path(__file__).with_name("mixed_policy_in_processes.py"))

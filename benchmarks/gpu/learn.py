@@ -82,7 +82,7 @@ def write_few(problems: Path, seed: int, demonstrations: int, folder: Path) -> P
 
 @dataclass(frozen=True)
 class Work:
-    """What all runs of this step share.
+    """Settings that all runs of this step share.
 
     Args:
         folder: of the runs.
