@@ -1,13 +1,16 @@
-"""Files that are replaced atomically."""
+"""Files that are replaced atomically, and files that are appended to."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lit_rft._files import replacing
+from lit_rft._files import AppendedFile, replacing
 
 
 def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -31,3 +34,40 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     with replacing(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and set(tmp_path.iterdir()) == {path, *kept}
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size: a write ends there, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_write_leaves_an_appended_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    file = AppendedFile(path)
+    file.append(b"first\n")
+    with pytest.raises(OSError, match="File too large"), files_limited_to(9):
+        file.append(b"second\n")  # of which three bytes fit
+    assert path.read_bytes() == b"first\n" and file.size == 6
+    file.append(b"third\n")
+    file.close()
+    assert path.read_bytes() == b"first\nthird\n"
+
+
+def test_data_that_does_not_reach_the_disk_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = AppendedFile(tmp_path / "rows.jsonl")
+    file.append(b"first\n")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "fsync", fail)
+        file.append(b"second\n")
+    file.close()
+    assert (tmp_path / "rows.jsonl").read_bytes() == b"first\n"

@@ -1,7 +1,11 @@
 """Files of rollouts: what is written comes back, within the limit, whatever a killed writer left."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +89,61 @@ def test_groups_are_dropped_by_batch(tmp_path: Path) -> None:
     writer.append([make_group(2)])
     writer.close()
     assert batches_of(path) == [0, 1, 2]
+
+
+@contextmanager
+def read_at_every_line(path: Path, seen: list[bytes]) -> Iterator[None]:
+    """Read a file before each line of Python that runs in the block: what a reader finds then, or a kill leaves."""
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        content = path.read_bytes() if path.exists() else b""
+        if not seen or seen[-1] != content:
+            seen.append(content)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def read_states(path: Path, seen: list[bytes]) -> list[tuple[float, list[int]]]:
+    """Return share and batches of each content that was seen; a torn one fails."""
+    states = []
+    for content in seen:
+        assert content.endswith(b"\n"), content[-60:]
+        path.write_bytes(content)
+        states.append((json.loads(content.splitlines()[0])["share"], batches_of(path)))
+    return states
+
+
+def test_groups_are_dropped_atomically(tmp_path: Path) -> None:
+    """At any moment the file has all its earlier groups or all that remain."""
+    seen: list[bytes] = []
+    writer = RolloutWriter(tmp_path / "train.jsonl", 1.0, 10**6)
+    writer.append(make_group(batch) for batch in range(6))
+    with read_at_every_line(writer.path, seen):
+        writer.drop(lambda line: line["batch"] % 2 == 1)
+    writer.close()
+    assert read_states(tmp_path / "seen.jsonl", seen) == [(1.0, [0, 1, 2, 3, 4, 5]), (1.0, [0, 2, 4])]
+
+
+def test_the_share_is_halved_atomically(tmp_path: Path) -> None:
+    """At any moment the file has all of the share that its first line names."""
+    seen: list[bytes] = []
+    groups = [make_group(batch) for batch in range(30)]
+    writer = RolloutWriter(tmp_path / "train.jsonl", 1.0, 20 * len(json.dumps(groups[0].to_dict())))
+    writer.append(groups[:15])
+    with read_at_every_line(writer.path, seen):
+        writer.append(groups[15:])  # beyond the limit
+    writer.close()
+    states = read_states(tmp_path / "seen.jsonl", seen)
+    assert [share for share, _ in states] == [1.0, 0.5, 0.5] and 0 < len(states[1][1]) < 15
+    for (share, batches), present in zip(states, (15, 15, 30), strict=True):
+        writer.share = share
+        assert batches == [batch for batch in range(present) if writer.wants(batch, 0, 0)]
 
 
 def test_a_file_has_one_writer(tmp_path: Path) -> None:
