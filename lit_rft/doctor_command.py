@@ -19,15 +19,24 @@ from rich.table import Table
 from lit_rft._machine import describe_machine, package_version
 from lit_rft.error_messages import OneLineParser
 
-EXTRAS = {  # what an extra is for
+_PACKAGE = "lit-rft"
+PURPOSES = {  # of the extras; which there are, and what they need, is in the package's metadata
     "scienceworld": "ScienceWorld",
     "alfworld": "ALFWorld's household games",
     "textworld": "TextWorld's games",
     "openenv": "servers of OpenEnv",
     "math": "mathematical answers, generated problems",
     "plots": "figures",
+    "demo": "make demo",
     "vllm": "a generation server, in its own environment",
+    "completion": "keys completed by a shell",
+    "loggers": "W&B and MLflow",
     "browser": "tests of lit-rft show",
+    "docs": "building the documentation",
+    "bench": "benchmarks against TRL",
+    "mutants": "the mutation check",
+    "test": "the tests",
+    "dev": "development",
 }
 
 
@@ -67,13 +76,24 @@ def required_packages() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """Check the packages of each extra."""
-    for extra, purpose in EXTRAS.items():
-        wanted = [r for r in _requirements() if r.marker is not None and r.marker.evaluate({"extra": extra})
-                  and not r.marker.evaluate({"extra": ""})]  # fmt: skip
-        problems = [problem for r in wanted if (problem := _problem(r, package_version(r.name)))]
-        advice = f"for {purpose}: pip install 'lit-rft[{extra}]'" if problems else ""
+    """Check the packages of each extra that the package's metadata names."""
+    for extra in _extra_names():
+        wanted = _requirements_of(_PACKAGE, extra)
+        problems = dict.fromkeys(problem for r in wanted if (problem := _problem(r, package_version(r.name))))
+        purpose = f"for {PURPOSES[extra]}: " if extra in PURPOSES else ""
+        advice = f"{purpose}pip install '{_PACKAGE}[{extra}]'" if problems else ""
         yield Finding(f"extra {extra}", ", ".join(problems) or "ready", advice)
+
+
+def _requirements_of(package: str, extra: str) -> Iterator[Requirement]:
+    """Yield the requirements of an extra, with those of the extras that it names in turn."""
+    for requirement in _requirements(package):
+        marker = requirement.marker
+        if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            if requirement.name != package:
+                yield requirement
+            for other in sorted(requirement.extras):
+                yield from _requirements_of(requirement.name, other)
 
 
 def machine() -> Iterator[Finding]:
@@ -127,8 +147,16 @@ def _folder(name: str, folder: Path, variable: str) -> Finding:
     return Finding(name, f"{folder}, {free}")
 
 
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in importlib.metadata.requires("lit-rft") or []]
+def _extra_names() -> list[str]:
+    return importlib.metadata.metadata(_PACKAGE).get_all("Provides-Extra") or []
+
+
+def _requirements(package: str = _PACKAGE) -> list[Requirement]:
+    """Return the requirements of an installed package; none if it is missing."""
+    try:
+        return [Requirement(text) for text in importlib.metadata.requires(package) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _problem(requirement: Requirement, installed: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))
 
-from faults import records, runs  # noqa: E402
+from faults import answers, records, runs  # noqa: E402
 from faults.__main__ import KINDS, read_results  # noqa: E402
 from faults.trial import LostError, Tally, Trial, execute, expect  # noqa: E402
 from forked import Child  # noqa: E402
@@ -100,3 +100,18 @@ def test_nonsense_is_told_from_values_of_the_same_meaning() -> None:
         assert records.is_nonsense(target, path, old, new)
     for path, old, new in ((("steps", 0, "reward"), 1.0, 2), (("id",), "a", "b"), (("meta", "x"), 1, None)):
         assert not records.is_nonsense(target, path, old, new)
+
+
+def test_the_time_of_each_attempt_at_an_answer_is_measured() -> None:
+    """A killed worker's account is read before it is gone, and the attempts of an answer are added up."""
+    pool = answers.MeasuredPool(time_limit=0.4)
+    pool.verify(["7"], [r"\boxed{7}"])
+    pool.attempts.clear()
+    pool.verify(["7"], [r"\boxed{" + "9^{" * 1000 + "1" + "}" * 1001])
+    pool.verify(["7"], [r"\boxed{7}"])
+    pool.close()
+    first, again, easy = pool.attempts
+    assert 0.3 < first < 0.5 and 0.3 < again < 0.5 and easy < 0.2
+    note = answers.report([[0.01], [1.0, 0.9], [0.02]])
+    assert "first attempt 1.00 s" in note and "1 graded again, most of a repeated attempt 0.90 s" in note
+    assert "all its attempts, 1.90 s, 1 above 1.1 s" in note and "again" not in answers.report([[0.01]])

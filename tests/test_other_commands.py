@@ -1,5 +1,6 @@
 """`lit-rft configs` and `lit-rft doctor`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,9 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(
         doctor_command, "package_version", lambda name: versions.get(name, "" if name == "vllm" else "99")
     )
     wanted = ["torch>=2.6", "peft>=0.18", 'vllm>=0.10.2; extra == "vllm"', 'numpy>=1; extra == "plots"']
-    monkeypatch.setattr(doctor_command, "_requirements", lambda: [Requirement(text) for text in wanted])
+    monkeypatch.setattr(
+        doctor_command, "_requirements", lambda package="lit-rft": [Requirement(text) for text in wanted]
+    )
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(ValueError):  # exit code 1
         main(["doctor"])
@@ -92,6 +95,19 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(
     assert "torch 2.0, needs >=2.6" in report and "pip install 'torch>=2.6'" in report
     assert "peft is missing" in report and "pip install 'lit-rft[vllm]'" in report
     assert "lit-rft[plots]" not in report
+
+
+def test_the_doctor_checks_every_extra_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    section = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", section, re.MULTILINE)
+    monkeypatch.setattr(doctor_command, "package_version", lambda name: "")
+    findings = {finding.name: finding for finding in doctor_command.extras()}
+    assert list(findings) == [f"extra {name}" for name in extras]
+    assert set(doctor_command.PURPOSES) == set(extras)
+    assert "matplotlib is missing" in findings["extra demo"].state  # of plots, which demo names
+    assert "lit-rft is missing" not in findings["extra demo"].state
+    assert findings["extra loggers"].advice == "for W&B and MLflow: pip install 'lit-rft[loggers]'"
 
 
 def test_a_cache_without_permission_names_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -84,6 +84,16 @@ def test_curves_are_overlaid_searched_and_smoothed(page: Any) -> None:
     chart.locator("path.line").nth(1).wait_for(state="detached")
 
 
+def test_the_axis_of_steps_is_named_below_each_curve(page: Any) -> None:
+    chart = page.locator(".chart", has_text="train/loss")
+    assert chart.locator(".tick.x").all_inner_texts() == ["1", "step", "30"]
+    first, name, last = (mark.bounding_box() for mark in chart.locator(".tick.x").all())
+    plot, edge = chart.locator(".plot").bounding_box(), chart.bounding_box()
+    assert plot["y"] + plot["height"] <= name["y"] and name["y"] + name["height"] <= edge["y"] + edge["height"]
+    assert first["x"] + first["width"] < name["x"] and name["x"] + name["width"] < last["x"]
+    assert abs(name["x"] + name["width"] / 2 - plot["x"] - plot["width"] / 2) < 2  # in the middle
+
+
 def test_a_constant_curve_is_drawn(page: Any) -> None:
     chart = page.locator(".chart", has_text="train/learning_rate")
     chart.scroll_into_view_if_needed()

@@ -1,4 +1,7 @@
-"""Hostile answers: none is right, none takes more than 1.1 seconds of CPU time, and the next one is graded."""
+"""Hostile answers: none is right, no attempt takes more than 1.1 seconds of CPU time, and the next one is graded.
+
+An answer that exceeds the limit is graded a second time, so that it may take twice as long: both are measured.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from faults.trial import Tally, Trial, expect
 from lit_rft.rewards import Verdict, VerifierPool
@@ -79,33 +83,66 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class MeasuredPool(VerifierPool):
+    """A pool with one worker that measures the CPU time of each attempt at an answer.
+
+    Args:
+        time_limit: maximum seconds of CPU time per attempt.
+
+    Attributes:
+        attempts: seconds, in order.
+    """
+
+    def __init__(self, time_limit: float = 1.0) -> None:
+        super().__init__(num_workers=1, time_limit=time_limit)
+        self.attempts: list[float] = []
+        self._ended = 0.0  # of workers that ended in this attempt
+
+    def _work(self, requests: Any, indices: Any, results: list[Any], num_workers: int) -> None:
+        self._ended, before = 0.0, self._running()
+        super()._work(requests, indices, results, num_workers)
+        self.attempts.append(self._running() + self._ended - before)
+
+    def _end(self, worker: Any) -> int:
+        self._ended += cpu_seconds(worker.pid)  # a dead one has its account until the template removes it
+        return super()._end(worker)
+
+    def _running(self) -> float:
+        return sum(cpu_seconds(worker.pid) for worker in self._workers)
+
+
 def grade(seed: str, size: int, folder: Path) -> Tally:
     """Grade hostile answers, each followed by an ordinary one."""
-    rng, pool = random.Random(seed), VerifierPool(num_workers=1)
+    rng, pool = random.Random(seed), MeasuredPool()
     pool.verify([GOLD], [rf"\boxed{{{GOLD}}}"])
     template = pool.process_ids[0]
-    survived, walls, cpu, worst, killed = 0, [], [], "", 0
+    survived, walls, attempts, worst, killed = 0, [], [], "", 0
     for _ in range(size):
         answer = hostile(rng)
         while re.search(r"\b1729\b", answer):
             answer = hostile(rng)
-        retried, before, begun = pool.retried, _spent(pool, template), time.monotonic()
+        pool.attempts, begun = [], time.monotonic()
         (verdict,) = pool.verify([GOLD], [answer])
         walls.append(time.monotonic() - begun)
-        # the limit of CPU time ends an attempt: a killed worker's own account is gone
-        cpu.append(pool.time_limit if pool.retried > retried else _spent(pool, template) - before)
+        attempts.append(list(pool.attempts))
         killed += verdict is Verdict.KILLED
         (after,) = pool.verify(["7"], [r"\boxed{7}"])
-        good = verdict is not Verdict.RIGHT and after is Verdict.RIGHT and cpu[-1] <= 1.1
+        good = verdict is not Verdict.RIGHT and after is Verdict.RIGHT and max(attempts[-1]) <= 1.1
         survived += good
         if not good:
-            worst = f"; {verdict.value} {cpu[-1]:.2f} s {answer[:80]!r}"
+            worst = f"; {verdict.value} {attempts[-1]} s {answer[:80]!r}"
     expect(template == pool.process_ids[0], "the template was replaced")
     pool.close()
-    note = (f"CPU time per attempt: median {statistics.median(cpu) * 1000:.0f} ms, most {max(cpu):.2f} s; "
-            f"wall-clock: most {max(walls):.1f} s; {killed} reached the limit twice{worst}")  # fmt: skip
-    return Tally(size, survived, note)
+    return Tally(size, survived, f"{report(attempts)}; wall-clock: most {max(walls):.1f} s; {killed} killed{worst}")
 
 
-def _spent(pool: VerifierPool, template: int) -> float:
-    return sum(cpu_seconds(pid) for pid in pool.process_ids if pid != template)
+def report(attempts: Sequence[Sequence[float]]) -> str:
+    """Describe the CPU time of answers, given that of each of their attempts."""
+    first, again = [times[0] for times in attempts], [seconds for times in attempts for seconds in times[1:]]
+    totals = [sum(times) for times in attempts]
+    note = f"CPU time: median {statistics.median(first) * 1000:.0f} ms, most of a first attempt {max(first):.2f} s"
+    if again:
+        retried = sum(len(times) > 1 for times in attempts)
+        note += f"; {retried} graded again, most of a repeated attempt {max(again):.2f} s"
+    above = sum(total > 1.1 for total in totals)
+    return f"{note}; most of an answer, all its attempts, {max(totals):.2f} s, {above} above 1.1 s"

@@ -67,7 +67,7 @@ class Chart {
       drawing.append(svg("line", { class: "gridline", x1: 0, x2: WIDTH, y1: this.y(value), y2: this.y(value) }));
       marks.push(this.tick("y", show(value, digits), "top", this.y(value) / HEIGHT));
     }
-    for (const step of [this.left, this.right]) marks.push(this.tick("x", show(step), "left", this.x(step) / WIDTH));
+    marks.push(this.tick("x", show(this.left), "left", 0), this.tick("x name", "step", "left", 0.5), this.tick("x", show(this.right), "left", 1));
     for (const line of this.shown) {
       if (weight > 0) drawing.append(this.path(line, line.values, "raw"));
       drawing.append(this.path(line, line.smooth, "line"));
