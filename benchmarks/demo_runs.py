@@ -1,4 +1,4 @@
-"""`make demo` with several seeds: gain and spread over the runs (docs/results.md). Resumable.
+"""`make demo` with several seeds: gain and spread over the runs (docs/results.md). Resumable, also on another machine.
 
 python benchmarks/demo_runs.py                # eight runs, one after the other
 python benchmarks/demo_runs.py --seeds 0 3    # some of them
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, Step, run, save_figure
+from experiment import RESULTS, Step, read_results, run, save_figure
 from rich.console import Console
 
 from lit_rft._files import write_json
@@ -34,8 +34,9 @@ def step(seed: int, folder: Path, more: Sequence[str]) -> Step:
 
 
 def read_runs(folder: Path) -> dict[int, dict[str, Any]]:
-    """Read the summaries of the runs that have finished."""
-    contents = [json.loads(path.read_text()) for path in folder.glob("seed-*/summary.json")]
+    """Read the summaries of the runs that have finished, in the folder and in the results so far."""
+    contents: list[dict[str, Any]] = read_results(RESULTS / f"{NAME}.json").get("runs", [])
+    contents = contents + [json.loads(path.read_text()) for path in folder.glob("seed-*/summary.json")]
     return {summary["seed"]: summary for summary in sorted(contents, key=lambda summary: summary["seed"])}
 
 
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="make no run")
     options, more = parser.parse_known_args(arguments)
     console = Console()
-    for seed in [] if options.report else options.seeds:
+    for seed in set() if options.report else sorted(set(options.seeds) - set(read_runs(options.folder))):
         run(step(seed, options.folder, more), options.folder, console)
     runs = read_runs(options.folder)
     if not runs:

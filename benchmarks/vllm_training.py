@@ -1,0 +1,111 @@
+"""LUFFY with vLLM's samples beside the same with the library's own: rewards, importance weights and seconds.
+
+    make .venv-vllm/.ready
+    .venv-vllm/bin/python benchmarks/vllm_training.py             # resumes after the last complete run
+    .venv-vllm/bin/python benchmarks/vllm_training.py --report    # only the table
+
+20 steps of `luffy/arithmetic.yaml` (SmolLM2-135M-Instruct with LoRA, sums of two small numbers) for each engine and seed,
+8 prompts with a trace and three completions each; with vLLM the overlay `luffy/vllm_in_process.yaml`, whose importance
+weights the other side has as well. Runs are in `runs/vllm_training`, figures in
+`benchmarks/results/vllm_training.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiment import RESULTS, ROOT, Step, curve, environment, lit_rft, read_results, run
+from rich.console import Console
+from rich.table import Table
+
+from lit_rft._files import write_json
+from lit_rft.records import read_rollouts
+
+RUNS, FILE = ROOT / "runs" / "vllm_training", RESULTS / "vllm_training.json"
+ENGINES: dict[str, list[str]] = {"own": [], "vLLM": ["luffy/vllm_in_process.yaml"]}
+STEPS, SEEDS = 20, (0, 1, 2)
+KEYS = {
+    "trainer.max_steps": STEPS,
+    "trainer.limit_val_batches": 0,
+    "trainer.log_every_n_steps": 1,
+    "trainer.precision": "bf16-mixed",
+    "trainer.accelerator": "cpu",
+    "model.init_args.objective.group_size": 4,
+    "model.init_args.sampling.max_new_tokens": 48,
+    "model.init_args.loss.class_path": "lit_rft.rollouts.MixedPolicyLoss",
+    "model.init_args.loss.init_args.importance_cap": 2.0,
+    "data.init_args.train_tasks": f"{{chain_sum: {8 * STEPS}}}",
+    "data.init_args.task_settings": "{chain_sum: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 2}}",
+}
+
+
+def step(engine: str, seed: int, runs: Path) -> Step:
+    """Return the command of one run."""
+    folder = runs / f"{engine}-{seed}"
+    seeds = {"seed_everything": seed, "model.init_args.seed": seed, "data.init_args.seed": seed}
+    keys = {"trainer.default_root_dir": folder, **KEYS, **seeds}
+    command = lit_rft("fit", ["luffy/arithmetic.yaml", *ENGINES[engine]], keys)
+    return Step(f"{engine}: seed {seed}", command, folder / "adapter" / "adapter_config.json")
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """Return a run's mean reward, seconds per step, and mean importance weight and difference of the sampled tokens."""
+    logs = folder / "tensorboard"
+    rewards = [value for _, value in curve(logs, "train/reward")]
+    seconds = {name: [value for _, value in curve(logs, f"perf/{name}_seconds")] for name in ("rollout", "update")}
+    differences = [
+        now - sampled
+        for group in read_rollouts(folder)
+        for rollout in group.rollouts
+        for part in rollout.conversations
+        if not rollout.trace
+        for now, sampled in zip(part.old_log_probs or part.log_probs, part.sampled_log_probs, strict=True)
+    ]
+    return {
+        "reward": statistics.mean(rewards),
+        "last_five": statistics.mean(rewards[-5:]),
+        "rewards": rewards,
+        **{f"{name}_seconds": statistics.median(values) for name, values in seconds.items() if values},
+        "tokens": len(differences),
+        "weight": statistics.mean(math.exp(difference) for difference in differences),
+        "difference": statistics.mean(abs(difference) for difference in differences),
+    }
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    columns = ("reward", "last_five", "rollout_seconds", "update_seconds", "tokens", "weight", "difference")
+    table = Table(title=f"LUFFY, {STEPS} steps")
+    for column in ("engine", "seed", *columns):
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, row in results.get("runs", {}).items():
+        table.add_row(*name.rsplit("-", 1), *(f"{row[column]:.4g}" if column in row else "" for column in columns))
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--report", action="store_true", help="only report what there is")
+    options = parser.parse_args(arguments)
+    console = Console()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
+    for seed in options.seeds if not options.report else ():
+        for engine in options.engines:
+            command = step(engine, seed, options.runs)
+            run(command, options.runs, console)
+            known = read_results(FILE).get("runs", {})
+            row = {f"{engine}-{seed}": figures(command.result.parents[1])}
+            write_json(FILE, {"runs": {**known, **row}, "settings": KEYS, **environment()})
+    report(read_results(FILE), console)
+
+
+if __name__ == "__main__":
+    main()
