@@ -1,10 +1,10 @@
-"""LUFFY with vLLM's samples beside the same with the library's own: rewards, importance weights and seconds.
+"""LUFFY with vLLM's samples, and with the library's own: rewards, importance weights and seconds.
 
     make .venv-vllm/.ready
     .venv-vllm/bin/python benchmarks/vllm_training.py             # resumes after the last complete run
     .venv-vllm/bin/python benchmarks/vllm_training.py --report    # only the table
 
-20 steps of `luffy/arithmetic.yaml` (SmolLM2-135M-Instruct with LoRA, sums of two small numbers) for each engine and seed,
+20 steps of `luffy/arithmetic.yaml` (SmolLM2-135M-Instruct with LoRA, sums of two numbers) for each engine and seed,
 8 prompts with a trace and three completions each; with vLLM the overlay `luffy/vllm_in_process.yaml`, whose importance
 weights the other side has as well. Runs are in `runs/vllm_training`, figures in
 `benchmarks/results/vllm_training.json`.

@@ -84,6 +84,29 @@ class Decoder:
         logits = None if self.graphs is None else self._step_by_graph(self.graphs, slots, tokens)
         return self._forward(slots, [[token] for token in tokens]) if logits is None else logits
 
+    @property
+    def reads_ahead(self) -> bool:
+        """True if `read_ahead` pays: on a GPU captured steps of one token are faster."""
+        return causal_lm(self.model).device.type == "cpu"
+
+    def read_ahead(self, slots: Sequence[int], tokens: list[list[int]]) -> list[Tensor]:
+        """Compute one or more tokens in each slot, of which `keep` tells how many stay.
+
+        Returns:
+            For each slot the logits after each of its tokens, [T, V].
+        """
+        self.cache.arrange(slots)
+        counts = [len(ids) for ids in tokens]
+        hidden = self._pass(slots, tokens)
+        places = [(row, column) for row, count in enumerate(counts) for column in range(count)]
+        rows, columns = torch.tensor(places, device=hidden.device).T
+        return list(self.read_out(self.model, hidden[rows, columns]).split(counts))
+
+    def keep(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Keep the first tokens of the latest `read_ahead` of each slot; later passes overwrite the others."""
+        self.cache.commit(slots, counts)
+        self.tokens_read += sum(counts)
+
     def _step_by_graph(self, graphs: StepGraphs, slots: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
         """Decode with a pass of fixed shape; None without one (yet)."""
         columns = self.cache.next_columns(rows_of_graph(len(slots), self.num_slots))
@@ -101,16 +124,19 @@ class Decoder:
 
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         """Compute the slots' new tokens in one pass; return logits after the last real token of each, [B, V]."""
-        device = next(self.model.parameters()).device
         counts = [len(ids) for ids in new_ids]
-        width = max(counts)
+        hidden = self._pass(slots, new_ids)
+        self.keep(slots, counts)
+        last = torch.tensor(counts, device=hidden.device) - 1
+        return self.read_out(self.model, hidden[torch.arange(len(slots), device=hidden.device), last])
+
+    def _pass(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
+        """Compute the last hidden states [B, T, D] of the slots' new tokens, padded."""
+        device = next(self.model.parameters()).device
+        width = max(len(ids) for ids in new_ids)
         input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
         position_ids, visible = self.cache.prepare(slots, width, device)
-        hidden = self._hidden(input_ids, position_ids, visible)
-        self.cache.commit(slots, counts)
-        self.tokens_read += sum(counts)
-        last = torch.tensor(counts, device=device) - 1
-        return self.read_out(self.model, hidden[torch.arange(len(slots), device=device), last])
+        return self._hidden(input_ids, position_ids, visible)
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor, visible: Tensor) -> Tensor:
         """Compute the last hidden states [B, T, D] of a pass for which the cache is prepared."""

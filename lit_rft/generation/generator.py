@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_rft.generation.choices import Constraints, TokenTrie
 from lit_rft.generation.decoder import ReadOut
+from lit_rft.generation.lookup import Lookup, draft_length
 from lit_rft.generation.recompute import make_decoder
 from lit_rft.generation.sampling import (
     Completion,
@@ -21,6 +22,7 @@ from lit_rft.generation.sampling import (
     swap_remove,
 )
 from lit_rft.generation.slots import Slots, check_new_ids
+from lit_rft.models.accel import is_on
 from lit_rft.models.backbone import model_end_ids, output_logits
 
 
@@ -46,6 +48,7 @@ class _Conversation:
 
     random: RandomStream
     pending: list[int] = field(default_factory=list)  # sampled but not yet in the cache
+    lookup: Lookup = field(default_factory=Lookup)
 
 
 class ConversationGenerator:
@@ -86,6 +89,7 @@ class ConversationGenerator:
         self._decoder = make_decoder(
             model, num_slots, end_ids[0], max_prefill_tokens=max_prefill_tokens, acting=acting, read_out=read_out
         )
+        self._drafts = self._decoder.reads_ahead and is_on(model, "lookup_drafts")
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
 
@@ -109,7 +113,8 @@ class ConversationGenerator:
 
     def forget(self, slot: int) -> None:
         """Clear a conversation's history, after truncation; its random generator keeps its state."""
-        self._conversations[slot].pending = []
+        conversation = self._conversations[slot]
+        conversation.pending, conversation.lookup = [], Lookup()
         self._decoder.cache.clear(slot)
 
     @torch.no_grad()
@@ -129,19 +134,65 @@ class ConversationGenerator:
 
     def _sample(self, prompts: Mapping[int, Sequence[int]], constraints: Constraints) -> dict[int, Completion]:
         new_ids = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
+        for slot, ids in prompts.items():
+            self._conversations[slot].lookup.extend(ids)
         first = self._decoder.read(new_ids)
         sampled: dict[int, Completion] = {slot: Completion([], [], False) for slot in prompts}
         active = list(first)
-        logits = torch.stack(list(first.values()))
+        ended = self._sample_next(active, torch.stack(list(first.values())), sampled, constraints)
         while active:
-            randoms = [self._conversations[slot].random for slot in active]
-            tokens, log_probs = sample_tokens(constraints.mask(logits, active), self.sampling, randoms)
-            self.tokens_sampled += len(active)
-            for slot, token, log_prob in zip(list(active), tokens, log_probs, strict=True):
-                self._conversations[slot].pending = [token]
-                constraints.advance(slot, token)
-                if self._ending.append(sampled, slot, token, log_prob):
-                    swap_remove(active, slot)
+            for slot in ended:
+                swap_remove(active, slot)
             if active:
-                logits = self._decoder.step(active, [self._conversations[slot].pending[0] for slot in active])
+                ended = self._continue(active, sampled, constraints)
         return sampled
+
+    def _sample_next(
+        self, slots: Sequence[int], logits: Tensor, sampled: dict[int, Completion], constraints: Constraints
+    ) -> list[int]:
+        """Sample a token in each slot from its logits [B, V]; return the slots whose utterances have ended."""
+        randoms = [self._conversations[slot].random for slot in slots]
+        tokens, log_probs = sample_tokens(constraints.mask(logits, list(slots)), self.sampling, randoms)
+        self.tokens_sampled += len(slots)
+        ended = []
+        for slot, token, log_prob in zip(slots, tokens, log_probs, strict=True):
+            conversation = self._conversations[slot]
+            conversation.pending = [token]
+            conversation.lookup.extend([token])
+            constraints.advance(slot, token)
+            if self._ending.append(sampled, slot, token, log_prob):
+                ended.append(slot)
+        return ended
+
+    def _continue(
+        self, slots: Sequence[int], sampled: dict[int, Completion], constraints: Constraints
+    ) -> list[int]:
+        """Sample at least one more token in each slot; return the slots whose utterances have ended."""
+        length = draft_length(len(slots)) if self._drafts else 0
+        drafts = {slot: self._draft(slot, min(length, self._left(sampled[slot]))) for slot in slots}
+        if not any(drafts.values()):
+            logits = self._decoder.step(slots, [self._conversations[slot].pending[0] for slot in slots])
+            return self._sample_next(slots, logits, sampled, constraints)
+        ahead = self._decoder.read_ahead(slots, [[*self._conversations[slot].pending, *drafts[slot]] for slot in slots])
+        logits_of = dict(zip(slots, ahead, strict=True))
+        kept, agree, ended = dict.fromkeys(slots, 0), list(slots), []
+        for place in range(1 + length):
+            logits = torch.stack([logits_of[slot][place] for slot in agree])
+            done = self._sample_next(agree, logits, sampled, constraints)
+            ended += done
+            for slot in agree:
+                kept[slot] += 1
+            # the next logits of a slot are valid if its sample is the draft's
+            sample = {slot: self._conversations[slot].pending[0] for slot in agree if slot not in done}
+            agree = [slot for slot, token in sample.items() if drafts[slot][place : place + 1] == [token]]
+            if not agree:
+                break
+        self._decoder.keep(slots, [kept[slot] for slot in slots])
+        return ended
+
+    def _draft(self, slot: int, length: int) -> list[int]:
+        return self._conversations[slot].lookup.draft(length) if length > 0 else []
+
+    def _left(self, completion: Completion) -> int:
+        """Return the number of tokens that may follow the next one."""
+        return self.sampling.max_new_tokens - len(completion.ids) - 1

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 _STEP = 64  # tokens; a full store grows by this many, or by an eighth
 _WIDE_STEP = 256  # the same with CUDA graphs: each capacity needs another one
+_FEW = 4  # new tokens of a decoding step
 _FULL = 0.5  # above this share a store is read in full: copying a part costs as much as its product
 
 
@@ -140,7 +141,7 @@ class SlotCache(Cache):
         self._make_room(plan.width, _STEP)
         if device.type == "cuda":  # odd sizes are slower there, and each new size needs another kernel
             plan.width = min(-(-plan.width // _STEP) * _STEP, plan.capacity)
-        if new_tokens == 1 and plan.width >= _FULL * plan.capacity:
+        if new_tokens <= _FEW and plan.width >= _FULL * plan.capacity:
             plan.width = plan.capacity  # reading a part of a store would copy it at every step
         visible = torch.arange(plan.width, device=device) <= plan.columns[:, :, None]
         return plan.columns, visible

@@ -51,6 +51,10 @@ class RecomputeDecoder(Decoder):
         with self.acting():
             yield
 
+    @property
+    def reads_ahead(self) -> bool:
+        return False
+
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         for slot, ids in zip(slots, new_ids, strict=True):
             self.cache.ids[slot] += ids

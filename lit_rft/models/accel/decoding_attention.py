@@ -1,4 +1,4 @@
-"""Attention of decoding: one query per sequence against its KV cache."""
+"""Attention of decoding: one or a few queries per sequence against its KV cache."""
 
 import contextlib
 from typing import Any
@@ -11,6 +11,7 @@ from lit_rft.models.accel.switch import is_on
 from lit_rft.models.backbone import attention_implementation, caps_scores, causal_lm, is_eager
 
 _DECODING = "lit_rft_decoding"
+_FEW = 8  # queries of a sequence: more are faster by sdpa
 
 
 def decoding_attention(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -43,9 +44,9 @@ def grouped_query_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention of one query per sequence as two batched products.
+    """Compute attention of one or a few queries per sequence as two batched products.
 
-    Keys and values are neither copied nor repeated for the heads that share them. Several queries go through sdpa.
+    Keys and values are neither copied nor repeated for the heads that share them. Many queries go through sdpa.
 
     Args:
         module: the attention layer.
@@ -58,13 +59,17 @@ def grouped_query_attention(
     Returns:
         [B, T, H, D], and no weights.
     """
-    if query.shape[2] > 1 or attention_mask is None:
+    if query.shape[2] > _FEW or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    batch, heads, _, size = query.shape
-    grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    batch, heads, queries, size = query.shape
+    shared = heads // key.shape[1]
+    grouped = query.reshape(batch, key.shape[1], shared * queries, size)
     scores = (grouped @ key.transpose(-1, -2)).float() * (size**-0.5 if scaling is None else scaling)
+    if queries > 1:
+        attention_mask = attention_mask.repeat(1, 1, shared, 1)
     weights = (scores + attention_mask).softmax(-1).to(value.dtype)
-    return (weights @ value).view(batch, 1, heads, value.shape[-1]), None
+    attended = (weights @ value).view(batch, heads, queries, value.shape[-1])
+    return attended.transpose(1, 2), None
 
 
 AttentionInterface.register(_DECODING, grouped_query_attention)

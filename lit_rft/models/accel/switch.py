@@ -18,6 +18,7 @@ FastPathName = Literal[
     "decoding_attention",
     "fused_decoding",
     "kv_cache",
+    "lookup_drafts",
     "cuda_graphs",
 ]
 FAST_PATHS: tuple[FastPathName, ...] = get_args(FastPathName)
