@@ -6,7 +6,9 @@
 SmolLM2-135M-Instruct, LoRA r 16 on q/k/v/o, bf16, 8 word problems (gsm_symbolic) x 8 completions of at most 128 tokens,
 temperature 1, no KL term; the reward gives every group a signal. Micro-batches of one group on all sides. TRL runs with
 its defaults, which include gradient checkpointing (`trl-defaults`), and without checkpointing (`trl`), as lit-rft does.
-Alternating rounds, each step in its own process; medians. Writes `benchmarks/results/grpo_step.json`.
+Alternating rounds, each step in its own process; medians. The limit is the seconds of the same products at the
+matrix-product peak, or of reading the weights for each token of a completion, measured in each round. Writes
+`benchmarks/results/grpo_step.json`.
 """
 
 from __future__ import annotations
@@ -143,10 +145,43 @@ def theirs(
     return result
 
 
+def limits(model: str, problems: Sequence[Any]) -> dict[str, float]:
+    """Measure the machine, and count the weights of the products and the tokens of the prompts, once per group."""
+    import torch
+    from limits import copy_bandwidth, matrix_peak, product_weights
+
+    from lit_rft.models import load_backbone, load_tokenizer
+    from lit_rft.transcripts import PromptFormat
+
+    form, device = PromptFormat(load_tokenizer(model)), torch.device("cpu")
+    backbone: Any = load_backbone(model, dtype=torch.bfloat16)
+    return {
+        "peak": matrix_peak(device), "bandwidth": copy_bandwidth(device), "weights": product_weights(backbone),
+        "output_weights": backbone.get_output_embeddings().weight.numel(),
+        "prompt_tokens": sum(len(form.prompt_ids(problem.prompt)) for problem in problems),
+    }  # fmt: skip
+
+
+def ideal_seconds(machine: dict[str, float], completion_tokens: float) -> float:
+    """Return the least seconds of a step: a forward pass for each token twice, and backward to its inputs once.
+
+    Prompts are read once per group. Attention, adapters, rewards and everything but products take no time.
+    """
+    weights = machine["weights"] + machine["output_weights"]  # of a completion's token
+    prompts = 2 * machine["weights"] * machine["prompt_tokens"]
+    decoding = 2 * weights * completion_tokens / machine["peak"]
+    reading = NEW_TOKENS * 2 * weights / machine["bandwidth"]  # bf16
+    update = 2 * prompts + 4 * weights * completion_tokens
+    return max(decoding, reading) + (prompts + update) / machine["peak"]
+
+
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return all sides' runs, their medians, and ratios to ours."""
-    sides = {side: medians(figures) for side, figures in runs.items()}
+    machines = runs.get("limits", [])
+    sides = {side: medians(figures) for side, figures in runs.items() if side != "limits"}
     for row in sides.values():
+        if machines:
+            row["of_the_limit"] = ideal_seconds(medians(machines), row["completion_tokens"]) / row["seconds"]
         row["completion_tokens_per_second"] = row["completion_tokens"] / row["seconds"]
     reference = sides["lit-rft"]
     ratios = {
@@ -157,7 +192,12 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {"runs": runs, "median": sides, "ratio": ratios}
 
 
-SIDES: dict[str, Any] = {"lit-rft": ours, "trl": theirs, "trl-defaults": functools.partial(theirs, checkpointing=True)}
+SIDES: dict[str, Any] = {
+    "limits": limits,
+    "lit-rft": ours,
+    "trl": theirs,
+    "trl-defaults": functools.partial(theirs, checkpointing=True),
+}
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """Completions per second: `sample_groups` against transformers' `generate`, on the same prompts.
 
     python benchmarks/rollout.py
+    .venv-vllm/bin/python benchmarks/rollout.py --peer vllm       # after make .venv-vllm/.ready
 
 SmolLM2-135M-Instruct in bf16, word problems (gsm_symbolic), groups of 8; 8, 32 and 64 completions at temperature 1, all
 of 96 tokens (equal), or up to EOS and at most 256 (ragged; `generate` continues until the last row ends).
 The completions differ, so the metric is tokens per second. Alternating rounds, each in its own process; medians. Also:
 single decoding steps of lit-rft against the machine's copy bandwidth and matrix-product peak, shares of operator time,
-and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). Writes
-`benchmarks/results/rollout.json`.
+and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). With `--peer vllm` the `LLM` class
+of vLLM takes part, without an adapter. Writes `benchmarks/results/rollout.json`, with a peer `rollout_vllm.json`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from peers import in_process, in_turns, machine, peak_memory, say, show, version
 ROWS, GROUP, EQUAL, RAGGED, CONTEXT = (8, 32, 64), 8, 96, 256, 128
 SIDES = ("lit-rft", "generate")
 NEVER = 5  # <gh_stars>, a token that the model does not generate
+MODEL = "smollm2-135m-instruct"
 
 
 def ours(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
@@ -66,6 +68,33 @@ def theirs(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int
     return seconds, int((stops.cumsum(1) - stops == 0).sum())  # up to and including the end token
 
 
+def by_vllm(model: Any, prompts: list[list[int]], length: int, ends: Sequence[int], seed: int = 0) -> tuple[float, int]:
+    """Sample with vLLM's `LLM` class; return seconds and tokens."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        n=GROUP, temperature=1.0, max_tokens=length, ignore_eos=True, stop_token_ids=list(ends), seed=seed,
+        detokenize=False, logprobs=0,
+    )  # fmt: skip
+    started = time.perf_counter()
+    groups = model.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+    return time.perf_counter() - started, sum(len(sample.token_ids) for group in groups for sample in group.outputs)
+
+
+def load(side: str) -> Any:
+    """Load the model of a side."""
+    from lit_rft.models import load_backbone
+    from lit_rft.models.backbone import resolve_model
+
+    if side == "vllm":
+        from vllm import LLM
+
+        return LLM(model=resolve_model(MODEL), dtype="bfloat16", max_model_len=1024)
+    model = load_backbone(MODEL, dtype=torch.bfloat16).eval()
+    model.generation_config.eos_token_id = None  # only the end tokens that are given end a completion
+    return model
+
+
 def run_side(
     side: str,
     model: Any,
@@ -84,8 +113,7 @@ def run_side(
         all_rows: numbers of rows.
         number: of the round: each has its own samples.
     """
-    work = {"lit-rft": ours, "generate": theirs}[side]
-    model.generation_config.eos_token_id = None  # only the end tokens in `lengths` end a completion
+    work = {"lit-rft": ours, "generate": theirs, "vllm": by_vllm}[side]
     work(model, prompts[:1], 4, [NEVER])  # warm-up
     cases = {}
     for kind, (length, ends) in lengths.items():
@@ -103,7 +131,8 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for side, side_runs in runs.items():
             speeds = [run["cases"][case]["tokens"] / run["cases"][case]["seconds"] for run in side_runs]
             row |= {side: statistics.median(speeds), f"{side}, lowest": min(speeds), f"{side}, highest": max(speeds)}
-        row["ratio"] = row["lit-rft"] / row["generate"]
+        for side in runs.keys() - {"lit-rft"}:
+            row["ratio" if side == "generate" else f"ratio to {side}"] = row["lit-rft"] / row[side]
     memory = {side: statistics.median(run["peak_gb"] for run in side_runs) for side, side_runs in runs.items()}
     return {"runs": runs, "tokens_per_second": table, "peak_gb": memory}
 
@@ -139,19 +168,20 @@ def report(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--side", choices=(*SIDES, "limits"), help="run one side only")
+    parser.add_argument("--side", choices=(*SIDES, "vllm", "limits"), help="run one side only")
+    parser.add_argument("--peer", choices=["vllm"], help="another side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round", type=int, default=0, help="number of the round")
     options = parser.parse_args()
-    from lit_rft.models import load_backbone, load_tokenizer
+    from lit_rft.models import load_tokenizer
     from lit_rft.problems import generate_problems
     from lit_rft.transcripts import PromptFormat
 
-    form = PromptFormat(load_tokenizer("smollm2-135m-instruct"))
+    form = PromptFormat(load_tokenizer(MODEL))
     prompts = [form.prompt_ids(problem.prompt) for problem in generate_problems("gsm_symbolic", max(ROWS) // GROUP)]
     lengths = {"equal": (EQUAL, [NEVER]), "ragged": (RAGGED, [form.end_of_turn_id])}
     if options.side:
-        model = load_backbone("smollm2-135m-instruct", dtype=torch.bfloat16).eval()
+        model = load(options.side)
         if options.side == "limits":
             say(**run_limits(model, ROWS))
         else:
@@ -160,10 +190,11 @@ def main() -> None:
     settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts)),
                 "precision": "bf16", "context_of_steps": CONTEXT}  # fmt: skip
     result = {"machine": machine(), "versions": versions(), "settings": settings}
-    result |= compare(in_turns(__file__, SIDES, options.rounds, "--round", "{round}")) | in_process(
+    sides = (*SIDES, options.peer) if options.peer else SIDES
+    result |= compare(in_turns(__file__, sides, options.rounds, "--round", "{round}")) | in_process(
         __file__, "--side", "limits"
     )
-    write("rollout", result)
+    write("rollout_vllm" if options.peer else "rollout", result)
     report(result)
 
 
