@@ -93,16 +93,20 @@ class Seed:
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
 
     def ablations(self) -> dict[str, Any]:
-        """Train both kinds of agents by offline RL without SFT, and with Q."""
-        trials, scores, diagnostics = self.trials, {}, {}
+        """Train both kinds of agents by offline RL without SFT, for the steps of both at SFT's rate, and with Q."""
+        from glider_games_run import Trials
+
+        trials, settings, scores, diagnostics = self.trials, self.trials.settings, {}, {}
+        longer = {"rl_steps": settings.sft_steps + settings.rl_steps, "rl_rate": settings.sft_rate}
+        alone = Trials(self.folder, trials.seed, dataclasses.replace(settings, **longer))
         for kind in ("hierarchical", "flat"):
-            stage = trials.offline(kind, self.episodes, self.model, f"{kind}_rl_only", pretrained=False)
+            stage = alone.offline(kind, self.episodes, self.model, f"{kind}_rl_only", pretrained=False)
             backbone = self.folder / f"{kind}_sft"
             scores[kind] = {"offline RL without SFT": self._scores(stage)}
             stage = trials.offline(kind, self.episodes, backbone, f"{kind}_q", update=trials.by_q())
             scores[kind]["+ offline RL with Q"] = self._scores(stage)
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
-        return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
+        return {"scores": scores, "diagnostics": diagnostics, "minutes": {**alone.minutes, **trials.minutes}}
 
     def online(self) -> dict[str, Any]:
         """Continue the policies of both kinds on unseen customers."""

@@ -24,6 +24,14 @@ POLICIES = (
 )
 RL = POLICIES[3:5]  # each is compared with the others
 LATER = {"returns": ", lambda-returns", "ablations": " with Q"}  # part -> label of its diagnostics
+ABLATIONS = {  # label in the figure -> policy; the last three are SFT, then offline RL
+    "SFT only": "SFT",
+    "offline RL only": "offline RL without SFT",
+    "both, by V": "+ offline RL",
+    "both, by Q": "+ offline RL with Q",
+    "both, lambda-\nreturns": "+ offline RL, lambda-returns",
+}
+FLOOR = -1.2  # lowest score in the figure of the stages
 COLORS = {"hierarchical": "tab:blue", "flat": "tab:orange"}
 
 
@@ -55,6 +63,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
     _print_diagnostics(results, console)
     _print_online(results, console)
     plot(results)
+    plot_ablations(results)
 
 
 def _print_offline(results: Mapping[str, Any], console: Console) -> None:
@@ -142,3 +151,37 @@ def plot(results: Mapping[str, Any]) -> None:
     right.legend(frameon=False, fontsize=7)
     figure.tight_layout()
     save_figure(figure, "glider_games.png")
+
+
+def plot_ablations(results: Mapping[str, Any]) -> None:
+    """Plot the mean score with and without each stage, hierarchical and flat, at temperature 1 and greedily."""
+    from matplotlib.figure import Figure
+
+    ablations = {label: name for label, name in ABLATIONS.items() if scores(results, "flat", name, "sampled")}
+    figure = Figure(figsize=(10, 3.6))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (mode, title) in zip(panels, {"sampled": "temperature 1", "greedy": "greedy"}.items(), strict=True):
+        for place, kind in enumerate(KINDS):
+            columns = [scores(results, kind, name, mode) for name in ablations.values()]
+            at = [position + 0.36 * place - 0.18 for position in range(len(columns))]
+            widths = [half_width(column) for column in columns]
+            axes.bar(
+                at, [statistics.mean(column) for column in columns], 0.34, yerr=widths, capsize=3, label=kind,
+                color=COLORS[kind], alpha=0.75,
+            )  # fmt: skip
+            for position, column in zip(at, columns, strict=True):
+                axes.plot([position] * len(column), column, ".", color="black", markersize=3)
+                if statistics.mean(column) < FLOOR:  # bars of the worst policies would dwarf the others
+                    axes.text(position, FLOOR + 0.08, f"{statistics.mean(column):.1f}", ha="center", fontsize=8)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axhline(_optimum_of_all(results), color="tab:green", linestyle="--", linewidth=0.8, label="optimum")
+        axes.set_xticks(range(len(ablations)), list(ablations), fontsize=8)
+        axes.set(title=title, ylim=(FLOOR, 1))
+    panels[0].set(ylabel="mean score of three lengths")
+    panels[1].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    save_figure(figure, "glider_ablations.png")
+
+
+def _optimum_of_all(results: Mapping[str, Any]) -> float:
+    return statistics.mean(map(_optimum, _tasks(results)))

@@ -63,4 +63,4 @@ def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypa
         glider_games_report.report(results, console)
     text = capture.get()
     assert all(policy in text for policy in glider_games_report.POLICIES) and "± 0.000" in text
-    assert drawn == ["glider_games.png"]
+    assert drawn == ["glider_games.png", "glider_ablations.png"]
