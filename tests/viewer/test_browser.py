@@ -1,7 +1,10 @@
 """The page in headless Chromium: views, filters, keys, and texts that would be code elsewhere."""
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,7 @@ def test_an_episode_with_subgoals_and_hostile_texts(page: Any) -> None:
     page.click(".body .row >> nth=1")
     page.wait_for_selector(".subgoal")
     assert page.locator(".step").count() == 4 and page.locator(".subgoal h3").count() > 0
+    assert not page.locator(".info").is_visible()  # of tokens
     assert HOSTILE in page.inner_text(".detail .talk") and page.locator(".detail img, .detail script").count() == 0
     page.click("text=Conversation: low")
     page.locator(".tools select").select_option("entropy")
@@ -238,3 +242,14 @@ def test_texts_have_contrast(browser: Any, file: Path, scheme: str) -> None:
     low = [pair for pair in page.evaluate(script) if pair[2] < 4.5]  # WCAG 2, level AA
     context.close()
     assert low == []
+
+
+def test_the_benchmark_of_the_page_runs(browser: Any, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "viewer.py"
+    command = [sys.executable, str(script), "--steps", "4", "--rounds", "1", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "viewer.json").read_text())
+    assert result["rollouts"] == 108 and 0 < result["page_mb"] < result["rollout_files_mb"]
+    assert all(0 < times["median"] < 20_000 for times in result["milliseconds"].values())
+    assert {"curves", "table", "filter: text", "completion", "scroll"} < result["milliseconds"].keys()
