@@ -144,6 +144,7 @@ def test_scores_are_tables_of_the_loggers(tmp_path: Path) -> None:
     assert wandb.texts == [("val/scores", ["task", "score"], rows), ("test/scores", ["task", "score"], rows)]
 
 
+@pytest.mark.processes
 def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real package, as files."""
     wandb = pytest.importorskip("wandb")
@@ -163,6 +164,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "texts").exists() and not (tmp_path / "tables").exists()
 
 
+@pytest.mark.processes
 def test_mlflow_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real package, without a server."""
     pytest.importorskip("mlflow")

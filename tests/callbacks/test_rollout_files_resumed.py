@@ -85,6 +85,7 @@ def straight_run(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("step", "signal"), [pytest.param(2, None, marks=pytest.mark.slow), (3, None), (3, SIGTERM)]
 )  # fmt: skip
