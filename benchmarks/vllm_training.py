@@ -51,7 +51,9 @@ def step(engine: str, seed: int, runs: Path) -> Step:
     seeds = {"seed_everything": seed, "model.init_args.seed": seed, "data.init_args.seed": seed}
     keys = {"trainer.default_root_dir": folder, **KEYS, **seeds}
     command = lit_rft("fit", ["luffy/arithmetic.yaml", *ENGINES[engine]], keys)
-    return Step(f"{engine}: seed {seed}", command, folder / "adapter" / "adapter_config.json")
+    if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
+        command += ["--ckpt_path", "last"]
+    return Step(f"{engine}: seed {seed}", command, folder / "fit.done")
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = step(engine, seed, options.runs)
             run(command, options.runs, console)
             known = read_results(FILE).get("runs", {})
-            row = {f"{engine}-{seed}": figures(command.result.parents[1])}
+            row = {f"{engine}-{seed}": figures(command.result.parent)}
             write_json(FILE, {"runs": {**known, **row}, "settings": KEYS, **environment()})
     report(read_results(FILE), console)
 
