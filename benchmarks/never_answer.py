@@ -68,12 +68,13 @@ class Trial:
     def __init__(self, folder: Path, seed: int, setting: Setting) -> None:
         from glider_games_data import ENV, write_problems
         from quiet import silence
+        from scratch import Player
 
         from lit_rft.agents import FlatAgent
         from lit_rft.envs import GymSuite
 
         self.folder, self.seed, self.setting = folder, seed, setting
-        self.agent, self.minutes = FlatAgent("Act.", 768), dict[str, float]()
+        self.player, self.minutes = Player(FlatAgent("Act.", 768), seed, MAX_TOKENS), dict[str, float]()
         silence()
         first = 10**6 * (seed + 1)
         rows = {
@@ -84,35 +85,16 @@ class Trial:
 
     def sft(self) -> Path:
         """Fine-tune an untrained model on medium-quality play unless it is done; return the folder of its weights."""
-        import lightning as L
         from glider_games_data import agent_texts, play_medium, write_problems
-        from quiet import make_trainer
 
-        from lit_rft.agents import add_outcomes
-        from lit_rft.datamodules import StepLoader
-        from lit_rft.models import load_tokenizer, save_scratch_model
-        from lit_rft.stages import HierarchicalSFT, OptimizerSettings, PolicySettings
-        from lit_rft.transcripts import ChatFormat
-
-        out = self.folder / "sft"
-        if (out / "config.json").exists():
-            return out
+        if (self.folder / "sft" / "config.json").exists():
+            return self.folder / "sft"
         problems = write_problems(self.folder / "sft.jsonl", 10**6 * (self.seed + 1), 480, SEEN)
         episodes = play_medium(self.folder / "medium.jsonl", problems, 0.5, 0.1, self.seed)
-        model = save_scratch_model(self.folder / "model", agent_texts(episodes, NEW), seed=self.seed)
-        chat = ChatFormat(load_tokenizer(str(model)))
-        transcripts = [add_outcomes(self.agent.transcripts(e, chat), e, chat, self.agent) for e in episodes]
-        optimizer = OptimizerSettings(4e-3, warmup_steps=10, schedule="cosine")
-        stage = HierarchicalSFT(PolicySettings(str(model), None), optimizer, average_tokens=False, **self._common())
-        L.seed_everything(self.seed, verbose=False)
-        with timed(self.minutes, "SFT", time.process_time):
-            make_trainer(max_steps=self.setting.sft_steps, max_epochs=-1).fit(
-                stage, StepLoader(transcripts, batch_size=8, seed=self.seed)
-            )
-        chat.tokenizer.save_pretrained(out)
-        policy: Any = stage.policy
-        policy.save_pretrained(out)
-        return out
+        return self.player.fine_tune(
+            self.folder, episodes, agent_texts(episodes, NEW), steps=self.setting.sft_steps, rate=4e-3,
+            clock=timed(self.minutes, "SFT", time.process_time),
+        )  # fmt: skip
 
     def run(self) -> dict[str, Any]:
         """Train, and return the curve and the held-out figures before and after."""
@@ -144,35 +126,12 @@ class Trial:
             PolicySettings(str(model), None), OptimizerSettings(setting.rate),
             ObjectiveSettings(8, traces_per_group=0, entropy_coef=setting.entropy),
             exploration=SamplingSettings(MAX_TOKENS, setting.temperature), seed=self.seed,
-            **self._common(),
+            **self.player.stage_settings(),
         )  # fmt: skip
 
     def _test(self, stage: Any) -> dict[str, dict[str, float]]:
         """Return held-out figures at temperature 1 and greedily, by the game's own rewards."""
-        from quiet import make_trainer
-
-        from lit_rft.datamodules import TrajectoryDataModule
-
-        figures = {}
-        for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-            stage.evaluator.acting = self._acting(temperature)
-            data = TrajectoryDataModule(suite=self.suite, eval_split="test", seed=self.seed)
-            make_trainer().test(stage, data, verbose=False)
-            figures[name] = summary([result.episode for result in stage.evaluator.results])
-        return figures
-
-    def _acting(self, temperature: float) -> Any:
-        from lit_rft.envs.pool_settings import PoolSettings
-        from lit_rft.generation import SamplingSettings
-        from lit_rft.stages import ActingSettings
-
-        sampling = SamplingSettings(MAX_TOKENS, temperature)
-        return ActingSettings(sampling, 200, pool=PoolSettings(threads=True), seed=self.seed)
-
-    def _common(self) -> dict[str, Any]:
-        from lit_rft.stages import BatchingSettings
-
-        return {"agent": self.agent, "acting": self._acting(1.0), "batching": BatchingSettings(4096)}
+        return {name: summary(episodes) for name, episodes in self.player.held_out(stage, self.suite).items()}
 
 
 def summary(episodes: Any) -> dict[str, float]:

@@ -14,21 +14,17 @@ import lightning as L
 from experiment import timed
 from glider_games_data import ENV, agent_texts, play_medium, write_problems
 from quiet import make_trainer, silence
+from scratch import Player
 
 from lit_rft.advantages import HAE, GiGPO
-from lit_rft.agents import HierarchicalAgent, HierarchyPrompts, add_outcomes
-from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, StepLoader, TrajectoryDataModule
+from lit_rft.agents import HierarchicalAgent, HierarchyPrompts
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule
 from lit_rft.envs import GymSuite
 from lit_rft.envs.alfworld import SyntheticSuite
 from lit_rft.envs.collect import collect_expert_episodes
-from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
-from lit_rft.models import load_tokenizer, save_scratch_model
 from lit_rft.stages import (
-    ActingSettings,
-    BatchingSettings,
-    HierarchicalSFT,
     MixedPolicyEpisodes,
     ObjectiveSettings,
     OptimizerSettings,
@@ -36,7 +32,6 @@ from lit_rft.stages import (
     PPOEpisodes,
     PPOSettings,
 )
-from lit_rft.transcripts import ChatFormat
 
 CUSTOMERS = ("Anna", "Ben", "Cleo", "Dan")  # lists of two and three items
 TASKS = ("synthetic-pick_and_place_simple",)
@@ -103,7 +98,7 @@ class Trial:
         folder.mkdir(parents=True, exist_ok=True)
         silence()
         self.suite = _errands(self) if subject.name == "errands" else _households(subject)
-        self.agent = HierarchicalAgent(PROMPTS, 768, 12)
+        self.player = Player(HierarchicalAgent(PROMPTS, 768, 12), seed, subject.answer_tokens)
 
     def sft(self) -> Path:
         """Fine-tune an untrained model on stored episodes unless it is done; return the folder of its weights."""
@@ -114,21 +109,10 @@ class Trial:
             return out
         with timed(self.minutes, "data", time.process_time):
             episodes = _stored_episodes(self)
-        model = save_scratch_model(self.folder / "model", agent_texts(episodes), seed=self.seed)
-        chat = ChatFormat(load_tokenizer(str(model)))
-        transcripts = [add_outcomes(self.agent.transcripts(e, chat), e, chat, self.agent) for e in episodes]
-        stage = HierarchicalSFT(
-            PolicySettings(str(model), None), OptimizerSettings(subject.sft_rate, warmup_steps=10, schedule="cosine"),
-            average_tokens=False, **self._common(),
+        return self.player.fine_tune(
+            self.folder, episodes, agent_texts(episodes), steps=subject.sft_steps, rate=subject.sft_rate,
+            clock=timed(self.minutes, "sft", time.process_time),
         )  # fmt: skip
-        L.seed_everything(self.seed, verbose=False)
-        with timed(self.minutes, "sft", time.process_time):
-            trainer = make_trainer(max_steps=subject.sft_steps, max_epochs=-1)
-            trainer.fit(stage, StepLoader(transcripts, batch_size=8, seed=self.seed))
-        chat.tokenizer.save_pretrained(out)
-        policy: Any = stage.policy
-        policy.save_pretrained(out)
-        return out
 
     def run(self, method: str) -> dict[str, Any]:
         """Train by a method of `ADVANTAGES`, or none for `SFT`; return the curve and the held-out scores."""
@@ -149,7 +133,8 @@ class Trial:
         subject = self.subject
         parts: dict[str, Any] = {
             "policy": PolicySettings(str(model), None), "optimizer": OptimizerSettings(subject.rate),
-            "exploration": SamplingSettings(subject.answer_tokens, 1.0), "seed": self.seed, **self._common(),
+            "exploration": SamplingSettings(subject.answer_tokens, 1.0), "seed": self.seed,
+            **self.player.stage_settings(),
         }  # fmt: skip
         if method == "HAE":
             ppo = PPOSettings(discount=0.99, gae_lambda=0.95, value_learning_rate=subject.value_rate)
@@ -170,26 +155,14 @@ class Trial:
     def _scores(self, stage: Any) -> dict[str, dict[str, float]]:
         """Return the mean score and success at temperature 1 and greedily."""
         means = {}
-        for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-            acting = ActingSettings(
-                SamplingSettings(self.subject.answer_tokens, temperature), 200, pool=PoolSettings(threads=True),
-                seed=self.seed,
-            )  # fmt: skip
-            stage.evaluator.acting = acting
-            data = TrajectoryDataModule(suite=self.suite, eval_split="test", seed=self.seed, tasks=_tasks(self.subject))
-            make_trainer().test(stage, data, verbose=False)
-            outcomes = [result.episode.outcome for result in stage.evaluator.results]
+        for name, episodes in self.player.held_out(stage, self.suite, _tasks(self.subject)).items():
+            outcomes = [episode.outcome for episode in episodes]
             means[name] = {
                 "score": round(statistics.mean(o.score for o in outcomes), 4),
                 "success": round(statistics.mean(o.success for o in outcomes), 4),
                 "episodes": len(outcomes),
             }
         return means
-
-    def _common(self) -> dict[str, Any]:
-        sampling = SamplingSettings(self.subject.answer_tokens, 1.0)
-        acting = ActingSettings(sampling, 200, pool=PoolSettings(threads=True), seed=self.seed)
-        return {"agent": self.agent, "acting": acting, "batching": BatchingSettings(4096)}
 
 
 class _Curve(L.Callback):

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chromium import chromium
 from experiment import RESULTS, ROOT
 from peers import machine, versions, write
 from rich.console import Console
@@ -32,6 +31,7 @@ from rich.table import Table
 from lit_rft.records import RolloutWriter
 
 sys.path.append(str(ROOT / "tests"))
+from chromium import chromium
 from made_runs import episode_group, problem_group, write_curves
 
 GROUPS, MEMBERS, TOKENS = 3, 8, 300  # of completions per step

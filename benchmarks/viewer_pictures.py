@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chromium import chromium
-from experiment import IMAGES, Step, lit_rft, run
+from experiment import IMAGES, ROOT, Step, lit_rft, run
 from rich.console import Console
 
 from lit_rft import read_rollouts
+
+sys.path.append(str(ROOT / "tests"))
+from chromium import chromium
 
 ONLINE = "glider/games/online.yaml"
 FAST = {"model.init_args.optimizer.learning_rate": 3e-3}

@@ -40,7 +40,7 @@ COMPARED_ON_FEW = ("LUFFY", "SFT, then GRPO", "SFT")
 SHARE, EARLY = 0.25, 33  # few demonstrations: share of prompts with one in each batch, and steps of SFT before GRPO
 PLACES, MICRO_BATCH_TOKENS, WRITE_EVERY = 4, 16384, 15.0  # processes only alternate on one GPU: few of them
 CARRIED = Path(__file__).parent / "carry" / "problems"
-VALIDATED = "val/average"
+VALIDATED = "val/{}/average"
 
 
 @dataclass
@@ -166,20 +166,19 @@ def run_one(stages: Sequence[Mapping[str, Any]]) -> None:
 def figures(run: Run) -> dict[str, Any]:
     """Return a run's final scores, or its last validation."""
     logs, scores = run.folder / "tensorboard", read_results(run.folder / "scores.json")
-    curves = {name: curve(logs, f"val/{name}/average") for name in ("held-out", "longer")}
-    validated = curves["held-out"] or curve(logs, VALIDATED)
+    validated, longer = (curve(logs, VALIDATED.format(name)) for name in ("held-out", "longer"))
     summary: dict[str, Any] = {
         "seed": run.seed, "seconds": round(time.monotonic() - run.started, 1), "held_out_curve": validated,
-        "longer_curve": curves["longer"],
-        "first_curve": curve(run.folder / "first" / "tensorboard", "val/held-out/average"),
+        "longer_curve": longer,
+        "first_curve": curve(run.folder / "first" / "tensorboard", VALIDATED.format("held-out")),
         "reward_curve": curve(logs, "train/reward"), "finished": bool(scores),
     }  # fmt: skip
     summary = {name: value for name, value in summary.items() if value != []}
     if scores:
         row = scores["held-out"]
         summary |= {name: row[name] for name in ("average", "pass", "low", "high") if name in row}
-        longer = scores.get("longer", {})
-        summary |= {f"longer_{name}": longer[name] for name in ("average", "low", "high") if name in longer}
+        row = scores.get("longer", {})
+        summary |= {f"longer_{name}": row[name] for name in ("average", "low", "high") if name in row}
     elif validated:
         summary["average"] = validated[-1][1]
     elif run.process.poll() is not None:

@@ -92,6 +92,7 @@ class ConversationGenerator:
         self._drafts = self._decoder.reads_ahead and is_on(model, "lookup_drafts")
         self._conversations: Slots[_Conversation] = Slots(num_slots)
         self.tokens_sampled = 0
+        self.passes = 0  # of decoding so far, without those that read prompts
 
     @property
     def tokens_read(self) -> int:
@@ -135,16 +136,15 @@ class ConversationGenerator:
     def _sample(self, prompts: Mapping[int, Sequence[int]], constraints: Constraints) -> dict[int, Completion]:
         new_ids = {slot: [*self._conversations[slot].pending, *ids] for slot, ids in prompts.items()}
         for slot, ids in prompts.items():
-            self._conversations[slot].lookup.extend(ids)
+            self._remember(slot, ids)
         first = self._decoder.read(new_ids)
         sampled: dict[int, Completion] = {slot: Completion([], [], False) for slot in prompts}
         active = list(first)
         ended = self._sample_next(active, torch.stack(list(first.values())), sampled, constraints)
-        while active:
+        while len(ended) < len(active):
             for slot in ended:
                 swap_remove(active, slot)
-            if active:
-                ended = self._continue(active, sampled, constraints)
+            ended = self._continue(active, sampled, constraints)
         return sampled
 
     def _sample_next(
@@ -156,9 +156,8 @@ class ConversationGenerator:
         self.tokens_sampled += len(slots)
         ended = []
         for slot, token, log_prob in zip(slots, tokens, log_probs, strict=True):
-            conversation = self._conversations[slot]
-            conversation.pending = [token]
-            conversation.lookup.extend([token])
+            self._conversations[slot].pending = [token]
+            self._remember(slot, [token])
             constraints.advance(slot, token)
             if self._ending.append(sampled, slot, token, log_prob):
                 ended.append(slot)
@@ -168,31 +167,31 @@ class ConversationGenerator:
         self, slots: Sequence[int], sampled: dict[int, Completion], constraints: Constraints
     ) -> list[int]:
         """Sample at least one more token in each slot; return the slots whose utterances have ended."""
-        length = draft_length(len(slots)) if self._drafts else 0
-        drafts = {slot: self._draft(slot, min(length, self._left(sampled[slot]))) for slot in slots}
+        self.passes += 1
+        drafts = self._draft(slots, sampled)
         if not any(drafts.values()):
             logits = self._decoder.step(slots, [self._conversations[slot].pending[0] for slot in slots])
             return self._sample_next(slots, logits, sampled, constraints)
-        ahead = self._decoder.read_ahead(slots, [[*self._conversations[slot].pending, *drafts[slot]] for slot in slots])
-        logits_of = dict(zip(slots, ahead, strict=True))
-        kept, agree, ended = dict.fromkeys(slots, 0), list(slots), []
-        for place in range(1 + length):
-            logits = torch.stack([logits_of[slot][place] for slot in agree])
-            done = self._sample_next(agree, logits, sampled, constraints)
-            ended += done
-            for slot in agree:
-                kept[slot] += 1
-            # the next logits of a slot are valid if its sample is the draft's
-            sample = {slot: self._conversations[slot].pending[0] for slot in agree if slot not in done}
-            agree = [slot for slot, token in sample.items() if drafts[slot][place : place + 1] == [token]]
-            if not agree:
-                break
+        tokens = [self._conversations[slot].pending + drafts[slot] for slot in slots]
+        ahead = dict(zip(slots, self._decoder.read_ahead(slots, tokens), strict=True))
+        agree, kept, ended = list(slots), dict.fromkeys(slots, 0), []
+        while agree:  # a slot's next logits are valid as long as its samples are those of the draft
+            place = kept[agree[0]]
+            ended += self._sample_next(agree, torch.stack([ahead[slot][place] for slot in agree]), sampled, constraints)
+            kept |= dict.fromkeys(agree, place + 1)
+            agree = [
+                slot for slot in agree
+                if slot not in ended and drafts[slot][place : place + 1] == self._conversations[slot].pending
+            ]  # fmt: skip
         self._decoder.keep(slots, [kept[slot] for slot in slots])
         return ended
 
-    def _draft(self, slot: int, length: int) -> list[int]:
-        return self._conversations[slot].lookup.draft(length) if length > 0 else []
+    def _draft(self, slots: Sequence[int], sampled: Mapping[int, Completion]) -> dict[int, list[int]]:
+        """Return the draft of each slot, no longer than its utterance may become."""
+        length = draft_length(len(slots)) if self._drafts else 0
+        most = {slot: min(length, self.sampling.max_new_tokens - len(sampled[slot].ids) - 1) for slot in slots}
+        return {slot: self._conversations[slot].lookup.draft(most[slot]) if most[slot] > 0 else [] for slot in slots}
 
-    def _left(self, completion: Completion) -> int:
-        """Return the number of tokens that may follow the next one."""
-        return self.sampling.max_new_tokens - len(completion.ids) - 1
+    def _remember(self, slot: int, ids: Sequence[int]) -> None:
+        if self._drafts:
+            self._conversations[slot].lookup.extend(ids)

@@ -71,7 +71,7 @@ def test_an_own_score_moves_with_the_rewards() -> None:
     assert limited[-1][1]["metrics"]["task_score"] == plain[-1][1]["score"]
 
 
-def test_each_episode_starts_anew() -> None:
+def test_each_episode_starts_from_zero() -> None:
     env = EpisodeEnv(ShapedSuite(GymSuite(f"{__name__}.Quiz"), step_cost=0.1).make_env())
     for _ in range(2):
         env.reset(EpisodeSpec("e", seed=0))

@@ -1,8 +1,8 @@
 """The page in headless Chromium: views, filters, keys, and texts that would be code elsewhere."""
 
+import contextlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import chromium
 from made_runs import HOSTILE, make_run
 
 from lit_rft.viewer import make_page, read_run
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, driven by playwright. Both are processes: this file has to be left out of `make test-fast`."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'lit-rft[browser]'")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except SystemExit as missing:
+            pytest.skip(str(missing))
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by playwright, for pages that `lit-rft show` has written."""
+"""Headless Chromium, driven by playwright, for pages of `lit-rft show`; for tests and benchmarks."""
 
 from __future__ import annotations
 
