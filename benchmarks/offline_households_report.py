@@ -1,0 +1,115 @@
+"""Tables of `offline_households.py`: solved games, and differences between policies in the same games."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiment import curve, interval
+
+from lit_rft.demo.intervals import gain_interval
+from lit_rft.demo.report import markdown_table
+
+GREEDY, SAMPLED = 0.0, 0.7  # temperatures of the held-out games
+DIFFERENCES = (
+    ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
+)  # fmt: skip
+Games = Mapping[str, list[Any]]  # id -> success and number of actions
+_SCALARS = ("q_return_rank_correlation", "advantage_std", "weight_mean", "clamped_fraction", "weight_entropy")
+
+
+def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
+    """Return means of a run of offline RL over its steps; every episode is seen once, so before it is learnt from.
+
+    Args:
+        folder: of the run.
+        decisions: mean number in an optimiser step.
+    """
+    scalars = {name: [value for _, value in curve(folder, f"train/flat/{name}")] for name in _SCALARS}
+    shares = [math.exp(math.log(decisions) * (entropy - 1)) for entropy in scalars.pop("weight_entropy")]
+    return {name: round(statistics.mean(v), 4) for name, v in {**scalars, "effective_share": shares}.items() if v}
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Return McNemar's exact two-sided p-value, from the games that only one of two policies solves."""
+    number, low = won + lost, min(won, lost)
+    return min(1.0, 2 * sum(math.comb(number, i) for i in range(low + 1)) / 2**number)
+
+
+def paired(results: Mapping[str, Any], first: str, second: str, temperature: float) -> list[list[tuple[bool, bool]]]:
+    """Return the success of two policies in the same games, for each seed on `test` that has both."""
+    keys = [f"{name}-{temperature:g}" for name in (first, second)]
+    seeds = [record["games"] for record in results["seeds"].values() if record["split"] == "test"]
+    played = [[games[key] for key in keys] for games in seeds if all(key in games for key in keys)]
+    return [[(a[game][0], b[game][0]) for game in sorted(a)] for a, b in played]
+
+
+def difference_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Format differences between policies: over seeds (Student's t), and over the games of all seeds (Newcombe)."""
+    yield ["difference, points", "mean", "by seed", "95% interval over games", "won / lost", "p"]
+    for temperature in (GREEDY, SAMPLED):
+        for first, second in DIFFERENCES:
+            seeds = paired(results, first, second, temperature)
+            if not seeds:
+                continue
+            gains = [100 * statistics.mean(a - b for a, b in games) for games in seeds]
+            a, b = ([game[index] for games in seeds for game in games] for index in (0, 1))
+            low, high = (100 * end for end in gain_interval(b, a))
+            won, lost = (sum(x > y for x, y in zip(*both, strict=True)) for both in ((a, b), (b, a)))
+            names = " - ".join(title(results, name).removeprefix("+ ") for name in (first, second))
+            by_seed = " / ".join(f"{gain:+.1f}" for gain in gains)
+            ends = f"{low:+.1f} to {high:+.1f}"
+            p = f"{sign_test(won, lost):.3f}"
+            yield [f"{kind(temperature)}: {names}", interval(gains, 1), by_seed, ends, f"{won} / {lost}", p]
+
+
+def success_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Format the percentage of solved games, and in brackets their mean number of actions, of each seed."""
+    yield ["solved (actions)", *(f"seed {seed}, `{r['split']}`" for seed, r in results["seeds"].items())]
+    settings = results["settings"]
+    labels = {"medium": f"SFT, training floor plans, temperature {settings['medium_temperature']:g}"}
+    for temperature in (GREEDY, SAMPLED):
+        for name in settings["methods"]:
+            labels[f"{name}-{temperature:g}"] = f"{title(results, name)}, {kind(temperature)}"
+    for key, label in labels.items():
+        played = [record["games"].get(key) for record in results["seeds"].values()]
+        if any(played):
+            yield [label, *(solved(games) if games else "" for games in played)]
+
+
+def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Format the diagnostics of offline RL, by seed."""
+    records = {seed: record["diagnostics"] for seed, record in results["seeds"].items()}
+    yield ["", *(f"{name}, seed {seed}" for seed, methods in records.items() for name in methods)]
+    columns = [values for methods in records.values() for values in methods.values()]
+    for name in dict.fromkeys(name for values in columns for name in values):
+        yield [name, *(f"{values[name]:.2f}" if name in values else "" for values in columns)]
+
+
+def title(results: Mapping[str, Any], name: str) -> str:
+    text: str = results["settings"]["methods"][name]["title"]
+    return text
+
+
+def kind(temperature: float) -> str:
+    return f"temperature {temperature:g}" if temperature else "greedy"
+
+
+def solved(games: Games) -> str:
+    share, actions = (statistics.mean(values) for values in zip(*games.values(), strict=True))
+    return f"{100 * share:.1f} ({actions:.1f})"
+
+
+def report(results: Mapping[str, Any]) -> None:
+    """Print the tables as Markdown.
+
+    Raises:
+        SystemExit: Without results.
+    """
+    if not results:
+        raise SystemExit("expected results of offline_households.py, got none: run it without --report first")
+    tables = [list(rows(results)) for rows in (success_rows, difference_rows, diagnostic_rows)]
+    print("\n\n".join(markdown_table(rows) for rows in tables if len(rows) > 1))
