@@ -7,6 +7,7 @@ import lightning as L
 
 from lit_rft.callbacks import AtomicCheckpointIO, RandomState, RunCheckpoint
 from lit_rft.datamodules import OnlineDataModule
+from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
@@ -22,7 +23,7 @@ from lit_rft.testing.tiny_stage import (
     PLAYER,
 )
 
-ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True))
 
 
 ONLINE = {

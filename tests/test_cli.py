@@ -116,21 +116,30 @@ def test_every_shipped_config_parses_and_builds(name: str, tiny_model_folder: Pa
     assert cli.datamodule.model is None  # the data module takes the stage's tokenizer
     assert getattr(cli.datamodule, "agent", None) is None  # the data module takes the stage's
     assert cli.trainer.default_root_dir == str(tmp_path) and cli.trainer.logger.save_dir == str(tmp_path)
+    check_callbacks(cli)
+    check_decays(name, cli)
     cli.model.configure_model()
     assert any(p.requires_grad for p in cli.model.parameters())
 
 
-def test_decays_of_overlays_end_within_the_run() -> None:
-    decays = {}
-    for name in OVERLAYS:
-        text = (config_folder() / name).read_text()
-        if name.startswith("luffy/") and ("lit_rft.losses" in text or "lit_rft.sources" in text):
-            cli = build(_arguments(name), run=False)
-            parts = [cli.model.loss, getattr(cli.model.source, "settings", None)]
-            steps = [part.decay_steps for part in parts if hasattr(part, "decay_steps")]
-            decays.update({name: (max(steps), cli.trainer.max_steps)} if steps else {})
-    assert set(decays) >= {"luffy/chord.yaml", "luffy/prefix_rft.yaml"}
-    assert all(steps <= max_steps for steps, max_steps in decays.values()), decays
+def check_callbacks(cli: Any) -> None:
+    """All of base.yaml's are there, each once, with those of what is learnt from: episodes or answers."""
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert len(names) == len(set(names))
+    of_all = {"RunProgressBar", "RandomState", "RunCheckpoint", "Throughput"}
+    of_all |= {"TrainingCosts", "AdapterExport", "ScoreTable"}
+    episodes, prompts = {"EpisodeText", "EpisodeFiles"}, {"CompletionText", "CompletionFiles"}
+    answers = hasattr(cli.model, "answering")
+    assert of_all | (prompts if answers else episodes) <= set(names)
+    assert not (episodes if answers else prompts) & set(names)
+
+
+def check_decays(name: str, cli: Any) -> None:
+    """What decays ends within the run."""
+    parts = [getattr(cli.model, "loss", None), getattr(getattr(cli.model, "source", None), "settings", None)]
+    steps = [part.decay_steps for part in parts if hasattr(part, "decay_steps")]
+    assert all(step <= cli.trainer.max_steps for step in steps)
+    assert steps or name not in ("luffy/chord.yaml", "luffy/prefix_rft.yaml")
 
 
 def test_later_configs_and_arguments_win(tiny_model_folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_cli import BASES, OVERLAYS
+from test_cli import BASES
 
 from lit_rft.cli import config_folder, resolve_configs, shipped_configs
 from lit_rft.command_line import build
@@ -19,7 +19,6 @@ from lit_rft.rollouts import MixedPolicyLoss
 
 LUFFY = "luffy/arithmetic.yaml"
 GLIDER = "glider/scienceworld"
-RECIPES = [name for name in shipped_configs() if name not in OVERLAYS]
 
 
 def arguments(*configs: str) -> list[str]:
@@ -88,19 +87,6 @@ def test_a_wrong_key_in_a_file_with_a_base_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no key 'group_sise'; allowed: .*did you mean 'group_size'") as raised:
         parsed(str(tmp_path / "mine.yaml"))
     assert len(str(raised.value)) < 300
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_callbacks_of_each_recipe(recipe: str) -> None:
-    cli = parsed(recipe)
-    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    assert len(names) == len(set(names))
-    of_all = {"RunProgressBar", "RandomState", "RunCheckpoint", "Throughput"}
-    of_all |= {"TrainingCosts", "AdapterExport", "ScoreTable"}
-    episodes, prompts = {"EpisodeText", "EpisodeFiles"}, {"CompletionText", "CompletionFiles"}
-    answers = hasattr(cli.model, "answering")
-    assert of_all | (prompts if answers else episodes) <= set(names)
-    assert not (episodes if answers else prompts) & set(names)
 
 
 def test_a_second_entry_of_a_callback_changes_its_settings() -> None:

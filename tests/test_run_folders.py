@@ -52,7 +52,7 @@ def _arguments(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
         "data.init_args.batch_size": 2,
     }
     return [
-        "-c", "glider/scienceworld/sft.yaml", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))
+        "-c", "glider/alfworld/sft.yaml", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))
     ]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_a_run_without_checkpoints_does_not_get_into_another(
 
 def test_a_dry_run_replaces_nothing(arguments: list[str], run: Path, tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
-    limits = ["--data.init_args.eval_episodes_per_task", "1", "--data.init_args.tasks", "[find-plant]"]
+    limits = ["--data.init_args.eval_episodes_per_task", "1", "--data.init_args.tasks", "[pick_and_place_simple]"]
     main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
     assert {path: path.read_bytes() for path in kept} == kept
 

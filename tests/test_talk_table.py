@@ -173,7 +173,11 @@ def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> 
 
 @pytest.mark.parametrize(  # every recipe of both environments, and every overlay of a scale
     ("scale", "environment"),
-    [("tiny", "alfworld"), ("small", "scienceworld"), ("paper", "scienceworld"), ("paper", "alfworld")],
+    [
+        ("tiny", "alfworld"),
+        ("small", "scienceworld"),
+        *(pytest.param("paper", game, marks=pytest.mark.slow) for game in ("scienceworld", "alfworld")),  # 10 s each
+    ],
 )
 def test_every_command_of_every_row_is_valid(
     talk: Any, scale: str, environment: str, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]

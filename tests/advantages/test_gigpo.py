@@ -12,7 +12,7 @@ import torch
 from lit_rft.advantages import GiGPO
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, HierarchyPrompts
 from lit_rft.datamodules import EpisodeGroupDataModule
-from lit_rft.envs import GymSuite
+from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.episodes import Episode, Outcome, Step, Subgoal
 from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts import GroupAdvantages, Rollout, RolloutBatch, assign_advantages
@@ -208,7 +208,7 @@ def train(model: Path, folder: Path, steps: int, advantages: Any) -> tuple[Mixed
         OptimizerSettings(learning_rate=1e-2),
         ObjectiveSettings(group_size=8, traces_per_group=0, entropy_coef=0.0),
         SamplingSettings(6, 1.0),
-        ActingSettings(SamplingSettings(6), parallel_episodes=8),
+        ActingSettings(SamplingSettings(6), parallel_episodes=8, pool=PoolSettings(threads=True)),
         FLAT_PLAYER,
         advantages=advantages,
     )

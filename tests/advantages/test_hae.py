@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_rft.advantages import HAE
 from lit_rft.agents import Agent, FlatAgent, HierarchicalAgent, HierarchyPrompts, transcript_decisions
 from lit_rft.datamodules import OnlineDataModule
-from lit_rft.envs import GymSuite
+from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.episodes import Episode, Outcome, Step, Subgoal
 from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts import Chain
@@ -187,7 +187,9 @@ def train(
     stage = PPOEpisodes(
         PolicySettings(str(model), lora=None), OptimizerSettings(learning_rate=1e-2),
         PPOSettings(**{"value_learning_rate": 1e-2, **ppo}), SamplingSettings(6, 1.0),
-        ActingSettings(SamplingSettings(6), parallel_episodes=8), agent, advantages=advantages,
+
+        ActingSettings(SamplingSettings(6), parallel_episodes=8, pool=PoolSettings(threads=True)), agent,
+        advantages=advantages,
     )  # fmt: skip
     suite = GymSuite("vowels_env.Vowels", step_limit=2, seeds={"train": 16})
     data = OnlineDataModule(model=str(model), data_dir=str(folder), suite=suite, rounds=steps, episodes_per_round=16)

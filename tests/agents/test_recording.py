@@ -9,6 +9,7 @@ from plugins.thinking_agent import ThinkingAgent
 
 from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode
 from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.generation import Completion, SamplingSettings
 from lit_rft.testing.corridor import LENGTH, CorridorSuite
@@ -58,7 +59,7 @@ def chat() -> ChatFormat:
 def play(chat: ChatFormat, agent: Any, direction: str) -> list[PlayedEpisode]:
     suite = CorridorSuite()
     generator: Any = Scripted(chat, direction)
-    with EnvPool(suite.make_env, 2) as pool:
+    with EnvPool(suite.make_env, 2, PoolSettings(threads=True)) as pool:
         player = EpisodePlayer(agent, pool, chat, generator)
         player.submit(suite.episodes("train")[:3])
         return list(player.run())

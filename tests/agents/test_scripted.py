@@ -6,12 +6,13 @@ import pytest
 
 from lit_rft.agents import EpisodePlayer, PlayedEpisode, ScriptedAgent
 from lit_rft.envs.pool import EnvPool
+from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.testing.corridor import CorridorSuite
 
 
 def play(actions: Sequence[str], max_unfinished: int = 0) -> list[PlayedEpisode]:
     suite = CorridorSuite()
-    with EnvPool(suite.make_env, 2) as pool:
+    with EnvPool(suite.make_env, 2, PoolSettings(threads=True)) as pool:
         player = EpisodePlayer(ScriptedAgent(lambda name: actions), pool, source={"kind": "gold"})
         player.submit(suite.episodes("train")[:4])
         played = list(player.run(max_unfinished))

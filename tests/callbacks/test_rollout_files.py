@@ -14,6 +14,7 @@ from online_run import make_data, make_online
 from lit_rft._files import AppendedFile
 from lit_rft.callbacks import RolloutFiles
 from lit_rft.datamodules import EpisodeGroupDataModule, PromptLoader
+from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.records import RolloutWriter, read_rollouts
 from lit_rft.rewards import RewardSum
@@ -198,7 +199,8 @@ def make_episodes(model: Path, folder: Path) -> tuple[MixedPolicyEpisodes, Episo
     L.seed_everything(0, verbose=False)
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(model), lora=ADAPTERS), OptimizerSettings(learning_rate=5e-3), agent=PLAYER,
-        exploration=SamplingSettings(6, 1.0), acting=ActingSettings(SamplingSettings(6), parallel_episodes=2),
+        exploration=SamplingSettings(6, 1.0),
+        acting=ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True)),
         **grpo_parts(group_size=3),
     )  # fmt: skip
     options: dict[str, Any] = {"train_episodes_per_task": 2, "batch_size": 2, "suite": CorridorSuite()}

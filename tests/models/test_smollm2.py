@@ -58,8 +58,9 @@ def both_answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tupl
 
 
 @pytest.fixture(scope="module")
-def folder(both_answers: list[tuple[str, str]]) -> Path:
-    return Path(both_answers[0][0].strip())
+def folder() -> Path:
+    """The model of the user's cache, which other tests use as well."""
+    return smollm2_135m_instruct()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,8 @@ def gguf() -> GGUFReader:
     return GGUFReader(smollm2._gguf_file())
 
 
-def test_two_processes_convert_once(both_answers: list[tuple[str, str]], folder: Path) -> None:
+@pytest.mark.slow  # half a minute: three conversions
+def test_two_processes_convert_once(both_answers: list[tuple[str, str]]) -> None:
     (first, first_messages), (second, second_messages) = both_answers
     assert first == second
     messages = first_messages + second_messages
@@ -82,8 +84,12 @@ def test_two_processes_convert_once(both_answers: list[tuple[str, str]], folder:
     assert re.sub(rf"{said}|Waiting for another process that is building \S+ \.\.\.\n", "", messages) == ""
 
 
-def test_nothing_of_the_killed_one_is_left(folder: Path) -> None:
-    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+@pytest.mark.slow
+def test_nothing_of_the_killed_one_is_left(both_answers: list[tuple[str, str]], folder: Path) -> None:
+    converted = Path(both_answers[0][0].strip())
+    assert [path.name for path in converted.parent.iterdir() if path.is_dir()] == [converted.name]
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (converted / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_it_speaks_english(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

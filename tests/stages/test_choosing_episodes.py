@@ -11,7 +11,7 @@ from command import main
 
 from lit_rft.agents import AdmissibleActions, FlatAgent
 from lit_rft.datamodules import EpisodeGroupDataModule
-from lit_rft.envs import GymSuite
+from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.envs.games import GuessNumber
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, ObjectiveSettings, OptimizerSettings, PolicySettings
@@ -25,7 +25,7 @@ def make(model: Path, folder: Path) -> tuple[MixedPolicyEpisodes, EpisodeGroupDa
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(model), lora=ADAPTERS), OptimizerSettings(learning_rate=5e-3),
         ObjectiveSettings(group_size=4, traces_per_group=0, entropy_coef=0.1, kl_coef=0.1), SamplingSettings(6, 1.3),
-        ActingSettings(SamplingSettings(6), parallel_episodes=2),
+        ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True)),
         FlatAgent("Act.", 900, admissible=AdmissibleActions(choose=True)),
     )  # fmt: skip
     return stage, EpisodeGroupDataModule(model=str(model), data_dir=str(folder), batch_size=3, suite=SUITE)

@@ -10,12 +10,13 @@ import torch
 from grpo_parts import grpo_parts
 
 from lit_rft.datamodules import EpisodeGroupDataModule
+from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
 
-ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True))
 
 
 def make(

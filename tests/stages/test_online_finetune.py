@@ -10,6 +10,7 @@ import torch
 from online_run import make_data, make_online, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, CriticSettings, OnlineSettings, OptimizerSettings
 from lit_rft.testing.tiny_stage import (
@@ -62,7 +63,9 @@ def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder:
 @pytest.mark.parametrize("merge", [True, False])
 def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path: Path, merge: bool) -> None:
     """Other low-level skills: other actions, but the first subgoal, which is written before any, stays the same."""
-    acting = ActingSettings(SamplingSettings(6), parallel_episodes=1, merge_adapters=merge)
+    acting = ActingSettings(
+        SamplingSettings(6), parallel_episodes=1, merge_adapters=merge, pool=PoolSettings(threads=True)
+    )
     stage = make_online(tiny_model_folder, acting=acting, agent=dataclasses.replace(PLAYER, subgoal_steps=9))
     data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_episodes_per_task=1)
 

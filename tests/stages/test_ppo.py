@@ -12,7 +12,7 @@ from recorder import Recorder
 from lit_rft.agents.records import learnable_transcripts
 from lit_rft.batches import Prompt
 from lit_rft.datamodules import OnlineDataModule, PromptLoader
-from lit_rft.envs import GymSuite
+from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
@@ -239,7 +239,8 @@ def play(
     L.seed_everything(0, verbose=False)
     stage = PPOEpisodes(
         PolicySettings(str(model), **{"lora": None, **options}), OptimizerSettings(learning_rate=1e-2), ppo,
-        SamplingSettings(6, 1.0), ActingSettings(SamplingSettings(6), parallel_episodes=2), agent,
+        SamplingSettings(6, 1.0),
+        ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True)), agent,
     )  # fmt: skip
     suite = GymSuite("plugins.vowels_env.Vowels", step_limit=2, seeds={"train": 16})
     data = OnlineDataModule(model=str(model), data_dir=str(folder), suite=suite, rounds=steps, episodes_per_round=16)

@@ -11,6 +11,7 @@ from families import FAMILIES, family_tokenizer
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, Tags
 from lit_rft.datamodules import EpisodeGroupDataModule
+from lit_rft.envs import PoolSettings
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings
 from lit_rft.stages import (
     ActingSettings,
@@ -122,7 +123,7 @@ def test_what_trains_is_what_was_generated(
     stage = MixedPolicyEpisodes(
         PolicySettings(model=str(thinking_model), lora=ADAPTERS), OptimizerSettings(learning_rate=5e-3),
         ObjectiveSettings(group_size=3, traces_per_group=0, entropy_coef=0.1), SamplingSettings(12, 1.0),
-        ActingSettings(SamplingSettings(12), parallel_episodes=2), agent,
+        ActingSettings(SamplingSettings(12), parallel_episodes=2, pool=PoolSettings(threads=True)), agent,
         BatchingSettings(packing=packing),
     )  # fmt: skip
     data = EpisodeGroupDataModule(

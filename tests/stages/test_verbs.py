@@ -12,13 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_rft.agents import HierarchyPrompts
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
+from lit_rft.envs import PoolSettings
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
-ACTING = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2)
+ACTING = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2, pool=PoolSettings(threads=True))
 
 
 def _trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -150,7 +151,7 @@ def test_every_acting_knob_counts(tiny_model_folder: Path, tmp_path: Path) -> No
         _trainer(tmp_path).test(stage, datamodule=_data(tiny_model_folder, tmp_path), verbose=False)
         return sorted((p.episode.id, [(g.start, g.goal) for g in p.episode.subgoals]) for p in stage.evaluator.results)
 
-    base = {"sampling": ACTING.sampling, "parallel_episodes": 2}
+    base = {"sampling": ACTING.sampling, "parallel_episodes": 2, "pool": ACTING.pool}
     played = play(ActingSettings(**base))
     assert played == play(ActingSettings(**base))
     for name, knob in KNOBS.items():
@@ -175,7 +176,7 @@ def test_evaluation_in_bf16_keeps_its_caches(
 def test_folding_the_adapters_in_changes_nothing_that_is_played(tiny_model_folder: Path, tmp_path: Path) -> None:
     played = []
     for merge in (True, False):
-        settings = ActingSettings(SamplingSettings(6), 2, merge_adapters=merge)
+        settings = ActingSettings(SamplingSettings(6), 2, merge_adapters=merge, pool=PoolSettings(threads=True))
         stage = make_stage(tiny_model_folder, acting=settings, agent=PLAYER)
         stage.configure_model()
         for name, parameter in stage.named_parameters():
@@ -199,7 +200,7 @@ def test_a_file_of_another_policy_is_not_added_to(tiny_model_folder: Path, tmp_p
 
     predict(ACTING)
     with pytest.raises(ValueError, match="another policy or sampling"):
-        predict(ActingSettings(SamplingSettings(6, 0.5), parallel_episodes=2))
+        predict(ActingSettings(SamplingSettings(6, 0.5), parallel_episodes=2, pool=PoolSettings(threads=True)))
     for other in ({"max_length": 800}, {"subgoal_steps": 3}, {"prompts": HierarchyPrompts("Think.", "Act.")}):
         with pytest.raises(ValueError, match="another policy or sampling"):
             predict(ACTING, agent=replace(PLAYER, **other))

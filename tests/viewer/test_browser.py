@@ -239,6 +239,7 @@ def test_texts_have_contrast(browser: Any, file: Path, scheme: str) -> None:
     assert low == []
 
 
+@pytest.mark.slow  # 15 s on one core
 def test_the_benchmark_of_the_page_runs(browser: Any, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "viewer.py"
     command = [sys.executable, str(script), "--steps", "4", "--rounds", "1", "--results", str(tmp_path)]
