@@ -123,7 +123,8 @@ def test_a_run_without_checkpoints_does_not_get_into_another(
 
 def test_a_dry_run_replaces_nothing(arguments: list[str], run: Path, tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
-    limits = ["--data.init_args.eval_episodes_per_task", "1", "--data.init_args.tasks", "[pick_and_place_simple]"]
+    limits = ["--data.init_args.eval_episodes_per_task", "1"]
+    limits += ["--data.init_args.tasks", "[synthetic-pick_and_place_simple]"]
     main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
     assert {path: path.read_bytes() for path in kept} == kept
 

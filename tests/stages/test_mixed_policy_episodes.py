@@ -1,5 +1,6 @@
 """Mixed-policy GRPO over episodes of the corridor; on ScienceWorld in tests/test_scienceworld_run.py."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: P
         tmp_path,
         objective={"entropy_coef": 0.0},
         data={"suite": CorridorSuite(die_always=True), "train_files": [str(files)]},
+        acting=dataclasses.replace(ACTING, pool=PoolSettings()),  # in processes, which the environment kills
     )
     stage.configure_model()
     before = trained(stage)

@@ -100,7 +100,8 @@ def test_predict_writes_episodes_and_resumes(tiny_model_folder: Path, tmp_path: 
 
 def test_predict_leaves_out_episodes_whose_environment_failed(tiny_model_folder: Path, tmp_path: Path) -> None:
     def predict(suite: CorridorSuite) -> list[str]:
-        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        acting = replace(ACTING, pool=PoolSettings())  # in processes, which the environment kills
+        stage = make_stage(tiny_model_folder, acting=acting, agent=PLAYER)
         data = _data(tiny_model_folder, tmp_path, suite=suite)
         batches: Any = _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data)
         return [played.episode.outcome.reason for batch in batches for played in batch]
