@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from lit_rft.generation.graphs import StepGraphs, can_capture, rows_of_graph
 from lit_rft.generation.kv_cache import SlotCache
+from lit_rft.generation.openings import Share, plan_shares
+from lit_rft.models.accel import is_on
 from lit_rft.models.accel.decoding_attention import decoding_attention
 from lit_rft.models.accel.decoding_layers import DecodingLayers
 from lit_rft.models.accel.packed_weights import PackedProducts
@@ -64,15 +66,41 @@ class Decoder:
     def read(self, new_ids: dict[int, list[int]]) -> dict[int, Tensor]:
         """Prefill in groups of similar length; the slots get consecutive rows, in the order of the result.
 
+        Openings that empty slots share, with one another or with other slots, are read once.
+
         Returns:
             slot -> logits [V] after its last token.
         """
-        groups = similar_lengths({slot: len(ids) for slot, ids in new_ids.items()}, self.max_prefill_tokens)
-        self.cache.arrange([slot for group in groups for slot in group])
+        shares = self._shares(new_ids)
+        rest = {slot: ids[shares.get(slot, Share()).length :] for slot, ids in new_ids.items()}
+        passes = []
+        for step in range(1 + max((share.step for share in shares.values()), default=0)):
+            lengths = {slot: len(ids) for slot, ids in rest.items() if shares.get(slot, Share()).step == step}
+            passes += similar_lengths(lengths, self.max_prefill_tokens)
+        self.cache.arrange([slot for group in passes for slot in group])
         logits: dict[int, Tensor] = {}
-        for group in groups:
-            logits.update(zip(group, self._forward(group, [new_ids[slot] for slot in group]), strict=True))
+        for group in passes:
+            self._copy(shares, group)
+            logits.update(zip(group, self._forward(group, [rest[slot] for slot in group]), strict=True))
+            for slot in shares.keys() & set(group):
+                self.cache.openings[slot] = new_ids[slot]
         return logits
+
+    def _shares(self, new_ids: dict[int, list[int]]) -> dict[int, Share]:
+        """Return what empty slots copy; nothing on a GPU, where a further pass costs as much as thousands of tokens."""
+        if not is_on(self.model, "shared_openings") or causal_lm(self.model).device.type != "cpu":
+            return {}
+        cached = {slot: ids for slot, ids in enumerate(self.cache.openings) if ids}
+        return plan_shares(cached, {slot: ids for slot, ids in new_ids.items() if not self.cache.lengths[slot]})
+
+    def _copy(self, shares: dict[int, Share], slots: Sequence[int]) -> None:
+        targets: dict[tuple[int, int], list[int]] = {}
+        for slot in slots:
+            share = shares.get(slot, Share())
+            if share.source is not None:
+                targets.setdefault((share.source, share.length), []).append(slot)
+        for (source, length), copies in targets.items():
+            self.cache.copy_prefix(source, copies, length)
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Decode one token in each slot.

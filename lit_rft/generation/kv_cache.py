@@ -100,6 +100,7 @@ class SlotCache(Cache):
         self._stores = [_SlotLayer(self._plan, num_slots) for _ in range(num_layers)]
         super().__init__(layers=list(self._stores))
         self.lengths = [0] * num_slots
+        self.openings: list[list[int]] = [[] for _ in range(num_slots)]  # first tokens of each slot, as far as known
         self._row_of = list(range(num_slots))
         self._slot_in = list(range(num_slots))
 
@@ -123,7 +124,7 @@ class SlotCache(Cache):
         for store in self._stores if targets else []:
             store.copy(self._row_of[source], [self._row_of[slot] for slot in targets], length)
         for slot in targets:
-            self.lengths[slot] = length
+            self.lengths[slot], self.openings[slot] = length, self.openings[source][:length]
 
     def prepare(self, slots: Sequence[int], new_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Plan a forward pass that appends `new_tokens` (padding included) to each of `slots`.
@@ -187,4 +188,4 @@ class SlotCache(Cache):
 
     def clear(self, slot: int) -> None:
         """Clear a slot for reuse."""
-        self.lengths[slot] = 0
+        self.lengths[slot], self.openings[slot] = 0, []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rft.generation.decoder import Decoder, ReadOut
+from lit_rft.generation.openings import Share
 from lit_rft.models.accel import is_on
 from lit_rft.models.accel.probing import common_ids, difference, tried_once
 from lit_rft.models.backbone import output_logits
@@ -54,6 +55,9 @@ class RecomputeDecoder(Decoder):
     @property
     def reads_ahead(self) -> bool:
         return False
+
+    def _shares(self, new_ids: dict[int, list[int]]) -> dict[int, Share]:
+        return {}  # all is read again at every token
 
     def _forward(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         for slot, ids in zip(slots, new_ids, strict=True):

@@ -202,11 +202,13 @@ def test_the_log_names_the_reasons(caplog: pytest.LogCaptureFixture) -> None:
         "fast path fused_layers is off: weights are sharded",
         "fast path blockwise_attention is off: serves bf16 only, not float32",
         "fast path cuda_graphs is off: the device is cpu, not cuda",
+        "fast path shared_openings is off: the device is cuda, not cpu",
         "fast path lookup_drafts is off: the device is cuda, not cpu",
     ):
         assert line in reasons
     lines = [record.message for record in caplog.records if record.levelno == logging.INFO][-1]
-    assert lines.endswith("shared_prompts, log_prob_gradients, decoding_attention, kv_cache, lookup_drafts")
+    on = "shared_prompts, log_prob_gradients, decoding_attention, kv_cache, shared_openings, lookup_drafts"
+    assert lines.endswith(on)
 
 
 def test_off_undoes_what_was_fused_and_leaves_others_alone() -> None:

@@ -39,6 +39,7 @@ _OBSTACLES: dict[FastPathName, Callable[[Situation], str | None]] = {
     "log_prob_gradients": lambda s: log_prob_gradients.obstacle(s.model),
     "decoding_attention": lambda s: decoding_attention.obstacle(s.model),
     "fused_decoding": lambda s: decoding_layers.obstacle(s.model, s.device, s.dtype),
+    "shared_openings": lambda s: None if s.device == "cpu" else f"the device is {s.device}, not cpu",
     "lookup_drafts": lambda s: None if s.device == "cpu" else f"the device is {s.device}, not cpu",
     "cuda_graphs": lambda s: _no_graphs(s.device, s.sharded),
 }

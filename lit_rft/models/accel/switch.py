@@ -18,6 +18,7 @@ FastPathName = Literal[
     "decoding_attention",
     "fused_decoding",
     "kv_cache",
+    "shared_openings",
     "lookup_drafts",
     "cuda_graphs",
 ]
