@@ -8,12 +8,13 @@ of 96 tokens (equal), or up to EOS and at most 256 (ragged; `generate` continues
 The completions differ, so the metric is tokens per second. Alternating rounds, each in its own process; medians. Also:
 single decoding steps of lit-rft against the machine's copy bandwidth and matrix-product peak, shares of operator time,
 and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). With `--peer vllm` the `LLM` class
-of vLLM takes part, without an adapter. Writes `benchmarks/results/rollout.json`, with a peer `rollout_vllm.json`.
+of vLLM takes part in place of `generate`, without an adapter. Writes `benchmarks/results/rollout.json`, with a peer `rollout_vllm.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -89,6 +90,7 @@ def load(side: str) -> Any:
     if side == "vllm":
         from vllm import LLM
 
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default more than there is
         return LLM(model=resolve_model(MODEL), dtype="bfloat16", max_model_len=1024)
     model = load_backbone(MODEL, dtype=torch.bfloat16).eval()
     model.generation_config.eos_token_id = None  # only the end tokens that are given end a completion
@@ -169,7 +171,7 @@ def report(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--side", choices=(*SIDES, "vllm", "limits"), help="run one side only")
-    parser.add_argument("--peer", choices=["vllm"], help="another side")
+    parser.add_argument("--peer", choices=["vllm"], help="in place of `generate`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round", type=int, default=0, help="number of the round")
     options = parser.parse_args()
@@ -190,7 +192,7 @@ def main() -> None:
     settings = {"rows": ROWS, "group": GROUP, "lengths": lengths, "prompt_tokens": list(map(len, prompts)),
                 "precision": "bf16", "context_of_steps": CONTEXT}  # fmt: skip
     result = {"machine": machine(), "versions": versions(), "settings": settings}
-    sides = (*SIDES, options.peer) if options.peer else SIDES
+    sides = (SIDES[0], options.peer) if options.peer else SIDES
     result |= compare(in_turns(__file__, sides, options.rounds, "--round", "{round}")) | in_process(
         __file__, "--side", "limits"
     )
