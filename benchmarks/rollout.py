@@ -8,7 +8,8 @@ of 96 tokens (equal), or up to EOS and at most 256 (ragged; `generate` continues
 The completions differ, so the metric is tokens per second. Alternating rounds, each in its own process; medians. Also:
 single decoding steps of lit-rft against the machine's copy bandwidth and matrix-product peak, shares of operator time,
 and dispatch overhead (`fixed_seconds`, the same network with 8-dimensional heads). With `--peer vllm` the `LLM` class
-of vLLM takes part in place of `generate`, without an adapter. Writes `benchmarks/results/rollout.json`, with a peer `rollout_vllm.json`.
+of vLLM takes part in place of `generate`, without an adapter. Writes `benchmarks/results/rollout.json`, with a peer
+`rollout_vllm.json`.
 """
 
 from __future__ import annotations
