@@ -1,4 +1,4 @@
-"""Where the time of a decoding step and of an update goes, before and after the fast paths.
+"""Profiles of a decoding step and of an update, before and after the fast paths.
 
     python benchmarks/profiles.py
 

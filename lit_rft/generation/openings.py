@@ -12,7 +12,7 @@ _LAST_STEP = 2
 
 @dataclass(frozen=True)
 class Share:
-    """What a conversation copies before it reads the rest of its opening.
+    """The beginning that a conversation copies before it reads the rest of its opening.
 
     Attributes:
         source: the slot that it copies from; None if it reads all by itself.
@@ -57,8 +57,10 @@ def plan_shares(cached: Mapping[int, Sequence[int]], new: Mapping[int, Sequence[
 
 def _share(source: int, length: int, shares: Mapping[int, Share]) -> Share:
     """Return a share of a source's first tokens, taken from where it has copied them itself if that is enough."""
-    while (own := shares.get(source)) and own.source is not None and (own.length >= length or own.step == _LAST_STEP):
-        source, length = own.source, min(own.length, length)
+    while (copied := shares.get(source, Share())).source is not None and (
+        copied.length >= length or copied.step == _LAST_STEP
+    ):
+        source, length = copied.source, min(copied.length, length)
     if length < _LEAST:
         return Share()
     return Share(source, length, shares[source].step + 1 if source in shares else 0)
