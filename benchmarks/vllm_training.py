@@ -1,4 +1,4 @@
-"""LUFFY with vLLM's samples, and with the library's own: rewards, importance weights and seconds.
+"""LUFFY with vLLM's samples, by adapters or by merged weights, and with the library's own: rewards and seconds.
 
     make .venv-vllm/.ready
     .venv-vllm/bin/python benchmarks/vllm_training.py             # resumes after the last complete run
@@ -6,7 +6,8 @@
 
 20 steps of `luffy/arithmetic.yaml` (SmolLM2-135M-Instruct with LoRA, sums of two numbers) for each engine and seed,
 8 prompts with a trace and three completions each; with vLLM the overlay `luffy/vllm_in_process.yaml`, whose importance
-weights the other side has as well. Runs are in `runs/vllm_training`, figures in
+weights the other side has as well. All engines see the same prompts in the same order. Intervals: Student's over seeds,
+and a bootstrap over the groups (one per prompt) of all seeds. Runs are in `runs/vllm_training`, figures in
 `benchmarks/results/vllm_training.json`.
 """
 
@@ -20,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import RESULTS, ROOT, Step, curve, environment, lit_rft, read_results, run
+import numpy as np
+from experiment import RESULTS, ROOT, Step, curve, environment, interval, lit_rft, read_results, run
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +30,13 @@ from lit_rft._files import write_json
 from lit_rft.records import read_rollouts
 
 RUNS, FILE = ROOT / "runs" / "vllm_training", RESULTS / "vllm_training.json"
-ENGINES: dict[str, list[str]] = {"own": [], "vLLM": ["luffy/vllm_in_process.yaml"]}
+OVERLAY = ["luffy/vllm_in_process.yaml"]
+MERGED = {"model.init_args.answering.server.init_args.weights": "merged"}
+ENGINES: dict[str, tuple[list[str], dict[str, str]]] = {  # overlays and keys
+    "own": ([], {}),
+    "vLLM": (OVERLAY, {}),
+    "vLLM, merged": (OVERLAY, MERGED),
+}
 STEPS, SEEDS = 20, (0, 1, 2)
 KEYS = {
     "trainer.max_steps": STEPS,
@@ -47,10 +55,11 @@ KEYS = {
 
 def step(engine: str, seed: int, runs: Path) -> Step:
     """Return the command of one run."""
-    folder = runs / f"{engine}-{seed}"
+    folder = runs / f"{engine.replace(', ', '_')}-{seed}"
+    overlays, more = ENGINES[engine]
     seeds = {"seed_everything": seed, "model.init_args.seed": seed, "data.init_args.seed": seed}
-    keys = {"trainer.default_root_dir": folder, **KEYS, **seeds}
-    command = lit_rft("fit", ["luffy/arithmetic.yaml", *ENGINES[engine]], keys)
+    keys = {"trainer.default_root_dir": folder, **KEYS, **seeds, **more}
+    command = lit_rft("fit", ["luffy/arithmetic.yaml", *overlays], keys)
     if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
         command += ["--ckpt_path", "last"]
     return Step(f"{engine}: seed {seed}", command, folder / "fit.done")
@@ -60,10 +69,11 @@ def figures(folder: Path) -> dict[str, Any]:
     """Return a run's mean reward, seconds per step, and mean importance weight and difference of the sampled tokens."""
     logs = folder / "tensorboard"
     rewards = [value for _, value in curve(logs, "train/reward")]
+    groups = read_rollouts(folder)
     seconds = {name: [value for _, value in curve(logs, f"perf/{name}_seconds")] for name in ("rollout", "update")}
     differences = [
         now - sampled
-        for group in read_rollouts(folder)
+        for group in groups
         for rollout in group.rollouts
         for part in rollout.conversations
         if not rollout.trace
@@ -73,6 +83,10 @@ def figures(folder: Path) -> dict[str, Any]:
         "reward": statistics.mean(rewards),
         "last_five": statistics.mean(rewards[-5:]),
         "rewards": rewards,
+        "group_rewards": [
+            round(statistics.mean(rollout.reward for rollout in group.rollouts if not rollout.trace), 4)
+            for group in groups
+        ],
         **{f"{name}_seconds": statistics.median(values) for name, values in seconds.items() if values},
         "tokens": len(differences),
         "weight": statistics.mean(math.exp(difference) for difference in differences),
@@ -80,14 +94,47 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
+def bootstrap(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
+    """Return the 95% interval of the mean over resampled values."""
+    chosen = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.asarray(values)[chosen].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def compare(rows: dict[str, Any], engine: str) -> dict[str, str]:
+    """Return an engine's mean reward over its seeds, and its difference from the own engine's."""
+    seeds = {name.rpartition("-")[2] for name in rows if name.rpartition("-")[0] == engine}
+    rewards = [rows[f"{engine}-{seed}"]["reward"] for seed in sorted(seeds)]
+    groups = [value for seed in sorted(seeds) for value in rows[f"{engine}-{seed}"]["group_rewards"]]
+    pairs = [
+        zip(rows[f"{engine}-{seed}"]["group_rewards"], rows[f"own-{seed}"]["group_rewards"], strict=True)
+        for seed in sorted(seeds)
+        if f"own-{seed}" in rows
+    ]
+    differences = [theirs - ours for pair in pairs for theirs, ours in pair]
+    columns = {"engine": engine, "seeds": str(len(seeds)), "reward": interval(rewards), "over groups": shown(groups)}
+    return columns | {"minus own": shown(differences) if differences and engine != "own" else ""}
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return the mean, and its interval by the bootstrap."""
+    return "{:.3f} ({:.3f} to {:.3f})".format(statistics.mean(values), *bootstrap(values))
+
+
 def report(results: dict[str, Any], console: Console) -> None:
     columns = ("reward", "last_five", "rollout_seconds", "update_seconds", "tokens", "weight", "difference")
+    rows = results.get("runs", {})
     table = Table(title=f"LUFFY, {STEPS} steps")
     for column in ("engine", "seed", *columns):
         table.add_column(column.replace("_", " "), justify="right")
-    for name, row in results.get("runs", {}).items():
+    for name, row in rows.items():
         table.add_row(*name.rsplit("-", 1), *(f"{row[column]:.4g}" if column in row else "" for column in columns))
     console.print(table)
+    engines = [compare(rows, engine) for engine in ENGINES if any(name.startswith(f"{engine}-") for name in rows)]
+    summary = Table("engine", "seeds", "reward", "over groups", "minus own", title="95% intervals")
+    for engine in engines:
+        summary.add_row(*engine.values())
+    console.print(summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

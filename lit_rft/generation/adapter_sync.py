@@ -1,6 +1,7 @@
-"""Keeps a policy's adapter on a completion backend in sync with the policy."""
+"""Keeps a policy's adapter, or all its weights, on a completion backend in sync with the policy."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -8,19 +9,23 @@ from torch import distributed, nn
 
 from lit_rft.generation.backends import CompletionBackend, ServedAdapter
 from lit_rft.generation.model_check import PROBE, check_model, probe_prompt
+from lit_rft.models.merged_export import save_merged
 from lit_rft.models.processes import global_rank, world_size
 from lit_rft.models.sharding import adapter_state
 
 Value = TypeVar("Value")
 
 _UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")  # by vLLM
+_MERGED = "vLLM in process with all weights (lit_rft.VllmInProcess, weights: merged)"
 
 
 class AdapterSync:
     """Uploads an adapter from the first process to a backend; all processes sample with it.
 
+    A backend with a `merged_dtype` gets all weights, with the adapter merged, if the policy has one.
+
     Args:
-        backend: samples; several adapters may share it.
+        backend: samples; several adapters may share it, unless it gets all weights.
         adapter: name of the policy's adapter.
     """
 
@@ -41,14 +46,17 @@ class AdapterSync:
             version: of its weights; unless it changes, or `changed` is called, nothing is uploaded.
 
         Raises:
-            ValueError: If the policy has no adapter, one that the backend does not support, or another base model.
-            RuntimeError: In all processes, if the backend refuses it.
+            ValueError: If the backend needs an adapter that the policy lacks, or has another base model.
+            RuntimeError: In all processes, if the backend refuses the weights.
         """
         if self._served is None or version != self._version:
-            if not hasattr(policy, "peft_config"):
-                raise ValueError("a server gets adapters, not whole models: set policy.lora, or leave out server")
-            _check_adapter(policy, self._adapter)
-            before, self._served, self._version = self._served, self._upload(policy), version
+            before = self._served
+            if self.backend.merged_dtype is None:
+                _check_adapter(policy, self._adapter)
+            elif before is not None:  # there is room for one policy
+                self.backend.unload(before)
+                self._served = before = None
+            self._served, self._version = self._upload(policy), version
             if before is not None:
                 self.backend.unload(before)
             if not self._checked:
@@ -56,6 +64,9 @@ class AdapterSync:
         return self._served
 
     def _upload(self, policy: Any) -> ServedAdapter:
+        if (dtype := self.backend.merged_dtype) is not None:
+            save = partial(save_merged, policy, adapter=self._adapter, dtype=dtype)
+            return self._everywhere(lambda: self.backend.load(save))
         weights = adapter_state(policy)  # from all processes
         return self._everywhere(lambda: self.backend.load(lambda folder: self._save(policy, folder, weights)))
 
@@ -106,14 +117,18 @@ class AdapterSync:
 
 
 def _check_adapter(policy: Any, adapter: str) -> None:
-    """Check that vLLM supports all settings of an adapter; it ignores some silently.
+    """Check that the policy has an adapter, all of whose settings vLLM supports; it ignores some silently.
 
     Raises:
-        ValueError: For settings that it does not support.
+        ValueError: For a policy without adapters, or settings that are not supported.
     """
+    if not hasattr(policy, "peft_config"):
+        raise ValueError(
+            f"a server gets adapters, not whole models: set policy.lora, leave out server, or use {_MERGED}"
+        )
     config = policy.peft_config[adapter]
     if unsupported := [name for name in _UNSUPPORTED if getattr(config, name, None)]:
         raise ValueError(
             f"vLLM cannot sample with an adapter that has {', '.join(unsupported)}: leave out server, or these keys of "
-            "policy.lora"
+            f"policy.lora, or use {_MERGED}"
         )

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from lit_rft.generation.sampling import Completion, SamplingSettings
 
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter that a backend has loaded.
+    """An adapter, or all weights of a policy, that a backend has loaded.
 
     Args:
         name: never reused.
-        folder: with the adapter in PEFT's format, kept while it is loaded.
+        folder: with the adapter in PEFT's format, kept while it is loaded; one of all weights is already removed.
     """
 
     name: str
@@ -29,11 +31,17 @@ class CompletionBackend(Protocol):
         """Name of its base model, for messages."""
         ...
 
+    @property
+    def merged_dtype(self) -> torch.dtype | None:
+        """Data type of all weights, adapters merged, if it takes these in place of an adapter; None if it does not."""
+        ...
+
     def load(self, write: Callable[[Path], Path | None]) -> ServedAdapter:
-        """Load an adapter.
+        """Load an adapter, or all weights.
 
         Args:
-            write: writes it into a folder, in PEFT's format; returns the subfolder with the adapter, if it is in one.
+            write: writes an adapter into a folder, in PEFT's format, or all weights in transformers' format; returns
+                the subfolder with the adapter, if it is in one.
 
         Raises:
             RuntimeError: The backend does not support it.

@@ -69,6 +69,8 @@ class VllmServer:
         settings: of the server.
     """
 
+    merged_dtype = None  # a server has adapters
+
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._api = VllmApi(ServerConnection(settings.url, settings.timeout))

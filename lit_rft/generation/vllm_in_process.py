@@ -1,7 +1,7 @@
 """Completions by vLLM's `LLM` class, started by the training process: for one device and without a server.
 
 vLLM must be installed beside this library. Its engine is a child process of the training process, so that threads,
-random numbers and process groups of training are untouched; adapters are handed over as files.
+random numbers and process groups of training are untouched; adapters, or all weights, are handed over as files.
 """
 
 import gc
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,7 +18,11 @@ from lit_rft.generation.adapter_folders import AdapterFolders
 from lit_rft.generation.backends import CompletionBackend, ServedAdapter, check_context, check_sizes
 from lit_rft.generation.completions_api import checked_completion, prompt_seed, sampling_fields
 from lit_rft.generation.sampling import Completion, SamplingSettings, as_ids
+from lit_rft.generation.vllm_worker import ReloadExtension
 from lit_rft.models.processes import world_size
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_WORKER = f"{ReloadExtension.__module__}.{ReloadExtension.__name__}"
 
 
 @dataclass
@@ -29,6 +33,9 @@ class VllmInProcess:
         model: base model, a folder or a Hugging Face id; null for the policy's.
         dtype: of its weights.
         max_model_len: maximum tokens of a prompt and its completion; null for the model's own.
+        weights: what it gets at each new version of the policy: its adapter, or all weights with the adapter merged.
+            The latter is for policies without adapters (policy.lora: null), too, for one adapter at a time, and much
+            faster on a CPU, where vLLM is slow with adapters.
         max_lora_rank: maximum rank of adapters: 8, 16, 32, 64, 128, 256, 320 or 512.
         gpu_memory: share of a GPU's memory, in (0, 1].
         sleep: release the GPU's memory between rollouts; has no effect on a CPU, where vLLM cannot sleep.
@@ -38,6 +45,7 @@ class VllmInProcess:
     model: str | None = None
     dtype: str = "bfloat16"
     max_model_len: int | None = None
+    weights: Literal["adapter", "merged"] = "adapter"
     max_lora_rank: int = 64
     gpu_memory: float = 0.4
     sleep: bool = True
@@ -46,9 +54,13 @@ class VllmInProcess:
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory <= 1:
             raise ValueError(f"server.gpu_memory must be in (0, 1], got {self.gpu_memory}")
+        if self.weights not in ("adapter", "merged"):
+            raise ValueError(f"server.weights must be adapter or merged, got {self.weights!r}")
+        if self.weights == "merged" and self.dtype not in _DTYPES:
+            raise ValueError(f"server.dtype must be one of {', '.join(_DTYPES)} for merged weights, got {self.dtype!r}")
 
     def connect(self) -> CompletionBackend:
-        """Make the backend; vLLM starts with the first adapter."""
+        """Make the backend; vLLM starts when it is first loaded."""
         return VllmEngine(self)
 
 
@@ -65,7 +77,7 @@ class VllmEngine:
         self._start = start or _start_vllm
         self._llm: Any = None
         self._folders = AdapterFolders()
-        self._requests: dict[ServedAdapter, Any] = {}
+        self._requests: dict[ServedAdapter, Any] = {}  # None for all weights
         self._number = 0  # of the last adapter; never used again
         self._asleep = False
         self._model = settings.model
@@ -75,15 +87,33 @@ class VllmEngine:
         """Name of the base model."""
         return str(self._model)
 
+    @property
+    def merged_dtype(self) -> torch.dtype | None:
+        """See `CompletionBackend`."""
+        return _DTYPES[self.settings.dtype] if self.settings.weights == "merged" else None
+
     def load(self, write: Callable[[Path], Path | None]) -> ServedAdapter:
-        """Load an adapter; see `CompletionBackend`.
+        """Load an adapter, or all weights; see `CompletionBackend`.
 
         Raises:
-            RuntimeError: vLLM is not installed, does not start or rejects the adapter, or there are several processes.
+            RuntimeError: vLLM is not installed, does not start or rejects the weights, there are several processes, or
+                the weights of another policy are loaded.
         """
         if world_size() > 1:
             raise RuntimeError("vLLM in process is for one process (trainer.devices: 1): use a vLLM server for several")
+        if self.merged_dtype is not None and self._requests:
+            raise RuntimeError(
+                "vLLM in process has room for one policy with server.weights: merged, but several adapters sample: set "
+                "server.weights: adapter"
+            )
         adapter = self._folders.write(write)
+        if self.merged_dtype is None:
+            self._load_adapter(adapter)
+        else:
+            self._load_weights(adapter)
+        return adapter
+
+    def _load_adapter(self, adapter: ServedAdapter) -> None:
         config = json.loads((Path(adapter.folder) / "adapter_config.json").read_text(encoding="utf-8"))
         if config["r"] > self.settings.max_lora_rank:
             raise RuntimeError(
@@ -96,7 +126,18 @@ class VllmEngine:
         request = self._make_request(adapter.name, self._number, adapter.folder)
         self._call(self._llm.llm_engine.add_lora, request)
         self._requests[adapter] = request
-        return adapter
+
+    def _load_weights(self, weights: ServedAdapter) -> None:
+        try:
+            config = json.loads((Path(weights.folder) / "config.json").read_text(encoding="utf-8"))
+            self._model = self._model or config["_name_or_path"]
+            self._awake()
+            self._call(self._llm.collective_rpc, "reload_policy", args=(weights.folder,))
+        finally:
+            self._folders.remove(weights)  # vLLM has read it
+        if not self._call(self._llm.reset_prefix_cache):  # keys and values of the previous weights
+            raise RuntimeError("vLLM in process did not empty its prefix cache: its samples would mix two policies")
+        self._requests[weights] = None
 
     def _make_request(self, name: str, number: int, folder: str) -> Any:
         from vllm.lora.request import LoRARequest
@@ -112,16 +153,20 @@ class VllmEngine:
                 dtype=self.settings.dtype,
                 max_model_len=self.settings.max_model_len,
                 gpu_memory_utilization=self.settings.gpu_memory,
-                enable_lora=True,
-                max_lora_rank=self.settings.max_lora_rank,
-                max_loras=2,
                 logprobs_mode="processed_logprobs",
                 enable_sleep_mode=self._sleeps,
+                **self._weight_options,
                 **self.settings.options,
             )
         elif self._asleep:
             self._call(self._llm.wake_up)
             self._asleep = False
+
+    @property
+    def _weight_options(self) -> dict[str, Any]:
+        if self.merged_dtype is not None:
+            return {"worker_extension_cls": _WORKER}
+        return {"enable_lora": True, "max_lora_rank": self.settings.max_lora_rank, "max_loras": 2}
 
     @property
     def _sleeps(self) -> bool:
@@ -144,7 +189,7 @@ class VllmEngine:
             raise RuntimeError(f"vLLM in process failed: {type(error).__name__}: {error}; its log is above") from error
 
     def unload(self, adapter: ServedAdapter) -> None:
-        """Remove an adapter; see `CompletionBackend`."""
+        """Remove an adapter, or make room for other weights; see `CompletionBackend`."""
         request = self._requests.pop(adapter, None)
         self._folders.remove(adapter)
         if request is not None and self._llm is not None:

@@ -54,6 +54,15 @@ def in_process(model_folder: str) -> Iterator[CompletionBackend]:
     backend.close()
 
 
+@pytest.fixture(scope="session")
+def merged_in_process(model_folder: str) -> Iterator[CompletionBackend]:
+    """An engine of this process that gets all weights, in float32."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
+    backend = VllmInProcess(model_folder, dtype="float32", weights="merged", max_model_len=CONTEXT).connect()
+    yield backend
+    backend.close()
+
+
 @pytest.fixture(scope="session", params=["server", "in_process"])
 def backend(request: pytest.FixtureRequest) -> Iterator[CompletionBackend]:
     if request.param == "in_process":

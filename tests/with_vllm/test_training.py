@@ -80,10 +80,10 @@ class Compared:
         return expected - torch.tensor(completion.log_probs)
 
 
-@pytest.fixture(params=["server", "in_process"])
+@pytest.fixture(params=["server", "in_process", "merged_in_process"])
 def compared(request: pytest.FixtureRequest) -> Compared:
-    if request.param == "in_process":
-        return Compared(request.getfixturevalue("in_process"), request.node.name)
+    if request.param != "server":
+        return Compared(request.getfixturevalue(request.param), request.node.name)
     return Compared(ServerSettings(request.getfixturevalue("server_url")).connect(), request.node.name)
 
 
