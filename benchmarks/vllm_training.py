@@ -7,7 +7,7 @@
 20 steps of `luffy/arithmetic.yaml` (SmolLM2-135M-Instruct with LoRA, sums of two numbers) for each engine and seed,
 8 prompts with a trace and three completions each; with vLLM the overlay `luffy/vllm_in_process.yaml`, whose importance
 weights the other side has as well. All engines see the same prompts in the same order. Intervals: Student's over seeds,
-and a bootstrap over the groups (one per prompt) of all seeds. Runs are in `runs/vllm_training`, figures in
+and a bootstrap over the steps (24 completions each) of all seeds. Runs are in `runs/vllm_training`, figures in
 `benchmarks/results/vllm_training.json`.
 """
 
@@ -69,11 +69,10 @@ def figures(folder: Path) -> dict[str, Any]:
     """Return a run's mean reward, seconds per step, and mean importance weight and difference of the sampled tokens."""
     logs = folder / "tensorboard"
     rewards = [value for _, value in curve(logs, "train/reward")]
-    groups = read_rollouts(folder)
     seconds = {name: [value for _, value in curve(logs, f"perf/{name}_seconds")] for name in ("rollout", "update")}
     differences = [
         now - sampled
-        for group in groups
+        for group in read_rollouts(folder)
         for rollout in group.rollouts
         for part in rollout.conversations
         if not rollout.trace
@@ -83,10 +82,6 @@ def figures(folder: Path) -> dict[str, Any]:
         "reward": statistics.mean(rewards),
         "last_five": statistics.mean(rewards[-5:]),
         "rewards": rewards,
-        "group_rewards": [
-            round(statistics.mean(rollout.reward for rollout in group.rollouts if not rollout.trace), 4)
-            for group in groups
-        ],
         **{f"{name}_seconds": statistics.median(values) for name, values in seconds.items() if values},
         "tokens": len(differences),
         "weight": statistics.mean(math.exp(difference) for difference in differences),
@@ -102,17 +97,16 @@ def bootstrap(values: Sequence[float], resamples: int = 10_000) -> tuple[float, 
 
 
 def compare(rows: dict[str, Any], engine: str) -> dict[str, str]:
-    """Return an engine's mean reward over its seeds, and its difference from the own engine's."""
-    seeds = {name.rpartition("-")[2] for name in rows if name.rpartition("-")[0] == engine}
-    rewards = [rows[f"{engine}-{seed}"]["reward"] for seed in sorted(seeds)]
-    groups = [value for seed in sorted(seeds) for value in rows[f"{engine}-{seed}"]["group_rewards"]]
-    pairs = [
-        zip(rows[f"{engine}-{seed}"]["group_rewards"], rows[f"own-{seed}"]["group_rewards"], strict=True)
-        for seed in sorted(seeds)
-        if f"own-{seed}" in rows
+    """Return an engine's mean reward over its seeds, and its difference from the own engine's, step by step."""
+    of_seed = {name.rpartition("-")[2]: row for name, row in rows.items() if name.rpartition("-")[0] == engine}
+    steps = [reward for row in of_seed.values() for reward in row["rewards"]]
+    differences = [
+        theirs - ours
+        for seed, row in of_seed.items()
+        for theirs, ours in zip(row["rewards"], rows.get(f"own-{seed}", {}).get("rewards", []), strict=False)
     ]
-    differences = [theirs - ours for pair in pairs for theirs, ours in pair]
-    columns = {"engine": engine, "seeds": str(len(seeds)), "reward": interval(rewards), "over groups": shown(groups)}
+    mean = interval([row["reward"] for row in of_seed.values()])
+    columns = {"engine": engine, "seeds": str(len(of_seed)), "over seeds": mean, "over steps": shown(steps)}
     return columns | {"minus own": shown(differences) if differences and engine != "own" else ""}
 
 
@@ -131,7 +125,7 @@ def report(results: dict[str, Any], console: Console) -> None:
         table.add_row(*name.rsplit("-", 1), *(f"{row[column]:.4g}" if column in row else "" for column in columns))
     console.print(table)
     engines = [compare(rows, engine) for engine in ENGINES if any(name.startswith(f"{engine}-") for name in rows)]
-    summary = Table("engine", "seeds", "reward", "over groups", "minus own", title="95% intervals")
+    summary = Table("engine", "seeds", "over seeds", "over steps", "minus own", title="Mean reward, 95% intervals")
     for engine in engines:
         summary.add_row(*engine.values())
     console.print(summary)

@@ -33,9 +33,9 @@ class VllmInProcess:
         model: base model, a folder or a Hugging Face id; null for the policy's.
         dtype: of its weights.
         max_model_len: maximum tokens of a prompt and its completion; null for the model's own.
-        weights: what it gets at each new version of the policy: its adapter, or all weights with the adapter merged.
-            The latter is for policies without adapters (policy.lora: null), too, for one adapter at a time, and much
-            faster on a CPU, where vLLM is slow with adapters.
+        weights: form of each new version of the policy: its adapter, or all weights with the adapter merged. Merged
+            weights are also for policies without adapters (policy.lora: null) and for one policy at a time; they are
+            much faster on a CPU, where vLLM is slow with adapters.
         max_lora_rank: maximum rank of adapters: 8, 16, 32, 64, 128, 256, 320 or 512.
         gpu_memory: share of a GPU's memory, in (0, 1].
         sleep: release the GPU's memory between rollouts; has no effect on a CPU, where vLLM cannot sleep.

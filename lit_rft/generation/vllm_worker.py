@@ -1,6 +1,11 @@
 """An extension of vLLM's workers, which vLLM loads by its name in its own processes."""
 
+import logging
 from typing import Any
+
+# It warns of each layer without weights of its own (rotary embeddings, tied output layers), at each reload. Weights
+# that are missing in the files are reported elsewhere.
+_NOISY = "vllm.model_executor.model_loader.reload.layerwise"
 
 
 class ReloadExtension:
@@ -12,6 +17,7 @@ class ReloadExtension:
         """Replace the model's weights by those of a folder in transformers' format."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+        logging.getLogger(_NOISY).setLevel(logging.ERROR)
         worker: Any = self
         worker.reload_weights(weights_path=folder)
         for layer in self.model_runner.get_model().modules():

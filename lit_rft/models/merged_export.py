@@ -40,8 +40,9 @@ def save_merged(policy: nn.Module, folder: Path, *, adapter: str = "default", dt
         copies = {id(weight): _copy(weight, dtype) for weight in state.values()}  # tied weights stay one tensor
         lm.save_pretrained(folder, state_dict={name: copies[id(weight)] for name, weight in state.items()})
     path = folder / "config.json"
-    config = {**json.loads(path.read_text(encoding="utf-8")), "_name_or_path": lm.config._name_or_path}
-    path.write_text(json.dumps(config), encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    changes = {"dtype": str(dtype).removeprefix("torch."), "_name_or_path": lm.config._name_or_path}
+    path.write_text(json.dumps(config | changes), encoding="utf-8")
 
 
 def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ def prompts(tokenizer: Any) -> list[tuple[str, list[int]]]:
 def change(policy: Any) -> None:
     """Change all trainable weights much."""
     if hasattr(policy, "peft_config"):
-        return let_adapters_act(policy, 0.05)
+        return let_adapters_act(policy, 0.2)
     with torch.no_grad():
         for weight in policy.parameters():  # the embedding, which is the output layer, too
             weight += 0.3 * weight.std(correction=0) * torch.randn_like(weight)
