@@ -32,7 +32,7 @@ from lit_rft._files import write_json
 from lit_rft.episodes import Episode, read_episodes, write_episodes
 
 _DATA, _MODEL = "data.init_args.", "model.init_args."
-_ADVANTAGES = {"advantage_temperature": 0.1, "expectile": 0.5}
+_RATE = _MODEL + "optimizer.learning_rate"
 MEDIUM_TEMPERATURE, MEDIUM_PER_TASK, GAMES_PER_TASK = 1.0, 75, 22
 BATCH, STEPS, RATE = 3, 100, 5e-4
 
@@ -44,7 +44,7 @@ class Method:
     Attributes:
         title: in tables.
         stage: `sft` or `offline_rl`.
-        files: `all` of the played episodes, or the `solved` ones.
+        files: `all` of the played games, the `solved` ones, or those of another file.
         keys: further keys of the command.
     """
 
@@ -55,20 +55,31 @@ class Method:
 
 
 def _critic(update: str, **settings: Any) -> dict[str, Any]:
+    """Return keys of the critics; their features are those of the policy's own pass, which SFT has trained."""
     critic = {"features": "adapted", "cache_dir": "null", "learning_rate": 3e-3, "discount": 0.97}
     update = json.dumps({"class_path": f"lit_rft.stages.{update}", "init_args": settings})
     return {_MODEL + f"critic.{name}": value for name, value in critic.items()} | {_MODEL + "critic_update": update}
 
 
+def _returns(title: str, files: str = "all", temperature: float = 0.1, rate: float = RATE) -> Method:
+    keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
+    return Method(title, "offline_rl", files, {**keys, _RATE: rate})
+
+
 METHODS = {
-    "returns": Method(
-        "+ offline RL, lambda-returns", "offline_rl", keys=_critic("TDUpdate", td_lambda=0.95, **_ADVANTAGES)
-    ),
+    "returns": _returns("+ offline RL, lambda-returns"),
     "solved": Method("+ SFT on the solved games", "sft", "solved"),
     "more": Method("+ SFT on all games", "sft"),
-    "by_q": Method("+ offline RL, by Q", "offline_rl", keys=_critic("IQLUpdate", **_ADVANTAGES | {"expectile": 0.7})),
+    "by_q": Method(
+        "+ offline RL, by Q", "offline_rl", keys=_critic("IQLUpdate", advantage_temperature=0.1, expectile=0.7)
+    ),
 }
-TRIALS: dict[str, Method] = {}  # other settings, for the validation seed only
+TRIALS = {  # other settings, on the validation seed only
+    "softer": _returns("lambda-returns, temperature 0.3", temperature=0.3),
+    "faster": _returns("lambda-returns, learning rate 1e-3", rate=1e-3),
+    "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", {_RATE: 1e-3}),
+    "bootstrapped": _returns("lambda-returns, cut games are bootstrapped", "episodes/predicted"),
+}
 FIRST = ("sft", "returns", "solved")  # of all seeds, before the others
 
 
@@ -118,7 +129,7 @@ class Place:
             "trainer.max_steps": STEPS,
             _DATA + "train_files": listed([self.home / "medium" / f"{method.files}.jsonl"]),
             _DATA + "batch_size": BATCH,
-            _MODEL + "optimizer.learning_rate": RATE,
+            _RATE: RATE,
         }
         keys |= {_DATA + "medium_files": "null"} if method.stage == "offline_rl" else {}
         command = self._command("fit", name, method.stage, "sft", {**keys, **method.keys})
@@ -151,11 +162,10 @@ def with_end(episode: Episode) -> Episode:
 
 
 def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Step]]:
-    """Return the steps of all seeds in order, those of the main comparison first."""
-    methods = METHODS | TRIALS if validation else METHODS
-    others = [name for name in methods if name not in FIRST]
-    parts = [(FIRST, GREEDY), (others, GREEDY), *([] if validation else [(("sft", *METHODS), SAMPLED)])]
-    for names, temperature in parts:
+    """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
+    methods = METHODS | TRIALS
+    others = [name for name in (TRIALS if validation else METHODS) if name not in FIRST]
+    for names, temperature in ((FIRST, GREEDY), (others, GREEDY), ((*FIRST, *others), SAMPLED)):
         for place in places:
             yield place, demo_runs.step(place.seed, place.demo, ())
             yield place, place.medium()
