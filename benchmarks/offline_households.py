@@ -61,9 +61,11 @@ def _critic(update: str, **settings: Any) -> dict[str, Any]:
     return {_MODEL + f"critic.{name}": value for name, value in critic.items()} | {_MODEL + "critic_update": update}
 
 
-def _returns(title: str, files: str = "all", temperature: float = 0.1, rate: float = RATE) -> Method:
+def _returns(
+    title: str, files: str = "all", *, temperature: float = 0.1, rate: float = RATE, critic_rate: float = 3e-3
+) -> Method:
     keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
-    return Method(title, "offline_rl", files, {**keys, _RATE: rate})
+    return Method(title, "offline_rl", files, {**keys, _RATE: rate, _MODEL + "critic.learning_rate": critic_rate})
 
 
 METHODS = {
@@ -75,6 +77,7 @@ METHODS = {
     ),
 }
 TRIALS = {  # other settings, on the validation seed only
+    "steadier": _returns("lambda-returns, critic 1e-3", critic_rate=1e-3),
     "softer": _returns("lambda-returns, temperature 0.3", temperature=0.3),
     "faster": _returns("lambda-returns, learning rate 1e-3", rate=1e-3),
     "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", {_RATE: 1e-3}),
