@@ -79,6 +79,7 @@ def figures(folder: Path) -> dict[str, Any]:
         for now, sampled in zip(part.old_log_probs or part.log_probs, part.sampled_log_probs, strict=True)
     ]
     return {
+        "steps": len(rewards),
         "reward": statistics.mean(rewards),
         "last_five": statistics.mean(rewards[-5:]),
         "rewards": rewards,
@@ -116,9 +117,9 @@ def shown(values: Sequence[float]) -> str:
 
 
 def report(results: dict[str, Any], console: Console) -> None:
-    columns = ("reward", "last_five", "rollout_seconds", "update_seconds", "tokens", "weight", "difference")
+    columns = ("steps", "reward", "last_five", "rollout_seconds", "update_seconds", "tokens", "weight", "difference")
     rows = results.get("runs", {})
-    table = Table(title=f"LUFFY, {STEPS} steps")
+    table = Table(title="LUFFY")
     for column in ("engine", "seed", *columns):
         table.add_column(column.replace("_", " "), justify="right")
     for name, row in rows.items():
