@@ -81,17 +81,23 @@ class Decoder:
         logits: dict[int, Tensor] = {}
         for group in passes:
             self._copy(shares, group)
-            logits.update(zip(group, self._forward(group, [rest[slot] for slot in group]), strict=True))
+            try:
+                logits.update(zip(group, self._forward(group, [rest[slot] for slot in group]), strict=True))
+            except BaseException:
+                for slot in shares.keys() & set(group):  # as before the copy
+                    self.cache.clear(slot)
+                raise
             for slot in shares.keys() & set(group):
-                self.cache.openings[slot] = new_ids[slot]
+                self.cache.openings[slot] = list(new_ids[slot])
         return logits
 
     def _shares(self, new_ids: dict[int, list[int]]) -> dict[int, Share]:
         """Return what empty slots copy; nothing on a GPU, where a further pass costs as much as thousands of tokens."""
         if not is_on(self.model, "shared_openings") or causal_lm(self.model).device.type != "cpu":
             return {}
-        cached = {slot: ids for slot, ids in enumerate(self.cache.openings) if ids}
-        return plan_shares(cached, {slot: ids for slot, ids in new_ids.items() if not self.cache.lengths[slot]})
+        new = {slot: ids for slot, ids in new_ids.items() if not self.cache.lengths[slot]}
+        cached = {slot: ids for slot, ids in enumerate(self.cache.openings) if ids and new}
+        return plan_shares(cached, new)
 
     def _copy(self, shares: dict[int, Share], slots: Sequence[int]) -> None:
         targets: dict[tuple[int, int], list[int]] = {}

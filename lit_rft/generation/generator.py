@@ -55,7 +55,8 @@ class ConversationGenerator:
     """Sample the utterances of conversations whose keys and values stay in the cache from turn to turn.
 
     Each conversation has its own random generator, seeded by `seed` and its name: its samples do not depend on the
-    other conversations in the batch (up to rounding).
+    other conversations in the batch (up to rounding). Close all conversations before the weights change: their keys and
+    values, which new ones may share, are of the old weights.
 
     Args:
         model: a causal language model, with or without adapters; the caller switches it to evaluation mode.

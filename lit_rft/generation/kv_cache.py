@@ -70,8 +70,9 @@ class _SlotLayer(CacheLayerMixin):
 
     def copy(self, source: int, targets: Sequence[int], width: int) -> None:
         for store in (self.keys, self.values):
-            assert store is not None
-            store[list(targets), :, :width] = store[source, :, :width]
+            if store is not None and self.is_initialized:  # some models' last layers read those of others
+                # a full row is a dense view of the memory that is written to, which torch refuses
+                store[list(targets), :, :width] = store[source, :, :width].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.plan.width, 0
@@ -100,7 +101,8 @@ class SlotCache(Cache):
         self._stores = [_SlotLayer(self._plan, num_slots) for _ in range(num_layers)]
         super().__init__(layers=list(self._stores))
         self.lengths = [0] * num_slots
-        self.openings: list[list[int]] = [[] for _ in range(num_slots)]  # first tokens of each slot, as far as known
+        # what each slot has read first; empty if it is not known
+        self.openings: list[list[int]] = [[] for _ in range(num_slots)]
         self._row_of = list(range(num_slots))
         self._slot_in = list(range(num_slots))
 

@@ -1,13 +1,14 @@
 """Openings that conversations share, read once: system prompts, examples, the whole prompt of a group's episodes.
 
-The keys and values of a token depend on the tokens before it alone, so those of an equal opening can be copied.
+With the same weights, the keys and values of a token depend on the tokens before it alone, so those of an equal opening
+can be copied.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _LEAST = 32  # shared tokens: a further pass over the weights costs about as much as reading so many
-_LAST_STEP = 2
+_LAST_STEP = 2  # system prompt, game, episode; each step is a further pass
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Share:
 def plan_shares(cached: Mapping[int, Sequence[int]], new: Mapping[int, Sequence[int]]) -> dict[int, Share]:
     """Decide what new conversations copy, from those in the cache or from one another.
 
-    In sorted order the longest common opening is that with a neighbour.
+    In sorted order the longest common opening is that with a neighbour. Longer ones come first, so that what they
+    contain is copied from them.
 
     Args:
         cached: slot -> the first tokens of its conversation, which is in the cache.
@@ -38,7 +40,7 @@ def plan_shares(cached: Mapping[int, Sequence[int]], new: Mapping[int, Sequence[
         The share of each new slot. At least its last token is left to be read, which gives its logits.
     """
     ids = {**cached, **new}
-    order = sorted(ids, key=lambda slot: (list(ids[slot]), slot in new))
+    order = sorted(ids, key=lambda slot: (list(ids[slot]), slot in cached, -slot), reverse=True)
     following: dict[int, int | None] = {}
     latest: int | None = None
     for slot in reversed(order):

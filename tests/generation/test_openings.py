@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lit_rft.generation import Completion, ConversationGenerator, SamplingSettings, sample_groups
+from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.kv_cache import SlotCache
 from lit_rft.generation.openings import Share, plan_shares
 from lit_rft.models import FAST_PATHS, accelerate
@@ -35,13 +36,20 @@ def test_a_group_reads_its_prompt_once() -> None:
 def test_groups_with_the_same_system_prompt_read_it_once() -> None:
     prompts = [SYSTEM + [group, *ids_of(group, 40)] for group in (3, 3, 4, 4, 5)]
     shares = plan_shares({}, dict(enumerate(prompts)))
-    assert shares[0] == Share() and shares[1] == Share(0, 80, 1)
-    assert shares[2] == Share(0, 40, 1) and shares[4] == Share(0, 40, 1)
-    assert shares[3] == Share(2, 80, 2)
+    assert shares[4] == Share() and shares[0] == shares[2] == Share(4, 40, 1)
+    assert shares[1] == Share(0, 80, 2) and shares[3] == Share(2, 80, 2)
+
+
+def test_nested_openings_are_copied_from_the_longest() -> None:
+    """The states of an episode, whose decisions are sampled again: one pass reads it, one more all others."""
+    ids = ids_of(0, 400)
+    shares = plan_shares({}, {slot: ids[: 100 * (1 + slot)] for slot in range(4)})
+    assert shares == {3: Share()} | {slot: Share(3, 100 * (1 + slot) - 1, 1) for slot in range(3)}
 
 
 def test_what_is_in_the_cache_takes_no_further_pass() -> None:
     new = SYSTEM + ids_of(1, 5)
+    assert plan_shares({7: SYSTEM + [200] * 5}, {0: SYSTEM, 1: SYSTEM + [100] * 5})[1] == Share(7, 40, 0)
     assert plan_shares({7: SYSTEM + ids_of(2, 5)}, {0: new}) == {0: Share(7, 40, 0)}
     assert plan_shares({7: new}, {0: new, 1: new}) == {0: Share(7, 44, 0), 1: Share(7, 44, 0)}
     assert plan_shares({7: ids_of(3, 60)}, {0: new}) == {0: Share()}
@@ -50,7 +58,7 @@ def test_what_is_in_the_cache_takes_no_further_pass() -> None:
 def test_short_openings_are_not_worth_a_pass() -> None:
     for shared, copied in ((31, 0), (32, 32)):
         prompts = {slot: SYSTEM[:shared] + [3 + slot] * 9 for slot in (0, 1)}
-        assert plan_shares({}, prompts)[1].length == copied
+        assert max(share.length for share in plan_shares({}, prompts).values()) == copied
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -117,6 +125,40 @@ def test_prompts_of_groups_share_their_system_prompt() -> None:
         groups.append(sample_groups(model, prompts, [3] * 4, SamplingSettings(7, 1.0), END, max_concurrent=5))
     first, second = ([[completion.ids for completion in group] for group in side] for side in groups)
     assert first == second
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 128])
+def test_openings_may_fill_the_cache(length: int) -> None:
+    """A cache grows by 64 tokens: a copy of all that it holds is one of overlapping memory."""
+    model, ids = make_model(), ids_of(length, length)
+    generator = ConversationGenerator(model, END, SamplingSettings(2), num_slots=3)
+    a, b, c = (generator.open(name) for name in "abc")
+    sampled = generator.sample({a: ids, b: [*ids, 7], c: ids})
+    assert sampled[a].ids == sampled[c].ids and generator.tokens_read >= length + 2
+    groups = sample_groups(model, [("a", ids)], [3], SamplingSettings(2), END)
+    assert [completion.ids for completion in groups[0]] == [sampled[a].ids] * 3
+
+
+def test_a_pass_that_failed_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make_model(), SYSTEM + ids_of(0, 5)
+    generator = ConversationGenerator(model, END, SamplingSettings(3), num_slots=2)
+    expected = generator.sample({generator.open("a"): ids})[0]
+    slot, forward = generator.open("b"), Decoder._pass
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Decoder, "_pass", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        generator.sample({slot: ids})
+    assert Decoder._pass is forward
+    assert generator.sample({slot: ids})[slot].log_probs == pytest.approx(expected.log_probs, abs=1e-6)
+
+
+def test_layers_that_share_keys_are_left_alone() -> None:
+    """Of Gemma 3n, for example: the last layers never write to the cache."""
+    cache = SlotCache(2, 2)
+    cache.prepare([0], 2, torch.device("cpu"))
+    cache.layers[0].update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    cache.commit([0], [2])
+    cache.copy_prefix(0, [1], 1)
+    assert cache.lengths == [2, 1]
 
 
 def test_the_cache_knows_what_is_in_it() -> None:
