@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lit_rft.callbacks.calibration import rank_correlation
 from lit_rft.datamodules import OnlineDataModule, StepLoader, TrajectoryDataModule
 from lit_rft.envs import GymSuite
 from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.envs.shaped import ShapedSuite
 from lit_rft.episodes import Episode
 from lit_rft.generation import SamplingSettings
 from lit_rft.models import LoraSettings, load_tokenizer
@@ -69,6 +70,8 @@ class Settings:
     updates: float = 0.5
     exploration: float = 1.0
     offline_share: float = 0.5
+    buffer: int = 512
+    lowest: float | None = None  # reward of an action in online training
     max_weight: float = 20.0
 
 
@@ -160,38 +163,50 @@ class Trials:
         Returns:
             The stage, and for each round the environment steps so far with the mean score of its episodes.
         """
+        stage, curve = self.online_stage(kind, start, backbone), Curve(mean_score)
+        self.fit_online(kind, stage, problems, stored, curve)
+        return stage, curve.points
+
+    def online_stage(self, kind: str, start: str, backbone: Path) -> OnlineHighLevelFinetune:
+        """Make the stage of online fine-tuning from a checkpoint's weights."""
         settings = self.settings
-        stage = OnlineHighLevelFinetune(
+        return OnlineHighLevelFinetune(
             OnlineSettings(
-                SamplingSettings(6, settings.exploration), 512, settings.updates, settings.batch,
+                SamplingSettings(6, settings.exploration), settings.buffer, settings.updates, settings.batch,
                 settings.offline_share, self.seed,
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
             OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.by_v(),
             average_tokens=False, **self._common(kind),
         )  # fmt: skip
+
+    def fit_online(self, kind: str, stage: Any, problems: Path, stored: Path, curve: Curve) -> None:
+        """Play and learn, with rewards of at least `lowest`, and with stored episodes mixed in."""
+        settings = self.settings
+        suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"train": str(problems)})
         data = OnlineDataModule(
             rounds=settings.rounds, episodes_per_round=settings.round_episodes, seed=self.seed,
-            train_files=[str(stored)], train_episodes_per_task=None,
-            suite=GymSuite(ENV, step_limit=STEP_LIMIT, rows={"train": str(problems)}),
+            train_files=[str(stored)], train_episodes_per_task=None, suite=ShapedSuite(suite, lowest=settings.lowest),
         )  # fmt: skip
-        curve = _Curve()
         with timed(self.minutes, f"{kind} online", time.process_time):
             make_trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
-        return stage, curve.points
 
     def scores(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> dict[str, float]:
         """Return the mean score of each task, and of all as `mean`."""
+        by_task: dict[str, list[float]] = {}
+        for episode in self.play(stage, problems, temperature):
+            by_task.setdefault(episode.task, []).append(episode.outcome.score)
+        means = {task: statistics.mean(values) for task, values in sorted(by_task.items())}
+        return {**means, "mean": statistics.mean(means.values())}
+
+    def play(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> list[Episode]:
+        """Play problems with the stage's policy."""
         acting = stage.evaluator.acting
         stage.evaluator.acting = dataclasses.replace(acting, sampling=SamplingSettings(6, temperature))
         suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"test": str(problems)})
         data = TrajectoryDataModule(suite=suite, eval_split="test", seed=self.seed)
         make_trainer().test(stage, data, verbose=False)
-        by_task: dict[str, list[float]] = {}
-        for result in stage.evaluator.results:
-            by_task.setdefault(result.episode.task, []).append(result.episode.outcome.score)
-        means = {task: statistics.mean(values) for task, values in sorted(by_task.items())}
-        return {**means, "mean": statistics.mean(means.values())}
+        return [result.episode for result in stage.evaluator.results]
 
     def diagnose(self, stage: Any, kind: str, episodes: Sequence[Episode], backbone: Path) -> dict[str, float]:
         """Measure the critics on episodes that they were not trained on: ranks of Q, and the weights' sample size."""
@@ -248,17 +263,25 @@ class Trials:
         return trainer
 
 
-class _Curve(L.Callback):
-    """Collects environment steps and mean score of each round of an online stage."""
+class Curve(L.Callback):
+    """Collects the figures of each round of an online stage's episodes, after the environment steps so far.
 
-    def __init__(self) -> None:
-        self.points: list[tuple[int, float]] = []
+    Args:
+        figures: of a list of episodes.
+    """
+
+    def __init__(self, figures: Callable[[Sequence[Episode]], Any]) -> None:
+        self.figures, self.points = figures, list[tuple[int, Any]]()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         episodes = [rollout.episode for rollout in pl_module.samples]
         before = self.points[-1][0] if self.points else 0
-        steps = before + sum(len(episode.steps) for episode in episodes)
-        self.points.append((steps, round(statistics.mean(episode.outcome.score for episode in episodes), 4)))
+        self.points.append((before + sum(len(episode.steps) for episode in episodes), self.figures(episodes)))
+
+
+def mean_score(episodes: Sequence[Episode]) -> float:
+    """Return the mean score by the rewards of training."""
+    return round(statistics.mean(episode.outcome.score for episode in episodes), 4)
 
 
 def _only_measure(batches: Any, loss: Any) -> Sums:

@@ -64,3 +64,44 @@ def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypa
     text = capture.get()
     assert all(policy in text for policy in glider_games_report.POLICIES) and "± 0.000" in text
     assert drawn == ["glider_games.png", "glider_ablations.png"]
+    check_online_runs(trial, games.Seed(tmp_path, 0, settings), monkeypatch)
+
+
+def check_online_runs(trial: Any, again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from the policies of the seed's folder; scores are the game's own where training has other rewards."""
+    import glider_games_online as online
+    import glider_games_online_report
+
+    trial.unseen_test = trial.test  # fewer problems
+    rows = {kind: online.run_kind(trial, kind, {"lowest": 9.0}) for kind in online.KINDS}
+    assert all(-0.4 < point["score"] < 1 for row in rows.values() for _, point in row["curve"])
+    (again.folder / "flat_returns.ckpt").unlink()
+    for kind in online.KINDS:
+        online.prepare(again, kind)
+    assert again.trials.minutes.keys() == {"flat_returns"}
+    drawn: list[str] = []
+    monkeypatch.setattr(glider_games_online_report, "save_figure", lambda figure, name: drawn.append(name))
+    seed = {online.name_of(setting, kind): rows[kind] for setting in online.SETTINGS for kind in online.KINDS}
+    with (console := Console(width=300)).capture() as capture:
+        glider_games_online_report.report(json.loads(json.dumps({"seeds": {"0": seed, "1": seed}})), console)
+    assert drawn == ["glider_games_online.png"] and "2 seeds" in capture.get()
+    assert f"{rows['flat']['after']['unseen']['score']:.3f} ± 0.000" in capture.get()
+
+
+def test_learning_curves_and_subgoals(games: Any, tmp_path: Path) -> None:
+    """Figures up to a number of steps, and the steps to a level; the expert carries out its subgoals."""
+    from glider_games_data import play_medium, write_problems
+    from glider_games_online import figures
+    from glider_games_online_report import latest, steps_to, up_to
+
+    curve = [(10 * (i + 1), {"score": float(i)}) for i in range(5)]
+    assert up_to(curve, "score", 35) == 1.0 and latest(curve, "score") == 3.0
+    assert steps_to(curve, "score", 2.0) == 40 and steps_to(curve, "score", 3.1) is None
+    problems = write_problems(tmp_path / "problems.jsonl", 0, 6, games.SEEN)
+    episodes = play_medium(tmp_path / "expert.jsonl", problems, 0.0, 0.0, 0)
+    expert = figures(episodes)
+    assert expert["carried out"] == expert["solved"] == 1
+    assert expert["rarest"] == pytest.approx(1 / 5)  # of the longest lists
+    assert expert["right"] == expert["subgoals"] == pytest.approx(20 / 6, abs=1e-3)
+    episodes[0].subgoals[0].goal = "buy shoes" if episodes[0].subgoals[0].goal != "buy shoes" else "buy meat"
+    assert figures(episodes)["carried out"] == pytest.approx(19 / 20)
