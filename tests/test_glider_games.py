@@ -38,6 +38,7 @@ def test_the_medium_player_has_its_faults(games: Any, tmp_path: Path) -> None:
     assert statistics.mean(episode.outcome.score for episode in best) > scores["impatient"] + 0.05
 
 
+@pytest.mark.slow  # 15 s
 def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a step or two of each stage; the tables name every policy, and the plot is written."""
     import glider_games_report
