@@ -74,9 +74,9 @@ def by_vllm(model: Any, prompts: list[list[int]], length: int, ends: Sequence[in
     """Sample with vLLM's `LLM` class; return seconds and tokens."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(
-        n=GROUP, temperature=1.0, max_tokens=length, ignore_eos=True, stop_token_ids=list(ends), seed=seed,
-        detokenize=False, logprobs=0,
+    sampling = SamplingParams(  # without a seed: its CPU version fails with one in some ways of sampling
+        n=GROUP, temperature=1.0, max_tokens=length, ignore_eos=True, stop_token_ids=list(ends), detokenize=False,
+        logprobs=0,
     )  # fmt: skip
     started = time.perf_counter()
     groups = model.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
@@ -92,7 +92,7 @@ def load(side: str) -> Any:
         from vllm import LLM
 
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default more than there is
-        return LLM(model=resolve_model(MODEL), dtype="bfloat16", max_model_len=1024)
+        return LLM(model=resolve_model(MODEL), dtype="bfloat16", max_model_len=1024, logprobs_mode="processed_logprobs")
     model = load_backbone(MODEL, dtype=torch.bfloat16).eval()
     model.generation_config.eos_token_id = None  # only the end tokens that are given end a completion
     return model
