@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import gc
 import re
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,13 @@ STARTS_PROCESSES = re.compile(
     r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_chat_server|fake_envs|online_run|"
     r"luffy_demonstrations|glider_games|turn_credit|chromium|demo\.main)\b"
 )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from searching libraries and thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 SUITE = "lit_rft.envs.mathematics.ExpressionSuite"
 
 
+@pytest.mark.slow  # 13 s
 def test_the_recipes_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the documented commands and default paths, with fewer problems."""
     monkeypatch.chdir(tmp_path)

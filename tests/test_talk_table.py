@@ -175,8 +175,10 @@ def test_games_of_the_comparison_are_never_trained_on_or_explored(talk: Any) -> 
     ("scale", "environment"),
     [
         ("tiny", "alfworld"),
-        ("small", "scienceworld"),
-        *(pytest.param("paper", game, marks=pytest.mark.slow) for game in ("scienceworld", "alfworld")),  # 10 s each
+        *(
+            pytest.param(scale, game, marks=pytest.mark.slow)  # 10 s each
+            for scale, game in (("small", "scienceworld"), ("paper", "scienceworld"), ("paper", "alfworld"))
+        ),
     ],
 )
 def test_every_command_of_every_row_is_valid(

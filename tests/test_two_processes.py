@@ -57,6 +57,7 @@ def test_two_processes_play_and_answer_what_one_does(
     assert found["ddp"][0] == whole == found["fsdp"][0]
 
 
+@pytest.mark.slow  # 13 to 16 s
 def test_two_processes_fine_tune_online(pair: ProcessPair, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Unequal shares (three episodes a round) equal one process; the buffer is everyone's, and is resumed."""
     write_episodes(tmp_path / "stored.jsonl", [make_episode(seed, 4) for seed in range(3)])
