@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play before and after (about 10 minutes)
 	$(BIN)/python -m lit_rft.demo
 
-test: $(READY)  ## set up .venv and run the tests (12 to 15 minutes on two cores)
+test: $(READY)  ## set up .venv and run the tests (11 to 13 minutes on two cores)
 	$(PYTEST)
 
 test-fast: $(READY)  ## for everyday work: the tests that start no process and no simulator
