@@ -19,17 +19,10 @@ from typing import Any
 
 import torch
 from limits import decode_shares, decode_speed, decoding, matrix_peak, seconds_of
-from peers import machine, show, versions, write
+from peers import choose_path, machine, ratios, show, versions, write
 
 ROWS, CONTEXT, ROUNDS = (1, 8, 32, 64), 128, 7
 SIDES = {"fused": True, "default": False}
-
-
-def choose(model: Any, fused: bool) -> None:
-    """Use all fast paths, or all but the fused decoder layers."""
-    from lit_rft.models import FAST_PATHS, accelerate
-
-    accelerate(model, [name for name in FAST_PATHS if fused or name != "fused_decoding"])
 
 
 def compare(model: Any, rows: int, rounds: int) -> dict[str, float]:
@@ -37,17 +30,16 @@ def compare(model: Any, rows: int, rounds: int) -> dict[str, float]:
     took: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side, fused in SIDES.items():
-            choose(model, fused)
+            choose_path(model, "fused_decoding", fused)
             took[side].append(1e3 * decode_speed(model, rows, CONTEXT, steps=12, repeats=1)["seconds"])
-    ratios = sorted(slow / fast for slow, fast in zip(took["default"], took["fused"], strict=True))
     medians = {f"{side}, ms": statistics.median(values) for side, values in took.items()}
-    return {**medians, "ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+    return medians | ratios(took["default"], took["fused"])
 
 
 @torch.no_grad()
 def count_operations(model: Any, rows: int, fused: bool) -> int:
     """Count the operations of a step, those within others included."""
-    choose(model, fused)
+    choose_path(model, "fused_decoding", fused)
     with decoding(model, rows, CONTEXT) as step, torch.profiler.profile() as profile:
         step()
     return sum(event.count for event in profile.key_averages() if "::" in event.key)
@@ -112,7 +104,7 @@ def measure(model: Any, all_rows: tuple[int, ...] = ROWS, rounds: int = ROUNDS) 
             "products, of peak": product_rate(model, rows) / peak,
             **attention_milliseconds(model, rows),
         }
-    choose(model, True)
+    choose_path(model, "fused_decoding", True)
     shares = {f"{rows} rows": decode_shares(model, rows, CONTEXT) for rows in all_rows}
     return {"steps": steps, "parts": rest, "shares": shares, "matrix_peak": peak}
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -209,6 +210,13 @@ def interval(values: Sequence[float], digits: int = 3) -> str:
     """Return the mean, with the half width of Student's 95% interval if there is one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {half_width(values):.{digits}f}" if len(values) in T_95 else mean
+
+
+def bootstrap(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
+    """Return the mean and its 95% interval by a bootstrap."""
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
+    return statistics.fmean(values), means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from experiment import RESULTS, environment
-from peers import show
+from peers import ratios, show, without_and_with
 from rich.console import Console
 
 from lit_rft._files import write_json
 from lit_rft.agents import FlatAgent
 from lit_rft.episodes import read_episodes
 from lit_rft.generation import ConversationGenerator, SamplingSettings
-from lit_rft.models import FAST_PATHS, accelerate, load_backbone, load_tokenizer
+from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.transcripts import ChatFormat
 
 MODEL, ROWS, TURNS, ROUNDS = "smollm2-135m-instruct", (1, 4, 8, 16, 32), 8, 3
@@ -52,35 +52,37 @@ def read_prompts(run: Path, chat: ChatFormat) -> list[list[list[int]]]:
     return conversations
 
 
-def play(model: Any, conversations: Sequence[list[list[int]]], chat: ChatFormat, drafts: bool) -> dict[str, float]:
-    """Sample all turns of some conversations; return seconds, tokens and passes."""
-    accelerate(model, [name for name in FAST_PATHS if drafts or name != "lookup_drafts"])
+def play(model: Any, conversations: Sequence[list[list[int]]], chat: ChatFormat) -> dict[str, float]:
+    """Sample all turns of some conversations; return seconds, those of the first turn, tokens and passes."""
     generator = ConversationGenerator(model, chat.end_ids, SamplingSettings(16), num_slots=len(conversations))
     slots = [generator.open(str(number)) for number in range(len(conversations))]
-    started = time.perf_counter()
+    started, first = time.perf_counter(), 0.0
     for turn in range(TURNS):
         generator.sample({slot: parts[turn] for slot, parts in zip(slots, conversations, strict=True)})
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "tokens": generator.tokens_sampled, "passes": generator.passes + TURNS}
+        first = first or time.perf_counter() - started
+    return {
+        "seconds": time.perf_counter() - started, "first": first,
+        "tokens": generator.tokens_sampled, "read": generator.tokens_read, "passes": generator.passes + TURNS,
+    }  # fmt: skip
 
 
 def compare(model: Any, conversations: Sequence[list[list[int]]], chat: ChatFormat) -> dict[str, float]:
     """Play rounds on both sides in turns; return medians, and the lowest and the highest ratio of seconds."""
-    sides: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-    for _ in range(1 + ROUNDS):
-        for drafts, rounds in sides.items():
-            rounds.append(play(model, conversations, chat, drafts))
-    plain, drafted = (rounds[1:] for rounds in sides.values())  # the first one packs weights
-    ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(plain, drafted, strict=True))
+    plain, drafted = without_and_with(model, "lookup_drafts", lambda: play(model, conversations, chat), ROUNDS)
     return {
-        "seconds without": statistics.median(row["seconds"] for row in plain),
-        "seconds with": statistics.median(row["seconds"] for row in drafted),
-        "ratio": statistics.median(ratios),
-        "lowest": ratios[0],
-        "highest": ratios[-1],
+        **seconds(plain, drafted),
         "tokens per pass without": plain[0]["tokens"] / plain[0]["passes"] / len(conversations),
         "tokens per pass with": drafted[0]["tokens"] / drafted[0]["passes"] / len(conversations),
     }
+
+
+def seconds(
+    plain: Sequence[dict[str, float]], fast: Sequence[dict[str, float]], key: str = "seconds"
+) -> dict[str, float]:
+    """Return the median seconds of both sides, and their ratios."""
+    without, within = ([figures[key] for figures in side] for side in (plain, fast))
+    medians = {"seconds without": statistics.median(without), "seconds with": statistics.median(within)}
+    return medians | ratios(without, within)
 
 
 def main() -> None:

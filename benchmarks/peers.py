@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,31 @@ def in_process(script: str, *arguments: str) -> dict[str, Any]:
     (line,) = (line for line in result.stdout.splitlines() if line.startswith(_FIGURES))
     figures: dict[str, Any] = json.loads(line.removeprefix(_FIGURES))
     return figures
+
+
+def choose_path(model: Any, name: str, on: bool) -> None:
+    """Let a model use all fast paths, or all but one."""
+    from lit_rft.models import FAST_PATHS, accelerate
+
+    accelerate(model, [path for path in FAST_PATHS if on or path != name])
+
+
+def without_and_with(
+    model: Any, path: str, play: Callable[[], dict[str, float]], rounds: int
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return the figures of rounds without and with a fast path, in turns, after one of each that packs weights."""
+    sides: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for _ in range(1 + rounds):
+        for on, figures in sides.items():
+            choose_path(model, path, on)
+            figures.append(play())
+    return sides[False][1:], sides[True][1:]
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Return the median ratio of seconds in each round, the lowest and the highest."""
+    values = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    return {"ratio": statistics.median(values), "lowest": values[0], "highest": values[-1]}
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def by_vllm(model: Any, prompts: list[list[int]], length: int, ends: Sequence[in
     """Sample with vLLM's `LLM` class; return seconds and tokens."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(  # without a seed: its CPU version fails with one in some ways of sampling
+    sampling = SamplingParams(  # with a seed vLLM 0.32 fails: 'CPU Generator does not use offset'
         n=GROUP, temperature=1.0, max_tokens=length, ignore_eos=True, stop_token_ids=list(ends), detokenize=False,
         logprobs=0,
     )  # fmt: skip

@@ -11,55 +11,29 @@ Rounds with and without `shared_openings`, in turns; only sampling is timed. Wri
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, environment
-from lookup_decoding import MODEL, TURNS, load_policy, read_prompts
-from peers import show
+from lookup_decoding import MODEL, TURNS, load_policy, play, read_prompts, seconds
+from peers import show, without_and_with
 from rich.console import Console
 
 from lit_rft._files import write_json
-from lit_rft.generation import ConversationGenerator, SamplingSettings
-from lit_rft.models import FAST_PATHS, accelerate, load_tokenizer
+from lit_rft.models import load_tokenizer
 from lit_rft.transcripts import ChatFormat
 
 ROWS, GROUP, ROUNDS = (8, 16, 32), 8, 3
 FILE = RESULTS / "shared_openings.json"
 
 
-def play(model: Any, conversations: Sequence[list[list[int]]], chat: ChatFormat, shared: bool) -> dict[str, float]:
-    """Sample all turns of some conversations; return the seconds of the first turn and of all, and tokens read."""
-    accelerate(model, [name for name in FAST_PATHS if shared or name != "shared_openings"])
-    generator = ConversationGenerator(model, chat.end_ids, SamplingSettings(16), num_slots=len(conversations))
-    slots = [generator.open(str(number)) for number in range(len(conversations))]
-    started, first = time.perf_counter(), 0.0
-    for turn in range(TURNS):
-        generator.sample({slot: parts[turn] for slot, parts in zip(slots, conversations, strict=True)})
-        first = first or time.perf_counter() - started
-    return {"first": first, "all": time.perf_counter() - started, "tokens": generator.tokens_read}
-
-
 def compare(model: Any, conversations: Sequence[list[list[int]]], chat: ChatFormat) -> dict[str, float]:
     """Play rounds on both sides in turns; return medians, and ratios with the lowest and the highest."""
-    sides: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-    for _ in range(1 + ROUNDS):
-        for shared, rounds in sides.items():
-            rounds.append(play(model, conversations, chat, shared))
-    plain, shared = (rounds[1:] for rounds in sides.values())  # the first one packs weights
-    row = {"tokens read without": plain[0]["tokens"], "tokens read with": shared[0]["tokens"]}
-    for part, title in (("first", "first turn"), ("all", f"{TURNS} turns")):
-        ratios = sorted(a[part] / b[part] for a, b in zip(plain, shared, strict=True))
-        row |= {
-            f"{title}, seconds without": statistics.median(run[part] for run in plain),
-            f"{title}, seconds with": statistics.median(run[part] for run in shared),
-            f"{title}, ratio": statistics.median(ratios),
-            f"{title}, lowest": ratios[0],
-            f"{title}, highest": ratios[-1],
-        }
+    plain, shared = without_and_with(model, "shared_openings", lambda: play(model, conversations, chat), ROUNDS)
+    row = {"tokens read without": plain[0]["read"], "tokens read with": shared[0]["read"]}
+    for key, title in (("first", "first turn"), ("seconds", f"{TURNS} turns")):
+        row |= {f"{title}, {name}": value for name, value in seconds(plain, shared, key).items()}
     return row
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import Step
+from experiment import Step, bootstrap
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -83,13 +81,6 @@ def _read_costs(file: Path) -> dict[str, float]:
     }
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Return the mean and its 95% bootstrap interval over episodes."""
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
-    return statistics.fmean(values), means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
-
-
 def summary(results: dict[str, Any], name: str, row: str, kind: str, trial: str = "last trial") -> dict[str, Any]:
     """Return score and success of a row over all its seeds, with intervals; empty without episodes."""
     runs = results.get("episodes", {}).get(name, {}).get(row, {})
@@ -97,8 +88,8 @@ def summary(results: dict[str, Any], name: str, row: str, kind: str, trial: str 
     if not chosen:
         return {}
     return {
-        "score": interval([100 * outcome["score"] for outcome in chosen]),
-        "success": interval([100.0 * outcome["success"] for outcome in chosen]),
+        "score": bootstrap([100 * outcome["score"] for outcome in chosen]),
+        "success": bootstrap([100.0 * outcome["success"] for outcome in chosen]),
         "episodes": len(chosen),
     }
 

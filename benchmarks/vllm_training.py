@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from experiment import RESULTS, ROOT, Step, curve, environment, interval, lit_rft, read_results, run
+from experiment import RESULTS, ROOT, Step, bootstrap, curve, environment, interval, lit_rft, read_results, run
 from rich.console import Console
 from rich.table import Table
 
@@ -90,13 +89,6 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
-    """Return the 95% interval of the mean over resampled values."""
-    chosen = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.asarray(values)[chosen].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def compare(rows: dict[str, Any], engine: str) -> dict[str, str]:
     """Return an engine's mean reward over its seeds, and its difference from the own engine's, step by step."""
     of_seed = {name.rpartition("-")[2]: row for name, row in rows.items() if name.rpartition("-")[0] == engine}
@@ -113,7 +105,7 @@ def compare(rows: dict[str, Any], engine: str) -> dict[str, str]:
 
 def shown(values: Sequence[float]) -> str:
     """Return the mean, and its interval by the bootstrap."""
-    return "{:.3f} ({:.3f} to {:.3f})".format(statistics.mean(values), *bootstrap(values))
+    return "{:.3f} ({:.3f} to {:.3f})".format(*bootstrap(values))
 
 
 def report(results: dict[str, Any], console: Console) -> None:

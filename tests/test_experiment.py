@@ -1,7 +1,6 @@
 """Commands of the experiments: run once, also if the experiment was killed; times over all attempts."""
 
 import fcntl
-import importlib
 import json
 import os
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import BENCHMARKS, load
 from rich.console import Console
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMAND = """
 import pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -37,11 +36,7 @@ run(Step("sft: fit", [sys.executable, "-c", sys.argv[3], str(folder)], folder / 
 
 @pytest.fixture(scope="module")
 def experiment() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("experiment")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return load("experiment")
 
 
 def test_a_command_that_outlives_a_killed_experiment_is_waited_for(

@@ -2,27 +2,21 @@
 
 import importlib
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import load
 
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.testing import make_episode
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def households() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("offline_households")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return load("offline_households")
 
 
 def test_every_command_is_valid(households: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,12 @@
 """The comparison's rows: what each starts from, learns from and plays with."""
 
-import importlib
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import load
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EXPLORED = "{}/explored/episodes/predicted.jsonl"
 WEIGHTS = "{}/checkpoints/last.ckpt"
 # what is trained, in order: (run, weights that it starts from, explored episodes that it learns from)
@@ -40,11 +38,7 @@ TRAINED: dict[str, list[tuple[str, str | None, str | None]]] = {
 
 @pytest.fixture(scope="module")
 def talk() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("talk_table")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return load("talk_table")
 
 
 @pytest.fixture(params=["scienceworld", "alfworld"])

@@ -7,29 +7,23 @@ import io
 import itertools
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import load
 from rich.console import Console
 
 from lit_rft import cli
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MODELS = {"tiny": "model", "small": "135m-instruct", "paper": "8B-Instruct"}
 
 
 @pytest.fixture(scope="module")
 def talk() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import talk_table
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return talk_table
+    return load("talk_table")
 
 
 class InProcess:
@@ -133,7 +127,7 @@ def test_first_last_and_best_trials_are_reported_apart(
 
 
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
-    interval = importlib.import_module("talk_report").interval
+    interval = importlib.import_module("experiment").bootstrap
     few, many = interval([0.0, 100.0] * 5), interval([0.0, 100.0] * 50)
     assert few[0] == many[0] == 50.0
     assert few[1] < many[1] < 50.0 < many[2] < few[2]

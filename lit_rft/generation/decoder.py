@@ -71,11 +71,12 @@ class Decoder:
         Returns:
             slot -> logits [V] after its last token.
         """
-        shares = self._shares(new_ids)
-        rest = {slot: ids[shares.get(slot, Share()).length :] for slot, ids in new_ids.items()}
+        beginning = self._shares(new_ids)  # empty slots
+        shares = dict.fromkeys(new_ids, Share()) | beginning
+        rest = {slot: ids[shares[slot].length :] for slot, ids in new_ids.items()}
         passes = []
         for step in range(1 + max((share.step for share in shares.values()), default=0)):
-            lengths = {slot: len(ids) for slot, ids in rest.items() if shares.get(slot, Share()).step == step}
+            lengths = {slot: len(ids) for slot, ids in rest.items() if shares[slot].step == step}
             passes += similar_lengths(lengths, self.max_prefill_tokens)
         self.cache.arrange([slot for group in passes for slot in group])
         logits: dict[int, Tensor] = {}
@@ -84,10 +85,10 @@ class Decoder:
             try:
                 logits.update(zip(group, self._forward(group, [rest[slot] for slot in group]), strict=True))
             except BaseException:
-                for slot in shares.keys() & set(group):  # as before the copy
+                for slot in beginning.keys() & set(group):  # as before the copy
                     self.cache.clear(slot)
                 raise
-            for slot in shares.keys() & set(group):
+            for slot in beginning.keys() & set(group):
                 self.cache.openings[slot] = list(new_ids[slot])
         return logits
 
@@ -102,9 +103,8 @@ class Decoder:
     def _copy(self, shares: dict[int, Share], slots: Sequence[int]) -> None:
         targets: dict[tuple[int, int], list[int]] = {}
         for slot in slots:
-            share = shares.get(slot, Share())
-            if share.source is not None:
-                targets.setdefault((share.source, share.length), []).append(slot)
+            if (source := shares[slot].source) is not None:
+                targets.setdefault((source, shares[slot].length), []).append(slot)
         for (source, length), copies in targets.items():
             self.cache.copy_prefix(source, copies, length)
 

@@ -1,7 +1,6 @@
 """All weights in place of an adapter, with a stand-in for vLLM's `LLM` class that loads and samples a small model: it
 follows the policy from step to step."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +11,10 @@ import pytest
 import torch
 from grpo_stage import make_grpo, make_prompts
 from transformers import AutoModelForCausalLM
+from vllm_module import install
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.generation import SamplingSettings, ServerSettings, VllmInProcess, sample_groups
-from lit_rft.generation import vllm_in_process as module
 from lit_rft.generation.adapter_sync import AdapterSync
 from lit_rft.models import LoraSettings
 from lit_rft.models.lora import add_lora
@@ -91,23 +90,9 @@ class PolicyBefore(L.Callback):
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeLLM]]:
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
     """The engines that were started."""
-    started: list[FakeLLM] = []
-
-    def start(**options: Any) -> FakeLLM:
-        started.append(FakeLLM(**options))
-        return started[-1]
-
-    def parameters(sampling: SamplingSettings, size: int, ends: Any, seed: int) -> Any:
-        return SimpleNamespace(
-            n=size, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, stop_token_ids=[*ends],
-            seed=seed,
-        )  # fmt: skip
-
-    monkeypatch.setattr(module, "_start_vllm", start)
-    monkeypatch.setattr(module, "_parameters", parameters)
-    yield started
+    return install(monkeypatch, FakeLLM)
 
 
 MERGED = VllmInProcess(dtype="float32", weights="merged")

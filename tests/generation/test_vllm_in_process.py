@@ -1,12 +1,11 @@
 """vLLM in process, with a stand-in for its `LLM` class: what it is given, and what is made of its output."""
 
-import sys
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vllm_module import install
 
 from lit_rft.generation import SamplingSettings, ServedAdapter, VllmInProcess
 from lit_rft.generation.vllm_in_process import VllmEngine
@@ -53,22 +52,9 @@ class FakeLLM:
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeLLM]]:
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
     """The engines that were started."""
-    started: list[FakeLLM] = []
-
-    def start(**options: Any) -> FakeLLM:
-        started.append(FakeLLM(**options))
-        return started[-1]
-
-    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
-    vllm.LLM, vllm.SamplingParams = start, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
-    request.LoRARequest = lambda name, number, path: SimpleNamespace(  # type: ignore[attr-defined]
-        lora_name=name, lora_int_id=number, lora_path=path
-    )
-    for module in (vllm, lora, request):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield started
+    return install(monkeypatch, FakeLLM)
 
 
 def adapted(rank: int = 4) -> Any:

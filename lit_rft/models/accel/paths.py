@@ -39,8 +39,8 @@ _OBSTACLES: dict[FastPathName, Callable[[Situation], str | None]] = {
     "log_prob_gradients": lambda s: log_prob_gradients.obstacle(s.model),
     "decoding_attention": lambda s: decoding_attention.obstacle(s.model),
     "fused_decoding": lambda s: decoding_layers.obstacle(s.model, s.device, s.dtype),
-    "shared_openings": lambda s: None if s.device == "cpu" else f"the device is {s.device}, not cpu",
-    "lookup_drafts": lambda s: None if s.device == "cpu" else f"the device is {s.device}, not cpu",
+    "shared_openings": lambda s: _not_cpu(s.device),
+    "lookup_drafts": lambda s: _not_cpu(s.device),
     "cuda_graphs": lambda s: _no_graphs(s.device, s.sharded),
 }
 
@@ -102,6 +102,10 @@ def _report(model: str, reasons: dict[FastPathName, str | None]) -> None:
     for name, reason in reasons.items():
         if reason is not None:
             logger.debug("fast path %s is off: %s", name, reason)
+
+
+def _not_cpu(device: str) -> str | None:
+    return None if device == "cpu" else f"the device is {device}, not cpu"
 
 
 def _no_graphs(device: str, sharded: bool) -> str | None:
