@@ -114,7 +114,7 @@ def _fit(stage: str, folder: Path, seed: int, scale: Scale, kind: str, **keys: A
     command = _command("fit", stage, folder, seed, scale, kind, keys)
     if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
         command += ["--ckpt_path", "last"]
-    return Step(f"seed {seed}: {folder.name}: fit", command, folder / "adapter" / "adapter_config.json")
+    return Step(f"seed {seed}: {folder.name}: fit", command, folder / "summary_fit.json")
 
 
 def _predict(sft: Path, seed: int, scale: Scale, medium: Path) -> Step:

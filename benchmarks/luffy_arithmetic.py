@@ -57,6 +57,8 @@ METHODS: dict[str, dict[str, Any]] = {  # differences from LUFFY
         "loss.class_path": "lit_rft.rollouts.MixedPolicyLoss",
         "loss.init_args.policy_shaping": "null",
     },
+    "LUFFY with SFT loss": {"objective.sft_coef": 0.1},
+    "RL with SFT loss": {"objective.traces_per_group": 0, "objective.sft_coef": 1.0},
     "SFT": {"objective.sft_steps": 10**6},
 }
 
@@ -130,7 +132,7 @@ def steps(task: str, method: str, seed: int, extra: list[str]) -> Iterator[Step]
         fit = lit_rft("fit", ["luffy/arithmetic.yaml"], {"trainer.default_root_dir": folder, **fixed}, extra)
         if (folder / "checkpoints" / "last.ckpt").exists():  # interrupted
             fit += ["--ckpt_path", "last"]
-        yield Step(f"{name}: fit", fit, folder / "adapter" / "adapter_config.json")
+        yield Step(f"{name}: fit", fit, folder / "summary_fit.json")
         keys["ckpt_path"] = folder / "checkpoints" / "last.ckpt"
     test = lit_rft("test", ["luffy/arithmetic.yaml"], keys, extra)
     yield Step(f"{name}: test", test, folder / "test" / "scores.json")

@@ -136,7 +136,7 @@ class Place:
         }
         keys |= {_DATA + "medium_files": "null"} if method.stage == "offline_rl" else {}
         command = self._command("fit", name, method.stage, "sft", {**keys, **method.keys})
-        done = self.home / name / "adapter" / "adapter_config.json"
+        done = self.home / name / "summary_fit.json"
         return Step(f"{self.home.name}: {name}", [*command, "--ckpt_path", "last"], done)  # of an interrupted run
 
     def _command(self, verb: str, folder: str, stage: str, start: str, keys: Mapping[str, Any]) -> list[str]:
@@ -188,7 +188,7 @@ def collect(places: Sequence[Place], runs: Path, known: Mapping[str, Any]) -> di
             games = {episode.id: [episode.outcome.success, len(episode.steps)] for episode in episodes}
             record["games"][done.parents[1].name] = games
         for name, method in (METHODS | TRIALS).items():
-            if method.stage == "offline_rl" and (place.home / name / "adapter").exists():
+            if method.stage == "offline_rl" and (place.home / name / "summary_fit.json").exists():
                 decisions = sum(length for _, length in record["games"]["medium"].values()) / STEPS
                 record["diagnostics"][name] = diagnostics(place.home / name, decisions)
     methods = {name: dataclasses.asdict(method) for name, method in (METHODS | TRIALS).items()}

@@ -95,7 +95,7 @@ class Place:
         keys: dict[str, Any] = {_DATA + key: value for key, value in data.items()} | dict(model or {})
         keys["model.init_args.policy.start_from"] = self.weights(start) if start else "null"
         command = [*self.command("fit", folder, configs, keys), "--ckpt_path", "last"]  # of an interrupted run
-        done, costs = folder / "adapter" / "adapter_config.json", folder / "costs_fit.json"
+        done, costs = folder / "summary_fit.json", folder / "costs_fit.json"
         return Step(f"{self.home.name}: {run}: fit", command, done, (costs,))
 
     def examples(self) -> Step:
