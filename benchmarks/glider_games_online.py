@@ -70,8 +70,12 @@ def prepare(seed: Seed, kind: str) -> None:
 
 
 def _held_out(seed: Seed, trials: Any, stage: Any) -> dict[str, Any]:
-    plays = {"unseen": (seed.unseen_test, 1.0), "unseen, greedy": (seed.unseen_test, 0.0), "seen": (seed.test, 1.0)}
-    return {name: figures(trials.play(stage, problems, heat)) for name, (problems, heat) in plays.items()}
+    plays: dict[str, tuple[Any, ...]] = {
+        "unseen": (seed.unseen_test, 1.0), "unseen, greedy": (seed.unseen_test, 0.0), "seen": (seed.test, 1.0),
+    }  # fmt: skip
+    if "low" in stage.agent.levels:
+        plays["unseen, low level greedy"] = (seed.unseen_test, 1.0, 0.0)
+    return {name: figures(trials.play(stage, *arguments)) for name, arguments in plays.items()}
 
 
 def figures(episodes: Sequence[Any]) -> dict[str, float]:

@@ -73,6 +73,7 @@ class Settings:
     buffer: int = 512
     lowest: float | None = None  # reward of an action in online training
     max_weight: float = 20.0
+    low_exploration: float | None = None  # temperature of the low level in online training, if it is another
 
 
 RETURNS = {"temperature": 0.06, "discount": 0.97, "expectile": 0.5, "td_lambda": 0.95}  # of lambda-returns
@@ -173,7 +174,7 @@ class Trials:
         return OnlineHighLevelFinetune(
             OnlineSettings(
                 SamplingSettings(6, settings.exploration), settings.buffer, settings.updates, settings.batch,
-                settings.offline_share, self.seed,
+                settings.offline_share, self.seed, self._low_sampling(kind, settings.low_exploration),
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
             OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.by_v(),
@@ -199,10 +200,14 @@ class Trials:
         means = {task: statistics.mean(values) for task, values in sorted(by_task.items())}
         return {**means, "mean": statistics.mean(means.values())}
 
-    def play(self, stage: EpisodeStage, problems: Path, temperature: float = 1.0) -> list[Episode]:
-        """Play problems with the stage's policy."""
-        acting = stage.evaluator.acting
-        stage.evaluator.acting = dataclasses.replace(acting, sampling=SamplingSettings(6, temperature))
+    def play(
+        self, stage: EpisodeStage, problems: Path, temperature: float = 1.0, low: float | None = None
+    ) -> list[Episode]:
+        """Play problems with the stage's policy; `low` is the temperature of the low level, if it is another."""
+        levels = {} if low is None else {"low": SamplingSettings(6, low)}
+        stage.evaluator.acting = dataclasses.replace(
+            stage.evaluator.acting, sampling=SamplingSettings(6, temperature), level_sampling=levels
+        )
         suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"test": str(problems)})
         data = TrajectoryDataModule(suite=suite, eval_split="test", seed=self.seed)
         make_trainer().test(stage, data, verbose=False)
@@ -235,6 +240,9 @@ class Trials:
 
     def _lora(self) -> LoraSettings:
         return LoraSettings(self.settings.rank, 2 * self.settings.rank)
+
+    def _low_sampling(self, kind: str, temperature: float | None) -> dict[str, SamplingSettings]:
+        return {} if temperature is None or kind == "flat" else {"low": SamplingSettings(6, temperature)}
 
     def _critic(self, frozen: bool) -> CriticSettings:
         s = self.settings

@@ -32,6 +32,8 @@ class SamplingSettings:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("stop_token_ids", "stop_strings"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # hashable, also if given as lists
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
         if self.temperature < 0:

@@ -1,5 +1,7 @@
 """Levels of an agent that an OpenAI-compatible server samples."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from lit_rft.agents import Agent
@@ -41,22 +43,26 @@ class ChatLevels:
         return LevelFormats({level: messages if level in self.names else policy.chat for level in self._agent.levels})
 
     def generators(
-        self, formats: Any, sampling: SamplingSettings, seed: int, num_episodes: int
+        self, formats: Any, sampling: Mapping[str, SamplingSettings], seed: int, num_episodes: int
     ) -> dict[str, Conversations]:
-        """Return a generator for each level of the server.
+        """Return a generator for each level of the server; levels with the same sampling share one.
 
         Args:
             formats: of the levels.
-            sampling: of the utterances.
+            sampling: of the utterances, by level.
             seed: of the sampling.
             num_episodes: maximum number of episodes at the same time.
         """
         if self._server is None or not self.names:
             return {}
         level, *_ = self.names
-        num_slots = num_episodes * len(self.names)
-        generator = ChatConversations(self._server, formats.at(level), sampling, num_slots=num_slots, seed=seed)
-        return dict.fromkeys(self.names, generator)
+        generators = {
+            kind: ChatConversations(
+                self._server, formats.at(level), kind, num_slots=num_episodes * num_levels, seed=seed
+            )
+            for kind, num_levels in Counter(sampling[level] for level in self.names).items()
+        }
+        return {level: generators[sampling[level]] for level in self.names}
 
     def usage(self) -> dict[str, int]:
         """Return the cost of the server's answers so far; empty without a server."""

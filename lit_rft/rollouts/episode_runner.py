@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,7 @@ class EpisodeRunner:
         sampling: SamplingSettings,
         seed: int,
         source: dict[str, Any] | None = None,
+        level_sampling: Mapping[str, SamplingSettings] | None = None,
     ) -> None:
         """Begin a session.
 
@@ -86,49 +87,51 @@ class EpisodeRunner:
             sampling: of the utterances.
             seed: of the sampling.
             source: the records' `source`.
+            level_sampling: by level, in place of `sampling`.
         """
+        by_level = dict.fromkeys(self.agent.levels, sampling) | dict(level_sampling or {})
         with self.closing_on_error():
             pool = self._pools.get(make_env)
             if self._backend is None and self._chat_levels.others:
                 self._gathered.enter_context(unsharded(policy.model))
-            generators = self._generators(policy, sampling, seed)
+            generators = self._generators(policy, by_level, seed)
             chat = self._chat_levels.formats(policy)
-            generators |= self._chat_levels.generators(chat, sampling, seed, self.parallel_episodes)
+            generators |= self._chat_levels.generators(chat, by_level, seed, self.parallel_episodes)
             self._samplers = list({id(sampler): sampler for sampler in generators.values()}.values())
             self._player, self._report = EpisodePlayer(self.agent, pool, chat, generators, source), policy.phases.report
 
-    def _generators(self, policy: Policy, sampling: SamplingSettings, seed: int) -> dict[str, Conversations]:
-        """Return a generator for each level of the policy; levels with the same adapter and sampler share one."""
-        kinds = {level: (policy.adapter(level), policy.sampler(level)) for level in self._chat_levels.others}
+    def _generators(
+        self, policy: Policy, sampling: Mapping[str, SamplingSettings], seed: int
+    ) -> dict[str, Conversations]:
+        """Return a generator for each level of the policy; levels that differ in nothing share one."""
+        kinds = {
+            level: (policy.adapter(level), policy.sampler(level), sampling[level]) for level in self._chat_levels.others
+        }
+        adapters = dict.fromkeys(adapter for adapter, *_ in kinds.values())
+        makers = {adapter: self._make_generator(policy, adapter) for adapter in adapters}
         generators = {
-            kind: self._generator(policy, kind, sampling, seed, self.parallel_episodes * num_levels)
+            kind: makers[kind[0]](*kind[1:], seed=seed, num_slots=self.parallel_episodes * num_levels)
             for kind, num_levels in Counter(kinds.values()).items()
         }
         return {level: generators[kind] for level, kind in kinds.items()}
 
-    def _generator(
-        self,
-        policy: Policy,
-        kind: tuple[str, Callable[..., Conversations]],
-        sampling: SamplingSettings,
-        seed: int,
-        num_slots: int,
-    ) -> Conversations:
-        adapter, make_sampler = kind
+    def _make_generator(self, policy: Policy, adapter: str) -> Callable[..., Conversations]:
+        """Return a function that makes a generator with an adapter from a sampler and settings of sampling."""
+        end_ids = policy.chat.end_ids
         if self._backend is not None:
             served = self._served.setdefault(adapter, AdapterSync(self._backend, adapter))
             served.changed()  # since the last session
-            return ServedConversations(
-                served.backend, served.current(policy.model, 0), policy.chat.end_ids, sampling, num_slots=num_slots,
-                seed=seed,
-            )  # fmt: skip
+            current = served.current(policy.model, 0)
+            return lambda _, sampling, **session: ServedConversations(
+                served.backend, current, end_ids, sampling, **session
+            )
         acting: Callable[[], contextlib.AbstractContextManager[None]] = partial(use_adapter, policy.model, adapter)
         if self.merge_adapters and not sharded_parts(policy.model):
             acting = MergedWeights(policy.model, adapter).active
-        return make_sampler(
-            policy.model, policy.chat.end_ids, sampling, num_slots=num_slots, seed=seed,
-            decode=policy.chat.tokenizer.decode, acting=acting,
-        )  # fmt: skip
+        decode = policy.chat.tokenizer.decode
+        return lambda make_sampler, sampling, **session: make_sampler(
+            policy.model, end_ids, sampling, decode=decode, acting=acting, **session
+        )
 
     def costs(self) -> dict[str, int]:
         """Return the tokens that the session has read and sampled, and the chat server's usage in all sessions."""

@@ -1,6 +1,6 @@
 """Rollouts on episodes that the policy plays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,10 +36,17 @@ class EpisodeSource:
         runner: plays.
         sampling: of the utterances.
         seed: of the sampling; each step has its own.
+        level_sampling: by level of the agent, in place of `sampling`.
     """
 
-    def __init__(self, runner: EpisodeRunner, sampling: SamplingSettings, seed: int = 0) -> None:
-        self.runner, self.sampling, self.seed = runner, sampling, seed
+    def __init__(
+        self,
+        runner: EpisodeRunner,
+        sampling: SamplingSettings,
+        seed: int = 0,
+        level_sampling: Mapping[str, SamplingSettings] | None = None,
+    ) -> None:
+        self.runner, self.sampling, self.seed, self.level_sampling = runner, sampling, seed, level_sampling
         self.env_steps = 0  # taken so far, over all processes
         self.tokens_read = self.tokens_sampled = 0  # likewise
         self.num_episodes = 0  # of the last call, over all processes
@@ -53,7 +60,7 @@ class EpisodeSource:
     def play(self, policy: Policy, jobs: EpisodeJobs, seed: int) -> list[Rollout]:
         """Play episodes to their ends, without dropout."""
         with policy.phases.measure("rollout"), evaluation_mode(policy.model):
-            self.runner.begin(policy, jobs.make_env, self.sampling, seed)
+            self.runner.begin(policy, jobs.make_env, self.sampling, seed, level_sampling=self.level_sampling)
             played = self.runner.play(jobs.jobs)
         self.runner.end()
         complete = {p.episode.id: p for p in played if p.episode.outcome.reason != "env_error"}

@@ -100,7 +100,11 @@ class OnlineHighLevelFinetune(EpisodeStage):
         if self.frozen_levels:
             self.weight_parts.append(FrozenLevels())
             self.level_adapters = dict.fromkeys(self.frozen_levels, FROZEN)
-        self.source = EpisodeSource(self.evaluator.runner, self.online.exploration, resolve_seed(self.online.seed))
+        self.source = EpisodeSource(
+            self.evaluator.runner, self.online.exploration, resolve_seed(self.online.seed),
+            self.online.level_exploration,
+        )  # fmt: skip
+        check_levels(self.agent, "online.level_exploration", self.online.level_exploration)
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.stateful = {"source": self.source, "replay": self.replay}
 

@@ -77,6 +77,17 @@ def test_a_server_acts_for_every_agent(
     assert episode.source["chat_server"] == {"model": answer, "levels": []}
 
 
+def test_each_level_of_a_server_has_its_own_sampling(
+    fake: FakeChatServer, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    answer = "echo:go right|continue"
+    settings = dataclasses.replace(acting(fake, answer), level_sampling={"low": SamplingSettings(5)})
+    before = len(fake.requests(answer))
+    evaluate(HierarchicalAgent(), settings, tiny_model_folder, tmp_path)
+    bodies = [request["body"] for request in fake.requests(answer)[before:]]
+    assert {body["max_tokens"] for body in bodies} == {5, 8}
+
+
 def test_sage_on_a_server_beside_a_local_swift(fake: FakeChatServer, tiny_model_folder: Path, tmp_path: Path) -> None:
     answer = "echo:Action 1: go right|Action 2: go right|Action 3: go right"
     agent = SwiftSageAgent(critical=[""], switch=SwitchSettings())  # every first action is critical

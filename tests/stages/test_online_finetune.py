@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from online_run import make_data, make_online, run
+from online_run import ACTING, make_data, make_online, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft.envs import PoolSettings
@@ -86,6 +86,33 @@ def test_each_level_acts_with_its_own_adapter(tiny_model_folder: Path, tmp_path:
     assert all(p.requires_grad == (".default." in n) for n, p in stage.named_parameters() if "lora_" in n)
 
 
+def test_each_level_acts_with_its_own_sampling(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Both levels have the same adapter: they share its merged weights, but not their sampling."""
+    data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_episodes_per_task=2)
+
+    def play(sampling: SamplingSettings, seed: int = 0, **levels: SamplingSettings) -> dict[str, list[list[int]]]:
+        acting = dataclasses.replace(ACTING, sampling=sampling, seed=seed, level_sampling=levels)
+        L.seed_everything(0, verbose=False)  # of the adapter
+        stage = make_stage(tiny_model_folder, acting=acting, agent=PLAYER)
+        options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        L.Trainer(**options).test(stage, datamodule=data, verbose=False)
+        assert stage.evaluator.results[0].episode.source.get("level_sampling", {}).keys() == levels.keys()
+        said: dict[str, list[list[int]]] = {}
+        for transcript in (t for result in stage.evaluator.results for t in result.transcripts):
+            utterances = [transcript.utterance_ids(k) for k in range(len(transcript.utterance_ends))]
+            said.setdefault(transcript.level, []).extend(utterances)
+        return said
+
+    warm, greedy = SamplingSettings(6, 1.0), SamplingSettings(3, 0.0)
+    mixed = play(warm, low=greedy)
+    assert max(map(len, mixed["low"])) <= 3 < max(map(len, mixed["high"]))
+    assert mixed == play(greedy, high=warm) != play(warm)
+    assert play(warm, high=greedy, low=greedy) == play(greedy, seed=1)  # without chance
+    assert mixed["high"] != play(warm, seed=1, low=greedy)["high"]
+    with pytest.raises(ValueError, match="acting.level_sampling: .* has the levels high, low, got middle"):
+        play(warm, middle=greedy)
+
+
 def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage = make_online(tiny_model_folder, agent=FLAT_PLAYER)
     stage.configure_model()
@@ -99,6 +126,11 @@ def test_a_flat_policy_trains_as_a_whole(tiny_model_folder: Path, tmp_path: Path
 def test_a_schedule_needs_to_know_its_end(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"optimizer\.schedule=cosine needs a known number of steps"):
         make_online(tiny_model_folder, optimizer=OptimizerSettings(schedule="cosine"))
+
+
+def test_exploration_of_a_level_that_the_agent_does_not_have_is_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"online\.level_exploration: .* has the levels flat, got low"):
+        make_online(tiny_model_folder, agent=FLAT_PLAYER, online={"level_exploration": {"low": SamplingSettings()}})
 
 
 def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
@@ -123,6 +155,7 @@ def base(tiny_model_folder: Path, stored: str, tmp_path_factory: pytest.TempPath
     "knob",
     [
         {"exploration": SamplingSettings(6, 0.5)},
+        {"level_exploration": {"high": SamplingSettings(6, 0.5)}},
         {"buffer_episodes": 1},
         {"updates_per_episode": 2.0},
         {"batch_episodes": 1},
@@ -136,6 +169,15 @@ def test_every_knob_counts(
 ) -> None:
     turned = after_an_epoch(tiny_model_folder, tmp_path, stored, **knob)
     assert any(not torch.equal(base[name], turned[name]) for name in base)
+
+
+def test_exploration_of_all_levels_takes_the_place_of_the_common_one(
+    tiny_model_folder: Path, tmp_path: Path, stored: str, base: Any
+) -> None:
+    by_level = dict.fromkeys(PLAYER.levels, SamplingSettings(6, 1.0))
+    turned = {"exploration": SamplingSettings(6, 0.0), "level_exploration": by_level}
+    same = after_an_epoch(tiny_model_folder, tmp_path, stored, **turned)
+    assert all(torch.equal(base[name], same[name]) for name in base)
 
 
 def test_what_does_not_fit_into_the_context_is_left_out(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -51,10 +51,11 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
     """
     if not dataclasses.is_dataclass(agent):
         raise ValueError(f"agent must be a frozen dataclass, whose fields checkpoints keep; got {type(agent).__name__}")
-    if agent.levels and agent.max_length <= acting.sampling.max_new_tokens:
+    check_levels(agent, "acting.level_sampling", acting.level_sampling)
+    longest = max(sampling.max_new_tokens for sampling in (acting.sampling, *acting.level_sampling.values()))
+    if agent.levels and agent.max_length <= longest:
         raise ValueError(
-            f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and "
-            f"{acting.sampling.max_new_tokens}"
+            f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and {longest}"
         )
     admissible = admissible_actions(agent)
     if (acting.server or acting.chat_server) and admissible is not None and admissible.choose:

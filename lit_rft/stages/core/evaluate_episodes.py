@@ -60,14 +60,19 @@ class EpisodeEvaluator:
 
     def settings(self) -> dict[str, Any]:
         acting, agent = self.acting, with_class(self.agent)
-        return {
+        settings = {
             "kind": "policy",
             "agent": agent["class_path"],
             "agent_settings": digest(agent["init_args"]),
             "sampling": as_json(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,
-        } | self._chat_model()
+        }
+        return settings | self._level_sampling() | self._chat_model()
+
+    def _level_sampling(self) -> dict[str, Any]:
+        by_level = {level: as_json(sampling) for level, sampling in self.acting.level_sampling.items()}
+        return {"level_sampling": by_level} if by_level else {}
 
     def _chat_model(self) -> dict[str, Any]:
         """Return what identifies the model of an OpenAI-compatible server."""
@@ -113,7 +118,8 @@ class EpisodeEvaluator:
         assert policy is not None
         source = policy.identity() | self.settings()
         seed = resolve_seed(self.acting.seed)
-        self.runner.begin(policy, batch.make_env, self.acting.sampling, seed, source)
+        acting = self.acting
+        self.runner.begin(policy, batch.make_env, acting.sampling, seed, source, acting.level_sampling)
         self._trials = Trials(self.agent, batch.tasks, policy.device)
 
     def end(self, verb: str) -> dict[str, dict[str, float]]:

@@ -129,6 +129,7 @@ class ActingSettings:
             only; null for none.
         pool: time and memory limits of the environments, processes or threads.
         seed: of the sampling; null for the run's `seed_everything`.
+        level_sampling: by level of the agent, in place of `sampling`.
     """
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -138,6 +139,7 @@ class ActingSettings:
     chat_server: ChatServerSettings | None = None
     pool: PoolSettings = field(default_factory=PoolSettings)
     seed: int | None = None
+    level_sampling: dict[str, SamplingSettings] = field(default_factory=dict)
 
     def with_default_seed(self) -> "ActingSettings":
         """Return these settings, with the run's seed if none is set."""
@@ -159,6 +161,8 @@ class OnlineSettings:
         batch_episodes: episodes per optimiser step, over all processes.
         offline_share: share of stored episodes among them, in [0, 1]; no effect without stored episodes.
         seed: of exploration and of the choice of episodes; null for the run's `seed_everything`.
+        level_exploration: by level of the agent, in place of `exploration`; for example greedy decoding of the frozen
+            low level, whose errors the high level would learn from.
     """
 
     exploration: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=0.7))
@@ -167,6 +171,7 @@ class OnlineSettings:
     batch_episodes: int = 8
     offline_share: float = 0.5
     seed: int | None = None
+    level_exploration: dict[str, SamplingSettings] = field(default_factory=dict)
 
     def with_default_seed(self) -> "OnlineSettings":
         """Return these settings, with the run's seed if none is set."""
