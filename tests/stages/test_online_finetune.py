@@ -109,7 +109,7 @@ def test_each_level_acts_with_its_own_sampling(tiny_model_folder: Path, tmp_path
     assert mixed == play(greedy, high=warm) != play(warm)
     assert play(warm, high=greedy, low=greedy) == play(greedy, seed=1)  # without chance
     assert mixed["high"] != play(warm, seed=1, low=greedy)["high"]
-    with pytest.raises(ValueError, match="acting.level_sampling: .* has the levels high, low, got middle"):
+    with pytest.raises(ValueError, match=r"acting\.level_sampling: .* has the levels high, low, got middle"):
         play(warm, middle=greedy)
 
 
