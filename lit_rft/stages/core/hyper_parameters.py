@@ -86,9 +86,12 @@ def _constructor_hints(cls: type) -> dict[str, Any]:
 
 
 def _rebuild(annotation: Any, value: Any) -> Any:
-    """Make a dataclass from a dictionary if the annotation has one; other values are plain already."""
+    """Make a dataclass from a dictionary if the annotation has one, also as a value; others are plain already."""
     if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
         return _rebuild(_settings_class(value["class_path"]), value["init_args"])
+    if isinstance(value, dict) and typing.get_origin(annotation) is dict:
+        of_values = typing.get_args(annotation)[1]
+        return {key: _rebuild(of_values, item) for key, item in value.items()}
     classes = [option for option in annotated_options(annotation) if isinstance(option, type)]
     settings = [option for option in classes if dataclasses.is_dataclass(option)]
     if not isinstance(value, dict) or len(settings) != 1:
