@@ -127,13 +127,16 @@ def test_weights_correct_for_another_engine(fake: FakeVllm, tiny_model_folder: P
     assert not differ(plain, after(1.0, -0.5, -0.2))
 
 
-def test_each_level_plays_with_its_own_adapter(fake: FakeVllm, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_each_level_plays_with_its_own_adapter_and_sampling(
+    fake: FakeVllm, tiny_model_folder: Path, tmp_path: Path
+) -> None:
     """Greedy episodes by a server are those without one, of an online stage with an adapter for each level."""
     data = make_data(tiny_model_folder, tmp_path, tasks=["walk"], eval_split="test", eval_episodes_per_task=2)
     played: list[Any] = []
     with serving(fake) as url:
         for server in (None, ServerSettings(url, timeout=60)):
-            acting = ActingSettings(SamplingSettings(6), parallel_episodes=2, server=server)
+            by_level = {"low": SamplingSettings(3)}
+            acting = ActingSettings(SamplingSettings(6), parallel_episodes=2, server=server, level_sampling=by_level)
             stage = make_online(tiny_model_folder, acting=acting)
             stage.configure_model()
             with torch.no_grad():
