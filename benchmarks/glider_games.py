@@ -19,6 +19,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +37,47 @@ IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
 
 
 class Seed:
-    """The parts of one seed, each with a file of its figures."""
+    """The parts of one seed, each with a file of its figures.
 
-    def __init__(self, runs: Path, seed: int, settings: Any = None) -> None:
+    Args:
+        runs: folder; the seed's files are in a folder of it.
+        seed: of data, weights, order and sampling.
+        settings: of all stages; None for the defaults.
+        seen: customers of the first stages.
+        unseen: customers of online fine-tuning.
+    """
+
+    def __init__(
+        self,
+        runs: Path,
+        seed: int,
+        settings: Any = None,
+        seen: Sequence[str] = SEEN,
+        unseen: Sequence[str] = UNSEEN,
+    ) -> None:
         from glider_games_data import play_medium, write_problems
         from glider_games_run import Settings, Trials
 
         self.folder = runs / f"seed{seed}"
         first = 10**6 * (seed + 1)  # of the seeds of problems
-        problems = write_problems(self.folder / "train.jsonl", first, EPISODES, SEEN)
+        problems = write_problems(self.folder / "train.jsonl", first, EPISODES, seen)
         self.episodes = play_medium(self.folder / "medium.jsonl", problems, IMPATIENCE, NOISE, seed)
-        held_out = write_problems(self.folder / "held_out.jsonl", first + 10**5, HELD_OUT, SEEN)
+        held_out = write_problems(self.folder / "held_out.jsonl", first + 10**5, HELD_OUT, seen)
         self.held_out = play_medium(self.folder / "held_out_medium.jsonl", held_out, IMPATIENCE, NOISE, seed + 500)
-        self.test = write_problems(self.folder / "test.jsonl", 10**8 + first, TEST_EPISODES, SEEN)
-        self.unseen_test = write_problems(self.folder / "unseen_test.jsonl", 10**8 + first + 10**5, 60, UNSEEN)
-        self.unseen = write_problems(self.folder / "unseen.jsonl", first + 2 * 10**5, 400, UNSEEN)
+        self.test = write_problems(self.folder / "test.jsonl", 10**8 + first, TEST_EPISODES, seen)
+        self.unseen_test = write_problems(self.folder / "unseen_test.jsonl", 10**8 + first + 10**5, 60, unseen)
+        self.unseen = write_problems(self.folder / "unseen.jsonl", first + 2 * 10**5, 400, unseen)
         self.trials = Trials(self.folder, seed, settings or Settings())
-        self.model = self._make_model(seed)
+        self.model = self._make_model(seed, unseen)
 
-    def _make_model(self, seed: int) -> Path:
+    def _make_model(self, seed: int, unseen: Sequence[str]) -> Path:
         from glider_games_data import agent_texts
 
         from lit_rft.models import save_scratch_model
 
         folder = self.folder / "model"
         if not (folder / "config.json").exists():
-            save_scratch_model(folder, agent_texts(self.episodes, UNSEEN), seed=seed)
+            save_scratch_model(folder, agent_texts(self.episodes, unseen), seed=seed)
         return folder
 
     def offline(self, kind: str) -> dict[str, Any]:

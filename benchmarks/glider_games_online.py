@@ -2,6 +2,7 @@
 
     python benchmarks/glider_games_online.py            # seeds 2 to 6; resumes after the last complete run
     python benchmarks/glider_games_online.py --report   # only the tables and the plot
+    python benchmarks/glider_games_online.py --run "low level greedy" hierarchical 100    # a trial: prints its figures
 
 Both start from the policies of `glider_games.py` after SFT and offline RL with lambda-returns, which are trained here
 unless the folder of runs has them, and play equally many episodes, with the rewards of the game or with a limit of the
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, Step, environment, read_results, run
-from glider_games import RUNS, Seed
+from glider_games import RUNS, UNSEEN, Seed
 from never_answer import summary
 from rich.console import Console
 
@@ -34,6 +35,12 @@ FILE = RESULTS / "glider_games_online.json"
 KINDS = ("hierarchical", "flat")
 SETTINGS: dict[str, dict[str, Any]] = {  # fields of `Settings` in addition to those of lambda-returns
     "penalty limited": {"lowest": -0.02, "online_rate": 2e-3, "updates": 1.0, "offline_share": 0.25, "rounds": 8},
+}
+_CHOSEN = SETTINGS["penalty limited"]
+TRIALS = {  # on validation seeds only: by `--run`
+    "low level greedy": {**_CHOSEN, "low_exploration": 0.0},
+    "low level greedy, wider goals": {**_CHOSEN, "low_exploration": 0.0, "exploration": 1.4},
+    "exploration at 0.7": {**_CHOSEN, "exploration": 0.7},
 }
 
 
@@ -136,10 +143,25 @@ def collect_results(runs: Path) -> dict[str, Any]:
     from glider_games_run import RETURNS, Settings
 
     seeds: dict[str, Any] = read_results(FILE).get("seeds", {})
-    for path in sorted(runs.glob("seed*/online, *.json")):
-        seeds.setdefault(path.parent.name.removeprefix("seed"), {})[path.stem] = json.loads(path.read_text())
+    for name in (name_of(setting, kind) for setting in SETTINGS for kind in KINDS):
+        for path in sorted(runs.glob(f"seed*/{name}.json")):
+            seeds.setdefault(path.parent.name.removeprefix("seed"), {})[name] = json.loads(path.read_text())
     settings = {name: {**vars(Settings()), **RETURNS, **fields} for name, fields in SETTINGS.items()}
     return {"seeds": seeds, "settings": settings, **environment()}
+
+
+def run_one(runs: Path, setting: str, kind: str, number: str, unseen: Sequence[str], sft_steps: int) -> None:
+    """Run a setting of the comparison, or a trial, which may have other unseen customers or more SFT."""
+    from glider_games_run import Settings
+
+    settings = Settings(sft_steps=sft_steps)
+    if (tuple(unseen), settings) != (UNSEEN, Settings()):
+        runs = runs / f"{'_'.join(unseen)}_{sft_steps}"
+    seen = [name for name in errands.LISTS if name not in unseen]
+    seed = Seed(runs, int(number), settings, seen, unseen)
+    row = run_kind(seed, kind, (SETTINGS | TRIALS)[setting])
+    write_json(seed.folder / f"{name_of(setting, kind)}.json", row)
+    print(json.dumps({"before": row["before"], "after": row["after"]}, indent=1))
 
 
 def main() -> None:
@@ -148,11 +170,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of models and logs")
     parser.add_argument("--report", action="store_true", help="only report what there is")
     parser.add_argument("--run", nargs=3, metavar=("SETTING", "KIND", "SEED"), help="one run in this process")
+    parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="customers of the run; the others are seen before")
+    parser.add_argument("--sft-steps", type=int, default=400, help="of the run")
     options = parser.parse_args()
     if options.run:
-        setting, kind, number = options.run
-        seed = Seed(options.runs, int(number))
-        write_json(seed.folder / f"{name_of(setting, kind)}.json", run_kind(seed, kind, SETTINGS[setting]))
+        run_one(options.runs, *options.run, options.unseen, options.sft_steps)
         return
     console = Console()
     if not options.report:
