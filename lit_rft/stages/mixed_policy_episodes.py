@@ -8,7 +8,7 @@ from lit_rft.rollouts.advantages import AdvantagesFunction, GroupAdvantages
 from lit_rft.rollouts.episode_groups import EpisodeGroupSource
 from lit_rft.rollouts.sources import GroupSource, SourceFunction
 from lit_rft.stages.core.data_check import GROUPS
-from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.episode_stage import EpisodeStage, check_room
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
 from lit_rft.stages.core.loss_needs import check_served
 from lit_rft.stages.core.settings import (
@@ -63,6 +63,7 @@ class MixedPolicyEpisodes(EpisodeStage):
         super().__init__(policy, optimizer, acting, agent, batching)
         self.objective = (objective or ObjectiveSettings()).with_default_traces(1)
         self.sampling = exploration or SamplingSettings(temperature=1.0)
+        check_room(self.agent, "exploration", self.sampling)
         self.seed, self.max_tokens = resolve_seed(seed), self.agent.max_length
         self.steps_per_batch = self.objective.steps_per_batch
         self.needs_traces, self.needs_reference = self.objective.needs_traces, self.objective.kl_coef > 0

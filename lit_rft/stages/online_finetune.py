@@ -15,7 +15,7 @@ from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
 from lit_rft.stages.core.data_check import ROUNDS
 from lit_rft.stages.core.diagnostics import mean_over_steps
-from lit_rft.stages.core.episode_stage import EpisodeStage, check_levels, weights_of_levels
+from lit_rft.stages.core.episode_stage import EpisodeStage, check_levels, check_room, weights_of_levels
 from lit_rft.stages.core.frozen_levels import FROZEN, FrozenLevels
 from lit_rft.stages.core.settings import (
     ActingSettings,
@@ -105,6 +105,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
             self.online.level_exploration,
         )  # fmt: skip
         check_levels(self.agent, "online.level_exploration", self.online.level_exploration)
+        check_room(self.agent, "online.exploration", self.online.exploration, *self.online.level_exploration.values())
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.stateful = {"source": self.source, "replay": self.replay}
 

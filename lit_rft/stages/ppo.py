@@ -13,7 +13,7 @@ from lit_rft.rollouts.completions import CompletionSource
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.data_check import PROMPTS, ROUNDS, warn_of_context
-from lit_rft.stages.core.episode_stage import EpisodeStage
+from lit_rft.stages.core.episode_stage import EpisodeStage, check_room
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import PolicyLossFunction
 from lit_rft.stages.core.policy import PolicyModule
@@ -144,6 +144,7 @@ class PPOEpisodes(EpisodeStage):
         super().__init__(policy, optimizer or OptimizerSettings(learning_rate=1e-6), acting, agent, batching)
         self.ppo = ppo or PPOSettings()
         self.exploration = exploration or SamplingSettings(temperature=1.0)
+        check_room(self.agent, "exploration", self.exploration)
         self.steps_per_batch = self.ppo.mini_batches * self.ppo.epochs
         self.needs_reference = self.ppo.kl_coef > 0
         self.source = EpisodeSource(self.evaluator.runner, self.exploration, resolve_seed(seed))

@@ -140,6 +140,14 @@ def test_exploration_of_a_level_that_the_agent_does_not_have_is_refused(tiny_mod
         make_online(tiny_model_folder, agent=FLAT_PLAYER, online={"level_exploration": {"low": SamplingSettings()}})
 
 
+@pytest.mark.parametrize(
+    "long", [{"exploration": SamplingSettings(900)}, {"level_exploration": {"low": SamplingSettings(900)}}]
+)
+def test_exploration_without_room_in_the_context_is_refused(tiny_model_folder: Path, long: Any) -> None:
+    with pytest.raises(ValueError, match=r"larger than online\.exploration\.max_new_tokens, got 900 and 900"):
+        make_online(tiny_model_folder, online=long)
+
+
 def test_freezing_skills_needs_lora(tiny_model_folder: Path) -> None:
     stage = make_online(tiny_model_folder, lora=None, critic=CriticSettings(features="adapted"))
     with pytest.raises(ValueError, match="freezing levels needs LoRA"):

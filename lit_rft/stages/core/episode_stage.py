@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from lit_rft.agents import Agent, HierarchicalAgent
 from lit_rft.agents.optional import admissible_actions
+from lit_rft.generation import SamplingSettings
 from lit_rft.stages.core.evaluate_episodes import EpisodeEvaluator
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import ActingSettings, BatchingSettings, OptimizerSettings, PolicySettings
@@ -52,16 +53,25 @@ def check_agent(agent: Agent, acting: ActingSettings) -> None:
     if not dataclasses.is_dataclass(agent):
         raise ValueError(f"agent must be a frozen dataclass, whose fields checkpoints keep; got {type(agent).__name__}")
     check_levels(agent, "acting.level_sampling", acting.level_sampling)
-    longest = max(sampling.max_new_tokens for sampling in (acting.sampling, *acting.level_sampling.values()))
-    if agent.levels and agent.max_length <= longest:
-        raise ValueError(
-            f"agent.max_length must be larger than acting.sampling.max_new_tokens, got {agent.max_length} and {longest}"
-        )
+    check_room(agent, "acting.sampling", acting.sampling, *acting.level_sampling.values())
     admissible = admissible_actions(agent)
     if (acting.server or acting.chat_server) and admissible is not None and admissible.choose:
         raise ValueError(
             "a generation server does not sample among given choices: unset acting.server and acting.chat_server, or "
             "the agent's admissible.choose"
+        )
+
+
+def check_room(agent: Agent, setting: str, *samplings: SamplingSettings) -> None:
+    """Check that an agent's context has room for an utterance, without which every episode ends at once.
+
+    Raises:
+        ValueError: It has none.
+    """
+    longest = max(sampling.max_new_tokens for sampling in samplings)
+    if agent.levels and agent.max_length <= longest:
+        raise ValueError(
+            f"agent.max_length must be larger than {setting}.max_new_tokens, got {agent.max_length} and {longest}"
         )
 
 
