@@ -1,7 +1,7 @@
 """Training with a real vLLM: samples follow the adapter from step to step, for prompts and for games, and in two
 processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lit_rft.agents import FlatAgent
 from lit_rft.batches import Prompt
 from lit_rft.datamodules import EpisodeGroupDataModule, PromptLoader
 from lit_rft.envs import GymSuite
-from lit_rft.generation import CompletionBackend, SamplingSettings, ServerSettings
+from lit_rft.generation import CompletionBackend, SamplingSettings, ServedAdapter, ServerSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.problems import Problem
 from lit_rft.rollouts import MixedPolicyLoss
@@ -46,12 +46,23 @@ class Compared:
         self.with_adapter: list[torch.Tensor] = []
         self.without: list[torch.Tensor] = []
         self.adapters: list[str] = []
+        self.loaded: list[ServedAdapter] = []
 
     def connect(self) -> CompletionBackend:
         return self
 
+    def load(self, write: Any) -> ServedAdapter:
+        self.loaded.append(self.backend.load(write))
+        return self.loaded[-1]
+
+    def unload(self, adapter: ServedAdapter) -> None:
+        self.loaded.remove(adapter)
+        self.backend.unload(adapter)
+
     def close(self) -> None:
-        """Leave the backend to other tests."""
+        """Leave the backend to other tests: without this one's weights, as there may be room for one policy alone."""
+        for adapter in list(self.loaded):
+            self.unload(adapter)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -81,10 +92,13 @@ class Compared:
 
 
 @pytest.fixture(params=["server", "in_process", "merged_in_process"])
-def compared(request: pytest.FixtureRequest) -> Compared:
-    if request.param != "server":
-        return Compared(request.getfixturevalue(request.param), request.node.name)
-    return Compared(ServerSettings(request.getfixturevalue("server_url")).connect(), request.node.name)
+def compared(request: pytest.FixtureRequest) -> Iterator[Compared]:
+    if request.param == "server":
+        backend = ServerSettings(request.getfixturevalue("server_url")).connect()
+    else:
+        backend = request.getfixturevalue(request.param)
+    yield (compared := Compared(backend, request.node.name))
+    compared.close()
 
 
 def check(compared: Compared, num_adapters: int) -> None:
