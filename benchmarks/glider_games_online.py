@@ -2,6 +2,7 @@
 
     python benchmarks/glider_games_online.py            # seeds 2 to 6; resumes after the last complete run
     python benchmarks/glider_games_online.py --report   # only the tables and the plot
+    python benchmarks/glider_games_online.py --sft-steps 1200   # from policies of more SFT
     python benchmarks/glider_games_online.py --run "low level greedy" hierarchical 100    # a trial: prints its figures
 
 Both start from the policies of `glider_games.py` after SFT and offline RL with lambda-returns, which are trained here
@@ -31,7 +32,6 @@ from rich.console import Console
 from lit_rft._files import write_json
 from lit_rft.envs.games import errands
 
-FILE = RESULTS / "glider_games_online.json"
 KINDS = ("hierarchical", "flat")
 SETTINGS: dict[str, dict[str, Any]] = {  # fields of `Settings` in addition to those of lambda-returns
     "penalty limited": {"lowest": -0.02, "online_rate": 2e-3, "updates": 1.0, "offline_share": 0.25, "rounds": 8},
@@ -125,40 +125,79 @@ def name_of(setting: str, kind: str) -> str:
     return f"online, {setting}, {kind}"
 
 
-def run_all(seeds: list[int], runs: Path, console: Console) -> None:
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A comparison.
+
+    Attributes:
+        unseen: customers of online fine-tuning; the others are those of the stages before.
+        sft_steps: optimiser steps of SFT.
+    """
+
+    unseen: tuple[str, ...] = UNSEEN
+    sft_steps: int = 400
+
+    @property
+    def name(self) -> str:
+        """Name of its folder and files; empty for the default."""
+        return "" if self == Variant() else "_".join((*self.unseen, str(self.sft_steps)))
+
+    @property
+    def file(self) -> Path:
+        return RESULTS / f"{self.title}.json"
+
+    @property
+    def title(self) -> str:
+        """Name of its results and its plot."""
+        return "_".join(filter(None, ("glider_games_online", self.name)))
+
+    def seed(self, runs: Path, number: int) -> Seed:
+        from glider_games_run import Settings
+
+        seen = [name for name in errands.LISTS if name not in self.unseen]
+        return Seed(runs / self.name, number, Settings(sft_steps=self.sft_steps), seen, self.unseen)
+
+
+def run_all(variant: Variant, seeds: list[int], runs: Path, console: Console) -> None:
     """Run what is missing, a process for each setting and kind of agent of a seed."""
-    known = read_results(FILE).get("seeds", {})
+    known = read_results(variant.file).get("seeds", {})
+    options = ["--unseen", *variant.unseen, "--sft-steps", str(variant.sft_steps)] if variant.name else []
     for seed in seeds:
         for setting in SETTINGS:
             for name, kind in ((name_of(setting, kind), kind) for kind in KINDS):
                 if name not in known.get(str(seed), {}):
-                    command = [sys.executable, __file__, "--runs", str(runs), "--run", setting, kind, str(seed)]
-                    result = runs / f"seed{seed}" / f"{name}.json"
-                    run(Step(f"seed {seed}: {name}", command, result), runs, console)
-                    write_json(FILE, collect_results(runs))
+                    command = [
+                        sys.executable,
+                        __file__,
+                        "--runs",
+                        str(runs),
+                        "--run",
+                        setting,
+                        kind,
+                        str(seed),
+                        *options,
+                    ]
+                    result = runs / variant.name / f"seed{seed}" / f"{name}.json"
+                    run(Step(f"{variant.name} seed {seed}: {name}".strip(), command, result), runs, console)
+                    write_json(variant.file, collect_results(variant, runs))
 
 
-def collect_results(runs: Path) -> dict[str, Any]:
+def collect_results(variant: Variant, runs: Path) -> dict[str, Any]:
     """Return the figures of this machine and of the results so far."""
     from glider_games_run import RETURNS, Settings
 
-    seeds: dict[str, Any] = read_results(FILE).get("seeds", {})
+    seeds: dict[str, Any] = read_results(variant.file).get("seeds", {})
     for name in (name_of(setting, kind) for setting in SETTINGS for kind in KINDS):
-        for path in sorted(runs.glob(f"seed*/{name}.json")):
+        for path in sorted((runs / variant.name).glob(f"seed*/{name}.json")):
             seeds.setdefault(path.parent.name.removeprefix("seed"), {})[name] = json.loads(path.read_text())
-    settings = {name: {**vars(Settings()), **RETURNS, **fields} for name, fields in SETTINGS.items()}
+    fixed = {**vars(Settings(sft_steps=variant.sft_steps)), **RETURNS, "unseen": variant.unseen}
+    settings = {name: {**fixed, **fields} for name, fields in SETTINGS.items()}
     return {"seeds": seeds, "settings": settings, **environment()}
 
 
-def run_one(runs: Path, setting: str, kind: str, number: str, unseen: Sequence[str], sft_steps: int) -> None:
-    """Run a setting of the comparison, or a trial, which may have other unseen customers or more SFT."""
-    from glider_games_run import Settings
-
-    settings = Settings(sft_steps=sft_steps)
-    if (tuple(unseen), settings) != (UNSEEN, Settings()):
-        runs = runs / f"{'_'.join(unseen)}_{sft_steps}"
-    seen = [name for name in errands.LISTS if name not in unseen]
-    seed = Seed(runs, int(number), settings, seen, unseen)
+def run_one(variant: Variant, runs: Path, setting: str, kind: str, number: str) -> None:
+    """Run a setting of the comparison, or a trial, and print its figures."""
+    seed = variant.seed(runs, int(number))
     row = run_kind(seed, kind, (SETTINGS | TRIALS)[setting])
     write_json(seed.folder / f"{name_of(setting, kind)}.json", row)
     print(json.dumps({"before": row["before"], "after": row["after"]}, indent=1))
@@ -170,18 +209,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of models and logs")
     parser.add_argument("--report", action="store_true", help="only report what there is")
     parser.add_argument("--run", nargs=3, metavar=("SETTING", "KIND", "SEED"), help="one run in this process")
-    parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="customers of the run; the others are seen before")
-    parser.add_argument("--sft-steps", type=int, default=400, help="of the run")
+    parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="customers of online fine-tuning (default: two)")
+    parser.add_argument("--sft-steps", type=int, default=400, help="of the policies that it starts from")
     options = parser.parse_args()
+    variant = Variant(tuple(options.unseen), options.sft_steps)
     if options.run:
-        run_one(options.runs, *options.run, options.unseen, options.sft_steps)
+        run_one(variant, options.runs, *options.run)
         return
     console = Console()
     if not options.report:
-        run_all(options.seeds, options.runs, console)
+        run_all(variant, options.seeds, options.runs, console)
     from glider_games_online_report import report
 
-    report(read_results(FILE), console)
+    report(read_results(variant.file), console, variant.title)
 
 
 if __name__ == "__main__":

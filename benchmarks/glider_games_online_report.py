@@ -36,8 +36,8 @@ def steps_to(curve: Curve, key: str, level: float, rounds: int = 3) -> int | Non
     return None
 
 
-def report(results: Mapping[str, Any], console: Console) -> None:
-    """Print all tables, and write the plot, of the seeds that are complete."""
+def report(results: Mapping[str, Any], console: Console, title: str = "glider_games_online") -> None:
+    """Print all tables, and write the plot of this title, of the seeds that are complete."""
     names = [name_of(setting, kind) for setting in SETTINGS for kind in KINDS]
     seeds = [seed for _, seed in sorted(results["seeds"].items()) if set(names) <= seed.keys()]
     if not seeds:
@@ -47,7 +47,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
     console.print(f"{len(seeds)} seeds, 95% intervals")
     _print_held_out(runs, console)
     _print_curves(runs, console)
-    plot(runs)
+    plot(runs, title)
 
 
 def _print_held_out(runs: Mapping[str, Any], console: Console) -> None:
@@ -92,7 +92,7 @@ def _print_curves(runs: Mapping[str, Any], console: Console) -> None:
             console.print(f"steps to {level}, {name}: {[steps_to(curve, 'score', level) for curve in rows]}")
 
 
-def plot(runs: Mapping[str, Any]) -> None:
+def plot(runs: Mapping[str, Any], title: str) -> None:
     """Plot score, solved share and purchases of the training episodes against environment steps."""
     from matplotlib.figure import Figure
 
@@ -106,4 +106,4 @@ def plot(runs: Mapping[str, Any]) -> None:
             axes.set(xlabel="environment steps", ylabel=label, title=setting)
     panels[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    save_figure(figure, "glider_games_online.png")
+    save_figure(figure, f"{title}.png")
