@@ -50,10 +50,29 @@ def test_a_stopped_server_costs_waiting(
     real_server: RealServer, client: VllmServer, adapter: ServedAdapter, tokenizer: Any
 ) -> None:
     real_server.signal(signal.SIGSTOP)
+    started = time.monotonic()
     groups = in_rollout(
         lambda: real_server.signal(signal.SIGCONT), lambda: sample(client, adapter, tokenizer), wait=5.0
     )
+    record("stopped for 5 seconds", seconds=time.monotonic() - started)
     assert [len(group) for group in groups] == [4] * 4
+
+
+def test_a_server_that_hangs_longer_than_a_request_may_is_asked_again(
+    real_server: RealServer, client: VllmServer, adapter: ServedAdapter, tokenizer: Any, caplog: Any
+) -> None:
+    """The client gives up its requests, waits for an answer, and sends the same ones again."""
+    settings = ServerSettings(real_server.url, timeout=30.0, patience=START_LIMIT)
+    impatient = VllmServer(settings)
+    sample(impatient, adapter, tokenizer, 1)  # it knows the server's models from now on
+    real_server.signal(signal.SIGSTOP)
+    started = time.monotonic()
+    groups = in_rollout(
+        lambda: real_server.signal(signal.SIGCONT), lambda: sample(impatient, adapter, tokenizer, 1), wait=40.0
+    )
+    record("stopped for 40 seconds, requests may take 30", seconds=time.monotonic() - started)
+    assert [len(group) for group in groups] == [1] * 4
+    assert "waiting up to" in caplog.text and "answers again" in caplog.text
 
 
 def test_a_killed_server_that_is_started_again_gets_its_adapter_and_the_same_requests(
