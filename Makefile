@@ -27,7 +27,7 @@ test-fast: $(READY)  ## for everyday work: the tests that start no process and n
 test-slow: $(READY)  ## the tests that take longest: whole runs, the GPU kit, the short campaign of faults (some minutes)
 	$(PYTEST) -m slow
 
-test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run the tests against it (10 minutes; 13 GB of memory)
+test-vllm: .venv-vllm/.ready  ## set up .venv-vllm with vLLM for CPUs and run the tests against it (17 minutes; 13 GB of memory)
 	.venv-vllm/bin/python -m pytest tests/with_vllm
 
 coverage: $(READY)  ## the tests with the lines that they reach: a table, and build/coverage/ (what separate processes run is not counted)
