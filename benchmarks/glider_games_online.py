@@ -10,7 +10,7 @@ unless the folder of runs has them, and play equally many episodes, with the rew
 penalty. All scores are by the game's own rewards.
 
 Runs are in `runs/glider_games`, figures in `benchmarks/results/glider_games_online.json`, the plot is
-`docs/images/glider_games_online.png`.
+`docs/images/glider_games_online.png`; with other customers or steps of SFT their names are appended.
 """
 
 from __future__ import annotations
@@ -166,17 +166,8 @@ def run_all(variant: Variant, seeds: list[int], runs: Path, console: Console) ->
         for setting in SETTINGS:
             for name, kind in ((name_of(setting, kind), kind) for kind in KINDS):
                 if name not in known.get(str(seed), {}):
-                    command = [
-                        sys.executable,
-                        __file__,
-                        "--runs",
-                        str(runs),
-                        "--run",
-                        setting,
-                        kind,
-                        str(seed),
-                        *options,
-                    ]
+                    which = ["--run", setting, kind, str(seed), *options]
+                    command = [sys.executable, __file__, "--runs", str(runs), *which]
                     result = runs / variant.name / f"seed{seed}" / f"{name}.json"
                     run(Step(f"{variant.name} seed {seed}: {name}".strip(), command, result), runs, console)
                     write_json(variant.file, collect_results(variant, runs))
@@ -209,8 +200,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of models and logs")
     parser.add_argument("--report", action="store_true", help="only report what there is")
     parser.add_argument("--run", nargs=3, metavar=("SETTING", "KIND", "SEED"), help="one run in this process")
-    parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="customers of online fine-tuning (default: two)")
-    parser.add_argument("--sft-steps", type=int, default=400, help="of the policies that it starts from")
+    parser.add_argument("--unseen", nargs="+", default=Variant.unseen, help="customers of online fine-tuning")
+    parser.add_argument("--sft-steps", type=int, default=Variant.sft_steps, help="of the policies that it starts from")
     options = parser.parse_args()
     variant = Variant(tuple(options.unseen), options.sft_steps)
     if options.run:

@@ -174,7 +174,7 @@ class Trials:
         return OnlineHighLevelFinetune(
             OnlineSettings(
                 SamplingSettings(6, settings.exploration), settings.buffer, settings.updates, settings.batch,
-                settings.offline_share, self.seed, self._low_sampling(kind, settings.low_exploration),
+                settings.offline_share, self.seed, low_level(None if kind == "flat" else settings.low_exploration),
             ),
             PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
             OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.by_v(),
@@ -204,10 +204,8 @@ class Trials:
         self, stage: EpisodeStage, problems: Path, temperature: float = 1.0, low: float | None = None
     ) -> list[Episode]:
         """Play problems with the stage's policy; `low` is the temperature of the low level, if it is another."""
-        levels = {} if low is None else {"low": SamplingSettings(6, low)}
-        stage.evaluator.acting = dataclasses.replace(
-            stage.evaluator.acting, sampling=SamplingSettings(6, temperature), level_sampling=levels
-        )
+        sampling = {"sampling": SamplingSettings(6, temperature), "level_sampling": low_level(low)}
+        stage.evaluator.acting = dataclasses.replace(stage.evaluator.acting, **sampling)
         suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"test": str(problems)})
         data = TrajectoryDataModule(suite=suite, eval_split="test", seed=self.seed)
         make_trainer().test(stage, data, verbose=False)
@@ -240,9 +238,6 @@ class Trials:
 
     def _lora(self) -> LoraSettings:
         return LoraSettings(self.settings.rank, 2 * self.settings.rank)
-
-    def _low_sampling(self, kind: str, temperature: float | None) -> dict[str, SamplingSettings]:
-        return {} if temperature is None or kind == "flat" else {"low": SamplingSettings(6, temperature)}
 
     def _critic(self, frozen: bool) -> CriticSettings:
         s = self.settings
@@ -285,6 +280,11 @@ class Curve(L.Callback):
         episodes = [rollout.episode for rollout in pl_module.samples]
         before = self.points[-1][0] if self.points else 0
         self.points.append((before + sum(len(episode.steps) for episode in episodes), self.figures(episodes)))
+
+
+def low_level(temperature: float | None) -> dict[str, SamplingSettings]:
+    """Return the low level's sampling, for settings by level; empty if it has that of the others."""
+    return {} if temperature is None else {"low": SamplingSettings(6, temperature)}
 
 
 def mean_score(episodes: Sequence[Episode]) -> float:

@@ -88,8 +88,7 @@ def by_vllm(model: Any, prompts: list[list[int]], length: int, ends: Sequence[in
 def vllm_environment() -> dict[str, str]:
     """Return environment variables with which vLLM is fastest on a small machine.
 
-    By default it leaves a core to its scheduler: on two cores 64 rows of 96 tokens then take 23 s, 15 s with both,
-    and slightly less with Intel's OpenMP (8 rows: 4.7, 3.9 and 3.1 s).
+    By default it leaves a core to its scheduler, and on two cores decodes with one.
     """
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"  # of the package intel-openmp
     cores = sorted(os.sched_getaffinity(0))
