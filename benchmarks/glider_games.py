@@ -85,14 +85,14 @@ class Seed:
         from glider_games_data import best_episodes
 
         trials, episodes, scores = self.trials, self.episodes, {}
-        scores["SFT"] = self._scores(trials.sft(kind, episodes, self.model, f"{kind}_sft"))
+        scores["SFT"] = self.scores(trials.sft(kind, episodes, self.model, f"{kind}_sft"))
         backbone = self.folder / f"{kind}_sft"
         stage = trials.offline(kind, episodes, backbone, f"{kind}_rl")
-        scores["+ offline RL"] = self._scores(stage)
+        scores["+ offline RL"] = self.scores(stage)
         diagnostics = trials.diagnose(stage, kind, self.held_out, backbone)
         best = best_episodes(episodes, BEST)
-        scores["+ SFT on the best quarter"] = self._scores(trials.more_sft(kind, best, backbone, f"{kind}_best"))
-        scores["+ more SFT"] = self._scores(trials.more_sft(kind, episodes, backbone, f"{kind}_more"))
+        scores["+ SFT on the best quarter"] = self.scores(trials.more_sft(kind, best, backbone, f"{kind}_best"))
+        scores["+ more SFT"] = self.scores(trials.more_sft(kind, episodes, backbone, f"{kind}_more"))
         return {"scores": scores, "diagnostics": diagnostics, "medium": self._medium(), "minutes": trials.minutes}
 
     def returns(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Seed:
         for kind in ("hierarchical", "flat"):
             backbone = self.folder / f"{kind}_sft"
             stage = trials.offline(kind, self.episodes, backbone, f"{kind}_returns")
-            scores[kind] = {"+ offline RL, lambda-returns": self._scores(stage)}
+            scores[kind] = {"+ offline RL, lambda-returns": self.scores(stage)}
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
 
@@ -118,9 +118,9 @@ class Seed:
         for kind in ("hierarchical", "flat"):
             stage = alone.offline(kind, self.episodes, self.model, f"{kind}_rl_only", pretrained=False)
             backbone = self.folder / f"{kind}_sft"
-            scores[kind] = {"offline RL without SFT": self._scores(stage)}
+            scores[kind] = {"offline RL without SFT": self.scores(stage)}
             stage = trials.offline(kind, self.episodes, backbone, f"{kind}_q", update=trials.by_q())
-            scores[kind]["+ offline RL with Q"] = self._scores(stage)
+            scores[kind]["+ offline RL with Q"] = self.scores(stage)
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": {**alone.minutes, **trials.minutes}}
 
@@ -137,7 +137,8 @@ class Seed:
             }
         return {**results, "minutes": self.trials.minutes}
 
-    def _scores(self, stage: Any) -> dict[str, Any]:
+    def scores(self, stage: Any) -> dict[str, Any]:
+        """Return the scores on the test problems, at temperature 1 and greedily."""
         return {
             "sampled": self.trials.scores(stage, self.test),
             "greedy": self.trials.scores(stage, self.test, 0.0),

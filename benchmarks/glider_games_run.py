@@ -91,6 +91,7 @@ class Trials:
     def __init__(self, folder: Path, seed: int, settings: Settings) -> None:
         self.folder, self.seed, self.settings = folder, seed, settings
         self.minutes: dict[str, float] = {}
+        self.agents = dict(AGENTS)
         self._rendered: dict[Any, list[list[Transcript]]] = {}
         silence()
 
@@ -98,7 +99,7 @@ class Trials:
         """Return the transcripts of episodes, with outcomes; each list of episodes is rendered once."""
         key = (kind, id(episodes))
         if key not in self._rendered:
-            chat, agent = ChatFormat(load_tokenizer(str(model))), AGENTS[kind]
+            chat, agent = ChatFormat(load_tokenizer(str(model))), self.agents[kind]
             self._rendered[key] = [
                 add_outcomes(agent.transcripts(episode, chat), episode, chat, agent) for episode in episodes
             ]
@@ -108,10 +109,10 @@ class Trials:
         """Fine-tune all weights of an untrained model on episodes, and save it as the backbone of later stages."""
         settings = self.settings
         stage = HierarchicalSFT(
-            PolicySettings(str(model), None), self._optimizer(settings.sft_rate), average_tokens=False,
-            **self._common(kind),
+            PolicySettings(str(model), None), self.optimizer(settings.sft_rate), average_tokens=False,
+            **self.common(kind),
         )  # fmt: skip
-        self._fit(out, stage, self._loader(kind, episodes, model), settings.sft_steps)
+        self.fit(out, stage, self.loader(kind, episodes, model), settings.sft_steps)
         policy: Any = stage.policy
         policy.save_pretrained(self.folder / out)
         load_tokenizer(str(model)).save_pretrained(self.folder / out)
@@ -120,10 +121,10 @@ class Trials:
     def more_sft(self, kind: str, episodes: Sequence[Episode], backbone: Path, out: str) -> Any:
         """Train adapters by likelihood, with the steps and the learning rate of offline RL."""
         stage = HierarchicalSFT(
-            PolicySettings(str(backbone), self._lora()), self._optimizer(self.settings.rl_rate), average_tokens=False,
-            **self._common(kind),
+            PolicySettings(str(backbone), self.lora()), self.optimizer(self.settings.rl_rate), average_tokens=False,
+            **self.common(kind),
         )  # fmt: skip
-        self._fit(out, stage, self._loader(kind, episodes, backbone), self.settings.rl_steps)
+        self.fit(out, stage, self.loader(kind, episodes, backbone), self.settings.rl_steps)
         return stage
 
     def offline(
@@ -148,11 +149,11 @@ class Trials:
         """
         settings = self.settings
         stage = OfflineHierarchicalRL(
-            PolicySettings(str(backbone), self._lora() if pretrained else None),
-            self._optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=update or self.by_v(),
-            average_tokens=False, **self._common(kind),
+            PolicySettings(str(backbone), self.lora() if pretrained else None),
+            self.optimizer(settings.rl_rate), critic=self._critic(pretrained), critic_update=update or self.by_v(),
+            average_tokens=False, **self.common(kind),
         )  # fmt: skip
-        trainer = self._fit(out, stage, self._loader(kind, episodes, backbone), settings.rl_steps)
+        trainer = self.fit(out, stage, self.loader(kind, episodes, backbone), settings.rl_steps)
         trainer.save_checkpoint(self.folder / f"{out}.ckpt")
         return stage
 
@@ -176,9 +177,9 @@ class Trials:
                 SamplingSettings(6, settings.exploration), settings.buffer, settings.updates, settings.batch,
                 settings.offline_share, self.seed, low_level(None if kind == "flat" else settings.low_exploration),
             ),
-            PolicySettings(str(backbone), self._lora(), str(self.folder / f"{start}.ckpt")),
+            PolicySettings(str(backbone), self.lora(), str(self.folder / f"{start}.ckpt")),
             OptimizerSettings(settings.online_rate), critic=self._critic(True), critic_update=self.by_v(),
-            average_tokens=False, **self._common(kind),
+            average_tokens=False, **self.common(kind),
         )  # fmt: skip
 
     def fit_online(self, kind: str, stage: Any, problems: Path, stored: Path, curve: Curve) -> None:
@@ -213,13 +214,13 @@ class Trials:
 
     def diagnose(self, stage: Any, kind: str, episodes: Sequence[Episode], backbone: Path) -> dict[str, float]:
         """Measure the critics on episodes that they were not trained on: ranks of Q, and the weights' sample size."""
-        loader, critic = self._loader(kind, episodes, backbone, batch=len(episodes)), stage.actor_critic
+        loader, critic = self.loader(kind, episodes, backbone, batch=len(episodes)), stage.actor_critic
         critic.q_and_returns = []
         (batch,) = loader
         step = stage.step_batch(batch.transcripts, batch.num_utterances)
         metrics = critic.update(stage.current_policy(), step, _only_measure)
         report = {}
-        for level in AGENTS[kind].levels:
+        for level in self.agents[kind].levels:
             parts = [part[1:] for part in critic.q_and_returns if part[0] == level]
             q, returns = (torch.cat(column).double() for column in zip(*parts, strict=True))
             report[f"{level} rank correlation"] = rank_correlation(q, returns)
@@ -228,15 +229,18 @@ class Trials:
             report[f"{level} advantage std"] = float(metrics[f"{level}/advantage_std"])
         return report
 
-    def _common(self, kind: str) -> dict[str, Any]:
+    def common(self, kind: str) -> dict[str, Any]:
+        """Return the settings that all stages of a kind of agent share."""
         sampling = SamplingSettings(6, 1.0)
         acting = ActingSettings(sampling, 200, pool=PoolSettings(threads=True), seed=self.seed)
-        return {"agent": AGENTS[kind], "acting": acting, "batching": BatchingSettings(1024)}
+        return {"agent": self.agents[kind], "acting": acting, "batching": BatchingSettings(1024)}
 
-    def _optimizer(self, rate: float) -> OptimizerSettings:
+    def optimizer(self, rate: float) -> OptimizerSettings:
+        """Return the optimiser's settings, at a learning rate."""
         return OptimizerSettings(rate, warmup_steps=10, schedule="cosine")
 
-    def _lora(self) -> LoraSettings:
+    def lora(self) -> LoraSettings:
+        """Return the settings of the adapters."""
         return LoraSettings(self.settings.rank, 2 * self.settings.rank)
 
     def _critic(self, frozen: bool) -> CriticSettings:
@@ -254,11 +258,13 @@ class Trials:
         """Return advantages by Q, as in the paper."""
         return IQLUpdate(self.settings.temperature, self.settings.max_weight, self.settings.expectile)
 
-    def _loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
+    def loader(self, kind: str, episodes: Sequence[Episode], model: Path, batch: int | None = None) -> StepLoader:
+        """Return the batches of stored episodes."""
         transcripts = self.transcripts(kind, episodes, model)
         return StepLoader(transcripts, batch_size=batch or self.settings.batch, seed=self.seed)
 
-    def _fit(self, name: str, stage: Any, loader: StepLoader, steps: int) -> L.Trainer:
+    def fit(self, name: str, stage: Any, loader: Any, steps: int) -> L.Trainer:
+        """Train a stage for a number of steps, on the clock of this name."""
         L.seed_everything(self.seed, verbose=False)
         with timed(self.minutes, name, time.process_time):
             trainer = make_trainer(max_steps=steps, max_epochs=-1)

@@ -25,7 +25,7 @@ from typing import Any
 
 import demo_runs
 from experiment import RESULTS, ROOT, Step, environment, listed, lit_rft, read_results, run, times
-from offline_households_report import GREEDY, SAMPLED, diagnostics, report
+from offline_households_report import GREEDY, SAMPLED, diagnostics, failures, report
 from rich.console import Console
 
 from lit_rft._files import write_json
@@ -168,7 +168,7 @@ def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Ste
     """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
     methods = METHODS | TRIALS
     others = [name for name in (TRIALS if validation else METHODS) if name not in FIRST]
-    for names, temperature in ((FIRST, GREEDY), (others, GREEDY), ((*FIRST, *others), SAMPLED)):
+    for names, temperature in ((FIRST, GREEDY), (FIRST, SAMPLED), (others, GREEDY), (others, SAMPLED)):
         for place in places:
             yield place, demo_runs.step(place.seed, place.demo, ())
             yield place, place.medium()
@@ -187,6 +187,7 @@ def collect(places: Sequence[Place], runs: Path, known: Mapping[str, Any]) -> di
             episodes = sorted(read_episodes(done.with_suffix(".jsonl")), key=lambda episode: episode.id)
             games = {episode.id: [episode.outcome.success, len(episode.steps)] for episode in episodes}
             record["games"][done.parents[1].name] = games
+            record.setdefault("failures", {})[done.parents[1].name] = failures(episodes)
         for name, method in (METHODS | TRIALS).items():
             if method.stage == "offline_rl" and (place.home / name / "summary_fit.json").exists():
                 decisions = sum(length for _, length in record["games"]["medium"].values()) / STEPS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from experiment import curve, interval
 
 from lit_rft.demo.intervals import gain_interval
 from lit_rft.demo.report import markdown_table
+from lit_rft.episodes import Episode
 
+INVALID = "Nothing happens."  # the observation after an invalid action
 GREEDY, SAMPLED = 0.0, 0.7  # temperatures of the held-out games
 DIFFERENCES = (
     ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
@@ -31,6 +33,20 @@ def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
     scalars = {name: [value for _, value in curve(folder, f"train/flat/{name}")] for name in _SCALARS}
     shares = [math.exp(math.log(decisions) * (entropy - 1)) for entropy in scalars.pop("weight_entropy")]
     return {name: round(statistics.mean(v), 4) for name, v in {**scalars, "effective_share": shares}.items() if v}
+
+
+def failures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return the number of failed games, and the means of their invalid and repeated actions.
+
+    An action is repeated if it is among the earlier ones of its game.
+    """
+    failed = [episode.steps for episode in episodes if not episode.outcome.success]
+    if not failed:
+        return {"games": 0}
+    invalid = [sum(INVALID in step.observation for step in steps) for steps in failed]
+    repeated = [len(steps) - len({step.action for step in steps}) for steps in failed]
+    means = {"invalid": round(statistics.mean(invalid), 2), "repeated": round(statistics.mean(repeated), 2)}
+    return {"games": len(failed), **means}
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -89,6 +105,18 @@ def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
         yield [name, *(f"{values[name]:.2f}" if name in values else "" for values in columns)]
 
 
+def failure_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Format the failed games of each policy and seed: their number, and per game repeated and invalid actions."""
+    yield ["failed games", "number", "repeated actions", "invalid actions"]
+    for seed, record in results["seeds"].items():
+        for key, values in sorted(record.get("failures", {}).items()):
+            numbers = [f"{values[name]:g}" if name in values else "" for name in ("games", "repeated", "invalid")]
+            yield [f"seed {seed}, {key}", *numbers]
+
+
+ROWS = (success_rows, difference_rows, diagnostic_rows, failure_rows)
+
+
 def title(results: Mapping[str, Any], name: str) -> str:
     text: str = results["settings"]["methods"][name]["title"]
     return text
@@ -111,5 +139,5 @@ def report(results: Mapping[str, Any]) -> None:
     """
     if not results:
         raise SystemExit("expected results of offline_households.py, got none: run it without --report first")
-    tables = [list(rows(results)) for rows in (success_rows, difference_rows, diagnostic_rows)]
+    tables = [list(rows(results)) for rows in ROWS]
     print("\n\n".join(markdown_table(rows) for rows in tables if len(rows) > 1))

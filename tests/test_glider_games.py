@@ -106,3 +106,33 @@ def test_learning_curves_and_subgoals(games: Any, tmp_path: Path) -> None:
     assert expert["right"] == expert["subgoals"] == pytest.approx(20 / 6, abs=1e-3)
     episodes[0].subgoals[0].goal = "buy shoes" if episodes[0].subgoals[0].goal != "buy shoes" else "buy meat"
     assert figures(episodes)["carried out"] == pytest.approx(19 / 20)
+
+
+@pytest.mark.slow  # 20 s
+def test_the_trained_baselines_and_their_report(games: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trains its policy, with a step or two; the table has it beside GLIDER's policies of the same seeds."""
+    import glider_games_baselines_report as baselines_report
+    import glider_games_baselines_run as baselines
+    import glider_games_run
+
+    for name, value in (("EPISODES", 12), ("HELD_OUT", 6), ("TEST_EPISODES", 6)):
+        monkeypatch.setattr(games, name, value)
+    monkeypatch.setattr(glider_games_run, "STEP_LIMIT", 3)
+    monkeypatch.setattr(baselines, "ROUND_EPISODES", 4)
+    seed = games.Seed(tmp_path, 0, glider_games_run.Settings(sft_steps=2, rl_steps=3, batch=4))
+    settings = baselines.Settings(mini_batches=1, nat_score=-9.0)
+    rows = {row: baselines.run_row(seed, row, settings) for row in baselines.METHODS}
+    assert rows.keys() == baselines_report.TITLES.keys()
+    assert rows["nat"]["env_steps"] == rows["ilql"]["env_steps"] == 0 < rows["ppo"]["env_steps"]
+    assert rows["dpo"]["env_steps"] == rows["eto"]["env_steps"] == 12 * 3  # each problem once
+    offline = {"scores": dict.fromkeys(baselines_report.POLICIES, rows["nat"]["scores"])}
+    later = {"scores": dict.fromkeys(("flat", "hierarchical"), offline["scores"])}
+    seeds = {name: {"flat": offline, "hierarchical": offline, "returns": later} for name in "01"}
+    monkeypatch.setattr(baselines_report, "read_results", lambda path: {"seeds": seeds})
+    drawn: list[str] = []
+    monkeypatch.setattr(baselines_report, "save_figure", lambda figure, name: drawn.append(name))
+    with (console := Console(width=250)).capture() as capture:
+        baselines_report.report(json.loads(json.dumps({"seeds": {"0": rows, "1": rows, "2": {}}})), console)
+    text = capture.get()
+    assert "over 2 seeds" in text and all(title in text for title in baselines_report.TITLES.values())
+    assert drawn == ["glider_games_baselines.png"]

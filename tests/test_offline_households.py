@@ -57,6 +57,21 @@ def test_cut_games_are_failures_to_learn_from(households: Any, tmp_path: Path) -
     assert [episode.id for episode in read_episodes(tmp_path / "medium" / "solved.jsonl")] == ["solved"]
 
 
+def test_failed_games_are_described() -> None:
+    """Repeated actions of the failed games alone, and those that the environment did not accept."""
+    report = importlib.import_module("offline_households_report")
+    episodes = [make_episode(num_steps=4, subgoals=False) for _ in range(3)]
+    for episode, success in zip(episodes, (True, False, False), strict=True):
+        episode.outcome.success = success
+        for step, action in zip(episode.steps, "abab", strict=True):
+            step.action = action
+    episodes[2].steps[1].observation = "Nothing happens."
+    assert report.failures(episodes) == {"games": 2, "invalid": 0.5, "repeated": 2}
+    assert report.failures(episodes[:1]) == {"games": 0}
+    rows = list(report.failure_rows({"seeds": {"0": {"failures": {"sft-0": report.failures(episodes)}}, "4": {}}}))
+    assert rows[1:] == [["seed 0, sft-0", "2", "2", "0.5"]]
+
+
 def test_policies_are_compared_in_the_same_games(households: Any, capsys: pytest.CaptureFixture[str]) -> None:
     report = importlib.import_module("offline_households_report")
     assert report.sign_test(8, 1) == pytest.approx(20 / 512) and report.sign_test(0, 0) == report.sign_test(3, 3) == 1.0

@@ -1,0 +1,172 @@
+"""The stages of `glider_games_baselines.py`, built in Python, each from the flat SFT of `glider_games.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiment import timed
+from glider_games import Seed
+from glider_games_data import ENV, STEP_LIMIT
+from glider_games_run import Curve, mean_score
+from quiet import make_trainer
+
+from lit_rft.agents import MarkedAgent, Marker
+from lit_rft.datamodules import OnlineDataModule
+from lit_rft.datamodules.pairs import PairLoader, PreferencePair
+from lit_rft.envs import GymSuite
+from lit_rft.episodes import pair_with_experts
+from lit_rft.generation import SamplingSettings
+from lit_rft.stages import ILQL, PolicySettings, PPOEpisodes, PPOSettings, TrajectoryDPO
+from lit_rft.stages.core.token_critics import TokenCriticSettings
+
+ROUND_EPISODES = 24  # of PPO
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the baselines, chosen on validation seeds.
+
+    Args:
+        nat_score: lowest score of NAT's better class.
+        nat_markers: of the better class and of the other one, words that the model's vocabulary has.
+        dpo_rate: learning rate of DPO and ETO.
+        beta: of DPO, and of ETO's first iteration.
+        later_beta: of ETO's other iterations.
+        iterations: of ETO.
+        ilql_rate: learning rate of ILQL's policy.
+        token_critic_rate: of ILQL's critics.
+        advantage_weight: of ILQL's advantages when acting.
+        token_expectile: of ILQL's V.
+        ppo_rate: learning rate of PPO's policy.
+        value_rate: of PPO's value head.
+        mini_batches: of a round of PPO's episodes.
+    """
+
+    nat_score: float = 0.8
+    nat_markers: tuple[str, str] = ("done", "continue")
+    dpo_rate: float = 1e-3
+    beta: float = 0.1
+    later_beta: float = 0.5
+    iterations: int = 3
+    ilql_rate: float = 2e-3
+    token_critic_rate: float = 3e-3
+    advantage_weight: float = 4.0
+    token_expectile: float = 0.7
+    ppo_rate: float = 2e-3
+    value_rate: float = 3e-3
+    mini_batches: int = 4
+
+
+class Baselines:
+    """The baselines of one seed, each from the same SFT.
+
+    Args:
+        seed: data and stages of `glider_games.py`.
+        settings: of the baselines.
+    """
+
+    def __init__(self, seed: Seed, settings: Settings) -> None:
+        self.seed, self.settings, self.trials = seed, settings, seed.trials
+        self.backbone = seed.folder / "flat_sft"
+        self.env_steps = 0  # of training
+        if not (self.backbone / "tokenizer.json").exists():
+            self.trials.sft("flat", seed.episodes, seed.model, "flat_sft")
+
+    def nat(self) -> Any:
+        """Train by likelihood on all episodes, with the marker of their score; act with that of the better class."""
+        better, other = self.settings.nat_markers
+        markers = [Marker(better, self.settings.nat_score), Marker(other)]
+        self.trials.agents["NAT"] = MarkedAgent(self.trials.agents["flat"], markers)
+        return self.trials.more_sft("NAT", self.seed.episodes, self.backbone, "NAT")
+
+    def dpo(self) -> Any:
+        """Train on pairs of all problems: one iteration of ETO."""
+        return self._iterate(1)
+
+    def eto(self) -> Any:
+        """In each iteration explore other problems, and train on pairs of these from the last policy."""
+        return self._iterate(self.settings.iterations)
+
+    def _iterate(self, iterations: int) -> Any:
+        number, start = len(self.seed.episodes) // iterations, None
+        for i in range(iterations):
+            beta = self.settings.beta if i == 0 else self.settings.later_beta
+            optimizer = self.trials.optimizer(self.settings.dpo_rate)
+            stage = TrajectoryDPO(self._policy(start), optimizer, beta=beta, **self.trials.common("flat"))
+            pairs = self._pairs(stage, i * number, number)
+            trainer = self.trials.fit("preferences", stage, pairs, self.trials.settings.rl_steps // iterations)
+            start = self.seed.folder / f"preferences{i}.ckpt"
+            trainer.save_checkpoint(start)
+        return stage
+
+    def _pairs(self, stage: Any, first: int, number: int) -> PairLoader:
+        """Return pairs of the policy's episodes, at temperature 1, and the stored ones of the same problems."""
+        lines = (self.seed.folder / "train.jsonl").read_text().splitlines(keepends=True)[first : first + number]
+        problems = self.seed.folder / "explored.jsonl"
+        problems.write_text("".join(lines))
+        with timed(self.trials.minutes, "exploration", time.process_time):
+            played = self.trials.play(stage, problems)
+        self.env_steps += sum(len(episode.steps) for episode in played)
+        stored = self.seed.episodes[first : first + number]  # in the same order
+        played = [dataclasses.replace(p, split=s.split, meta=s.meta) for p, s in zip(played, stored, strict=True)]
+        report = pair_with_experts(stored, played, max_extra_steps=5)
+        sides = [[getattr(pair, side) for pair in report.pairs] for side in ("chosen", "rejected")]
+        rendered = [self.trials.transcripts("flat", side, self.backbone) for side in sides]
+        pairs = [PreferencePair(str(i), *both) for i, both in enumerate(zip(*rendered, strict=True))]
+        return PairLoader(pairs, batch_size=self.trials.settings.batch, seed=self.trials.seed)
+
+    def ilql(self) -> Any:
+        """Train policy and token critics on the stored episodes; critics shift the policy's probabilities in acting."""
+        s, shared = self.settings, self.trials.settings
+        critic = TokenCriticSettings(
+            s.token_critic_rate, rank=64, discount=shared.discount, discount_each="step", expectile=s.token_expectile,
+            polyak_rate=shared.polyak,
+        )  # fmt: skip
+        stage = ILQL(
+            self._policy(), self.trials.optimizer(s.ilql_rate), critic=critic, advantage_weight=s.advantage_weight,
+            **self.trials.common("flat"),
+        )  # fmt: skip
+        loader = self.trials.loader("flat", self.seed.episodes, self.backbone)
+        self.trials.fit("ILQL", stage, loader, shared.rl_steps)
+        return stage
+
+    def ppo(self) -> Any:
+        """Play the training problems and learn by GAE, for as many optimiser steps as the others take."""
+        s, curve = self.settings, Curve(mean_score)
+        stage = PPOEpisodes(
+            self._policy(), self.trials.optimizer(s.ppo_rate),
+            PPOSettings(value_learning_rate=s.value_rate, mini_batches=s.mini_batches), SamplingSettings(6, 1.0),
+            seed=self.trials.seed, **self.trials.common("flat"),
+        )  # fmt: skip
+        suite = GymSuite(ENV, step_limit=STEP_LIMIT, rows={"train": str(self.seed.folder / "train.jsonl")})
+        data = OnlineDataModule(
+            rounds=self.trials.settings.rl_steps // s.mini_batches, episodes_per_round=ROUND_EPISODES,
+            seed=self.trials.seed, suite=suite, train_episodes_per_task=None,
+        )  # fmt: skip
+        with timed(self.trials.minutes, "PPO", time.process_time):
+            make_trainer(max_epochs=1, callbacks=[curve]).fit(stage, data)
+        self.env_steps = curve.points[-1][0]
+        return stage
+
+    def _policy(self, start: Path | None = None) -> PolicySettings:
+        return PolicySettings(str(self.backbone), self.trials.lora(), None if start is None else str(start))
+
+
+METHODS: dict[str, Callable[[Baselines], Any]] = {
+    "nat": Baselines.nat,
+    "dpo": Baselines.dpo,
+    "eto": Baselines.eto,
+    "ilql": Baselines.ilql,
+    "ppo": Baselines.ppo,
+}
+
+
+def run_row(seed: Seed, row: str, settings: Settings) -> dict[str, Any]:
+    """Train a baseline, and return its scores, the environment steps of its training, and minutes."""
+    baselines = Baselines(seed, settings)
+    scores = seed.scores(METHODS[row](baselines))
+    return {"scores": scores, "env_steps": baselines.env_steps, "minutes": seed.trials.minutes}
