@@ -60,6 +60,7 @@ def report(results: Mapping[str, Any], console: Console) -> None:
     results = {**results, "seeds": seeds}
     _print_offline(results, console)
     _print_differences(results, console)
+    _print_lengths(results, console)
     _print_diagnostics(results, console)
     _print_online(results, console)
     plot(results)
@@ -94,6 +95,17 @@ def _print_differences(results: Mapping[str, Any], console: Console) -> None:
         values = [(scores(results, *a, mode), scores(results, *b, mode)) for mode in ("sampled", "greedy")]
         if all(len(x) == len(y) > 1 for x, y in values):
             table.add_row(f"{a[0]} {a[1]} - {b[0]} {b[1]}", *(difference(x, y) for x, y in values))
+    console.print(table)
+
+
+def _print_lengths(results: Mapping[str, Any], console: Console) -> None:
+    tasks = _tasks(results)
+    table = Table("hierarchical - flat", "", *tasks, title="difference by length of the list, by seed (95% interval)")
+    for policy in POLICIES:
+        for mode in ("sampled", "greedy"):
+            pairs = [[scores(results, kind, policy, mode, task) for kind in KINDS] for task in tasks]
+            if all(len(a) == len(b) > 1 for a, b in pairs):
+                table.add_row(policy, mode, *(difference(a, b) for a, b in pairs))
     console.print(table)
 
 
