@@ -19,7 +19,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lit_rft._files import write_json
 from lit_rft.envs.games import errands
 
 RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
-PARTS = ("hierarchical", "flat", "returns", "online", "ablations")
+PARTS = ("hierarchical", "flat", "returns", "online", "ablations", "matched")
 SEEN, UNSEEN = errands.CUSTOMERS, ("Gwen", "Hugo")
 EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
 IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
@@ -97,14 +97,28 @@ class Seed:
 
     def returns(self) -> dict[str, Any]:
         """Train both kinds of agents by offline RL with lambda-returns, from SFT."""
-        from glider_games_run import RETURNS, Trials
+        from glider_games_run import RETURNS
 
-        trials = Trials(self.folder, self.trials.seed, dataclasses.replace(self.trials.settings, **RETURNS))
+        return self._offline_with("returns", "+ offline RL, lambda-returns", RETURNS)
+
+    def matched(self) -> dict[str, Any]:
+        """Train by one-step advantages at the temperature, discount and expectile of the lambda-returns."""
+        from glider_games_run import RETURNS
+
+        return self._offline_with("matched", "+ offline RL, matched", {**RETURNS, "td_lambda": 0.0})
+
+    def _offline_with(self, name: str, title: str, fields: Mapping[str, float]) -> dict[str, Any]:
+        """Train both kinds of agents by offline RL with these settings, from SFT, which is trained if it is missing."""
+        from glider_games_run import Trials
+
+        trials = Trials(self.folder, self.trials.seed, dataclasses.replace(self.trials.settings, **fields))
         scores, diagnostics = {}, {}
         for kind in ("hierarchical", "flat"):
             backbone = self.folder / f"{kind}_sft"
-            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_returns")
-            scores[kind] = {"+ offline RL, lambda-returns": self.scores(stage)}
+            if not (backbone / "tokenizer.json").exists():
+                trials.sft(kind, self.episodes, self.model, backbone.name)
+            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_{name}")
+            scores[kind] = {title: self.scores(stage)}
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
 
@@ -186,8 +200,7 @@ def main() -> None:
     if options.part:
         part, seed = options.part
         trial = Seed(options.runs, int(seed))
-        others = {"returns": trial.returns, "online": trial.online, "ablations": trial.ablations}
-        figures = others[part]() if part in others else trial.offline(part)
+        figures = trial.offline(part) if part in PARTS[:2] else getattr(trial, part)()
         write_json(trial.folder / f"{part}.json", figures)
         return
     console = Console()

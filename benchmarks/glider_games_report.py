@@ -19,11 +19,16 @@ POLICIES = (
     "+ SFT on the best quarter",
     "+ offline RL",
     "+ offline RL, lambda-returns",
+    "+ offline RL, matched",
     "+ offline RL with Q",
     "offline RL without SFT",
 )
-RL = POLICIES[3:5]  # each is compared with the others
-LATER = {"returns": ", lambda-returns", "ablations": " with Q"}  # part -> label of its diagnostics
+RL = POLICIES[3:6]  # each is compared with the others
+LATER = {
+    "returns": ", lambda-returns",
+    "matched": ", matched",
+    "ablations": " with Q",
+}  # part -> label of its diagnostics
 ABLATIONS = {  # label in the figure -> policy; the last three are SFT, then offline RL
     "SFT only": "SFT",
     "offline RL only": "offline RL without SFT",

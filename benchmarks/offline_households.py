@@ -78,8 +78,8 @@ METHODS = {
 }
 TRIALS = {  # other settings, on the validation seed only
     "steadier": _returns("lambda-returns, critic 1e-3", critic_rate=1e-3),
-    "softer": _returns("lambda-returns, temperature 0.3", temperature=0.3),
     "faster": _returns("lambda-returns, learning rate 1e-3", rate=1e-3),
+    "softer": _returns("lambda-returns, temperature 0.3", temperature=0.3),
     "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", {_RATE: 1e-3}),
     "bootstrapped": _returns("lambda-returns, cut games are bootstrapped", "episodes/predicted"),
 }

@@ -176,7 +176,7 @@ class TDUpdate:
 
     In an environment without randomness that target is Q. V reads states alone: the features at their ends, from which
     the policy acts; Q reads those at the ends of utterances, which SFT does not train. Results are mixed
-    (docs/results.md). With randomness an expectile above 0.5 is optimistic about luck.
+    (docs/results_agents.md). With randomness an expectile above 0.5 is optimistic about luck.
 
     With `td_lambda` the observed rewards of later decisions count, too, as in advantage-weighted regression (AWR; Peng
     et al. 2019, arXiv 1910.00177: 0.95, expectile 0.5): V need not be right to tell good decisions from bad ones, but a
