@@ -1,6 +1,6 @@
 """New utterances in the states of stored transcripts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -18,6 +18,7 @@ def sample_decisions(
     num_slots: int = 16,
     seed: int = 0,
     decode: Callable[[list[int]], str] | None = None,
+    level_sampling: Mapping[str, SamplingSettings] | None = None,
 ) -> list[Transcript]:
     """Sample a new utterance in every state of the transcripts, `num_slots` states at a time.
 
@@ -31,6 +32,7 @@ def sample_decisions(
         num_slots: maximum number of states at the same time.
         seed: of the sampling.
         decode: token ids to text, for stop strings.
+        level_sampling: by level, in place of `sampling`.
 
     Returns:
         A transcript of one decision for each decision, in order: the state's ids and the new utterance.
@@ -48,12 +50,14 @@ def sample_decisions(
     training = model.training
     model.eval()
     try:
-        for begin in range(0, len(states), num_slots):
-            part = slice(begin, begin + num_slots)
-            generator = ConversationGenerator(
-                model, end_ids, sampling, num_slots=len(states[part]), seed=seed, decode=decode
-            )
-            _answer(generator, states[part], names[part])
+        by_level = level_sampling or {}
+        keys = [state.level if state.level in by_level else None for state in states]
+        for key in dict.fromkeys(keys):  # a generator has one sampling
+            rows = [row for row, of_row in enumerate(keys) if of_row == key]
+            chosen = sampling if key is None else by_level[key]
+            for part in (rows[begin : begin + num_slots] for begin in range(0, len(rows), num_slots)):
+                generator = ConversationGenerator(model, end_ids, chosen, num_slots=len(part), seed=seed, decode=decode)
+                _answer(generator, [states[row] for row in part], [names[row] for row in part])
     finally:
         model.train(training)
     return states

@@ -9,8 +9,10 @@ import torch
 from recorder import Recorder
 
 from lit_rft.callbacks import AtomicCheckpointIO
+from lit_rft.generation import SamplingSettings
 from lit_rft.models import frozen_features
 from lit_rft.stages import (
+    ActingSettings,
     BatchingSettings,
     CriticSettings,
     IQLUpdate,
@@ -108,6 +110,26 @@ def test_utterances_for_the_values_are_other_ones_in_each_step(
     )
     after(tiny_model_folder, steps=3, value_actions="policy")
     assert len(set(seeds)) == 3
+
+
+def test_utterances_for_the_values_have_the_limits_of_their_level(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each level's limit of acting, at temperature 1."""
+    lengths: dict[str, set[int]] = {"high": set(), "low": set()}
+    sample = critics.sample_decisions
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        sampled = sample(*arguments, **options)
+        for state in sampled:
+            lengths[state.level].add(len(state.utterance_ids(0)))
+        assert options["level_sampling"]["low"].temperature == arguments[2].temperature == 1.0
+        return sampled
+
+    monkeypatch.setattr(critics, "sample_decisions", record)
+    acting = ActingSettings(SamplingSettings(7, 0.5), level_sampling={"low": SamplingSettings(2, 0.5)})
+    after(tiny_model_folder, value_actions="policy", acting=acting)
+    assert max(lengths["high"]) == 7 and max(lengths["low"]) == 2
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rft._seeds import derive_seed, resolve_seed
+from lit_rft.generation import SamplingSettings
 from lit_rft.generation.resample import sample_decisions
 from lit_rft.models.backbone import causal_lm
 from lit_rft.models.critic import Critic
@@ -121,12 +122,12 @@ class FeatureReader:
         return features.to(policy.device)
 
     def proposals(self, policy: Policy, micro: TranscriptBatch) -> Tensor:
-        """Return features [U, D] of one utterance sampled by the policy in each state."""
-        sampling = replace(self.acting.sampling, temperature=1.0, top_k=0, top_p=1.0)
+        """Return features [U, D] of one utterance sampled by the policy in each state, with the limits of acting."""
+        by_level = {level: _unchanged(sampling) for level, sampling in self.acting.level_sampling.items()}
         seed = derive_seed(resolve_seed(self.acting.seed), "proposals", policy.step)
         sampled = sample_decisions(
-            policy.model, micro.transcripts, sampling, policy.chat.end_ids, seed=seed,
-            decode=policy.chat.tokenizer.decode,
+            policy.model, micro.transcripts, _unchanged(self.acting.sampling), policy.chat.end_ids, seed=seed,
+            decode=policy.chat.tokenizer.decode, level_sampling=by_level,
         )  # fmt: skip
         groups = [sampled[start : start + _TOGETHER] for start in range(0, len(sampled), _TOGETHER)]
         return torch.cat([self.utterance_features(policy, group) for group in groups])
@@ -149,3 +150,8 @@ class FeatureReader:
         """Write the features to `cache_dir`, for the next run."""
         if self.cache is not None:
             self.cache.flush()
+
+
+def _unchanged(sampling: SamplingSettings) -> SamplingSettings:
+    """Return settings that sample from the policy's own distribution, with the same limits."""
+    return replace(sampling, temperature=1.0, top_k=0, top_p=1.0)
