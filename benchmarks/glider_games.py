@@ -19,7 +19,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lit_rft._files import write_json
 from lit_rft.envs.games import errands
 
 RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
-PARTS = ("hierarchical", "flat", "returns", "online", "ablations", "matched")
+PARTS = ("hierarchical", "flat", "returns", "online", "ablations", "matched", "matched_q")
 SEEN, UNSEEN = errands.CUSTOMERS, ("Gwen", "Hugo")
 EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
 IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
@@ -107,7 +107,15 @@ class Seed:
 
         return self._offline_with("matched", "+ offline RL, matched", {**RETURNS, "td_lambda": 0.0})
 
-    def _offline_with(self, name: str, title: str, fields: Mapping[str, float]) -> dict[str, Any]:
+    def matched_q(self) -> dict[str, Any]:
+        """Train with advantages by Q, at the temperature, discount and expectile of the lambda-returns."""
+        from glider_games_run import RETURNS, Trials
+
+        return self._offline_with("matched_q", "+ offline RL with Q, matched", RETURNS, Trials.by_q)
+
+    def _offline_with(
+        self, name: str, title: str, fields: Mapping[str, float], update: Callable[[Any], Any] | None = None
+    ) -> dict[str, Any]:
         """Train both kinds of agents by offline RL with these settings, from SFT, which is trained if it is missing."""
         from glider_games_run import Trials
 
@@ -117,7 +125,8 @@ class Seed:
             backbone = self.folder / f"{kind}_sft"
             if not (backbone / "tokenizer.json").exists():
                 trials.sft(kind, self.episodes, self.model, backbone.name)
-            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_{name}")
+            by = update(trials) if update else None
+            stage = trials.offline(kind, self.episodes, backbone, f"{kind}_{name}", update=by)
             scores[kind] = {title: self.scores(stage)}
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
         return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}

@@ -33,7 +33,8 @@ class Settings:
     Args:
         nat_score: lowest score of NAT's better class.
         nat_markers: of the better class and of the other one, words that the model's vocabulary has.
-        dpo_rate: learning rate of DPO and ETO.
+        dpo_rate: learning rate of DPO.
+        eto_rate: learning rate of ETO.
         beta: of DPO, and of ETO's first iteration.
         later_beta: of ETO's other iterations.
         iterations: of ETO.
@@ -48,7 +49,8 @@ class Settings:
 
     nat_score: float = 0.8
     nat_markers: tuple[str, str] = ("done", "continue")
-    dpo_rate: float = 1e-3
+    dpo_rate: float = 1e-4
+    eto_rate: float = 3e-4
     beta: float = 0.1
     later_beta: float = 0.5
     iterations: int = 3
@@ -85,17 +87,17 @@ class Baselines:
 
     def dpo(self) -> Any:
         """Train on pairs of all problems: one iteration of ETO."""
-        return self._iterate(1)
+        return self._iterate(1, self.settings.dpo_rate)
 
     def eto(self) -> Any:
         """In each iteration explore other problems, and train on pairs of these from the last policy."""
-        return self._iterate(self.settings.iterations)
+        return self._iterate(self.settings.iterations, self.settings.eto_rate)
 
-    def _iterate(self, iterations: int) -> Any:
+    def _iterate(self, iterations: int, rate: float) -> Any:
         number, start = len(self.seed.episodes) // iterations, None
         for i in range(iterations):
             beta = self.settings.beta if i == 0 else self.settings.later_beta
-            optimizer = self.trials.optimizer(self.settings.dpo_rate)
+            optimizer = self.trials.optimizer(rate)
             stage = TrajectoryDPO(self._policy(start), optimizer, beta=beta, **self.trials.common("flat"))
             pairs = self._pairs(stage, i * number, number)
             trainer = self.trials.fit("preferences", stage, pairs, self.trials.settings.rl_steps // iterations)

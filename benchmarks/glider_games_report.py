@@ -21,6 +21,7 @@ POLICIES = (
     "+ offline RL, lambda-returns",
     "+ offline RL, matched",
     "+ offline RL with Q",
+    "+ offline RL with Q, matched",
     "offline RL without SFT",
 )
 RL = POLICIES[3:6]  # each is compared with the others
