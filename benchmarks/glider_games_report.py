@@ -25,7 +25,9 @@ POLICIES = (
     "offline RL without SFT",
 )
 RL = POLICIES[3:6]  # each is compared with the others
-LATER = {
+LATER = {  # part -> label of its diagnostics
+    "returns": ", lambda-returns", "matched": ", matched", "ablations": " with Q", "matched_q": " with Q, matched",
+}  # fmt: skip
     "returns": ", lambda-returns",
     "matched": ", matched",
     "ablations": " with Q",
