@@ -28,10 +28,6 @@ RL = POLICIES[3:6]  # each is compared with the others
 LATER = {  # part -> label of its diagnostics
     "returns": ", lambda-returns", "matched": ", matched", "ablations": " with Q", "matched_q": " with Q, matched",
 }  # fmt: skip
-    "returns": ", lambda-returns",
-    "matched": ", matched",
-    "ablations": " with Q",
-}  # part -> label of its diagnostics
 ABLATIONS = {  # label in the figure -> policy; the last three are SFT, then offline RL
     "SFT only": "SFT",
     "offline RL only": "offline RL without SFT",
