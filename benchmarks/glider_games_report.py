@@ -31,8 +31,8 @@ LATER = {  # part -> label of its diagnostics
 ABLATIONS = {  # label in the figure -> policy; the last three are SFT, then offline RL
     "SFT only": "SFT",
     "offline RL only": "offline RL without SFT",
-    "both, by V": "+ offline RL",
-    "both, by Q": "+ offline RL with Q",
+    "both, by V": "+ offline RL, matched",
+    "both, by Q": "+ offline RL with Q, matched",
     "both, lambda-\nreturns": "+ offline RL, lambda-returns",
 }
 FLOOR = -1.2  # lowest score in the figure of the stages
