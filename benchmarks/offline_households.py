@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ def _critic(update: str, **settings: Any) -> dict[str, Any]:
 
 
 def _returns(
-    title: str, files: str = "all", *, temperature: float = 0.1, rate: float = RATE, critic_rate: float = 3e-3
+    title: str, files: str = "all", *, temperature: float = 0.3, rate: float = RATE, critic_rate: float = 3e-3
 ) -> Method:
     keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
     return Method(title, "offline_rl", files, {**keys, _RATE: rate, _MODEL + "critic.learning_rate": critic_rate})
@@ -77,9 +78,9 @@ METHODS = {
     ),
 }
 TRIALS = {  # other settings, on the validation seed only
-    "steadier": _returns("lambda-returns, critic 1e-3", critic_rate=1e-3),
-    "faster": _returns("lambda-returns, learning rate 1e-3", rate=1e-3),
-    "softer": _returns("lambda-returns, temperature 0.3", temperature=0.3),
+    "sharper": _returns("lambda-returns, temperature 0.1", temperature=0.1),
+    "steadier": _returns("lambda-returns, temperature 0.1, critic 1e-3", temperature=0.1, critic_rate=1e-3),
+    "faster": _returns("lambda-returns, temperature 0.1, learning rate 1e-3", temperature=0.1, rate=1e-3),
     "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", {_RATE: 1e-3}),
     "bootstrapped": _returns("lambda-returns, cut games are bootstrapped", "episodes/predicted"),
 }
@@ -168,7 +169,8 @@ def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Ste
     """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
     methods = METHODS | TRIALS
     others = [name for name in (TRIALS if validation else METHODS) if name not in FIRST]
-    for names, temperature in ((FIRST, GREEDY), (FIRST, SAMPLED), (others, GREEDY), (others, SAMPLED)):
+    groups = [FIRST, *((name,) for name in others)]
+    for names, temperature in itertools.product(groups, (GREEDY, SAMPLED)):
         for place in places:
             yield place, demo_runs.step(place.seed, place.demo, ())
             yield place, place.medium()
