@@ -87,7 +87,7 @@ def plot(rows: Rows) -> None:
             )
             axes.plot(column, [place] * len(column), ".", color="black", markersize=3)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(title=title, xlabel="mean score of three lengths", xlim=(-0.6, 1))
+        axes.set(title=title, xlabel="mean score of three lengths", xlim=(-0.1, 1))
     panels[0].set_yticks(range(len(rows)), [f"{kind}: {policy.removeprefix('+ ')}" for kind, policy in rows])
     panels[0].invert_yaxis()
     figure.tight_layout()

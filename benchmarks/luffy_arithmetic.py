@@ -202,7 +202,8 @@ def plot(task: str, curves: dict[str, Any]) -> None:
             if seed_curves:
                 plot_curves(axes, seed_curves, f"{method}, {len(seed_curves)} seeds")
         axes.set(xlabel="optimiser steps", title=title, ylim=(0, 1))
-    left.legend(frameon=False, fontsize=8)
+    lines = left.get_legend_handles_labels()
+    figure.legend(*lines, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=8)
     save_figure(figure, f"luffy_{task}.png")
 
 
