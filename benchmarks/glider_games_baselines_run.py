@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lit_rft.agents import MarkedAgent, Marker
 from lit_rft.datamodules import OnlineDataModule
 from lit_rft.datamodules.pairs import PairLoader, PreferencePair
 from lit_rft.envs import GymSuite
-from lit_rft.episodes import pair_with_experts
+from lit_rft.episodes import EpisodePair, pair_with_experts
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ILQL, PolicySettings, PPOEpisodes, PPOSettings, TrajectoryDPO
 from lit_rft.stages.core.token_critics import TokenCriticSettings
@@ -50,7 +50,7 @@ class Settings:
     nat_score: float = 0.8
     nat_markers: tuple[str, str] = ("done", "continue")
     dpo_rate: float = 1e-4
-    eto_rate: float = 3e-4
+    eto_rate: float = 1e-3
     beta: float = 0.1
     later_beta: float = 0.5
     iterations: int = 3
@@ -94,32 +94,41 @@ class Baselines:
         return self._iterate(self.settings.iterations, self.settings.eto_rate)
 
     def _iterate(self, iterations: int, rate: float) -> Any:
-        number, start = len(self.seed.episodes) // iterations, None
+        lines, start = (self.seed.folder / "train.jsonl").read_text().splitlines(keepends=True), None
+        number = len(lines) // iterations
         for i in range(iterations):
             beta = self.settings.beta if i == 0 else self.settings.later_beta
             optimizer = self.trials.optimizer(rate)
             stage = TrajectoryDPO(self._policy(start), optimizer, beta=beta, **self.trials.common("flat"))
-            pairs = self._pairs(stage, i * number, number)
+            pairs = self.loader_of(self.pairs(stage, lines[i * number : (i + 1) * number]))
             trainer = self.trials.fit("preferences", stage, pairs, self.trials.settings.rl_steps // iterations)
             start = self.seed.folder / f"preferences{i}.ckpt"
             trainer.save_checkpoint(start)
         return stage
 
-    def _pairs(self, stage: Any, first: int, number: int) -> PairLoader:
-        """Return pairs of the policy's episodes, at temperature 1, and the stored ones of the same problems."""
-        lines = (self.seed.folder / "train.jsonl").read_text().splitlines(keepends=True)[first : first + number]
-        problems = self.seed.folder / "explored.jsonl"
-        problems.write_text("".join(lines))
+    def pairs(self, stage: Any, problems: Sequence[str]) -> list[EpisodePair]:
+        """Return pairs of the policy's episodes, at temperature 1, and the stored ones of the same problems.
+
+        Raises:
+            RuntimeError: If an episode has no stored one.
+        """
+        path = self.seed.folder / "explored.jsonl"
+        path.write_text("".join(problems))
         with timed(self.trials.minutes, "exploration", time.process_time):
-            played = self.trials.play(stage, problems)
+            played = self.trials.play(stage, path)
         self.env_steps += sum(len(episode.steps) for episode in played)
-        stored = self.seed.episodes[first : first + number]  # in the same order
-        played = [dataclasses.replace(p, split=s.split, meta=s.meta) for p, s in zip(played, stored, strict=True)]
-        report = pair_with_experts(stored, played, max_extra_steps=5)
-        sides = [[getattr(pair, side) for pair in report.pairs] for side in ("chosen", "rejected")]
+        played = [dataclasses.replace(episode, split="train") for episode in played]  # of the stored ones' problems
+        report = pair_with_experts(self.seed.episodes, played, max_extra_steps=5)
+        if report.unmatched:
+            raise RuntimeError(f"expected a stored episode of each problem, got none for {report.unmatched} of them")
+        return report.pairs
+
+    def loader_of(self, pairs: Sequence[EpisodePair]) -> PairLoader:
+        """Return the batches of pairs."""
+        sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
         rendered = [self.trials.transcripts("flat", side, self.backbone) for side in sides]
-        pairs = [PreferencePair(str(i), *both) for i, both in enumerate(zip(*rendered, strict=True))]
-        return PairLoader(pairs, batch_size=self.trials.settings.batch, seed=self.trials.seed)
+        tokens = [PreferencePair(str(i), *both) for i, both in enumerate(zip(*rendered, strict=True))]
+        return PairLoader(tokens, batch_size=self.trials.settings.batch, seed=self.trials.seed)
 
     def ilql(self) -> Any:
         """Train policy and token critics on the stored episodes; critics shift the policy's probabilities in acting."""

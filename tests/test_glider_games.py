@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lit_rft.episodes.pairs import problem_of
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -122,10 +124,17 @@ def test_the_trained_baselines_and_their_report(games: Any, tmp_path: Path, monk
     monkeypatch.setattr(baselines, "ROUND_EPISODES", 4)
     seed = games.Seed(tmp_path, 0, glider_games_run.Settings(sft_steps=2, rl_steps=3, batch=4))
     settings = baselines.Settings(mini_batches=1, nat_score=-9.0)
+    paired: list[Any] = []
+    pairs_of = baselines.Baselines.pairs
+    monkeypatch.setattr(baselines.Baselines, "pairs", lambda *a: paired.append(pairs_of(*a)) or paired[-1])
     rows = {row: baselines.run_row(seed, row, settings) for row in baselines.METHODS}
     assert rows.keys() == baselines_report.TITLES.keys()
     assert rows["nat"]["env_steps"] == rows["ilql"]["env_steps"] == 0 < rows["ppo"]["env_steps"]
     assert rows["dpo"]["env_steps"] == rows["eto"]["env_steps"] == 12 * 3  # each problem once
+    for pair in (pair for pairs in paired for pair in pairs):  # of one problem
+        assert problem_of(pair.chosen) == problem_of(pair.rejected) and pair.margin > 0
+        assert pair.chosen.initial_observation == pair.rejected.initial_observation
+    assert len(paired) == 4 and all(paired)
     offline = {"scores": dict.fromkeys(baselines_report.POLICIES, rows["nat"]["scores"])}
     later = {"scores": dict.fromkeys(("flat", "hierarchical"), offline["scores"])}
     seeds = {name: {"flat": offline, "hierarchical": offline, "returns": later} for name in "01"}
