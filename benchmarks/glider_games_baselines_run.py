@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from experiment import timed
 from glider_games import Seed
-from glider_games_data import ENV, STEP_LIMIT
+from glider_games_data import ENV, STEP_LIMIT, best_episodes
 from glider_games_run import Curve, mean_score
 from quiet import make_trainer
 
@@ -18,7 +19,7 @@ from lit_rft.agents import MarkedAgent, Marker
 from lit_rft.datamodules import OnlineDataModule
 from lit_rft.datamodules.pairs import PairLoader, PreferencePair
 from lit_rft.envs import GymSuite
-from lit_rft.episodes import EpisodePair, pair_with_experts
+from lit_rft.episodes import Episode, EpisodePair, pair_with_experts
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ILQL, PolicySettings, PPOEpisodes, PPOSettings, TrajectoryDPO
 from lit_rft.stages.core.token_critics import TokenCriticSettings
@@ -31,7 +32,7 @@ class Settings:
     """Settings of the baselines, chosen on validation seeds.
 
     Args:
-        nat_score: lowest score of NAT's better class.
+        nat_share: share of the episodes of each length in NAT's better class, those with the highest scores.
         nat_markers: of the better class and of the other one, words that the model's vocabulary has.
         dpo_rate: learning rate of DPO.
         eto_rate: learning rate of ETO.
@@ -47,7 +48,7 @@ class Settings:
         mini_batches: of a round of PPO's episodes.
     """
 
-    nat_score: float = 0.8
+    nat_share: float = 0.25
     nat_markers: tuple[str, str] = ("done", "continue")
     dpo_rate: float = 1e-4
     eto_rate: float = 1e-3
@@ -61,6 +62,21 @@ class Settings:
     ppo_rate: float = 2e-3
     value_rate: float = 3e-3
     mini_batches: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkedById(MarkedAgent):
+    """A marked agent whose classes are not ranges of scores, as good scores differ between lengths.
+
+    Args:
+        better: ids of the stored episodes of the better class.
+    """
+
+    better: frozenset[str] = frozenset()
+
+    def marker_of(self, episode: Episode) -> Marker:
+        """Return the marker of an episode's class."""
+        return self.markers[0 if episode.id in self.better else 1]
 
 
 class Baselines:
@@ -80,9 +96,10 @@ class Baselines:
 
     def nat(self) -> Any:
         """Train by likelihood on all episodes, with the marker of their score; act with that of the better class."""
-        better, other = self.settings.nat_markers
-        markers = [Marker(better, self.settings.nat_score), Marker(other)]
-        self.trials.agents["NAT"] = MarkedAgent(self.trials.agents["flat"], markers)
+        best = best_episodes(self.seed.episodes, self.settings.nat_share)
+        markers = [Marker(text, score) for text, score in zip(self.settings.nat_markers, (0.0, None), strict=True)]
+        ids = frozenset(episode.id for episode in best)
+        self.trials.agents["NAT"] = MarkedById(self.trials.agents["flat"], markers, ids)
         return self.trials.more_sft("NAT", self.seed.episodes, self.backbone, "NAT")
 
     def dpo(self) -> Any:
@@ -179,5 +196,6 @@ METHODS: dict[str, Callable[[Baselines], Any]] = {
 def run_row(seed: Seed, row: str, settings: Settings) -> dict[str, Any]:
     """Train a baseline, and return its scores, the environment steps of its training, and minutes."""
     baselines = Baselines(seed, settings)
+    L.seed_everything(seed.trials.seed, verbose=False)
     scores = seed.scores(METHODS[row](baselines))
     return {"scores": scores, "env_steps": baselines.env_steps, "minutes": seed.trials.minutes}

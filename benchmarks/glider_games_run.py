@@ -92,7 +92,7 @@ class Trials:
         self.folder, self.seed, self.settings = folder, seed, settings
         self.minutes: dict[str, float] = {}
         self.agents = dict(AGENTS)
-        self._rendered: dict[Any, list[list[Transcript]]] = {}
+        self._rendered: dict[Any, tuple[Sequence[Episode], list[list[Transcript]]]] = {}
         silence()
 
     def transcripts(self, kind: str, episodes: Sequence[Episode], model: Path) -> list[list[Transcript]]:
@@ -100,10 +100,9 @@ class Trials:
         key = (kind, id(episodes))
         if key not in self._rendered:
             chat, agent = ChatFormat(load_tokenizer(str(model))), self.agents[kind]
-            self._rendered[key] = [
-                add_outcomes(agent.transcripts(episode, chat), episode, chat, agent) for episode in episodes
-            ]
-        return self._rendered[key]
+            rendered = [add_outcomes(agent.transcripts(episode, chat), episode, chat, agent) for episode in episodes]
+            self._rendered[key] = (episodes, rendered)  # a list that is kept: its id is no other one's
+        return self._rendered[key][1]
 
     def sft(self, kind: str, episodes: Sequence[Episode], model: Path, out: str) -> Any:
         """Fine-tune all weights of an untrained model on episodes, and save it as the backbone of later stages."""

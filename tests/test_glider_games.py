@@ -3,6 +3,7 @@
 import importlib
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from lit_rft.episodes.pairs import problem_of
+from lit_rft.models import load_tokenizer
+from lit_rft.transcripts import ChatFormat
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -123,7 +126,7 @@ def test_the_trained_baselines_and_their_report(games: Any, tmp_path: Path, monk
     monkeypatch.setattr(glider_games_run, "STEP_LIMIT", 3)
     monkeypatch.setattr(baselines, "ROUND_EPISODES", 4)
     seed = games.Seed(tmp_path, 0, glider_games_run.Settings(sft_steps=2, rl_steps=3, batch=4))
-    settings = baselines.Settings(mini_batches=1, nat_score=-9.0)
+    settings = baselines.Settings(mini_batches=1)
     paired: list[Any] = []
     pairs_of = baselines.Baselines.pairs
     monkeypatch.setattr(baselines.Baselines, "pairs", lambda *a: paired.append(pairs_of(*a)) or paired[-1])
@@ -135,6 +138,13 @@ def test_the_trained_baselines_and_their_report(games: Any, tmp_path: Path, monk
         assert problem_of(pair.chosen) == problem_of(pair.rejected) and pair.margin > 0
         assert pair.chosen.initial_observation == pair.rejected.initial_observation
     assert len(paired) == 4 and all(paired)
+    marked, chat = seed.trials.agents["NAT"], ChatFormat(load_tokenizer(str(seed.model)))
+    of_marker = Counter((episode.task, marked.marker_of(episode).text) for episode in seed.episodes)
+    assert sorted(of_marker.values()) == [1] * 3 + [3] * 3  # a quarter of the four episodes of each length
+    for episode in seed.episodes:
+        (transcript,) = marked.transcripts(episode, chat)
+        words = chat.tokenizer.decode(transcript.input_ids).split()
+        assert [word for word in words if word in ("done", "continue")] == [marked.marker_of(episode).text]
     offline = {"scores": dict.fromkeys(baselines_report.POLICIES, rows["nat"]["scores"])}
     later = {"scores": dict.fromkeys(("flat", "hierarchical"), offline["scores"])}
     seeds = {name: {"flat": offline, "hierarchical": offline, "returns": later} for name in "01"}
