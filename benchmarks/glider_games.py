@@ -80,6 +80,13 @@ class Seed:
             save_scratch_model(folder, agent_texts(self.episodes, unseen), seed=seed)
         return folder
 
+    def backbone(self, kind: str) -> Path:
+        """Return the folder of a kind of agent's weights after SFT, which is trained if it is missing."""
+        folder = self.folder / f"{kind}_sft"
+        if not (folder / "tokenizer.json").exists():
+            self.trials.sft(kind, self.episodes, self.model, folder.name)
+        return folder
+
     def offline(self, kind: str) -> dict[str, Any]:
         """Train and evaluate the policies of a kind of agent on stored episodes."""
         from glider_games_data import best_episodes
@@ -116,20 +123,18 @@ class Seed:
     def _offline_with(
         self, name: str, title: str, fields: Mapping[str, float], update: Callable[[Any], Any] | None = None
     ) -> dict[str, Any]:
-        """Train both kinds of agents by offline RL with these settings, from SFT, which is trained if it is missing."""
+        """Train both kinds of agents by offline RL with these settings, from SFT."""
         from glider_games_run import Trials
 
         trials = Trials(self.folder, self.trials.seed, dataclasses.replace(self.trials.settings, **fields))
         scores, diagnostics = {}, {}
         for kind in ("hierarchical", "flat"):
-            backbone = self.folder / f"{kind}_sft"
-            if not (backbone / "tokenizer.json").exists():
-                trials.sft(kind, self.episodes, self.model, backbone.name)
+            backbone = self.backbone(kind)
             by = update(trials) if update else None
             stage = trials.offline(kind, self.episodes, backbone, f"{kind}_{name}", update=by)
             scores[kind] = {title: self.scores(stage)}
             diagnostics[kind] = trials.diagnose(stage, kind, self.held_out, backbone)
-        return {"scores": scores, "diagnostics": diagnostics, "minutes": trials.minutes}
+        return {"scores": scores, "diagnostics": diagnostics, "minutes": {**self.trials.minutes, **trials.minutes}}
 
     def ablations(self) -> dict[str, Any]:
         """Train both kinds of agents by offline RL without SFT, for the steps of both at SFT's rate, and with Q."""

@@ -89,10 +89,8 @@ class Baselines:
 
     def __init__(self, seed: Seed, settings: Settings) -> None:
         self.seed, self.settings, self.trials = seed, settings, seed.trials
-        self.backbone = seed.folder / "flat_sft"
+        self.backbone = seed.backbone("flat")
         self.env_steps = 0  # of training
-        if not (self.backbone / "tokenizer.json").exists():
-            self.trials.sft("flat", seed.episodes, seed.model, "flat_sft")
 
     def nat(self) -> Any:
         """Train by likelihood on all episodes, with the marker of their score; act with that of the better class."""

@@ -67,9 +67,7 @@ def make_trials(seed: Seed, fields: Mapping[str, Any]) -> Any:
 
 def prepare(seed: Seed, kind: str) -> None:
     """Train by SFT and by offline RL with lambda-returns, unless the seed's folder has the results."""
-    backbone = seed.folder / f"{kind}_sft"
-    if not (backbone / "tokenizer.json").exists():
-        seed.trials.sft(kind, seed.episodes, seed.model, backbone.name)
+    backbone = seed.backbone(kind)
     if not (seed.folder / f"{kind}_returns.ckpt").exists():
         trials = make_trials(seed, {})
         trials.offline(kind, seed.episodes, backbone, f"{kind}_returns")
