@@ -1,4 +1,4 @@
-"""Tables of `offline_households.py`: solved games, and differences between policies in the same games."""
+"""Tables of `offline_pretrained.py`: games by policy, and differences between policies in the same games."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from experiment import curve, interval
+from experiment import bootstrap, curve, interval
 
 from lit_rft.demo.intervals import gain_interval
 from lit_rft.demo.report import markdown_table
 from lit_rft.episodes import Episode
 
-INVALID = "Nothing happens."  # the observation after an invalid action
+INVALID = ("Nothing happens.", "No known action matches", "Unknown action.")  # observations after invalid actions
 GREEDY, SAMPLED = 0.0, 0.7  # temperatures of the held-out games
 DIFFERENCES = (
     ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
 )  # fmt: skip
-Games = Mapping[str, list[Any]]  # id -> success and number of actions
+Measure = Literal["success", "score"]
+Games = Mapping[str, list[Any]]  # id -> success, number of actions and, in newer results, score
+COLUMNS: Mapping[Measure, int] = {"success": 0, "score": 2}  # of games
 _SCALARS = ("q_return_rank_correlation", "advantage_std", "weight_mean", "clamped_fraction", "weight_entropy")
 
 
@@ -36,17 +38,18 @@ def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
 
 
 def failures(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the number of failed games, and the means of their invalid and repeated actions.
+    """Return the number of failed games, the share ended by the environment, and means of invalid and repeated actions.
 
     An action is repeated if it is among the earlier ones of its game.
     """
-    failed = [episode.steps for episode in episodes if not episode.outcome.success]
-    if not failed:
+    lost = [episode for episode in episodes if not episode.outcome.success]
+    if not lost:
         return {"games": 0}
-    invalid = [sum(INVALID in step.observation for step in steps) for steps in failed]
+    failed = [episode.steps for episode in lost]
+    invalid = [sum(any(text in step.observation for text in INVALID) for step in steps) for steps in failed]
     repeated = [len(steps) - len({step.action for step in steps}) for steps in failed]
     means = {"invalid": round(statistics.mean(invalid), 2), "repeated": round(statistics.mean(repeated), 2)}
-    return {"games": len(failed), **means}
+    return {"games": len(lost), "ended": round(statistics.mean(e.outcome.terminated for e in lost), 2), **means}
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -55,16 +58,20 @@ def sign_test(won: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(number, i) for i in range(low + 1)) / 2**number)
 
 
-def paired(results: Mapping[str, Any], first: str, second: str, temperature: float) -> list[list[tuple[bool, bool]]]:
-    """Return the success of two policies in the same games, for each seed on `test` that has both."""
+def paired(results: Mapping[str, Any], first: str, second: str, temperature: float) -> list[list[tuple[float, float]]]:
+    """Return the measures of two policies in the same games, for each seed on `test` that has both."""
+    column = COLUMNS[measure(results)]
     keys = [f"{name}-{temperature:g}" for name in (first, second)]
     seeds = [record["games"] for record in results["seeds"].values() if record["split"] == "test"]
     played = [[games[key] for key in keys] for games in seeds if all(key in games for key in keys)]
-    return [[(a[game][0], b[game][0]) for game in sorted(a)] for a, b in played]
+    return [[(a[game][column], b[game][column]) for game in sorted(a)] for a, b in played]
 
 
 def difference_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Format differences between policies: over seeds (Student's t), and over the games of all seeds (Newcombe)."""
+    """Format differences between policies: over seeds (Student's t), and over the games of all seeds.
+
+    Intervals over games are Newcombe's for successes, and by a bootstrap for scores.
+    """
     yield ["difference, points", "mean", "by seed", "95% interval over games", "won / lost", "p"]
     for temperature in (GREEDY, SAMPLED):
         for first, second in DIFFERENCES:
@@ -73,7 +80,7 @@ def difference_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
                 continue
             gains = [100 * statistics.mean(a - b for a, b in games) for games in seeds]
             a, b = ([game[index] for games in seeds for game in games] for index in (0, 1))
-            low, high = (100 * end for end in gain_interval(b, a))
+            low, high = (100 * end for end in game_interval(measure(results), a, b))
             won, lost = (sum(x > y for x, y in zip(*both, strict=True)) for both in ((a, b), (b, a)))
             names = " - ".join(title(results, name).removeprefix("+ ") for name in (first, second))
             by_seed = " / ".join(f"{gain:+.1f}" for gain in gains)
@@ -82,18 +89,27 @@ def difference_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [f"{kind(temperature)}: {names}", interval(gains, 1), by_seed, ends, f"{won} / {lost}", p]
 
 
+def game_interval(measure: Measure, a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% interval of the mean difference a - b over the same games."""
+    if measure == "success":
+        return gain_interval([bool(x) for x in b], [bool(x) for x in a])
+    _, low, high = bootstrap([x - y for x, y in zip(a, b, strict=True)])
+    return low, high
+
+
 def success_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Format the percentage of solved games, and in brackets their mean number of actions, of each seed."""
-    yield ["solved (actions)", *(f"seed {seed}, `{r['split']}`" for seed, r in results["seeds"].items())]
+    """Format the percentage of solved games, in brackets the mean number of actions, and scores if they count."""
+    heading = "solved (actions)" if measure(results) == "success" else "score, solved (actions)"
+    yield [heading, *(f"seed {seed}, `{r['split']}`" for seed, r in results["seeds"].items())]
     settings = results["settings"]
-    labels = {"medium": f"SFT, training floor plans, temperature {settings['medium_temperature']:g}"}
+    labels = {"medium": f"SFT, training games, temperature {settings['medium_temperature']:g}"}
     for temperature in (GREEDY, SAMPLED):
         for name in settings["methods"]:
             labels[f"{name}-{temperature:g}"] = f"{title(results, name)}, {kind(temperature)}"
     for key, label in labels.items():
         played = [record["games"].get(key) for record in results["seeds"].values()]
         if any(played):
-            yield [label, *(solved(games) if games else "" for games in played)]
+            yield [label, *(cell(games, measure(results)) if games else "" for games in played)]
 
 
 def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -106,11 +122,13 @@ def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def failure_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Format the failed games of each policy and seed: their number, and per game repeated and invalid actions."""
-    yield ["failed games", "number", "repeated actions", "invalid actions"]
+    """Format the failed games of each policy and seed: how many, their ends, repeated and invalid actions."""
+    yield ["failed games", "number", "ended by the environment", "repeated actions", "invalid actions"]
     for seed, record in results["seeds"].items():
         for key, values in sorted(record.get("failures", {}).items()):
-            numbers = [f"{values[name]:g}" if name in values else "" for name in ("games", "repeated", "invalid")]
+            numbers = [
+                f"{values[name]:g}" if name in values else "" for name in ("games", "ended", "repeated", "invalid")
+            ]
             yield [f"seed {seed}, {key}", *numbers]
 
 
@@ -126,9 +144,15 @@ def kind(temperature: float) -> str:
     return f"temperature {temperature:g}" if temperature else "greedy"
 
 
-def solved(games: Games) -> str:
-    share, actions = (statistics.mean(values) for values in zip(*games.values(), strict=True))
-    return f"{100 * share:.1f} ({actions:.1f})"
+def measure(results: Mapping[str, Any]) -> Measure:
+    name: Measure = results["settings"].get("measure", "success")
+    return name
+
+
+def cell(games: Games, measure: Measure) -> str:
+    share, actions, *scores = (statistics.mean(column) for column in zip(*games.values(), strict=True))
+    score = f"{100 * scores[0]:.1f}, " if measure == "score" else ""
+    return f"{score}{100 * share:.1f} ({actions:.1f})"
 
 
 def report(results: Mapping[str, Any]) -> None:
@@ -138,6 +162,6 @@ def report(results: Mapping[str, Any]) -> None:
         SystemExit: Without results.
     """
     if not results:
-        raise SystemExit("expected results of offline_households.py, got none: run it without --report first")
+        raise SystemExit("expected results, got none: run it without --report first")
     tables = [list(rows(results)) for rows in ROWS]
     print("\n\n".join(markdown_table(rows) for rows in tables if len(rows) > 1))
