@@ -18,15 +18,16 @@ from pathlib import Path
 
 import demo_runs
 from experiment import ROOT, Step
-from offline_pretrained import LEARNING_RATE, Method, Place, Subject, main, make_parser, returns
+from offline_pretrained import LEARNING_RATE, WITH_EXPERT, Method, Place, Subject, main, make_parser, returns
 
 NAME = "offline_households"
 
 TRIALS = {
+    **WITH_EXPERT,
     "sharper": returns("lambda-returns, temperature 0.1", temperature=0.1),
     "steadier": returns("lambda-returns, temperature 0.1, critic 1e-3", temperature=0.1, critic_rate=1e-3),
     "faster": returns("lambda-returns, temperature 0.1, learning rate 1e-3", temperature=0.1, rate=1e-3),
-    "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", {LEARNING_RATE: 1e-3}),
+    "solved_faster": Method("the solved games, learning rate 1e-3", "sft", "solved", keys={LEARNING_RATE: 1e-3}),
     "bootstrapped": returns("lambda-returns, cut games are bootstrapped", "episodes/predicted"),
 }
 
@@ -42,7 +43,7 @@ def make_subject(demo: Path) -> Subject:
         checkpoint = demo / f"seed-{place.seed}" / "checkpoints" / "last.ckpt"
         return demo_runs.step(place.seed, demo, ()), checkpoint
 
-    return Subject(NAME, _configs, start, per_task=22, trials=TRIALS)
+    return Subject(NAME, _configs, start, lambda _: {"train_half": "null"}, per_task=22, trials=TRIALS)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -39,13 +39,15 @@ class Method:
     Attributes:
         title: in tables.
         stage: `sft` or `offline_rl`.
-        files: `all` of the played games, the `solved` ones, or those of another file.
+        files: `all` of the played games, the `solved` ones, or those of another file; None for none of them.
+        expert: train on expert episodes, too, one for two of the others.
         keys: further keys of the command.
     """
 
     title: str
     stage: str
-    files: str = "all"
+    files: str | None = "all"
+    expert: bool = False
     keys: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,13 +59,18 @@ def _critic(update: str, **settings: Any) -> dict[str, Any]:
 
 
 def returns(
-    title: str, files: str = "all", *, temperature: float = 0.3, rate: float = RATE, critic_rate: float = 3e-3
+    title: str,
+    files: str = "all",
+    *,
+    temperature: float = 0.3,
+    rate: float = RATE,
+    critic_rate: float = 3e-3,
+    expert: bool = False,
 ) -> Method:
     """Return offline RL by lambda-returns."""
     keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
-    return Method(
-        title, "offline_rl", files, {**keys, LEARNING_RATE: rate, MODEL + "critic.learning_rate": critic_rate}
-    )
+    keys |= {LEARNING_RATE: rate, MODEL + "critic.learning_rate": critic_rate}
+    return Method(title, "offline_rl", files, expert, keys)
 
 
 METHODS = {
@@ -73,6 +80,10 @@ METHODS = {
         "+ offline RL, by Q", "offline_rl", keys=_critic("IQLUpdate", advantage_temperature=0.1, expectile=0.7)
     ),
     "more": Method("+ SFT on all games", "sft"),
+}
+WITH_EXPERT = {  # as GLIDER's second stage, and what the expert episodes alone would give
+    "returns_expert": returns("+ offline RL, lambda-returns, expert episodes too", expert=True),
+    "expert": Method("+ SFT on expert episodes", "sft", None, expert=True),
 }
 FIRST = ("sft", "returns", "solved")  # of all seeds, before the others
 
@@ -85,6 +96,7 @@ class Subject:
         name: of the results file and of the folder of runs.
         configs: of a stage (`sft`, `offline_rl`).
         start: returns the step that trains a place's SFT policy, and the checkpoint that it writes.
+        expert: returns the keys of the data that choose a place's expert episodes.
         per_task: held-out games of each task.
         medium: keys of the data that choose the games to learn from, besides their number and seed.
         keys: of every command.
@@ -95,6 +107,7 @@ class Subject:
     name: str
     configs: Callable[[str], list[str]]
     start: Callable[[Place], tuple[Step, Path]]
+    expert: Callable[[Place], Mapping[str, Any]]
     per_task: int
     medium: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
@@ -149,12 +162,21 @@ class Place:
         keys = {
             "trainer.max_epochs": -1,
             "trainer.max_steps": STEPS,
-            DATA + "train_files": listed([self.home / "medium" / f"{method.files}.jsonl"]),
+            **self._episodes(method),
             DATA + "batch_size": BATCH,
             LEARNING_RATE: RATE,
         }
-        keys |= {DATA + "medium_files": "null"} if method.stage == "offline_rl" else {}
+        if method.stage == "offline_rl":
+            keys.setdefault(DATA + "medium_files", "null")
         return self.training(name, method.stage, {**keys, **method.keys}, self.weights("sft"))
+
+    def _episodes(self, method: Method) -> dict[str, Any]:
+        """Return the keys of the episodes that a method trains on."""
+        played = listed([self.home / "medium" / f"{method.files}.jsonl"]) if method.files else None
+        if not method.expert:
+            return {DATA + "train_files": played}
+        mixed = {"medium_files": played, "medium_per_expert": 2.0} if played else {}
+        return {DATA + key: value for key, value in {**self.subject.expert(self), **mixed}.items()}
 
     def training(self, name: str, stage: str, keys: Mapping[str, Any], start: Path | None = None) -> Step:
         """Return a step of training, from a checkpoint or from the pretrained model; it resumes an interrupted run."""

@@ -15,17 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiment import Step
-from offline_pretrained import DATA, MODEL, Place, Subject, main, make_parser
+from offline_pretrained import DATA, MODEL, WITH_EXPERT, Place, Subject, main, make_parser
 
 
 def _configs(stage: str) -> list[str]:
     return [f"glider/scienceworld/{name}.yaml" for name in (stage, f"flat_{stage}")]
 
 
+def _expert(place: Place) -> dict[str, Any]:
+    return {"train_half": "first", "data_dir": place.home / "expert"}
+
+
 def _start(place: Place) -> tuple[Step, Path]:
-    keys = {DATA + "train_half": "first", DATA + "data_dir": place.home / "expert"}
+    keys = {DATA + key: value for key, value in _expert(place).items()}
     return place.training("sft", "sft", keys), place.home / "sft" / "checkpoints" / "last.ckpt"
 
 
@@ -33,10 +38,12 @@ SUBJECT = Subject(
     "offline_scienceworld",
     _configs,
     _start,
+    _expert,
     per_task=20,
     medium={"predict_half": "second"},
     keys={"trainer.limit_val_batches": 0, MODEL + "acting.parallel_episodes": 16},
     measure="score",
+    trials=WITH_EXPERT,
 )
 
 

@@ -57,6 +57,19 @@ def test_learning_and_held_out_episodes_are_different_ones(capsys: pytest.Captur
     assert "predict_split dev" in played and "half" not in played
 
 
+@pytest.mark.parametrize(("name", "half"), [("offline_households", None), ("offline_scienceworld", "first")])
+def test_expert_episodes_are_those_of_sft(name: str, half: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    load(name).run(["--validation", "--dry-run"])
+    commands = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
+    fits = [c for c in commands if c[0] == "fit" and "expert" in c[c.index("--trainer.default_root_dir") + 1]]
+    mixed, alone = (build(resolve_configs(arguments[:-2]), run=False).datamodule for _, *arguments in fits)
+    for data in (mixed, alone):
+        assert data.train_files is None and data.train_half == half
+        assert data.train_episodes_per_task == (32 if half else 60)  # as in the SFT recipes
+    assert mixed.medium_per_expert == 2 and Path(mixed.medium_files[0]).name == "all.jsonl"
+    assert alone.medium_files is None
+
+
 def test_cut_games_are_failures_to_learn_from(tmp_path: Path) -> None:
     shared = load("offline_pretrained")
     place = shared.Place(load("offline_scienceworld").SUBJECT, 4, tmp_path, "test")
