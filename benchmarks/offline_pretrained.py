@@ -2,7 +2,8 @@
 
 A subject is a kind of games with an SFT policy. For each seed that policy plays training games at temperature 1. From
 it, for as many optimiser steps each: offline RL on these games, by lambda-returns and by Q; SFT on the solved ones; SFT
-on all of them. Every policy then plays the same held-out games, greedily and at temperature 0.7.
+on all of them. Every policy then plays the same held-out games: greedily, at temperature 0.7, and at 1, as the games to
+learn from were played.
 
 Every step is a command; completed ones are skipped.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import RESULTS, ROOT, Step, environment, listed, lit_rft, read_results, run, times
-from offline_pretrained_report import GREEDY, SAMPLED, Measure, diagnostics, failures, report
+from offline_pretrained_report import TEMPERATURES, Measure, diagnostics, failures, report
 from rich.console import Console
 
 from lit_rft._files import write_json
@@ -213,7 +214,7 @@ def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Ste
     subject = places[0].subject
     others = [name for name in (subject.trials if validation else METHODS) if name not in FIRST]
     groups = [FIRST, *((name,) for name in others)]
-    for names, temperature in itertools.product(groups, (GREEDY, SAMPLED)):
+    for names, temperature in itertools.product(groups, TEMPERATURES):
         for place in places:
             yield place, subject.start(place)[0]
             yield place, place.medium()

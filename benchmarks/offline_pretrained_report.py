@@ -15,7 +15,7 @@ from lit_rft.demo.report import markdown_table
 from lit_rft.episodes import Episode
 
 INVALID = ("Nothing happens.", "No known action matches", "Unknown action.")  # observations after invalid actions
-GREEDY, SAMPLED = 0.0, 0.7  # temperatures of the held-out games
+TEMPERATURES = (0.0, 0.7, 1.0)  # of the held-out games
 DIFFERENCES = (
     ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
 )  # fmt: skip
@@ -73,7 +73,7 @@ def difference_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
     Intervals over games are Newcombe's for successes, and by a bootstrap for scores.
     """
     yield ["difference, points", "mean", "by seed", "95% interval over games", "won / lost", "p"]
-    for temperature in (GREEDY, SAMPLED):
+    for temperature in TEMPERATURES:
         for first, second in DIFFERENCES:
             seeds = paired(results, first, second, temperature)
             if not seeds:
@@ -103,7 +103,7 @@ def success_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
     yield [heading, *(f"seed {seed}, `{r['split']}`" for seed, r in results["seeds"].items())]
     settings = results["settings"]
     labels = {"medium": f"SFT, training games, temperature {settings['medium_temperature']:g}"}
-    for temperature in (GREEDY, SAMPLED):
+    for temperature in TEMPERATURES:
         for name in settings["methods"]:
             labels[f"{name}-{temperature:g}"] = f"{title(results, name)}, {kind(temperature)}"
     for key, label in labels.items():

@@ -31,7 +31,7 @@ def test_every_command_is_valid(name: str, tokens: int, starts: set[str], capsys
     lines = capsys.readouterr().out.splitlines()
     commands = [shlex.split(line)[3:] for line in lines]
     methods, policies = len(shared.METHODS), len(shared.METHODS) + 1
-    assert len(lines) == 2 * (2 + methods + 2 * policies) == len(set(lines))  # each seed: SFT, medium, fits, plays
+    assert len(lines) == 2 * (2 + methods + 3 * policies) == len(set(lines))  # each seed: SFT, medium, fits, plays
     seeds = ["4" if "seed-4" in line else "5" for line in lines]
     main = 2 + 2 + 3  # SFT, games to learn from, two fits, three times held-out games
     assert seeds[: 2 * main] == ["4"] * main + ["5"] * main  # of all seeds before other methods
