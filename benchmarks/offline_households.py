@@ -24,6 +24,7 @@ NAME = "offline_households"
 
 TRIALS = {
     **WITH_EXPERT,
+    "longer": returns("lambda-returns, temperature 0.1, twice the steps", temperature=0.1, steps=200),
     "sharper": returns("lambda-returns, temperature 0.1", temperature=0.1),
     "steadier": returns("lambda-returns, temperature 0.1, critic 1e-3", temperature=0.1, critic_rate=1e-3),
     "faster": returns("lambda-returns, temperature 0.1, learning rate 1e-3", temperature=0.1, rate=1e-3),

@@ -66,11 +66,13 @@ def returns(
     temperature: float = 0.3,
     rate: float = RATE,
     critic_rate: float = 3e-3,
+    steps: int = STEPS,
     expert: bool = False,
 ) -> Method:
     """Return offline RL by lambda-returns."""
     keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
     keys |= {LEARNING_RATE: rate, MODEL + "critic.learning_rate": critic_rate}
+    keys |= {"trainer.max_steps": steps} if steps != STEPS else {}
     return Method(title, "offline_rl", files, expert, keys)
 
 
