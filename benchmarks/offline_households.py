@@ -18,13 +18,28 @@ from pathlib import Path
 
 import demo_runs
 from experiment import ROOT, Step
-from offline_pretrained import LEARNING_RATE, WITH_EXPERT, Method, Place, Subject, main, make_parser, returns
+from offline_pretrained import (
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    MAX_STEPS,
+    WITH_EXPERT,
+    Method,
+    Place,
+    Subject,
+    main,
+    make_parser,
+    returns,
+)
 
 NAME = "offline_households"
 
 TRIALS = {
     **WITH_EXPERT,
-    "longer": returns("lambda-returns, temperature 0.1, twice the steps", temperature=0.1, steps=200),
+    "unclipped": returns("lambda-returns, gradients are not clipped", more={MAX_GRAD_NORM: 0}),
+    "unclipped_sharper": returns(
+        "lambda-returns, temperature 0.1, gradients are not clipped", temperature=0.1, more={MAX_GRAD_NORM: 0}
+    ),
+    "longer": returns("lambda-returns, temperature 0.1, twice the steps", temperature=0.1, more={MAX_STEPS: 200}),
     "sharper": returns("lambda-returns, temperature 0.1", temperature=0.1),
     "steadier": returns("lambda-returns, temperature 0.1, critic 1e-3", temperature=0.1, critic_rate=1e-3),
     "faster": returns("lambda-returns, temperature 0.1, learning rate 1e-3", temperature=0.1, rate=1e-3),

@@ -28,7 +28,8 @@ from lit_rft._files import write_json
 from lit_rft.episodes import Episode, read_episodes, write_episodes
 
 DATA, MODEL = "data.init_args.", "model.init_args."
-LEARNING_RATE = MODEL + "optimizer.learning_rate"
+LEARNING_RATE, MAX_GRAD_NORM = MODEL + "optimizer.learning_rate", MODEL + "optimizer.max_grad_norm"
+MAX_STEPS = "trainer.max_steps"
 MEDIUM_TEMPERATURE, MEDIUM_PER_TASK = 1.0, 75
 BATCH, STEPS, RATE = 3, 100, 5e-4
 
@@ -66,14 +67,13 @@ def returns(
     temperature: float = 0.3,
     rate: float = RATE,
     critic_rate: float = 3e-3,
-    steps: int = STEPS,
     expert: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> Method:
     """Return offline RL by lambda-returns."""
     keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
     keys |= {LEARNING_RATE: rate, MODEL + "critic.learning_rate": critic_rate}
-    keys |= {"trainer.max_steps": steps} if steps != STEPS else {}
-    return Method(title, "offline_rl", files, expert, keys)
+    return Method(title, "offline_rl", files, expert, keys | dict(more or {}))
 
 
 METHODS = {
@@ -164,7 +164,7 @@ class Place:
         """Train from the SFT policy; episodes are seen once, or, if there are fewer, for as many optimiser steps."""
         keys = {
             "trainer.max_epochs": -1,
-            "trainer.max_steps": STEPS,
+            MAX_STEPS: STEPS,
             **self._episodes(method),
             DATA + "batch_size": BATCH,
             LEARNING_RATE: RATE,
