@@ -1,0 +1,139 @@
+"""How much of the actor's weight falls on wasted actions? For the games that `offline_households.py` learns from.
+
+    python benchmarks/offline_weights.py FILE...   # medium/all.jsonl of its runs; seconds, and no training
+    python benchmarks/offline_weights.py --report  # the table of the results so far
+
+An action is wasted if the environment did not accept it, or if it is among the earlier ones of its game. V is the mean
+return of the decisions with the same task, number of met conditions and number of actions so far (in pairs), over the
+games themselves: a better critic than one that is trained on them. The weights are those of offline RL.
+
+Results are in `benchmarks/results/offline_weights.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiment import RESULTS, read_results
+from offline_pretrained_report import INVALID
+from torch import Tensor
+
+from lit_rft._files import write_json
+from lit_rft.demo.report import markdown_table
+from lit_rft.episodes import Episode, read_episodes
+from lit_rft.objectives.advantage_weighted import advantage_weights
+from lit_rft.objectives.gae import generalized_advantages
+
+FILE = RESULTS / "offline_weights.json"
+DISCOUNT, LAMBDAS, TEMPERATURES = 0.97, (0.95, 0.0), (0.3, 0.1, 0.03)
+COLUMNS = {"wasted": "wasted actions", "failed": "actions of failed games", "effective": "effective sample size"}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions of games, one game after another, [N].
+
+    Attributes:
+        wasted: bool.
+        failed: of a failed game, bool.
+        rewards: after each.
+        last: of its game, bool.
+        values: V before each.
+    """
+
+    wasted: Tensor
+    failed: Tensor
+    rewards: Tensor
+    last: Tensor
+    values: Tensor
+
+    def shares(self, weights: Tensor) -> dict[str, float]:
+        """Return the shares of the weights [N] on wasted actions and failed games, and their effective sample size.
+
+        The size is Kish's, as a share of the decisions.
+        """
+        total = weights.sum()
+        effective = total**2 / (weights**2).sum() / len(weights)
+        shares = {"wasted": weights[self.wasted].sum() / total, "failed": weights[self.failed].sum() / total}
+        return {name: round(float(value), 4) for name, value in {**shares, "effective": effective}.items()}
+
+    def weights(self, gae_lambda: float, temperature: float) -> Tensor:
+        """Return the weights of offline RL, [N]."""
+        returns = generalized_advantages(
+            self.rewards, self.values, self.last, discount=DISCOUNT, gae_lambda=gae_lambda
+        ).returns
+        return advantage_weights(returns, self.values, advantage_temperature=temperature).weights
+
+
+def wasted_actions(episode: Episode) -> list[bool]:
+    """Return for each action whether it was not accepted, or is among the earlier ones."""
+    actions = [step.action for step in episode.steps]
+    invalid = [any(text in step.observation for text in INVALID) for step in episode.steps]
+    return [bad or action in actions[:i] for i, (action, bad) in enumerate(zip(actions, invalid, strict=True))]
+
+
+def decisions(episodes: Sequence[Episode]) -> Decisions:
+    """Return the decisions of flat games that end with their last step."""
+    keys: list[Any] = []
+    for episode in episodes:
+        met = itertools.accumulate((len(step.achieved) for step in episode.steps), initial=0)
+        keys += [(episode.task, number, i // 2) for i, (number, _) in enumerate(zip(met, episode.steps, strict=False))]
+    rewards = torch.tensor([step.reward for episode in episodes for step in episode.steps], dtype=torch.float64)
+    last = torch.tensor([step is episode.steps[-1] for episode in episodes for step in episode.steps])
+    no_values = torch.zeros_like(rewards)
+    returns = generalized_advantages(rewards, no_values, last, discount=DISCOUNT, gae_lambda=1.0).returns
+    known: defaultdict[Any, list[float]] = defaultdict(list)
+    for key, value in zip(keys, returns.tolist(), strict=True):
+        known[key].append(value)
+    return Decisions(
+        torch.tensor([wasted for episode in episodes for wasted in wasted_actions(episode)]),
+        torch.tensor([not episode.outcome.success for episode in episodes for _ in episode.steps]),
+        rewards,
+        last,
+        torch.tensor([statistics.fmean(known[key]) for key in keys], dtype=torch.float64),
+    )
+
+
+def measure(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Return the shares of each way to weigh the decisions of games."""
+    data = decisions(episodes)
+    results = {"all games": data.shares(torch.ones_like(data.rewards)), "solved games": data.shares(1.0 * ~data.failed)}
+    for gae_lambda, temperature in itertools.product(LAMBDAS, TEMPERATURES):
+        name = f"{'lambda-returns' if gae_lambda else 'one step'}, temperature {temperature:g}"
+        results[name] = data.shares(data.weights(gae_lambda, temperature))
+    return results
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Format the means over seeds, with the lowest and highest, in percent."""
+    seeds = results["seeds"].values()
+    rows = [["weight on", *COLUMNS.values()]]
+    for name in next(iter(seeds)):
+        values = [[100 * seed[name][column] for seed in seeds] for column in COLUMNS]
+        rows.append([name, *(f"{statistics.mean(v):.0f} ({min(v):.0f} to {max(v):.0f})" for v in values)])
+    return markdown_table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("files", type=Path, nargs="*", help="games of a seed each: RUNS/seed-N/medium/all.jsonl")
+    parser.add_argument("--report", action="store_true", help="only report what there is")
+    options = parser.parse_args(arguments)
+    if options.report == bool(options.files):
+        parser.error("expected files of games, or --report")
+    if options.files:
+        seeds = {file.parents[1].name.removeprefix("seed-"): measure(read_episodes(file)) for file in options.files}
+        write_json(FILE, {"seeds": seeds, "settings": {"discount": DISCOUNT}})
+    print(table(read_results(FILE)))
+
+
+if __name__ == "__main__":
+    main()
