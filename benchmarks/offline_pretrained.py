@@ -103,7 +103,7 @@ class Subject:
         per_task: held-out games of each task.
         medium: keys of the data that choose the games to learn from, besides their number and seed.
         keys: of every command.
-        measure: what policies are compared by.
+        measure: success or score, by which policies are compared.
         trials: other settings, on the validation seed only.
     """
 

@@ -1,4 +1,4 @@
-"""How much of the actor's weight falls on wasted actions? For the games that `offline_households.py` learns from.
+"""Measure how much of the actor's weight falls on wasted actions, for the games of `offline_households.py`.
 
     python benchmarks/offline_weights.py FILE...   # medium/all.jsonl of its runs; seconds, and no training
     python benchmarks/offline_weights.py --report  # the table of the results so far
