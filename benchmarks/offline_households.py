@@ -1,7 +1,7 @@
 """Does offline RL improve on SFT with a pretrained model? On synthetic households, from where `make demo` ends.
 
     python benchmarks/offline_households.py                 # seeds 4, 5 and 6 on `test`; resumes an interrupted run
-    python benchmarks/offline_households.py --validation    # seed 0 on `dev`, and the trials that decided the settings
+    python benchmarks/offline_households.py --validation    # seed 0 on `dev`, and trials of other settings
     python benchmarks/offline_households.py --report        # the tables of the runs so far
 
 For each seed: flat SFT on expert episodes (`demo_runs.py`, in the folder `--demo`; trained here if it is missing). Its

@@ -26,7 +26,7 @@ _SCALARS = ("q_return_rank_correlation", "advantage_std", "weight_mean", "clampe
 
 
 def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
-    """Return means of a run of offline RL over its steps; every episode is seen once, so before it is learnt from.
+    """Return means of a run of offline RL over its steps: in a single pass, before an episode is learnt from.
 
     Args:
         folder: of the run.

@@ -5,7 +5,8 @@
 
 An action is wasted if the environment did not accept it, or if it is among the earlier ones of its game. V is the mean
 return of the decisions with the same task, number of met conditions and number of actions so far (in pairs), over the
-games themselves: a better critic than one that is trained on them. The weights are those of offline RL.
+games themselves: what a good critic would say, not what the critics of a run do. The weights are those of offline RL
+before an optimiser step clips the gradient.
 
 Results are in `benchmarks/results/offline_weights.json`.
 """
@@ -23,7 +24,6 @@ from typing import Any
 
 import torch
 from experiment import RESULTS, read_results
-from offline_pretrained_report import INVALID
 from torch import Tensor
 
 from lit_rft._files import write_json
@@ -76,8 +76,7 @@ class Decisions:
 def wasted_actions(episode: Episode) -> list[bool]:
     """Return for each action whether it was not accepted, or is among the earlier ones."""
     actions = [step.action for step in episode.steps]
-    invalid = [any(text in step.observation for text in INVALID) for step in episode.steps]
-    return [bad or action in actions[:i] for i, (action, bad) in enumerate(zip(actions, invalid, strict=True))]
+    return [not step.valid or step.action in actions[:i] for i, step in enumerate(episode.steps)]
 
 
 def decisions(episodes: Sequence[Episode]) -> Decisions:
@@ -131,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("expected files of games, or --report")
     if options.files:
         seeds = {file.parents[1].name.removeprefix("seed-"): measure(read_episodes(file)) for file in options.files}
-        write_json(FILE, {"seeds": seeds, "settings": {"discount": DISCOUNT}})
+        seeds = read_results(FILE).get("seeds", {}) | seeds
+        write_json(FILE, {"seeds": dict(sorted(seeds.items())), "settings": {"discount": DISCOUNT}})
     print(table(read_results(FILE)))
 
 

@@ -23,7 +23,7 @@ def game(actions: str, *, success: bool) -> Episode:
     episode.id, episode.outcome.success = f"{actions}-{success}", success
     for step, action in zip(episode.steps, actions, strict=True):
         step.action, step.reward, step.achieved = action, 0.0, []
-        step.observation = "Nothing happens." if action.isupper() else "ok"
+        step.valid = not action.isupper()
     episode.steps[-1].reward = float(success)
     return episode
 
