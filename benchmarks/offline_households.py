@@ -22,19 +22,20 @@ from offline_pretrained import (
     LEARNING_RATE,
     MAX_GRAD_NORM,
     MAX_STEPS,
-    WITH_EXPERT,
+    METHODS,
     Method,
     Place,
     Subject,
     main,
     make_parser,
     returns,
+    with_expert,
 )
 
 NAME = "offline_households"
 
 TRIALS = {
-    **WITH_EXPERT,
+    **with_expert(METHODS["returns"]),
     "unclipped": returns("lambda-returns, gradients are not clipped", more={MAX_GRAD_NORM: 0}),
     "unclipped_sharper": returns(
         "lambda-returns, temperature 0.1, gradients are not clipped", temperature=0.1, more={MAX_GRAD_NORM: 0}

@@ -1,7 +1,7 @@
 """Offline RL from a pretrained model's SFT policy, on games that it has played: what the `offline_*.py` share.
 
 A subject is a kind of games with an SFT policy. For each seed that policy plays training games at temperature 1. From
-it, for as many optimiser steps each: offline RL on these games, by lambda-returns and by Q; SFT on the solved ones; SFT
+it, for as many optimiser steps each: offline RL on these games, by lambda-returns and by Q; SFT on the best ones; SFT
 on all of them. Every policy then plays the same held-out games: greedily, at temperature 0.7, and at 1, as the games to
 learn from were played.
 
@@ -41,7 +41,7 @@ class Method:
     Attributes:
         title: in tables.
         stage: `sft` or `offline_rl`.
-        files: `all` of the played games, the `solved` ones, or those of another file; None for none of them.
+        files: `all` of the played games, the best of them (`solved`), or those of another file; None for none of them.
         expert: train on expert episodes, too, one for two of the others.
         keys: further keys of the command.
     """
@@ -64,31 +64,39 @@ def returns(
     title: str,
     files: str = "all",
     *,
+    td_lambda: float = 0.95,
     temperature: float = 0.3,
     rate: float = RATE,
     critic_rate: float = 3e-3,
     expert: bool = False,
     more: Mapping[str, Any] | None = None,
 ) -> Method:
-    """Return offline RL by lambda-returns."""
-    keys = _critic("TDUpdate", td_lambda=0.95, advantage_temperature=temperature, expectile=0.5)
+    """Return offline RL by lambda-returns; a lambda of 0 is one step."""
+    keys = _critic("TDUpdate", td_lambda=td_lambda, advantage_temperature=temperature, expectile=0.5)
     keys |= {LEARNING_RATE: rate, MODEL + "critic.learning_rate": critic_rate}
     return Method(title, "offline_rl", files, expert, keys | dict(more or {}))
 
 
 METHODS = {
     "returns": returns("+ offline RL, lambda-returns"),
-    "solved": Method("+ SFT on the solved games", "sft", "solved"),
+    "solved": Method("+ SFT on the best games", "sft", "solved"),
     "by_q": Method(
         "+ offline RL, by Q", "offline_rl", keys=_critic("IQLUpdate", advantage_temperature=0.1, expectile=0.7)
     ),
     "more": Method("+ SFT on all games", "sft"),
 }
-WITH_EXPERT = {  # as GLIDER's second stage, and what the expert episodes alone would give
-    "returns_expert": returns("+ offline RL, lambda-returns, expert episodes too", expert=True),
-    "expert": Method("+ SFT on expert episodes", "sft", None, expert=True),
-}
 FIRST = ("sft", "returns", "solved")  # of all seeds, before the others
+
+
+def with_expert(offline: Method) -> dict[str, Method]:
+    """Return offline RL on expert episodes too, as GLIDER's second stage, and SFT on these alone."""
+    title = f"{offline.title}, expert episodes too"
+    alone = Method("+ SFT on expert episodes", "sft", None, expert=True)
+    return {"returns_expert": dataclasses.replace(offline, title=title, expert=True), "expert": alone}
+
+
+def solved(episodes: Sequence[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if episode.outcome.success]
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,9 @@ class Subject:
         medium: keys of the data that choose the games to learn from, besides their number and seed.
         keys: of every command.
         measure: success or score, by which policies are compared.
+        methods: of the comparison.
         trials: other settings, on the validation seed only.
+        best: selects the best of the played games; by default those that succeed.
     """
 
     name: str
@@ -115,11 +125,13 @@ class Subject:
     medium: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
     measure: Measure = "success"
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
     trials: Mapping[str, Method] = field(default_factory=dict)
+    best: Callable[[Sequence[Episode]], list[Episode]] = solved
 
     @property
-    def methods(self) -> dict[str, Method]:
-        return METHODS | dict(self.trials)
+    def all_methods(self) -> dict[str, Method]:
+        return {**self.methods, **self.trials}
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,7 @@ class Place:
             return
         episodes = read_episodes(folder / "episodes" / "predicted.jsonl")
         write_episodes(folder / "all.jsonl", map(with_end, episodes))
-        write_episodes(folder / "solved.jsonl", [episode for episode in episodes if episode.outcome.success])
+        write_episodes(folder / "solved.jsonl", self.subject.best(episodes))
 
 
 def with_end(episode: Episode) -> Episode:
@@ -214,7 +226,7 @@ def with_end(episode: Episode) -> Episode:
 def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Step]]:
     """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
     subject = places[0].subject
-    others = [name for name in (subject.trials if validation else METHODS) if name not in FIRST]
+    others = [name for name in (subject.trials if validation else subject.methods) if name not in FIRST]
     groups = [FIRST, *((name,) for name in others)]
     for names, temperature in itertools.product(groups, TEMPERATURES):
         for place in places:
@@ -222,7 +234,7 @@ def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Ste
             yield place, place.medium()
             for name in names:
                 if name != "sft":
-                    yield place, place.fit(name, subject.methods[name])
+                    yield place, place.fit(name, subject.all_methods[name])
                 yield place, place.play(name, temperature)
 
 
@@ -236,11 +248,11 @@ def collect(places: Sequence[Place], runs: Path, known: Mapping[str, Any]) -> di
             games = {e.id: [e.outcome.success, len(e.steps), e.outcome.score] for e in episodes}
             record["games"][done.parents[1].name] = games
             record.setdefault("failures", {})[done.parents[1].name] = failures(episodes)
-        for name, method in subject.methods.items():
+        for name, method in subject.all_methods.items():
             if method.stage == "offline_rl" and (place.home / name / "summary_fit.json").exists():
                 decisions = sum(length for _, length, *_ in record["games"]["medium"].values()) / STEPS
                 record["diagnostics"][name] = diagnostics(place.home / name, decisions)
-    methods = {name: dataclasses.asdict(method) for name, method in subject.methods.items()}
+    methods = {name: dataclasses.asdict(method) for name, method in subject.all_methods.items()}
     settings = {"learning_rate": RATE, "steps": STEPS, "batch": BATCH, "medium_temperature": MEDIUM_TEMPERATURE}
     settings |= {"measure": subject.measure, "methods": {"sft": {"title": "SFT"}, **methods}}
     return {"seeds": seeds, "settings": settings, "seconds": times(runs, known), **environment()}

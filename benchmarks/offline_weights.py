@@ -1,7 +1,8 @@
-"""Measure how much of the actor's weight falls on wasted actions, for the games of `offline_households.py`.
+"""Measure how much of the actor's weight falls on wasted actions, in the games that `offline_*.py` learn from.
 
-    python benchmarks/offline_weights.py FILE...   # medium/all.jsonl of its runs; seconds, and no training
-    python benchmarks/offline_weights.py --report  # the table of the results so far
+    python benchmarks/offline_weights.py households FILE...  # medium/all.jsonl of its runs; seconds, and no training
+    python benchmarks/offline_weights.py scienceworld FILE...
+    python benchmarks/offline_weights.py --report            # the tables of the results so far
 
 An action is wasted if the environment did not accept it, or if it is among the earlier ones of its game. V is the mean
 return of the decisions with the same task, number of met conditions and number of actions so far (in pairs), over the
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from experiment import RESULTS, read_results
+from offline_scienceworld import best_quarter
 from torch import Tensor
 
 from lit_rft._files import write_json
@@ -34,7 +36,12 @@ from lit_rft.objectives.gae import generalized_advantages
 
 FILE = RESULTS / "offline_weights.json"
 DISCOUNT, LAMBDAS, TEMPERATURES = 0.97, (0.95, 0.0), (0.3, 0.1, 0.03)
-COLUMNS = {"wasted": "wasted actions", "failed": "actions of failed games", "effective": "effective sample size"}
+COLUMNS = {
+    "wasted": "wasted actions",
+    "rewarded": "rewarded actions",
+    "failed": "actions of failed games",
+    "effective": "effective sample size",
+}
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,14 @@ class Decisions:
     values: Tensor
 
     def shares(self, weights: Tensor) -> dict[str, float]:
-        """Return the shares of the weights [N] on wasted actions and failed games, and their effective sample size.
+        """Return the shares of the weights [N] on kinds of actions, and their effective sample size.
 
         The size is Kish's, as a share of the decisions.
         """
         total = weights.sum()
         effective = total**2 / (weights**2).sum() / len(weights)
-        shares = {"wasted": weights[self.wasted].sum() / total, "failed": weights[self.failed].sum() / total}
+        kinds = {"wasted": self.wasted, "rewarded": self.rewards > 0, "failed": self.failed}
+        shares = {name: weights[kind].sum() / total for name, kind in kinds.items()}
         return {name: round(float(value), 4) for name, value in {**shares, "effective": effective}.items()}
 
     def weights(self, gae_lambda: float, temperature: float) -> Tensor:
@@ -104,35 +112,42 @@ def decisions(episodes: Sequence[Episode]) -> Decisions:
 def measure(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     """Return the shares of each way to weigh the decisions of games."""
     data = decisions(episodes)
-    results = {"all games": data.shares(torch.ones_like(data.rewards)), "solved games": data.shares(1.0 * ~data.failed)}
+    quarter = {episode.id for episode in best_quarter(episodes)}
+    best = torch.tensor([float(episode.id in quarter) for episode in episodes for _ in episode.steps])
+    results = {
+        "all games": data.shares(torch.ones_like(data.rewards)),
+        "solved games": data.shares(1.0 * ~data.failed),
+        "best quarter": data.shares(best),
+    }
     for gae_lambda, temperature in itertools.product(LAMBDAS, TEMPERATURES):
         name = f"{'lambda-returns' if gae_lambda else 'one step'}, temperature {temperature:g}"
         results[name] = data.shares(data.weights(gae_lambda, temperature))
     return results
 
 
-def table(results: Mapping[str, Any]) -> str:
+def table(games: str, seeds: Mapping[str, Any]) -> str:
     """Format the means over seeds, with the lowest and highest, in percent."""
-    seeds = results["seeds"].values()
-    rows = [["weight on", *COLUMNS.values()]]
-    for name in next(iter(seeds)):
-        values = [[100 * seed[name][column] for seed in seeds] for column in COLUMNS]
+    rows = [[f"{games}: weight on", *COLUMNS.values()]]
+    for name in next(iter(seeds.values())):
+        values = [[100 * seed[name][column] for seed in seeds.values()] for column in COLUMNS]
         rows.append([name, *(f"{statistics.mean(v):.0f} ({min(v):.0f} to {max(v):.0f})" for v in values)])
     return markdown_table(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("name", nargs="?", help="of the games: households or scienceworld, in the results")
     parser.add_argument("files", type=Path, nargs="*", help="games of a seed each: RUNS/seed-N/medium/all.jsonl")
     parser.add_argument("--report", action="store_true", help="only report what there is")
     options = parser.parse_args(arguments)
     if options.report == bool(options.files):
-        parser.error("expected files of games, or --report")
+        parser.error("expected a name and files of games, or --report")
+    results = read_results(FILE)
     if options.files:
         seeds = {file.parents[1].name.removeprefix("seed-"): measure(read_episodes(file)) for file in options.files}
-        seeds = read_results(FILE).get("seeds", {}) | seeds
-        write_json(FILE, {"seeds": dict(sorted(seeds.items())), "settings": {"discount": DISCOUNT}})
-    print(table(read_results(FILE)))
+        results[options.name] = dict(sorted((results.get(options.name, {}) | seeds).items()))
+        write_json(FILE, results)
+    print("\n\n".join(table(*item) for item in results.items()))
 
 
 if __name__ == "__main__":

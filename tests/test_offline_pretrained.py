@@ -72,19 +72,27 @@ def test_expert_episodes_are_those_of_sft(name: str, half: str | None, capsys: p
 
 def test_cut_games_are_failures_to_learn_from(tmp_path: Path) -> None:
     shared = load("offline_pretrained")
-    place = shared.Place(load("offline_scienceworld").SUBJECT, 4, tmp_path, "test")
+    place = shared.Place(load("offline_households").make_subject(tmp_path), 4, tmp_path / "runs", "test")
     episodes = []
     for name, success in (("solved", True), ("cut", False)):
         episode = make_episode(num_steps=3, subgoals=False)
         episode.id, outcome = name, episode.outcome
         outcome.success, outcome.terminated, outcome.truncated = success, success, not success
         episodes.append(episode)
-    write_episodes(tmp_path / "medium" / "episodes" / "predicted.jsonl", episodes)
+    write_episodes(place.home / "medium" / "episodes" / "predicted.jsonl", episodes)
     place.select()
-    by_id = {episode.id: episode.outcome for episode in read_episodes(tmp_path / "medium" / "all.jsonl")}
+    by_id = {episode.id: episode.outcome for episode in read_episodes(place.home / "medium" / "all.jsonl")}
     assert list(by_id) == ["solved", "cut"]
     assert all(outcome.terminated and not outcome.truncated for outcome in by_id.values())
-    assert [episode.id for episode in read_episodes(tmp_path / "medium" / "solved.jsonl")] == ["solved"]
+    assert [episode.id for episode in read_episodes(place.home / "medium" / "solved.jsonl")] == ["solved"]
+
+
+def test_best_episodes_of_scienceworld_are_a_quarter_by_score() -> None:
+    episodes = [make_episode(num_steps=number, subgoals=False) for number in (1, 2, 3, 4, 5, 6, 7, 8)]
+    scores = (0.5, 0.75, 0.75, 0.75, 0.0, 0.0, 0.0, 0.0)
+    for episode, score in zip(episodes, scores, strict=True):
+        episode.outcome.score = score
+    assert load("offline_scienceworld").best_quarter(episodes[::-1]) == episodes[1:3]
 
 
 def test_failed_games_are_described(report: Any) -> None:

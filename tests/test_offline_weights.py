@@ -60,9 +60,13 @@ def test_weights_are_those_of_a_slow_loop(weights: Any, temperature: float) -> N
 
 
 def test_sharper_weights_leave_failed_games(weights: Any, tmp_path: Path) -> None:
-    results = weights.measure([game("abc", success=True), game("aAa", success=False)] * 2)
-    assert results["all games"] == {"wasted": 0.3333, "failed": 0.5, "effective": 1.0}
-    assert results["solved games"] == {"wasted": 0.0, "failed": 0.0, "effective": 0.5}
+    games = [game(actions, success=actions != "aAa") for actions in ("abc", "aAa", "abd", "aAa")]
+    for number, episode in enumerate(games):
+        episode.id = str(number)
+    results = weights.measure(games)
+    assert results["all games"] == {"wasted": 0.3333, "rewarded": 0.1667, "failed": 0.5, "effective": 1.0}
+    assert results["solved games"] == {"wasted": 0.0, "rewarded": 0.3333, "failed": 0.0, "effective": 0.5}
+    assert results["best quarter"] == results["solved games"] | {"effective": 0.25}
     failed = [results[f"lambda-returns, temperature {t}"]["failed"] for t in ("0.3", "0.1", "0.03")]
     assert failed == sorted(failed, reverse=True) and 0.5 > failed[0] > 2 * failed[-1]
 
@@ -74,9 +78,10 @@ def test_command(
     files = [tmp_path / f"seed-{seed}" / "medium" / "all.jsonl" for seed in (4, 5)]
     for file, second in zip(files, ("aaa", "bcd"), strict=True):
         write_episodes(file, [game("abc", success=True), game(second, success=False)])
-    weights.main(list(map(str, files)))
-    assert "| all games | 17 (0 to 33) | 50 (50 to 50) |" in capsys.readouterr().out
+    weights.main(["households", *map(str, files)])
+    assert "| all games | 17 (0 to 33) | 17 (17 to 17) | 50 (50 to 50) |" in capsys.readouterr().out
     weights.main(["--report"])
     assert "| all games | 17 (0 to 33) |" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        weights.main([])
+    for arguments in ([], ["households"], ["households", str(files[0]), "--report"]):
+        with pytest.raises(SystemExit):
+            weights.main(arguments)
