@@ -31,7 +31,7 @@ DATA, MODEL = "data.init_args.", "model.init_args."
 LEARNING_RATE, MAX_GRAD_NORM = MODEL + "optimizer.learning_rate", MODEL + "optimizer.max_grad_norm"
 MAX_STEPS = "trainer.max_steps"
 MEDIUM_TEMPERATURE, MEDIUM_PER_TASK = 1.0, 75
-BATCH, STEPS, RATE = 3, 100, 5e-4
+BATCH, STEPS, RATE, DISCOUNT = 3, 100, 5e-4, 0.97
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Method:
 
 def _critic(update: str, **settings: Any) -> dict[str, Any]:
     """Return keys of the critics; their features are those of the policy's own pass, which SFT has trained."""
-    critic = {"features": "adapted", "cache_dir": "null", "learning_rate": 3e-3, "discount": 0.97}
+    critic = {"features": "adapted", "cache_dir": "null", "learning_rate": 3e-3, "discount": DISCOUNT}
     update = json.dumps({"class_path": f"lit_rft.stages.{update}", "init_args": settings})
     return {MODEL + f"critic.{name}": value for name, value in critic.items()} | {MODEL + "critic_update": update}
 
@@ -191,7 +191,11 @@ class Place:
         if not method.expert:
             return {DATA + "train_files": played}
         mixed = {"medium_files": played, "medium_per_expert": 2.0} if played else {}
-        return {DATA + key: value for key, value in {**self.subject.expert(self), **mixed}.items()}
+        return self.expert() | {DATA + key: value for key, value in mixed.items()}
+
+    def expert(self) -> dict[str, Any]:
+        """Return the keys of the expert episodes."""
+        return {DATA + key: value for key, value in self.subject.expert(self).items()}
 
     def training(self, name: str, stage: str, keys: Mapping[str, Any], start: Path | None = None) -> Step:
         """Return a step of training, from a checkpoint or from the pretrained model; it resumes an interrupted run."""
@@ -248,8 +252,8 @@ def collect(places: Sequence[Place], runs: Path, known: Mapping[str, Any]) -> di
             games = {e.id: [e.outcome.success, len(e.steps), e.outcome.score] for e in episodes}
             record["games"][done.parents[1].name] = games
             record.setdefault("failures", {})[done.parents[1].name] = failures(episodes)
-        for name, method in subject.all_methods.items():
-            if method.stage == "offline_rl" and (place.home / name / "summary_fit.json").exists():
+        for name in subject.all_methods:
+            if (place.home / name / "summary_fit.json").exists():
                 decisions = sum(length for _, length, *_ in record["games"]["medium"].values()) / STEPS
                 record["diagnostics"][name] = diagnostics(place.home / name, decisions)
     methods = {name: dataclasses.asdict(method) for name, method in subject.all_methods.items()}

@@ -14,7 +14,6 @@ from lit_rft.demo.intervals import gain_interval
 from lit_rft.demo.report import markdown_table
 from lit_rft.episodes import Episode
 
-INVALID = ("Nothing happens.", "No known action matches", "Unknown action.")  # observations after invalid actions
 TEMPERATURES = (0.0, 0.7, 1.0)  # of the held-out games
 DIFFERENCES = (
     ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
@@ -26,7 +25,9 @@ _SCALARS = ("q_return_rank_correlation", "advantage_std", "weight_mean", "clampe
 
 
 def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
-    """Return means of a run of offline RL over its steps: in a single pass, before an episode is learnt from.
+    """Return means of a training run over its steps: in a single pass, before an episode is learnt from.
+
+    Runs of SFT have the share of steps with a gradient norm above 1 alone.
 
     Args:
         folder: of the run.
@@ -34,7 +35,9 @@ def diagnostics(folder: Path, decisions: float) -> dict[str, float]:
     """
     scalars = {name: [value for _, value in curve(folder, f"train/flat/{name}")] for name in _SCALARS}
     shares = [math.exp(math.log(decisions) * (entropy - 1)) for entropy in scalars.pop("weight_entropy")]
-    return {name: round(statistics.mean(v), 4) for name, v in {**scalars, "effective_share": shares}.items() if v}
+    large = [norm > 1 for _, norm in curve(folder, "train/grad_norm")]
+    means = {**scalars, "effective_share": shares, "grad_norm_above_1": large}
+    return {name: round(statistics.mean(v), 4) for name, v in means.items() if v}
 
 
 def failures(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -46,7 +49,7 @@ def failures(episodes: Sequence[Episode]) -> dict[str, float]:
     if not lost:
         return {"games": 0}
     failed = [episode.steps for episode in lost]
-    invalid = [sum(any(text in step.observation for text in INVALID) for step in steps) for steps in failed]
+    invalid = [sum(not step.valid for step in steps) for steps in failed]
     repeated = [len(steps) - len({step.action for step in steps}) for steps in failed]
     means = {"invalid": round(statistics.mean(invalid), 2), "repeated": round(statistics.mean(repeated), 2)}
     return {"games": len(lost), "ended": round(statistics.mean(e.outcome.terminated for e in lost), 2), **means}
@@ -113,7 +116,7 @@ def success_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Format the diagnostics of offline RL, by seed."""
+    """Format the diagnostics of training, by seed."""
     records = {seed: record["diagnostics"] for seed, record in results["seeds"].items()}
     yield ["", *(f"{name}, seed {seed}" for seed, methods in records.items() for name in methods)]
     columns = [values for methods in records.values() for values in methods.values()]

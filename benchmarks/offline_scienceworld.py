@@ -5,8 +5,8 @@
     python benchmarks/offline_scienceworld.py --report        # the tables of the runs so far
 
 For each seed: flat SFT on 128 expert episodes of one half of the training variations. Its policy plays the other half,
-300 episodes, of which few succeed: the best are the quarter with the highest scores. What is trained from it, and how
-it is compared, is in `offline_pretrained.py`. The advantage temperature is chosen on the games of seed 0 to learn from,
+300 episodes, of which few succeed: the best are the quarter of each task with the highest scores. What is trained from
+it, and how it is compared, is in `offline_pretrained.py`. The advantage temperature is chosen on the games of seed 0 to learn from,
 by the share of the weight on wasted actions and on those that raise the score (`offline_weights.py`).
 
 Runs and logs are in `--runs`, results in `benchmarks/results/offline_scienceworld.json`.
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from experiment import Step
+from glider_games_data import best_episodes
 from offline_pretrained import (
-    DATA,
     MAX_GRAD_NORM,
     METHODS,
     MODEL,
@@ -34,7 +34,7 @@ from offline_pretrained import (
 
 from lit_rft.episodes import Episode
 
-UNCLIPPED = {MAX_GRAD_NORM: 0}  # as clipping takes from the weights what sets the best games apart
+UNCLIPPED = {MAX_GRAD_NORM: 0}  # clipping would bound the steps with the largest weights most
 RETURNS = returns("+ offline RL, lambda-returns", temperature=0.1, more=UNCLIPPED)
 ONE_STEP = returns("offline RL, one step, temperature 0.06", td_lambda=0.0, temperature=0.06, more=UNCLIPPED)
 
@@ -48,14 +48,12 @@ def _expert(place: Place) -> dict[str, Any]:
 
 
 def _start(place: Place) -> tuple[Step, Path]:
-    keys = {DATA + key: value for key, value in _expert(place).items()}
-    return place.training("sft", "sft", keys), place.home / "sft" / "checkpoints" / "last.ckpt"
+    return place.training("sft", "sft", place.expert()), place.home / "sft" / "checkpoints" / "last.ckpt"
 
 
 def best_quarter(episodes: Sequence[Episode]) -> list[Episode]:
-    """Return the quarter with the highest scores, the shorter ones first where scores are equal."""
-    ranked = sorted(episodes, key=lambda episode: (-episode.outcome.score, len(episode.steps), episode.id))
-    return ranked[: max(1, round(len(episodes) / 4))]
+    """Return the quarter of each task with the highest scores, the shorter ones first where scores are equal."""
+    return best_episodes(sorted(episodes, key=lambda episode: (len(episode.steps), episode.id)), 0.25)
 
 
 SUBJECT = Subject(

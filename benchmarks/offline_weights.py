@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from experiment import RESULTS, read_results
+from offline_pretrained import DISCOUNT
 from offline_scienceworld import best_quarter
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from lit_rft.objectives.advantage_weighted import advantage_weights
 from lit_rft.objectives.gae import generalized_advantages
 
 FILE = RESULTS / "offline_weights.json"
-DISCOUNT, LAMBDAS, TEMPERATURES = 0.97, (0.95, 0.0), (0.3, 0.1, 0.03)
+LAMBDAS, TEMPERATURES = (0.95, 0.0), (0.3, 0.1, 0.03)
 COLUMNS = {
     "wasted": "wasted actions",
     "rewarded": "rewarded actions",

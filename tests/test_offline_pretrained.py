@@ -102,8 +102,8 @@ def test_failed_games_are_described(report: Any) -> None:
         episode.outcome.success = episode.outcome.terminated = success
         for step, action in zip(episode.steps, "abab", strict=True):
             step.action = action
-    episodes[2].steps[1].observation = "Nothing happens."
-    episodes[2].steps[2].observation = "No known action matches that input."
+    for step in episodes[2].steps[1:3]:
+        step.valid = False
     episodes[2].outcome.terminated = True
     assert report.failures(episodes) == {"games": 2, "ended": 0.5, "invalid": 1, "repeated": 2}
     assert report.failures(episodes[:1]) == {"games": 0}
