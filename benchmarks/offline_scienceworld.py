@@ -6,8 +6,8 @@
 
 For each seed: flat SFT on 128 expert episodes of one half of the training variations. Its policy plays the other half,
 300 episodes, of which few succeed: the best are the quarter of each task with the highest scores. What is trained from
-it, and how it is compared, is in `offline_pretrained.py`. The advantage temperature is chosen on the games of seed 0 to learn from,
-by the share of the weight on wasted actions and on those that raise the score (`offline_weights.py`).
+it, and how it is compared, is in `offline_pretrained.py`. The advantage temperature is chosen on the games of seed 0 to
+learn from, by the share of the weight on wasted actions and on those that raise the score (`offline_weights.py`).
 
 Runs and logs are in `--runs`, results in `benchmarks/results/offline_scienceworld.json`.
 """
