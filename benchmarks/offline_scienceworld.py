@@ -36,7 +36,11 @@ from lit_rft.episodes import Episode
 
 UNCLIPPED = {MAX_GRAD_NORM: 0}  # clipping would bound the steps with the largest weights most
 RETURNS = returns("+ offline RL, lambda-returns", temperature=0.1, more=UNCLIPPED)
-ONE_STEP = returns("offline RL, one step, temperature 0.06", td_lambda=0.0, temperature=0.06, more=UNCLIPPED)
+TRIALS = {
+    "slow": returns("offline RL, learning rate 1e-4", temperature=0.1, rate=1e-4, more=UNCLIPPED),
+    "softer": returns("offline RL, temperature 0.3", more=UNCLIPPED),
+    "one_step": returns("offline RL, one step, temperature 0.06", td_lambda=0.0, temperature=0.06, more=UNCLIPPED),
+}
 
 
 def _configs(stage: str) -> list[str]:
@@ -66,7 +70,7 @@ SUBJECT = Subject(
     keys={"trainer.limit_val_batches": 0, MODEL + "acting.parallel_episodes": 16},
     measure="score",
     methods=METHODS | {"returns": RETURNS},
-    trials={"one_step": ONE_STEP, **with_expert(RETURNS)},
+    trials=TRIALS | with_expert(RETURNS),
     best=best_quarter,
 )
 

@@ -57,6 +57,14 @@ def test_learning_and_held_out_episodes_are_different_ones(capsys: pytest.Captur
     assert "predict_split dev" in played and "half" not in played
 
 
+def test_the_suite_of_scienceworld_has_the_splits_of_the_held_out_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, split in ((["--validation"], "dev"), ([], "test")):
+        load("offline_scienceworld").run([*arguments, "--dry-run"])
+        played = next(line for line in capsys.readouterr().out.splitlines() if "played" in line)
+        data = build(resolve_configs(shlex.split(played)[4:]), run=False).datamodule
+        assert data.suite.official_split(data.predict_split) == split
+
+
 @pytest.mark.parametrize(("name", "half"), [("offline_households", None), ("offline_scienceworld", "first")])
 def test_expert_episodes_are_those_of_sft(name: str, half: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     load(name).run(["--validation", "--dry-run"])

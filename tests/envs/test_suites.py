@@ -104,13 +104,13 @@ def test_the_shipped_settings_on_the_simulator() -> None:
                 assert len(played) == min(10, len(available))
                 assert set(played) <= set(available)
         assert {job.step_limit for job in of_eto.episodes("unseen", tasks=["boil", "find-plant"])} == {100, 15}
-        train, held_out = (
+        train, held_out, test = (
             {(job.options["task"], job.options["variation"]) for job in short.episodes(split)}
-            for split in ("train", "held_out")
+            for split in ("train", "held_out", "test")
         )
-        assert train and held_out and not train & held_out
-        with pytest.raises(ValueError, match="has the splits train, held_out"):
-            short.episodes("test")
+        assert train and held_out and test and not (train & held_out or train & test or held_out & test)
+        with pytest.raises(ValueError, match="has the splits train, held_out, test, got 'unseen'"):
+            short.episodes("unseen")
     finally:
         env.close()
 
