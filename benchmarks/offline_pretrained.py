@@ -112,8 +112,7 @@ class Subject:
         medium: keys of the data that choose the games to learn from, besides their number and seed.
         keys: of every command.
         measure: success or score, by which policies are compared.
-        methods: of the comparison.
-        trials: other settings, on the validation seed only.
+        trials: other settings than those of METHODS, on the validation seed only.
         best: selects the best of the played games; by default those that succeed.
     """
 
@@ -125,13 +124,12 @@ class Subject:
     medium: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
     measure: Measure = "success"
-    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
     trials: Mapping[str, Method] = field(default_factory=dict)
     best: Callable[[Sequence[Episode]], list[Episode]] = solved
 
     @property
     def all_methods(self) -> dict[str, Method]:
-        return {**self.methods, **self.trials}
+        return {**METHODS, **self.trials}
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def with_end(episode: Episode) -> Episode:
 def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Step]]:
     """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
     subject = places[0].subject
-    others = [name for name in (subject.trials if validation else subject.methods) if name not in FIRST]
+    others = [name for name in (subject.trials if validation else METHODS) if name not in FIRST]
     groups = [FIRST, *((name,) for name in others)]
     for names, temperature in itertools.product(groups, TEMPERATURES):
         for place in places:

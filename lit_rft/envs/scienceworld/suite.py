@@ -203,7 +203,7 @@ def eto(simplification: str = "easy") -> ScienceWorldSuite:
 def short_tasks(step_limit: int = 20, simplification: str = "easy") -> ScienceWorldSuite:
     """Make a suite of four tasks that the simulator solves in a few steps, for demonstrations on small machines.
 
-    Its evaluation split `held_out` is the official `dev`; `test` is for experiments whose settings were chosen on it.
+    Its evaluation split `held_out` is the official `dev`; `test` is for experiments whose settings were chosen there.
     """
     splits = {"train": "train", "held_out": "dev", "test": "test"}
     return ScienceWorldSuite("short-tasks", step_limit, simplification, splits, tasks=SHORT_TASKS)
