@@ -22,20 +22,19 @@ from offline_pretrained import (
     LEARNING_RATE,
     MAX_GRAD_NORM,
     MAX_STEPS,
-    METHODS,
+    WITH_EXPERT,
     Method,
     Place,
     Subject,
     main,
     make_parser,
     returns,
-    with_expert,
 )
 
 NAME = "offline_households"
 
 TRIALS = {
-    **with_expert(METHODS["returns"]),
+    **WITH_EXPERT,
     "unclipped": returns("lambda-returns, gradients are not clipped", more={MAX_GRAD_NORM: 0}),
     "unclipped_sharper": returns(
         "lambda-returns, temperature 0.1, gradients are not clipped", temperature=0.1, more={MAX_GRAD_NORM: 0}

@@ -85,14 +85,11 @@ METHODS = {
     ),
     "more": Method("+ SFT on all games", "sft"),
 }
+WITH_EXPERT = {  # as GLIDER's second stage, and what the expert episodes alone would give
+    "returns_expert": returns("+ offline RL, lambda-returns, expert episodes too", expert=True),
+    "expert": Method("+ SFT on expert episodes", "sft", None, expert=True),
+}
 FIRST = ("sft", "returns", "solved")  # of all seeds, before the others
-
-
-def with_expert(offline: Method) -> dict[str, Method]:
-    """Return offline RL on expert episodes too, as GLIDER's second stage, and SFT on these alone."""
-    title = f"{offline.title}, expert episodes too"
-    alone = Method("+ SFT on expert episodes", "sft", None, expert=True)
-    return {"returns_expert": dataclasses.replace(offline, title=title, expert=True), "expert": alone}
 
 
 def solved(episodes: Sequence[Episode]) -> list[Episode]:
@@ -128,7 +125,7 @@ class Subject:
     best: Callable[[Sequence[Episode]], list[Episode]] = solved
 
     @property
-    def all_methods(self) -> dict[str, Method]:
+    def methods(self) -> dict[str, Method]:
         return {**METHODS, **self.trials}
 
 
@@ -236,7 +233,7 @@ def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Ste
             yield place, place.medium()
             for name in names:
                 if name != "sft":
-                    yield place, place.fit(name, subject.all_methods[name])
+                    yield place, place.fit(name, subject.methods[name])
                 yield place, place.play(name, temperature)
 
 
@@ -250,11 +247,11 @@ def collect(places: Sequence[Place], runs: Path, known: Mapping[str, Any]) -> di
             games = {e.id: [e.outcome.success, len(e.steps), e.outcome.score] for e in episodes}
             record["games"][done.parents[1].name] = games
             record.setdefault("failures", {})[done.parents[1].name] = failures(episodes)
-        for name in subject.all_methods:
+        for name in subject.methods:
             if (place.home / name / "summary_fit.json").exists():
                 decisions = sum(length for _, length, *_ in record["games"]["medium"].values()) / STEPS
                 record["diagnostics"][name] = diagnostics(place.home / name, decisions)
-    methods = {name: dataclasses.asdict(method) for name, method in subject.all_methods.items()}
+    methods = {name: dataclasses.asdict(method) for name, method in subject.methods.items()}
     settings = {"learning_rate": RATE, "steps": STEPS, "batch": BATCH, "medium_temperature": MEDIUM_TEMPERATURE}
     settings |= {"measure": subject.measure, "methods": {"sft": {"title": "SFT"}, **methods}}
     return {"seeds": seeds, "settings": settings, "seconds": times(runs, known), **environment()}

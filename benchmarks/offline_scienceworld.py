@@ -21,14 +21,13 @@ from typing import Any
 from experiment import Step
 from glider_games_data import best_episodes
 from offline_pretrained import (
-    METHODS,
     MODEL,
+    WITH_EXPERT,
     Place,
     Subject,
     main,
     make_parser,
     returns,
-    with_expert,
 )
 
 from lit_rft.episodes import Episode
@@ -68,7 +67,7 @@ SUBJECT = Subject(
     medium={"predict_half": "second"},
     keys={"trainer.limit_val_batches": 0, MODEL + "acting.parallel_episodes": 16},
     measure="score",
-    trials=TRIALS | with_expert(METHODS["returns"]),
+    trials=TRIALS | WITH_EXPERT,
     best=best_quarter,
 )
 
