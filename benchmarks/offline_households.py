@@ -34,7 +34,7 @@ from offline_pretrained import (
 NAME = "offline_households"
 
 TRIALS = {
-    **WITH_EXPERT,
+    "returns_expert": WITH_EXPERT,
     "unclipped": returns("lambda-returns, gradients are not clipped", more={MAX_GRAD_NORM: 0}),
     "unclipped_sharper": returns(
         "lambda-returns, temperature 0.1, gradients are not clipped", temperature=0.1, more={MAX_GRAD_NORM: 0}

@@ -2,8 +2,8 @@
 
 A subject is a kind of games with an SFT policy. For each seed that policy plays training games at temperature 1. From
 it, for as many optimiser steps each: offline RL on these games, by lambda-returns and by Q; SFT on the best ones; SFT
-on all of them. Every policy then plays the same held-out games: greedily, at temperature 0.7, and at 1, as the games to
-learn from were played.
+on all of them; more SFT on its expert episodes. Every policy then plays the same held-out games: greedily, at
+temperature 0.7, and at 1, as the games to learn from were played.
 
 Every step is a command; completed ones are skipped.
 """
@@ -84,11 +84,9 @@ METHODS = {
         "+ offline RL, by Q", "offline_rl", keys=_critic("IQLUpdate", advantage_temperature=0.1, expectile=0.7)
     ),
     "more": Method("+ SFT on all games", "sft"),
-}
-WITH_EXPERT = {  # as GLIDER's second stage, and what the expert episodes alone would give
-    "returns_expert": returns("+ offline RL, lambda-returns, expert episodes too", expert=True),
     "expert": Method("+ SFT on expert episodes", "sft", None, expert=True),
 }
+WITH_EXPERT = returns("+ offline RL, lambda-returns, expert episodes too", expert=True)  # as GLIDER's second stage
 FIRST = ("sft", "returns", "solved")  # of all seeds, before the others
 
 
@@ -223,9 +221,9 @@ def with_end(episode: Episode) -> Episode:
 
 
 def plan(places: Sequence[Place], validation: bool) -> Iterator[tuple[Place, Step]]:
-    """Return the steps of all seeds in order, those of the main comparison first; in validation, then the trials."""
+    """Return the steps of all seeds in order, those of the main comparison first, in validation the trials last."""
     subject = places[0].subject
-    others = [name for name in (subject.trials if validation else METHODS) if name not in FIRST]
+    others = [name for name in (subject.methods if validation else METHODS) if name not in FIRST]
     groups = [FIRST, *((name,) for name in others)]
     for names, temperature in itertools.product(groups, TEMPERATURES):
         for place in places:

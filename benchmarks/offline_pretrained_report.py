@@ -16,7 +16,8 @@ from lit_rft.episodes import Episode
 
 TEMPERATURES = (0.0, 0.7, 1.0)  # of the held-out games
 DIFFERENCES = (
-    ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("by_q", "sft"), ("returns", "solved"), ("returns", "more"),
+    ("returns", "sft"), ("solved", "sft"), ("more", "sft"), ("expert", "sft"), ("by_q", "sft"),
+    ("returns", "solved"), ("returns", "more"), ("returns", "expert"), ("solved", "expert"),
 )  # fmt: skip
 Measure = Literal["success", "score"]
 Games = Mapping[str, list[Any]]  # id -> success, number of actions and, in newer results, score

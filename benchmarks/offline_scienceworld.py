@@ -36,6 +36,7 @@ TRIALS = {
     "sharper": returns("offline RL, temperature 0.1", temperature=0.1),
     "slow": returns("offline RL, learning rate 2e-4", rate=2e-4),
     "one_step": returns("offline RL, one step", td_lambda=0.0),
+    "returns_expert": WITH_EXPERT,
 }
 EPOCHS = 3  # of SFT
 
@@ -67,7 +68,7 @@ SUBJECT = Subject(
     medium={"predict_half": "second"},
     keys={"trainer.limit_val_batches": 0, MODEL + "acting.parallel_episodes": 16},
     measure="score",
-    trials=TRIALS | WITH_EXPERT,
+    trials=TRIALS,
     best=best_quarter,
 )
 

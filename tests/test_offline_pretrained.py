@@ -21,8 +21,8 @@ def report() -> Any:
 @pytest.mark.parametrize(
     ("name", "tokens", "starts"),
     [
-        ("offline_households", 16, {"seed-5", "more"}),  # the demo's policy, and the one of the last games
-        ("offline_scienceworld", 24, {"sft", "more"}),
+        ("offline_households", 16, {"seed-5", "expert"}),  # the demo's policy, and the one of the last games
+        ("offline_scienceworld", 24, {"sft", "expert"}),
     ],
 )
 def test_every_command_is_valid(name: str, tokens: int, starts: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_expert_episodes_are_those_of_sft(name: str, half: str | None, capsys: p
     load(name).run(["--validation", "--dry-run"])
     commands = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
     fits = [c for c in commands if c[0] == "fit" and "expert" in c[c.index("--trainer.default_root_dir") + 1]]
-    mixed, alone = (build(resolve_configs(arguments[:-2]), run=False).datamodule for _, *arguments in fits)
+    alone, mixed = (build(resolve_configs(arguments[:-2]), run=False).datamodule for _, *arguments in fits)
     for data in (mixed, alone):
         assert data.train_files is None and data.train_half == half
         assert data.train_episodes_per_task == (32 if half else 60)  # as in the SFT recipes
