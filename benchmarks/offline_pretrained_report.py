@@ -116,6 +116,23 @@ def success_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [label, *(cell(games, measure(results)) if games else "" for games in played)]
 
 
+def task_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Format the mean measure of each task's held-out games, in percent, by policy and seed; tasks are parts of ids."""
+    column = COLUMNS[measure(results)]
+    tables = {}
+    for seed, record in results["seeds"].items():
+        for key, games in sorted(record["games"].items()):
+            by_task: dict[str, list[float]] = {}
+            for game, values in games.items():
+                by_task.setdefault(game.split("/")[-3], []).append(values[column])
+            if key != "medium":
+                tables[f"seed {seed}, {key}"] = {task: statistics.mean(values) for task, values in by_task.items()}
+    tasks = sorted({task for means in tables.values() for task in means})
+    yield [f"{measure(results)} by task", *tasks]
+    for label, means in tables.items():
+        yield [label, *(f"{100 * means[task]:.0f}" if task in means else "" for task in tasks)]
+
+
 def diagnostic_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
     """Format the diagnostics of training, by seed."""
     records = {seed: record["diagnostics"] for seed, record in results["seeds"].items()}
@@ -136,7 +153,7 @@ def failure_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [f"seed {seed}, {key}", *numbers]
 
 
-ROWS = (success_rows, difference_rows, diagnostic_rows, failure_rows)
+ROWS = (success_rows, difference_rows, task_rows, diagnostic_rows, failure_rows)
 
 
 def title(results: Mapping[str, Any], name: str) -> str:

@@ -121,7 +121,10 @@ def test_failed_games_are_described(report: Any) -> None:
 
 def test_policies_are_compared_in_the_same_games(report: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.sign_test(8, 1) == pytest.approx(20 / 512) and report.sign_test(0, 0) == report.sign_test(3, 3) == 1.0
-    played = {"returns-0": {"b": [True, 5], "a": [True, 9]}, "sft-0": {"a": [False, 20], "b": [True, 6]}}
+    played = {
+        "returns-0": {"g/test/t/b/0": [True, 5], "g/test/t/a/0": [True, 9]},
+        "sft-0": {"g/test/t/a/0": [False, 20], "g/test/t/b/0": [True, 6]},
+    }
     seeds = {str(seed): {"split": "test", "games": played, "diagnostics": {}} for seed in (4, 5)}
     seeds["0"] = {"split": "dev", "games": played, "diagnostics": {"returns": {"effective_share": 0.5}}}
     titles = {"sft": {"title": "SFT"}, "returns": {"title": "+ RL"}}
@@ -132,11 +135,23 @@ def test_policies_are_compared_in_the_same_games(report: Any, capsys: pytest.Cap
     assert "| + RL, greedy | 100.0 (7.0) |" in capsys.readouterr().out
 
 
+def test_tasks_are_told_apart(report: Any) -> None:
+    """By the measure of the results; a task that a policy has not played has an empty cell."""
+    both = {"g/test/find/1/0": [True, 5, 1.0], "g/test/find/2/0": [False, 5, 0.5], "g/test/boil/1/0": [False, 9, 0.25]}
+    one = {"g/test/find/1/0": [True, 5, 1.0]}
+    seeds = {"4": {"split": "test", "games": {"sft-0": both, "returns-0": one, "medium": both}}}
+    results = {"seeds": seeds, "settings": {"methods": {}, "measure": "score"}}
+    rows = [["score by task", "boil", "find"], ["seed 4, returns-0", "", "100"], ["seed 4, sft-0", "25", "75"]]
+    assert list(report.task_rows(results)) == rows
+    results["settings"]["measure"] = "success"
+    assert list(report.task_rows(results))[2] == ["seed 4, sft-0", "0", "50"]
+
+
 def test_policies_are_compared_by_score(report: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A game that both fail counts too, if one of them gets further."""
     played = {
-        "returns-0": {"a": [False, 20, 0.5], "b": [True, 6, 1.0]},
-        "sft-0": {"a": [False, 20, 0.25], "b": [True, 5, 1.0]},
+        "returns-0": {"g/test/t/a/0": [False, 20, 0.5], "g/test/t/b/0": [True, 6, 1.0]},
+        "sft-0": {"g/test/t/a/0": [False, 20, 0.25], "g/test/t/b/0": [True, 5, 1.0]},
     }
     titles = {"sft": {"title": "SFT"}, "returns": {"title": "+ RL"}}
     settings = {"methods": titles, "medium_temperature": 1.0, "measure": "score"}
