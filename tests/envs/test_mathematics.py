@@ -126,6 +126,12 @@ def test_a_mistake_is_in_all_that_is_left() -> None:
     assert play(environment(process_reward=PartialResults(0.0)), "3 + 4 = 8")[0] == [0.0]
 
 
+def test_a_second_mistake_does_not_undo_the_first() -> None:
+    rewards, info, done = play(environment(), "3 + 4 = 8", "8 * 2 = 14", "14 - 5 = 9")
+    assert rewards == pytest.approx([-1 / 6, -1 / 6, -1 / 6 + 1 / 2]) and done
+    assert (info["score"], info["metrics"]) == (1.0, {"right_steps": 0.0})
+
+
 def test_a_part_computed_too_early_is_a_mistake_of_the_plan() -> None:
     """The line is right, and what is left has another value."""
     env = environment("3 + 4 * 2")
