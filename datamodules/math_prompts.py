@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lit_rft._seeds import resolve_seed
@@ -9,7 +10,8 @@ from lit_rft.batches import Prompt
 from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.datamodules.prompts import PromptLoader
 from lit_rft.models.backbone import load_tokenizer
-from lit_rft.problems import Problem, generate_problems, read_problems
+from lit_rft.problems import Problem, generate_training_problems, read_problems
+from lit_rft.problems.generated import warn_of_overlap
 from lit_rft.rewards.ground_truths import warn_of_unearnable
 from lit_rft.transcripts import PromptFormat
 
@@ -32,8 +34,8 @@ class MathPromptDataModule(ResumableDataModule):
         columns: field -> its column, for fields without a common name
             (`{prompt: question, ground_truth: answer, traces: solution}`); null for a field without a column.
         eval_columns: the same for `eval_files`; null for `columns`.
-        train_tasks: reasoning-gym tasks to train on, each with a number of problems.
-        eval_tasks: the same for evaluation; other problems, by another seed.
+        train_tasks: reasoning-gym tasks to train on, each with a number of problems, none of them held out.
+        eval_tasks: the same for evaluation; by another seed.
         task_settings: of reasoning-gym tasks by name, in training and evaluation (`{chain_sum: {max_terms: 4}}`).
         prompt_template: `chat`, `think` (the release's), or a Jinja template; see `PromptFormat`.
         max_prompt_length: maximum tokens per prompt; longer ones are excluded and counted.
@@ -109,16 +111,17 @@ class MathPromptDataModule(ResumableDataModule):
         return self.max_trace_length or self.stage.get("max_tokens") or sys.maxsize
 
     def setup(self, stage: str) -> None:
+        held_out: list[Problem] = []
+        if stage != "fit" or self.eval_files or self.eval_tasks:
+            held_out = self._problems(self.eval_files, self.eval_tasks, self.eval_columns, "eval")
         if stage == "fit":
-            problems = self._problems(self.train_files, self.train_tasks, self.columns, self.seed, "train")
+            problems = self._problems(self.train_files, self.train_tasks, self.columns, "train", held_out)
             self.prompts["train"] = self._tokenize(problems, "train")
             self._check_traces(self.prompts["train"])
             if self._traced_per_batch == self.batch_size:
                 self.prompts["train"] = self._traced(self.prompts["train"])
-        if stage != "fit" or self.eval_files or self.eval_tasks:
-            files, tasks = self.eval_files, self.eval_tasks
-            problems = self._problems(files, tasks, self.eval_columns, self.eval_seed, "eval")
-            self.prompts["eval"] = self._tokenize(problems, "eval")
+        if held_out:
+            self.prompts["eval"] = self._tokenize(held_out, "eval")
         self._check_ground_truths()
 
     @property
@@ -135,14 +138,19 @@ class MathPromptDataModule(ResumableDataModule):
                 warn_of_unearnable(problems, self.stage.get(grader))
 
     def _problems(
-        self, files: list[str], tasks: dict[str, int], columns: dict[str, str | None] | None, seed: int, name: str
+        self,
+        files: list[str],
+        tasks: dict[str, int],
+        columns: dict[str, str | None] | None,
+        name: str,
+        held_out: Sequence[Problem] = (),
     ) -> list[Problem]:
-        """Read problems from files, or else generate them.
+        """Read problems from files, or else generate them without the held-out ones.
 
         Generated problems of a config must not mix with a user's files.
 
         Raises:
-            ValueError: If there are neither; see also `read_problems` and `generate_problems`.
+            ValueError: If there are neither; see also `read_problems` and `generate_training_problems`.
         """
         generated = f"{sum(tasks.values())} generated problems of {', '.join(tasks)}"
         if files:
@@ -150,6 +158,7 @@ class MathPromptDataModule(ResumableDataModule):
             if tasks:
                 logger.warning("%s: %d problems of %s_files replace %s (%s_tasks)",
                                name, len(problems), name, generated, name)  # fmt: skip
+            warn_of_overlap(problems, held_out)
             return problems
         if not tasks:
             raise ValueError(f"no problems: set {name}_files or {name}_tasks")
@@ -157,10 +166,13 @@ class MathPromptDataModule(ResumableDataModule):
         if other_files:
             logger.warning("%s: %s_files are given, but no %s_files: %s are used (%s_tasks)",
                            name, other, name, generated, name)  # fmt: skip
+        seed = self.seed if name == "train" else self.eval_seed
         return [
             problem
             for task, number in tasks.items()
-            for problem in generate_problems(task, number, seed=seed, **self.task_settings.get(task, {}))
+            for problem in generate_training_problems(
+                task, number, held_out, seed=seed, **self.task_settings.get(task, {})
+            )
         ]
 
     def _check_traces(self, prompts: list[Prompt]) -> None:

@@ -59,12 +59,14 @@ def write_problems(folder: Path, seeds: tuple[int, ...] = SEEDS, number: int | N
     """Write the training problems of each seed, and the held-out ones, as JSON lines."""
     import ast
 
-    from lit_rft.problems import generate_problems, write_problems
+    from lit_rft.problems import generate_problems, generate_training_problems, write_problems
 
     ranges = [part.split(": ") for part in LEGS.settings.strip("{}").split(", ")]
     settings = {name: ast.literal_eval(value) for name, value in ranges}
+    held_out = generate_problems(LEGS.problems, number or HELD_OUT, seed=1_000_003, **settings)
     for seed in seeds:
-        problems = generate_problems(LEGS.problems, number or LEGS.steps * PROMPTS, seed=seed, **settings)
+        total = number or LEGS.steps * PROMPTS
+        problems = generate_training_problems(LEGS.problems, total, held_out, seed=seed, **settings)
         write_problems(folder / f"train-{seed}.jsonl", problems)
     for name, animals in (("held-out", 2), ("longer", 3)):
         settings |= {"min_animals": animals, "max_animals": animals}

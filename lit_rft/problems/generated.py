@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lit_rft.problems.record import Problem
 from lit_rft.problems.traces import ANSWER, TRACES
+
+logger = logging.getLogger(__name__)
+_MOST_PER_PROBLEM = 32  # problems generated for each training problem, before giving up
 
 
 def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any) -> list[Problem]:
@@ -39,6 +44,47 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
     apart = int.from_bytes(hashlib.sha256(f"{task}/{seed}".encode()).digest()[:6], "little")
     entries = reasoning_gym.create_dataset(task, size=number, seed=apart, **settings)
     return [_problem(task, seed, index, entries[index]) for index in range(number)]
+
+
+def generate_training_problems(
+    task: str, number: int, held_out: Iterable[Problem], *, seed: int = 0, **settings: Any
+) -> list[Problem]:
+    """Generate problems of one task, none of which is held out: different seeds have problems in common.
+
+    Args:
+        task, number, seed, settings: see `generate_problems`.
+        held_out: problems of evaluations, excluded by their question.
+
+    Raises:
+        ValueError: Also if the task has too few other problems.
+        ImportError: Without reasoning-gym (lit-rft[math]).
+    """
+    excluded, generated = {_question(problem) for problem in held_out}, number
+    while True:
+        candidates = generate_problems(task, generated, seed=seed, **settings)
+        problems = [problem for problem in candidates if _question(problem) not in excluded]
+        if len(problems) >= number:
+            return problems[:number]
+        if generated >= _MOST_PER_PROBLEM * number:
+            raise ValueError(
+                f"expected {number} training problems of {task} that are not held out, got {len(problems)} of "
+                f"{generated}: widen its settings (task_settings), or hold out fewer problems (eval_tasks)"
+            )
+        generated *= 2
+
+
+def warn_of_overlap(problems: Sequence[Problem], held_out: Iterable[Problem]) -> None:
+    """Warn of training problems with a held-out question."""
+    excluded = {_question(problem) for problem in held_out}
+    if shared := [problem for problem in problems if _question(problem) in excluded]:
+        logger.warning("%d of %d training problems are held out as well, such as %s (%r): evaluations measure what was "
+                       "memorised; remove them from train_files", len(shared), len(problems), shared[0].origin or
+                       shared[0].id, _question(shared[0])[:80])  # fmt: skip
+
+
+def _question(problem: Problem) -> str:
+    """Return the last message; system prompts differ between files."""
+    return problem.prompt[-1]["content"].strip()
 
 
 def _problem(task: str, seed: int, index: int, entry: dict[str, Any]) -> Problem:

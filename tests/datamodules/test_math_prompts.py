@@ -224,9 +224,25 @@ def test_files_take_the_place_of_generated_problems(
     assert "10 problems of eval_files replace 4 generated problems of gcd" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "lit_rft"):
-        make_data(tiny_model_folder, file)
         MathPromptDataModule(str(tiny_model_folder), **tasks).setup("fit")
     assert not caplog.text  # nothing to warn of
+
+
+def test_held_out_problems_are_no_training_problems(
+    tiny_model_folder: Path, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
+    tasks: dict[str, Any] = {"train_tasks": {"chain_sum": 40}, "eval_tasks": {"chain_sum": 30}, "task_settings": small}
+    data = MathPromptDataModule(str(tiny_model_folder), **tasks)
+    data.setup("fit")
+    train, held_out = ({str(p.problem.prompt) for p in data.prompts[name]} for name in ("train", "eval"))
+    assert len(data.prompts["train"]) == 40 and not train & held_out
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(Path(file).read_text().splitlines(keepends=True)[3:6]))
+    data = MathPromptDataModule(str(tiny_model_folder), train_files=file, eval_files=str(some))
+    with caplog.at_level(logging.WARNING, "lit_rft"):
+        data.setup("fit")
+    assert f"3 of 10 training problems are held out as well, such as {file}:4 ('What is 3+1?')" in caplog.text
 
 
 def test_files_on_the_command_line_are_not_mixed_with_a_configs_sums(tiny_model_folder: Path, file: str) -> None:

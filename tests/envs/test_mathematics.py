@@ -126,6 +126,12 @@ def test_a_mistake_is_in_all_that_is_left() -> None:
     assert play(environment(process_reward=PartialResults(0.0)), "3 + 4 = 8")[0] == [0.0]
 
 
+def test_a_second_mistake_does_not_undo_the_first() -> None:
+    rewards, info, done = play(environment(), "3 + 4 = 8", "8 * 2 = 14", "14 - 5 = 9")
+    assert rewards == pytest.approx([-1 / 6, -1 / 6, -1 / 6 + 1 / 2]) and done
+    assert (info["score"], info["metrics"]) == (1.0, {"right_steps": 0.0})
+
+
 def test_a_part_computed_too_early_is_a_mistake_of_the_plan() -> None:
     """The line is right, and what is left has another value."""
     env = environment("3 + 4 * 2")
@@ -207,16 +213,29 @@ def test_check_env_has_nothing_to_say() -> None:
 
 def test_splits_have_no_problem_in_common() -> None:
     suite = ExpressionSuite(
-        steps=(1, 2), longer_steps=(3,), problems={"train": 400, "dev": 200, "test": 200, "longer": 9}
+        steps=(2, 3), longer_steps=(4,), problems={"train": 400, "dev": 60, "test": 60, "longer": 9}
     )
     problems: dict[str, set[str]] = {}
     for split in suite.problems:
         env = EpisodeEnv(suite.make_env())
         problems[split] = {env.reset(spec)[0] for spec in suite.episodes(split)}
-    assert {len(suite.episodes(split)) for split in ("train", "dev")} == {800, 400}
+    assert {split: len(suite.episodes(split)) for split in suite.problems} == {
+        "train": 800, "dev": 120, "test": 120, "longer": 9
+    }  # fmt: skip
+    assert all(len(problems[split]) == len(suite.episodes(split)) for split in ("dev", "test", "longer"))
     for first, second in itertools.combinations(problems.values(), 2):
         assert not first & second
     assert len({spec.seed for split in suite.problems for spec in suite.episodes(split, limit=9)[:9]}) == 36
+
+
+def test_few_expressions_are_no_endless_loop() -> None:
+    few = ExpressionSuite(steps=(1,), problems={"train": 100, "dev": 100, "test": 5})
+    env = EpisodeEnv(few.make_env())
+    problems = [env.reset(spec)[0] for spec in few.episodes("dev")]
+    assert 5 < len(problems) == len(set(problems)) < 20 and len(few.episodes("train")) == 100
+    none = ExpressionSuite(steps=(1,), highest=1, problems={"test": 5})
+    with pytest.raises(ValueError, match=r"split 'test', found none with steps=1 and highest=1 in 10000 attempts"):
+        none.episodes("test")
 
 
 def test_the_suite_has_a_task_for_each_number_of_steps() -> None:

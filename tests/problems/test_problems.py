@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_rft.problems import Problem, ProblemError, generate_problems, read_problems, write_problems
+from lit_rft.problems import (
+    Problem,
+    ProblemError,
+    generate_problems,
+    generate_training_problems,
+    read_problems,
+    write_problems,
+)
 from lit_rft.problems.record import check_text
 from lit_rft.problems.traces import TRACES
 
@@ -149,6 +156,22 @@ def test_steps_of_a_chain_are_worked_out_one_by_one() -> None:
     for line in lines[:-1]:
         left, right = line.split(" = ")
         assert eval(left) == int(right)  # our own digits
+
+
+def test_generated_training_problems_are_not_held_out() -> None:
+    sizes = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    held_out = generate_problems("chain_sum", 50, seed=1, **sizes)
+    questions = {problem.prompt[-1]["content"] for problem in held_out}
+    plain = generate_problems("chain_sum", 60, seed=2, **sizes)
+    others = [problem for problem in plain if problem.prompt[-1]["content"] not in questions]
+    problems = generate_training_problems("chain_sum", 60, held_out, seed=2, **sizes)
+    assert len(others) < len(problems) == 60 and problems[: len(others)] == others
+    assert not questions & {problem.prompt[-1]["content"] for problem in problems}
+    assert generate_training_problems("chain_sum", 60, (), seed=2, **sizes) == plain
+    every = generate_problems("chain_sum", 3000, **sizes)
+    with pytest.raises(ValueError, match="expected 5 training problems of chain_sum that are not held out, got 0 of"):
+        generate_training_problems("chain_sum", 5, every, seed=2, **sizes)
+
 
 
 def test_unknown_tasks_are_refused() -> None:

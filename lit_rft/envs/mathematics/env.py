@@ -89,7 +89,7 @@ class Expressions(gym.Env[str, str]):
         reward = self._scaled(self.process_reward(self.problem, tuple(self.lines)))
         done = not parts_of(rewritten)
         right = self._is_right()
-        self.right_steps += right
+        self.right_steps += right and self.right_steps == len(self.lines) - 1
         reward += (1.0 - self.process_weight) * (done and right)
         achieved = [{"key": line.part, "text": goal_of(line)}] if line.is_right else []
         info = {**self._info(), "achieved": achieved, "success": done and right}

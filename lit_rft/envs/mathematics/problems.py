@@ -16,6 +16,7 @@ import numpy as np
 _NUMBER = re.compile(r"-?\d{1,6}")
 _LINE = re.compile(r"(-?\d{1,6}) ([+*-]) (-?\d{1,6}) = (-?\d{1,6})")
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2}
+_ATTEMPTS = 10_000  # at an expression of a split
 _PARTS = {"train": range(2, 10), "dev": range(1), "test": range(1, 2)}  # remainders of the problems of a split, by 10
 
 
@@ -156,16 +157,20 @@ def generate_problem(
         split: ``train``, ``dev`` or ``test``, whose expressions differ; None for any.
 
     Raises:
-        ValueError: a number is out of range, or the split is unknown.
+        ValueError: a number is out of range, the split is unknown, or it has no such expression.
     """
     if not isinstance(steps, int) or steps < 1 or highest < 1:
         raise ValueError(f"expected steps >= 1 and highest >= 1, got {steps!r} and {highest}")
     if split is not None and split not in _PARTS:
         raise ValueError(f"split must be one of {', '.join(_PARTS)} or None, got {split!r}")
-    while True:
+    for _ in range(_ATTEMPTS):
         text, _ = _expression(rng, int(rng.integers(highest + 1)), steps, highest)
         if split is None or zlib.crc32(text.encode()) % 10 in _PARTS[split]:
             return ExpressionProblem(text)
+    raise ValueError(
+        f"expected an expression of the split {split!r}, found none with steps={steps} and highest={highest} in "
+        f"{_ATTEMPTS} attempts: there are too few expressions, raise one of the numbers"
+    )
 
 
 def _expression(rng: np.random.Generator, value: int, steps: int, highest: int) -> tuple[str, int]:

@@ -22,9 +22,9 @@ class ProcessReward(Protocol):
 
 @dataclass(frozen=True)
 class PartialResults:
-    """A verifier of partial results: 1 if what is left after the line still has the problem's value.
+    """A verifier of partial results: 1 if what is left after the line and each one before it has the problem's value.
 
-    After a wrong line no further one is right: the mistake is in all that is left.
+    After a wrong line no further one is right: the mistake is in all that is left, or a second one hides it.
 
     Attributes:
         wrong: reward of the other lines, in [-1, 1).
@@ -37,4 +37,5 @@ class PartialResults:
             raise ValueError(f"wrong must be in [-1, 1), got {self.wrong}")
 
     def __call__(self, problem: ExpressionProblem, lines: Sequence[str]) -> float:
-        return 1.0 if evaluate(problem.after(lines)) == problem.value else self.wrong
+        right = all(evaluate(problem.after(lines[:number])) == problem.value for number in range(1, len(lines) + 1))
+        return 1.0 if right else self.wrong

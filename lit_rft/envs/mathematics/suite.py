@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 
@@ -24,6 +25,7 @@ from lit_rft.envs.mathematics.rewards import ProcessReward
 from lit_rft.episodes.record import Episode
 
 _SEEDS_PER_SPLIT = 1_000_000
+_SEEDS_PER_PROBLEM = 10  # tried for each problem of an evaluation
 LONGER = "longer"  # split of problems with more steps
 
 
@@ -36,7 +38,8 @@ class ExpressionSuite:
     Attributes:
         steps: numbers of steps of ``train``, ``dev`` and ``test``.
         longer_steps: those of ``longer``.
-        problems: split -> number of problems of each task.
+        problems: split -> number of problems of each task. They may repeat in ``train``, and differ in the other
+            splits, which have fewer if there are too few expressions.
         step_limit: lines per episode, after which it is truncated.
         highest, process_reward, process_weight: see `Expressions`.
 
@@ -95,21 +98,47 @@ class ExpressionSuite:
         return [
             self._episode(task, numbers[task], split, number)
             for task in choose_tasks(numbers, tasks, f"the split {split!r} of {self.name!r}")
-            for number in choose(range(self.problems[split]), limit, half, f"{seed}/{task}/{split}")
+            for number in choose(self._numbers(split, numbers[task]), limit, half, f"{seed}/{task}/{split}")
         ]
 
+    def _numbers(self, split: str, steps: int) -> Sequence[int]:
+        number = self.problems[split]
+        if split == "train":
+            return range(number)
+        return _different(tuple(self.steps), self.highest, steps, split, number)
+
     def _episode(self, task: str, steps: int, split: str, number: int) -> EpisodeSpec:
-        part = "test" if split == LONGER else split
-        seed = ("train", "dev", "test", LONGER).index(split) * _SEEDS_PER_SPLIT + number
+        seed = _first_seed(split) + number
         return EpisodeSpec(
             id=f"{self.name}/{split}/{steps}/{number}",
             task=task,
             split=split,
             seed=seed,
-            options={"steps": steps, "split": part},
+            options=_options(split, steps),
             step_limit=self.step_limit,
             meta={"seed": seed, "steps": steps, "highest": self.highest},
         )
+
+
+def _first_seed(split: str) -> int:
+    return ("train", "dev", "test", LONGER).index(split) * _SEEDS_PER_SPLIT
+
+
+def _options(split: str, steps: int) -> dict[str, Any]:
+    return {"steps": steps, "split": "test" if split == LONGER else split}
+
+
+@functools.cache
+def _different(env_steps: tuple[int, ...], highest: int, steps: int, split: str, number: int) -> list[int]:
+    """Return numbers of different problems of a split, at most `number`."""
+    env = Expressions(env_steps, highest)
+    numbers: dict[str, int] = {}
+    for candidate in range(min(_SEEDS_PER_PROBLEM * number, _SEEDS_PER_SPLIT)):
+        text, _ = env.reset(seed=_first_seed(split) + candidate, options=_options(split, steps))
+        numbers.setdefault(text, candidate)
+        if len(numbers) == number:
+            break
+    return list(numbers.values())
 
 
 def annotate_lines(episode: Episode) -> list[tuple[int, int, str, bool]]:
