@@ -13,6 +13,7 @@ from lit_rft.agents import HierarchyPrompts
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.envs import PoolSettings
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
@@ -126,6 +127,42 @@ def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, t
         predict(4)
     predict(3)
     assert {e.step_limit for e in read_episodes(tmp_path / "episodes" / "predicted.jsonl")} == {3}
+
+
+def test_predict_refuses_a_file_of_other_episodes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(**options: Any) -> None:
+        data = _data(tiny_model_folder, tmp_path, **options)
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
+
+    class Renumbered(CorridorSuite):
+        def _spec(self, task: str, variation: int, split: str) -> EpisodeSpec:
+            return replace(super()._spec(task, variation, split), meta={"variation": (variation, 1)})
+
+    predict(predict_split="dev")
+    written = (tmp_path / "episodes" / "predicted.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"the split train and .* of the split dev .*: set another file"):
+        predict()
+    with pytest.raises(ValueError, match=r"the tasks run in .* and the task walk: set another file"):
+        predict(predict_split="dev", tasks=["run"])
+    with pytest.raises(ValueError, match=r"meta \{'variation': \[\d, 1\]\} in .* got \{'variation': \d\}: set another"):
+        predict(predict_split="dev", suite=Renumbered())
+    assert (tmp_path / "episodes" / "predicted.jsonl").read_bytes() == written
+
+
+def test_predict_continues_the_files_of_another_number_of_processes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(number: int | None) -> None:
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=number)
+        trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
+
+    predict(3)
+    folder = tmp_path / "episodes"
+    (folder / "predicted.jsonl").rename(folder / "predicted-rank1.jsonl")
+    with (folder / "predicted-rank1.jsonl").open("a") as stream:
+        stream.write('{"id": "of a killed pro')
+    predict(None)
+    assert len(read_episodes(folder / "predicted.jsonl")) == 5 and len(read_episodes(folder)) == 8
 
 
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
