@@ -168,7 +168,7 @@ def _check_episodes(stored: Sequence[tuple[Path, Episode]], loader: Any, source:
     Args:
         stored: the episodes, with their files.
         loader: of the episodes to play, with `all_jobs`; others are not compared.
-        source: what plays them.
+        source: identity of the policy and its sampling.
 
     Raises:
         ValueError: For episodes of another split, suite, step limit, policy or sampling.
