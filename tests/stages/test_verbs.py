@@ -10,12 +10,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft.agents import HierarchyPrompts
-from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
+from lit_rft.callbacks import EpisodeFiles, EpisodeText, RolloutFiles, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.envs import PoolSettings
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
+from lit_rft.records import read_rollouts
 from lit_rft.stages import ActingSettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
@@ -68,6 +69,26 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     text = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
     assert "You are in room" in text and ("###" in text) == (agent is PLAYER)
     assert "validation, step 4" in capsys.readouterr().out
+
+
+def test_an_evaluation_is_at_the_step_of_its_checkpoint(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _data(tiny_model_folder, tmp_path, train_episodes_per_task=2)
+    trainer = _trainer(tmp_path / "run", max_epochs=1, limit_val_batches=0)
+    trainer.fit(stage := make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer.test(stage, datamodule=data, verbose=False)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+    evaluating = _trainer(tmp_path / "run", EpisodeText(1), ScoreTable(), RolloutFiles(1.0))
+    evaluating.validate(stage, datamodule=data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    events = _events(tmp_path / "run")
+    for name in ("val/score", "test/score"):
+        assert [scalar.step for scalar in events.Scalars(name)] == [2]
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("val/")]
+    assert len(tags) == 2 and all(events.Tensors(tag)[0].step == 2 for tag in tags)
+    assert {group.step for group in read_rollouts(tmp_path / "run")} == {2}
+    assert "validation, step 2" in capsys.readouterr().out
 
 
 def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_path: Path) -> None:
