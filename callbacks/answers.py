@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lit_rft._files import replacing
 from lit_rft.callbacks.loggers import log_table
-from lit_rft.callbacks.results import evaluator_of, own_file
+from lit_rft.callbacks.results import evaluator_of, files_of_processes, own_file
 
 
 class CompletionText(L.Callback):
@@ -74,7 +74,7 @@ def _text_and_reward(completion: Any) -> list[str]:
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers of `predict`, with their rewards, as JSON lines.
 
-    Resumable: problems in the file are not answered again. A file of another policy (its weights count), reward or
+    Resumable, also with another number of processes: problems in the files are not answered again. A file of another policy (its weights count), reward or
     sampling, or of other problems, is rejected.
 
     Args:
@@ -94,7 +94,8 @@ class CompletionFiles(BasePredictionWriter):
         lines = _complete_lines(path, head)
         if not lines:
             path.write_text(json.dumps(head) + "\n")
-        _evaluator(pl_module).skip = {_question(line) for line in lines[1:]}
+        answers = lines[1:] + _answers_of_others(trainer, path, head)
+        _evaluator(pl_module).skip = {_question(line) for line in answers}
         self._file = path
 
     def write_on_batch_end(
@@ -179,6 +180,18 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return kept
+
+
+def _answers_of_others(trainer: L.Trainer, path: Path, head: dict[str, Any]) -> list[Any]:
+    """Return the answers in the files of other processes, before any of them adds another one."""
+    trainer.strategy.barrier("each process has opened its file")
+    others = [file for file in files_of_processes(path) if file != path]
+    for file in others if trainer.is_global_zero else ():
+        _complete_lines(file, head)
+    trainer.strategy.barrier("all files are complete")
+    answers = [line for file in others for line in _complete_lines(file, head)[1:]]
+    trainer.strategy.barrier("all files are read")
+    return answers
 
 
 def _question(line: Any) -> tuple[Any, ...]:

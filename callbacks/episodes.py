@@ -1,5 +1,8 @@
 """Played episodes: as texts of the loggers, and as files."""
 
+import contextlib
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -10,9 +13,9 @@ from rich.console import Console
 
 from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.loggers import log_text
-from lit_rft.callbacks.results import evaluator_of, own_file
+from lit_rft.callbacks.results import evaluator_of, files_of_processes, own_file
 from lit_rft.episodes import Episode
-from lit_rft.episodes.io import EpisodeWriter
+from lit_rft.episodes.io import EpisodeWriter, read_episodes
 
 
 class EvaluatesEpisodes(Protocol):
@@ -86,8 +89,8 @@ def _quote(text: str) -> str:
 class EpisodeFiles(BasePredictionWriter):
     """Writes the episodes of `predict` as they end, as a data set for the next stage.
 
-    Resumable: episodes in the file are not played again. A file of another policy, other sampling or another step limit
-    is rejected.
+    Resumable, also with another number of processes: episodes in the files are not played again. A file of another
+    policy, sampling, split, suite or step limit is rejected.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
@@ -105,25 +108,28 @@ class EpisodeFiles(BasePredictionWriter):
         path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
         evaluator = _evaluator(pl_module)
-        source = cast(Any, pl_module).evaluation_source()
-        limits = {job.id: job.step_limit for job in getattr(trainer.predict_dataloaders, "jobs", ())}
-        for episode in self._writer.episodes:
-            limit = limits.get(episode.id, episode.step_limit)
-            if episode.step_limit != limit:
-                self._close()
-                raise ValueError(
-                    f"expected episodes of at most {limit} steps in {path}, got {episode.id} with a limit of "
-                    f"{episode.step_limit}: set another file (EpisodeFiles.path), or move this one"
-                )
-            made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
-            if made_by != source:
-                self._close()
-                raise ValueError(
-                    f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): set "
-                    "another file (EpisodeFiles.path), or move this one"
-                )
-        evaluator.skip = set(self._writer.ids)
-        evaluator.finished, evaluator.on_result = self._writer.episodes, self._write
+        try:
+            episodes = self._stored(trainer, path)
+            _check_episodes(episodes, trainer.predict_dataloaders, cast(Any, pl_module).evaluation_source())
+        except BaseException:
+            self._close()
+            raise
+        evaluator.skip = {episode.id for _, episode in episodes}
+        evaluator.finished, evaluator.on_result = [episode for _, episode in episodes], self._write
+
+    def _stored(self, trainer: L.Trainer, path: Path) -> list[tuple[Path, Episode]]:
+        """Return the episodes of all processes, with their files, before any of them adds another one."""
+        assert self._writer is not None
+        trainer.strategy.barrier("each process has opened its file")
+        others = [file for file in files_of_processes(path) if file != path]
+        for file in others if trainer.is_global_zero else ():
+            with contextlib.suppress(BlockingIOError):  # of another process; the others were left by an earlier run
+                EpisodeWriter(file).close()  # drops an incomplete last line
+        trainer.strategy.barrier("all files are complete")
+        stored = [(path, episode) for episode in self._writer.episodes]
+        stored += [(file, episode) for file in others for episode in read_episodes(file)]
+        trainer.strategy.barrier("all files are read")
+        return stored
 
     def write_on_batch_end(
         self,
@@ -154,6 +160,42 @@ class EpisodeFiles(BasePredictionWriter):
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _check_episodes(stored: Sequence[tuple[Path, Episode]], loader: Any, source: dict[str, Any]) -> None:
+    """Check that stored episodes are some of those that are to be played.
+
+    Args:
+        stored: the episodes, with their files.
+        loader: of the episodes to play, with `all_jobs`; others are not compared.
+        source: identity of the policy and its sampling.
+
+    Raises:
+        ValueError: For episodes of another split, suite, step limit, policy or sampling.
+    """
+    jobs = {job.id: job for job in getattr(loader, "all_jobs", ())}
+    kinds = {(job.split, job.task) for job in jobs.values()}
+    advice = "set another file (EpisodeFiles.path), or move this one"
+    for path, episode in stored:
+        job = jobs.get(episode.id) or jobs.get(re.sub(r"/trial\d+$", "", episode.id))
+        if jobs and (episode.split, episode.task) not in kinds:
+            splits, tasks = (", ".join(sorted(set(names))) for names in zip(*kinds, strict=True))
+            raise ValueError(
+                f"expected episodes of the split {splits} and the tasks {tasks} in {path}, got {episode.id} of the "
+                f"split {episode.split} and the task {episode.task}: {advice}"
+            )
+        if job is not None and episode.step_limit != job.step_limit:
+            raise ValueError(
+                f"expected episodes of at most {job.step_limit} steps in {path}, got {episode.id} with a limit of "
+                f"{episode.step_limit}: {advice}"
+            )
+        if job is not None and episode.meta != (meta := json.loads(json.dumps(job.meta))):
+            raise ValueError(f"expected {episode.id} with meta {meta} in {path}, got {episode.meta}: {advice}")
+        made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
+        if made_by != source:
+            raise ValueError(
+                f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): {advice}"
+            )
 
 
 def _evaluator(module: L.LightningModule) -> EvaluatesEpisodes:

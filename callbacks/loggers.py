@@ -13,6 +13,12 @@ FOLDERS = ("texts", "tables", "figures")  # of the files, in the run's folder
 _SHOWN = 4000  # maximum characters of a cell in Markdown
 
 
+def step_of(trainer: L.Trainer) -> int:
+    """Return the number of optimiser steps of the weights; outside `fit` the trainer's is 0."""
+    module = getattr(trainer, "lightning_module", None)
+    return int(getattr(module, "trained_steps", trainer.global_step))
+
+
 def log_scalars(trainer: L.Trainer, values: Mapping[str, float], step: int | None = None) -> None:
     """Send scalars to all loggers, from the first process.
 
@@ -22,7 +28,7 @@ def log_scalars(trainer: L.Trainer, values: Mapping[str, float], step: int | Non
         step: of the values; None for the optimiser steps so far.
     """
     for logger in trainer.loggers if trainer.is_global_zero else ():
-        logger.log_metrics(dict(values), step=trainer.global_step if step is None else step)
+        logger.log_metrics(dict(values), step=step_of(trainer) if step is None else step)
 
 
 def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
@@ -36,7 +42,7 @@ def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
         tag: name of the text.
         text: in Markdown.
     """
-    step = trainer.global_step
+    step = step_of(trainer)
 
     def send(logger: Any, experiment: Any) -> bool:
         if hasattr(experiment, "add_text"):
@@ -66,7 +72,7 @@ def log_table(trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequen
         columns: headings.
         rows: of cells; those of a column have one type: text, number or truth value.
     """
-    step = trainer.global_step
+    step = step_of(trainer)
 
     def send(logger: Any, experiment: Any) -> bool:
         if hasattr(experiment, "add_text"):
@@ -95,7 +101,7 @@ def log_figure(trainer: L.Trainer, tag: str, figure: Any) -> None:
         tag: name of the figure.
         figure: of matplotlib.
     """
-    step = trainer.global_step
+    step = step_of(trainer)
 
     def send(logger: Any, experiment: Any) -> bool:
         if hasattr(experiment, "add_figure"):

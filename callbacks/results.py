@@ -1,6 +1,8 @@
 """The evaluator of a stage, and the file of its results, for the callbacks that report them."""
 
+import glob
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,17 @@ def own_file(trainer: L.Trainer, path: str | None, default: str) -> Path:
         chosen = chosen.with_name(f"{chosen.stem}-rank{trainer.global_rank}{chosen.suffix}")
     chosen.parent.mkdir(parents=True, exist_ok=True)
     return chosen
+
+
+def files_of_processes(path: Path) -> list[Path]:
+    """Return the existing files of all processes, those of an earlier run with another number of processes included.
+
+    Args:
+        path: this process's file, see `own_file`.
+    """
+    stem = re.sub(r"-rank\d+$", "", path.stem)
+    files = path.parent.glob(f"{glob.escape(stem)}*{path.suffix}")
+    return sorted(file for file in files if re.fullmatch(rf"{re.escape(stem)}(-rank\d+)?", file.stem))
 
 
 def evaluator_of(module: L.LightningModule, batches: str = "", advice: str = "") -> Any:

@@ -10,6 +10,7 @@ import lightning as L
 
 from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.dry_run import is_dry_run
+from lit_rft.callbacks.loggers import step_of
 from lit_rft.callbacks.results import own_file
 from lit_rft.records import GroupRecord, RolloutWriter
 from lit_rft.records.files import FOLDER
@@ -138,13 +139,13 @@ class RolloutFiles(L.Callback):
         if not results or is_dry_run(trainer):
             return
         with self._tolerated(split), contextlib.closing(self._open(trainer, split)) as writer:
-            writer.drop(lambda line: bool(line["step"] == trainer.global_step))
+            writer.drop(lambda line: bool(line["step"] == step_of(trainer)))
             texts = self._texts_of(module)
             groups: dict[Any, list[Any]] = {}  # by problem, numbered in this order
             for result in sorted(results, key=_order_of):
                 groups.setdefault(_problem(result), []).append(result)
             writer.append(
-                GroupRecord(split, trainer.global_step, self._batches, trainer.global_rank, number,
+                GroupRecord(split, step_of(trainer), self._batches, trainer.global_rank, number,
                             _task(members[0]), [_record(result, texts) for result in members])
                 for number, members in enumerate(groups.values())
                 if writer.wants(self._batches, trainer.global_rank, number)

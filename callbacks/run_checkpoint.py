@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rft.callbacks.dry_run import is_dry_run
+from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
 from lit_rft.callbacks.fit_loop import evaluation_follows, is_last_batch, repeat_evaluation
-from lit_rft.callbacks.loggers import FOLDERS
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._last_step = -1
-        self._writes_here = False  # the folder's contents are from this run
+        self._writes_here = False  # the folder's contents are from this run, or removed when it starts
         self._signals = StopSignals()
         self._agreed = 0  # number of the signal by which all processes stop after the same step
         self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
@@ -99,19 +98,16 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def remove_run(self, trainer: L.Trainer) -> None:
-        """Remove a run's checkpoints, TensorBoard files, rollouts, texts, tables and figures, for a new run there.
+        """Let training remove the output of an earlier run in the folder when it starts, not before.
 
         A dry run (`fast_dev_run`) removes nothing.
         """
         if is_dry_run(trainer):
             return
         self._choose_folder(trainer)
-        folder = Path(trainer.default_root_dir)
-        logs = folder / "tensorboard"
-        for path in [*Path(self.dirpath or "").glob("*.ckpt"), *logs.glob("events.out.tfevents.*")]:
-            path.unlink(missing_ok=True)
-        for name in (*FOLDERS, "rollouts"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        self._writes_here = True
+        paths = output_of_run(Path(trainer.default_root_dir), Path(self.dirpath or ""))
+        trainer.callbacks.insert(0, EarlierRun(paths))  # type: ignore[attr-defined]
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """Return the files for `--ckpt_path last`. Training may start without one, evaluation must not.

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_rft._files import write_json
-from lit_rft.callbacks.loggers import log_table
+from lit_rft.callbacks.loggers import log_table, step_of
 from lit_rft.callbacks.results import evaluator_of
 
 Scores = Mapping[str, dict[str, float]]
@@ -23,7 +23,7 @@ class ScoreTable(L.Callback):
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._report(trainer, pl_module, f"validation, step {trainer.global_step}", "val/scores")
+        self._report(trainer, pl_module, f"validation, step {step_of(trainer)}", "val/scores")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer, pl_module, "test", "test/scores")

@@ -256,6 +256,7 @@ class JobLoader:
             raise ValueError(
                 f"expected at least one episode per process, got {len(jobs)} episodes for {world_size} processes"
             )
+        self.all_jobs = list(jobs)  # of all processes
         self.jobs = round_robin(jobs, lambda job: job.task)[rank::world_size]
         self.make_env = make_env
         self.tasks = sorted({job.task for job in jobs})

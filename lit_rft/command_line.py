@@ -104,7 +104,7 @@ class StageCLI(LightningCLI):
         self.config_init[self.subcommand]["return_predictions"] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        help_text = "fit: remove the checkpoints and curves of an earlier run in the same folder"
+        help_text = "fit: remove the output of an earlier run in the same folder when training starts"
         parser.add_argument("--overwrite", type=bool, default=False, help=help_text)
 
 

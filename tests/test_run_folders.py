@@ -135,3 +135,17 @@ def test_overwriting_removes_texts(arguments: list[str], run: Path, tmp_path: Pa
     text.write_text("of the earlier run")
     main(["fit", *arguments, "--overwrite", "true"])
     assert not text.exists()
+
+
+def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(arguments: list[str], run: Path) -> None:
+    names = ("config_test.yaml", "run.html", "texts/val/episode.md", "lightning_logs/version_0/metrics.csv")
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("of the earlier run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (events,) = (run / "tensorboard").glob("events.*")
+    with pytest.raises(ValueError, match=r"missing\.jsonl"):
+        main(["fit", *arguments, "--overwrite", "true", "--data.init_args.train_files", "[missing.jsonl]"])
+    assert {path: path.read_bytes() for path in before} == before
+    main(["fit", *arguments, "--overwrite", "true"])
+    assert not events.exists() and not any((run / name).exists() for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Read step and value of all scalars of a run.
 
-    Of a resumed run, points of the earlier process after the first step of the later one are left out.
+    Of a resumed run, points of the earlier process after the first step of the later one are left out. A file without
+    metrics of training is that of an evaluation, which replaces points of the same step only.
 
     Args:
         folder: of the run; its files are searched for in it and below.
@@ -42,19 +44,25 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     points: dict[str, dict[int, float]] = {}
     for path in sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.name):
         _add(points, _event_scalars(path))
-    for path in sorted(folder.rglob("metrics.csv")):
+    for path in sorted(folder.rglob("metrics.csv"), key=_natural):
         _add(points, _csv_scalars(path))
     return {name: sorted(values.items()) for name, values in points.items()}
 
 
 def _add(points: dict[str, dict[int, float]], scalars: Iterable[tuple[str, int, float]]) -> None:
-    """Add the points of a file; of each name, they replace earlier ones from their first step on."""
+    """Add the points of a file; those of training replace, of each name, earlier ones from their first step on."""
     later: dict[str, dict[int, float]] = {}
     for name, step, value in scalars:
         later.setdefault(name, {})[step] = value
+    training = any(name.startswith("train/") for name in later)
     for name, values in later.items():
-        first = min(values)
+        first = min(values) if training else math.inf
         points[name] = {step: value for step, value in points.get(name, {}).items() if step < first} | values
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Return a key that sorts `version_10` after `version_2`."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def _event_scalars(path: Path) -> Iterator[tuple[str, int, float]]:

@@ -33,6 +33,13 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
     for number in (1, 2, 8, len(whole) - 1):  # killed between two answers, perhaps to the same problem
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
         assert sorted(map(str, predict(tmp_path / "parts"))) == sorted(map(str, whole))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:8]))
+    other = path.rename(path.with_stem("completions-rank1"))  # of a run with several processes
+    resumed = predict(tmp_path / "parts")
+    resumed += map(json.loads, other.read_text().splitlines()[1:])
+    assert len(other.read_text().splitlines()) > 1 and sorted(map(str, resumed)) == sorted(map(str, whole))
+    other.unlink()
     with pytest.raises(ValueError, match="another policy, reward or sampling"):
         predict(tmp_path / "parts", seed=9)
     path.write_text("{torn\n" + path.read_text())

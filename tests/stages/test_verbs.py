@@ -10,11 +10,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft.agents import HierarchyPrompts
-from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
+from lit_rft.callbacks import EpisodeFiles, EpisodeText, RolloutFiles, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
 from lit_rft.envs import PoolSettings
+from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
+from lit_rft.records import read_rollouts
 from lit_rft.stages import ActingSettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
@@ -67,6 +69,26 @@ def test_fit_with_validation_leaves_scores_and_episodes_in_tensorboard(
     text = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
     assert "You are in room" in text and ("###" in text) == (agent is PLAYER)
     assert "validation, step 4" in capsys.readouterr().out
+
+
+def test_an_evaluation_is_at_the_step_of_its_checkpoint(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _data(tiny_model_folder, tmp_path, train_episodes_per_task=2)
+    trainer = _trainer(tmp_path / "run", max_epochs=1, limit_val_batches=0)
+    trainer.fit(stage := make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer.test(stage, datamodule=data, verbose=False)
+    stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+    evaluating = _trainer(tmp_path / "run", EpisodeText(1), ScoreTable(), RolloutFiles(1.0))
+    evaluating.validate(stage, datamodule=data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    events = _events(tmp_path / "run")
+    for name in ("val/score", "test/score"):
+        assert [scalar.step for scalar in events.Scalars(name)] == [2]
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("val/")]
+    assert len(tags) == 2 and all(events.Tensors(tag)[0].step == 2 for tag in tags)
+    assert {group.step for group in read_rollouts(tmp_path / "run")} == {2}
+    assert "validation, step 2" in capsys.readouterr().out
 
 
 def test_test_reports_and_keeps_what_was_played(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -126,6 +148,42 @@ def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, t
         predict(4)
     predict(3)
     assert {e.step_limit for e in read_episodes(tmp_path / "episodes" / "predicted.jsonl")} == {3}
+
+
+def test_predict_refuses_a_file_of_other_episodes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(**options: Any) -> None:
+        data = _data(tiny_model_folder, tmp_path, **options)
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        _trainer(tmp_path, EpisodeFiles()).predict(stage, datamodule=data, return_predictions=False)
+
+    class Renumbered(CorridorSuite):
+        def _spec(self, task: str, variation: int, split: str) -> EpisodeSpec:
+            return replace(super()._spec(task, variation, split), meta={"variation": (variation, 1)})
+
+    predict(predict_split="dev")
+    written = (tmp_path / "episodes" / "predicted.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"the split train and .* of the split dev .*: set another file"):
+        predict()
+    with pytest.raises(ValueError, match=r"the tasks run in .* and the task walk: set another file"):
+        predict(predict_split="dev", tasks=["run"])
+    with pytest.raises(ValueError, match=r"meta \{'variation': \[\d, 1\]\} in .* got \{'variation': \d\}: set another"):
+        predict(predict_split="dev", suite=Renumbered())
+    assert (tmp_path / "episodes" / "predicted.jsonl").read_bytes() == written
+
+
+def test_predict_continues_the_files_of_another_number_of_processes(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(number: int | None) -> None:
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        trainer = _trainer(tmp_path, EpisodeFiles(), limit_predict_batches=number)
+        trainer.predict(stage, datamodule=_data(tiny_model_folder, tmp_path), return_predictions=False)
+
+    predict(3)
+    folder = tmp_path / "episodes"
+    (folder / "predicted.jsonl").rename(folder / "predicted-rank1.jsonl")
+    with (folder / "predicted-rank1.jsonl").open("a") as stream:
+        stream.write('{"id": "of a killed pro')
+    predict(None)
+    assert len(read_episodes(folder / "predicted.jsonl")) == 5 and len(read_episodes(folder)) == 8
 
 
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:

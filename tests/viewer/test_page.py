@@ -133,6 +133,21 @@ def test_curves_are_read_from_csv_files_and_incomplete_event_files(tmp_path: Pat
     assert read_curves(run)["train/loss"].steps == [1, 2, 3, 4, 5]
 
 
+def test_curves_of_many_csv_files_are_in_the_order_of_their_versions(tmp_path: Path) -> None:
+    for version in range(11):  # each process makes two steps, and the next one repeats the second
+        file = tmp_path / "lightning_logs" / f"version_{version}" / "metrics.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"step,train/loss\n{version},{version}\n{version + 1},99\n")
+    assert read_curves(tmp_path)["train/loss"] == (list(range(12)), [*map(float, range(11)), 99.0])
+
+
+def test_a_later_evaluation_leaves_the_curve_of_training(tmp_path: Path) -> None:
+    for version, rows in enumerate(("1,1,0.1\n2,1,0.2\n3,1,0.3\n", "2,,0.25\n")):
+        (tmp_path / f"version_{version}").mkdir()
+        (tmp_path / f"version_{version}" / "metrics.csv").write_text(f"step,train/loss,val/score\n{rows}")
+    assert read_curves(tmp_path)["val/score"] == ([1, 2, 3], [0.1, 0.25, 0.3])
+
+
 def test_runs_have_different_names() -> None:
     assert run_names([Path("/a/runs/x"), Path("/a/runs/y")]) == ["x", "y"]
     assert run_names([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]

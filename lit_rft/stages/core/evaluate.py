@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import lightning as L
 
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import BatchKind
@@ -62,13 +61,12 @@ class Evaluator(Protocol):
         ...
 
 
-def log_scores(module: L.LightningModule, scores: Mapping[str, Any], **options: Any) -> None:
-    """Log metrics of an evaluation; within `fit` against the number of optimiser steps so far.
+def log_scores(module: Any, scores: Mapping[str, Any], **options: Any) -> None:
+    """Log metrics of an evaluation against the number of optimiser steps of the weights.
 
     Args:
         module: the stage.
         scores: by name.
         **options: of `LightningModule.log_dict`.
     """
-    step = {"step": float(module.global_step)} if module.trainer.state.fn == "fit" else {}
-    module.log_dict({**scores, **step}, **options)
+    module.log_dict({**scores, "step": float(module.trained_steps)}, **options)

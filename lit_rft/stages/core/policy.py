@@ -77,7 +77,7 @@ class PolicyModule(L.LightningModule):
         self.stateful: dict[str, Stateful] = {}
         self.identity: dict[str, Any] = {}  # of the policy, once it is loaded
         self._check_batch = BatchCheck()
-        self._checkpoint_step = 0  # of the checkpoint that was loaded
+        self._checkpoint_step = 0  # of the checkpoint that was loaded, or at the end of training
         self._arguments = constructor_arguments(self)
         self.save_hyperparameters(effective(self, self._arguments))
 
@@ -198,6 +198,10 @@ class PolicyModule(L.LightningModule):
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
+    def on_train_end(self) -> None:
+        """Keep the number of optimiser steps for later evaluations."""
+        self._checkpoint_step = self.global_step
+
     def on_validation_start(self) -> None:
         check_tokenizer(self)
         if self.evaluator is not None:
@@ -240,14 +244,19 @@ class PolicyModule(L.LightningModule):
     def on_predict_epoch_end(self) -> None:
         self._end_evaluation("predict")
 
+    @property
+    def trained_steps(self) -> int:
+        """Number of optimiser steps of the weights: outside `fit` those of the checkpoint, or of the fit before."""
+        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        return self.global_step if training else self._checkpoint_step
+
     def policy_source(self) -> dict[str, Any]:
         """Return what identifies the policy in records. All processes must call this."""
         assert self.policy is not None
-        training = self._trainer is not None and self.trainer.state.fn == "fit"  # the same records after a resumption
         return {
             "model": self.policy_settings.model,
             "start_from": self.policy_settings.start_from,
-            "checkpoint_step": self.global_step if training else self._checkpoint_step,
+            "checkpoint_step": self.trained_steps,
             "weights": current_fingerprint(self.policy),
         }
 
