@@ -109,6 +109,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # training episodes; medium-quality ones come last
+        self.rendered: list[Episode] = []  # those of the transcripts made last
         self.transcripts: list[list[Transcript]] = []
         self.medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeSpec]] = {}
@@ -202,21 +203,31 @@ class TrajectoryDataModule(ResumableDataModule):
     def load_training_data(self) -> None:
         """Read the stored episodes and make their transcripts; subclasses read others."""
         files = self.expert_files()
-        expert, medium = self.read(files), self.read(self.medium_files or [])
-        if self.medium_filter is not None:
-            played, medium = medium, self.medium_filter(medium)
-            if played and not medium:
-                raise ValueError(
-                    f"medium_filter kept none of the {len(played)} episodes in "
-                    f"{', '.join(map(str, self.medium_files or []))}: set data.init_args.medium_files to others, or "
-                    "data.init_args.medium_filter to null"
-                )
+        expert, medium = self.read(files), self.read_medium()
         self.episodes = expert + medium
         chat = self.read_tokenizer()
         self.transcripts = self._make_transcripts(expert, chat, "train_files", files)
         if self.medium_files is not None:
             self.medium = self._make_transcripts(medium, chat, "medium_files", self.medium_files)
         log_sizes([*self.transcripts, *self.medium], self.acting_agent.max_length, self._without_decisions)
+
+    def read_medium(self) -> list[Episode]:
+        """Read the medium-quality episodes that `medium_filter` selects.
+
+        Raises:
+            ValueError: If it selects none of them.
+        """
+        played = self.read(self.medium_files or [])
+        if self.medium_filter is None:
+            return played
+        medium = self.medium_filter(played)
+        if played and not medium:
+            raise ValueError(
+                f"medium_filter kept none of the {len(played)} episodes in "
+                f"{', '.join(map(str, self.medium_files or []))}: set data.init_args.medium_files to others, or "
+                "data.init_args.medium_filter to null"
+            )
+        return medium
 
     def expert_files(self) -> Sequence[str | Path]:
         """Return the files of expert episodes; these are collected if there are none."""
@@ -243,7 +254,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self, episodes: list[Episode], chat: ChatFormat, key: str, files: Sequence[str | Path]
     ) -> list[list[Transcript]]:
         """Make the transcripts of each episode that has any; the key is that of the files, for errors."""
-        groups, agent = [], self.acting_agent
+        groups, agent, self.rendered = [], self.acting_agent, []
         outcomes = self.stage.get("needs_outcomes") if self.outcomes is None else self.outcomes
         for episode in episodes:
             transcripts = agent.transcripts(episode, chat)
@@ -253,6 +264,7 @@ class TrajectoryDataModule(ResumableDataModule):
             self._without_decisions += len(transcripts) - len(kept)
             if kept:
                 groups.append(kept)
+                self.rendered.append(episode)
         if not groups:
             raise ValueError(
                 f"expected episodes with steps to train on, got {len(episodes)} episodes without any in "

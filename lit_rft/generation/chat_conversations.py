@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from lit_rft._seeds import derive_seed
 from lit_rft.generation.chat_server import ChatServer
 from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.full_histories import Conversation, FullHistories
@@ -20,7 +21,7 @@ class ChatConversations(FullHistories):
         chat: format of the ids.
         sampling: temperature, top-p, maximum number of tokens, and stop strings.
         num_slots: maximum number of conversations at the same time.
-        seed: of the requests; a server may ignore it.
+        seed: of all requests; each has its own, by the conversation's name and turn. A server may ignore it.
 
     Raises:
         ValueError: For settings that such a server does not have.
@@ -58,6 +59,7 @@ class ChatConversations(FullHistories):
             completions = list(threads.map(self._complete, conversations))
         for conversation, completion in zip(conversations, completions, strict=True):
             conversation.history += completion.ids
+            conversation.turn += 1
             self.tokens_sampled += len(completion.ids)
         return dict(zip(prompts, completions, strict=True))
 
@@ -69,7 +71,8 @@ class ChatConversations(FullHistories):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             stop=list(sampling.stop_strings) or None,
-            seed=self.seed,
+            # servers take 31 bits; one seed for all would make all samples of a prompt the same
+            seed=derive_seed(self.seed, conversation.name, conversation.turn) % 2**31,
         )
         ids = self.chat.utterance(answer.text)
         ids = ids if answer.finished or len(ids) == 1 else ids[:-1]

@@ -198,7 +198,7 @@ def test_each_turn_sends_the_full_conversation(fake: FakeChatServer, chat: Messa
     conversations.sample({first: chat.turn("V")})
     body = fake.requests("echo:one|two")[-1]["body"]
     assert [message["content"] for message in body["messages"]] == ["S", "U", "one\ntwo", "V"]
-    settings = {"max_tokens": 9, "temperature": 0.3, "top_p": 0.9, "stop": ["x"], "seed": 4}
+    settings = {"max_tokens": 9, "temperature": 0.3, "top_p": 0.9, "stop": ["x"]}
     assert settings.items() <= body.items()
     assert conversations.tokens_sampled == 3 * len(chat.utterance("one\ntwo"))
     conversations.forget(first)
@@ -207,6 +207,21 @@ def test_each_turn_sends_the_full_conversation(fake: FakeChatServer, chat: Messa
     conversations.close(first)
     with pytest.raises(ValueError, match="does not sample among given choices"):
         conversations.sample({second: [1]}, {second: TokenTrie([[1]])})
+
+
+def test_each_request_has_its_own_seed_which_follows_from_the_run(fake: FakeChatServer, chat: MessageFormat) -> None:
+    def seeds(seed: int, model: str) -> list[int]:
+        conversations = ChatConversations(client(fake, model), chat, SamplingSettings(9, 1.0), num_slots=2, seed=seed)
+        slots = [conversations.open(name) for name in ("a/0/flat", "a/1/flat")]
+        for prompts in (chat.head("S", "U"), chat.turn("V")):
+            for slot in slots:  # one after another: requests of one round arrive in any order
+                conversations.sample({slot: prompts})
+        return [request["body"]["seed"] for request in fake.requests(model)]
+
+    first = seeds(0, "echo:seeds")
+    assert len(set(first)) == 4  # two episodes of a problem, two turns
+    assert all(0 <= seed < 2**31 for seed in first)
+    assert seeds(0, "echo:again") == first and not set(seeds(1, "echo:other")) & set(first)
 
 
 def test_an_unfinished_answer_has_no_end(fake: FakeChatServer, chat: MessageFormat) -> None:
