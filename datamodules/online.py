@@ -90,8 +90,8 @@ class OnlineDataModule(TrajectoryDataModule):
     """Episodes to play in online fine-tuning, and stored ones to mix in.
 
     Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
-    `train_files` and (by `medium_filter`) `medium_files`, pooled; without either nothing is mixed in: no expert episodes are collected. The
-    stage sets the share of stored episodes and the batch size (`OnlineSettings`).
+    `train_files` and (by `medium_filter`) `medium_files`, pooled; without either nothing is mixed in: no expert
+    episodes are collected. The stage sets the share of stored episodes and the batch size (`OnlineSettings`).
 
     Args:
         collect_split: split of the episodes to play in training.

@@ -118,5 +118,5 @@ def test_more_episodes_of_a_shaped_suite_extend_a_file(tmp_path: Path) -> None:
         return len(collect_expert_episodes(suite, suite.episodes("train"), file, num_workers=1, progress=False))
 
     assert [collected(1), collected(2)] == [1, 2]
-    with pytest.raises(ValueError, match="lowest was -0.1, is -0.2"):
+    with pytest.raises(ValueError, match=r"lowest was -0\.1, is -0\.2"):
         collected(3, lowest=-0.2)
