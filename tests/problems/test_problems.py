@@ -96,6 +96,7 @@ def test_real_evaluation_data(tmp_path: Path) -> None:
         ({"traces": ["x"], "trace_log_probs": [[False]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"traces": ["x"], "trace_log_probs": [[-math.inf]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"id": True}, "id", "expected a text, got True"),
+        ({"traces": ["x"], "trace_log_probs": [[-(10**400)]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"id": math.inf}, "id", "expected a text or a finite number, got inf"),
         ({"id": {"number": 3}}, "id", "expected a text, got {'number': 3}"),
     ],
@@ -125,7 +126,14 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.00001, "0.00001"), (1e16, "10000000000000000"), (-2.5e-7, "-0.00000025"), (5.0, "5.0"), (10**9, "1000000000")],
+    [
+        (0.00001, "0.00001"),
+        (1e16, "10000000000000000"),
+        (-2.5e-7, "-0.00000025"),
+        (5.0, "5.0"),
+        (10**9, "1000000000"),
+        (10**309, "1" + "0" * 309),
+    ],
 )
 def test_numbers_as_ground_truths_are_written_out(number: float, text: str) -> None:
     assert check_text(number, "ground_truth") == text

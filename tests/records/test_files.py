@@ -179,6 +179,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], messa
         ("sampled_log_probs", [-1.0] * 3, r"\[0\].sampled_log_probs: expected a value for each of 4 tokens, got 3"),
         ("clipped", [4], r"\[0\].clipped: expected indices of 4 tokens, got \[4\]"),
         ("entropy", [1.0, 1.0, float("inf"), 1.0], r"entropy\[2\]: expected a finite number, got inf"),
+        ("entropy", [1.0, 1.0, 10**400, 1.0], r"entropy\[2\]: expected a finite number, got 1000"),
     ],
 )
 def test_token_wise_values_that_fit_no_token_are_refused(name: str, value: list[float], message: str) -> None:
