@@ -166,6 +166,14 @@ def test_steps_of_a_chain_are_worked_out_one_by_one() -> None:
         assert eval(left) == int(right)  # our own digits
 
 
+def test_problems_that_differ_from_process_to_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.raises(ValueError, match=r"problems of ransom_note depend on .* variable PYTHONHASHSEED to 0"):
+        generate_problems("ransom_note", 2)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert len(generate_problems("ransom_note", 2)) == 2
+
+
 def test_generated_training_problems_are_not_held_out() -> None:
     sizes = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     held_out = generate_problems("chain_sum", 50, seed=1, **sizes)
