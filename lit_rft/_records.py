@@ -34,7 +34,7 @@ def show_value(value: Any) -> str:
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
 
 
-def is_finite(number: float) -> bool:
+def is_finite(number: typing.SupportsFloat) -> bool:
     """Return whether a number is finite as a float; integers above about 1.8e308 are not."""
     try:
         return math.isfinite(number)

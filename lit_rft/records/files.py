@@ -84,7 +84,7 @@ def _check_head(path: Path, number: int, head: Any) -> float:
             "is of another kind or version; move it away, or read it with the version that wrote it",
             "", str(path), number,
         )  # fmt: skip
-    share = head.get("share")
+    share: Any = head.get("share")
     if type(share) not in (int, float) or not 0 < share <= 1:
         message = f"expected the share of the groups in (0, 1], got {show_value(share)}; correct it, or move the file"
         raise RolloutRecordError(message, "share", str(path), number)
