@@ -74,6 +74,10 @@ class GymSuite:
         for split, number in self.seeds.items():
             if not 0 < number <= _SEEDS_PER_SPLIT:
                 raise ValueError(f"seeds.{split} must be in 1..{_SEEDS_PER_SPLIT}, got {number}")
+        by_number: dict[int, str] = {}
+        for split in self.seeds:
+            if (other := by_number.setdefault(_split_number(split), split)) != split:
+                raise ValueError(f"the splits {other!r} and {split!r} would have the same seeds: rename one of them")
 
     @property
     def expert(self) -> Expert | None:

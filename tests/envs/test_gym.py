@@ -31,6 +31,11 @@ def test_seeds_are_episodes_and_splits_share_none() -> None:
     assert more.episodes("dev") == dev  # whatever the size of the training split
 
 
+def test_splits_whose_names_would_share_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the splits 'part57' and 'part74' would have the same seeds: rename one"):
+        GymSuite(GUESS, seeds={"train": 3, "part57": 3, "part74": 3})
+
+
 def test_a_seed_is_the_same_problem_again() -> None:
     suite = GymSuite(GUESS, {"highest": 1000})
     env = EpisodeEnv(suite.make_env())
