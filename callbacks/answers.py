@@ -42,15 +42,17 @@ class CompletionText(L.Callback):
         groups: dict[int, list[Any]] = {}
         for rollout in module.samples:
             groups.setdefault(rollout.group, []).append(rollout)
+        if not groups:
+            return
+        questions = {prompt.problem.id: prompt.problem.prompt[-1]["content"] for prompt in batch.prompts}
         rows = []
-        for number, members in list(groups.items())[: self.number]:
+        for members in list(groups.values())[: self.number]:
             completion = next((rollout for rollout in members if not rollout.off_policy), None)
             trace = next((rollout for rollout in members if rollout.off_policy), None)
-            prompt = batch.prompts[number].problem.prompt[-1]["content"]
+            prompt = questions.get(members[0].id) or _prompt_text(module, members[0])  # a source may exchange prompts
             rows.append([prompt, *_text_and_reward(trace), *_text_and_reward(completion)])
-        if rows:
-            columns = ["prompt", "trace", "reward of the trace", "completion", "reward"]
-            log_table(trainer, "train/completions", columns, rows)
+        columns = ["prompt", "trace", "reward of the trace", "completion", "reward"]
+        log_table(trainer, "train/completions", columns, rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._answers(trainer, pl_module, "val")
@@ -65,6 +67,12 @@ class CompletionText(L.Callback):
         ]
         if rows:
             log_table(trainer, f"{prefix}/answers", ["prompt", "completion", "ground truth", "reward"], rows)
+
+
+def _prompt_text(module: Any, rollout: Any) -> str:
+    transcript = rollout.transcripts[0]
+    text: str = module.chat.tokenizer.decode(transcript.input_ids[: transcript.utterance_starts[0]])
+    return text
 
 
 def _text_and_reward(completion: Any) -> list[str]:

@@ -185,11 +185,13 @@ class MathPromptDataModule(ResumableDataModule):
             return
         given = sum(len(prompt.problem.traces) for prompt in prompts)
         limit = "max_trace_length" if self.max_trace_length else "the stage's completions, max_trace_length"
-        reason = f"all {given} are longer than {limit}={self.trace_limit}" if given else "none was found"
+        reason, remedy = "none was found", "set their column (data.init_args.columns: {traces: NAME})"
+        if given:
+            reason = f"all {given} are longer than {limit}={self.trace_limit}"
+            remedy = "raise data.init_args.max_trace_length, or cut them (data.init_args.long_traces: cut)"
         raise ValueError(
             f"the objective needs off-policy traces, but none of {len(prompts)} training problems has one: {reason}; "
-            "set their column (data.init_args.columns: {traces: NAME}), or train without them "
-            "(model.init_args.objective.traces_per_group 0 is GRPO)"
+            f"{remedy}, or train without them (model.init_args.objective.traces_per_group 0 is GRPO)"
         )
 
     def _traced(self, prompts: list[Prompt]) -> list[Prompt]:

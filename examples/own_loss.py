@@ -16,6 +16,7 @@ from lit_rft.generation import SamplingSettings
 from lit_rft.models import load_tokenizer
 from lit_rft.objectives import mean_parts
 from lit_rft.problems import Problem
+from lit_rft.rollouts import LossNeeds
 from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.testing import save_tiny_model
 from lit_rft.transcripts import PromptFormat
@@ -26,6 +27,7 @@ class MaskedRatio:
     """-1/Z sum of r A over the tokens with |r - 1| <= clip, r = pi / pi_old."""
 
     clip: float = 0.2
+    needs = LossNeeds(no_group_traces=True)  # a trace has no ratio to a sampling policy: stages with traces refuse it
 
     def __call__(self, log_probs, rollouts, *, normalizer):
         old = log_probs.detach() if rollouts.old_log_probs is None else rollouts.old_log_probs

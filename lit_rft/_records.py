@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from typing import Any
 
@@ -31,6 +32,14 @@ def show_value(value: Any) -> str:
     """Format a value with its type, abbreviated, for an error message."""
     text = repr(value)
     return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
+
+
+def is_finite(number: typing.SupportsFloat) -> bool:
+    """Return whether a number is finite as a float; integers above about 1.8e308 are not."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def encoding_error(text: str) -> str:

@@ -10,6 +10,8 @@ from grpo_stage import make_grpo, make_prompts
 
 from lit_rft.callbacks import RolloutFiles
 from lit_rft.datamodules import PromptLoader
+from lit_rft.stages import ObjectiveSettings
+from lit_rft.stages.core.loss_needs import check_group_loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -48,6 +50,13 @@ def test_an_own_reward(tiny_model_folder: Path, tmp_path: Path) -> None:
 def test_an_own_loss(tiny_model_folder: Path) -> None:
     metrics = load("own_loss")(str(tiny_model_folder))
     assert metrics["train/masked"] > 0 and metrics["train/grad_norm"] > 0
+
+
+def test_an_own_loss_without_a_term_for_traces_refuses_them() -> None:
+    loss = importlib.import_module("own_loss").MaskedRatio()
+    with pytest.raises(ValueError, match="MaskedRatio has no term for traces: set objective"):
+        check_group_loss(loss, ObjectiveSettings(traces_per_group=1))
+    check_group_loss(loss, ObjectiveSettings())
 
 
 def test_own_module(tiny_model_folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Optional parts of agents and sessions: each a protocol, with what holds for those without it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from lit_rft.agents.admissible import AdmissibleActions
@@ -64,6 +64,16 @@ class SupportsTrials(Protocol):
 
 
 @runtime_checkable
+class SupportsInner(Protocol):
+    """An agent around another one, whose trials it plays if it has none of its own."""
+
+    @property
+    def inner(self) -> Agent:
+        """The other agent."""
+        ...
+
+
+@runtime_checkable
 class SupportsRetelling(Protocol):
     """An agent that writes stored episodes in its own format."""
 
@@ -117,6 +127,13 @@ def admissible_actions(agent: Agent) -> AdmissibleActions | None:
 def acting_levels(agent: Agent) -> tuple[str, ...]:
     """Return the levels that read the list of admissible actions."""
     return agent.acting_levels if isinstance(agent, SupportsActingLevels) else agent.levels
+
+
+def next_trial_of(agent: Agent) -> Callable[[EpisodeSpec, Sequence[Episode]], EpisodeSpec | None] | None:
+    """Return `next_trial` of the agent, or of the one that it is around; None if it plays each problem once."""
+    if isinstance(agent, SupportsTrials):
+        return agent.next_trial
+    return next_trial_of(agent.inner) if isinstance(agent, SupportsInner) else None
 
 
 def retell(agent: Agent, episode: Episode) -> str:

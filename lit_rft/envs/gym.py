@@ -74,6 +74,10 @@ class GymSuite:
         for split, number in self.seeds.items():
             if not 0 < number <= _SEEDS_PER_SPLIT:
                 raise ValueError(f"seeds.{split} must be in 1..{_SEEDS_PER_SPLIT}, got {number}")
+        by_number: dict[int, str] = {}
+        for split in self.seeds:
+            if (other := by_number.setdefault(_split_number(split), split)) != split:
+                raise ValueError(f"the splits {other!r} and {split!r} would have the same seeds: rename one of them")
 
     @property
     def expert(self) -> Expert | None:
@@ -131,7 +135,9 @@ class GymSuite:
     def _of_row(self, row: dict[str, Any], split: str, number: int, place: str) -> EpisodeSpec:
         task = str(row.get("task") or self.name)
         name = f"{self.name}/{split}/{task}/{number}"
-        return EpisodeSpec(name, task, split, _row_seed(row, place), row, self.step_limit, {"options": row})
+        seed = _row_seed(row, place)
+        options = {**row, "seed": seed} if "seed" in row else row  # servers merge them with the seed
+        return EpisodeSpec(name, task, split, seed, options, self.step_limit, {"options": row})
 
 
 def _split_number(split: str) -> int:
@@ -185,8 +191,11 @@ def _read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row_seed(row: Mapping[str, Any], place: str) -> int:
     """Return the row's seed, or else one derived from its content: the same row is the same problem again."""
     seed = row.get("seed")
-    if seed is None:
-        return derive_seed(0, json.dumps(row, sort_keys=True)) % 2**31
+    if seed is None or (isinstance(seed, str) and not seed.strip()):
+        content = {name: value for name, value in row.items() if name != "seed"}
+        return derive_seed(0, json.dumps(content, sort_keys=True)) % 2**31
+    if isinstance(seed, str) and seed.strip().isdecimal():  # cells of CSV are texts
+        return int(seed)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"{place}: seed must be a whole number >= 0, got {show_value(seed)}")
     return seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lit_rft._records import encoding_error
+from lit_rft._records import is_finite as is_finite_float
 from lit_rft.episodes.record import Achieved
 
 RESET_ONLY = ("env", "env_version", "task_description")
@@ -17,7 +17,7 @@ RESET_ONLY = ("env", "env_version", "task_description")
 
 def is_finite(value: Any) -> bool:
     """Return whether a value is a finite number."""
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and is_finite_float(value)
 
 
 def is_flag(value: Any) -> bool:

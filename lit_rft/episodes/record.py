@@ -7,12 +7,19 @@ finite numbers. If a solved task has score 1.0, reports, which multiply by 100, 
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft._records import RecordError, check_fields, encoding_error, field_types, join_fields, show_value
+from lit_rft._records import (
+    RecordError,
+    check_fields,
+    encoding_error,
+    field_types,
+    is_finite,
+    join_fields,
+    show_value,
+)
 
 SCHEMA = 2
 ADMISSIBLE = "admissible"  # key of `Episode.extra`
@@ -230,8 +237,8 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
     accepted: Any = (int, float) if origin is float else origin
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise EpisodeError(f"expected {_NAMES.get(origin, 'an object')}, got {show_value(value)}", where)
-    if origin is float and not math.isfinite(value):
-        raise EpisodeError(f"expected a finite number, got {value}", where)
+    if origin is float and not is_finite(value):
+        raise EpisodeError(f"expected a finite number, got {show_value(value)}", where)
     if origin is str and (problem := encoding_error(value)):
         raise EpisodeError(problem, where)
     if origin is list:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from lit_rft.problems.record import Problem
 from lit_rft.problems.traces import ANSWER, TRACES
 
 logger = logging.getLogger(__name__)
+# of reasoning-gym 0.1: their generators iterate over sets of texts
+_BY_HASH = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")
 _MOST_PER_PROBLEM = 32  # problems generated for each training problem, before giving up
 
 
@@ -28,7 +31,7 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
         settings: of the task, as in reasoning-gym.
 
     Raises:
-        ValueError: For an unknown task or a number below 1.
+        ValueError: For an unknown task or a number below 1, or one whose problems differ from process to process.
         ImportError: Without reasoning-gym (lit-rft[math]).
     """
     try:
@@ -40,6 +43,11 @@ def generate_problems(task: str, number: int, *, seed: int = 0, **settings: Any)
         raise ValueError(f"number must be >= 1, got {number}")
     if task not in DATASETS:
         raise ValueError(f"unknown task {task!r}; reasoning-gym has {', '.join(sorted(DATASETS))}")
+    if task in _BY_HASH and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        raise ValueError(
+            f"the problems of {task} depend on Python's hashes of texts, which differ from process to process: set the "
+            "environment variable PYTHONHASHSEED to 0"
+        )
     # reasoning-gym seeds item i with seed + i: consecutive seeds would share nearly all problems
     apart = int.from_bytes(hashlib.sha256(f"{task}/{seed}".encode()).digest()[:6], "little")
     entries = reasoning_gym.create_dataset(task, size=number, seed=apart, **settings)

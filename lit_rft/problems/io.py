@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft._files import replacing
-from lit_rft._records import show_value
+from lit_rft._records import is_finite, show_value
 from lit_rft.problems.columns import Columns, is_empty
 from lit_rft.problems.messages import check_messages, messages_from_text, parse_literal, split_conversation
 from lit_rft.problems.record import Problem, ProblemError, check_text
@@ -216,7 +215,8 @@ def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
     if not isinstance(value, list) or len(value) not in (0, number):
         raise ProblemError(f"expected a list of numbers for each of {number} traces, got {show_value(value)}", name)
     for i, numbers in enumerate(value):
-        if not isinstance(numbers, list) or not all(type(n) in (int, float) and -math.inf < n <= 0 for n in numbers):
+        is_list = isinstance(numbers, list)
+        if not is_list or not all(type(n) in (int, float) and is_finite(n) and n <= 0 for n in numbers):
             raise ProblemError(f"expected finite numbers of at most 0, got {show_value(numbers)}", f"{name}[{i}]")
     return tuple(tuple(float(n) for n in numbers) for numbers in value)
 

@@ -62,7 +62,7 @@ def check_text(value: Any, name: str) -> str:
         ProblemError: Also for NaN and infinity.
     """
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             raise ProblemError(f"expected a text or a finite number, got {show_value(value)}", name)
         value = format(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), "f")  # never 1e-05
     return _text(value, name)

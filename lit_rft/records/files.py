@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rft._files import AppendedFile, replacing
+from lit_rft._records import show_value
 from lit_rft.records.group import GroupRecord, RolloutRecordError
 from lit_rft.rows import json_lines
 
@@ -68,12 +70,25 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     with path.open("rb") as stream:
         complete = (line for line in stream if line.endswith(b"\n"))
-        for number, line in json_lines(path, complete, RolloutRecordError, finite=True):
-            if number > 1:
-                yield number, line
-            elif not isinstance(line, dict) or line.get("rollouts") != SCHEMA:
-                message = f'expected a file of rollouts with {{"rollouts": {SCHEMA}}} in its first line'
-                raise RolloutRecordError(message, "", str(path), number)
+        lines = json_lines(path, complete, RolloutRecordError, finite=True)
+        for number, head in itertools.islice(lines, 1):
+            _check_head(path, number, head)
+        yield from lines
+
+
+def _check_head(path: Path, number: int, head: Any) -> float:
+    """Check the head of a file, and return its share."""
+    if not isinstance(head, dict) or head.get("rollouts") != SCHEMA:
+        raise RolloutRecordError(
+            f'expected a file of rollouts with {{"rollouts": {SCHEMA}}} in its first line, got {show_value(head)}: it '
+            "is of another kind or version; move it away, or read it with the version that wrote it",
+            "", str(path), number,
+        )  # fmt: skip
+    share: Any = head.get("share")
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        message = f"expected the share of the groups in (0, 1], got {show_value(share)}; correct it, or move the file"
+        raise RolloutRecordError(message, "share", str(path), number)
+    return float(share)
 
 
 class RolloutWriter:
@@ -109,11 +124,12 @@ class RolloutWriter:
         """Remove an incomplete last line and take over the share, or begin a file."""
         data = self.path.read_bytes()
         self._file.truncate(data.rfind(b"\n") + 1)
-        if b"\n" not in data:
-            self._file.append(_head(self.share))
+        complete = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        for number, head in json_lines(self.path, complete, RolloutRecordError, finite=True):
+            self.share = min(self.share, _check_head(self.path, number, head))
             return
-        next(_lines(self.path), None)  # checks the head
-        self.share = min(self.share, float(json.loads(data[: data.index(b"\n")])["share"]))
+        self._file.truncate(0)
+        self._file.append(_head(self.share))
 
     def wants(self, batch: int, process: int, group: int) -> bool:
         """Return whether a group is among those to keep: build no record of others."""

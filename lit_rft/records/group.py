@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rft._records import RecordError, check_fields, join_fields, show_value
+from lit_rft._records import RecordError, check_fields, is_finite, join_fields, show_value
 from lit_rft.episodes import Episode, EpisodeError
 
 SPLITS = ("train", "validation", "test")
@@ -197,11 +196,11 @@ def _build(expected: Any, value: Any, where: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise RolloutRecordError(f"expected {_NAMES[origin]}, got {show_value(value)}", where)
     items: Any = value
-    if origin is float and not math.isfinite(value):
-        raise RolloutRecordError(f"expected a finite number, got {value}", where)
+    if origin is float and not is_finite(value):
+        raise RolloutRecordError(f"expected a finite number, got {show_value(value)}", where)
     if origin is list:
         plain = set(map(type, items)) <= _PLAIN.get(arguments[0], set())  # token-wise values are many
-        if plain and (arguments[0] is not float or all(map(math.isfinite, items))):
+        if plain and (arguments[0] is not float or all(map(is_finite, items))):
             return value
         return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict:

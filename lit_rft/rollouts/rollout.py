@@ -94,8 +94,8 @@ class Rollout:
         Raises:
             ValueError: If the numbers of transcripts, decisions or tokens differ.
         """
-        if isinstance(values, float):
-            self.advantage, self.token_advantages = values, []
+        if isinstance(values, (int, float)):
+            self.advantage, self.token_advantages = float(values), []
             return
         if len(values) != len(self.transcripts):
             raise ValueError(f"expected advantages of {len(self.transcripts)} transcripts, got {len(values)}")

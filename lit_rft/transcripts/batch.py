@@ -154,7 +154,8 @@ def with_decisions(
     mask = tokens <= ends[:, None]
     return TranscriptBatch(
         input_ids, position_ids, tokens * mask, mask, (tokens - 1) * mask, level, starts - 1, ends, next_ends,
-        torch.tensor(rewards), steps, terminated.bool(), owners, transcripts, allowed_ids(transcripts),
+        torch.tensor(rewards, dtype=torch.get_default_dtype()),  # whole numbers as well
+        steps, terminated.bool(), owners, transcripts, allowed_ids(transcripts),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from lit_rft.agents import (
     SwiftAgent,
     add_outcomes,
 )
-from lit_rft.agents.optional import acting_levels, admissible_actions, keeps_thoughts, keeps_turns
+from lit_rft.agents.optional import acting_levels, admissible_actions, keeps_thoughts, keeps_turns, next_trial_of
 from lit_rft.envs import EpisodeSpec
 from lit_rft.testing.tiny import make_episode
 from lit_rft.transcripts import ChatFormat
@@ -184,3 +184,14 @@ def test_it_has_the_settings_of_its_agent() -> None:
     assert agent.levels == ("flat", "reflection") and agent.max_length == 999
     assert agent.admissible == inner.admissible and agent.update("flat", " x ") == "x"
     assert not hasattr(FlatAgent(), "next_trial")
+
+
+def test_an_agent_around_others_has_their_trials_and_writes_episodes_as_they_do() -> None:
+    inner = ReflexionAgent(ReActAgent())
+    assert next_trial_of(MarkedAgent(inner)) == next_trial_of(inner) == inner.next_trial
+    assert next_trial_of(MarkedAgent(ReActAgent())) is None
+    failed = make_episode(1, 3)
+    failed.outcome.success = False
+    agents = ReActAgent(), MarkedAgent(ReActAgent())
+    plain, marked = (ReflexionAgent(agent).next_trial(SPEC, [failed]) for agent in agents)
+    assert plain is not None and plain == marked and "Action: " in plain.notes[0]

@@ -10,8 +10,13 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.callbacks import CompletionText, ScoreTable
 from lit_rft.callbacks.loggers import log_figure, log_scalars, log_table, log_text, markdown_table
+from lit_rft.problems import Problem
+from lit_rft.rollouts import Rollout
+from lit_rft.testing.tiny import make_tokenizer
+from lit_rft.transcripts import PromptFormat, completion_transcript
 
 
 class WandbLike(Logger):
@@ -204,3 +209,19 @@ def test_answers_do_not_vanish_with_a_csv_logger(tmp_path: Path) -> None:
     module: Any = SimpleNamespace(evaluator=SimpleNamespace(results=[answer]))
     CompletionText().on_validation_end(make_trainer(tmp_path, CSVLogger(tmp_path)), module)
     assert "it is two" in (tmp_path / "tables" / "val" / "answers.jsonl").read_text()
+
+
+def test_a_completion_is_beside_its_own_prompt(tmp_path: Path) -> None:
+    """A source such as ExGRPO's puts other prompts in the place of the batch's."""
+    form = PromptFormat(make_tokenizer(), "chat")
+    ids = {text: form.prompt_ids([{"role": "user", "content": text}]) for text in ("new?", "replayed?")}
+    problems = [Problem(f"p{n}", ({"role": "user", "content": "new?"},), "1") for n in range(2)]
+    batch = PromptBatch([Prompt(problem, ids["new?"], [], [], []) for problem in problems])
+    samples = [
+        Rollout([completion_transcript(name, ids[text], [9], form.chat.end_of_turn_id)], "one", group, False, True, 1.0)
+        for group, (name, text) in enumerate([("p0", "new?"), ("old", "replayed?")])
+    ]
+    module: Any = SimpleNamespace(samples=samples, chat=form.chat)
+    CompletionText().on_train_batch_end(make_trainer(tmp_path, CSVLogger(tmp_path)), module, None, batch, 0)
+    first, second = (tmp_path / "tables" / "train" / "completions.jsonl").read_text().splitlines()[-2:]
+    assert "new?" in first and "replayed?" in second and "new?" not in second

@@ -230,6 +230,18 @@ def test_a_problem_of_reasoning_gym_is_an_episode() -> None:
         env.reset(seed=1, options={"min_terms": -1})
 
 
+@pytest.mark.parametrize(
+    ("task", "answer"), [("prime_factorization", "no idea"), ("boxnet", "[1]"), ("coin_flip", "1e999")]
+)
+def test_a_malformed_answer_has_the_score_0(task: str, answer: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    env = ReasoningGymEnv(task)
+    env.reset(seed=1)
+    with pytest.raises((ValueError, AttributeError, OverflowError)):
+        env.dataset.score_answer(answer, env.entry)
+    assert env.step(answer) == ("", 0.0, True, False, {"score": 0.0, "success": False})
+
+
 def test_tasks_whose_scorer_evaluates_answers_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
     for task in ("n_queens", "string_insertion", "spiral_matrix", "puzzle24", "countdown", "simple_integration"):

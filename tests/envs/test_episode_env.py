@@ -139,6 +139,7 @@ def test_the_last_value_of_each_metric_counts() -> None:
         (("b", 1.0, True, {}), r"\(observation, reward, terminated, truncated, info\), got 4 values"),
         ((None, 1.0, True, False, {}), "must return text as observation, got NoneType"),
         (("b", "1", True, False, {}), "must return a finite number as reward, got '1' \\(str\\)"),
+        (("b", 10**400, True, False, {}), "must return a finite number as reward, got 1000"),
         (("b", float("nan"), True, False, {}), "must return a finite number as reward, got nan"),
         (("b", 1.0, True, False, []), "must return a dictionary as info, got list"),
         (("b", 1.0, True, False, {"score": None}), "must return a finite number as info\\['score'\\], got None"),

@@ -31,6 +31,11 @@ def test_seeds_are_episodes_and_splits_share_none() -> None:
     assert more.episodes("dev") == dev  # whatever the size of the training split
 
 
+def test_splits_whose_names_would_share_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the splits 'part57' and 'part74' would have the same seeds: rename one"):
+        GymSuite(GUESS, seeds={"train": 3, "part57": 3, "part74": 3})
+
+
 def test_a_seed_is_the_same_problem_again() -> None:
     suite = GymSuite(GUESS, {"highest": 1000})
     env = EpisodeEnv(suite.make_env())
@@ -76,7 +81,8 @@ def test_rows_of_a_file_become_options(tmp_path: Path) -> None:
         ("{}\n[1]", r"rows.jsonl:2: expected an object, got list"),
         ("{", r"rows.jsonl:1: not a line of JSON: .*the file ends in the middle of a line"),
         ('{"a": NaN}', r"rows.jsonl:1: expected values that JSON can hold"),
-        ('{"seed": "3"}', r"rows.jsonl:1: seed must be a whole number >= 0, got '3' \(str\)"),
+        ('{"seed": "three"}', r"rows.jsonl:1: seed must be a whole number >= 0, got 'three' \(str\)"),
+        ('{"seed": "-3"}', r"rows.jsonl:1: seed must be a whole number >= 0, got '-3' \(str\)"),
         ('{"seed": -1}', r"rows.jsonl:1: seed must be a whole number >= 0, got -1"),
     ],
 )
@@ -88,6 +94,17 @@ def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 def specs_of(path: Path) -> list[EpisodeSpec]:
     return GymSuite(GUESS, rows={"train": str(path)}).episodes("train")
+
+
+def test_seeds_in_csv_and_empty_ones(tmp_path: Path) -> None:
+    table, lines, plain = tmp_path / "rows.csv", tmp_path / "rows.jsonl", tmp_path / "plain.jsonl"
+    table.write_text("x,seed\na,3\nb,\n")
+    lines.write_text('{"x": "a", "seed": 3}\n{"x": "b", "seed": ""}\n')
+    plain.write_text('{"x": "a", "seed": 3}\n{"x": "b"}\n')
+    expected = [spec.seed for spec in GymSuite(GUESS, rows={"train": str(plain)}).episodes("train")]
+    for file in (table, lines):
+        specs = GymSuite(GUESS, rows={"train": str(file)}).episodes("train")
+        assert [spec.seed for spec in specs] == [spec.options["seed"] for spec in specs] == expected
 
 
 def test_a_rows_seed_is_its_own_or_follows_from_its_content(tmp_path: Path) -> None:

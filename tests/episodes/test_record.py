@@ -79,6 +79,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("id", "\ud800", "id"),
     ("schema", 1, "schema"),
     ("meta", "easy", "meta"),
+    ("steps.0.reward", 10**400, "steps[0].reward"),
     ("step_limit", -1, "step_limit"),
     ("source", {}, "source.kind"),
     ("source", "gold", "source"),

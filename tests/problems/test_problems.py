@@ -96,6 +96,7 @@ def test_real_evaluation_data(tmp_path: Path) -> None:
         ({"traces": ["x"], "trace_log_probs": [[False]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"traces": ["x"], "trace_log_probs": [[-math.inf]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"id": True}, "id", "expected a text, got True"),
+        ({"traces": ["x"], "trace_log_probs": [[-(10**400)]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"id": math.inf}, "id", "expected a text or a finite number, got inf"),
         ({"id": {"number": 3}}, "id", "expected a text, got {'number': 3}"),
     ],
@@ -125,7 +126,14 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.00001, "0.00001"), (1e16, "10000000000000000"), (-2.5e-7, "-0.00000025"), (5.0, "5.0"), (10**9, "1000000000")],
+    [
+        (0.00001, "0.00001"),
+        (1e16, "10000000000000000"),
+        (-2.5e-7, "-0.00000025"),
+        (5.0, "5.0"),
+        (10**9, "1000000000"),
+        (10**309, "1" + "0" * 309),
+    ],
 )
 def test_numbers_as_ground_truths_are_written_out(number: float, text: str) -> None:
     assert check_text(number, "ground_truth") == text
@@ -156,6 +164,14 @@ def test_steps_of_a_chain_are_worked_out_one_by_one() -> None:
     for line in lines[:-1]:
         left, right = line.split(" = ")
         assert eval(left) == int(right)  # our own digits
+
+
+def test_problems_that_differ_from_process_to_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.raises(ValueError, match=r"problems of ransom_note depend on .* variable PYTHONHASHSEED to 0"):
+        generate_problems("ransom_note", 2)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert len(generate_problems("ransom_note", 2)) == 2
 
 
 def test_generated_training_problems_are_not_held_out() -> None:

@@ -57,6 +57,34 @@ def test_a_file_killed_in_its_first_line_begins_again(tmp_path: Path) -> None:
     assert batches_of(tmp_path / "train.jsonl") == [4]
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"rollouts": 1}, r"train.jsonl:1: share: expected the share of the groups in \(0, 1\], got None"),
+        ({"rollouts": 1, "share": "all"}, r"train.jsonl:1: share: .* got 'all'"),
+        ({"rollouts": 1, "share": 0}, r"train.jsonl:1: share: .* got 0"),
+        ({"rollouts": 2, "share": 1.0}, r"train.jsonl:1: .*\"rollouts\": 1.* got {'rollouts': 2.*move it away"),
+    ],
+)
+def test_a_head_without_share_or_of_another_version_is_an_error(tmp_path: Path, head: Any, message: str) -> None:
+    path = tmp_path / "train.jsonl"
+    content = json.dumps(head) + "\n" + json.dumps(make_group(0).to_dict()) + "\n"
+    path.write_text(content)
+    for use in (lambda: read_rollouts(path), lambda: RolloutWriter(path, 1.0, 10**6)):
+        with pytest.raises(RolloutRecordError, match=message):
+            use()
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("blank", ["\n", "\n\n"])
+def test_blank_lines_before_the_head_are_skipped(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(blank)
+    with_writer(path, [make_group(3)], share=0.999)
+    path.write_text(blank + path.read_text())
+    assert batches_of(path) == [3] and with_writer(path, []).share == 0.999
+
+
 def test_at_the_limit_the_share_is_halved_over_the_whole_run(tmp_path: Path) -> None:
     path, groups = tmp_path / "train.jsonl", [make_group(batch) for batch in range(300)]
     size = len(json.dumps(groups[0].to_dict()))
@@ -179,6 +207,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], messa
         ("sampled_log_probs", [-1.0] * 3, r"\[0\].sampled_log_probs: expected a value for each of 4 tokens, got 3"),
         ("clipped", [4], r"\[0\].clipped: expected indices of 4 tokens, got \[4\]"),
         ("entropy", [1.0, 1.0, float("inf"), 1.0], r"entropy\[2\]: expected a finite number, got inf"),
+        ("entropy", [1.0, 1.0, 10**400, 1.0], r"entropy\[2\]: expected a finite number, got 1000"),
     ],
 )
 def test_token_wise_values_that_fit_no_token_are_refused(name: str, value: list[float], message: str) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from lit_rft.objectives import group_advantages
 from lit_rft.rollouts import GroupAdvantages, Rollout
-from lit_rft.rollouts.advantages import group_statistics, summarize_groups
+from lit_rft.rollouts.advantages import assign_advantages, group_statistics, summarize_groups
 from lit_rft.transcripts import completion_transcript
 
 
@@ -53,6 +53,13 @@ def test_statistics_of_groups() -> None:
         "truncated_fraction": 0.4, "sampled_entropy": 0.5, "no_signal_fraction": 2 / 3, "trace_reward": 4.0,
     }  # fmt: skip
     assert {name: float(value) for name, value in report.items()} == pytest.approx(expected)
+
+
+def test_advantages_may_be_whole_numbers() -> None:
+    rollouts = [make(0, 1.0), make(0, 0.0)]
+    assign_advantages(rollouts, lambda rollouts: [1, -1])
+    assert [rollout.advantage for rollout in rollouts] == [1.0, -1.0]
+    assert all(isinstance(rollout.advantage, float) for rollout in rollouts)
 
 
 def test_what_is_not_there_is_not_reported() -> None:

@@ -98,7 +98,7 @@ def test_no_trace_at_all_is_refused(objective: dict[str, Any], tiny_model_folder
         fit_on_rows(tiny_model_folder, tmp_path, [{"trace": "It is 1."}] * 4, **objective)
     with pytest.raises(ValueError, match=r"needs off-policy traces, but none of 4 .* none was found; set their column"):
         fit_on_rows(tiny_model_folder, tmp_path, [{"worked": "It is 1."}] * 4, **objective)
-    with pytest.raises(ValueError, match=r"all 4 are longer than max_trace_length=40"):
+    with pytest.raises(ValueError, match=r"all 4 are longer than max_trace_length=40; raise .*long_traces: cut"):
         fit_on_rows(tiny_model_folder, tmp_path, [{"traces": ["so " * 99]}] * 4, **objective)
 
 

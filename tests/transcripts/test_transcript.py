@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 
 from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts
 from lit_rft.testing.tiny import make_episode, make_tokenizer
-from lit_rft.transcripts import ChatFormat, Transcript
+from lit_rft.transcripts import ChatFormat, Transcript, collate_padded
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,18 @@ def test_an_episode_as_its_transcripts(chat: ChatFormat) -> None:
     assert episode.task_description in low_text and episode.task_description in high_text
     assert episode.steps[1].observation in high_text  # the observation that the first subgoal ended with
     assert low_text.endswith("done<|im_end|>") and high_text.endswith("<|im_end|>")
+
+
+def test_whole_numbers_as_rewards_are_floats(chat: ChatFormat) -> None:
+    """Discounted returns of a tensor of integers would be cut to whole numbers."""
+    episode = make_episode(num_steps=3)
+    for step in episode.steps:
+        step.reward = 1
+    transcripts = FlatAgent().transcripts(episode, chat)
+    for transcript in transcripts:
+        transcript.outcomes = FlatAgent().outcomes(episode, "flat")
+    batch = collate_padded(transcripts, pad_id=0)
+    assert batch.rewards.dtype == torch.float32 and batch.rewards.tolist() == [1.0] * 3
 
 
 def test_the_low_level_can_be_kept_from_the_task(chat: ChatFormat) -> None:

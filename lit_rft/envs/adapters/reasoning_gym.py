@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 from typing import Any
 
 import gymnasium as gym
 
+logger = logging.getLogger(__name__)
 _EVALUATES = re.compile(r"\b(eval|exec|parse_expr|sympify|compile)\(")
 
 
@@ -59,8 +61,12 @@ class ReasoningGymEnv(gym.Env[str, str]):
         return self.entry["question"], {"env": f"reasoning-gym/{self.task}"}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Score an answer, which ends the episode."""
-        score = float(self.dataset.score_answer(action.strip(), self.entry))
+        """Score an answer, which ends the episode; one that the task's scorer cannot read has the score 0."""
+        try:
+            score = float(self.dataset.score_answer(action.strip(), self.entry))
+        except Exception:  # malformed answers raise errors of any kind in some scorers
+            logger.debug("the scorer of %s cannot read an answer", self.task, exc_info=True)
+            score = 0.0
         return "", score, True, False, {"score": score, "success": score >= 1.0}
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rft.agents import Agent
-from lit_rft.agents.optional import SupportsTrials
+from lit_rft.agents.optional import next_trial_of
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.episodes import Episode
 from lit_rft.metrics import EpisodeMetrics
@@ -14,8 +14,8 @@ from lit_rft.metrics import EpisodeMetrics
 class Trials:
     """The trials of the problems of an evaluation, and their metrics.
 
-    An agent with `next_trial(spec, trials)` decides whether a problem is played again (None: it is not); any other
-    agent plays each problem once.
+    An agent with `next_trial(spec, trials)`, or around one with it, decides whether a problem is played again (None: it
+    is not); any other agent plays each problem once.
 
     Args:
         agent: the agent.
@@ -24,7 +24,7 @@ class Trials:
     """
 
     def __init__(self, agent: Agent, tasks: Sequence[str], device: Any = None) -> None:
-        self._next = agent.next_trial if isinstance(agent, SupportsTrials) else None
+        self._next = next_trial_of(agent)
         self._running: dict[str, tuple[EpisodeSpec, list[Episode]]] = {}  # id of the trial -> problem, earlier trials
         names = ("first", "last", "best") if self._next else ("first",)
         self._metrics = {name: EpisodeMetrics(tasks).to(device) for name in names}
