@@ -114,6 +114,16 @@ def test_a_folder_in_place_of_a_checkpoint_is_an_error_that_names_its_checkpoint
         main(["fit", *arguments, *other])
 
 
+def test_a_finished_run_that_is_resumed_is_reported(
+    arguments: list[str], run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["fit", *arguments, "--ckpt_path", "last"])
+    assert f"this run is finished, at step 2, with its results in {run}; to go on, set a larger" in caplog.text
+    caplog.clear()
+    main(["fit", *arguments, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    assert "finished" not in caplog.text
+
+
 def test_a_refused_resume_leaves_the_config(arguments: list[str], run: Path, tmp_path: Path) -> None:
     before = (run / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"lora\.alpha: 32 -> 8"):
