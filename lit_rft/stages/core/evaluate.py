@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import BatchKind
 
