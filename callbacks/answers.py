@@ -82,8 +82,8 @@ def _text_and_reward(completion: Any) -> list[str]:
 class CompletionFiles(BasePredictionWriter):
     """Writes the answers of `predict`, with their rewards, as JSON lines.
 
-    Resumable, also with another number of processes: problems in the files are not answered again. A file
-    of another policy (its weights count), reward or sampling, or of other problems, is rejected.
+    Resumable, also with another number of processes: problems in the files are not answered again. A file of another
+    policy (its weights count), reward or sampling, or of other problems, is rejected.
 
     Args:
         path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own file, with

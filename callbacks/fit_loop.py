@@ -11,6 +11,15 @@ def is_last_batch(trainer: L.Trainer) -> bool:
     return epochs is not None and 0 < epochs <= trainer.current_epoch + 1 and trainer.is_last_batch
 
 
+def finished_line(trainer: L.Trainer) -> str:
+    """Return what to do with a resumed run that has all of its steps already, in one line."""
+    return (
+        f"nothing to train: this run is finished, at step {trainer.global_step}, with its results in "
+        f"{trainer.default_root_dir}; to go on, set a larger trainer.max_epochs or trainer.max_steps "
+        f"({trainer.max_epochs} and {trainer.max_steps} now), to repeat it --overwrite true without --ckpt_path"
+    )
+
+
 def evaluation_follows(trainer: L.Trainer) -> bool:
     """Return whether an evaluation follows this batch."""
     loop = trainer.fit_loop

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
-from lit_rft.callbacks.fit_loop import evaluation_follows, is_last_batch, repeat_evaluation
+from lit_rft.callbacks.fit_loop import evaluation_follows, finished_line, is_last_batch, repeat_evaluation
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Run the last evaluation if a signal ended it: a run with all its steps is not trained any more."""
         if self._evaluation_due:
             repeat_evaluation(trainer)
+        if self._last_step < 0 < trainer.global_step and trainer.is_global_zero:  # it has not trained here
+            logger.info("%s", finished_line(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._after_logging(trainer, pl_module)

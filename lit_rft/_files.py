@@ -1,4 +1,4 @@
-"""Atomic writes, and files that one process appends to."""
+"""Atomic writes, files that one process appends to, and checkpoints in folders."""
 
 from __future__ import annotations
 
@@ -99,6 +99,15 @@ class AppendedFile:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def checkpoints_below(folder: Path) -> str:
+    """Return advice for the folder of a run where a checkpoint is expected: `; name one of its checkpoints, ...`.
+
+    It is empty for any other folder.
+    """
+    names = [*sorted(map(str, folder.glob("checkpoints/*.ckpt"))), *sorted(map(str, folder.glob("*.ckpt")))]
+    return f"; name one of the checkpoints in it: {', '.join(names)}" if names else ""
 
 
 def write_json(path: Path, content: Any) -> None:

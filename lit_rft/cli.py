@@ -163,7 +163,18 @@ def _find_config(name: str) -> str:
     shipped = config_folder() / name
     if shipped.is_file():
         return str(shipped)
-    stop(f"there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
+    stop(unknown_config(name))
+
+
+def unknown_config(name: str) -> str:
+    """Return the error message for a config that does not exist, with the shipped ones of similar names."""
+    from difflib import get_close_matches
+
+    names = shipped_configs()
+    same_file = [other for other in names if Path(other).name == Path(name).name]
+    near = list(dict.fromkeys([*get_close_matches(name, names, n=3), *same_file]))[:3]
+    advice = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"there is no config {name!r}, neither a file nor a shipped one; {advice}`lit-rft configs` lists them"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_rft._files import checkpoints_below
 from lit_rft.callbacks.run_checkpoint import RunCheckpoint
 from lit_rft.callbacks.run_config import RunConfig
 from lit_rft.cli import VERBS, config_folder
@@ -157,9 +158,11 @@ def check_checkpoint(path: Any) -> None:
     """Check that a checkpoint exists; Lightning resolves `last` and other keywords.
 
     Raises:
-        UsageError: For a missing file.
+        UsageError: For a missing file, or the folder of a run.
     """
     name = "" if path is None else str(path)
+    if name and (advice := checkpoints_below(Path(name))):
+        raise UsageError(f"ckpt_path: {path} is the folder of a run, not a checkpoint{advice}")
     if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():
         raise UsageError(f"ckpt_path: there is no file {path}; expected a checkpoint, or last for the run's latest one")
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from lit_rft._files import replacing
-from lit_rft.cli import config_folder, shipped_configs
+from lit_rft.cli import config_folder, shipped_configs, unknown_config
 from lit_rft.config_files import read_configs
 from lit_rft.error_messages import OneLineParser, UsageError
 
@@ -48,14 +48,14 @@ def _purpose(name: str) -> str:
     """Return the first sentence of a config's comment."""
     comment = re.match(r"(?:# ?[^\n]*\n)+", _as_written(name))
     text = " ".join(line.lstrip("# ") for line in comment.group().splitlines()) if comment else ""
-    sentence = re.split(r"(?<=[.;]) ", text)[0].rstrip(".:;")
+    sentence = re.split(r"(?<=[.;])(?<!Dr\.) ", text)[0].rstrip(".:;")
     return sentence if len(sentence) <= _SHOWN else f"{sentence[:_SHOWN].rpartition(' ')[0]} ..."
 
 
 def _as_written(name: str) -> str:
     path = config_folder() / name
     if name not in shipped_configs():
-        raise UsageError(f"there is no config {name!r}: `lit-rft configs list` has the names")
+        raise UsageError(unknown_config(name))
     return path.read_text(encoding="utf-8")
 
 

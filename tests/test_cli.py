@@ -185,9 +185,14 @@ def test_wrong_keys_and_values_say_so(
 
 def test_an_unknown_config_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        resolve_configs(["fit", "-c", "mine.yaml"])
+        resolve_configs(["fit", "-c", "glider/alfworld/stf.yaml"])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "no config 'mine.yaml'" in error and "sft.yaml" in error
+    assert stopped.value.code == 2 and "no config 'glider/alfworld/stf.yaml'" in error
+    assert "did you mean glider/alfworld/sft.yaml or " in error and "`lit-rft configs` lists them" in error
+    assert error.count(".yaml") <= 4
+    with pytest.raises(SystemExit):
+        resolve_configs(["fit", "-c", "qqq"])
+    assert "shipped one; `lit-rft configs` lists them" in capsys.readouterr().err
 
 
 def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

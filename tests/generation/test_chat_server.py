@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from lit_rft.generation import (
     SamplingSettings,
     TokenTrie,
 )
+from lit_rft.generation.completions_api import prompt_seed
 from lit_rft.transcripts import MessageFormat
 
 KEY = "sk-0123456789"
@@ -200,6 +203,9 @@ def test_each_turn_sends_the_full_conversation(fake: FakeChatServer, chat: Messa
     assert [message["content"] for message in body["messages"]] == ["S", "U", "one\ntwo", "V"]
     settings = {"max_tokens": 9, "temperature": 0.3, "top_p": 0.9, "stop": ["x"]}
     assert settings.items() <= body.items()
+    seeds = [request["body"]["seed"] for request in fake.requests("echo:one|two")]
+    assert len(set(seeds)) == 3, "the same prompt would have the same answer in each episode"
+    assert set(seeds) == {prompt_seed(4, name) for name in ("a/0", "b/0", "a/1")}
     assert conversations.tokens_sampled == 3 * len(chat.utterance("one\ntwo"))
     conversations.forget(first)
     conversations.sample({first: chat.head("S", "Z")})
@@ -222,6 +228,24 @@ def test_each_request_has_its_own_seed_which_follows_from_the_run(fake: FakeChat
     assert len(set(first)) == 4  # two episodes of a problem, two turns
     assert all(0 <= seed < 2**31 for seed in first)
     assert seeds(0, "echo:again") == first and not set(seeds(1, "echo:other")) & set(first)
+
+
+def test_ctrl_c_does_not_wait_for_the_server(fake: FakeChatServer, chat: MessageFormat) -> None:
+    conversations = ChatConversations(client(fake, "slow"), chat, SamplingSettings(4), num_slots=3)
+    prompts = {conversations.open(name): chat.head("S", "U") for name in "abc"}
+    started = time.monotonic()
+    threading.Timer(0.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        conversations.sample(prompts)
+    assert time.monotonic() - started < 10  # the server answers after 30 s
+    requests = [thread for thread in threading.enumerate() if "work" in thread.name]
+    assert requests and all(thread.daemon for thread in requests)  # the end of the process does not wait, either
+
+
+def test_a_failed_request_ends_the_attempts_of_the_others(fake: FakeChatServer) -> None:
+    with pytest.raises(ChatServerError, match="stopped after attempt 1"):
+        client(fake, "flaky:8").complete(MESSAGES, stopped=lambda: True)
+    assert len(fake.requests("flaky:8")) == 1
 
 
 def test_an_unfinished_answer_has_no_end(fake: FakeChatServer, chat: MessageFormat) -> None:
