@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, ExpertEpisode
-from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
+from lit_rft.datamodules.loaders import EpochLoader, digest_of, job_parts, transcript_parts
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.base import HasExpert, problem_key
 from lit_rft.envs.jobs import EpisodeJobs
@@ -52,7 +52,7 @@ class EpisodeGroupLoader(EpochLoader[EpisodeGroup, EpisodeGroupBatch]):
     def _digest(self) -> str:
         parts: list[Sequence[int] | str] = []
         for group in self.groups:
-            parts.append(group.job.id)
+            parts += job_parts(group.job)
             parts += [p for expert in group.experts for t in expert.transcripts for p in transcript_parts(t)]
             parts.append(repr([expert.score for expert in group.experts]))
         return digest_of(parts)
@@ -67,14 +67,14 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
 
     Args:
         trajectories: arguments of `TrajectoryDataModule`, without those of medium-quality episodes (`medium_files`,
-            `medium_per_expert`) and `outcomes`.
+            `medium_per_expert`, `medium_filter`) and `outcomes`.
     """
 
     training_batch = "EpisodeGroupBatch"
 
     def __init__(self, **trajectories: Any) -> None:
         # reject arguments that do not belong to this class
-        super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, **trajectories)
+        super().__init__(outcomes=False, medium_files=None, medium_per_expert=1.0, medium_filter=None, **trajectories)
         self.groups: list[EpisodeGroup] = []
 
     def setup(self, stage: str) -> None:

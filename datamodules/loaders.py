@@ -183,6 +183,11 @@ def transcript_parts(transcript: Transcript) -> list[Sequence[int] | str]:
     return [transcript.level, transcript.input_ids, decisions, repr([tuple(o) for o in transcript.outcomes])]
 
 
+def job_parts(job: EpisodeSpec) -> list[str]:
+    """Return what matters of an episode to play, for `digest_of`; not its options, which may hold paths."""
+    return [job.id, f"{job.seed} {job.step_limit}"]
+
+
 class StepLoader(EpochLoader[Sequence[Transcript], StepTranscripts]):
     """One `StepTranscripts` per optimiser step: the transcripts of `batch_size` episodes, split over processes.
 

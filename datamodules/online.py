@@ -1,14 +1,17 @@
 """Data of online training: episodes to play, and stored ones to mix in."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lit_rft.batches import OnlineBatch
-from lit_rft.datamodules.loaders import TrainingLoader, digest_of, shuffled_indices
+from lit_rft.datamodules.loaders import TrainingLoader, digest_of, job_parts, shuffled_indices, transcript_parts
+from lit_rft.datamodules.rendering import log_sizes
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.base import EpisodeSpec, Half
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.transcripts import Transcript
 
 
 class OnlineLoader(TrainingLoader[OnlineBatch]):
@@ -21,8 +24,12 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
         rounds: rounds per epoch.
         episodes_per_round: episodes to play per round, over all processes.
         make_batch: makes a batch of the episodes of a round.
+        offline: transcripts of the stored episodes in these batches.
         seed: of the order.
         rank, world_size: index of this process, and number of processes.
+
+    Raises:
+        ValueError: If there are no episodes, or fewer per round than processes.
     """
 
     def __init__(
@@ -32,6 +39,7 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
         rounds: int,
         episodes_per_round: int,
         make_batch: Callable[[list[EpisodeSpec]], OnlineBatch],
+        offline: Sequence[Sequence[Transcript]] = (),
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -40,7 +48,13 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
             raise ValueError(
                 f"episodes_per_round must be >= the number of processes, got {episodes_per_round} and {world_size}"
             )
+        if not jobs:
+            raise ValueError(
+                "expected episodes to play in training, got none: change data.init_args.collect_tasks, collect_half or "
+                "collect_split"
+            )
         super().__init__()
+        self.offline = offline
         self.jobs, self.rounds, self.episodes_per_round, self.seed = list(jobs), rounds, episodes_per_round, seed
         self.rank, self.world_size, self._make_batch = rank, world_size, make_batch
 
@@ -63,15 +77,21 @@ class OnlineLoader(TrainingLoader[OnlineBatch]):
 
     def shape(self) -> dict[str, int | str]:
         sizes = {"jobs": len(self.jobs), "rounds": self.rounds, "episodes_per_round": self.episodes_per_round}
-        return {**sizes, "seed": self.seed, "digest": digest_of(job.id for job in self.jobs)}
+        return {**sizes, "seed": self.seed, "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        jobs = (part for job in self.jobs for part in job_parts(job))
+        stored = (part for episode in self.offline for t in episode for part in transcript_parts(t))
+        return digest_of([*jobs, *stored])
 
 
 class OnlineDataModule(TrajectoryDataModule):
     """Episodes to play in online fine-tuning, and stored ones to mix in.
 
     Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
-    `train_files` and `medium_files`, pooled; without either nothing is mixed in: no expert episodes are collected. The
-    stage sets the share of stored episodes and the batch size (`OnlineSettings`).
+    `train_files` and (by `medium_filter`) `medium_files`, pooled; without either nothing is mixed in: no expert
+    episodes are collected. The stage sets the share of stored episodes and the batch size (`OnlineSettings`).
 
     Args:
         collect_split: split of the episodes to play in training.
@@ -117,12 +137,11 @@ class OnlineDataModule(TrajectoryDataModule):
             )
 
     def load_training_data(self) -> None:
-        self.train_files = [*(self.train_files or []), *(self.medium_files or [])]
-        self.medium_files = None
-        if self.train_files:
-            super().load_training_data()
-        else:
-            self.read_tokenizer()
+        chat, files = self.read_tokenizer(), [*(self.train_files or []), *(self.medium_files or [])]
+        if files:
+            self.episodes = [*self.read(self.train_files or []), *self.read_medium()]
+            self.transcripts = self._make_transcripts(self.episodes, chat, "train_files", files)
+            log_sizes(self.transcripts, self.acting_agent.max_length, self._without_decisions)
 
     def train_dataloader(self) -> OnlineLoader:  # type: ignore[override]
         rank, world_size = self._place()
@@ -131,6 +150,7 @@ class OnlineDataModule(TrajectoryDataModule):
             rounds=self.rounds,
             episodes_per_round=self.episodes_per_round,
             make_batch=self._make_batch,
+            offline=self.transcripts,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
@@ -139,7 +159,4 @@ class OnlineDataModule(TrajectoryDataModule):
 
     def _make_batch(self, jobs: list[EpisodeSpec]) -> OnlineBatch:
         tasks = sorted({job.task for job in self._jobs["collect"]})
-        return OnlineBatch(
-            EpisodeJobs(jobs, self.task_suite.make_env, tasks),
-            [*self.transcripts, *self.medium],
-        )
+        return OnlineBatch(EpisodeJobs(jobs, self.task_suite.make_env, tasks), self.transcripts)

@@ -202,21 +202,31 @@ class TrajectoryDataModule(ResumableDataModule):
     def load_training_data(self) -> None:
         """Read the stored episodes and make their transcripts; subclasses read others."""
         files = self.expert_files()
-        expert, medium = self.read(files), self.read(self.medium_files or [])
-        if self.medium_filter is not None:
-            played, medium = medium, self.medium_filter(medium)
-            if played and not medium:
-                raise ValueError(
-                    f"medium_filter kept none of the {len(played)} episodes in "
-                    f"{', '.join(map(str, self.medium_files or []))}: set data.init_args.medium_files to others, or "
-                    "data.init_args.medium_filter to null"
-                )
+        expert, medium = self.read(files), self.read_medium()
         self.episodes = expert + medium
         chat = self.read_tokenizer()
         self.transcripts = self._make_transcripts(expert, chat, "train_files", files)
         if self.medium_files is not None:
             self.medium = self._make_transcripts(medium, chat, "medium_files", self.medium_files)
         log_sizes([*self.transcripts, *self.medium], self.acting_agent.max_length, self._without_decisions)
+
+    def read_medium(self) -> list[Episode]:
+        """Read the medium-quality episodes that `medium_filter` selects.
+
+        Raises:
+            ValueError: If it selects none of them.
+        """
+        played = self.read(self.medium_files or [])
+        if self.medium_filter is None:
+            return played
+        medium = self.medium_filter(played)
+        if played and not medium:
+            raise ValueError(
+                f"medium_filter kept none of the {len(played)} episodes in "
+                f"{', '.join(map(str, self.medium_files or []))}: set data.init_args.medium_files to others, or "
+                "data.init_args.medium_filter to null"
+            )
+        return medium
 
     def expert_files(self) -> Sequence[str | Path]:
         """Return the files of expert episodes; these are collected if there are none."""
