@@ -240,8 +240,11 @@ def describe_settings(suite: TaskSuite) -> dict[str, Any]:
     settings = with_class(suite, deep=True)
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(suite) if dataclasses.is_dataclass(suite) else ()
     for item in fields:
+        value = getattr(suite, item.name)
         if CHOOSES_EPISODES.items() <= item.metadata.items():
             settings["init_args"].pop(item.name, None)
+        elif hasattr(value, "make_env"):  # a suite around another one
+            settings["init_args"][item.name] = describe_settings(value)
     return settings
 
 

@@ -108,3 +108,15 @@ def test_it_is_an_option_of_a_config(tmp_path: Path) -> None:
     assert data.suite == ShapedSuite(
         GymSuite("lit_rft.envs.games.Errands", {"wrong_cost": 0.5}, step_limit=20), lowest=-0.02
     )
+
+
+def test_more_episodes_of_a_shaped_suite_extend_a_file(tmp_path: Path) -> None:
+    def collected(number: int, lowest: float = -0.1) -> int:
+        tasks = GymSuite("lit_rft.envs.games.KeyRooms", seeds={"train": number}, expert_policy=rooms.expert)
+        suite = ShapedSuite(tasks, lowest=lowest)
+        file = tmp_path / "episodes.jsonl"
+        return len(collect_expert_episodes(suite, suite.episodes("train"), file, num_workers=1, progress=False))
+
+    assert [collected(1), collected(2)] == [1, 2]
+    with pytest.raises(ValueError, match=r"lowest was -0\.1, is -0\.2"):
+        collected(3, lowest=-0.2)
