@@ -82,12 +82,11 @@ class EpisodeGroupDataModule(TrajectoryDataModule):
         if stage != "fit":
             return
         experts: dict[tuple[str, str], list[ExpertEpisode]] = {}
-        by_id = {transcripts[0].episode_id: transcripts for transcripts in self.transcripts}
-        for episode in self.episodes:
-            if episode.id in by_id:
-                text = "\n".join(step.action for step in episode.steps)
-                expert = ExpertEpisode(by_id[episode.id], text, episode.outcome.score, episode)
-                experts.setdefault(problem_key(episode), []).append(expert)
+        # by position: episodes of different files may have the same id
+        for episode, transcripts in zip(self.rendered, self.transcripts, strict=True):
+            text = "\n".join(step.action for step in episode.steps)
+            expert = ExpertEpisode(transcripts, text, episode.outcome.score, episode)
+            experts.setdefault(problem_key(episode), []).append(expert)
         jobs = self._make_jobs("train", self.train_episodes_per_task, self.train_half)
         self.groups = [EpisodeGroup(job, experts.get(problem_key(job), [])) for job in jobs]
         without = sum(not group.experts for group in self.groups)

@@ -109,6 +109,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self.batch_size, self.collect_workers = batch_size, collect_workers
         self.seed, self.eval_seed = resolve_seed(seed), eval_seed
         self.episodes: list[Episode] = []  # training episodes; medium-quality ones come last
+        self.rendered: list[Episode] = []  # those of the transcripts made last
         self.transcripts: list[list[Transcript]] = []
         self.medium: list[list[Transcript]] = []
         self._jobs: dict[str, list[EpisodeSpec]] = {}
@@ -253,7 +254,7 @@ class TrajectoryDataModule(ResumableDataModule):
         self, episodes: list[Episode], chat: ChatFormat, key: str, files: Sequence[str | Path]
     ) -> list[list[Transcript]]:
         """Make the transcripts of each episode that has any; the key is that of the files, for errors."""
-        groups, agent = [], self.acting_agent
+        groups, agent, self.rendered = [], self.acting_agent, []
         outcomes = self.stage.get("needs_outcomes") if self.outcomes is None else self.outcomes
         for episode in episodes:
             transcripts = agent.transcripts(episode, chat)
@@ -263,6 +264,7 @@ class TrajectoryDataModule(ResumableDataModule):
             self._without_decisions += len(transcripts) - len(kept)
             if kept:
                 groups.append(kept)
+                self.rendered.append(episode)
         if not groups:
             raise ValueError(
                 f"expected episodes with steps to train on, got {len(episodes)} episodes without any in "

@@ -12,6 +12,7 @@ from grpo_parts import grpo_parts
 
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.envs import PoolSettings
+from lit_rft.episodes import Outcome, write_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
@@ -74,6 +75,20 @@ def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folde
     assert all(one.reward == 1.0 and one.advantage > 0 for one in experts)
     assert len({t.episode_id for one in stage.samples for t in one.transcripts}) == 6
     assert stage.source.env_steps > 0
+
+
+def test_experts_of_two_files_with_the_same_ids_stay_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, data = make(tiny_model_folder, tmp_path, agent=FLAT_PLAYER)
+    episodes = data.collect()
+    left = [dataclasses.replace(e, steps=e.steps[:1], outcome=Outcome(1 / 3, False, False, True, "cut"), subgoals=[])
+            for e in episodes]  # fmt: skip
+    write_episodes(tmp_path / "right.jsonl", episodes)
+    write_episodes(tmp_path / "left.jsonl", left)
+    files = [str(tmp_path / name) for name in ("right.jsonl", "left.jsonl")]
+    data = make(tiny_model_folder, tmp_path, data={"train_files": files, "agent": FLAT_PLAYER})[1]
+    data.setup("fit")
+    for group in data.groups:
+        assert [(e.score, e.transcripts[0].num_decisions) for e in group.experts] == [(1.0, 3), (1 / 3, 1)]
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
