@@ -11,6 +11,7 @@ from rich.console import Console
 from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.loggers import log_text
 from lit_rft.callbacks.results import evaluator_of, own_file
+from lit_rft.envs.base import EpisodeSpec, problem_key
 from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter
 
@@ -86,8 +87,8 @@ def _quote(text: str) -> str:
 class EpisodeFiles(BasePredictionWriter):
     """Writes the episodes of `predict` as they end, as a data set for the next stage.
 
-    Resumable: episodes in the file are not played again. A file of another policy, other sampling or another step limit
-    is rejected.
+    Resumable: episodes in the file are not played again. A file of another policy, other sampling, another step limit
+    or other problems under the same ids is rejected.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
@@ -106,15 +107,12 @@ class EpisodeFiles(BasePredictionWriter):
         self._writer = EpisodeWriter(path)
         evaluator = _evaluator(pl_module)
         source = cast(Any, pl_module).evaluation_source()
-        limits = {job.id: job.step_limit for job in getattr(trainer.predict_dataloaders, "jobs", ())}
+        specs = {job.id: job for job in getattr(trainer.predict_dataloaders, "jobs", ())}
         for episode in self._writer.episodes:
-            limit = limits.get(episode.id, episode.step_limit)
-            if episode.step_limit != limit:
-                self._close()
-                raise ValueError(
-                    f"expected episodes of at most {limit} steps in {path}, got {episode.id} with a limit of "
-                    f"{episode.step_limit}: set another file (EpisodeFiles.path), or move this one"
-                )
+            # the id of a trial is that of its problem and one more part
+            spec = specs.get(episode.id) or specs.get(episode.id.rpartition("/")[0])
+            if spec is not None:
+                self._check_problem(episode, spec, path)
             made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
             if made_by != source:
                 self._close()
@@ -124,6 +122,21 @@ class EpisodeFiles(BasePredictionWriter):
                 )
         evaluator.skip = set(self._writer.ids)
         evaluator.finished, evaluator.on_result = self._writer.episodes, self._write
+
+    def _check_problem(self, episode: Episode, spec: EpisodeSpec, path: Path) -> None:
+        advice = "set another file (EpisodeFiles.path), or move this one"
+        if episode.step_limit != spec.step_limit:
+            self._close()
+            raise ValueError(
+                f"expected episodes of at most {spec.step_limit} steps in {path}, got {episode.id} with a limit of "
+                f"{episode.step_limit}: {advice}"
+            )
+        if problem_key(episode) != problem_key(spec):
+            self._close()
+            raise ValueError(
+                f"expected the problem {spec.task} {spec.meta} under the id {episode.id} in {path}, got "
+                f"{episode.task} {episode.meta}: {advice}"
+            )
 
     def write_on_batch_end(
         self,

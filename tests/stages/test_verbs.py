@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_rft.agents import HierarchyPrompts
 from lit_rft.callbacks import EpisodeFiles, EpisodeText, ScoreTable, Throughput
 from lit_rft.datamodules import TrajectoryDataModule
-from lit_rft.envs import PoolSettings
+from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.episodes.io import read_episodes
 from lit_rft.generation import SamplingSettings
 from lit_rft.stages import ActingSettings
-from lit_rft.testing.corridor import CorridorSuite
+from lit_rft.testing.corridor import CorridorEnv, CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, make_stage
 
 ACTING = ActingSettings(SamplingSettings(6, 1.0), parallel_episodes=2, pool=PoolSettings(threads=True))
@@ -126,6 +126,21 @@ def test_predict_refuses_a_file_of_another_step_limit(tiny_model_folder: Path, t
         predict(4)
     predict(3)
     assert {e.step_limit for e in read_episodes(tmp_path / "episodes" / "predicted.jsonl")} == {3}
+
+
+def test_predict_refuses_other_problems_under_the_same_ids(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def predict(*numbers: int) -> None:
+        (tmp_path / "rows.jsonl").write_text("".join(f'{{"number": {number}}}\n' for number in numbers))
+        suite = GymSuite(CorridorEnv, name="corridor", step_limit=2, rows={"train": str(tmp_path / "rows.jsonl")})
+        stage = make_stage(tiny_model_folder, acting=ACTING, agent=PLAYER)
+        _trainer(tmp_path, EpisodeFiles()).predict(
+            stage, datamodule=_data(tiny_model_folder, tmp_path, suite=suite), return_predictions=False
+        )
+
+    predict(1)
+    predict(1, 2)
+    with pytest.raises(ValueError, match=r"expected the problem corridor .*3.* got corridor .*2.*: set another file"):
+        predict(1, 3)
 
 
 def test_what_was_predicted_can_be_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
