@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from lit_rft.agents.answers import read_answer, write_answer
 from lit_rft.agents.base import Act, Ask, Session, check_positive
 from lit_rft.agents.opening import separate_task
-from lit_rft.agents.records import replay, step_outcomes
+from lit_rft.agents.records import recorded_utterances, replay, step_outcomes
 from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
@@ -151,10 +151,15 @@ class SwiftAgent:
 
     def transcripts(self, episode: Episode, chat: ChatFormat) -> list[Transcript]:
         """Make one transcript per action."""
-        texts = {SWIFT: [write_answer(None, chat, step.action) for step in episode.steps]}
+
+        def means(text: str, index: int) -> bool:
+            return read_answer(None, chat, text).action == episode.steps[index].action
+
+        texts = [write_answer(None, chat, step.action) for step in episode.steps]
         return replay(
-            SwiftSession(self, chat), episode, chat, texts, keep_turns=self.keep_turns, max_length=self.max_length
-        )
+            SwiftSession(self, chat), episode, chat, {SWIFT: recorded_utterances(episode, SWIFT, texts, means)},
+            keep_turns=self.keep_turns, max_length=self.max_length,
+        )  # fmt: skip
 
     def ids(self, progress: Progress, chat: ChatFormat) -> list[int]:
         """Return the prompt before the next action."""

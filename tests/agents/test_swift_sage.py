@@ -88,6 +88,15 @@ def test_its_training_examples_are_the_prompts_of_play(chat: ChatFormat) -> None
     assert [t.first_decision for t in again] == [0, 1, 2, 3, 4]
 
 
+def test_swift_trains_on_the_words_that_it_wrote(chat: ChatFormat) -> None:
+    """Also on further lines and on an answer without an action, which a preference against them has to lower."""
+    agent = SwiftAgent("Act.")
+    played, _ = play(
+        agent, chat, {"swift": ["go right\nand on", " ", '"go right"', "go right", "go right", "go right"]}
+    )
+    assert agent.transcripts(played.episode, chat) == played.transcripts
+
+
 def test_look_and_inventory_are_those_before_the_action(chat: ChatFormat) -> None:
     def step(action: str, observation: str, valid: bool = True) -> Step:
         return Step(action, observation, 0.0, 0.0, valid)
