@@ -12,6 +12,7 @@ from lit_rft.agents.optional import (
     keeps_turns,
     notice,
     prepare,
+    retell,
 )
 from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import DecisionOutcome
@@ -51,6 +52,9 @@ class AroundAgent:
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
         return self.inner.outcomes(episode, level)
+
+    def retell(self, episode: Episode) -> str:
+        return retell(self.inner, episode)
 
     def update(self, level: str, observation: str) -> str:
         return self.inner.update(level, observation)
