@@ -61,7 +61,7 @@ class AdvantageEstimator(Protocol):
 
 @dataclass(frozen=True)
 class ChainGAE:
-    """GAE over each transcript by itself: with a hierarchy, the levels are chains of their own.
+    """GAE over each level by itself, also where each of its decisions has a transcript of its own.
 
     Args:
         utterance_level: one advantage per utterance, from V at its first token, in place of one per token.
@@ -71,7 +71,36 @@ class ChainGAE:
 
     def __call__(self, chains: Sequence[Chain], *, discount: float, gae_lambda: float) -> list[GAE]:
         estimate = _utterances if self.utterance_level else _tokens
-        return [estimate(chain, discount, gae_lambda) for chain in chains]
+        results: dict[int, GAE] = {}
+        for places in _consecutive(chains):
+            parts = [chains[k] for k in places]
+            joined = estimate(_join(parts), discount, gae_lambda)
+            rows = zip(*(values.split([len(part.values) for part in parts]) for values in joined), strict=True)
+            results |= {k: GAE(*row) for k, row in zip(places, rows, strict=True)}
+        return [results[k] for k in range(len(chains))]
+
+
+def _consecutive(chains: Sequence[Chain]) -> list[list[int]]:
+    """Return the indices of chains that continue one another, in order: decisions of a level without a gap."""
+    groups: list[list[int]] = []
+    for k, chain in enumerate(chains):
+        before = chains[groups[-1][-1]] if groups else None
+        if before is not None and before.level == chain.level and before.decisions and chain.decisions:
+            last, first = before.decisions[-1], chain.decisions[0]
+            if last.step + len(last.rewards) == first.step:
+                groups[-1].append(k)
+                continue
+        groups.append([k])
+    return groups
+
+
+def _join(chains: Sequence[Chain]) -> Chain:
+    """Join chains that continue one another."""
+    if len(chains) == 1:
+        return chains[0]
+    names = ("lengths", "rewards", "steps", "terminated", "values", "after", "penalty")
+    joined: dict[str, Any] = {name: torch.cat([getattr(chain, name) for chain in chains]) for name in names}
+    return chains[0]._replace(**joined)
 
 
 def _ends(chain: Chain) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from lit_rft.datamodules import OnlineDataModule
 from lit_rft.envs import GymSuite, PoolSettings
 from lit_rft.episodes import Episode, Outcome, Step, Subgoal
 from lit_rft.generation import SamplingSettings
-from lit_rft.rollouts import Chain
+from lit_rft.rollouts import Chain, ChainGAE
 from lit_rft.rollouts.rollout import utterance_lengths
 from lit_rft.stages import ActingSettings, OptimizerSettings, PolicySettings, PPOEpisodes, PPOSettings
 from lit_rft.testing.tiny import make_tokenizer
@@ -126,7 +126,8 @@ def test_with_lambda_1_the_high_levels_are_returns_minus_values() -> None:
     assert [float(row[0]) for row in estimate[1].returns.split(low.lengths.tolist())] == pytest.approx(within)
 
 
-def test_one_transcript_per_decision_changes_nothing() -> None:
+@pytest.mark.parametrize("estimator", [HAE(), ChainGAE(), ChainGAE(True)], ids=["hae", "token", "utterance"])
+def test_one_transcript_per_decision_changes_nothing(estimator: Any) -> None:
     """An agent that does not read its thoughts again has a transcript for each decision."""
     episode, whole = make_episode(), make_chains(make_episode())
     agent = dataclasses.replace(AGENT, keep_thoughts=False)
@@ -140,8 +141,10 @@ def test_one_transcript_per_decision_changes_nothing() -> None:
             parts.append(
                 Chain(chain.level, *row, values, chain.after[k : k + 1], penalty, [chain.decisions[k]])
             )
-    expected = torch.cat([estimate.advantages for estimate in HAE()(whole, **RATES)])
-    torch.testing.assert_close(torch.cat([e.advantages for e in HAE()(parts, **RATES)]), expected)
+    expected = torch.cat([estimate.advantages for estimate in estimator(whole, **RATES)])
+    torch.testing.assert_close(torch.cat([e.advantages for e in estimator(parts, **RATES)]), expected)
+    if not isinstance(estimator, HAE):
+        return
     backwards = HAE()(parts[::-1], **RATES)  # their steps say in which order they are
     torch.testing.assert_close(torch.cat([e.advantages for e in backwards[::-1]]), expected)
 

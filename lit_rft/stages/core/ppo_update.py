@@ -50,8 +50,8 @@ class Decisions(NamedTuple):
 class PPOUpdate:
     """Advantages of transcripts, and the losses of their optimiser steps.
 
-    By default each transcript is a chain of its own: with a hierarchy, the high level's decisions and the low level's
-    are two. Rewards, durations and ends of decisions are the transcripts' outcomes.
+    By default each level is a chain of its own: with a hierarchy, the high level's decisions and the low level's are
+    two. Rewards, durations and ends of decisions are the transcripts' outcomes.
 
     Args:
         settings: of PPO.
