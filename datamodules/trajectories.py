@@ -1,6 +1,7 @@
 """Episodes of a text environment as training data, and episodes to play for evaluation."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,8 @@ class TrajectoryDataModule(ResumableDataModule):
     @property
     def expert_file(self) -> Path:
         """File of the collected expert episodes; its name depends on everything they depend on."""
-        digest = hashlib.sha256(describe(self.task_suite).encode()).hexdigest()[:8]
+        tasks = "" if self.tasks is None else json.dumps(self.tasks)
+        digest = hashlib.sha256(f"{describe(self.task_suite)}{tasks}".encode()).hexdigest()[:8]
         number = "all" if self.train_episodes_per_task is None else str(self.train_episodes_per_task)
         half = f"-{self.train_half}" if self.train_half else ""
         return self.data_dir / f"expert-{self.task_suite.name}-{number}{half}-seed{self.seed}-{digest}.jsonl"

@@ -30,7 +30,8 @@ class ReflexionAgent(AroundAgent):
         max_trials: maximum number of trials of a task, > 0.
         memory: number of latest plans that a trial and a reflection read, > 0.
         prompt: system prompt of the reflection.
-        max_prompt_tokens: of the reflection's prompt, > 0; the earliest steps of a longer trial are left out.
+        max_prompt_tokens: of the reflection's prompt, > 0, and at most three quarters of the agent's context; the
+            earliest steps of a longer trial are left out.
 
     Raises:
         ValueError: For a number out of range, or an agent with a level named `reflection`.
@@ -143,11 +144,12 @@ class ReflexionSession(AroundSession):
         lines = self._notes[0].splitlines()
         plans = _numbered(self._plans(), self.agent.memory)
         earlier = f"\n\nPlans so far:\n{plans}" if plans else ""
+        limit = min(self.agent.max_prompt_tokens, 3 * self.agent.max_length // 4)  # the rest is for the answer
         while True:
             story = "\n".join(lines)
             user = f"Task: {task_description}\n\n{story}\n\nThe task was not solved.{earlier}\n\nWrite the new plan."
             ids = self.chat.head(self.agent.prompt, user)
-            if len(ids) <= self.agent.max_prompt_tokens or not lines:
+            if len(ids) <= limit or not lines:
                 return ids
             del lines[: max(1, len(lines) // 8)]
 

@@ -127,7 +127,10 @@ def cut_episode(episode: Episode, num_steps: int) -> Episode:
     ]
     score = episode.steps[num_steps - 1].score
     outcome = Outcome(score, success=False, terminated=False, truncated=True, reason="cut")
-    return replace(episode, steps=episode.steps[:num_steps], subgoals=subgoals, outcome=outcome)
+    extra = dict(episode.extra)
+    if isinstance(thoughts := extra.get("thoughts"), list):  # one before each step
+        extra["thoughts"] = thoughts[:num_steps]
+    return replace(episode, steps=episode.steps[:num_steps], subgoals=subgoals, outcome=outcome, extra=extra)
 
 
 def _check(margin: float, max_extra_steps: int | None, pairs_per_problem: int | None) -> None:

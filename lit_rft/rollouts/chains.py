@@ -99,7 +99,8 @@ def _join(chains: Sequence[Chain]) -> Chain:
     if len(chains) == 1:
         return chains[0]
     names = ("lengths", "rewards", "steps", "terminated", "values", "after", "penalty")
-    return chains[0]._replace(**{name: torch.cat([getattr(chain, name) for chain in chains]) for name in names})
+    joined: dict[str, Any] = {name: torch.cat([getattr(chain, name) for chain in chains]) for name in names}
+    return chains[0]._replace(**joined)
 
 
 def _ends(chain: Chain) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from lit_rft.batches import StepTranscripts
 from lit_rft.generation.best_of import BestOfConversations
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
+from lit_rft.stages.core.critic_updates import check_transcripts
 from lit_rft.stages.core.data_check import STEPS
 from lit_rft.stages.core.episode_stage import EpisodeStage, weights_of_levels
 from lit_rft.stages.core.settings import (
@@ -53,7 +54,8 @@ class OfflineHierarchicalRL(EpisodeStage):
             policy itself. With several, a high `advantage_temperature` makes it Q-learning of utterances.
 
     Raises:
-        ValueError: For a value out of range, or `best_of` with a generation server, which knows no critics.
+        ValueError: For a value out of range, `best_of` with a generation server, which knows no critics, or a critic
+            update that reads later decisions with an agent that has a transcript for each.
     """
 
     training_batch = STEPS
@@ -87,6 +89,7 @@ class OfflineHierarchicalRL(EpisodeStage):
             level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
+        check_transcripts(self.agent, self.critic_update)
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)

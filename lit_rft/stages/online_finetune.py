@@ -13,6 +13,7 @@ from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.replay import EpisodeReplay
 from lit_rft.rollouts.rollout import Rollout
 from lit_rft.stages.core.actor_critic import ActorCritic, CriticUpdateFunction
+from lit_rft.stages.core.critic_updates import check_transcripts
 from lit_rft.stages.core.data_check import ROUNDS
 from lit_rft.stages.core.diagnostics import mean_over_steps
 from lit_rft.stages.core.episode_stage import EpisodeStage, check_levels, check_room, weights_of_levels
@@ -59,8 +60,9 @@ class OnlineHighLevelFinetune(EpisodeStage):
         chunk_tokens: logits are computed in chunks of this many tokens.
 
     Raises:
-        ValueError: For frozen levels without LoRA (the frozen skills are an adapter), or a schedule of the learning
-            rate other than constant.
+        ValueError: For frozen levels without LoRA (the frozen skills are an adapter), a schedule of the learning rate
+            other than constant, or a critic update that reads later decisions with an agent that has a transcript for
+            each.
     """
 
     training_batch = ROUNDS
@@ -93,6 +95,7 @@ class OnlineHighLevelFinetune(EpisodeStage):
             level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
+        check_transcripts(self.agent, self.critic_update)
         self.frozen_levels = list(self.agent.levels[1:]) if frozen_levels is None else frozen_levels
         check_levels(self.agent, "frozen_levels", self.frozen_levels)
         if self.agent.levels and not set(self.agent.levels) - set(self.frozen_levels):

@@ -156,6 +156,16 @@ def test_long_trials_lose_their_earliest_steps_in_the_reflection(chat: ChatForma
     assert len(ids) <= 400 and "number 5" in reflection and "number 0" not in reflection
 
 
+def test_a_reflection_leaves_room_in_the_agents_context(chat: ChatFormat) -> None:
+    """A prompt that fills the context would end the next trial before its first action."""
+    agent = ReflexionAgent(FlatAgent("Act.", max_length=500), max_trials=2)
+    actions = [f"{'walk to the left ' * 4}{n}" for n in range(6)]
+    writer = Writer(chat, {"flat": [*actions, *["look"] * 6], "reflection": ["a"]})
+    _, second = play_trials(agent, chat, writer, dataclasses.replace(SPEC, step_limit=6))
+    assert (second.episode.outcome.reason, len(second.episode.steps)) == ("step_limit", 6)
+    assert 200 < len(writer.seen[6][0]) <= 375 and "walk to the left 5" in prompts(writer, chat)[6]
+
+
 def test_trials_of_another_agent_are_retold_by_their_actions(chat: ChatFormat) -> None:
     trial = dataclasses.replace(make_episode(0, 2), extra={"utterances": {"flat": ["go to x", "go to y"]}})
     trial.outcome.success = False

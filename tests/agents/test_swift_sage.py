@@ -91,8 +91,9 @@ def test_its_training_examples_are_the_prompts_of_play(chat: ChatFormat) -> None
 def test_swift_trains_on_the_words_that_it_wrote(chat: ChatFormat) -> None:
     """Also on further lines and on an answer without an action, which a preference against them has to lower."""
     agent = SwiftAgent("Act.")
-    answers = ["go right\nand on", " ", '"go right"', "go right", "go right", "go right"]
-    played, _ = play(agent, chat, {"swift": answers})
+    played, _ = play(
+        agent, chat, {"swift": ["go right\nand on", " ", '"go right"', "go right", "go right", "go right"]}
+    )
     assert agent.transcripts(played.episode, chat) == played.transcripts
 
 

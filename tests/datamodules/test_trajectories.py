@@ -64,6 +64,13 @@ def test_truncation_is_reported(tiny_model_folder: Path, tmp_path: Path, caplog:
     assert all(len(t) <= 600 for batch in data.train_dataloader().episodes for t in batch)
 
 
+def test_expert_episodes_of_other_tasks_are_not_trained_on(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for tasks in (["walk", "run"], ["walk"], None):
+        data = _module(tiny_model_folder, tmp_path, train_files=None, tasks=tasks)
+        data.setup("fit")
+        assert {episode.task for episode in data.episodes} == set(tasks or ["walk", "run"])
+
+
 def test_evaluation_and_prediction_jobs(tiny_model_folder: Path, tmp_path: Path) -> None:
     data = _module(tiny_model_folder, tmp_path, eval_episodes_per_task=1, predict_split="test", predict_repeats=3)
     data.setup("test")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lit_rft.agents import recorded_thoughts
 from lit_rft.episodes import Episode, cut_episode, pair_with_experts
 from lit_rft.testing import make_episode
 
@@ -59,6 +60,14 @@ def test_a_cut_episode_is_one_that_was_truncated_there() -> None:
     assert cut_episode(episode, 6) is episode
     with pytest.raises(ValueError, match="num_steps must be >= 1, got 0"):
         cut_episode(episode, 0)
+
+
+def test_a_cut_episode_keeps_the_thoughts_of_its_steps() -> None:
+    """Agents need one for each step: with more of them, a pair could not be rendered."""
+    thoughts = [f"Thought {number}." for number in range(6)]
+    cut = cut_episode(replace(make_episode(0, 6), extra={"thoughts": thoughts, "other": 1}), 4)
+    assert cut.extra == {"thoughts": thoughts[:4], "other": 1} and len(thoughts) == 6
+    assert recorded_thoughts(cut) == thoughts[:4]
 
 
 def test_failed_and_empty_attempts_make_no_pair() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rft.agents import FlatAgent, SwiftAgent
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
-from lit_rft.stages import CriticSettings, IQLUpdate, TDUpdate
+from lit_rft.stages import CriticSettings, IQLUpdate, OnlineHighLevelFinetune, SarsaUpdate, TDUpdate
 from lit_rft.stages.core.critic_updates import LevelDecisions
 from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
 
@@ -116,3 +117,18 @@ def test_settings_without_effect_or_out_of_range_are_refused() -> None:
             TDUpdate(td_lambda=td_lambda)
     with pytest.raises(ValueError, match="value_actions=policy has no effect with TDUpdate"):
         TDUpdate()(Critic(8), make_decisions(proposals=torch.zeros(6, 8)), CriticSettings(), 6.0)
+
+
+def test_updates_that_read_later_decisions_need_them_in_one_transcript(tiny_model_folder: Path) -> None:
+    """With a transcript for each decision, the values of those that follow are in none of them."""
+    forgetful = FlatAgent(keep_thoughts=False)
+    for agent, update in (
+        (forgetful, SarsaUpdate()), (forgetful, TDUpdate(td_lambda=0.5)), (SwiftAgent(), SarsaUpdate()),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="has a transcript for each"):
+            make_offline(tiny_model_folder, agent=agent, critic_update=update)
+        with pytest.raises(ValueError, match="has a transcript for each"):
+            OnlineHighLevelFinetune(agent=agent, critic_update=update)
+    for update in (TDUpdate(), IQLUpdate()):
+        make_offline(tiny_model_folder, agent=forgetful, critic_update=update)
+    make_offline(tiny_model_folder, agent=FlatAgent(), critic_update=SarsaUpdate())

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lit_rft.agents import Agent
+from lit_rft.agents.optional import keeps_thoughts, keeps_turns
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
 from lit_rft.objectives import (
@@ -124,6 +126,20 @@ def reads_values(update: Any) -> bool:
     return not isinstance(update, DeclaresValues) or update.reads_values
 
 
+def check_transcripts(agent: Agent, update: Any) -> None:
+    """Check that a critic update finds the decisions that it reads after each one, in the same transcript.
+
+    Raises:
+        ValueError: For an update with `reads_next_decision`, and an agent with a transcript for each decision.
+    """
+    if getattr(update, "reads_next_decision", False) and not (keeps_thoughts(agent) and keeps_turns(agent)):
+        raise ValueError(
+            f"{type(update).__name__} reads the decisions that follow (TDUpdate: with td_lambda above 0), and "
+            f"{type(agent).__name__} has a transcript for each, as it does not keep its thoughts or turns: set "
+            "agent.keep_thoughts to true, or critic_update to IQLUpdate or TDUpdate with td_lambda 0"
+        )
+
+
 @dataclass(frozen=True)
 class IQLUpdate:
     """L_Q, L_V and the weights of L_pi as in the paper.
@@ -197,6 +213,11 @@ class TDUpdate:
     expectile: float = 0.7
     td_lambda: float = 0.0
 
+    @property
+    def reads_next_decision(self) -> bool:
+        """True if targets need later decisions of the episode in the same transcript."""
+        return self.td_lambda > 0
+
     def __post_init__(self) -> None:
         IQLUpdate(self.advantage_temperature, self.max_weight, self.expectile)  # checks the ranges
         if not 0 <= self.td_lambda <= 1:
@@ -231,6 +252,7 @@ class SarsaUpdate:
     """
 
     reads_values = False
+    reads_next_decision = True
 
     def __call__(
         self, critic: Critic, decisions: LevelDecisions, settings: CriticSettings, normalizer: float
