@@ -111,3 +111,10 @@ def test_reading_rollouts(tiny_model_folder: Path, tmp_path: Path, capsys: pytes
     assert list(rewards) == [0, 1]
     assert rewards[1] == [rollout.reward for rollout in stage.samples if not rollout.off_policy]
     assert "best of the last group, p" in capsys.readouterr().out
+
+
+def test_reading_a_run_of_which_no_group_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "train.jsonl").write_text('{"rollouts":1,"share":0.25}\n')
+    with pytest.raises(SystemExit, match=r"no group of training is kept; .* set share: 1\.0"):
+        load("read_rollouts")(str(tmp_path))
