@@ -163,7 +163,10 @@ def _find_config(name: str) -> str:
     shipped = config_folder() / name
     if shipped.is_file():
         return str(shipped)
-    stop(f"there is no config {name!r}; shipped ones are: {', '.join(shipped_configs())}")
+    from lit_rft.error_messages import did_you_mean
+
+    near = did_you_mean(name, shipped_configs())
+    stop(f"there is no config {name!r}: expected a file or the name of a shipped config (`lit-rft configs`){near}")
 
 
 if __name__ == "__main__":

@@ -183,11 +183,15 @@ def test_wrong_keys_and_values_say_so(
     assert all(word in text for word in expected), text
 
 
-def test_an_unknown_config_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_config_names_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         resolve_configs(["fit", "-c", "mine.yaml"])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "no config 'mine.yaml'" in error and "sft.yaml" in error
+    assert stopped.value.code == 2 and "no config 'mine.yaml'" in error and "`lit-rft configs`" in error
+    with pytest.raises(SystemExit):
+        resolve_configs(["fit", "-c", "lufy/aritmetic.yaml"])
+    error = capsys.readouterr().err
+    assert "did you mean 'luffy/arithmetic.yaml'?" in error and len(error) < 200
 
 
 def test_configs_of_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
