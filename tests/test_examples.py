@@ -14,6 +14,7 @@ from lit_rft.callbacks import RolloutFiles
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.datamodules import PromptLoader
+from lit_rft.error_messages import UsageError
 from lit_rft.models import load_tokenizer
 from lit_rft.rollouts import Rollout
 from lit_rft.transcripts import ChatFormat
@@ -65,6 +66,15 @@ def test_an_own_agent_in_a_config(tiny_model_folder: Path) -> None:
     model = ["--model.init_args.policy.model", str(tiny_model_folder)]
     cli = build([*resolve_configs(["-c", "grpo/text_env.yaml"]), *agent, *model], run=False)
     assert cli.model.agent == importlib.import_module("own_agent").Menu(("look", "wait"), max_length=1024)
+
+
+def test_an_own_agent_without_annotations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (EXAMPLES / "own_agent.py").read_text().replace("level: str, observation: str", "level, observation")
+    (tmp_path / "bare_agent.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    agent = ["--model.init_args.agent", "bare_agent.Menu"]
+    with pytest.raises(UsageError, match=r"agent: .* protocol Agent: it needs all methods .* the same .* annotations"):
+        build([*resolve_configs(["-c", "grpo/text_env.yaml"]), *agent], run=False)
 
 
 def test_an_own_stage_in_the_config_of_its_page(tiny_model_folder: Path, tmp_path: Path) -> None:
