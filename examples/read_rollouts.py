@@ -12,6 +12,8 @@ from lit_rft import read_rollouts
 def main(run):
     rewards = defaultdict(list)
     groups = [group for group in read_rollouts(run) if group.split == "train"]
+    if not groups:
+        sys.exit(f"{run}: no group of training is kept; RolloutFiles keeps a share of 0.25, set share: 1.0")
     for group in groups:
         rewards[group.step] += [rollout.reward for rollout in group.rollouts if not rollout.trace]
     for step, values in sorted(rewards.items()):

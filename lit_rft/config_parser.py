@@ -81,7 +81,10 @@ def explain(message: str, keys: Sequence[str]) -> str:
             return _unknown_option(f"{group.group(1)}.{match.group(1)}" if group else match.group(1), keys)
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(message, match.group(1))
-    return innermost(message)
+    reason = innermost(message)
+    if "does not implement protocol" in reason:
+        reason += ": it needs all methods of the protocol, with the same arguments and annotations"
+    return reason
 
 
 def unknown_key(wrong: str, owner: Any, section: str = "") -> str:

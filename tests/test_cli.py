@@ -183,7 +183,7 @@ def test_wrong_keys_and_values_say_so(
     assert all(word in text for word in expected), text
 
 
-def test_an_unknown_config_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_config_names_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         resolve_configs(["fit", "-c", "glider/alfworld/stf.yaml"])
     error = capsys.readouterr().err

@@ -58,7 +58,8 @@ def test_commands_of_the_howtos_parse(line: str, monkeypatch: pytest.MonkeyPatch
     if "/config.yaml" in line or any(name in line for name in ("WandbLogger", "MLFlowLogger")):
         pytest.skip("needs a run, or another package")
     names = {"mine.yaml": "luffy/own_problems.yaml", "CONFIG": "luffy/arithmetic.yaml", "$seed": "1"}
-    for name, value in (names | {"my_envs.Brief": "own_environment.Brief"}).items():
+    own = {"my_envs.Brief": "own_environment.Brief", "my_agents.Menu": "own_agent.Menu"}
+    for name, value in (names | own).items():
         line = line.replace(name, value)
     test_commands_parse(line)
 
