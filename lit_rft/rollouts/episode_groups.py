@@ -88,7 +88,8 @@ class EpisodeGroupSource:
         for index, group in enumerate(groups):
             for turn in range(len(group.experts) if number is None else min(number, len(group.experts))):
                 expert = group.experts[(self._batches + turn) % len(group.experts)]
-                transcripts = list(expert.transcripts)
+                # copies: values are kept by transcript, and an expert may be in a group and imitated outside it
+                transcripts = [transcript.copy() for transcript in expert.transcripts]
                 rollout = Rollout(transcripts, expert.text, index, off_policy=True, finished=True, reward=expert.score)
                 rollout.counts_in_baseline = counts_in_baseline
                 rollout.episode, rollout.agent = expert.episode, self.episodes.runner.agent

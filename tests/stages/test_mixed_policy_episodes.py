@@ -13,6 +13,7 @@ from grpo_parts import grpo_parts
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
+from lit_rft.rollouts import RolloutBatch
 from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
@@ -74,6 +75,19 @@ def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folde
     assert all(one.reward == 1.0 and one.advantage > 0 for one in experts)
     assert len({t.episode_id for one in stage.samples for t in one.transcripts}) == 6
     assert stage.source.env_steps > 0
+
+
+def test_an_expert_in_a_group_and_outside_it_counts_as_both(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path, objective={"imitated_traces": 1})
+    fit(stage, data, 1)
+    rollouts = [one for one in (*stage.samples, *stage.update.imitated) if one.off_policy]
+    assert [one.counts_in_baseline for one in rollouts] == [True, True, False, False]
+    for micro in stage.update.split(stage.current_policy(), rollouts):
+        values = RolloutBatch.of(micro, rollouts)
+        tokens = {True: values.mask.sum(), False: values.imitated.sum()}  # type: ignore[union-attr]
+        for counted, number in tokens.items():
+            expected = sum(one.length for one in rollouts if one.counts_in_baseline == counted)
+            assert int(number) == expected > 0
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
