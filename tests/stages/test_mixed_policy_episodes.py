@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 
+from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
@@ -88,6 +90,27 @@ def test_an_expert_in_a_group_and_outside_it_counts_as_both(tiny_model_folder: P
         for counted, number in tokens.items():
             expected = sum(one.length for one in rollouts if one.counts_in_baseline == counted)
             assert int(number) == expected > 0
+
+
+class Twice:
+    """A loader whose batches have the same problem in both groups."""
+
+    def __init__(self, data: EpisodeGroupDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[EpisodeGroupBatch]:
+        for batch in self.data.train_dataloader():
+            yield EpisodeGroupBatch([batch.groups[0], batch.groups[0]], batch.jobs)
+
+
+def test_a_problem_twice_in_a_batch_makes_two_groups(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    fit(stage, Twice(data), 1)
+    assert [one.group for one in stage.samples] == [0, 0, 0, 1, 1, 1]
+    played = [one.id for one in stage.samples if not one.off_policy]
+    assert len(set(played)) == 4, played
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
