@@ -1,6 +1,9 @@
 """Collective operations over the processes of a run; a single process gets back its own values."""
 
 import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +37,23 @@ def all_gather_objects(value: Value) -> list[Value]:
     values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return the names of this process's items, numbered where the batch of all processes repeats one.
+
+    All processes must call this.
+
+    Args:
+        names: of the items of this process.
+    """
+    seen, distinct = Counter[str](), list[str]()
+    for turn in itertools.zip_longest(*all_gather_objects(list(names))):  # in the order of the batch
+        for rank, name in enumerate(turn):
+            if name is not None and rank == global_rank():
+                distinct.append(f"{name}+{seen[name]}" if seen[name] else name)
+            seen[name or ""] += 1
+    return distinct
 
 
 def sum_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:

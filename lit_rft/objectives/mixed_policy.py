@@ -3,6 +3,7 @@ r"""The policy loss of LUFFY (NeurIPS 2025, arXiv 2504.14945): on-policy rollout
 Tensors are [B, T]: one completion per row, one token per column. Values outside `completion_mask` are ignored.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,9 +24,13 @@ def shape_policy(importance_ratio: Tensor, *, policy_shaping: float) -> Tensor:
     Raises:
         ValueError: For a gamma that is not positive.
     """
+    _check_shaping(policy_shaping)
+    return importance_ratio / (importance_ratio + policy_shaping)
+
+
+def _check_shaping(policy_shaping: float) -> None:
     if not policy_shaping > 0:
         raise ValueError(f"policy_shaping must be > 0, got {policy_shaping}")
-    return importance_ratio / (importance_ratio + policy_shaping)
 
 
 class OnPolicyTerms(NamedTuple):
@@ -95,10 +100,12 @@ def off_policy_losses(
     if behaviour_log_probs is not None:
         check_same_shape(log_probs=log_probs, behaviour_log_probs=behaviour_log_probs)
         log_ratio = log_probs - behaviour_log_probs.detach().nan_to_num(0.0)
-    ratio = log_ratio.exp()
-    if policy_shaping is not None:
-        ratio = shape_policy(ratio, policy_shaping=policy_shaping)
-    return -ratio * advantages.detach()
+    if policy_shaping is None:
+        return -log_ratio.exp() * advantages.detach()
+    _check_shaping(policy_shaping)
+    # x / (x + gamma), also where x itself overflows: a trace's token that was next to impossible under pi_phi
+    shaped = torch.sigmoid(log_ratio - math.log(policy_shaping))
+    return -shaped * advantages.detach()
 
 
 class MixedPolicyLoss(NamedTuple):

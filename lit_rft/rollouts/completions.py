@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.generation import SamplingSettings
+from lit_rft.models.processes import distinct_names
 from lit_rft.rewards.calling import RewardFunction, close_reward
 from lit_rft.rollouts.grading import grade
 from lit_rft.rollouts.policy import Policy, measured
@@ -66,7 +67,8 @@ class CompletionSource:
         self._warn_without_traces(prompts)
         traces = self._traces(policy, prompts, self.traces_per_group)
         held = Counter(trace.group for trace in traces)
-        named = [(f"{policy.step}/{prompt.problem.id}", prompt.ids) for prompt in prompts]
+        names = distinct_names([prompt.problem.id for prompt in prompts])
+        named = [(f"{policy.step}/{name}", prompt.ids) for name, prompt in zip(names, prompts, strict=True)]
         sizes = [self.group_size - held[group] for group in range(len(prompts))]
         groups = self.sampler(policy, named, sizes, self.sampling, seed=self.seed, max_concurrent=self.max_concurrent)
         rollouts = []

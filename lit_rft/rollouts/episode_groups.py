@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch
 from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.generation import SamplingSettings
+from lit_rft.models.processes import distinct_names
 from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.policy import Policy
@@ -61,9 +62,10 @@ class EpisodeGroupSource:
         experts = self._experts(batch.groups, self.traces_per_group)
         held = Counter(expert.group for expert in experts)
         jobs, group_of = [], {}
-        for number, group in enumerate(batch.groups):
+        names = distinct_names([group.job.id for group in batch.groups])
+        for number, (group, name) in enumerate(zip(batch.groups, names, strict=True)):
             for turn in range(self.group_size - held[number]):
-                job = dataclasses.replace(group.job, id=f"{group.job.id}/{policy.step}/{turn}")
+                job = dataclasses.replace(group.job, id=f"{name}/{policy.step}/{turn}")
                 jobs.append(job)
                 group_of[job.id] = number
         played = self.episodes.play(policy, EpisodeJobs(jobs, batch.jobs.make_env, batch.jobs.tasks), self.seed)
@@ -88,7 +90,8 @@ class EpisodeGroupSource:
         for index, group in enumerate(groups):
             for turn in range(len(group.experts) if number is None else min(number, len(group.experts))):
                 expert = group.experts[(self._batches + turn) % len(group.experts)]
-                transcripts = list(expert.transcripts)
+                # copies: values are kept by transcript, and an expert may be in a group and imitated outside it
+                transcripts = [transcript.copy() for transcript in expert.transcripts]
                 rollout = Rollout(transcripts, expert.text, index, off_policy=True, finished=True, reward=expert.score)
                 rollout.counts_in_baseline = counts_in_baseline
                 rollout.episode, rollout.agent = expert.episode, self.episodes.runner.agent

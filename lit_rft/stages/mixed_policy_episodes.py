@@ -65,7 +65,7 @@ class MixedPolicyEpisodes(EpisodeStage):
         self.sampling = exploration or SamplingSettings(temperature=1.0)
         check_room(self.agent, "exploration", self.sampling)
         self.seed, self.max_tokens = resolve_seed(seed), self.agent.max_length
-        self.steps_per_batch = self.objective.steps_per_batch
+        self.steps_per_batch, self.single_steps = self.objective.steps_per_batch, self.objective.sft_steps
         self.needs_traces, self.needs_reference = self.objective.needs_traces, self.objective.kl_coef > 0
         self.source = EpisodeGroupSource(
             self.evaluator.runner, self.sampling, seed=self.seed, **self.objective.group_sizes

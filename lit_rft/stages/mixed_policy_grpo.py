@@ -77,7 +77,7 @@ class MixedPolicyGRPO(PolicyModule):
         self.objective = (objective or ObjectiveSettings()).with_default_traces(self.default_traces)
         self.sampling = sampling or SamplingSettings(max_new_tokens=8192, temperature=1.0)
         self.seed, self.max_tokens = resolve_seed(seed), self.sampling.max_new_tokens
-        self.steps_per_batch = self.objective.steps_per_batch
+        self.steps_per_batch, self.single_steps = self.objective.steps_per_batch, self.objective.sft_steps
         self.needs_traces, self.needs_reference = self.objective.needs_traces, self.objective.kl_coef > 0
         self.reward, self.verifier = choose_rewards(reward, verifier)
         self.answering = (answering or AnsweringSettings()).with_default_seed()

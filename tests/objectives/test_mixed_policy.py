@@ -100,6 +100,16 @@ def test_shaping_lifts_unlikely_tokens() -> None:
     assert pull[0.1] > 0.5 > 0.01 > pull[None]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shaping_stays_finite_where_the_ratio_overflows(dtype: torch.dtype) -> None:
+    log_probs = torch.tensor([[-0.1, -800.0]], dtype=dtype, requires_grad=True)
+    behaviour = torch.tensor([[-900.0, -0.1]], dtype=dtype)
+    losses = off_policy_losses(log_probs, torch.ones(1, 2), behaviour_log_probs=behaviour, policy_shaping=0.1)
+    assert losses.tolist() == [[-1.0, 0.0]]
+    (gradient,) = torch.autograd.grad(losses.sum(), log_probs)
+    assert gradient.tolist() == [[0.0, 0.0]]
+
+
 def test_behaviour_probabilities_count_where_they_are_known() -> None:
     data = batch()
     known = mixed_policy_loss(**data).loss

@@ -50,6 +50,15 @@ def test_a_group_is_filled_up_with_samples(policy: Policy) -> None:
     assert float(source.metrics["reward_seconds"]) >= 0
 
 
+def test_a_problem_twice_in_a_batch_has_other_completions(policy: Policy) -> None:
+    prompts = batch(policy, 0).prompts
+    rollouts = CompletionSource(length, SAMPLING, group_size=3)(policy, PromptBatch(prompts * 2))
+    texts = [[rollout.text for rollout in rollouts if rollout.group == group] for group in (0, 1)]
+    assert texts[0] != texts[1]
+    alone = CompletionSource(length, SAMPLING, group_size=3)(policy, PromptBatch(prompts))
+    assert [rollout.text for rollout in alone] == texts[0]
+
+
 def test_imitated_traces_come_last_and_stand_apart(policy: Policy) -> None:
     source = CompletionSource(length, SAMPLING, group_size=2, imitated_traces=1)
     rollouts = source(policy, batch(policy, 2, 0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from grpo_parts import grpo_parts
 
+from lit_rft.batches import EpisodeGroupBatch
 from lit_rft.datamodules import EpisodeGroupDataModule
 from lit_rft.envs import PoolSettings
 from lit_rft.episodes import Outcome, write_episodes
 from lit_rft.generation import SamplingSettings
+from lit_rft.rollouts import RolloutBatch
 from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
@@ -77,6 +80,7 @@ def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folde
     assert stage.source.env_steps > 0
 
 
+<<<<<<< HEAD
 def test_experts_of_two_files_with_the_same_ids_stay_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
     _, data = make(tiny_model_folder, tmp_path, agent=FLAT_PLAYER)
     episodes = data.collect()
@@ -89,6 +93,40 @@ def test_experts_of_two_files_with_the_same_ids_stay_apart(tiny_model_folder: Pa
     data.setup("fit")
     for group in data.groups:
         assert [(e.score, e.transcripts[0].num_decisions) for e in group.experts] == [(1.0, 3), (1 / 3, 1)]
+=======
+def test_an_expert_in_a_group_and_outside_it_counts_as_both(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path, objective={"imitated_traces": 1})
+    fit(stage, data, 1)
+    rollouts = [one for one in (*stage.samples, *stage.update.imitated) if one.off_policy]
+    assert [one.counts_in_baseline for one in rollouts] == [True, True, False, False]
+    for micro in stage.update.split(stage.current_policy(), rollouts):
+        values = RolloutBatch.of(micro, rollouts)
+        tokens = {True: values.mask.sum(), False: values.imitated.sum()}  # type: ignore[union-attr]
+        for counted, number in tokens.items():
+            expected = sum(one.length for one in rollouts if one.counts_in_baseline == counted)
+            assert int(number) == expected > 0
+
+
+class Twice:
+    """A loader whose batches have the same problem in both groups."""
+
+    def __init__(self, data: EpisodeGroupDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[EpisodeGroupBatch]:
+        for batch in self.data.train_dataloader():
+            yield EpisodeGroupBatch([batch.groups[0], batch.groups[0]], batch.jobs)
+
+
+def test_a_problem_twice_in_a_batch_makes_two_groups(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage, data = make(tiny_model_folder, tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    fit(stage, Twice(data), 1)
+    assert [one.group for one in stage.samples] == [0, 0, 0, 1, 1, 1]
+    played = [one.id for one in stage.samples if not one.off_policy]
+    assert len(set(played)) == 4, played
+>>>>>>> 1ecb8bb92be6404889ee5d16d69d83f29586d0d3
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The learning rate over steps, against closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from lit_rft.stages.core.adamw import total_steps
 from lit_rft.stages.core.schedule import learning_rate_factor
 
 
@@ -27,3 +29,15 @@ def test_the_fall_begins_after_the_warm_up() -> None:
 
 def test_a_run_without_an_end_does_not_fall() -> None:
     assert learning_rate_factor(1000, "cosine", 0, float("inf")) == 1
+
+
+@pytest.mark.parametrize(
+    ("batches", "max_steps", "per_batch", "single", "steps"),
+    [(5, -1, 4, 0, 20), (10, 10, 4, 0, 12), (5, -1, 4, 2, 14), (10, 10, 4, 3, 11), (2, -1, 4, 3, 2),
+     (-1, -1, 4, 0, math.inf)],
+)  # fmt: skip
+def test_the_last_step_is_that_of_the_last_batch(
+    batches: int, max_steps: int, per_batch: int, single: int, steps: float
+) -> None:
+    trainer = SimpleNamespace(estimated_stepping_batches=batches, max_steps=max_steps)
+    assert total_steps(trainer, per_batch, single) == steps

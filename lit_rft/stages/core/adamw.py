@@ -1,5 +1,6 @@
 """AdamW and its learning-rate schedule, from the settings of a stage."""
 
+import math
 from typing import Any
 
 import torch
@@ -60,6 +61,22 @@ def _factor(module: Any, step: int) -> float:
     # their position from a checkpoint.
     total = float("inf")
     if settings.schedule != "constant" and step > settings.warmup_steps:
-        total = module.trainer.estimated_stepping_batches * module.steps_per_batch
-        total = min(total, module.trainer.max_steps) if module.trainer.max_steps > 0 else total
+        total = total_steps(module.trainer, module.steps_per_batch, module.single_steps)
     return learning_rate_factor(step, settings.schedule, settings.warmup_steps, total)
+
+
+def total_steps(trainer: Any, steps_per_batch: int, single_steps: int = 0) -> float:
+    """Return the number of optimiser steps of a run: a batch makes all of its steps, also beyond `max_steps`.
+
+    Args:
+        trainer: with its limits of batches, epochs and steps.
+        steps_per_batch: optimiser steps per batch.
+        single_steps: number of first batches that make one step each.
+    """
+    batches = trainer.estimated_stepping_batches
+    batches = batches if batches > 0 else math.inf  # loaders without a length, and no max_steps
+    total = batches if batches <= single_steps else single_steps + (batches - single_steps) * steps_per_batch
+    if 0 < trainer.max_steps < total:
+        rest = max(0, trainer.max_steps - single_steps)
+        total = min(trainer.max_steps, single_steps) + math.ceil(rest / steps_per_batch) * steps_per_batch
+    return total

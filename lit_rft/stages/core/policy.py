@@ -56,6 +56,7 @@ class PolicyModule(L.LightningModule):
     level_adapters: Mapping[str, str] = {}  # adapters of levels that do not act with the one that trains
     needs_reference = False  # whether a frozen copy of the policy at the start of the stage is kept
     steps_per_batch = 1  # optimiser steps per batch of data
+    single_steps = 0  # number of first batches that make one optimiser step each
     tokens_trained = 0  # of this process, in the optimiser steps of this run
     strict_loading = False  # checkpoints contain what trains; `on_load_checkpoint` checks that it is complete
 
