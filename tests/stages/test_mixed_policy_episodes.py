@@ -80,7 +80,6 @@ def test_groups_hold_played_episodes_and_an_experts(agent: Any, tiny_model_folde
     assert stage.source.env_steps > 0
 
 
-<<<<<<< HEAD
 def test_experts_of_two_files_with_the_same_ids_stay_apart(tiny_model_folder: Path, tmp_path: Path) -> None:
     _, data = make(tiny_model_folder, tmp_path, agent=FLAT_PLAYER)
     episodes = data.collect()
@@ -93,7 +92,8 @@ def test_experts_of_two_files_with_the_same_ids_stay_apart(tiny_model_folder: Pa
     data.setup("fit")
     for group in data.groups:
         assert [(e.score, e.transcripts[0].num_decisions) for e in group.experts] == [(1.0, 3), (1 / 3, 1)]
-=======
+
+
 def test_an_expert_in_a_group_and_outside_it_counts_as_both(tiny_model_folder: Path, tmp_path: Path) -> None:
     stage, data = make(tiny_model_folder, tmp_path, objective={"imitated_traces": 1})
     fit(stage, data, 1)
@@ -126,7 +126,6 @@ def test_a_problem_twice_in_a_batch_makes_two_groups(tiny_model_folder: Path, tm
     assert [one.group for one in stage.samples] == [0, 0, 0, 1, 1, 1]
     played = [one.id for one in stage.samples if not one.off_policy]
     assert len(set(played)) == 4, played
->>>>>>> 1ecb8bb92be6404889ee5d16d69d83f29586d0d3
 
 
 def test_sampled_log_probs_are_those_of_the_training_pass(tiny_model_folder: Path, tmp_path: Path) -> None:
