@@ -14,7 +14,7 @@ from lit_rft.rewards.calling import RewardFunction, close_reward
 from lit_rft.rollouts.grading import grade
 from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout
-from lit_rft.rollouts.sources import CompletionSampler
+from lit_rft.rollouts.sources import CompletionSampler, innermost_state
 from lit_rft.transcripts import completion_transcript
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class CompletionSource:
         return {"batches": self._batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._batches = state["batches"]
+        self._batches = innermost_state(state)["batches"]
 
 
 def _rollout(policy: Policy, prompt: Prompt, ids: list[int], text: str, **fields: Any) -> Rollout:

@@ -15,6 +15,7 @@ from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.episodes import EpisodeSource
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
+from lit_rft.rollouts.sources import innermost_state
 
 
 class EpisodeGroupSource:
@@ -105,6 +106,7 @@ class EpisodeGroupSource:
         return {"batches": self._batches, **self.episodes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = innermost_state(state)
         self._batches = state["batches"]
         self.episodes.load_state_dict(state)
 

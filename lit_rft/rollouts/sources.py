@@ -80,6 +80,13 @@ class CountsEnvSteps(Protocol):
         ...
 
 
+def innermost_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a stage's own source in that of sources around it: a run may continue without them."""
+    while "source" in state:
+        state = state["source"]
+    return state
+
+
 SourceFunction = Callable[..., Any]  # GroupSource -> GroupSource; the command line takes callables by class_path
 
 

@@ -13,7 +13,7 @@ from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.models.processes import all_gather_objects, global_index
 from lit_rft.problems import Problem
 from lit_rft.rollouts import GroupSource, Policy, Rollout
-from lit_rft.sources.wrapped import WrappedSource
+from lit_rft.sources.wrapped import WrappedSource, warn_of_empty_buffer
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ class _ReplayingSource(WrappedSource):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.buffer, self.started = dict(state["buffer"]), state["started"]
+        if "started" in state:
+            self.buffer, self.started = dict(state["buffer"]), state["started"]
+        else:
+            self.buffer, self.started = {}, False
+            warn_of_empty_buffer("ExGRPO")
 
 
 def _replayed(experience: dict[str, Any]) -> Prompt:

@@ -9,7 +9,7 @@ import torch
 from lit_rft.models.processes import all_gather_objects, global_index, global_rank, world_size
 from lit_rft.rollouts import GroupSource, Policy, Rollout
 from lit_rft.rollouts.replay import transcript_from_plain, transcript_to_plain
-from lit_rft.sources.wrapped import WrappedSource, num_groups
+from lit_rft.sources.wrapped import WrappedSource, num_groups, warn_of_empty_buffer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ class _HardestSource(WrappedSource):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.buffer = list(state["buffer"])
+        if isinstance(state.get("buffer"), list):  # ExGRPO's is a dictionary
+            self.buffer = list(state["buffer"])
+        else:
+            self.buffer = []
+            warn_of_empty_buffer("ReLIFT")
 
 
 def _to_plain(rollout: Rollout) -> dict[str, Any]:

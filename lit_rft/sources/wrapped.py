@@ -1,5 +1,6 @@
 """Parts of rollout sources that are built around another."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from lit_rft.batches import EpisodeGroupBatch, PromptBatch
 from lit_rft.rollouts import GroupSource, Policy, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class WrappedSource:
@@ -51,7 +54,15 @@ class WrappedSource:
         return {"source": self.source.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.source.load_state_dict(state["source"])
+        """Continue from a checkpoint, also from one of a run without this source: `source` may change on resume."""
+        self.source.load_state_dict(state.get("source", state))
+
+
+def warn_of_empty_buffer(name: str) -> None:
+    """Warn that the checkpoint of another `source` has no buffer for the one with this name."""
+    logger.warning(
+        "the checkpoint has no buffer of %s: it starts empty; if its run had one, set source as in that run", name
+    )
 
 
 def num_groups(batch: PromptBatch | EpisodeGroupBatch) -> int:
