@@ -88,8 +88,10 @@ class _ReplayingSource(WrappedSource):
         wanted = round(self.settings.share * len(ids)) if self.started else 0
         known = sorted(self.buffer.keys() - set(ids))  # a prompt twice in a batch would have equal completions
         rng = random.Random(f"{self.settings.seed}/{policy.step}")  # the same in all processes
-        draws = {name: rng.random() ** (1 / self._weight(self.buffer[name]["rate"])) for name in known}
-        chosen = sorted(known, key=lambda name: -draws[name])[:wanted]
+        # ascending -log(u) / weight, as a logarithm: a weight may be less than any number above 0
+        draws = {name: math.log(-math.log(max(rng.random(), 1e-300))) - self._log_weight(self.buffer[name]["rate"])
+                 for name in known}  # fmt: skip
+        chosen = sorted(known, key=lambda name: draws[name])[:wanted]
         mixed = []
         for index, prompt in enumerate(prompts):
             place = global_index(index) - (len(ids) - len(chosen))
@@ -97,8 +99,9 @@ class _ReplayingSource(WrappedSource):
             mixed.append(plain if place < 0 else _replayed(self.buffer[chosen[place]]))
         return mixed, len(chosen)
 
-    def _weight(self, rate: float) -> float:
-        return math.exp(-((rate - 0.5) ** 2) / (2 * self.settings.width**2))
+    def _log_weight(self, rate: float) -> float:
+        scaled = (rate - 0.5) / self.settings.width
+        return -scaled * scaled / 2
 
     def _experience(self, prompt: Prompt, group: int, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Return a prompt's share of right completions, and the best of these if there are any."""

@@ -122,6 +122,14 @@ def test_medium_difficulty_is_drawn_most_often() -> None:
     assert drawn["m"] > 2 * drawn["h"] > 0
 
 
+@pytest.mark.parametrize("width", [0.02, 0.01, 1e-100])
+def test_a_small_width_still_prefers_medium_difficulty(width: float) -> None:
+    rewards = {"a": [0.0] * 7 + [1.0], "n": [0.0, 0.0, 1.0, 1.0, 1.0], "x": [0.0], "y": [0.0]}
+    source = ExGRPO(0.5, width=width, start_rate=0.0)(Sampler(rewards))
+    ask(source, "an")
+    assert ask(source, "xy")[1].problem.id == "n"
+
+
 def test_replay_starts_late_and_continues_from_a_checkpoint(tmp_path: Path) -> None:
     source = ExGRPO(0.5, start_rate=0.5)(Sampler(REWARDS))
     ask(source, "dccc")
