@@ -14,6 +14,7 @@ from lit_rft.datamodules import EpisodeGroupDataModule, MathPromptDataModule, On
 from lit_rft.envs import EpisodeSpec, ScienceWorldSuite
 from lit_rft.envs.scienceworld import short_tasks
 from lit_rft.envs.scienceworld.suite import SHORT_TASKS
+from lit_rft.sources import ExGRPO, TracePrefixes
 from lit_rft.stages import (
     ActingSettings,
     AnsweringSettings,
@@ -83,12 +84,13 @@ def test_every_seed_of_every_part_follows_the_run() -> None:
     def seeds() -> list[int | None]:
         grpo, online = MixedPolicyGRPO(), OnlineHighLevelFinetune()
         stages = [grpo.seed, grpo.answering.seed, online.online.seed, online.acting.seed, HierarchicalSFT().acting.seed]
+        stages += [MixedPolicyGRPO(source=source).source.seed for source in (ExGRPO(), TracePrefixes())]
         modules = (MathPromptDataModule, TrajectoryDataModule, OnlineDataModule, EpisodeGroupDataModule)
         return [*stages, MixedPolicyEpisodes().seed, *(module().seed for module in modules)]
 
     for seed in (5, 6):
         L.seed_everything(seed, verbose=False)
-        assert seeds() == [seed] * 10
+        assert seeds() == [seed] * 12
     L.seed_everything(0, verbose=False)
 
 
@@ -98,6 +100,8 @@ def test_an_explicit_seed_wins_in_every_part() -> None:
     assert MixedPolicyGRPO(answering=AnsweringSettings(seed=1)).answering.seed == 1
     assert HierarchicalSFT(acting=ActingSettings(seed=0)).acting.seed == 0  # 0 is a seed, not an absent one
     assert OnlineHighLevelFinetune(OnlineSettings(seed=1)).online.seed == 1
+    for source in (ExGRPO(seed=1), TracePrefixes(seed=1)):
+        assert MixedPolicyGRPO(source=source).source.seed == 1
     assert MathPromptDataModule(seed=0).seed == TrajectoryDataModule(seed=0).seed == 0
     L.seed_everything(0, verbose=False)
 
@@ -109,14 +113,16 @@ def test_checkpoints_know_the_seeds_of_the_run(tiny_model_folder: Path) -> None:
         MixedPolicyGRPO(policy, answering=AnsweringSettings()),
         MixedPolicyGRPO(policy, answering=AnsweringSettings(seed=1), seed=2),
         OnlineHighLevelFinetune(OnlineSettings(), policy=policy),
+        MixedPolicyGRPO(policy, source=ExGRPO()),
     ]
     for stage in stages:
         stage.configure_model()
     L.seed_everything(0, verbose=False)
-    first, second, online = (stage.hparams for stage in stages)
+    first, second, online, replay = (stage.hparams for stage in stages)
     assert (first["seed"], first["answering"]["seed"]) == (5, 5)
     assert (second["seed"], second["answering"]["seed"]) == (2, 1)
     assert online["online"]["seed"] == 5
+    assert replay["source"]["init_args"]["seed"] == 5
 
 
 def test_without_a_seed_of_the_run_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.models.processes import all_gather_objects, global_index
 from lit_rft.problems import Problem
@@ -36,14 +37,14 @@ class ExGRPO:
         width: of the weights, > 0.
         right_reward: completions with a higher reward are right.
         start_rate: share of right completions in a batch from which on prompts are replayed.
-        seed: of the draws.
+        seed: of the draws; null for the run's `seed_everything`.
     """
 
     share: float = 0.5
     width: float = 0.25
     right_reward: float = 0.5
     start_rate: float = 0.35
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not self.width > 0:
@@ -61,7 +62,7 @@ class ExGRPO:
 class _ReplayingSource(WrappedSource):
     def __init__(self, source: GroupSource, settings: ExGRPO) -> None:
         super().__init__(source)
-        self.settings = settings
+        self.settings, self.seed = settings, resolve_seed(settings.seed)
         self.buffer: dict[str, dict[str, Any]] = {}  # problem id -> experience; the same in all processes
         self.started = False
 
@@ -87,7 +88,7 @@ class _ReplayingSource(WrappedSource):
         ids = _in_order([prompt.problem.id for prompt in prompts])
         wanted = round(self.settings.share * len(ids)) if self.started else 0
         known = sorted(self.buffer.keys() - set(ids))  # a prompt twice in a batch would have equal completions
-        rng = random.Random(f"{self.settings.seed}/{policy.step}")  # the same in all processes
+        rng = random.Random(f"{self.seed}/{policy.step}")  # the same in all processes
         # ascending -log(u) / weight, as a logarithm: a weight may be less than any number above 0
         draws = {name: math.log(-math.log(max(rng.random(), 1e-300))) - self._log_weight(self.buffer[name]["rate"])
                  for name in known}  # fmt: skip

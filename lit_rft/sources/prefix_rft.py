@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_rft._seeds import resolve_seed
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.models.processes import sum_numbers
 from lit_rft.rollouts import CompletionSource, GroupSource, Policy, Rollout
@@ -31,7 +32,7 @@ class TracePrefixes:
         high: highest share of a trace, in [0, 1].
         low_end: lowest share after the decay, in [0, high].
         decay_steps: optimiser steps, >= 1.
-        seed: of the choice of trace and length.
+        seed: of the choice of trace and length; null for the run's `seed_everything`.
 
     Raises:
         ValueError: a setting is out of its range, or the stage has no traces in its groups or no completions.
@@ -40,7 +41,7 @@ class TracePrefixes:
     high: float = 0.95
     low_end: float = 0.05
     decay_steps: int = 200
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.low_end <= self.high <= 1 or self.decay_steps < 1:
@@ -71,7 +72,7 @@ class TracePrefixes:
 class _PrefixSource(WrappedSource):
     def __init__(self, source: GroupSource, completions: CompletionSource, settings: TracePrefixes) -> None:
         super().__init__(source)
-        self.completions, self.settings = completions, settings
+        self.completions, self.settings, self.seed = completions, settings, resolve_seed(settings.seed)
 
     def __call__(self, policy: Policy, batch: PromptBatch) -> list[Rollout]:
         """Return the groups, with continued prefixes in place of traces; all processes must call this."""
@@ -91,7 +92,7 @@ class _PrefixSource(WrappedSource):
 
     def _prefix(self, policy: Policy, prompt: Prompt) -> tuple[list[int], int]:
         """Return the prefix of one of a prompt's traces, and the length of the trace."""
-        rng = random.Random(f"{self.settings.seed}/{policy.step}/{prompt.problem.id}")  # in any process the same
+        rng = random.Random(f"{self.seed}/{policy.step}/{prompt.problem.id}")  # in any process the same
         trace = rng.choice(prompt.traces)
         share = rng.uniform(self.settings.low(policy.step), self.settings.high)
         return trace[: min(int(share * len(trace)), len(trace) - 1)], len(trace)

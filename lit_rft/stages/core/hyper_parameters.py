@@ -51,8 +51,9 @@ def effective(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = chosen if dataclasses.is_dataclass(chosen) or name == "seed" else None
         by_class = dataclasses.is_dataclass(value) and type(value) not in annotated_options(hints.get(name, Any))
         plain[name] = with_class(value) if by_class else to_plain(value)  # a part given by class_path, with its class
-        if isinstance(plain[name], dict) and plain[name].get("seed", 0) is None:
-            plain[name]["seed"] = getattr(chosen, "seed", None)
+        settings = plain[name]["init_args"] if by_class else plain[name]
+        if isinstance(settings, dict) and settings.get("seed", 0) is None:
+            settings["seed"] = getattr(chosen, "seed", None)
     return plain
 
 
