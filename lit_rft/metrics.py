@@ -13,6 +13,7 @@ from lit_rft.episodes import Episode
 
 COLUMNS = ("score", "success", "steps", "valid_actions", "invalid_answers", "env_errors")
 ENV_METRICS = "metrics/"  # prefix of the columns of an environment's own metrics
+_Z = 1.959963984540054  # 97.5% quantile of the standard normal distribution
 
 
 class EpisodeMetrics(Metric):
@@ -142,11 +143,33 @@ def pass_at_k(right: Tensor, answers: Tensor, k: int) -> Tensor:
     return 1.0 - terms.clamp_min(0).prod(-1)
 
 
+def wilson_interval(successes: float, number: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share (Wilson 1927), which is sensible at 0 and 1 too.
+
+    Args:
+        successes: in [0, number]; a sum of shares if each trial has one.
+        number: of trials, >= 1.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+
+    Raises:
+        ValueError: For a count out of range.
+    """
+    if not 0 <= successes <= number or number < 1:
+        raise ValueError(f"expected 0 <= successes <= number and number >= 1, got {successes} of {number}")
+    share, weight = successes / number, _Z**2 / number
+    middle = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / number + weight / (4 * number))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 class AnswerMetrics(Metric):
     """avg@k and pass@k of each benchmark, and their mean over benchmarks, as shares in 0..1.
 
     avg@k: the mean share of right answers among the k of each problem, with an interval from resampling problems
-    (bootstrap, 95%). k is the smallest number of answers per problem in the benchmark.
+    (bootstrap, 95%), or Wilson's over problems if all have one answer each or equal shares, where a bootstrap is too
+    narrow. k is the smallest number of answers per problem in the benchmark.
 
     Args:
         sources: names of all benchmarks.
@@ -196,10 +219,7 @@ class AnswerMetrics(Metric):
 
     def _of(self, right: Tensor, answers: Tensor) -> dict[str, float]:
         shares = right.double() / answers
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randint(len(shares), (self.resamples, len(shares)), generator=generator)
-        means = shares.cpu()[chosen].mean(-1)
-        low, high = (float(value) for value in torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)))
+        low, high = self._interval(shares.cpu(), int(answers.max()))
         return {
             "average": float(shares.mean()),
             "low": low,
@@ -208,6 +228,14 @@ class AnswerMetrics(Metric):
             "k": float(answers.min()),
             "problems": float(len(shares)),
         }
+
+    def _interval(self, shares: Tensor, most_answers: int) -> tuple[float, float]:
+        if most_answers == 1 or bool((shares == shares[0]).all()):  # of equal shares a bootstrap has no width
+            return wilson_interval(float(shares.sum()), len(shares))
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(len(shares), (self.resamples, len(shares)), generator=generator)
+        ends = torch.quantile(shares[chosen].mean(-1), torch.tensor([0.025, 0.975], dtype=torch.float64))
+        return float(ends[0]), float(ends[1])
 
 
 def episode_cells(row: dict[str, float]) -> dict[str, str]:

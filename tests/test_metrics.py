@@ -136,6 +136,28 @@ def test_answers_by_benchmark_with_intervals() -> None:
         metrics.update("amc", 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("right", "answers", "expected"),
+    [
+        ([0] * 20, 1, (0.0, 0.1611)),
+        ([1] * 20, 1, (0.8389, 1.0)),
+        ([0] * 20, 4, (0.0, 0.1611)),  # 4 answers of a problem are not 4 problems
+        ([2] * 4, 4, (0.1500, 0.8500)),
+        ([1] + [0] * 28, 1, (0.0061, 0.1718)),
+        ([1], 3, (0.0253, 0.9058)),
+    ],
+)
+def test_intervals_where_a_bootstrap_has_no_width(
+    right: list[int], answers: int, expected: tuple[float, float]
+) -> None:
+    metrics = AnswerMetrics(["aime"])
+    for number in right:
+        metrics.update("aime", number, answers)
+    row = metrics.compute()["aime"]
+    assert (row["low"], row["high"]) == pytest.approx(expected, abs=5e-5)
+    assert row["low"] <= row["average"] <= row["high"] and row["high"] - row["low"] > 0.1
+
+
 def test_cells_of_answers() -> None:
     row = {"problems": 30.0, "k": 4.0, "average": 0.25, "low": 0.125, "high": 0.5, "pass": 0.75}
     expected = {"problems": "30", "k": "4", "avg@k": "25.0%", "95% interval": "12.5% .. 50.0%", "pass@k": "75.0%"}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rft.demo.intervals import gain_interval, wilson_interval
+from lit_rft.demo.intervals import gain_interval
 from lit_rft.episodes import Episode
+from lit_rft.metrics import wilson_interval
 
 TOTAL = "all"
 Pair = tuple[Episode, Episode]  # a game before and after

@@ -1,32 +1,11 @@
-"""95% intervals of shares, and of the difference between two shares of the same games."""
+"""95% interval of the difference between two shares of the same games."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-_Z = 1.959963984540054  # 97.5% quantile of the standard normal distribution
-
-
-def wilson_interval(successes: int, number: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share (Wilson 1927), which is sensible at 0 and 1 too.
-
-    Args:
-        successes: in 0..number.
-        number: of trials, >= 1.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Raises:
-        ValueError: For a count out of range.
-    """
-    if not 0 <= successes <= number or number < 1:
-        raise ValueError(f"expected 0 <= successes <= number and number >= 1, got {successes} of {number}")
-    share, weight = successes / number, _Z**2 / number
-    middle = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / number + weight / (4 * number))
-    return max(0.0, middle - half), min(1.0, middle + half)
+from lit_rft.metrics import wilson_interval
 
 
 def gain_interval(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:

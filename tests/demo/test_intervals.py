@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from lit_rft.demo.intervals import gain_interval, wilson_interval
+from lit_rft.demo.intervals import gain_interval
+from lit_rft.metrics import wilson_interval
 
 
 def _outcomes(both: int, lost: int, gained: int, neither: int) -> tuple[list[bool], list[bool]]:

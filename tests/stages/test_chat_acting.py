@@ -20,10 +20,10 @@ from lit_rft.agents import (
     SwitchSettings,
 )
 from lit_rft.callbacks import ScoreTable
-from lit_rft.datamodules import TrajectoryDataModule
+from lit_rft.datamodules import EpisodeGroupDataModule, OnlineDataModule, TrajectoryDataModule
 from lit_rft.envs.pool_settings import PoolSettings
 from lit_rft.generation import ChatServerSettings, SamplingSettings
-from lit_rft.stages import ActingSettings
+from lit_rft.stages import ActingSettings, MixedPolicyEpisodes, OnlineHighLevelFinetune, PolicySettings, PPOEpisodes
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny_stage import make_stage
 
@@ -126,3 +126,25 @@ def test_a_failing_server_ends_the_run_with_its_error(
     settings = dataclasses.replace(settings, parallel_episodes=1)
     with pytest.raises(RuntimeError, match="status 401"):
         evaluate(FlatAgent(), settings, tiny_model_folder, tmp_path)
+
+
+@pytest.mark.parametrize("make", [MixedPolicyEpisodes, OnlineHighLevelFinetune, PPOEpisodes])
+def test_a_stage_that_plays_to_learn_refuses_another_model_in_fit(
+    make: Any, fake: FakeChatServer, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    answer = f"echo:go right|{make.__name__}"
+    policy, agent = PolicySettings(str(tiny_model_folder)), FlatAgent(max_length=500)
+    stage = make(policy=policy, acting=acting(fake, answer), agent=agent)
+    suite = CorridorSuite(step_limit=4)
+    kind = EpisodeGroupDataModule if make is MixedPolicyEpisodes else OnlineDataModule
+    data = kind(model=str(tiny_model_folder), suite=suite, data_dir=str(tmp_path), eval_episodes_per_task=1)
+    trainer = L.Trainer(
+        max_steps=1, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=rf"{make.__name__} trains on .* set acting\.chat_server to null") as error:
+        trainer.fit(stage, datamodule=data)
+    assert "\n" not in str(error.value) and not fake.requests(answer)
+    trainer.limit_test_batches = 1
+    trainer.test(stage, datamodule=data, verbose=False)
+    assert fake.requests(answer)
