@@ -4,12 +4,13 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_rft._files import checkpoints_below
 from lit_rft.callbacks.run_checkpoint import RunCheckpoint
@@ -88,6 +89,8 @@ class StageCLI(LightningCLI):
         ckpt_path = config.get("ckpt_path")
         if not self.trainer.is_global_zero:
             return
+        if not config["overwrite"] or ckpt_path is not None:
+            check_csv_files(self.trainer.loggers)
         callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
         for callback in callbacks or [RunCheckpoint()]:  # runs without checkpoints still write curves and an adapter
             if config["overwrite"] and ckpt_path is None:
@@ -96,12 +99,14 @@ class StageCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Replace Lightning's list of metrics by the table of scores."""
+        check_csv_files(self.trainer.loggers if self.trainer.is_global_zero else ())
         self.config_init[self.subcommand]["verbose"] = False
 
     before_test = before_validate
 
     def before_predict(self) -> None:
         """Keep no results in memory: callbacks write them."""
+        check_csv_files(self.trainer.loggers if self.trainer.is_global_zero else ())
         self.config_init[self.subcommand]["return_predictions"] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -152,6 +157,22 @@ def drop_defaults(trainer: Any) -> None:
         unwanted.add("lit_rft.callbacks.RunProgressBar")
     if isinstance(trainer.callbacks, list):
         trainer.callbacks = [callback for callback in trainer.callbacks if callback.class_path not in unwanted]
+
+
+def check_csv_files(loggers: Iterable[Any]) -> None:
+    """Check that no `CSVLogger` deletes the curves of training: with a fixed version it begins by removing its file.
+
+    Raises:
+        UsageError: If one would.
+    """
+    for logger in loggers:
+        file = Path(logger.log_dir, "metrics.csv") if isinstance(logger, CSVLogger) else None
+        if file is not None and file.is_file() and "train/" in file.read_text(encoding="utf-8").partition("\n")[0]:
+            raise UsageError(
+                f"trainer.logger: CSVLogger would delete {file}, the curves of training: remove its version (each "
+                "process then writes into a folder version_<n>, and `lit-rft show` joins them), set another one, or "
+                "move the file"
+            )
 
 
 def check_checkpoint(path: Any) -> None:

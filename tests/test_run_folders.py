@@ -171,3 +171,23 @@ def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(argume
     assert {path: path.read_bytes() for path in before} == before
     main(["fit", *arguments, "--overwrite", "true"])
     assert not events.exists() and not any((run / name).exists() for name in names)
+
+
+def test_the_curves_of_a_csv_logger_with_a_fixed_version_are_not_deleted(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    csv = ["--trainer.logger", "CSVLogger", "--trainer.logger.init_args.name", "lightning_logs"]
+    csv += ["--trainer.logger.init_args.version", "0"]
+    arguments = [*_arguments(tiny_model_folder, tmp_path), *csv]
+    file = tmp_path / "run" / "lightning_logs" / "version_0" / "metrics.csv"
+    main(["fit", *arguments])
+    before = file.read_text()
+    assert "train/" in before
+    for verb, more in (("fit", ["--trainer.max_epochs", "2"]), ("test", [])):
+        with pytest.raises(ValueError, match=rf"CSVLogger would delete {file}, .*: remove its version"):
+            main([verb, *arguments, "--ckpt_path", "last", *more])
+    assert file.read_text() == before
+    main(["fit", *arguments, "--ckpt_path", "last", "--trainer.max_epochs", "2", *csv[:-1], "1"])
+    assert file.read_text() == before and (file.parents[1] / "version_1" / "metrics.csv").is_file()
+    main(["fit", *arguments, "--overwrite", "true"])
+    assert len(file.read_text().splitlines()) == len(before.splitlines())
