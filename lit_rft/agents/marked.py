@@ -8,7 +8,6 @@ from lit_rft.agents.around import AroundAgent, AroundSession
 from lit_rft.agents.base import Agent, Session, Turn
 from lit_rft.agents.flat import FlatAgent
 from lit_rft.agents.opening import separate_task
-from lit_rft.agents.optional import SupportsTrials
 from lit_rft.episodes import Episode
 from lit_rft.transcripts import ChatFormat, Transcript
 
@@ -43,7 +42,7 @@ class MarkedAgent(AroundAgent):
         markers: classes of final scores, the best first; the last one has no `min_score`.
 
     Raises:
-        ValueError: fewer than two markers, two with the same text, or scores that do not fall; an agent with trials.
+        ValueError: fewer than two markers, two with the same text, or scores that do not fall.
     """
 
     agent: Agent | None = None
@@ -60,11 +59,6 @@ class MarkedAgent(AroundAgent):
         texts = [marker.text for marker in self.markers]
         if len(set(texts)) < len(texts) or not all(text.strip() for text in texts):
             raise ValueError(f"markers must have different texts, got {texts}")
-        if isinstance(self.inner, SupportsTrials):
-            raise ValueError(
-                "agent plays problems several times, and a marked one would play them once: give a MarkedAgent to "
-                f"{type(self.inner).__name__} instead"
-            )
 
     @property
     def inner(self) -> Agent:

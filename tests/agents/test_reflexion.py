@@ -107,8 +107,6 @@ def test_a_reflection_reads_the_thoughts_of_a_marked_agent(chat: ChatFormat) -> 
     writer = Writer(chat, {"flat": [LEFT] * 2 + [RIGHT] * 2, "reflection": ["Only right."]})
     play_trials(ReflexionAgent(MarkedAgent(ReActAgent("Act.")), max_trials=2), chat, writer, SPEC)
     assert "Thought: Back.\nAction: go left\nObservation: You are in room 0." in prompts(writer, chat)[2]
-    with pytest.raises(ValueError, match="give a MarkedAgent to ReflexionAgent instead"):  # its trials would be lost
-        MarkedAgent(ReflexionAgent(ReActAgent()))
 
 
 def test_an_agent_with_such_a_level_is_refused() -> None:
