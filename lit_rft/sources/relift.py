@@ -51,11 +51,12 @@ class _HardestSource(WrappedSource):
         """Return the rollouts, with imitated traces only if enough are collected; all processes must call this."""
         rollouts = self.source(policy, batch)
         sampled = [rollout for rollout in rollouts if rollout.counts_in_baseline]
+        tried = {r.group for r in sampled if not r.off_policy}  # none of a group is sampled if its environments fail
         solved = {r.group for r in sampled if not r.off_policy and r.reward > self.settings.max_reward}
         failed = [
             (global_index(r.group), _to_plain(r))
             for r in rollouts
-            if not r.counts_in_baseline and r.group not in solved
+            if not r.counts_in_baseline and r.group in tried - solved
         ]
         every = sorted((item for share in all_gather_objects(failed) for item in share), key=lambda item: item[0])
         self.buffer += [trace for _, trace in every]
