@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rft.objectives import Sums, mean_parts, mixed_policy_loss, truncated_importance_weights
+from lit_rft.objectives.checks import check_non_negative
 from lit_rft.rollouts.rollout import RolloutBatch
 
 
@@ -84,8 +85,8 @@ class MixedPolicyLoss:
 
     Args:
         policy_shaping: gamma of f(x) = x / (x + gamma) on the off-policy term, > 0; null for the plain ratio.
-        clip_low: of the on-policy ratio, downwards; null for none.
-        clip_high: upwards; null for none.
+        clip_low: of the on-policy ratio, downwards, >= 0; null for none.
+        clip_high: upwards, >= 0; null for none.
         normalizer: divide the sum over tokens by their number (tokens), or by the maximum length of a rollout
             (max_length, the release).
         importance_cap: upper bound of the weights that correct for sampling in another precision or engine; null for no
@@ -99,6 +100,7 @@ class MixedPolicyLoss:
     importance_cap: float | None = None
 
     def __post_init__(self) -> None:
+        check_non_negative(**{"loss.clip_low": self.clip_low or 0.0, "loss.clip_high": self.clip_high or 0.0})
         for name in ("policy_shaping", "importance_cap"):
             value = getattr(self, name)
             if value is not None and not value > 0:

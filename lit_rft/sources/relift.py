@@ -21,7 +21,7 @@ class ReLIFT:
     the optimiser step in which their number is reached, beside reinforcement, in place of a step of their own.
 
     Args:
-        size: traces to imitate together, over all processes, >= 1.
+        size: traces to imitate together, over all processes, >= 1; a multiple of it if a batch adds more.
         max_reward: highest reward of a failed completion.
     """
 
@@ -51,17 +51,17 @@ class _HardestSource(WrappedSource):
         """Return the rollouts, with imitated traces only if enough are collected; all processes must call this."""
         rollouts = self.source(policy, batch)
         sampled = [rollout for rollout in rollouts if rollout.counts_in_baseline]
+        tried = {r.group for r in sampled if not r.off_policy}  # none of a group is sampled if its environments fail
         solved = {r.group for r in sampled if not r.off_policy and r.reward > self.settings.max_reward}
         failed = [
             (global_index(r.group), _to_plain(r))
             for r in rollouts
-            if not r.counts_in_baseline and r.group not in solved
+            if not r.counts_in_baseline and r.group in tried - solved
         ]
         every = sorted((item for share in all_gather_objects(failed) for item in share), key=lambda item: item[0])
         self.buffer += [trace for _, trace in every]
-        released: list[dict[str, Any]] = []
-        if len(self.buffer) >= self.settings.size:
-            released, self.buffer = self.buffer[: self.settings.size], self.buffer[self.settings.size :]
+        number = len(self.buffer) - len(self.buffer) % self.settings.size  # else it grows where a batch adds more
+        released, self.buffer = self.buffer[:number], self.buffer[number:]
         total = sum(all_gather_objects(num_groups(batch)))
         counts = {"hard_traces": len(self.buffer), "imitated_traces": len(released)}
         self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}

@@ -94,6 +94,17 @@ def test_a_trace_within_the_group_does_not_solve_its_prompt() -> None:
     assert ask(ReLIFT(1)(WithMember(REWARDS)), "a") == (["member", "a", "a"], ["trace of a"])
 
 
+def test_the_buffer_stays_smaller_than_its_size() -> None:
+    source = ReLIFT(2)(Traced(REWARDS))
+    for _ in range(4):
+        assert len(ask(source, "aceac")[1]) >= 4
+        assert len(source.buffer) < 2
+
+
+def test_a_prompt_without_completions_has_not_failed() -> None:
+    assert ask(ReLIFT(1)(Traced({**REWARDS, "a": []})), "ac") == (["c", "c"], ["trace of c"])
+
+
 def test_the_buffer_is_part_of_checkpoints(tmp_path: Path) -> None:
     source = ReLIFT(2)(Traced(REWARDS))
     ask(source, "a")

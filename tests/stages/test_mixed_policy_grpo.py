@@ -137,6 +137,8 @@ def test_a_reward_that_is_not_finite_stops_before_the_step(tiny_model_folder: Pa
         ({"policy_shaping": 0.0}, "policy_shaping must be > 0 or null"),
         ({"entropy_coef": -1.0}, "entropy_coef must be >= 0"),
         ({"importance_cap": 0.0}, "importance_cap must be > 0 or null"),
+        ({"clip_low": -0.1}, "loss.clip_low must be >= 0, got -0.1"),
+        ({"clip_high": float("nan")}, "loss.clip_high must be >= 0, got nan"),
     ],
 )
 def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
