@@ -103,7 +103,7 @@ class OnlineDataModule(TrajectoryDataModule):
         trajectories: arguments of `TrajectoryDataModule` other than `batch_size`, `medium_per_expert` and `outcomes`.
 
     Raises:
-        ValueError: For a value out of range.
+        ValueError: For a value out of range, or `train_half` or `collect_workers`, as nothing is collected.
     """
 
     training_batch = "OnlineBatch"
@@ -122,6 +122,16 @@ class OnlineDataModule(TrajectoryDataModule):
         super().__init__(outcomes=True, batch_size=1, medium_per_expert=1.0, **trajectories)
         if rounds < 1 or episodes_per_round < 1:
             raise ValueError(f"rounds and episodes_per_round must be >= 1, got {rounds} and {episodes_per_round}")
+        if self.train_half is not None:
+            raise ValueError(
+                f"data.init_args.train_half={self.train_half} has no effect in online training: set "
+                "data.init_args.collect_half, one half of the episodes to play, and leave this out"
+            )
+        if self.collect_workers != 2:
+            raise ValueError(
+                f"data.init_args.collect_workers={self.collect_workers} has no effect in online training, where no "
+                "expert episodes are collected: set model.init_args.acting.parallel_episodes, and leave this out"
+            )
         self.collect_split, self.collect_tasks = collect_split, collect_tasks
         self.collect_half, self.collect_episodes_per_task = collect_half, collect_episodes_per_task
         self.rounds, self.episodes_per_round = rounds, episodes_per_round

@@ -24,6 +24,19 @@ def test_the_halves_are_the_tasks_episodes_apart(tiny_model_folder: Path, tmp_pa
     assert first and second and not first & second and first | second == played(None)
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"train_half": "first"}, r"data\.init_args\.collect_half"),
+        ({"collect_workers": 8}, r"acting\.parallel_episodes"),
+    ],
+)
+def test_settings_of_collection_are_refused(options: Any, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(options))}=.* has no effect .* set .*{remedy}"):
+        OnlineDataModule(suite=CorridorSuite(), **options)
+    OnlineDataModule(suite=CorridorSuite(), train_half=None, collect_workers=2)  # as written by an earlier run
+
+
 def online(model: Path, folder: Path, files: tuple[int, ...] = (), **options: Any) -> OnlineDataModule:
     """Online data with stored episodes of these numbers, ready to train."""
     stored = folder / f"stored-{'-'.join(map(str, files))}.jsonl"
