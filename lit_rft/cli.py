@@ -3,11 +3,12 @@
 lit-rft fit -c glider/scienceworld/sft.yaml --trainer.max_epochs 1
 """
 
+import contextlib
 import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; usage and version are printed without importing anything heavy."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE.format(configs="\n".join(f"  {name}" for name in shipped_configs())))
+        with _open_pipe():
+            print(USAGE.format(configs="\n".join(f"  {name}" for name in shipped_configs())))
         return
     if argv[0] == "--version":
         from lit_rft import __version__
@@ -95,9 +97,26 @@ def run_command(command: str, *argv: str) -> None:
     """Run a command that builds no stage itself; its module is imported here, no other one."""
     from lit_rft.error_messages import one_line_errors
 
-    with one_line_errors():
+    with one_line_errors(), _open_pipe():
         module, function = COMMANDS[command]
         getattr(importlib.import_module(module), function)(argv)
+
+
+@contextlib.contextmanager
+def _open_pipe() -> Iterator[None]:
+    """Exit without a message when the reader of the output, such as `head`, has closed its pipe."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        import select
+
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors are always reported
+        if not poll.poll(0):  # the pipe of a worker process, for example
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        sys.exit(1)
 
 
 def stop(message: str) -> NoReturn:

@@ -16,7 +16,8 @@ from lit_rft._files import checkpoints_below
 from lit_rft.callbacks.run_checkpoint import RunCheckpoint
 from lit_rft.callbacks.run_config import RunConfig
 from lit_rft.cli import VERBS, config_folder
-from lit_rft.config_files import prepare_arguments
+from lit_rft.config_files import prepare_arguments, read_configs
+from lit_rft.config_origin import name_file
 from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
 from lit_rft.stages.core.policy import PolicyModule
@@ -31,6 +32,7 @@ class StageCLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str], run: bool = True) -> None:
+        self._arguments = list(arguments)
         base = {"default_config_files": [str(config_folder() / "base.yaml")]}
         super().__init__(
             model_class=PolicyModule,
@@ -45,11 +47,26 @@ class StageCLI(LightningCLI):
             run=run,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse.
+
+        Raises:
+            UsageError: For a wrong key; the message names its file.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except UsageError as error:
+            raise UsageError(self._with_file(str(error))) from error
+
+    def _with_file(self, message: str) -> str:
+        layers = [layer for file in read_configs(self._arguments) for layer in file.layers]
+        return name_file(message, layers, self._arguments)
+
     def _set_seed(self) -> None:
         try:
             super()._set_seed()
         except ValueError as error:
-            raise UsageError(f"seed_everything: {error}") from error
+            raise UsageError(self._with_file(f"seed_everything: {error}")) from error
 
     def instantiate_classes(self) -> None:
         """Instantiate trainer, model and data.
@@ -63,7 +80,7 @@ class StageCLI(LightningCLI):
             if not is_meant_for_users(error) or isinstance(error, UsageError):
                 raise
             config = self.config[self.subcommand] if self.subcommand else self.config
-            raise UsageError(with_full_key(innermost(str(error)), flat_values(config))) from error
+            raise UsageError(self._with_file(with_full_key(innermost(str(error)), flat_values(config)))) from error
 
     def before_instantiate_classes(self) -> None:
         """Remove the defaults of base.yaml that the trainer's settings exclude."""

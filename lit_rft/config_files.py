@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from lit_rft.cli import config_folder
-from lit_rft.config_layers import EVERY_STAGE, follow_overlays, with_base
+from lit_rft.config_layers import EVERY_STAGE, Layer, follow_overlays, layers_of, merge
+from lit_rft.config_origin import name_file
 from lit_rft.error_messages import UsageError, did_you_mean
 
 _FOLDER = "trainer.default_root_dir"
@@ -30,12 +32,14 @@ class ConfigFile:
         written: content of the file.
         content: the same, merged over the file's base.
         position: of the file's name in the command's arguments.
+        layers: the files that it is merged from, itself last.
     """
 
     path: Path | None
     written: dict[str, Any]
     content: dict[str, Any]
     position: int
+    layers: list[Layer]
 
     @property
     def shipped(self) -> bool:
@@ -103,7 +107,9 @@ def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
             continue
         path = Path(text) if not text.lstrip().startswith("{") and Path(text).is_file() else None
         written = _read(path) if path else _load(text, "-c")
-        yield ConfigFile(path, written, with_base(written, path, config_folder(), _read), position)
+        layers = layers_of(written, path, config_folder(), _read)
+        content: dict[str, Any] = functools.reduce(merge, (settings for _, settings in layers))
+        yield ConfigFile(path, written, content, position, layers)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,13 +136,14 @@ def check_places(file: ConfigFile) -> None:
     Raises:
         UsageError: For a misplaced key.
     """
-    if not isinstance(trainer := file.content.get("trainer") or {}, dict):
-        raise UsageError(f"{file.path or '-c'}: trainer: expected keys such as max_epochs, got {trainer!r}")
-    for name in ("model", "data"):
-        _check_class(file.content.get(name), name, file.path or "-c")
-    for key, value in _walk(file.content, ""):
-        if isinstance(value, dict) and "class_path" in value:
-            _check_class(value, key, file.path or "-c")
+    for path, content in (*file.layers, (file.path, file.content)):  # a class may be named in another layer
+        if not isinstance(trainer := content.get("trainer") or {}, dict):
+            raise UsageError(f"{path or '-c'}: trainer: expected keys such as max_epochs, got {trainer!r}")
+        for name in ("model", "data"):
+            _check_class(content.get(name), name, path or "-c")
+        for key, value in _walk(content, ""):
+            if isinstance(value, dict) and "class_path" in value:
+                _check_class(value, key, path or "-c")
 
 
 def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
@@ -149,12 +156,13 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
         parts = [file.content[name] for file in files if file.content.get(name)]
         named = any(not isinstance(part, dict) or "class_path" in part for part in parts)
         named |= any(a == f"--{name}" or a.startswith((f"--{name}=", f"--{name}.class_path")) for a in arguments)
-        places = [str(file.path or "-c") for file in files if file.content.get(name)]
+        layers = [layer for file in files for layer in file.layers]
+        places = [str(path or "-c") for path, settings in layers if settings.get(name)]
         places += [a.partition("=")[0] for a in arguments if a.startswith(f"--{name}.init_args")]
         if places and not named:
             raise UsageError(
                 f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: set a "
-                "recipe first (-c; see the first lines of the overlay)"
+                "recipe first, with -c or as the base of the file (the first lines of a shipped overlay name one)"
             )
 
 
@@ -173,10 +181,11 @@ def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:
         names += [key for key, value in settings.items() if value is not None] if isinstance(settings, dict) else []
     for name in names:
         if name in _OF_THE_STAGE:
-            raise UsageError(
+            message = (
                 f"data.init_args.{name}: the data module follows model.init_args.{_OF_THE_STAGE[name]}: set that, and "
                 "remove this key"
             )
+            raise UsageError(name_file(message, [layer for file in files for layer in file.layers], arguments))
 
 
 def _check_class(value: Any, key: str, name: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from lit_rft.error_messages import UsageError
 
 BASE, EVERY_STAGE = "base", "every_stage"
+Layer = tuple[Path | None, dict[str, Any]]  # a file (None for text) and what is written in it
 _RUN = re.compile(r"^(runs/.+?)(/(?:checkpoints|episodes|adapter)(?:/.*)?)$")  # a file of another run
 
 
@@ -42,8 +43,10 @@ def _of_another_class(below: Mapping[str, Any], value: Mapping[str, Any]) -> boo
     return "class_path" in value and value["class_path"] != below.get("class_path", value["class_path"])
 
 
-def with_base(content: dict[str, Any], path: Path | None, shipped: Path, load: Any, seen: tuple[Path, ...] = ()) -> Any:
-    """Merge a configuration over its base, and that one's base, and so on.
+def layers_of(
+    content: dict[str, Any], path: Path | None, shipped: Path, load: Any, seen: tuple[Path, ...] = ()
+) -> list[Layer]:
+    """Return the settings of a configuration after those of its base, that one's base first, and so on.
 
     Args:
         content: of a file.
@@ -57,7 +60,7 @@ def with_base(content: dict[str, Any], path: Path | None, shipped: Path, load: A
     name = content.get(BASE)
     settings = {key: value for key, value in content.items() if key not in (BASE, EVERY_STAGE)}
     if name is None:
-        return settings
+        return [(path, settings)]
     if not isinstance(name, str):
         raise UsageError(f"{path or '-c'}: base: expected the name of one config, got {name!r}")
     places = [folder / name for folder in (*([path.parent] if path else []), shipped)]
@@ -66,7 +69,7 @@ def with_base(content: dict[str, Any], path: Path | None, shipped: Path, load: A
         raise UsageError(f"{path or '-c'}: base: no {name!r} beside the file or among the shipped configs")
     if base in seen:
         raise UsageError(f"{path}: base: {name} builds on itself: {' -> '.join(file.name for file in (*seen, base))}")
-    return merge(with_base(load(base), base, shipped, load, (*seen, base)), settings)
+    return [*layers_of(load(base), base, shipped, load, (*seen, base)), (path, settings)]
 
 
 def follow_overlays(value: Any, suffix: str) -> Any:

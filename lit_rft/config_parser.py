@@ -26,6 +26,7 @@ class ExplainingParser(LightningArgumentParser):
             super().error(message, ex)
         explained = explain(message, [action.dest for action in self._parser_of(message)._actions])
         # nested parsers of classes do not know their own position
+        explained = explained.removeprefix("config.")  # the text of merged files
         raise UsageError(re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", explained)) from ex
 
     def _parser_of(self, message: str) -> Any:

@@ -249,3 +249,13 @@ def test_the_paper_scale_configs_have_their_releases_settings(tiny_model_folder:
     assert luffy.model.policy_settings.lora is None and luffy.model.optimizer_settings.learning_rate == 1e-6
     assert (luffy.datamodule.batch_size, luffy.trainer.num_devices) == (128, 8)
     assert luffy.model.verifier is luffy.model.reward  # its `after_thinking` holds in evaluation, too
+
+
+@pytest.mark.parametrize("arguments", [["configs"], ["--help"], ["configs", "show", "base.yaml"]])
+def test_a_reader_that_closes_its_pipe_ends_a_command_without_a_message(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "lit_rft.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -152,3 +152,39 @@ def test_loggers_of_a_verb_write_into_the_runs_folder(tmp_path: Path, monkeypatc
         main(["fit", "-c", LUFFY, *folder, *logger])
         assert made[-1].logger is not None
         assert (made[-1].logger.save_dir, made[-1].logger.name) == (str(tmp_path), name)
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("trainer: {max_epochs: x}", r"trainer.max_epochs: expected int, got x"),
+        ("trainer: {max_epoch: 3}", r"no key 'trainer.max_epoch'"),
+        ("model: {rewrad: 3}", r"model.rewrad: no such key"),
+        ("model: {init_args: {optimizer: {learning_rat: 1}}}", r"model.init_args.optimizer: no key 'learning_rat'"),
+        ("model: {init_args: {optimizer: {learning_rate: -1}}}", r"model.init_args.optimizer.learning_rate must be"),
+        ("model: {class_path: GRPOO}", r"model: no class 'GRPOO'"),
+        ("data: {init_args: {model: x}}", r"data.init_args.model: the data module follows"),
+    ],
+)
+def test_errors_name_the_file_of_the_key(base: str, expected: str, tmp_path: Path) -> None:
+    wrong, mine, after = (tmp_path / name for name in ("wrong.yaml", "mine.yaml", "after.yaml"))
+    wrong.write_text(base)
+    mine.write_text("base: wrong.yaml\nmodel: {init_args: {optimizer: {schedule: constant}}}")
+    after.write_text("model: {init_args: {optimizer: {warmup_steps: 2}}}\ntrainer: {max_steps: 3}")
+    files = ["-c", LUFFY, "-c", str(mine), "-c", str(after)]
+    with pytest.raises(UsageError, match=f"^{wrong.resolve()}: {expected}"):
+        build(resolve_configs(files), run=False)
+
+
+def test_errors_name_no_file_for_a_key_of_the_command_line(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("trainer: {max_epochs: 3}")
+    with pytest.raises(UsageError, match=r"^trainer.max_epochs: expected int, got x"):
+        build(resolve_configs(["-c", LUFFY, "-c", str(mine), "--trainer.max_epochs", "x"]), run=False)
+
+
+def test_a_missing_class_names_the_base_with_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "low.yaml").write_text("model: {init_args: {seed: 3}}")
+    (tmp_path / "mine.yaml").write_text("base: low.yaml\ntrainer: {max_steps: 3}")
+    with pytest.raises(UsageError, match=rf"^model.class_path is not set, and {tmp_path.resolve()}/low.yaml would"):
+        prepare_arguments(["-c", str(tmp_path / "mine.yaml")])

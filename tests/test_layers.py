@@ -49,7 +49,8 @@ MAY_KNOW["cli"] = {"stages", "datamodules", "callbacks", "configs", "envs", "epi
 MAY_KNOW["demo"] = _BELOW_STAGES | MAY_KNOW["cli"] | {"cli"}  # the program on top of everything
 MODULES_OF = dict.fromkeys(
     (
-        "command_line", "config_files", "config_layers", "config_parser", "env_commands", "error_messages",
+        "command_line", "config_files", "config_layers", "config_origin", "config_parser", "env_commands",
+        "error_messages",
         "eto", "model_command", "show_command", "configs_command", "doctor_command",
         "completion_command",
     ),
