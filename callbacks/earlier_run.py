@@ -22,6 +22,10 @@ class EarlierRun(L.Callback):
         self.paths = list(paths)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.remove(trainer)
+
+    def remove(self, trainer: L.Trainer) -> None:
+        """Remove the output now."""
         in_use = [Path(getattr(logger, "log_dir", None) or "").resolve() for logger in trainer.loggers]
         for path in self.paths if trainer.is_global_zero else ():
             if path.resolve() in in_use:

@@ -97,17 +97,24 @@ class RunCheckpoint(ModelCheckpoint):
             "--overwrite true"
         )
 
-    def remove_run(self, trainer: L.Trainer) -> None:
+    def remove_run(self, trainer: L.Trainer, *, at_once: bool = False) -> None:
         """Let training remove the output of an earlier run in the folder when it starts, not before.
 
         A dry run (`fast_dev_run`) removes nothing.
+
+        Args:
+            trainer: with the folder.
+            at_once: remove it now.
         """
         if is_dry_run(trainer):
             return
         self._choose_folder(trainer)
         self._writes_here = True
-        paths = output_of_run(Path(trainer.default_root_dir), Path(self.dirpath or ""))
-        trainer.callbacks.insert(0, EarlierRun(paths))  # type: ignore[attr-defined]
+        earlier = EarlierRun(output_of_run(Path(trainer.default_root_dir), Path(self.dirpath or "")))
+        if at_once:
+            earlier.remove(trainer)
+        else:
+            trainer.callbacks.insert(0, earlier)  # type: ignore[attr-defined]
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """Return the files for `--ckpt_path last`. Training may start without one, evaluation must not.

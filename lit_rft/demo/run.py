@@ -113,7 +113,7 @@ class _Progress:
 
         for callback in (part for part in trainer.callbacks if isinstance(part, RunCheckpoint)):
             if self.overwrite:
-                callback.remove_run(trainer)
+                callback.remove_run(trainer, at_once=True)  # a demo that is stopped must not continue the earlier one
             callback.check_folder(trainer, None if self.new else "last")
         if self.overwrite:
             for name in _OUTPUT:
