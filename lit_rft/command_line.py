@@ -104,15 +104,15 @@ class StageCLI(LightningCLI):
         """
         config = self.config_init[self.subcommand]
         ckpt_path = config.get("ckpt_path")
-        if not self.trainer.is_global_zero:
-            return
-        if not config["overwrite"] or ckpt_path is not None:
+        first, overwrite = self.trainer.is_global_zero, config["overwrite"] and ckpt_path is None
+        if first and not overwrite:
             check_csv_files(self.trainer.loggers)
         callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
         for callback in callbacks or [RunCheckpoint()]:  # runs without checkpoints still write curves and an adapter
-            if config["overwrite"] and ckpt_path is None:
+            if overwrite:  # in all processes, which wait for the removal
                 callback.remove_run(self.trainer)
-            callback.check_folder(self.trainer, ckpt_path)
+            if first:
+                callback.check_folder(self.trainer, ckpt_path)
 
     def before_validate(self) -> None:
         """Replace Lightning's list of metrics by the table of scores."""

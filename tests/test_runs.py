@@ -124,6 +124,19 @@ def test_two_processes_equal_one(
     assert any(change.abs().max() > 1e-3 for change in moved)  # it did train
 
 
+def test_two_processes_overwrite_a_run(
+    pair: ProcessPair, tiny_model_folder: Path, episodes: Path, tmp_path: Path
+) -> None:
+    """Both wait for the removal of the earlier one, and neither takes its checkpoints for those of another run."""
+    run = _command(tiny_model_folder, episodes, tmp_path / "run", *DDP, *FLAT_ONE)
+    pair.run("lit_rft.cli", [*run, "--trainer.max_steps", "3"])
+    text = tmp_path / "run" / "texts" / "val" / "episode.md"
+    text.parent.mkdir(parents=True)
+    text.write_text("of the earlier run")
+    pair.run("lit_rft.cli", [*run, "--trainer.max_steps", "2", "--overwrite", "true"])
+    assert _step(tmp_path / "run" / "checkpoints" / "last.ckpt") == 2 and not text.exists()
+
+
 @pytest.mark.slow
 def test_the_command_starts_its_second_process(tiny_model_folder: Path, episodes: Path, tmp_path: Path) -> None:
     """What a user types; the other tests run in processes that are there already."""
