@@ -1,5 +1,6 @@
 """Answers to problems: as tables of the loggers, and as files."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -195,7 +196,8 @@ def _answers_of_others(trainer: L.Trainer, path: Path, head: dict[str, Any]) -> 
     trainer.strategy.barrier("each process has opened its file")
     others = [file for file in files_of_processes(path) if file != path]
     for file in others if trainer.is_global_zero else ():
-        _complete_lines(file, head)
+        with contextlib.suppress(ValueError):  # raised below, by all processes: the others wait at the barrier
+            _complete_lines(file, head)
     trainer.strategy.barrier("all files are complete")
     answers = [line for file in others for line in _complete_lines(file, head)[1:]]
     trainer.strategy.barrier("all files are read")

@@ -12,7 +12,8 @@ from lit_rft.callbacks.loggers import FOLDERS
 class EarlierRun(L.Callback):
     """Removes the output of an earlier run once the data are read and training starts.
 
-    A command that fails before, for example for a wrong path of the data, leaves the earlier run unchanged.
+    A command that fails before, for example for a wrong path of the data, leaves the earlier run unchanged, but for the
+    file of a `CSVLogger` with a fixed version, which Lightning removes.
 
     Args:
         paths: files and folders to remove.
@@ -34,6 +35,7 @@ class EarlierRun(L.Callback):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        self.paths = []  # another `fit` of the same trainer removes nothing
         trainer.strategy.barrier("the earlier run is removed")
 
 

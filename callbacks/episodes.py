@@ -14,7 +14,7 @@ from rich.console import Console
 from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.loggers import log_text
 from lit_rft.callbacks.results import evaluator_of, files_of_processes, own_file
-from lit_rft.episodes import Episode
+from lit_rft.episodes import Episode, EpisodeError
 from lit_rft.episodes.io import EpisodeWriter, read_episodes
 
 
@@ -90,7 +90,7 @@ class EpisodeFiles(BasePredictionWriter):
     """Writes the episodes of `predict` as they end, as a data set for the next stage.
 
     Resumable, also with another number of processes: episodes in the files are not played again. A file of another
-    policy, sampling, split, suite or step limit is rejected.
+    policy, sampling, split or step limit, or of other problems under the same ids, is rejected; other tasks are added.
 
     Args:
         path: a `.jsonl` file; null for `<default_root_dir>/episodes/predicted.jsonl`. With several processes each
@@ -123,7 +123,8 @@ class EpisodeFiles(BasePredictionWriter):
         trainer.strategy.barrier("each process has opened its file")
         others = [file for file in files_of_processes(path) if file != path]
         for file in others if trainer.is_global_zero else ():
-            with contextlib.suppress(BlockingIOError):  # of another process; the others were left by an earlier run
+            # one of another process is locked; what is wrong with another one is raised below, by all processes
+            with contextlib.suppress(BlockingIOError, EpisodeError):
                 EpisodeWriter(file).close()  # drops an incomplete last line
         trainer.strategy.barrier("all files are complete")
         stored = [(path, episode) for episode in self._writer.episodes]
@@ -163,7 +164,7 @@ class EpisodeFiles(BasePredictionWriter):
 
 
 def _check_episodes(stored: Sequence[tuple[Path, Episode]], loader: Any, source: dict[str, Any]) -> None:
-    """Check that stored episodes are some of those that are to be played.
+    """Check that stored episodes can be in one file with those that are to be played.
 
     Args:
         stored: the episodes, with their files.
@@ -171,18 +172,17 @@ def _check_episodes(stored: Sequence[tuple[Path, Episode]], loader: Any, source:
         source: identity of the policy and its sampling.
 
     Raises:
-        ValueError: For episodes of another split, suite, step limit, policy or sampling.
+        ValueError: For episodes of another split, step limit, policy or sampling, or other problems under known ids.
     """
     jobs = {job.id: job for job in getattr(loader, "all_jobs", ())}
-    kinds = {(job.split, job.task) for job in jobs.values()}
+    splits = {job.split for job in jobs.values()}
     advice = "set another file (EpisodeFiles.path), or move this one"
     for path, episode in stored:
         job = jobs.get(episode.id) or jobs.get(re.sub(r"/trial\d+$", "", episode.id))
-        if jobs and (episode.split, episode.task) not in kinds:
-            splits, tasks = (", ".join(sorted(set(names))) for names in zip(*kinds, strict=True))
+        if jobs and episode.split not in splits:
             raise ValueError(
-                f"expected episodes of the split {splits} and the tasks {tasks} in {path}, got {episode.id} of the "
-                f"split {episode.split} and the task {episode.task}: {advice}"
+                f"expected episodes of the split {', '.join(sorted(splits))} in {path}, got {episode.id} of the split "
+                f"{episode.split}: {advice}"
             )
         if job is not None and episode.step_limit != job.step_limit:
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.batches import Prompt, PromptBatch
-from lit_rft.models.processes import sum_numbers
+from lit_rft.models.processes import distinct_names, sum_numbers
 from lit_rft.rollouts import CompletionSource, GroupSource, Policy, Rollout
 from lit_rft.sources.wrapped import WrappedSource
 
@@ -78,8 +78,9 @@ class _PrefixSource(WrappedSource):
         """Return the groups, with continued prefixes in place of traces; all processes must call this."""
         prompts = list(batch.prompts)
         chosen = {index: self._prefix(policy, prompt) for index, prompt in enumerate(prompts) if prompt.traces}
-        names = {index: f"{policy.step}/{prompts[index].problem.id}/prefix" for index in chosen}
-        named = [(names[index], prompts[index].ids + prefix) for index, (prefix, _) in chosen.items()]
+        names = distinct_names([f"{policy.step}/{prompts[index].problem.id}/prefix" for index in chosen])
+        texts = [prompts[index].ids + prefix for index, (prefix, _) in chosen.items()]
+        named = list(zip(names, texts, strict=True))
         inner = self.completions
         with policy.phases.measure("rollout"):
             groups = inner.sampler(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from answering import make, make_data, trainer, vowels, write_rows
 
 from lit_rft.callbacks import CompletionFiles
+from lit_rft.callbacks.answers import _answers_of_others
 from lit_rft.rewards import MathReward, RewardSum
 
 
@@ -114,3 +116,14 @@ def test_predict_answers_problems_of_a_loader_without_a_fingerprint(tiny_model_f
         predicting.predict(make(tiny_model_folder), loader, return_predictions=False)
     lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()[1:]]
     assert {line["prompt"] for line in lines} == {f"{letter}{n}?" for letter in "ab" for n in range(4)}
+
+
+def test_a_file_of_another_process_is_refused_by_all_of_them(tmp_path: Path) -> None:
+    """The first process, which completes the files, gets to the same barrier as those that wait for it."""
+    (tmp_path / "completions-rank1.jsonl").write_text('{"source": {"policy": "an older one"}, "data": []}\n')
+    for first in (True, False):
+        barriers: list[str] = []
+        trainer: Any = SimpleNamespace(is_global_zero=first, strategy=SimpleNamespace(barrier=barriers.append))
+        with pytest.raises(ValueError, match="answers of another policy"):
+            _answers_of_others(trainer, tmp_path / "completions-rank0.jsonl", {"source": {"policy": "one"}, "data": []})
+        assert barriers == ["each process has opened its file", "all files are complete"]

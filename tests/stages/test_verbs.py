@@ -162,12 +162,11 @@ def test_predict_refuses_a_file_of_other_episodes(tiny_model_folder: Path, tmp_p
 
     predict(predict_split="dev")
     written = (tmp_path / "episodes" / "predicted.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"the split train and .* of the split dev .*: set another file"):
+    with pytest.raises(ValueError, match=r"the split train in .* of the split dev: set another file"):
         predict()
-    with pytest.raises(ValueError, match=r"the tasks run in .* and the task walk: set another file"):
-        predict(predict_split="dev", tasks=["run"])
     with pytest.raises(ValueError, match=r"meta \{'variation': \[\d, 1\]\} in .* got \{'variation': \d\}: set another"):
         predict(predict_split="dev", suite=Renumbered())
+    predict(predict_split="dev", tasks=["walk"])  # others may be in the file
     assert (tmp_path / "episodes" / "predicted.jsonl").read_bytes() == written
 
 
