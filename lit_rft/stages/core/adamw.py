@@ -75,8 +75,6 @@ def total_steps(trainer: Any, steps_per_batch: int, single_steps: int = 0) -> fl
     """
     batches = trainer.estimated_stepping_batches
     batches = batches if batches > 0 else math.inf  # loaders without a length, and no max_steps
-    total = batches if batches <= single_steps else single_steps + (batches - single_steps) * steps_per_batch
-    if 0 < trainer.max_steps < total:
-        rest = max(0, trainer.max_steps - single_steps)
-        total = min(trainer.max_steps, single_steps) + math.ceil(rest / steps_per_batch) * steps_per_batch
-    return total
+    if (steps := trainer.max_steps) > 0:
+        batches = min(batches, min(steps, single_steps) + math.ceil(max(0, steps - single_steps) / steps_per_batch))
+    return min(batches, single_steps) + max(0, batches - single_steps) * steps_per_batch
