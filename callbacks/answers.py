@@ -1,6 +1,5 @@
 """Answers to problems: as tables of the loggers, and as files."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from lit_rft._files import replacing
 from lit_rft.callbacks.loggers import log_table
-from lit_rft.callbacks.results import evaluator_of, files_of_processes, own_file
+from lit_rft.callbacks.results import evaluator_of, own_file, read_other_files
 
 
 class CompletionText(L.Callback):
@@ -193,15 +192,10 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
 
 def _answers_of_others(trainer: L.Trainer, path: Path, head: dict[str, Any]) -> list[Any]:
     """Return the answers in the files of other processes, before any of them adds another one."""
-    trainer.strategy.barrier("each process has opened its file")
-    others = [file for file in files_of_processes(path) if file != path]
-    for file in others if trainer.is_global_zero else ():
-        with contextlib.suppress(ValueError):  # raised below, by all processes: the others wait at the barrier
-            _complete_lines(file, head)
-    trainer.strategy.barrier("all files are complete")
-    answers = [line for file in others for line in _complete_lines(file, head)[1:]]
-    trainer.strategy.barrier("all files are read")
-    return answers
+    others = read_other_files(
+        trainer, path, lambda file: _complete_lines(file, head), lambda file: _complete_lines(file, head)[1:]
+    )
+    return [line for _, line in others]
 
 
 def _question(line: Any) -> tuple[Any, ...]:

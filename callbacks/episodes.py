@@ -1,6 +1,5 @@
 """Played episodes: as texts of the loggers, and as files."""
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -13,8 +12,8 @@ from rich.console import Console
 
 from lit_rft.agents import PlayedEpisode
 from lit_rft.callbacks.loggers import log_text
-from lit_rft.callbacks.results import evaluator_of, files_of_processes, own_file
-from lit_rft.episodes import Episode, EpisodeError
+from lit_rft.callbacks.results import evaluator_of, own_file, read_other_files
+from lit_rft.episodes import Episode
 from lit_rft.episodes.io import EpisodeWriter, read_episodes
 
 
@@ -120,17 +119,8 @@ class EpisodeFiles(BasePredictionWriter):
     def _stored(self, trainer: L.Trainer, path: Path) -> list[tuple[Path, Episode]]:
         """Return the episodes of all processes, with their files, before any of them adds another one."""
         assert self._writer is not None
-        trainer.strategy.barrier("each process has opened its file")
-        others = [file for file in files_of_processes(path) if file != path]
-        for file in others if trainer.is_global_zero else ():
-            # one of another process is locked; what is wrong with another one is raised below, by all processes
-            with contextlib.suppress(BlockingIOError, EpisodeError):
-                EpisodeWriter(file).close()  # drops an incomplete last line
-        trainer.strategy.barrier("all files are complete")
-        stored = [(path, episode) for episode in self._writer.episodes]
-        stored += [(file, episode) for file in others for episode in read_episodes(file)]
-        trainer.strategy.barrier("all files are read")
-        return stored
+        others = read_other_files(trainer, path, lambda file: EpisodeWriter(file).close(), read_episodes)
+        return [*((path, episode) for episode in self._writer.episodes), *others]
 
     def write_on_batch_end(
         self,
