@@ -4,7 +4,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,26 +104,26 @@ class StageCLI(LightningCLI):
         """
         config = self.config_init[self.subcommand]
         ckpt_path = config.get("ckpt_path")
-        first, overwrite = self.trainer.is_global_zero, config["overwrite"] and ckpt_path is None
-        if first and not overwrite:
-            check_csv_files(self.trainer.loggers)
+        overwrite = config["overwrite"] and ckpt_path is None
+        if not overwrite:
+            check_csv_files(self.trainer)
         callbacks = [part for part in self.trainer.callbacks if isinstance(part, RunCheckpoint)]  # type: ignore[attr-defined]
         for callback in callbacks or [RunCheckpoint()]:  # runs without checkpoints still write curves and an adapter
             if overwrite:  # in all processes, which wait for the removal
                 callback.remove_run(self.trainer)
-            if first:
+            if self.trainer.is_global_zero:
                 callback.check_folder(self.trainer, ckpt_path)
 
     def before_validate(self) -> None:
         """Replace Lightning's list of metrics by the table of scores."""
-        check_csv_files(self.trainer.loggers if self.trainer.is_global_zero else ())
+        check_csv_files(self.trainer)
         self.config_init[self.subcommand]["verbose"] = False
 
     before_test = before_validate
 
     def before_predict(self) -> None:
         """Keep no results in memory: callbacks write them."""
-        check_csv_files(self.trainer.loggers if self.trainer.is_global_zero else ())
+        check_csv_files(self.trainer)
         self.config_init[self.subcommand]["return_predictions"] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -176,13 +176,13 @@ def drop_defaults(trainer: Any) -> None:
         trainer.callbacks = [callback for callback in trainer.callbacks if callback.class_path not in unwanted]
 
 
-def check_csv_files(loggers: Iterable[Any]) -> None:
+def check_csv_files(trainer: L.Trainer) -> None:
     """Check that no `CSVLogger` deletes the curves of training: with a fixed version it begins by removing its file.
 
     Raises:
         UsageError: If one would.
     """
-    for logger in loggers:
+    for logger in trainer.loggers if trainer.is_global_zero else ():  # it writes the files
         file = Path(logger.log_dir, "metrics.csv") if isinstance(logger, CSVLogger) else None
         if file is not None and file.is_file() and "train/" in file.read_text(encoding="utf-8").partition("\n")[0]:
             raise UsageError(
