@@ -33,7 +33,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPair]:
 STARTS_PROCESSES = re.compile(
     r"\b(subprocess|socket|multiprocessing|\w+_in_processes|process_pair|command|build|every_stage|EnvPool|VerifierPool|MathReward|"
     r"Protocol|\w+Protocol|PROTOCOLS|\w+Suite|SimulatorError|ScienceWorldEnv|JavaProcess|VllmServer|fake_vllm|fake_chat_server|fake_envs|online_run|"
-    r"luffy_demonstrations|glider_games|turn_credit|chromium|demo\.main)\b"
+    r"luffy_demonstrations|glider_games|never_answer|turn_credit|chromium|demo\.main)\b"
 )
 
 
