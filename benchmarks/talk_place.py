@@ -125,7 +125,7 @@ class Place:
         """Let the policy of a run play games of the training split, at a temperature."""
         keys = {"ckpt_path": self.weights(run), "model.init_args.acting.sampling.temperature": 0.7}
         keys |= {_DATA + key: value for key, value in self.game.explore.items()}
-        command = self.command("predict", self.home / run / "explored", configs, keys)
+        command = self.command("predict", self.home / run / "explored", configs, keys, "explore")
         episodes = self.explored(run)
         return Step(f"{self.home.name}: {run}: explore", command, episodes.with_suffix(".done"), (episodes,))
 
@@ -151,7 +151,7 @@ class Place:
     def weights(self, run: str) -> Path:
         return self.home / run / "checkpoints" / "last.ckpt"
 
-    def command(self, verb: str, folder: Path, configs: tuple[str, ...], keys: Keys) -> list[str]:
+    def command(self, verb: str, folder: Path, configs: tuple[str, ...], keys: Keys, *more: str) -> list[str]:
         fixed = {
             "trainer.default_root_dir": folder,
             "seed_everything": self.seed,
@@ -159,6 +159,6 @@ class Place:
             f"{_DATA}data_dir": self.home / "data",
         }
         recipes = [config.format(self.game.configs) for config in configs]
-        overlays = (_FOLDER / f"{self.scale}.yaml", _FOLDER / f"{self.scale}-{Path(configs[0]).stem}.yaml")
-        existing = [str(overlay) for overlay in overlays if overlay.exists()]
+        names = (self.scale, *(f"{self.scale}-{name}" for name in (Path(configs[0]).stem, *more)))
+        existing = [str(file) for name in names if (file := _FOLDER / f"{name}.yaml").exists()]
         return lit_rft(verb, [*recipes, *existing], {**fixed, **keys}, self.extra)

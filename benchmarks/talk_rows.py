@@ -60,9 +60,10 @@ def _offline(place: Place, row: str, start: str | None) -> Iterator[Step]:
 
 
 def glider_online(place: Place) -> Iterator[Step]:
-    """All three stages; the third one plays the training tasks."""
+    """All three stages; the third one plays the training tasks, beside the explored episodes, against forgetting."""
     yield from glider(place)
-    yield place.fit("glider_online", "glider/{}/online.yaml", start="glider", **place.game.online)
+    data = {**place.game.online, "train_files": listed([place.explored("glider_sft")])}
+    yield place.fit("glider_online", "glider/{}/online.yaml", start="glider", **data)
     yield from place.play("glider_online", "glider_online", "glider/{}/online.yaml")
 
 
