@@ -6,10 +6,15 @@ Sixteen letters have a fixed value each. A solution writes each letter with its 
 
 The base policy (`base_rows`) has seen short sums with their steps, also in another wording (`add F+K`), and guesses for
 longer ones: it has the skill in part, and rarely uses it.
+
+A second family of problems adds and subtracts in turn, `alt FKBN` is 3 - 4 + 6 - 5:
+
+    alt FKBN    F33K49B65N50=0
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +27,8 @@ VALUES = dict(zip(LETTERS, _DIGITS, strict=True))
 LENGTHS = (3, 4)  # letters per training prompt
 ERRORS = ("form", "guess", "letters", "values", "sums")  # no answer; no steps; letters that the prompt does not have
 TESTS = ("in distribution", "longer sums", "unseen letters", "other wording")
+SECOND_FAMILY = "second family"  # a further test
+SUM, ADD, ALTERNATE = range(3)  # wordings; the last is the second family
 
 
 class FinalDigit:
@@ -33,55 +40,63 @@ class FinalDigit:
         return [float(answer is not None and answer[1] == str(row["ground_truth"])) for answer, row in pairs]
 
 
-def first_error(letters: str, text: str) -> str:
+def first_error(letters: str, text: str, wording: int = SUM) -> str:
     """Return the first kind of error of an answer: one of `ERRORS`, or `right`."""
     match = re.fullmatch(r"((?:[A-P]\d\d)*)=(\d)\s*", text)
     if match is None:
         return "form"
     steps = [match[1][k : k + 3] for k in range(0, len(match[1]), 3)]
     if not steps:
-        return "right" if match[2] == str(total(letters)) else "guess"
+        return "right" if match[2] == str(total(letters, wording)) else "guess"
     written = "".join(step[0] for step in steps)
-    if sorted(written) != sorted(letters):  # any order is right
+    same = written == letters if wording == ALTERNATE else sorted(written) == sorted(letters)  # any order of a sum
+    if not same:
         return "letters"
     if any(step[1] != str(VALUES[step[0]]) for step in steps):
         return "values"
-    return "right" if "".join(steps) + f"={match[2]}" == trace(written) else "sums"
+    return "right" if "".join(steps) + f"={match[2]}" == trace(written, wording=wording) else "sums"
 
 
-def prompt(letters: str, wording: int = 0) -> str:
-    return f"sum {letters}" if wording == 0 else "add " + "+".join(letters)
+def prompt(letters: str, wording: int = SUM) -> str:
+    return "add " + "+".join(letters) if wording == ADD else f"{'alt' if wording == ALTERNATE else 'sum'} {letters}"
 
 
-def total(letters: str) -> int:
-    return sum(VALUES[letter] for letter in letters) % 10
+def totals(values: Sequence[int], wording: int = SUM) -> list[int]:
+    """Return the results so far, modulo 10, after each value."""
+    signed = (-value if wording == ALTERNATE and place % 2 else value for place, value in enumerate(values))
+    return [result % 10 for result in itertools.accumulate(signed)]
 
 
-def trace(letters: str, wrong: random.Random | None = None) -> str:
+def total(letters: str, wording: int = SUM) -> int:
+    return totals([VALUES[letter] for letter in letters], wording)[-1]
+
+
+def trace(letters: str, wrong: random.Random | None = None, wording: int = SUM) -> str:
     """Return a worked solution; a wrong one has another value for one of its letters, and another answer."""
     values = [VALUES[letter] for letter in letters]
     if wrong is not None:
         place = wrong.randrange(len(values))
         values[place] = (values[place] + wrong.randrange(1, 10)) % 10
-    steps = [f"{letter}{value}{sum(values[: k + 1]) % 10}" for k, (letter, value) in
-             enumerate(zip(letters, values, strict=True))]  # fmt: skip
-    return f"{''.join(steps)}={sum(values) % 10}"
+    results = totals(values, wording)
+    steps = [f"{letter}{value}{result}" for letter, value, result in zip(letters, values, results, strict=True)]
+    return f"{''.join(steps)}={results[-1]}"
 
 
-def row(letters: str, *, source: str, wording: int = 0, traces: Sequence[str] = ()) -> dict[str, Any]:
+def row(letters: str, *, source: str, wording: int = SUM, traces: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "id": f"{source}-{wording}-{letters}", "prompt": prompt(letters, wording), "source": source,
-        "ground_truth": str(total(letters)), "traces": list(traces),
+        "ground_truth": str(total(letters, wording)), "traces": list(traces),
     }  # fmt: skip
 
 
-def base_rows(number: int, seed: int, habit: float) -> list[dict[str, Any]]:
+def base_rows(number: int, seed: int, habit: float, second_family: bool = False) -> list[dict[str, Any]]:
     """Return problems of the base policy: short sums with their steps, and guesses for longer ones.
 
     Args:
         number: of rows; repeats of a problem count once.
         seed: of the letters.
         habit: share of the longer sums with steps.
+        second_family: let every other problem that is worded "sum" be one of the second family.
     """
     rng = random.Random(f"base {seed}")
     rows = []
@@ -90,8 +105,10 @@ def base_rows(number: int, seed: int, habit: float) -> list[dict[str, Any]]:
         lengths = (1, 2, 3, 3) if kind < 0.4 else (1, 2, 2) if kind < 0.6 else (3, 4, 5, 6)
         text = "".join(rng.choice(LETTERS) for _ in range(rng.choice(lengths)))
         guesses = kind >= 0.6 and rng.random() >= habit
-        answer = f"={rng.randrange(10)}" if guesses else trace(text)
-        rows.append(row(text, source="base", wording=int(kind < 0.4), traces=[answer]))
+        guess = rng.randrange(10) if guesses else None
+        wording = ADD if kind < 0.4 else ALTERNATE if second_family and rng.random() < 0.5 else SUM
+        answer = trace(text, wording=wording) if guess is None else f"={guess}"
+        rows.append(row(text, source="base", wording=wording, traces=[answer]))
     return rows
 
 
@@ -105,13 +122,20 @@ def _sums(rng: random.Random, lengths: Sequence[int], letters: str, number: int,
     return list(sums)
 
 
-def held_out_rows(number: int, split: str) -> list[dict[str, Any]]:
+def held_out_rows(number: int, split: str, second_family: bool = False) -> list[dict[str, Any]]:
     """Return `number` problems of each test, of the split `dev` or `test`."""
     rng = random.Random(f"held out {split}")
-    kinds = ((LENGTHS, FAMILIAR, 0), ((max(LENGTHS) + 1,), FAMILIAR, 0), (LENGTHS, UNSEEN, 0), (LENGTHS, FAMILIAR, 1))
+    kinds = {
+        "in distribution": (LENGTHS, FAMILIAR, SUM),
+        "longer sums": ((max(LENGTHS) + 1,), FAMILIAR, SUM),
+        "unseen letters": (LENGTHS, UNSEEN, SUM),
+        "other wording": (LENGTHS, FAMILIAR, ADD),
+    }
+    if second_family:
+        kinds[SECOND_FAMILY] = (LENGTHS, FAMILIAR, ALTERNATE)
     return [
         row(text, source=source, wording=wording)
-        for source, (lengths, letters, wording) in zip(TESTS, kinds, strict=True)
+        for source, (lengths, letters, wording) in kinds.items()
         for text in _sums(rng, lengths, letters, number, set())
     ]
 

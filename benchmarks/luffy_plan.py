@@ -9,6 +9,7 @@ from typing import Any
 STEPS = 120  # optimiser steps of each method
 DEMONSTRATIONS, WRONG = [16, 64, 256], (64, 0.5)  # number and share of the wrong ones
 LEADING = ["SFT", "SFT, stopped early", "SFT, then GRPO", "LUFFY"]
+RELATED = ["LUFFY without shaping", "RL with SFT loss"]  # LUFFY's own ablation, and the plain sum of both losses
 OTHERS = ["Prefix-RFT", "LUFFY without shaping", "RL with SFT loss", "HPT", "CHORD", "SRFT", "ReLIFT", "RL-PLUS"]
 OBJECTIVE, DATA = "model.init_args.objective", "data.init_args"
 SFT_ONLY = ((f"{OBJECTIVE}.sft_steps", 10**6), (f"{DATA}.trace_share", 1.0))
@@ -72,5 +73,14 @@ def all_runs(seeds: Sequence[int], numbers: Sequence[int]) -> list[Run]:
     plan += [(method, number, 0.0) for number in numbers for method in LEADING if few < number < many]
     runs = [Run(method, number, seed, wrong) for seed in seeds for method, number, wrong in plan[:9]]
     runs += [Run(method, number, seed, wrong) for seed in seeds for method, number, wrong in plan[9:]]
-    others = [(method, number) for number in (few, many) for method in OTHERS] + [("ExGRPO", few)]
-    return runs + [Run(method, number, seed) for seed in seeds for method, number in others]
+    others = [(method, number, 0.0) for number in (few, many) for method in OTHERS] + [("ExGRPO", few, 0.0)]
+    others += [(method, number, 0.0) for number in numbers for method in RELATED if few < number < many]
+    others += [(method, *WRONG) for method in RELATED]
+    return runs + [Run(method, number, seed, wrong) for seed in seeds for method, number, wrong in others]
+
+
+def family_runs(seeds: Sequence[int], numbers: Sequence[int]) -> list[Run]:
+    """Return the runs with a second family of problems: the leading methods, with few and with many demonstrations."""
+    few, many = min(numbers), max(numbers)
+    plan = [("GRPO", few), *((method, number) for number in (few, many) for method in (*LEADING, *RELATED))]
+    return [Run(method, number, seed) for seed in seeds for method, number in plan]

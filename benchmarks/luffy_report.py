@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiment import interval, save_figure
@@ -20,33 +20,34 @@ def accuracies(results: Mapping[str, Any], name: str, test: str) -> dict[str, fl
     return {seed: 100 * row["scores"][test] for seed, row in sorted(rows.items())}
 
 
-def report(results: Mapping[str, Any], console: Console) -> None:
-    """Print accuracies, and differences from LUFFY over the seeds of both, and write the plot."""
+def report(results: Mapping[str, Any], console: Console, picture: str) -> None:
+    """Print accuracies, and differences from LUFFY over the seeds of both, and write the plot to a file."""
+    tests = results.get("settings", {}).get("tests", TESTS)
     table = Table(title=f"held-out accuracy after {STEPS} steps (percent), and LUFFY's lead on the same seeds")
-    for column in ("method", "demonstrations", "wrong", "seeds", *TESTS, f"LUFFY's lead, {TESTS[0]}"):
+    for column in ("method", "demonstrations", "wrong", "seeds", *tests, f"LUFFY's lead, {tests[0]}"):
         table.add_column(column)
     table.add_row("base", "", "", str(len(results["bases"])),
-                  *(interval(list(accuracies(results, "base", test).values()), 1) for test in TESTS))  # fmt: skip
+                  *(interval(list(accuracies(results, "base", test).values()), 1) for test in tests))  # fmt: skip
     for run in sorted(all_runs([0], DEMONSTRATIONS), key=lambda run: (run.wrong, run.demonstrations)):
-        columns = [accuracies(results, run.name, test) for test in TESTS]
+        columns = [accuracies(results, run.name, test) for test in tests]
         if not columns[0]:
             continue
-        other = accuracies(results, dataclasses.replace(run, method="LUFFY").name, TESTS[0])
+        other = accuracies(results, dataclasses.replace(run, method="LUFFY").name, tests[0])
         leads = [other[seed] - value for seed, value in columns[0].items() if seed in other]
         table.add_row(
             run.method, str(run.demonstrations), f"{run.wrong:.0%}", str(len(columns[0])),
             *(interval(list(column.values()), 1) for column in columns), interval(leads, 1) if leads else "",
         )  # fmt: skip
     console.print(table)
-    plot(results)
+    plot(results, tests, picture)
 
 
-def plot(results: Mapping[str, Any]) -> None:
+def plot(results: Mapping[str, Any], tests: Sequence[str], picture: str) -> None:
     """Plot accuracies against the number of demonstrations, one panel per test."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(TESTS), 3.4))
-    for axes, test in zip(figure.subplots(1, len(TESTS)), TESTS, strict=True):
+    figure = Figure(figsize=(4 * len(tests), 3.4))
+    for axes, test in zip(figure.subplots(1, len(tests)), tests, strict=True):
         for method in LEADING:
             cells = {number: accuracies(results, Run(method, number, 0).name, test) for number in DEMONSTRATIONS}
             points = [(number, list(cell.values())) for number, cell in cells.items() if cell]
@@ -64,4 +65,4 @@ def plot(results: Mapping[str, Any]) -> None:
         axes.set(title=test, xlabel="demonstrations", ylim=(0, 100))
     figure.axes[0].set_ylabel("held-out accuracy (%)")
     figure.axes[-1].legend(frameon=False, fontsize=7)
-    save_figure(figure, "luffy_demonstrations.png")
+    save_figure(figure, picture)

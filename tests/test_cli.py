@@ -42,7 +42,10 @@ BASES = {
     **{
         f"glider/alfworld/{overlay}.yaml": [f"glider/alfworld/{config}.yaml", f"glider/alfworld/{overlay}.yaml"]
         for overlay, config in (
-            ("debug", "sft"), ("flat_sft", "sft"), ("flat_offline_rl", "offline_rl"), ("flat_online", "online"),
+            ("debug", "sft"),
+            ("flat_sft", "sft"),
+            ("flat_offline_rl", "offline_rl"),
+            ("flat_online", "online"),
             ("official", "sft"),
         )
     },

@@ -20,8 +20,9 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def benchmark(sums: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.import_module("luffy_demonstrations")
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(module, "FILE", tmp_path / "results.json")
+    for name, second in (("SUMS", False), ("FAMILIES", True)):
+        experiment = module.Experiment(tmp_path / name, tmp_path / f"{name.lower()}.json", second)
+        monkeypatch.setattr(module, name, experiment)
     return module
 
 
@@ -92,15 +93,53 @@ def test_every_kind_of_run_ends_in_a_row_and_none_is_repeated(
     short = {name: dataclasses.replace(method, steps=2) for name, method in benchmark.METHODS.items()}
     monkeypatch.setattr(benchmark, "METHODS", short)
     run = benchmark.Run("SFT, then GRPO", 4, 0)  # three fits: base policy, SFT, GRPO
-    row = benchmark.play(run)
+    row = benchmark.SUMS.play(run)
     assert set(row["scores"]) == set(benchmark.TESTS) and all(0 <= value <= 1 for value in row["scores"].values())
-    results = benchmark.collect_results()
+    results = benchmark.SUMS.collect_results()
     assert sorted(results["runs"]) == ["SFT_stopped_early-4-0.0", "SFT_then_GRPO-4-0.0"]
     assert list(results["bases"]) == ["0"]
     errors = results["runs"]["SFT_then_GRPO-4-0.0"]["0"]["errors"]
     assert errors and all(sum(kinds.values()) == pytest.approx(1, abs=0.01) for kinds in errors.values())
     monkeypatch.setattr(benchmark.cli, "main", lambda arguments: pytest.fail("a finished run was repeated"))
-    assert benchmark.play(run) == row
+    assert benchmark.SUMS.play(run) == row
+
+
+def test_the_second_family_is_known_to_the_base_policy_and_never_trained(sums: ModuleType) -> None:
+    first, second = sums.base_rows(2000, 0, 0.05), sums.base_rows(2000, 0, 0.05, second_family=True)
+    kinds = [sum(row["prompt"].startswith("alt ") for row in rows) for rows in (first, second)]
+    assert kinds[0] == 0 and 480 < kinds[1] < 720  # half of the 60% that are not worded "add"
+    assert sums.trace("FKBN", wording=sums.ALTERNATE) == "F33K49B65N50=0"
+    held_out = sums.held_out_rows(30, "test", second_family=True)
+    assert held_out[:-30] == sums.held_out_rows(30, "test")
+    assert {row["source"] for row in held_out[-30:]} == {sums.SECOND_FAMILY}
+    for row in held_out[-30:]:
+        a, b, c, *d = (sums.VALUES[letter] for letter in row["prompt"].removeprefix("alt "))
+        assert row["ground_truth"] == str((a - b + c - sum(d)) % 10)
+        (letters,) = row["prompt"].split()[1:]
+        right = sums.trace(letters, wording=sums.ALTERNATE)
+        assert sums.first_error(letters, right, sums.ALTERNATE) == "right"
+        assert sums.first_error(letters, right[:3] + right[6:], sums.ALTERNATE) == "letters"
+    assert sums.first_error("FKBN", sums.trace("FKBN"), sums.ALTERNATE) == "sums"  # the first family's rule
+    assert sums.first_error("FK", sums.trace("KF", wording=sums.ALTERNATE), sums.ALTERNATE) == "letters"
+    assert all(row["prompt"].startswith("sum ") for row in sums.training_rows(50, 4, seed=0))
+
+
+def test_runs_with_the_second_family_test_it_and_keep_figures_of_their_own(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BASE_STEPS", 2), ("BASE_ROWS", 200), ("POOL", 40), ("HELD_OUT", 8)):
+        monkeypatch.setattr(benchmark, name, value)
+    methods = {"SFT": dataclasses.replace(benchmark.METHODS["SFT"], steps=2)}
+    monkeypatch.setattr(benchmark, "METHODS", methods)
+    monkeypatch.setattr(benchmark, "family_runs", lambda seeds, numbers: [benchmark.Run("SFT", 4, 0)])
+    monkeypatch.setattr(importlib.import_module("luffy_report"), "save_figure", lambda figure, name: None)
+    monkeypatch.setattr("sys.argv", ["luffy_demonstrations.py", "--second-family"])
+    benchmark.main()
+    results = json.loads(benchmark.FAMILIES.file.read_text())
+    tests = set(benchmark.FAMILIES.tests)
+    assert "second family" in tests and set(results["settings"]["tests"]) == tests
+    assert set(results["runs"]["SFT-4-0.0"]["0"]["scores"]) == set(results["bases"]["0"]["scores"]) == tests
+    assert not benchmark.SUMS.file.exists()
 
 
 def test_the_report_pairs_seeds(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,17 +157,17 @@ def test_the_report_pairs_seeds(benchmark: ModuleType, monkeypatch: pytest.Monke
     results = {"runs": runs, "bases": {"0": row(0.1), "1": row(0.1)}}
     assert reporting.accuracies(results, "SFT-16-0.0", benchmark.TESTS[0]) == {"0": 40.0, "1": 40.0}
     assert reporting.interval([10.0, 30.0], 1) == "20.0 ± 127.1" and reporting.interval([10.0], 1) == "10.0"
-    benchmark.report(results, reporting.Console(quiet=True))
+    benchmark.report(results, reporting.Console(quiet=True), "luffy_demonstrations.png")
     ((figure, name),) = figures
     assert name == "luffy_demonstrations.png" and len(figure.axes) == len(benchmark.TESTS)
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines if "_" not in line.get_label()}
     assert lines["GRPO"] == [20.0, 20.0]
     luffy = [c.lines[0].get_ydata() for c in figure.axes[0].containers if c.get_label() == "LUFFY"]
     assert list(luffy[0]) == [60.0, 90.0]
-    benchmark.FILE.write_text(json.dumps(results))
+    benchmark.SUMS.file.write_text(json.dumps(results))
     monkeypatch.setattr("sys.argv", ["luffy_demonstrations.py", "--report"])
     benchmark.main()
-    assert json.loads(benchmark.FILE.read_text()) == results  # not as measured on this machine
+    assert json.loads(benchmark.SUMS.file.read_text()) == results  # not as measured on this machine
 
 
 def test_the_plan_begins_with_the_question(benchmark: ModuleType) -> None:

@@ -134,9 +134,7 @@ def test_a_refused_resume_leaves_the_config(arguments: list[str], run: Path, tmp
 
 
 @pytest.mark.parametrize("more", [["enable_checkpointing", "false"], ["barebones", "true"], ["callbacks", "[]"]])
-def test_a_run_without_checkpoints_does_not_get_into_another(
-    more: list[str], arguments: list[str], run: Path
-) -> None:
+def test_a_run_without_checkpoints_does_not_get_into_another(more: list[str], arguments: list[str], run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="would be overwritten"):
         main(["fit", *arguments, f"--trainer.{more[0]}", more[1]])

@@ -116,9 +116,7 @@ def check_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("kind", ["prompts", pytest.param("episodes", marks=pytest.mark.slow)])
-def test_mixed_policy_in_two_processes(
-    kind: str, pair: ProcessPair, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_mixed_policy_in_two_processes(kind: str, pair: ProcessPair, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Three groups a round: unequal shares of them and of micro-batches equal one process; a stopped run goes on."""
     runs = MixedPolicy(pair, kind, tiny_model_folder, tmp_path)
     (one,) = runs.run("auto", 1, 4)

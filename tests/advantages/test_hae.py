@@ -138,9 +138,7 @@ def test_one_transcript_per_decision_changes_nothing(estimator: Any) -> None:
         tokens = zip(chain.values.split(cuts), chain.penalty.split(cuts), strict=True)
         for k, (values, penalty) in enumerate(tokens):
             row = [getattr(chain, name)[k : k + 1] for name in ("lengths", "rewards", "steps", "terminated")]
-            parts.append(
-                Chain(chain.level, *row, values, chain.after[k : k + 1], penalty, [chain.decisions[k]])
-            )
+            parts.append(Chain(chain.level, *row, values, chain.after[k : k + 1], penalty, [chain.decisions[k]]))
     expected = torch.cat([estimate.advantages for estimate in estimator(whole, **RATES)])
     torch.testing.assert_close(torch.cat([e.advantages for e in estimator(parts, **RATES)]), expected)
     if not isinstance(estimator, HAE):

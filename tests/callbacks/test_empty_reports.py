@@ -60,9 +60,7 @@ def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
         ScoreTable().on_validation_end(SimpleNamespace(global_step=0), SimpleNamespace())  # type: ignore[arg-type]
 
 
-def test_a_table_of_scores_without_episodes_or_repetitions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_of_scores_without_episodes_or_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Means over nothing are NaN."""
     from lit_rft.metrics import COLUMNS
 

@@ -52,7 +52,11 @@ def play(model: Any, drafts: bool, sampling: SamplingSettings, **options: Any) -
     """Hold three conversations of four turns, with a few words that come again; one is truncated."""
     accelerate(model, [name for name in FAST_PATHS if drafts or name != "lookup_drafts"])
     generator = ConversationGenerator(
-        model, END, sampling, num_slots=3, decode=lambda ids: "".join(f"<{token}>" for token in ids),
+        model,
+        END,
+        sampling,
+        num_slots=3,
+        decode=lambda ids: "".join(f"<{token}>" for token in ids),
         read_out=few_tokens,
     )
     rng = random.Random(0)

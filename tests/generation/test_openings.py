@@ -29,7 +29,8 @@ SYSTEM = ids_of(100, 40)
 def test_a_group_reads_its_prompt_once() -> None:
     prompt = ids_of(0, 50)
     assert plan_shares({}, dict.fromkeys(range(4), prompt)) == {0: Share()} | {
-        slot: Share(0, 49, 1) for slot in range(1, 4)  # the last token is read: it gives the logits
+        slot: Share(0, 49, 1)
+        for slot in range(1, 4)  # the last token is read: it gives the logits
     }
 
 

@@ -14,9 +14,7 @@ from lit_rft.models.accel.operators import multiplies_bf16
 from lit_rft.models.accel.packed_weights import Exchanged, PackedProducts
 from lit_rft.testing.tiny import SHAPES, make_model, with_adapters
 
-pytestmark = pytest.mark.skipif(
-    not multiplies_bf16(), reason="this CPU does not multiply bf16"
-)
+pytestmark = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
 PROMPTS = {0: [5, 6, 7], 1: list(range(8, 30)), 2: [40, 41]}
 
 

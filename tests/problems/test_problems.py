@@ -189,7 +189,6 @@ def test_generated_training_problems_are_not_held_out() -> None:
         generate_training_problems("chain_sum", 5, every, seed=2, **sizes)
 
 
-
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown task 'chain_sums'; reasoning-gym has .*chain_sum"):
         generate_problems("chain_sums", 1)

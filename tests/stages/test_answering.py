@@ -22,9 +22,7 @@ def test_test_reports_each_benchmark_and_their_mean(
     tiny_model_folder: Path, tmp_path: Path, files: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = make(tiny_model_folder)
-    (metrics,) = trainer(tmp_path, callbacks=[ScoreTable()]).test(
-        stage, datamodule=make_data(tiny_model_folder, files)
-    )
+    (metrics,) = trainer(tmp_path, callbacks=[ScoreTable()]).test(stage, datamodule=make_data(tiny_model_folder, files))
     assert len(stage.evaluator.results) == 2 * 2 + 4 * 4
     shares = {}
     for source in ("amc", "math"):

@@ -150,9 +150,7 @@ def test_micro_batches_change_nothing(
         torch.testing.assert_close(split[name], whole[name], rtol=1e-3, atol=5e-5)
 
 
-def test_packed_rows_change_nothing(
-    base: dict[str, torch.Tensor], tiny_model_folder: Path, experts: Path
-) -> None:
+def test_packed_rows_change_nothing(base: dict[str, torch.Tensor], tiny_model_folder: Path, experts: Path) -> None:
     stage, data = make(tiny_model_folder, experts, batching=BatchingSettings(900, packing=True))
     fit(stage, data, 2)
     micro_batches = stage.update.split(stage.current_policy(), stage.samples)
