@@ -49,6 +49,9 @@ class ExGRPO:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not self.width > 0:
             raise ValueError(f"source.share must be in [0, 1] and source.width > 0, got {self.share} and {self.width}")
+        for name in ("right_reward", "start_rate"):
+            if math.isnan(getattr(self, name)):
+                raise ValueError(f"source.{name} must be a number, got {getattr(self, name)}")
 
     def __call__(self, source: GroupSource) -> WrappedSource:
         if source.traces_per_group < 1:

@@ -1,6 +1,7 @@
 """Settings shared by stages, as plain dataclasses: each field is a key in the configs."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from lit_rft.generation.vllm import ServerSettings
 from lit_rft.models.accel import chosen_paths
 from lit_rft.models.backbone import SMOLLM2
 from lit_rft.models.lora import LoraSettings
+from lit_rft.objectives.checks import check_non_negative
 
 
 @dataclass
@@ -45,8 +47,8 @@ class OptimizerSettings:
     """AdamW and its learning rate.
 
     Args:
-        learning_rate: maximum learning rate, > 0.
-        weight_decay: >= 0.
+        learning_rate: maximum learning rate, > 0 and finite.
+        weight_decay: >= 0 and finite.
         max_grad_norm: maximum norm of gradients; 0 for no clipping.
         warmup_steps: optimiser steps of linear warm-up.
         schedule: after the warm-up, until the trainer's last step.
@@ -59,11 +61,11 @@ class OptimizerSettings:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        check_non_negative(max_grad_norm=self.max_grad_norm, warmup_steps=self.warmup_steps)
 
 
 @dataclass
