@@ -91,7 +91,7 @@ class _ReplayingSource(WrappedSource):
         ids = _in_order([prompt.problem.id for prompt in prompts])
         wanted = round(self.settings.share * len(ids)) if self.started else 0
         known = sorted(self.buffer.keys() - set(ids))  # a prompt twice in a batch would have equal completions
-        rng = random.Random(f"{self.seed}/{policy.step}")  # the same in all processes
+        rng = random.Random(f"{self.seed}/{policy.occasion}")  # the same in all processes
         # ascending -log(u) / weight, as a logarithm: a weight may be less than any number above 0
         draws = {name: math.log(-math.log(max(rng.random(), 1e-300))) - self._log_weight(self.buffer[name]["rate"])
                  for name in known}  # fmt: skip
