@@ -20,7 +20,7 @@ from lit_rft.stages import (
     SarsaUpdate,
     TDUpdate,
 )
-from lit_rft.stages.core.critic_updates import LevelDecisions
+from lit_rft.stages.core.level_decisions import LevelDecisions
 from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
 
 
