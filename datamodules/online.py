@@ -91,7 +91,9 @@ class OnlineDataModule(TrajectoryDataModule):
 
     Evaluation and stored episodes as in `TrajectoryDataModule`, whose arguments it takes. Stored episodes are those of
     `train_files` and (by `medium_filter`) `medium_files`, pooled; without either nothing is mixed in: no expert
-    episodes are collected. The stage sets the share of stored episodes and the batch size (`OnlineSettings`).
+    episodes are collected. `train_episodes_per_task` and `data_dir` therefore have no effect; they are accepted since
+    configs that all stages of a chain share set them. The stage sets the share of stored episodes and the batch size
+    (`OnlineSettings`).
 
     Args:
         collect_split: split of the episodes to play in training.

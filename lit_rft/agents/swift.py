@@ -114,7 +114,8 @@ class SwiftAgent:
     """A flat policy that reads the state of an episode as fields: score, last actions, and observations by `fields`.
 
     Each prompt is a conversation of its own, and so is each example in training. Every action of an expert episode is
-    an example, the first one included.
+    an example, the first one included. Critics read the state after an action as that conversation with the action and
+    the observation, not as the fields of the next prompt.
 
     Args:
         prompt: system prompt.

@@ -1,6 +1,7 @@
 """Sampling of tokens, and the end of utterances."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class SamplingSettings:
 
     Args:
         max_new_tokens: maximum tokens per utterance, including its end-of-turn token.
-        temperature: > 0, or 0 for greedy decoding.
+        temperature: > 0 and finite, or 0 for greedy decoding.
         top_k: sample among the k most likely tokens only; 0 for all.
         top_p: sample from the smallest set of most likely tokens with this total probability, in (0, 1]; relative to
             the top k with `top_k`.
@@ -36,8 +37,8 @@ class SamplingSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # hashable, also if given as lists
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be >= 0 and finite, got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be >= 0, got {self.top_k}")
         if not 0 < self.top_p <= 1:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_rft.losses.imitation import imitation_loss
 from lit_rft.objectives import Sums, mean_parts
+from lit_rft.objectives.checks import check_number
 from lit_rft.rollouts import LossNeeds, MixedPolicyLoss, Normalizer, RolloutBatch, needs_of
 
 
@@ -22,9 +23,13 @@ class HPT:
     Args:
         gate: highest mean reward at which a prompt's trace is imitated; 0: all completions are wrong (the paper).
         loss: L_RL, any `lit_rft.rollouts.PolicyLoss`; default `MixedPolicyLoss`.
+
+    Raises:
+        ValueError: `gate` is not a number.
     """
 
     def __init__(self, gate: float = 0.0, loss: Callable[..., Any] | None = None) -> None:
+        check_number(gate=gate)
         self.gate, self.loss = gate, loss if loss is not None else MixedPolicyLoss()
 
     @property

@@ -23,6 +23,13 @@ def check_dims(expected: int, **tensors: Tensor) -> None:
             raise ValueError(f"{name} must have {expected} dimension(s), got shape {tuple(tensor.shape)}")
 
 
+def check_number(**numbers: float) -> None:
+    """Raise ValueError if a named threshold is NaN, with which every comparison would be false."""
+    for name, number in numbers.items():
+        if number != number:
+            raise ValueError(f"{name} must be a number, got {number}")
+
+
 def check_non_negative(**numbers: float) -> None:
     """Raise ValueError if a named coefficient is negative or NaN."""
     for name, number in numbers.items():

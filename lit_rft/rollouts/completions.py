@@ -68,7 +68,7 @@ class CompletionSource:
         traces = self._traces(policy, prompts, self.traces_per_group)
         held = Counter(trace.group for trace in traces)
         names = distinct_names([prompt.problem.id for prompt in prompts])
-        named = [(f"{policy.step}/{name}", prompt.ids) for name, prompt in zip(names, prompts, strict=True)]
+        named = [(f"{policy.occasion}/{name}", prompt.ids) for name, prompt in zip(names, prompts, strict=True)]
         sizes = [self.group_size - held[group] for group in range(len(prompts))]
         groups = self.sampler(policy, named, sizes, self.sampling, seed=self.seed, max_concurrent=self.max_concurrent)
         rollouts = []

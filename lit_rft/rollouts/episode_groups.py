@@ -66,7 +66,7 @@ class EpisodeGroupSource:
         names = distinct_names([group.job.id for group in batch.groups])
         for number, (group, name) in enumerate(zip(batch.groups, names, strict=True)):
             for turn in range(self.group_size - held[number]):
-                job = dataclasses.replace(group.job, id=f"{name}/{policy.step}/{turn}")
+                job = dataclasses.replace(group.job, id=f"{name}/{policy.occasion}/{turn}")
                 jobs.append(job)
                 group_of[job.id] = number
         played = self.episodes.play(policy, EpisodeJobs(jobs, batch.jobs.make_env, batch.jobs.tasks), self.seed)

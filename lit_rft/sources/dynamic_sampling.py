@@ -1,5 +1,6 @@
 """DAPO's dynamic sampling: further prompts in place of groups without a signal (Yu et al. 2025, arXiv 2503.14476)."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ class DynamicSampling:
     the bound: set it to a multiple of `groups`. Prompts of a batch that are not needed are not sampled; a batch without
     enough groups makes a step with fewer. Nothing is carried over, so that a resumed run continues exactly. Metrics
     count the sampled and kept groups; the source's other metrics are means over the rounds, and `sampled_reward` is the
-    mean of all completions.
+    mean of all completions. A problem that comes again in a later round gets other samples there.
 
     Args:
         groups: with different rewards, per step and over all processes, >= 1.
@@ -57,7 +58,7 @@ class _DynamicSource(WrappedSource):
         while start < total and len(kept) < self.groups:
             end = min(start + self.groups - len(kept), total)
             local = [place // processes for place in range(start, end) if place % processes == rank]
-            sampled = self.source(policy, select_groups(batch, local))
+            sampled = self.source(_in_round(policy, len(rounds)), select_groups(batch, local))
             for rollout in sampled:
                 rollout.group = local[rollout.group]
             rollouts += sampled
@@ -72,6 +73,11 @@ class _DynamicSource(WrappedSource):
         self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}
         self.more_metrics["sampled_reward"] = sums["reward"] / sums["number"].clamp_min(1)
         return [rollout for rollout in rollouts if global_index(rollout.group) in kept]
+
+
+def _in_round(policy: Policy, number: int) -> Policy:
+    """Return the policy for a round of sampling: a problem that a batch has twice gets other samples in a later one."""
+    return dataclasses.replace(policy, sampling_round=number) if number else policy
 
 
 def _rewards(rollouts: Sequence[Rollout]) -> list[float]:

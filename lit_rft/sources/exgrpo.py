@@ -49,6 +49,9 @@ class ExGRPO:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not self.width > 0:
             raise ValueError(f"source.share must be in [0, 1] and source.width > 0, got {self.share} and {self.width}")
+        for name in ("right_reward", "start_rate"):
+            if math.isnan(getattr(self, name)):
+                raise ValueError(f"source.{name} must be a number, got {getattr(self, name)}")
 
     def __call__(self, source: GroupSource) -> WrappedSource:
         if source.traces_per_group < 1:
@@ -88,7 +91,7 @@ class _ReplayingSource(WrappedSource):
         ids = _in_order([prompt.problem.id for prompt in prompts])
         wanted = round(self.settings.share * len(ids)) if self.started else 0
         known = sorted(self.buffer.keys() - set(ids))  # a prompt twice in a batch would have equal completions
-        rng = random.Random(f"{self.seed}/{policy.step}")  # the same in all processes
+        rng = random.Random(f"{self.seed}/{policy.occasion}")  # the same in all processes
         # ascending -log(u) / weight, as a logarithm: a weight may be less than any number above 0
         draws = {name: math.log(-math.log(max(rng.random(), 1e-300))) - self._log_weight(self.buffer[name]["rate"])
                  for name in known}  # fmt: skip

@@ -78,7 +78,7 @@ class _PrefixSource(WrappedSource):
         """Return the groups, with continued prefixes in place of traces; all processes must call this."""
         prompts = list(batch.prompts)
         chosen = {index: self._prefix(policy, prompt) for index, prompt in enumerate(prompts) if prompt.traces}
-        names = distinct_names([f"{policy.step}/{prompts[index].problem.id}/prefix" for index in chosen])
+        names = distinct_names([f"{policy.occasion}/{prompts[index].problem.id}/prefix" for index in chosen])
         texts = [prompts[index].ids + prefix for index, (prefix, _) in chosen.items()]
         named = list(zip(names, texts, strict=True))
         inner = self.completions
@@ -93,7 +93,7 @@ class _PrefixSource(WrappedSource):
 
     def _prefix(self, policy: Policy, prompt: Prompt) -> tuple[list[int], int]:
         """Return the prefix of one of a prompt's traces, and the length of the trace."""
-        rng = random.Random(f"{self.seed}/{policy.step}/{prompt.problem.id}")  # in any process the same
+        rng = random.Random(f"{self.seed}/{policy.occasion}/{prompt.problem.id}")  # in any process the same
         trace = rng.choice(prompt.traces)
         share = rng.uniform(self.settings.low(policy.step), self.settings.high)
         return trace[: min(int(share * len(trace)), len(trace) - 1)], len(trace)

@@ -1,5 +1,6 @@
 """ReLIFT: imitation of the prompts that all completions fail, in between (Ma et al. 2025, arXiv 2506.07527)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ class ReLIFT:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"source.size must be >= 1, got {self.size}")
+        if math.isnan(self.max_reward):
+            raise ValueError(f"source.max_reward must be a number, got {self.max_reward}")
 
     def __call__(self, source: GroupSource) -> WrappedSource:
         if source.imitated_traces < 1:

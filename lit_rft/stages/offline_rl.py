@@ -4,6 +4,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import lightning as L
+
 from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
 from lit_rft.generation.best_of import BestOfConversations
@@ -54,8 +56,8 @@ class OfflineHierarchicalRL(EpisodeStage):
             policy itself. With several, a high `advantage_temperature` makes it Q-learning of utterances.
 
     Raises:
-        ValueError: For a value out of range, `best_of` with a generation server, which knows no critics, or a critic
-            update that reads later decisions with an agent that has a transcript for each.
+        ValueError: For a value out of range, or `best_of` with a generation server, which knows no critics; in `fit`,
+            for a critic update that reads later decisions with an agent that has a transcript for each.
     """
 
     training_batch = STEPS
@@ -89,7 +91,12 @@ class OfflineHierarchicalRL(EpisodeStage):
             level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
-        check_transcripts(self.agent, self.critic_update)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Check the agent of a training before its data are collected or read; evaluation needs no critic update."""
+        if self.trainer.state.fn == "fit":
+            check_transcripts(self.agent, self.critic_update)
+        return super().configure_callbacks()
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)

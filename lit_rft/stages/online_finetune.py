@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+import lightning as L
+
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, learnable_transcripts
 from lit_rft.batches import OnlineBatch
@@ -60,9 +62,9 @@ class OnlineHighLevelFinetune(EpisodeStage):
         chunk_tokens: logits are computed in chunks of this many tokens.
 
     Raises:
-        ValueError: For frozen levels without LoRA (the frozen skills are an adapter), a schedule of the learning rate
-            other than constant, or a critic update that reads later decisions with an agent that has a transcript for
-            each.
+        ValueError: For frozen levels without LoRA (the frozen skills are an adapter), or a schedule of the learning
+            rate other than constant; in `fit`, for a critic update that reads later decisions with an agent that has a
+            transcript for each.
     """
 
     training_batch = ROUNDS
@@ -95,7 +97,6 @@ class OnlineHighLevelFinetune(EpisodeStage):
             level_weights=weights_of_levels(self.agent, level_weights), chunk_tokens=chunk_tokens,
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
-        check_transcripts(self.agent, self.critic_update)
         self.frozen_levels = list(self.agent.levels[1:]) if frozen_levels is None else frozen_levels
         check_levels(self.agent, "frozen_levels", self.frozen_levels)
         if self.agent.levels and not set(self.agent.levels) - set(self.frozen_levels):
@@ -111,6 +112,12 @@ class OnlineHighLevelFinetune(EpisodeStage):
         check_room(self.agent, "online.exploration", self.online.exploration, *self.online.level_exploration.values())
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.stateful = {"source": self.source, "replay": self.replay}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Check the agent of a training before its data are read; evaluation needs no critic update."""
+        if self.trainer.state.fn == "fit":
+            check_transcripts(self.agent, self.critic_update)
+        return super().configure_callbacks()
 
     def training_step(self, batch: OnlineBatch, batch_idx: int) -> None:
         rollouts = self.samples = self.source(self.current_policy(), batch)

@@ -13,14 +13,16 @@ from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, Prompt, PromptBatch
 from lit_rft.datamodules import PromptLoader
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
-from lit_rft.models import load_tokenizer
+from lit_rft.models import load_backbone, load_tokenizer
+from lit_rft.models.backbone import model_end_ids
 from lit_rft.problems import Problem
-from lit_rft.rollouts import Rollout
+from lit_rft.rollouts import CompletionSource, Policy, Rollout
+from lit_rft.rollouts.episode_groups import EpisodeGroupSource
 from lit_rft.sources import DynamicSampling
 from lit_rft.sources.wrapped import num_groups, select_groups
 from lit_rft.stages import ObjectiveSettings, OptimizerSettings, PolicySettings
 from lit_rft.testing.tiny_stage import differs, fit, trained
-from lit_rft.transcripts import PromptFormat, completion_transcript
+from lit_rft.transcripts import ChatFormat, PromptFormat, completion_transcript
 
 
 class Graded:
@@ -46,8 +48,8 @@ class Graded:
         return rollouts
 
 
-class Device:
-    device = torch.device("cpu")
+def actor(step: int = 0) -> Policy:
+    return Policy(torch.nn.Linear(1, 1), None, step)  # type: ignore[arg-type]
 
 
 def prompts(names: str) -> PromptBatch:
@@ -60,7 +62,7 @@ MIXED, EQUAL = [1.0, 0.0], [1.0, 1.0]
 def test_further_prompts_take_the_place_of_groups_without_a_signal() -> None:
     graded = Graded({"a": MIXED, "b": EQUAL, "c": [0.0, 0.0], "d": MIXED, "e": EQUAL, "f": MIXED, "g": MIXED}, True)
     source = DynamicSampling(3)(graded)
-    rollouts = source(Device(), prompts("abcdefg"))  # type: ignore[arg-type]
+    rollouts = source(actor(), prompts("abcdefg"))
     assert graded.asked == [["a", "b", "c"], ["d", "e"], ["f"]]  # and no more than that
     assert [(r.text, r.group) for r in rollouts if r.counts_in_baseline] == [
         ("a", 0), ("a", 0), ("d", 3), ("d", 3), ("f", 5), ("f", 5),
@@ -76,9 +78,9 @@ def test_further_prompts_take_the_place_of_groups_without_a_signal() -> None:
 def test_the_batch_is_the_bound() -> None:
     graded = Graded({"a": EQUAL, "b": MIXED, "c": EQUAL})
     source = DynamicSampling(2)(graded)
-    assert {r.text for r in source(Device(), prompts("abc"))} == {"b"}  # type: ignore[arg-type]
+    assert {r.text for r in source(actor(), prompts("abc"))} == {"b"}
     assert graded.asked == [["a", "b"], ["c"]] and float(source.metrics["kept_groups"]) == 1
-    assert DynamicSampling(2)(Graded({"a": EQUAL}))(Device(), prompts("a")) == []  # type: ignore[arg-type]
+    assert DynamicSampling(2)(Graded({"a": EQUAL}))(actor(), prompts("a")) == []
     with pytest.raises(ValueError, match=r"source.groups must be >= 1, got 0"):
         DynamicSampling(0)
 
@@ -89,6 +91,41 @@ def test_groups_of_episodes_are_selected_too() -> None:
     chosen = select_groups(batch, [2, 0])
     assert isinstance(chosen, EpisodeGroupBatch) and [group.job.id for group in chosen.groups] == ["2", "0"]
     assert num_groups(batch) == 3 and chosen.jobs is jobs
+
+
+def same_rewards(completions: Any, rows: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def test_a_problem_that_comes_again_in_a_later_round_has_other_completions(tiny_model_folder: Path) -> None:
+    chat, model = ChatFormat(load_tokenizer(str(tiny_model_folder))), load_backbone(str(tiny_model_folder))
+    chat.add_end_ids(model_end_ids(model))
+    problem = Problem("p", ({"role": "user", "content": "Question?"},), "1", ())
+    prompt = Prompt(problem, PromptFormat(chat.tokenizer).prompt_ids(problem.prompt), [], [], [])
+
+    def sampled(rounds: int, dynamic: bool = True) -> list[list[str]]:
+        """The completions of each round, one prompt in each: none has a signal."""
+        texts: list[list[str]] = []
+        source: Any = CompletionSource(
+            lambda completions, rows: texts.append(list(completions)) or same_rewards(completions, rows),  # type: ignore[func-returns-value]
+            SamplingSettings(6, 1.0), group_size=3,
+        )  # fmt: skip
+        policy = Policy(model, chat, step=3)
+        (DynamicSampling(1)(source) if dynamic else source)(policy, PromptBatch([prompt] * rounds))
+        return texts
+
+    first, second, third = sampled(3)
+    assert first != second and second != third and first != third
+    assert [first] == sampled(1, dynamic=False)  # as without further rounds
+    assert [first, second, third] == sampled(3)
+
+
+def test_episodes_of_a_later_round_have_names_of_their_own() -> None:
+    source, played = EpisodeGroupSource(None, SamplingSettings(), group_size=2), []  # type: ignore[arg-type,var-annotated]
+    source.episodes.play = lambda policy, jobs, seed: played.append([job.id for job in jobs.jobs]) or []  # type: ignore[func-returns-value,method-assign]
+    groups = [EpisodeGroup(EpisodeSpec("e", "t", "train"), [])] * 2
+    DynamicSampling(1)(source)(actor(5), EpisodeGroupBatch(groups, EpisodeJobs([], int, [])))  # type: ignore[arg-type]
+    assert played == [["e/5/0", "e/5/1"], ["e/5+1/0", "e/5+1/1"]]
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Sampler:
 
 
 class Actor:
-    device, step = torch.device("cpu"), 0
+    device, occasion = torch.device("cpu"), "0"
 
 
 REWARDS = {

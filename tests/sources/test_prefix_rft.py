@@ -42,7 +42,7 @@ class Policy:
     device, chat = torch.device("cpu"), Chat()
 
     def __init__(self, step: int = 0) -> None:
-        self.step, self.phases = step, Phases()
+        self.step, self.occasion, self.phases = step, str(step), Phases()
 
 
 class Sampler:

@@ -11,12 +11,12 @@ import torch
 from online_run import ACTING, make_data, make_online, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_rft._plain import to_plain
 from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
 from lit_rft.models.merging import MergedWeights
 from lit_rft.rollouts import episode_runner
 from lit_rft.stages import ActingSettings, CriticSettings, OnlineSettings, OptimizerSettings
-from lit_rft.stages.core.settings import as_json
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     FLAT_PLAYER,
@@ -103,7 +103,7 @@ def test_each_level_acts_with_its_own_sampling(tiny_model_folder: Path, tmp_path
             L.Trainer(**options).test(stage, datamodule=data, verbose=False)
         assert merge.call_count == 1
         results = sorted(stage.evaluator.results, key=lambda result: result.episode.id)  # they end in any order
-        assert results[0].episode.source.get("level_sampling", {}) == {k: as_json(v) for k, v in levels.items()}
+        assert results[0].episode.source.get("level_sampling", {}) == {k: to_plain(v) for k, v in levels.items()}
         said: dict[str, list[list[int]]] = {}
         for transcript in (t for result in results for t in result.transcripts):
             utterances = [transcript.utterance_ids(k) for k in range(len(transcript.utterance_ends))]

@@ -4,14 +4,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 from lit_rft.agents import FlatAgent, SwiftAgent
 from lit_rft.models.critic import Critic
 from lit_rft.models.features import DecisionFeatures
-from lit_rft.stages import CriticSettings, IQLUpdate, OnlineHighLevelFinetune, SarsaUpdate, TDUpdate
-from lit_rft.stages.core.critic_updates import LevelDecisions
+from lit_rft.stages import (
+    CriticSettings,
+    IQLUpdate,
+    OfflineHierarchicalRL,
+    OnlineHighLevelFinetune,
+    PolicySettings,
+    SarsaUpdate,
+    TDUpdate,
+)
+from lit_rft.stages.core.level_decisions import LevelDecisions
 from lit_rft.testing.tiny_stage import fit, make_loader, make_offline
 
 
@@ -119,16 +128,37 @@ def test_settings_without_effect_or_out_of_range_are_refused() -> None:
         TDUpdate()(Critic(8), make_decisions(proposals=torch.zeros(6, 8)), CriticSettings(), 6.0)
 
 
-def test_updates_that_read_later_decisions_need_them_in_one_transcript(tiny_model_folder: Path) -> None:
-    """With a transcript for each decision, the values of those that follow are in none of them."""
-    forgetful = FlatAgent(keep_thoughts=False)
-    for agent, update in (
-        (forgetful, SarsaUpdate()), (forgetful, TDUpdate(td_lambda=0.5)), (SwiftAgent(), SarsaUpdate()),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="has a transcript for each"):
-            make_offline(tiny_model_folder, agent=agent, critic_update=update)
-        with pytest.raises(ValueError, match="has a transcript for each"):
-            OnlineHighLevelFinetune(agent=agent, critic_update=update)
-    for update in (TDUpdate(), IQLUpdate()):
-        make_offline(tiny_model_folder, agent=forgetful, critic_update=update)
-    make_offline(tiny_model_folder, agent=FlatAgent(), critic_update=SarsaUpdate())
+class Untouched(L.LightningDataModule):
+    """Data that must not be collected."""
+
+    def prepare_data(self) -> None:
+        raise AssertionError("data are collected for a training that is refused")
+
+
+@pytest.mark.parametrize(
+    ("agent", "update"),
+    [
+        (FlatAgent(keep_thoughts=False), SarsaUpdate()), (FlatAgent(keep_thoughts=False), TDUpdate(td_lambda=0.5)),
+        (SwiftAgent(), SarsaUpdate()),
+    ],
+    ids=["sarsa", "lambda", "swift"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [OfflineHierarchicalRL, OnlineHighLevelFinetune])
+def test_training_needs_the_later_decisions_that_an_update_reads(
+    kind: Any, agent: Any, update: Any, tiny_model_folder: Path
+) -> None:
+    """With a transcript for each decision, the values of those that follow are in none; evaluation needs none."""
+    stage = kind(policy=PolicySettings(str(tiny_model_folder)), agent=agent, critic_update=update)
+    with pytest.raises(ValueError, match="has a transcript for each"):
+        fit(stage, Untouched())
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", **options)
+    for verb in (trainer.validate, trainer.test, trainer.predict):
+        verb(stage, [])
+
+
+def test_other_updates_and_agents_train(tiny_model_folder: Path) -> None:
+    forgetful, flat = FlatAgent(keep_thoughts=False), FlatAgent()
+    for agent, update in ((forgetful, TDUpdate()), (forgetful, IQLUpdate()), (flat, SarsaUpdate())):
+        stage = make_offline(tiny_model_folder, agent=agent, critic_update=update)
+        fit(stage, make_loader(tiny_model_folder, agent=agent, outcomes=True), 1)

@@ -11,9 +11,10 @@ from lit_rft.models.forward import hidden_states
 from lit_rft.models.log_probs import utterance_log_probs
 from lit_rft.objectives import Sums, polyak_update, utterance_log_likelihood, weighted_likelihood_loss
 from lit_rft.rollouts.policy import Policy
-from lit_rft.stages.core.critic_updates import IQLUpdate, check_outcomes, decisions_at, known_returns, reads_values
+from lit_rft.stages.core.critic_updates import IQLUpdate, known_returns, reads_values
 from lit_rft.stages.core.critics import Critics, FeatureReader
 from lit_rft.stages.core.diagnostics import decision_sums, summarize
+from lit_rft.stages.core.level_decisions import check_outcomes, decisions_at
 from lit_rft.stages.core.optimize import Optimize
 from lit_rft.stages.core.settings import ActingSettings, CriticSettings
 from lit_rft.transcripts import StepBatch, TranscriptBatch

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lit_rft._plain import with_class
+from lit_rft._plain import to_plain, with_class
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, PlayedEpisode
 from lit_rft.envs.base import EpisodeSpec
@@ -17,7 +17,7 @@ from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.stages.core.data_check import EPISODES
 from lit_rft.stages.core.identity import digest
-from lit_rft.stages.core.settings import ActingSettings, as_json
+from lit_rft.stages.core.settings import ActingSettings
 from lit_rft.stages.core.trials import Trials
 
 _NAMES = {"success": "success_rate"}  # of logged values, where the column has another
@@ -64,14 +64,14 @@ class EpisodeEvaluator:
             "kind": "policy",
             "agent": agent["class_path"],
             "agent_settings": digest(agent["init_args"]),
-            "sampling": as_json(acting.sampling),
+            "sampling": to_plain(acting.sampling),
             "seed": acting.seed,
             "served": acting.server is not None,
         }
         return settings | self._level_sampling() | self._chat_model()
 
     def _level_sampling(self) -> dict[str, Any]:
-        by_level = {level: as_json(sampling) for level, sampling in self.acting.level_sampling.items()}
+        by_level = {level: to_plain(sampling) for level, sampling in self.acting.level_sampling.items()}
         return {"level_sampling": by_level} if by_level else {}
 
     def _chat_model(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_rft._plain import to_plain
 from lit_rft._seeds import resolve_seed
 from lit_rft.batches import Prompt, PromptBatch
 from lit_rft.generation import Completion
@@ -17,7 +18,7 @@ from lit_rft.rewards.math import MathReward
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.sources import CompletionSampler
 from lit_rft.stages.core.data_check import PROMPTS
-from lit_rft.stages.core.settings import AnsweringSettings, as_json
+from lit_rft.stages.core.settings import AnsweringSettings
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class ProblemEvaluator:
         settings = self.answering
         return {
             "verifier": describe_reward(self.verifier),
-            "sampling": as_json(settings.sampling),
+            "sampling": to_plain(settings.sampling),
             "num_samples": settings.num_samples,
             "num_samples_by_source": settings.num_samples_by_source,
             "seed": settings.seed,

@@ -1,8 +1,8 @@
 """Settings shared by stages, as plain dataclasses: each field is a key in the configs."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.envs.pool_settings import PoolSettings
@@ -13,6 +13,7 @@ from lit_rft.generation.vllm import ServerSettings
 from lit_rft.models.accel import chosen_paths
 from lit_rft.models.backbone import SMOLLM2
 from lit_rft.models.lora import LoraSettings
+from lit_rft.objectives.checks import check_fraction, check_non_negative
 
 
 @dataclass
@@ -45,8 +46,8 @@ class OptimizerSettings:
     """AdamW and its learning rate.
 
     Args:
-        learning_rate: maximum learning rate, > 0.
-        weight_decay: >= 0.
+        learning_rate: maximum learning rate, > 0 and finite.
+        weight_decay: >= 0 and finite.
         max_grad_norm: maximum norm of gradients; 0 for no clipping.
         warmup_steps: optimiser steps of linear warm-up.
         schedule: after the warm-up, until the trainer's last step.
@@ -59,11 +60,11 @@ class OptimizerSettings:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        check_non_negative(max_grad_norm=self.max_grad_norm, warmup_steps=self.warmup_steps)
 
 
 @dataclass
@@ -110,9 +111,7 @@ class CriticSettings:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"critic.learning_rate must be > 0, got {self.learning_rate}")
-        for name in ("discount", "polyak_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"critic.{name} must be in [0, 1], got {getattr(self, name)}")
+        check_fraction(**{"critic.discount": self.discount, "critic.polyak_rate": self.polyak_rate})
 
 
 @dataclass
@@ -183,8 +182,7 @@ class OnlineSettings:
                 raise ValueError(f"online.{name} must be >= 1, got {getattr(self, name)}")
         if not self.updates_per_episode > 0:
             raise ValueError(f"online.updates_per_episode must be > 0, got {self.updates_per_episode}")
-        if not 0 <= self.offline_share <= 1:
-            raise ValueError(f"online.offline_share must be in [0, 1], got {self.offline_share}")
+        check_fraction(**{"online.offline_share": self.offline_share})
 
 
 @dataclass
@@ -220,9 +218,8 @@ class ObjectiveSettings:
         for name in ("group_size", "mini_batches", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"objective.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("entropy_coef", "kl_coef", "sft_coef", "sft_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"objective.{name} must be >= 0, got {getattr(self, name)}")
+        coefficients = ("entropy_coef", "kl_coef", "sft_coef", "sft_steps")
+        check_non_negative(**{f"objective.{name}": getattr(self, name) for name in coefficients})
         if self.traces_per_group is not None and not 0 <= self.traces_per_group <= self.group_size:
             raise ValueError(
                 f"objective.traces_per_group must be in 0..group_size={self.group_size}, got {self.traces_per_group}"
@@ -298,8 +295,3 @@ class AnsweringSettings:
             repeats: number of rows that hold it.
         """
         return (self.num_samples_by_source or {}).get(source, self.num_samples * repeats)
-
-
-def as_json(settings: Any) -> dict[str, Any]:
-    """Convert settings to the values of a JSON file (tuples become lists), for comparison with one."""
-    return dict(json.loads(json.dumps(asdict(settings))))

@@ -20,7 +20,7 @@ from lit_rft.objectives import (
     td_target,
 )
 from lit_rft.rollouts.policy import Policy
-from lit_rft.stages.core.critic_updates import check_outcomes
+from lit_rft.stages.core.level_decisions import check_outcomes
 from lit_rft.stages.core.token_critics import TokenCritics
 from lit_rft.transcripts import TranscriptBatch
 
