@@ -28,6 +28,7 @@ class Game:
         unseen: keys of `predict` for games of another kind: another task, or other floor plans.
         online: keys of the data of on-policy stages.
         examples: further arguments of `collect` for the expert episodes that prompts show.
+        long: names of its longer tasks, which take the expert more than eight actions on average.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Game:
     unseen: Keys
     online: Keys = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    long: tuple[str, ...] = ()
 
 
 _TRAINED = listed(["find-animal", "find-living-thing", "find-plant"])
@@ -65,6 +67,12 @@ GAMES = {
         unseen={"predict_split": "dev"},
         online={"collect_half": "first"},
         examples=("--half", "first"),
+        long=(
+            "pick_clean_then_place_in_recep",
+            "pick_heat_then_place_in_recep",
+            "pick_cool_then_place_in_recep",
+            "pick_two_obj_and_place",
+        ),
     ),
 }
 

@@ -1,19 +1,22 @@
-"""Figures of the comparison: scores with intervals, and what each row has taken, as one table per environment."""
+"""Tables of the comparison, by environment: scores and costs of rows, successes by task, differences between rows."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from experiment import Step, bootstrap
+from experiment import Step, bootstrap, interval
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from talk_place import GAMES, Place
 from talk_rows import ROWS
 
+from lit_rft.demo.intervals import gain_interval
 from lit_rft.episodes import Episode, read_episodes
 
 KINDS = ("seen", "unseen")
@@ -23,6 +26,13 @@ _CHOICES: dict[str, Callable[[Sequence[Any]], Any]] = {  # of a problem's trials
     "last trial": lambda trials: trials[-1],
     "best trial": lambda trials: max(trials, key=lambda trial: (trial["success"], trial["score"])),
 }
+
+
+PAIRS = (  # rows whose difference says what one stage, or the hierarchy, contributes
+    ("glider_sft", "sft"), ("glider_sft", "sft_twice"), ("sft_twice", "sft"), ("glider", "awac"), ("awac", "sft"),
+    ("glider", "glider_sft"), ("glider", "glider_without_sft"), ("glider_online", "glider"), ("ppo", "sft"),
+    ("ilql", "sft"), ("nat", "sft"), ("eto", "sft"),
+)  # fmt: skip
 
 
 def outcomes(place: Place, row: str) -> dict[str, list[dict[str, Any]]]:
@@ -109,6 +119,71 @@ def report(results: dict[str, Any], console: Console) -> None:
                 if cells:
                     table.add_row(f"{method.title}, {trial}" if method.trials else method.title, *cells)
         console.print(table)
+        console.print(_by_task(results, name))
+        if any(differences := list(_differences(results, name, game.long))):
+            columns = ("seeds", "all tasks", "longer tasks", "other tasks")
+            console.print(_table("difference of solved games, points", columns, differences))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, box=box.MARKDOWN)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def successes(results: Mapping[str, Any], name: str, row: str) -> dict[str, dict[str, bool]]:
+    """Return whether each problem's last trial was solved, by seed and id, of seen and unseen games."""
+    seeds = results["episodes"][name].get(row, {})
+    return {
+        seed: {problem["id"]: problem["trials"][-1]["success"] for kind in kinds.values() for problem in kind}
+        for seed, kinds in seeds.items()
+        if set(kinds) == set(KINDS)
+    }
+
+
+def task_of(problem: str) -> str:
+    return problem.split("/")[-3]
+
+
+def _by_task(results: Mapping[str, Any], name: str) -> Table:
+    """Return the percentage of solved games of each task, over all seeds."""
+    found = {row: seeds for row in ROWS if (seeds := successes(results, name, row))}
+    tasks = sorted({task_of(problem) for seeds in found.values() for games in seeds.values() for problem in games})
+    rows = []
+    for row, seeds in found.items():
+        solved = {task: [s for g in seeds.values() for p, s in g.items() if task_of(p) == task] for task in tasks}
+        shares = [f"{100 * mean(values):.0f}" if values else "" for values in solved.values()]
+        rows.append([ROWS[row].title, *shares, str(sum(map(len, solved.values())))])
+    return _table("solved games by task, percent", [*(task.removeprefix("pick_") for task in tasks), "games"], rows)
+
+
+def _differences(results: Mapping[str, Any], name: str, long: Sequence[str]) -> Iterator[list[str]]:
+    """Yield differences of the percentage of solved games between pairs of rows, in the seeds and games of both.
+
+    Each pair has three cells: all tasks, the longer ones, and the others. A cell has the mean with Student's interval
+    over seeds, and Newcombe's interval over the games of all seeds.
+    """
+    for first, second in PAIRS:
+        a, b = (successes(results, name, row) for row in (first, second))
+        seeds = [seed for seed in a if seed in b and a[seed].keys() == b[seed].keys()]
+        if not seeds:
+            continue
+        cells = []
+        for kinds in ((True, False), (True,), (False,)):
+            games = [[(a[s][p], b[s][p]) for p in sorted(a[s]) if (task_of(p) in long) in kinds] for s in seeds]
+            cells.append(_difference(games) if all(games) else "")
+        yield [f"{ROWS[first].title} - {ROWS[second].title}", str(len(seeds)), *cells]
+
+
+def _difference(games: Sequence[Sequence[tuple[bool, bool]]]) -> str:
+    """Format the difference of two rows' successes in the same games of each seed."""
+    gains = [100 * mean(a - b for a, b in seed) for seed in games]
+    after, before = zip(*itertools.chain(*games), strict=True)
+    low, high = (100 * end for end in gain_interval(before, after))
+    return f"{interval(gains, 1)} ({low:+.1f} to {high:+.1f})"
 
 
 def _cells(results: dict[str, Any], name: str, row: str, trial: str) -> list[str]:
@@ -129,8 +204,7 @@ def _cells(results: dict[str, Any], name: str, row: str, trial: str) -> list[str
 def _mean(figures: tuple[float, float, float] | None) -> str:
     if figures is None:
         return "-"
-    mean, low, high = figures
-    return f"{mean:.0f} ({low:.0f} to {high:.0f})"
+    return "{:.0f} ({:.0f} to {:.0f})".format(*figures)
 
 
 def _short(number: float) -> str:

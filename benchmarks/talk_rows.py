@@ -22,6 +22,12 @@ def sft(place: Place) -> Iterator[Step]:
     yield from place.play("sft", "sft", *FLAT)
 
 
+def sft_twice(place: Place) -> Iterator[Step]:
+    """Behaviour cloning in twice the steps: more tokens than hierarchical SFT has, which reads two levels."""
+    yield place.fit("sft_twice", *FLAT, model={"trainer.max_epochs": 2}, **place.game.train)
+    yield from place.play("sft_twice", "sft_twice", *FLAT)
+
+
 def _explored(place: Place) -> Iterator[Step]:
     """The exploration that all offline methods learn from: by the cloned policy."""
     yield place.fit("sft", *FLAT, **place.game.train)
@@ -149,6 +155,7 @@ ROWS = {
     "reflexion": Row("Reflexion", reflexion, trials=True),
     "swift_sage": Row("SwiftSage", swift_sage),
     "sft": Row("SFT (behaviour cloning)", sft),
+    "sft_twice": Row("SFT, two epochs", sft_twice),
     "agent_tuning": Row("AgentTuning", agent_tuning),
     "nat": Row("NAT", nat),
     "nat_meaningless": Row("NAT, meaningless markers", nat_meaningless),

@@ -18,6 +18,7 @@ TRAINED: dict[str, list[tuple[str, str | None, str | None]]] = {
     "reflexion": [],
     "swift_sage": [("swift_sage", None, None)],
     "sft": [CLONED],
+    "sft_twice": [("sft_twice", None, None)],
     "agent_tuning": [("agent_tuning", None, None)],
     "nat": [CLONED, ("nat", None, "sft")],
     "nat_meaningless": [CLONED, ("nat_meaningless", None, "sft")],
@@ -31,7 +32,7 @@ TRAINED: dict[str, list[tuple[str, str | None, str | None]]] = {
     "glider_online": [
         HIERARCHY,
         ("glider", "glider_sft", "glider_sft"),
-        ("glider_online", "glider", None),
+        ("glider_online", "glider", "glider_sft"),
     ],
 }
 
@@ -66,7 +67,7 @@ def test_what_a_row_starts_and_learns_from(talk: Any, place: Any, row: str) -> N
     for step in steps_of(talk, place, row, "fit"):
         keys = options(step)
         name = Path(keys.get("trainer.default_root_dir") or keys["folder"]).name
-        start, medium = keys["model.policy.start_from"], keys.get("data.medium_files")
+        start, medium = keys["model.policy.start_from"], keys.get("data.medium_files") or keys.get("data.train_files")
         assert keys["seed_everything"] == "3"
         found.append((name, start, medium))
     expected = [
@@ -98,3 +99,4 @@ def test_a_row_plays_its_last_run_and_explores_at_a_temperature(talk: Any, place
         assert keys["model.acting.sampling.temperature"] == "0.7"
         assert keys["ckpt_path"] == str(place.home / WEIGHTS.format(explorer))
         assert keys["data.predict_half"] == place.game.explore["predict_half"]
+        assert "small-explore.yaml" in " ".join(step.command)  # more games than the comparison plays

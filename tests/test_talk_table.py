@@ -126,6 +126,34 @@ def test_first_last_and_best_trials_are_reported_apart(
     assert not any(talk.costs("react", [step], seconds)["play"].values())  # another row's
 
 
+def test_rows_are_compared_in_the_same_games_of_each_seed(talk: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def played(solved: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+        """Ten games of a short and of a longer task, of which the first are solved."""
+        tasks = {"look_at_obj_in_light": "seen", "pick_two_obj_and_place": "unseen"}
+        return {
+            kind: [
+                {"id": f"s/{task}/{i}/0", "trials": [{"score": 0.0, "success": i < solved[kind]}]} for i in range(10)
+            ]
+            for task, kind in tasks.items()
+        }
+
+    rows = {
+        "sft": {"0": played({"seen": 5, "unseen": 2}), "1": played({"seen": 5, "unseen": 2}), "2": {"seen": []}},
+        "glider_sft": {"0": played({"seen": 4, "unseen": 8}), "1": played({"seen": 6, "unseen": 6})},
+    }
+    talk.report({"episodes": {"alfworld": rows}}, Console(width=220))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    cells = {line[0]: line[1:] for line in lines if line}  # of the last table that has a row of this name
+    assert cells["GLIDER, SFT only"] == ["50", "70", "40"]  # 10 of 20, 14 of 20; games
+    assert cells["SFT (behaviour cloning)"] == ["50", "20", "40"]
+    seeds, *differences = cells["GLIDER, SFT only - SFT (behaviour cloning)"]
+    assert seeds == "2"
+    # by seed 25 and 25 points; 60 and 40; -10 and 10; half a Student's interval of two seeds is 12.7 standard errors
+    assert [cell.split(" (")[0] for cell in differences] == ["25.0 ± 0.0", "50.0 ± 127.1", "0.0 ± 127.1"]
+    low, high = (float(end) for end in differences[1].split(" (")[1].rstrip(")").split(" to "))
+    assert 10 < low < 50 < high < 80  # over the 20 games
+
+
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
     interval = importlib.import_module("experiment").bootstrap
     few, many = interval([0.0, 100.0] * 5), interval([0.0, 100.0] * 50)
