@@ -3,10 +3,10 @@
     python benchmarks/critic_calibration.py RUN...    # runs/offline_scienceworld/seed-N/returns; no training
     python benchmarks/critic_calibration.py --report  # the tables and the plot of the results so far
 
-A run is a folder of `offline_scienceworld.py` with a checkpoint. The training episodes are those of `medium` next to
-it, the held-out ones those that SFT and offline RL have played greedily (one that is the same for both counts once). V
-of every decision, Q where the update has one, and the advantages by which it weighs are computed by the code of
-training, and compared with the observed discounted return.
+A run is a folder of `offline_scienceworld.py` with a checkpoint. Measured are every third of its training episodes
+(`medium`), and the held-out ones that SFT and offline RL have played greedily (one that is the same for both counts
+once). V of every decision, Q where the update has one, and the advantages by which it weighs are computed by the code
+of training, and compared with the observed discounted return.
 
 The yardstick is a V that knows little: the mean return of like decisions, those of the training episodes with the same
 task and number of actions so far (in pairs). Advantages are measured by the probability that they rank a decision of
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,8 +46,8 @@ from lit_rft.stages.core.critic_updates import decisions_at, known_returns
 from lit_rft.transcripts import collate_padded
 
 FILE, HELD_OUT = RESULTS / "critic_calibration.json", ("sft-0", "returns-0")
-FIGURES = {"rank": "rank correlation", "within": "within tasks", "bias": "mean of V - return", "r2": "R²"}
-VALUES = ("V", "Q")
+FIGURES = {"rank": "rank correlation", "within": "within tasks", "bias": "V - return", "r2": "R²"}
+VALUES, EVERY = ("V", "Q"), 3  # of the training episodes every third is measured
 KINDS = {"solved": "solved episode", "best": "best quarter", "useful": "not wasted"}
 HORIZONS = {"weighing": "as weighed", "one_step": "one step"}  # of advantages
 
@@ -88,13 +87,16 @@ def read_out(stage: OfflineHierarchicalRL, episodes: Sequence[Episode]) -> Decis
     return Decisions(keys, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 
-def like_decisions(data: Decisions, known: Decisions) -> Tensor:
-    """Return the mean return of like decisions among known ones [N]; without any, that of all of the task."""
+def like_decisions(keys: Sequence[tuple[str, int]], training: Sequence[Episode]) -> Tensor:
+    """Return the mean return of the training episodes' decisions with each key [N]; without any, that of its task."""
     returns: defaultdict[Any, list[float]] = defaultdict(list)
-    for key, value in zip(known.keys, known.columns["return"].tolist(), strict=True):
-        returns[key].append(value)
-        returns[key[0]].append(value)
-    return torch.tensor([statistics.fmean(returns.get(key) or returns[key[0]]) for key in data.keys])
+    for episode in training:
+        following = 0.0
+        for index, step in reversed(list(enumerate(episode.steps))):
+            following = step.reward + DISCOUNT * following
+            returns[episode.task, index // 2].append(following)
+            returns[episode.task].append(following)
+    return torch.tensor([statistics.fmean(returns.get(key) or returns[key[0]]) for key in keys])
 
 
 def calibration(values: Tensor, data: Decisions) -> dict[str, float]:
@@ -112,9 +114,9 @@ def auc(scores: Tensor, kind: Tensor) -> float:
     return round(float(torch.sign(scores[kind][:, None] - scores[~kind]).double().mean() / 2 + 0.5), 4)
 
 
-def measure(data: Decisions, known: Decisions) -> dict[str, Any]:
-    """Return the figures of decisions, with the yardstick from known ones."""
-    columns, like = data.columns, like_decisions(data, known)
+def measure(data: Decisions, training: Sequence[Episode]) -> dict[str, Any]:
+    """Return the figures of decisions, with the yardstick from the training episodes."""
+    columns, like = data.columns, like_decisions(data.keys, training)
     values = {name: columns[name] for name in VALUES if name in columns} | {"like": like}
     areas: dict[str, dict[str, dict[str, float]]] = {}
     for horizon, gae_lambda in zip(HORIZONS, LAMBDAS, strict=True):
@@ -134,23 +136,22 @@ def measure(data: Decisions, known: Decisions) -> dict[str, Any]:
 
 
 def episodes_of(run: Path) -> dict[str, list[Episode]]:
-    """Return the training and the held-out episodes of a run."""
+    """Return all training episodes of a run, those that are measured, and the held-out ones."""
     files = [run.parent / "played" / name / "episodes" / "predicted.jsonl" for name in HELD_OUT]
     played = [episode for file in files for episode in read_episodes(file)]
     held_out = {(episode.id, *(step.action for step in episode.steps)): episode for episode in played}
-    return {"training": read_episodes(run.parent / "medium" / "all.jsonl"), "held-out": list(held_out.values())}
+    known = read_episodes(run.parent / "medium" / "all.jsonl")
+    return {"all": known, "training": known[::EVERY], "held-out": list(held_out.values())}
 
 
 def measure_run(run: Path) -> dict[str, Any]:
-    started = time.time()
+    episodes = episodes_of(run)
     start = ["--model.init_args.policy.start_from", str(run / "checkpoints" / "last.ckpt")]
     command = build(["-c", str(run / "config.yaml"), *start], run=False)
     stage = command.model
     stage.trainer = command.trainer
     stage.configure_model()
-    data = {name: read_out(stage, episodes) for name, episodes in episodes_of(run).items()}
-    figures = {name: measure(decisions, data["training"]) for name, decisions in data.items()}
-    return figures | {"minutes": round((time.time() - started) / 60, 1)}
+    return {name: measure(read_out(stage, episodes[name]), episodes["all"]) for name in ("training", "held-out")}
 
 
 def tables(runs: Mapping[str, Any]) -> Iterator[list[list[str]]]:

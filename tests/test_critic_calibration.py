@@ -96,9 +96,15 @@ def made(bench: Any, keys: list[tuple[str, int]], returns: list[float], **column
 
 
 def test_the_yardstick_is_the_mean_return_of_like_training_decisions(bench: Any) -> None:
-    known = made(bench, [("a", 0), ("a", 0), ("a", 1), ("b", 0)], [1.0, 2.0, 6.0, 5.0])
-    data = made(bench, [("a", 1), ("a", 0), ("a", 2), ("b", 0)], [0.0] * 4)
-    assert bench.like_decisions(data, known).tolist() == [6.0, 1.5, 3.0, 5.0]
+    episodes = [make_episode(seed, length, task="a", subgoals=False) for seed, length in enumerate((3, 2))]
+    for episode, rewards in zip(episodes, ([0.0, 1.0, 2.0], [0.0, 0.5]), strict=True):
+        for step, reward in zip(episode.steps, rewards, strict=True):
+            step.reward = reward
+    g = 0.97
+    first = [g + 2 * g * g, 1 + 2 * g, 0.5 * g, 0.5]
+    expected = [sum(first) / 4, 2.0, (sum(first) + 2) / 5]
+    values = bench.like_decisions([("a", 0), ("a", 1), ("a", 2)], episodes)
+    torch.testing.assert_close(values, torch.tensor(expected))
 
 
 def test_figures_by_hand(bench: Any) -> None:
@@ -124,6 +130,7 @@ def test_command(
 ) -> None:
     """Of a run as the benchmark makes it, but on a tiny model."""
     images: list[Any] = []
+    monkeypatch.setattr(bench, "EVERY", 1)
     monkeypatch.setattr(bench, "FILE", tmp_path / "calibration.json")
     monkeypatch.setattr(bench, "save_figure", lambda figure, name: images.append((name, figure)))
     episodes, run = make_episodes(), tmp_path / "seed-4" / "returns"
