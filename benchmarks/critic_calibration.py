@@ -42,7 +42,8 @@ from lit_rft.episodes import Episode, read_episodes
 from lit_rft.models.forward import hidden_states
 from lit_rft.objectives.gae import generalized_advantages
 from lit_rft.stages import IQLUpdate, OfflineHierarchicalRL, TDUpdate
-from lit_rft.stages.core.critic_updates import decisions_at, known_returns
+from lit_rft.stages.core.critic_updates import known_returns
+from lit_rft.stages.core.level_decisions import decisions_at
 from lit_rft.transcripts import collate_padded
 
 FILE, HELD_OUT = RESULTS / "critic_calibration.json", ("sft-0", "returns-0")
