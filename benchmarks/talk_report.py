@@ -150,10 +150,10 @@ def task_of(problem: str) -> str:
 
 def _by_task(results: Mapping[str, Any], name: str) -> Table:
     """Return the percentage of solved games of each task, over all seeds."""
-    found = {row: seeds for row in ROWS if (seeds := successes(results, name, row))}
-    tasks = sorted({task_of(problem) for seeds in found.values() for games in seeds.values() for problem in games})
+    by_row = {row: seeds for row in ROWS if (seeds := successes(results, name, row))}
+    tasks = sorted({task_of(problem) for seeds in by_row.values() for games in seeds.values() for problem in games})
     rows = []
-    for row, seeds in found.items():
+    for row, seeds in by_row.items():
         solved = {task: [s for g in seeds.values() for p, s in g.items() if task_of(p) == task] for task in tasks}
         shares = [f"{100 * mean(values):.0f}" if values else "" for values in solved.values()]
         rows.append([ROWS[row].title, *shares, str(sum(map(len, solved.values())))])
