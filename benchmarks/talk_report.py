@@ -29,9 +29,10 @@ _CHOICES: dict[str, Callable[[Sequence[Any]], Any]] = {  # of a problem's trials
 
 
 PAIRS = (  # rows whose difference says what one stage, or the hierarchy, contributes
-    ("glider_sft", "sft"), ("glider_sft", "sft_twice"), ("sft_twice", "sft"), ("glider", "awac"), ("awac", "sft"),
-    ("glider", "glider_sft"), ("glider", "glider_without_sft"), ("glider_online", "glider"), ("ppo", "sft"),
-    ("ilql", "sft"), ("nat", "sft"), ("eto", "sft"),
+    ("glider_sft", "sft"), ("glider_sft", "sft_twice"), ("glider_sft_twice", "sft_twice"), ("glider", "awac"),
+    ("sft_twice", "sft"), ("glider_sft_twice", "glider_sft"), ("awac", "sft"), ("awac", "sft_twice"),
+    ("glider", "glider_sft"), ("glider", "glider_sft_twice"), ("glider", "glider_without_sft"),
+    ("glider_online", "glider"), ("ppo", "sft"), ("ilql", "sft"), ("nat", "sft"), ("eto", "sft"),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from talk_place import Place
 
 FLAT = ("glider/{}/sft.yaml", "glider/{}/flat_sft.yaml")
 HIERARCHICAL = ("glider/{}/sft.yaml",)
+TWICE = {"trainer.max_epochs": 2}
 
 
 def untrained(place: Place) -> Iterator[Step]:
@@ -23,8 +24,8 @@ def sft(place: Place) -> Iterator[Step]:
 
 
 def sft_twice(place: Place) -> Iterator[Step]:
-    """Behaviour cloning in twice the steps: more tokens than hierarchical SFT has, which reads two levels."""
-    yield place.fit("sft_twice", *FLAT, model={"trainer.max_epochs": 2}, **place.game.train)
+    """Behaviour cloning in twice the steps: more tokens than an epoch of hierarchical SFT has, which reads two levels."""
+    yield place.fit("sft_twice", *FLAT, model=TWICE, **place.game.train)
     yield from place.play("sft_twice", "sft_twice", *FLAT)
 
 
@@ -45,6 +46,11 @@ def awac(place: Place) -> Iterator[Step]:
 def glider_sft(place: Place) -> Iterator[Step]:
     yield place.fit("glider_sft", *HIERARCHICAL, **place.game.train)
     yield from place.play("glider_sft", "glider_sft", *HIERARCHICAL)
+
+
+def glider_sft_twice(place: Place) -> Iterator[Step]:
+    yield place.fit("glider_sft_twice", *HIERARCHICAL, model=TWICE, **place.game.train)
+    yield from place.play("glider_sft_twice", "glider_sft_twice", *HIERARCHICAL)
 
 
 def glider(place: Place) -> Iterator[Step]:
@@ -164,6 +170,7 @@ ROWS = {
     "ilql": Row("ILQL", ilql),
     "awac": Row("AWAC", awac),
     "glider_sft": Row("GLIDER, SFT only", glider_sft),
+    "glider_sft_twice": Row("GLIDER, SFT only, two epochs", glider_sft_twice),
     "glider_without_sft": Row("GLIDER without SFT", glider_without_sft),
     "glider": Row("GLIDER, SFT + offline RL", glider),
     "glider_online": Row("GLIDER, all stages", glider_online),

@@ -27,6 +27,7 @@ TRAINED: dict[str, list[tuple[str, str | None, str | None]]] = {
     "ilql": [CLONED, ("ilql", "sft", "sft")],
     "awac": [CLONED, ("awac", "sft", "sft")],
     "glider_sft": [HIERARCHY],
+    "glider_sft_twice": [("glider_sft_twice", None, None)],
     "glider_without_sft": [HIERARCHY, ("glider_without_sft", None, "glider_sft")],
     "glider": [HIERARCHY, ("glider", "glider_sft", "glider_sft")],
     "glider_online": [
