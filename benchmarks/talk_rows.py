@@ -24,7 +24,7 @@ def sft(place: Place) -> Iterator[Step]:
 
 
 def sft_twice(place: Place) -> Iterator[Step]:
-    """Behaviour cloning in twice the steps: more tokens than an epoch of hierarchical SFT has, which reads two levels."""
+    """Behaviour cloning in twice the steps, with more tokens than an epoch of two levels has."""
     yield place.fit("sft_twice", *FLAT, model=TWICE, **place.game.train)
     yield from place.play("sft_twice", "sft_twice", *FLAT)
 
