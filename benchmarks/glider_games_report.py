@@ -95,6 +95,7 @@ def _print_differences(results: Mapping[str, Any], console: Console) -> None:
         table.add_column(column)
     pairs = [((kind, rl), (kind, policy)) for kind in KINDS for rl in RL for policy in POLICIES if policy != rl]
     pairs += [(("hierarchical", policy), ("flat", policy)) for policy in POLICIES]
+    pairs += [(("hierarchical", "SFT"), ("flat", "+ more SFT"))]  # two levels read more tokens in a step
     for a, b in pairs:
         values = [(scores(results, *a, mode), scores(results, *b, mode)) for mode in ("sampled", "greedy")]
         if all(len(x) == len(y) > 1 for x, y in values):
