@@ -25,7 +25,9 @@ FAMILIAR, UNSEEN = LETTERS[:11], LETTERS[11:]  # letters of training prompts and
 _DIGITS = random.Random(0).sample([digit for digit in range(10) for _ in range(2)], len(LETTERS))
 VALUES = dict(zip(LETTERS, _DIGITS, strict=True))
 LENGTHS = (3, 4)  # letters per training prompt
-ERRORS = ("form", "guess", "letters", "values", "sums")  # no answer; no steps; letters that the prompt does not have
+# not of the form of a solution; a wrong answer without steps; other letters than the prompt's, or another number of
+# them; a wrong value; a wrong result. Of the second family also: another order; the results of sums
+ERRORS = ("form", "guess", "letters", "values", "sums", "order", "rule")
 TESTS = ("in distribution", "longer sums", "unseen letters", "other wording")
 SECOND_FAMILY = "second family"  # a further test
 SUM, ADD, ALTERNATE = range(3)  # wordings; the last is the second family
@@ -49,12 +51,16 @@ def first_error(letters: str, text: str, wording: int = SUM) -> str:
     if not steps:
         return "right" if match[2] == str(total(letters, wording)) else "guess"
     written = "".join(step[0] for step in steps)
-    same = written == letters if wording == ALTERNATE else sorted(written) == sorted(letters)  # any order of a sum
-    if not same:
+    if sorted(written) != sorted(letters):
         return "letters"
     if any(step[1] != str(VALUES[step[0]]) for step in steps):
         return "values"
-    return "right" if "".join(steps) + f"={match[2]}" == trace(written, wording=wording) else "sums"
+    if wording == ALTERNATE and written != letters:  # sums may have any order
+        return "order"
+    answer = "".join(steps) + f"={match[2]}"
+    if answer == trace(written, wording=wording):
+        return "right"
+    return "rule" if answer == trace(written) else "sums"
 
 
 def prompt(letters: str, wording: int = SUM) -> str:

@@ -121,8 +121,8 @@ def report(results: dict[str, Any], console: Console) -> None:
                     table.add_row(f"{method.title}, {trial}" if method.trials else method.title, *cells)
         console.print(table)
         console.print(_by_task(results, name))
-        if any(differences := list(_differences(results, name, game.long))):
-            columns = ("seeds", "all tasks", "longer tasks", "other tasks")
+        if differences := list(_differences(results, name, game.long)):
+            columns = ("seeds", "all tasks", *(("longer tasks", "other tasks") if game.long else ()))
             console.print(_table("difference of solved games, points", columns, differences))
 
 
@@ -164,8 +164,8 @@ def _by_task(results: Mapping[str, Any], name: str) -> Table:
 def _differences(results: Mapping[str, Any], name: str, long: Sequence[str]) -> Iterator[list[str]]:
     """Yield differences of the percentage of solved games between pairs of rows, in the seeds and games of both.
 
-    Each pair has three cells: all tasks, the longer ones, and the others. A cell has the mean with Student's interval
-    over seeds, and Newcombe's interval over the games of all seeds.
+    Each pair has three cells: all tasks, the longer ones, and the others; without longer ones the first. A cell has
+    the mean with Student's interval over seeds, and Newcombe's interval over the games of all seeds.
     """
     for first, second in PAIRS:
         a, b = (successes(results, name, row) for row in (first, second))
@@ -173,7 +173,7 @@ def _differences(results: Mapping[str, Any], name: str, long: Sequence[str]) -> 
         if not seeds:
             continue
         cells = []
-        for kinds in ((True, False), (True,), (False,)):
+        for kinds in ((True, False), (True,), (False,)) if long else ((True, False),):
             games = [[(a[s][p], b[s][p]) for p in sorted(a[s]) if (task_of(p) in long) in kinds] for s in seeds]
             cells.append(_difference(games) if all(games) else "")
         yield [f"{ROWS[first].title} - {ROWS[second].title}", str(len(seeds)), *cells]

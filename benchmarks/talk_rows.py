@@ -10,7 +10,7 @@ from talk_place import Place
 
 FLAT = ("glider/{}/sft.yaml", "glider/{}/flat_sft.yaml")
 HIERARCHICAL = ("glider/{}/sft.yaml",)
-TWICE = {"trainer.max_epochs": 2}
+TWICE = {"tiny": 2, "small": 2, "paper": 10}  # epochs, twice those of SFT at each scale
 
 
 def untrained(place: Place) -> Iterator[Step]:
@@ -25,7 +25,7 @@ def sft(place: Place) -> Iterator[Step]:
 
 def sft_twice(place: Place) -> Iterator[Step]:
     """Behaviour cloning in twice the steps, with more tokens than an epoch of two levels has."""
-    yield place.fit("sft_twice", *FLAT, model=TWICE, **place.game.train)
+    yield place.fit("sft_twice", *FLAT, model={"trainer.max_epochs": TWICE[place.scale]}, **place.game.train)
     yield from place.play("sft_twice", "sft_twice", *FLAT)
 
 
@@ -49,7 +49,8 @@ def glider_sft(place: Place) -> Iterator[Step]:
 
 
 def glider_sft_twice(place: Place) -> Iterator[Step]:
-    yield place.fit("glider_sft_twice", *HIERARCHICAL, model=TWICE, **place.game.train)
+    epochs = {"trainer.max_epochs": TWICE[place.scale]}
+    yield place.fit("glider_sft_twice", *HIERARCHICAL, model=epochs, **place.game.train)
     yield from place.play("glider_sft_twice", "glider_sft_twice", *HIERARCHICAL)
 
 
@@ -161,7 +162,7 @@ ROWS = {
     "reflexion": Row("Reflexion", reflexion, trials=True),
     "swift_sage": Row("SwiftSage", swift_sage),
     "sft": Row("SFT (behaviour cloning)", sft),
-    "sft_twice": Row("SFT, two epochs", sft_twice),
+    "sft_twice": Row("SFT, twice the epochs", sft_twice),
     "agent_tuning": Row("AgentTuning", agent_tuning),
     "nat": Row("NAT", nat),
     "nat_meaningless": Row("NAT, meaningless markers", nat_meaningless),
@@ -170,7 +171,7 @@ ROWS = {
     "ilql": Row("ILQL", ilql),
     "awac": Row("AWAC", awac),
     "glider_sft": Row("GLIDER, SFT only", glider_sft),
-    "glider_sft_twice": Row("GLIDER, SFT only, two epochs", glider_sft_twice),
+    "glider_sft_twice": Row("GLIDER, SFT only, twice the epochs", glider_sft_twice),
     "glider_without_sft": Row("GLIDER without SFT", glider_without_sft),
     "glider": Row("GLIDER, SFT + offline RL", glider),
     "glider_online": Row("GLIDER, all stages", glider_online),

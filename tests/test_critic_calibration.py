@@ -121,6 +121,40 @@ def test_auc_is_that_of_a_slow_loop(bench: Any) -> None:
     assert bench.auc(scores, kind) == pytest.approx(sum(pairs) / 9, abs=1e-4)
 
 
+def test_advantages_are_ranked_with_v_with_the_yardstick_and_with_none(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every AUC is that of a slow loop over hand-made decisions, three in each of 20 episodes."""
+    torch.manual_seed(0)
+    number, g = 60, 0.97
+    columns = {name: torch.randn(number) for name in ("V", "weighing", "one_step", "reward", "return")}
+    columns |= {kind: torch.rand(number) > 0.6 for kind in bench.KINDS}
+    columns["last"] = torch.arange(number) % 3 == 2
+    like = torch.randn(number)
+    monkeypatch.setattr(bench, "like_decisions", lambda keys, training: like)
+    figures = bench.measure(bench.Decisions([("a", 0)] * number, columns), [])
+
+    def advantages(baseline: list[float], decay: float) -> torch.Tensor:
+        result, following = [0.0] * number, 0.0
+        for k in reversed(range(number)):
+            ends = bool(columns["last"][k])
+            error = float(columns["reward"][k]) + (0.0 if ends else g * baseline[k + 1]) - baseline[k]
+            following = result[k] = error + (0.0 if ends else g * decay * following)
+        return torch.tensor(result)
+
+    for horizon, decay in (("weighing", 0.95), ("one_step", 0.0)):
+        scores = {
+            "V": columns[horizon],
+            "like": advantages(like.tolist(), decay),
+            "none": advantages([0.0] * 60, decay),
+        }
+        for kind in bench.KINDS:
+            expected = {name: bench.auc(score, columns[kind]) for name, score in scores.items()}
+            assert figures["auc"][horizon][kind] == pytest.approx(expected, abs=2e-3)
+    values = [value for value, _ in figures["bins"]]
+    assert values == sorted(values) and len(set(values)) == 10
+
+
 def test_command(
     bench: Any,
     tiny_model_folder: Path,

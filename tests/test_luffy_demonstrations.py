@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -119,8 +119,9 @@ def test_the_second_family_is_known_to_the_base_policy_and_never_trained(sums: M
         right = sums.trace(letters, wording=sums.ALTERNATE)
         assert sums.first_error(letters, right, sums.ALTERNATE) == "right"
         assert sums.first_error(letters, right[:3] + right[6:], sums.ALTERNATE) == "letters"
-    assert sums.first_error("FKBN", sums.trace("FKBN"), sums.ALTERNATE) == "sums"  # the first family's rule
-    assert sums.first_error("FK", sums.trace("KF", wording=sums.ALTERNATE), sums.ALTERNATE) == "letters"
+    assert sums.first_error("FKBN", sums.trace("FKBN"), sums.ALTERNATE) == "rule"  # the first family's
+    assert sums.first_error("FKBN", "F33K49B65N51=1", sums.ALTERNATE) == "sums"
+    assert sums.first_error("FK", sums.trace("KF", wording=sums.ALTERNATE), sums.ALTERNATE) == "order"
     assert all(row["prompt"].startswith("sum ") for row in sums.training_rows(50, 4, seed=0))
 
 
@@ -140,6 +141,22 @@ def test_runs_with_the_second_family_test_it_and_keep_figures_of_their_own(
     assert "second family" in tests and set(results["settings"]["tests"]) == tests
     assert set(results["runs"]["SFT-4-0.0"]["0"]["scores"]) == set(results["bases"]["0"]["scores"]) == tests
     assert not benchmark.SUMS.file.exists()
+
+
+def test_errors_of_the_second_family_are_read_by_its_own_rule(
+    sums: ModuleType, benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = {"FKBN": sums.trace("FKBN", wording=sums.ALTERNATE), "NKBF": sums.trace("NKBF")}
+    groups = [
+        SimpleNamespace(
+            task="second family", rollouts=[SimpleNamespace(id=f"second family-{sums.ALTERNATE}-{letters}", text=text)]
+        )
+        for letters, text in answers.items()
+    ]
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "validation.jsonl").touch()
+    monkeypatch.setattr(benchmark, "read_rollouts", lambda file: groups)
+    assert benchmark.error_shares(tmp_path) == {"second family": {"right": 0.5, "rule": 0.5}}
 
 
 def test_the_report_pairs_seeds(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from benchmark_modules import load
 
+from lit_rft.cli import resolve_configs
+from lit_rft.command_line import build
+
 EXPLORED = "{}/explored/episodes/predicted.jsonl"
 WEIGHTS = "{}/checkpoints/last.ckpt"
 # what is trained, in order: (run, weights that it starts from, explored episodes that it learns from)
@@ -80,6 +83,18 @@ def test_what_a_row_starts_and_learns_from(talk: Any, place: Any, row: str) -> N
         for run, start, medium in TRAINED[row]
     ]
     assert found == expected
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_twice_the_epochs_are_twice_those_of_sft_at_each_scale(talk: Any, tmp_path: Path, scale: str) -> None:
+    for game in talk.GAMES.values():
+        place = talk.Place(game, scale, 0, tmp_path, tmp_path / "general.jsonl")
+        epochs = {}
+        for row in ("sft", "sft_twice", "glider_sft", "glider_sft_twice"):
+            (fit,) = steps_of(talk, place, row, "fit")
+            arguments = [*fit.command[4:-2], "--trainer.devices", "1"]  # without the verb and the checkpoint
+            epochs[row] = build(resolve_configs(arguments), run=False).trainer.max_epochs
+        assert epochs["sft_twice"] == 2 * epochs["sft"] and epochs["glider_sft_twice"] == 2 * epochs["glider_sft"]
 
 
 @pytest.mark.parametrize("row", TRAINED)

@@ -48,7 +48,10 @@ class Sampler:
 
 
 class Actor:
-    device, occasion = torch.device("cpu"), "0"
+    device = torch.device("cpu")
+
+    def __init__(self, occasion: str = "0") -> None:
+        self.occasion = occasion
 
 
 REWARDS = {
@@ -103,6 +106,19 @@ def test_a_prompt_in_the_batch_is_not_replayed_and_a_solved_one_leaves() -> None
     source.source.rewards["d"] = [1.0, 1.0, 1.0]
     ask(source, "d")
     assert set(source.buffer) == {"a"}
+
+
+def test_replays_are_drawn_anew_at_each_occasion_and_alike_at_the_same() -> None:
+    rewards = {name: [0.0, 1.0] for name in "abcdefgh"} | {"x": [0.0], "y": [0.0]}
+    drawn: dict[str, set[str]] = {}
+    for occasion in ("1", "1+1", "2", "3", "4"):
+        for _ in range(2):  # of two sources that have seen the same
+            source = ExGRPO(0.5, start_rate=0.0)(Sampler(rewards))
+            ask(source, "abcdefgh")
+            source(Actor(occasion), batch("xy"))
+            drawn.setdefault(occasion, set()).add(source.source.asked[-1][1].problem.id)
+    assert all(len(names) == 1 for names in drawn.values())
+    assert len(set.union(*drawn.values())) > 1
 
 
 def test_no_prompt_is_twice_in_a_batch_where_fewer_are_known_than_wanted() -> None:

@@ -41,8 +41,9 @@ class Chat:
 class Policy:
     device, chat = torch.device("cpu"), Chat()
 
-    def __init__(self, step: int = 0) -> None:
-        self.step, self.occasion, self.phases = step, str(step), Phases()
+    def __init__(self, step: int = 0, sampling_round: int = 0) -> None:
+        self.step, self.phases = step, Phases()
+        self.occasion = f"{step}+{sampling_round}" if sampling_round else str(step)
 
 
 class Sampler:
@@ -137,6 +138,17 @@ def test_any_of_several_traces_is_chosen_independently_of_earlier_steps() -> Non
         assert ids[0] == ids[1]  # nothing to save for an exact resumption
         first_tokens.append(ids[0][0])
     assert set(first_tokens) == {200, 300}
+
+
+def test_a_later_round_of_a_step_draws_other_prefixes_under_names_of_its_own() -> None:
+    source, sampler = make_source(TracePrefixes(high=0.9, low_end=0.1, decay_steps=1))
+    lengths = []
+    for number in range(8):
+        (continued,) = [r for r in source(Policy(3, number), batch("a")) if r.off_policy]
+        lengths.append(prefix_length(continued))
+    names = [asked[0][0] for asked in sampler.asked if asked[0][0].endswith("/prefix")]
+    assert names == ["3/a/prefix", *(f"3+{number}/a/prefix" for number in range(1, 8))]
+    assert len(set(lengths)) > 1
 
 
 def test_stages_without_one_trace_per_group_are_refused() -> None:

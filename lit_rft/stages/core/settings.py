@@ -109,8 +109,8 @@ class CriticSettings:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"critic.learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"critic.learning_rate must be > 0 and finite, got {self.learning_rate}")
         check_fraction(**{"critic.discount": self.discount, "critic.polyak_rate": self.polyak_rate})
 
 
@@ -180,8 +180,8 @@ class OnlineSettings:
         for name in ("buffer_episodes", "batch_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"online.{name} must be >= 1, got {getattr(self, name)}")
-        if not self.updates_per_episode > 0:
-            raise ValueError(f"online.updates_per_episode must be > 0, got {self.updates_per_episode}")
+        if not 0 < self.updates_per_episode < math.inf:
+            raise ValueError(f"online.updates_per_episode must be > 0 and finite, got {self.updates_per_episode}")
         check_fraction(**{"online.offline_share": self.offline_share})
 
 
