@@ -202,10 +202,8 @@ def error_shares(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-SUMS, FAMILIES = (
-    Experiment(ROOT / "runs" / name, RESULTS / f"{name}.json", second_family=name == "luffy_families")
-    for name in ("luffy_demonstrations", "luffy_families")
-)
+SUMS = Experiment(ROOT / "runs" / "luffy_demonstrations", RESULTS / "luffy_demonstrations.json")
+FAMILIES = Experiment(ROOT / "runs" / "luffy_families", RESULTS / "luffy_families.json", second_family=True)
 
 
 def main() -> None:

@@ -110,20 +110,22 @@ def report(results: dict[str, Any], console: Console) -> None:
     for name, game in GAMES.items():
         if name not in results.get("episodes", {}):
             continue
-        table = Table(title=f"{game.name}: mean and 95% interval; costs of training + of play", box=box.MARKDOWN)
+        title = f"{game.name}: mean and 95% interval; costs of training + of play"
         scores = [f"{what}, {kind}" for what in ("score", "success") for kind in KINDS]
-        for column in ("", *scores, "episodes", "env steps", "sampled", "read", "trained", "minutes"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
-        for row, method in ROWS.items():
-            for trial in _CHOICES if method.trials else ("last trial",):
-                cells = _cells(results, name, row, trial)
-                if cells:
-                    table.add_row(f"{method.title}, {trial}" if method.trials else method.title, *cells)
-        console.print(table)
+        columns = [*scores, "episodes", "env steps", "sampled", "read", "trained", "minutes"]
+        console.print(_table(title, columns, _rows(results, name)))
         console.print(_by_task(results, name))
         if differences := list(_differences(results, name, game.long)):
-            columns = ("seeds", "all tasks", *(("longer tasks", "other tasks") if game.long else ()))
-            console.print(_table("difference of solved games, points", columns, differences))
+            groups = ("seeds", "all tasks", *(("longer tasks", "other tasks") if game.long else ()))
+            console.print(_table("difference of solved games, points", groups, differences))
+
+
+def _rows(results: dict[str, Any], name: str) -> Iterator[list[str]]:
+    """Yield the rows that have been played, one line for each choice among trials."""
+    for row, method in ROWS.items():
+        for trial in _CHOICES if method.trials else ("last trial",):
+            if cells := _cells(results, name, row, trial):
+                yield [f"{method.title}, {trial}" if method.trials else method.title, *cells]
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

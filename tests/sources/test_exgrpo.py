@@ -108,7 +108,7 @@ def test_a_prompt_in_the_batch_is_not_replayed_and_a_solved_one_leaves() -> None
     assert set(source.buffer) == {"a"}
 
 
-def test_replays_are_drawn_anew_at_each_occasion_and_alike_at_the_same() -> None:
+def test_the_draw_of_replays_depends_on_the_step_and_its_round() -> None:
     rewards = {name: [0.0, 1.0] for name in "abcdefgh"} | {"x": [0.0], "y": [0.0]}
     drawn: dict[str, set[str]] = {}
     for occasion in ("1", "1+1", "2", "3", "4"):
