@@ -29,10 +29,11 @@ _CHOICES: dict[str, Callable[[Sequence[Any]], Any]] = {  # of a problem's trials
 
 
 PAIRS = (  # rows whose difference says what one stage, or the hierarchy, contributes
-    ("glider_sft", "sft"), ("glider_sft", "sft_twice"), ("glider_sft_twice", "sft_twice"), ("glider", "awac"),
-    ("sft_twice", "sft"), ("glider_sft_twice", "glider_sft"), ("awac", "sft"), ("awac", "sft_twice"),
-    ("glider", "glider_sft"), ("glider", "glider_sft_twice"), ("glider", "glider_without_sft"),
-    ("glider_online", "glider"), ("ppo", "sft"), ("ilql", "sft"), ("nat", "sft"), ("eto", "sft"),
+    ("glider_sft", "sft"), ("glider_sft_once", "sft_once"), ("sft", "glider_sft_once"), ("sft", "sft_once"),
+    ("glider_sft", "glider_sft_once"), ("awac", "sft"), ("awac_once", "sft_once"), ("awac_once", "sft"),
+    ("glider", "glider_sft"), ("glider_once", "glider_sft_once"), ("glider_once", "glider_sft"), ("glider", "awac"),
+    ("glider_once", "awac_once"), ("glider", "glider_without_sft"), ("glider_online", "glider"), ("ppo", "sft"),
+    ("ilql", "sft"), ("nat", "sft"), ("nat", "nat_meaningless"), ("eto", "sft"), ("agent_tuning", "sft"),
 )  # fmt: skip
 
 

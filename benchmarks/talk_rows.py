@@ -10,7 +10,7 @@ from talk_place import Place
 
 FLAT = ("glider/{}/sft.yaml", "glider/{}/flat_sft.yaml")
 HIERARCHICAL = ("glider/{}/sft.yaml",)
-TWICE = {"tiny": 2, "small": 2, "paper": 10}  # epochs, twice those of SFT at each scale
+ONCE = {"trainer.max_epochs": 1}  # fewer than SFT has at the scales `small` and `paper`
 
 
 def untrained(place: Place) -> Iterator[Step]:
@@ -23,10 +23,10 @@ def sft(place: Place) -> Iterator[Step]:
     yield from place.play("sft", "sft", *FLAT)
 
 
-def sft_twice(place: Place) -> Iterator[Step]:
-    """Behaviour cloning in twice the steps, with more tokens than an epoch of two levels has."""
-    yield place.fit("sft_twice", *FLAT, model={"trainer.max_epochs": TWICE[place.scale]}, **place.game.train)
-    yield from place.play("sft_twice", "sft_twice", *FLAT)
+def sft_once(place: Place) -> Iterator[Step]:
+    """Behaviour cloning in one epoch."""
+    yield place.fit("sft_once", *FLAT, model=ONCE, **place.game.train)
+    yield from place.play("sft_once", "sft_once", *FLAT)
 
 
 def _explored(place: Place) -> Iterator[Step]:
@@ -37,10 +37,21 @@ def _explored(place: Place) -> Iterator[Step]:
 
 def awac(place: Place) -> Iterator[Step]:
     yield from _explored(place)
+    yield from _flat_offline(place, "awac", "sft")
+
+
+def awac_once(place: Place) -> Iterator[Step]:
+    """The same after one epoch of SFT, and on what that policy explores."""
+    yield place.fit("sft_once", *FLAT, model=ONCE, **place.game.train)
+    yield place.explore("sft_once", *FLAT)
+    yield from _flat_offline(place, "awac_once", "sft_once")
+
+
+def _flat_offline(place: Place, row: str, start: str) -> Iterator[Step]:
     configs = ("glider/{}/offline_rl.yaml", "glider/{}/flat_offline_rl.yaml")
-    data = {**place.game.train, "medium_files": listed([place.explored("sft")])}
-    yield place.fit("awac", *configs, start="sft", **data)
-    yield from place.play("awac", "awac", *configs)
+    data = {**place.game.train, "medium_files": listed([place.explored(start)])}
+    yield place.fit(row, *configs, start=start, **data)
+    yield from place.play(row, row, *configs)
 
 
 def glider_sft(place: Place) -> Iterator[Step]:
@@ -48,26 +59,31 @@ def glider_sft(place: Place) -> Iterator[Step]:
     yield from place.play("glider_sft", "glider_sft", *HIERARCHICAL)
 
 
-def glider_sft_twice(place: Place) -> Iterator[Step]:
-    epochs = {"trainer.max_epochs": TWICE[place.scale]}
-    yield place.fit("glider_sft_twice", *HIERARCHICAL, model=epochs, **place.game.train)
-    yield from place.play("glider_sft_twice", "glider_sft_twice", *HIERARCHICAL)
+def glider_sft_once(place: Place) -> Iterator[Step]:
+    yield place.fit("glider_sft_once", *HIERARCHICAL, model=ONCE, **place.game.train)
+    yield from place.play("glider_sft_once", "glider_sft_once", *HIERARCHICAL)
 
 
 def glider(place: Place) -> Iterator[Step]:
     """Hierarchical SFT, then offline RL, without playing online."""
     yield place.fit("glider_sft", *HIERARCHICAL, **place.game.train)
-    yield from _offline(place, "glider", "glider_sft")
+    yield from _offline(place, "glider", "glider_sft", start="glider_sft")
+
+
+def glider_once(place: Place) -> Iterator[Step]:
+    """The same after one epoch of SFT, and on what that policy explores."""
+    yield place.fit("glider_sft_once", *HIERARCHICAL, model=ONCE, **place.game.train)
+    yield from _offline(place, "glider_once", "glider_sft_once", start="glider_sft_once")
 
 
 def glider_without_sft(place: Place) -> Iterator[Step]:
     yield place.fit("glider_sft", *HIERARCHICAL, **place.game.train)
-    yield from _offline(place, "glider_without_sft", None)
+    yield from _offline(place, "glider_without_sft", "glider_sft", start=None)
 
 
-def _offline(place: Place, row: str, start: str | None) -> Iterator[Step]:
-    yield place.explore("glider_sft", *HIERARCHICAL)
-    data = {**place.game.train, "medium_files": listed([place.explored("glider_sft")])}
+def _offline(place: Place, row: str, explorer: str, start: str | None) -> Iterator[Step]:
+    yield place.explore(explorer, *HIERARCHICAL)
+    data = {**place.game.train, "medium_files": listed([place.explored(explorer)])}
     yield place.fit(row, "glider/{}/offline_rl.yaml", start=start, **data)
     yield from place.play(row, row, "glider/{}/offline_rl.yaml")
 
@@ -162,7 +178,7 @@ ROWS = {
     "reflexion": Row("Reflexion", reflexion, trials=True),
     "swift_sage": Row("SwiftSage", swift_sage),
     "sft": Row("SFT (behaviour cloning)", sft),
-    "sft_twice": Row("SFT, twice the epochs", sft_twice),
+    "sft_once": Row("SFT, one epoch", sft_once),
     "agent_tuning": Row("AgentTuning", agent_tuning),
     "nat": Row("NAT", nat),
     "nat_meaningless": Row("NAT, meaningless markers", nat_meaningless),
@@ -170,9 +186,11 @@ ROWS = {
     "ppo": Row("PPO", ppo),
     "ilql": Row("ILQL", ilql),
     "awac": Row("AWAC", awac),
+    "awac_once": Row("AWAC after one epoch of SFT", awac_once),
     "glider_sft": Row("GLIDER, SFT only", glider_sft),
-    "glider_sft_twice": Row("GLIDER, SFT only, twice the epochs", glider_sft_twice),
+    "glider_sft_once": Row("GLIDER, SFT only, one epoch", glider_sft_once),
     "glider_without_sft": Row("GLIDER without SFT", glider_without_sft),
     "glider": Row("GLIDER, SFT + offline RL", glider),
+    "glider_once": Row("GLIDER, one epoch of SFT + offline RL", glider_once),
     "glider_online": Row("GLIDER, all stages", glider_online),
 }
