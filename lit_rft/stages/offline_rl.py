@@ -4,8 +4,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-import lightning as L
-
 from lit_rft.agents import Agent
 from lit_rft.batches import StepTranscripts
 from lit_rft.generation.best_of import BestOfConversations
@@ -92,11 +90,9 @@ class OfflineHierarchicalRL(EpisodeStage):
         )  # fmt: skip
         self.critic_update, self.weight_parts = self.actor_critic.critic_update, [self.actor_critic.critics]
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        """Check the agent of a training before its data are collected or read; evaluation needs no critic update."""
-        if self.trainer.state.fn == "fit":
-            check_transcripts(self.agent, self.critic_update)
-        return super().configure_callbacks()
+    def check_training(self) -> None:
+        check_transcripts(self.agent, self.critic_update)
+        super().check_training()
 
     def training_step(self, batch: StepTranscripts, batch_idx: int) -> None:
         step = self.step_batch(batch.transcripts, batch.num_utterances)

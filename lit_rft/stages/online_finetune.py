@@ -5,8 +5,6 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-import lightning as L
-
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, learnable_transcripts
 from lit_rft.batches import OnlineBatch
@@ -113,11 +111,9 @@ class OnlineHighLevelFinetune(EpisodeStage):
         self.replay = EpisodeReplay(self.online.buffer_episodes)
         self.stateful = {"source": self.source, "replay": self.replay}
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        """Check the agent of a training before its data are read; evaluation needs no critic update."""
-        if self.trainer.state.fn == "fit":
-            check_transcripts(self.agent, self.critic_update)
-        return super().configure_callbacks()
+    def check_training(self) -> None:
+        check_transcripts(self.agent, self.critic_update)
+        super().check_training()
 
     def training_step(self, batch: OnlineBatch, batch_idx: int) -> None:
         rollouts = self.samples = self.source(self.current_policy(), batch)

@@ -145,6 +145,7 @@ def test_a_stage_that_plays_to_learn_refuses_another_model_in_fit(
     with pytest.raises(ValueError, match=rf"{make.__name__} trains on .* set acting\.chat_server to null") as error:
         trainer.fit(stage, datamodule=data)
     assert "\n" not in str(error.value) and not fake.requests(answer)
+    assert not list(tmp_path.rglob("*.jsonl"))  # refused before expert episodes are collected
     trainer.limit_test_batches = 1
     trainer.test(stage, datamodule=data, verbose=False)
     assert fake.requests(answer)

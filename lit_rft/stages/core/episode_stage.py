@@ -42,13 +42,13 @@ class EpisodeStage(PolicyModule):
         check_agent(self.agent, self.acting)
         self.evaluator = EpisodeEvaluator(self.agent, self.acting)
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.source is not None and self.acting.chat_server is not None:
+    def check_training(self) -> None:
+        if self.source is not None and self.acting.chat_server is not None:
             raise ValueError(
                 f"{type(self).__name__} trains on what its own policy plays, got acting.chat_server, so another "
                 "model would play: set acting.chat_server to null for fit (evaluation and predict may use it)"
             )
-        super().setup(stage)
+        super().check_training()
 
 
 def check_agent(agent: Agent, acting: ActingSettings) -> None:

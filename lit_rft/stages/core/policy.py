@@ -167,9 +167,14 @@ class PolicyModule(L.LightningModule):
     # --- optimiser and data ------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Check the trainer before Lightning does, which would recommend automatic optimisation."""
+        """Check what is to train and the trainer; later, data would be read, and Lightning recommend other settings."""
+        if self.trainer.state.fn == "fit":
+            self.check_training()
         check_trainer(self.trainer)
         return []
+
+    def check_training(self) -> None:
+        """Refuse, before data are collected or read, what evaluation may use and training may not."""
 
     def configure_optimizers(self) -> Any:
         return make_optimizer(self)
