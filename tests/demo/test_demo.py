@@ -1,6 +1,9 @@
 """A short demo from beginning to end, stopped and continued: a tiny model on two games."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,17 @@ def test_another_run_is_not_removed(arguments: list[str], tmp_path: Path) -> Non
     with pytest.raises(FileExistsError, match="holds the checkpoints of a run"):
         demo.main(arguments)
     assert checkpoint.read_text() == "weights"
+
+
+@pytest.mark.parametrize(("set_by_the_user", "spins"), [(None, "3000"), ("7", "7")])
+def test_threads_of_a_demo_wait_without_keeping_the_cores_busy(set_by_the_user: str | None, spins: str) -> None:
+    """libgomp reads the number when torch is loaded, so it is set before."""
+    script = (
+        "import os, runpy, sys\nsys.argv = ['demo', '--help']\n"
+        "try:\n    runpy.run_module('lit_rft.demo', run_name='__main__')\n"
+        "except SystemExit:\n    print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    variables |= {"GOMP_SPINCOUNT": set_by_the_user} if set_by_the_user else {}
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{spins} False"
