@@ -1,8 +1,8 @@
-"""How waiting threads of OpenMP slow training down on cores that other processes use (docs/performance.md).
+"""Seconds per training step with waiting threads of OpenMP, on idle cores and on those that others use (docs/performance.md).
 
     python benchmarks/shared_cores.py
 
-The demo's training, in a process of its own for each measurement: on idle cores, and beside as many processes as there
+The demo's training, in a separate process for each measurement: on idle cores, and beside as many processes as there
 are cores, each of which occupies one. Writes `benchmarks/results/shared_cores.json`.
 """
 
@@ -51,7 +51,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def seconds_per_step(variables: Mapping[str, str], steps: int) -> float:
-    """Train for some optimiser steps in a process of its own, and return the seconds of each."""
+    """Train for some optimiser steps in a separate process, and return the seconds of each."""
     names = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
     variables = {name: value for name, value in os.environ.items() if name not in names} | variables
     with tempfile.TemporaryDirectory() as folder:
