@@ -1,4 +1,4 @@
-"""Seconds per training step with waiting threads of OpenMP, on idle cores and on those that others use (docs/performance.md).
+"""Time a training step whose OpenMP threads wait, on idle cores and on busy ones (docs/performance.md).
 
     python benchmarks/shared_cores.py
 
