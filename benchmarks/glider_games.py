@@ -30,7 +30,7 @@ from lit_rft._files import write_json
 from lit_rft.envs.games import errands
 
 RUNS, FILE = ROOT / "runs" / "glider_games", RESULTS / "glider_games.json"
-PARTS = ("hierarchical", "flat", "returns", "online", "ablations", "matched", "matched_q")
+PARTS = ("hierarchical", "flat", "returns", "online", "ablations", "matched", "matched_q", "isolated")
 SEEN, UNSEEN = errands.CUSTOMERS, ("Gwen", "Hugo")
 EPISODES, HELD_OUT, TEST_EPISODES = 480, 60, 90
 IMPATIENCE, NOISE, BEST = 0.5, 0.1, 0.25
@@ -120,15 +120,34 @@ class Seed:
 
         return self._offline_with("matched_q", "+ offline RL with Q, matched", RETURNS, Trials.by_q)
 
+    def isolated(self) -> dict[str, Any]:
+        """Train the hierarchy as in `matched`, but for one setting, which is that of the sharper weights."""
+        from glider_games_run import RETURNS
+
+        parts = []
+        for setting in ("temperature", "discount", "expectile"):
+            sharper = getattr(self.trials.settings, setting)
+            fields = {**RETURNS, "td_lambda": 0.0, setting: sharper}
+            title = f"+ offline RL, matched, {setting} {sharper:g}"
+            parts.append(self._offline_with(f"isolated_{setting}", title, fields, kinds=("hierarchical",)))
+        titled = {title: scores for part in parts for title, scores in part["scores"]["hierarchical"].items()}
+        minutes = {name: value for part in parts for name, value in part["minutes"].items()}
+        return {"scores": {"hierarchical": titled}, "minutes": minutes}
+
     def _offline_with(
-        self, name: str, title: str, fields: Mapping[str, float], update: Callable[[Any], Any] | None = None
+        self,
+        name: str,
+        title: str,
+        fields: Mapping[str, float],
+        update: Callable[[Any], Any] | None = None,
+        kinds: Sequence[str] = ("hierarchical", "flat"),
     ) -> dict[str, Any]:
-        """Train both kinds of agents by offline RL with these settings, from SFT."""
+        """Train agents by offline RL with these settings, from SFT."""
         from glider_games_run import Trials
 
         trials = Trials(self.folder, self.trials.seed, dataclasses.replace(self.trials.settings, **fields))
         scores, diagnostics = {}, {}
-        for kind in ("hierarchical", "flat"):
+        for kind in kinds:
             backbone = self.backbone(kind)
             by = update(trials) if update else None
             stage = trials.offline(kind, self.episodes, backbone, f"{kind}_{name}", update=by)

@@ -23,6 +23,9 @@ POLICIES = (
     "+ offline RL with Q",
     "+ offline RL with Q, matched",
     "offline RL without SFT",
+    "+ offline RL, matched, temperature 0.03",
+    "+ offline RL, matched, discount 0.9",
+    "+ offline RL, matched, expectile 0.6",
 )
 RL = POLICIES[3:6]  # each is compared with the others
 LATER = {  # part -> label of its diagnostics
@@ -43,7 +46,10 @@ def scores(results: Mapping[str, Any], kind: str, policy: str, mode: str, task: 
     """Return the score of each seed that has it."""
     seeds = results["seeds"].values()
     parts = [
-        {**seed[kind]["scores"], **{name: figures for part in LATER for name, figures in _later(seed, part, kind)}}
+        {
+            **seed[kind]["scores"],
+            **{name: figures for part in (*LATER, "isolated") for name, figures in _later(seed, part, kind)},
+        }
         for seed in seeds
     ]
     return [part[policy][mode][task] for part in parts if policy in part]

@@ -56,7 +56,7 @@ def test_all_parts_of_a_seed_and_its_report(games: Any, tmp_path: Path, monkeypa
     trial = games.Seed(tmp_path, 0, settings)
     seed = {kind: trial.offline(kind) for kind in ("hierarchical", "flat")}
     seed |= {"returns": trial.returns(), "online": trial.online(), "ablations": trial.ablations()}
-    seed |= {"matched": trial.matched(), "matched_q": trial.matched_q()}
+    seed |= {"matched": trial.matched(), "matched_q": trial.matched_q(), "isolated": trial.isolated()}
     results = json.loads(json.dumps({"seeds": {"0": seed, "1": seed}}))
     for kind, levels in (("hierarchical", ("high", "low")), ("flat", ("flat",))):
         figures = results["seeds"]["0"][kind]["diagnostics"]
