@@ -31,7 +31,7 @@ from lit_rft._files import write_json
 CONFIGS = ("glider/alfworld/sft.yaml", "glider/alfworld/flat_sft.yaml", "glider/alfworld/demo.yaml")
 VARIANTS: dict[str, dict[str, str]] = {
     "the defaults of libgomp": {},
-    "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},  # as the demo sets it
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},  # as the demo sets it
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
 }

@@ -72,7 +72,7 @@ def test_another_run_is_not_removed(arguments: list[str], tmp_path: Path) -> Non
     assert checkpoint.read_text() == "weights"
 
 
-@pytest.mark.parametrize(("set_by_the_user", "spins"), [(None, "3000"), ("7", "7")])
+@pytest.mark.parametrize(("set_by_the_user", "spins"), [(None, "1000"), ("7", "7")])
 def test_threads_of_a_demo_wait_without_keeping_the_cores_busy(set_by_the_user: str | None, spins: str) -> None:
     """libgomp reads the number when torch is loaded, so it is set before."""
     script = (
