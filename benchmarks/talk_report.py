@@ -111,7 +111,7 @@ def report(results: dict[str, Any], console: Console) -> None:
     for name, game in GAMES.items():
         if name not in results.get("episodes", {}):
             continue
-        title = f"{game.name}: mean and 95% interval; costs of training + of play"
+        title = f"{game.name}: mean and 95% interval; costs of a seed, training + play"
         scores = [f"{what}, {kind}" for what in ("score", "success") for kind in KINDS]
         columns = [*scores, "episodes", "env steps", "sampled", "read", "trained", "minutes"]
         console.print(_table(title, columns, _rows(results, name)))
@@ -197,10 +197,10 @@ def _cells(results: dict[str, Any], name: str, row: str, trial: str) -> list[str
         return []
     cells = [_mean(by_kind[kind].get(what)) for what in ("score", "success") for kind in KINDS]
     cells.append(str(sum(figures.get("episodes", 0) for figures in by_kind.values())))
-    runs = results.get("costs", {}).get(name, {}).get(row, {}).values() if trial == "last trial" else ()
+    runs = list(results.get("costs", {}).get(name, {}).get(row, {}).values()) if trial == "last trial" else []
     for cost in COSTS:
-        training, play = (sum(run[part][cost] for run in runs) for part in ("training", "play"))
         scale = 60 if cost == "seconds" else 1
+        training, play = (mean([run[part][cost] for run in runs] or [0]) for part in ("training", "play"))
         cells.append(f"{_short(training / scale)} + {_short(play / scale)}" if runs else "")
     return cells
 

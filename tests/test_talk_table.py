@@ -154,6 +154,26 @@ def test_rows_are_compared_in_the_same_games_of_each_seed(talk: Any, capsys: pyt
     assert 10 < low < 50 < high < 80  # over the 20 games
 
 
+def test_costs_are_those_of_one_seed(talk: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table compares rows that have been run with more seeds and with fewer."""
+    report = importlib.import_module("talk_report")
+    game = [{"id": "s/look/0/0", "trials": [{"score": 1.0, "success": True}]}]
+    seeds = {"0": (100, 60.0), "1": (300, 180.0)}
+    parts = {
+        seed: {part: dict.fromkeys(report.COSTS, steps) | {"seconds": time} for part in ("training", "play")}
+        for seed, (steps, time) in seeds.items()
+    }
+    results = {
+        "episodes": {"alfworld": {"sft": {seed: {"seen": game} for seed in seeds}}},
+        "costs": {"alfworld": {"sft": parts}},
+    }
+    talk.report(results, Console(width=220))
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if "SFT (behaviour cloning)" in line and "+" in line
+    ]
+    assert [cell.strip() for cell in line.split("|")[7:-1]] == ["200 + 200"] * 4 + ["2 + 2"]
+
+
 def test_an_interval_holds_the_mean_and_shrinks_with_episodes(talk: Any) -> None:
     interval = importlib.import_module("experiment").bootstrap
     few, many = interval([0.0, 100.0] * 5), interval([0.0, 100.0] * 50)
