@@ -15,7 +15,7 @@ SPEED := $(addprefix benchmarks/,env_steps.py rollout.py training_step.py episod
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play before and after (about 10 minutes)
+demo: $(READY)  ## set up .venv and run the main job: collect, fine-tune, play before and after (about 5 minutes)
 	$(BIN)/python -m lit_rft.demo
 
 test: $(READY)  ## set up .venv and run the tests (11 to 13 minutes on two cores)
