@@ -58,6 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {  # differences from LUFFY
         "loss.init_args.policy_shaping": "null",
     },
     "LUFFY with SFT loss": {"objective.sft_coef": 0.1},
+    "LUFFY with entropy bonus": {"objective.entropy_coef": 0.01},  # the paper's
     "RL with SFT loss": {"objective.traces_per_group": 0, "objective.sft_coef": 1.0},
     "SFT": {"objective.sft_steps": 10**6},
 }
