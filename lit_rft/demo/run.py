@@ -161,12 +161,12 @@ def _play_and_train(progress: _Progress) -> None:
         expert = data.collect()
         progress.console.print(f"{len(expert)} expert episodes are in {data.expert_file}")
     if "before" not in progress.finished:
-        with progress.phase("before", "2 of 4: the untrained model plays games on held-out floor plans (1 to 2 minutes)"):
+        with progress.phase("before", "2 of 4: the untrained model plays games on held-out floor plans (a minute)"):
             _play(trainer, stage, data, folder / "episodes" / "before.jsonl")
-    with progress.phase("train", "3 of 4: supervised fine-tuning of low-rank adapters (3 to 8 minutes)"):
+    with progress.phase("train", "3 of 4: supervised fine-tuning of low-rank adapters (3 minutes)"):
         has_checkpoint = any((folder / "checkpoints").glob("last.ckpt"))
         trainer.fit(stage, datamodule=data, ckpt_path="last" if has_checkpoint else None)
-    with progress.phase("after", "4 of 4: the trained model plays the same games (1 to 2 minutes)"):
+    with progress.phase("after", "4 of 4: the trained model plays the same games (a minute)"):
         _play(trainer, stage, data, folder / "episodes" / "after.jsonl")
     model = Path(str(cli.config["model"]["init_args"]["policy"]["model"])).name
     _write_results(progress, len(expert), model)

@@ -164,9 +164,7 @@ class ConversationGenerator:
                 ended.append(slot)
         return ended
 
-    def _continue(
-        self, slots: Sequence[int], sampled: dict[int, Completion], constraints: Constraints
-    ) -> list[int]:
+    def _continue(self, slots: Sequence[int], sampled: dict[int, Completion], constraints: Constraints) -> list[int]:
         """Sample at least one more token in each slot; return the slots whose utterances have ended."""
         self.passes += 1
         drafts = self._draft(slots, sampled)
