@@ -110,9 +110,9 @@ class Seed:
 
     def matched(self) -> dict[str, Any]:
         """Train by one-step advantages at the temperature, discount and expectile of the lambda-returns."""
-        from glider_games_run import RETURNS
+        from glider_games_run import MATCHED
 
-        return self._offline_with("matched", "+ offline RL, matched", {**RETURNS, "td_lambda": 0.0})
+        return self._offline_with("matched", "+ offline RL, matched", MATCHED)
 
     def matched_q(self) -> dict[str, Any]:
         """Train with advantages by Q, at the temperature, discount and expectile of the lambda-returns."""
@@ -122,13 +122,13 @@ class Seed:
 
     def isolated(self) -> dict[str, Any]:
         """Train the hierarchy as in `matched`, but for one setting, which is that of the sharper weights."""
-        from glider_games_run import RETURNS
+        from glider_games_run import MATCHED
 
         parts = []
         for setting in ("temperature", "discount", "expectile"):
             sharper = getattr(self.trials.settings, setting)
-            fields = {**RETURNS, "td_lambda": 0.0, setting: sharper}
             title = f"+ offline RL, matched, {setting} {sharper:g}"
+            fields = {**MATCHED, setting: sharper}
             parts.append(self._offline_with(f"isolated_{setting}", title, fields, kinds=("hierarchical",)))
         titled = {title: scores for part in parts for title, scores in part["scores"]["hierarchical"].items()}
         minutes = {name: value for part in parts for name, value in part["minutes"].items()}

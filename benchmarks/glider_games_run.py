@@ -77,6 +77,7 @@ class Settings:
 
 
 RETURNS = {"temperature": 0.06, "discount": 0.97, "expectile": 0.5, "td_lambda": 0.95}  # of lambda-returns
+MATCHED = {**RETURNS, "td_lambda": 0.0}  # of one step, otherwise alike
 
 
 class Trials:

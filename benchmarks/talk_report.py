@@ -33,7 +33,8 @@ PAIRS = (  # rows whose difference says what one stage, or the hierarchy, contri
     ("glider_sft", "glider_sft_once"), ("awac", "sft"), ("awac_once", "sft_once"), ("awac_once", "sft"),
     ("glider", "glider_sft"), ("glider_once", "glider_sft_once"), ("glider_once", "glider_sft"), ("glider", "awac"),
     ("glider_once", "awac_once"), ("glider", "glider_without_sft"), ("glider_online", "glider"), ("ppo", "sft"),
-    ("ilql", "sft"), ("nat", "sft"), ("nat", "nat_meaningless"), ("eto", "sft"), ("agent_tuning", "sft"),
+    ("ilql", "sft"), ("glider", "ppo"), ("glider", "ilql"), ("glider_online", "ppo"), ("nat", "sft"),
+    ("nat", "nat_meaningless"), ("eto", "sft"), ("agent_tuning", "sft"),
 )  # fmt: skip
 
 
