@@ -116,6 +116,7 @@ def report(results: dict[str, Any], console: Console) -> None:
         scores = [f"{what}, {kind}" for what in ("score", "success") for kind in KINDS]
         columns = [*scores, "episodes", "env steps", "sampled", "read", "trained", "minutes"]
         console.print(_table(title, columns, _rows(results, name)))
+        console.print(_by_seed(results, name))
         console.print(_by_task(results, name))
         if differences := list(_differences(results, name, game.long)):
             groups = ("seeds", "all tasks", *(("longer tasks", "other tasks") if game.long else ()))
@@ -151,6 +152,16 @@ def successes(results: Mapping[str, Any], name: str, row: str) -> dict[str, dict
 
 def task_of(problem: str) -> str:
     return problem.split("/")[-3]
+
+
+def _by_seed(results: Mapping[str, Any], name: str) -> Table:
+    """Return the number of games that each seed has solved."""
+    rows = []
+    for row in ROWS:
+        if seeds := successes(results, name, row):
+            solved = ", ".join(f"{sum(games.values())} of {len(games)}" for _, games in sorted(seeds.items()))
+            rows.append([ROWS[row].title, solved])
+    return _table("solved games by seed", ["solved"], rows)
 
 
 def _by_task(results: Mapping[str, Any], name: str) -> Table:

@@ -143,6 +143,7 @@ def test_rows_are_compared_in_the_same_games_of_each_seed(talk: Any, capsys: pyt
     }
     talk.report({"episodes": {"alfworld": rows}}, Console(width=220))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["GLIDER, SFT only", "12 of 20, 12 of 20"] in lines
     cells = {line[0]: line[1:] for line in lines if line}  # of the last table that has a row of this name
     assert cells["GLIDER, SFT only"] == ["50", "70", "40"]  # 10 of 20, 14 of 20; games
     assert cells["SFT (behaviour cloning)"] == ["50", "20", "40"]
