@@ -29,6 +29,7 @@ class TrainingLoader(Generic[Batch]):
         self.epoch = 0
         self._position = 0  # number of batches of this epoch so far
         self._overfit: int | None = None
+        self._limit: int | None = None
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -37,16 +38,23 @@ class TrainingLoader(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, or the next one if it is complete.
 
-        If a trainer stops early (`limit_train_batches`), the next iteration continues with the following batches.
+        With a limit (`limit_train_batches`) yield that many batches, into the next epoch if need be; the next iteration
+        continues with the following ones.
         """
         end = len(self) if self._overfit is None else self._overfit
         if self._position >= end:
-            self._position = 0
-            self.epoch += self._overfit is None
+            self._begin_epoch()
         make_batch = self.batches_of_epoch(self.epoch)
-        while self._position < end:
+        for _ in range(self._limit or end - self._position):
+            if self._position >= end:
+                self._begin_epoch()
+                make_batch = self.batches_of_epoch(self.epoch)
             position, self._position = self._position, self._position + 1
             yield make_batch(position)
+
+    def _begin_epoch(self) -> None:
+        self._position = 0
+        self.epoch += self._overfit is None
 
     def batches_of_epoch(self, epoch: int) -> Callable[[int], Batch]:
         """Return a function that makes the batches of an epoch, by their position in it."""
@@ -64,6 +72,15 @@ class TrainingLoader(Generic[Batch]):
         """
         number = int(batches * len(self)) if isinstance(batches, float) else min(batches, len(self))
         self._overfit = max(1, number)
+
+    def limit(self, batches: int | float) -> None:
+        """Make all epochs of a trainer equally long (`Trainer(limit_train_batches=...)`), whatever the data's are.
+
+        Args:
+            batches: their number, or (float) their share of an epoch of the data.
+        """
+        number = int(batches * len(self)) if isinstance(batches, float) else batches
+        self._limit = number if 0 < number < len(self) else None
 
     def state_dict(self) -> dict[str, int | str]:
         return {"epoch": self.epoch, "position": self._position, **self.shape()}

@@ -23,6 +23,8 @@ def leave_one_out_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     rewards = rewards.detach()
     _, index = group.unique(return_inverse=True)
     groups = int(index.max()) + 1 if index.numel() else 0
+    lowest = rewards.new_full((groups,), torch.inf).scatter_reduce(0, index, rewards, "amin")
+    rewards = rewards - lowest[index]  # equal rewards: exactly 0
     number = torch.bincount(index, minlength=groups).to(rewards.dtype)[index]
     total = rewards.new_zeros(groups).index_add(0, index, rewards)[index]
     others = (total - rewards) / (number - 1).clamp_min(1)

@@ -20,14 +20,23 @@ def is_reference(name: str) -> bool:
     return f".{REFERENCE}." in name
 
 
+def check_reference(policy: nn.Module) -> None:
+    """Check that a model has adapters, without which it has no reference.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    if not hasattr(policy, "peft_config"):
+        raise ValueError("a divergence from the initial policy needs LoRA: set policy.lora, or kl_coef 0")
+
+
 def add_reference(policy: nn.Module) -> None:
     """Add a frozen copy of the current adapter.
 
     Raises:
         ValueError: The model has no adapters.
     """
-    if not hasattr(policy, "peft_config"):
-        raise ValueError("a divergence from the initial policy needs LoRA: set policy.lora, or kl_coef 0")
+    check_reference(policy)
     peft_model: Any = policy
     config = copy.deepcopy(peft_model.peft_config["default"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -52,7 +52,7 @@ class GroupAdvantages:
 
 def assign_advantages(rollouts: Sequence[Rollout], advantages: AdvantagesFunction) -> list[Rollout]:
     """Set the advantages of the rollouts that have one, and return these; set the mean rewards of all groups."""
-    _set_group_rewards(rollouts)
+    set_group_rewards(rollouts)
     compared = [rollout for rollout in rollouts if rollout.counts_in_baseline]
     # without rollouts, too: advantages may sum over all processes
     values = advantages(compared)
@@ -62,14 +62,15 @@ def assign_advantages(rollouts: Sequence[Rollout], advantages: AdvantagesFunctio
     return compared
 
 
-def _set_group_rewards(rollouts: Sequence[Rollout]) -> None:
+def set_group_rewards(rollouts: Sequence[Rollout]) -> None:
+    """Set the mean reward of the sampled members of each group; a group without any keeps what it has."""
     rewards: dict[int, list[float]] = {}
     for rollout in rollouts:
         if not rollout.off_policy:
             rewards.setdefault(rollout.group, []).append(rollout.reward)
     for rollout in rollouts:
-        values = rewards.get(rollout.group, [0.0])
-        rollout.group_reward = sum(values) / len(values)
+        if values := rewards.get(rollout.group):
+            rollout.group_reward = sum(values) / len(values)
 
 
 def group_metrics(rollouts: Sequence[Rollout], device: torch.device) -> dict[str, Tensor]:

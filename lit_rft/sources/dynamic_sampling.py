@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_rft.models.processes import all_gather_objects, global_index, global_rank, sum_numbers, world_size
 from lit_rft.rollouts import GroupSource, Policy, Rollout
+from lit_rft.rollouts.advantages import set_group_rewards
 from lit_rft.sources.wrapped import WrappedSource, num_groups, select_groups
 
 
@@ -17,11 +18,13 @@ from lit_rft.sources.wrapped import WrappedSource, num_groups, select_groups
 class DynamicSampling:
     """Sample prompts of a batch, in their order, until enough groups have different rewards.
 
-    A group whose rewards are all equal has no advantages and is left out (eq. 11). The data module's `batch_size` is
-    the bound: set it to a multiple of `groups`. Prompts of a batch that are not needed are not sampled; a batch without
-    enough groups makes a step with fewer. Nothing is carried over, so that a resumed run continues exactly. Metrics
-    count the sampled and kept groups; the source's other metrics are means over the rounds, and `sampled_reward` is the
-    mean of all completions. A problem that comes again in a later round gets other samples there.
+    A group whose rewards are all equal has no advantages and is left out (eq. 11). Traces outside groups stay: losses
+    imitate them where all completions fail. The data module's `batch_size` is the bound: set it to a multiple of
+    `groups`. Prompts of a batch that are not needed are not sampled; a batch without enough groups makes a step with
+    fewer. Nothing is carried over, so that a resumed run continues exactly. Metrics count the sampled and kept groups;
+    the source's other metrics are means over the rounds, and `sampled_reward` is the mean of all completions. A problem
+    that comes again in a later round gets other samples there. Use it around `ReLIFT`, not within it, which needs to
+    see the completions that fail.
 
     Args:
         groups: with different rewards, per step and over all processes, >= 1.
@@ -72,7 +75,8 @@ class _DynamicSource(WrappedSource):
         counts = {"sampled_groups": start, "kept_groups": len(kept), "sampling_rounds": len(rounds)}
         self.more_metrics = {name: torch.tensor(float(n), device=policy.device) for name, n in counts.items()}
         self.more_metrics["sampled_reward"] = sums["reward"] / sums["number"].clamp_min(1)
-        return [rollout for rollout in rollouts if global_index(rollout.group) in kept]
+        set_group_rewards(rollouts)  # of all, before their completions are left out
+        return [r for r in rollouts if global_index(r.group) in kept or not r.counts_in_baseline]
 
 
 def _in_round(policy: Policy, number: int) -> Policy:

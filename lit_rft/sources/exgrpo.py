@@ -22,9 +22,10 @@ class ExGRPO:
     """Replace a share of the prompts by earlier ones, each with one of its right completions as an off-policy trace.
 
     The trace has the log-probabilities of the policy that sampled it, and `MixedPolicyLoss` shapes the ratio to them. A
-    prompt stays while some, but not all, of its completions are right, with the right one of highest mean
-    log-probability (lowest entropy at its sampling). It is drawn with weight exp(-(rate - 1/2)^2 / (2 width^2)), rate
-    its share of right completions: most often at medium difficulty. Traces of the data are not used.
+    prompt comes in when some, but not all, of its completions are right, and goes when all are. It has the right one of
+    highest mean log-probability (lowest entropy at its sampling), of the last time that there was one. It is drawn with
+    weight exp(-(rate - 1/2)^2 / (2 width^2)), rate its share of right completions the last time: most often at medium
+    difficulty. Traces of the data are not used.
 
     Departures: the paper keeps all right completions of a prompt and replays that of lowest entropy under the current
     policy, here the choice is made at their sampling; its weights are the density of N(1/2, 1), a `width` of 1, nearly
@@ -80,6 +81,8 @@ class _ReplayingSource(WrappedSource):
                 self.buffer.pop(experience["id"], None)  # solved
             elif experience["rate"] > 0:
                 self.buffer[experience["id"]] = experience
+            elif experience["id"] in self.buffer:
+                self.buffer[experience["id"]]["rate"] = 0.0  # with the completion of an earlier time
         rates = [experience["rate"] for experience in experiences]
         self.started |= bool(rates) and sum(rates) >= self.settings.start_rate * len(rates)
         counts = {"replayed_prompts": number, "replay_buffer": len(self.buffer)}

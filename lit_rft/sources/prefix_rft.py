@@ -26,7 +26,8 @@ class TracePrefixes:
     `low` falls from `high` to `low_end` along half a cosine in the first `decay_steps` optimiser steps: at first nearly
     the full trace is given, later any part of it. The rollout is off-policy; behaviour log-probabilities are known of
     its continuation only. Its reward is that of the complete text. A prompt without traces has a group of its own
-    completions. `lit_rft.losses.PrefixRFT` is the loss; needs `objective.traces_per_group`: 1.
+    completions. `lit_rft.losses.PrefixRFT` is the loss; needs `objective.traces_per_group`: 1, and no term that
+    imitates traces (`sft_coef`, `imitated_traces`): continuations are no examples.
 
     Args:
         high: highest share of a trace, in [0, 1].
@@ -70,6 +71,8 @@ class TracePrefixes:
 
 
 class _PrefixSource(WrappedSource):
+    continues_traces = True
+
     def __init__(self, source: GroupSource, completions: CompletionSource, settings: TracePrefixes) -> None:
         super().__init__(source)
         self.completions, self.settings, self.seed = completions, settings, resolve_seed(settings.seed)

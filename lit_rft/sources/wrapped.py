@@ -36,6 +36,11 @@ class WrappedSource:
         return self.source.imitated_traces
 
     @property
+    def continues_traces(self) -> bool:
+        """Whether the traces in groups are continued by the policy: no examples to imitate."""
+        return getattr(self.source, "continues_traces", False)
+
+    @property
     def env_steps(self) -> int:
         """Environment steps so far, over all processes; 0 for completions."""
         return self.source.env_steps

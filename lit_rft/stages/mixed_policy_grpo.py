@@ -10,7 +10,7 @@ from lit_rft.rollouts.sources import GroupSource, SourceFunction
 from lit_rft.stages.core.data_check import PROMPTS, warn_of_context
 from lit_rft.stages.core.evaluate_problems import ProblemEvaluator, choose_rewards
 from lit_rft.stages.core.group_update import GroupUpdate, PolicyLossFunction
-from lit_rft.stages.core.loss_needs import check_served
+from lit_rft.stages.core.loss_needs import check_imitation, check_served
 from lit_rft.stages.core.policy import PolicyModule
 from lit_rft.stages.core.settings import (
     AnsweringSettings,
@@ -88,6 +88,7 @@ class MixedPolicyGRPO(PolicyModule):
         )  # fmt: skip
         if source is not None:
             self.source = source(self.source)
+            check_imitation(self.source, self.objective)
         self.stateful = {"source": self.source}
         self.advantages = advantages if advantages is not None else GroupAdvantages()
         self.update = GroupUpdate(

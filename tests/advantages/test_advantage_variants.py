@@ -35,6 +35,9 @@ def test_rloo_is_the_centred_reward_stretched() -> None:
     rewards, group = torch.tensor(REWARDS[:3]), torch.zeros(3)
     torch.testing.assert_close(leave_one_out_advantages(rewards, group), (rewards - rewards.mean()) * 3 / 2)
     assert leave_one_out_advantages(torch.zeros(0), torch.zeros(0)).shape == (0,)
+    for value, number in ((0.1, 3), (0.7, 7), (-0.3, 6)):  # exactly: a group without a signal costs no pass
+        equal = torch.full((number,), value, dtype=torch.float64)
+        assert leave_one_out_advantages(equal, torch.zeros(number)).tolist() == [0.0] * number
 
 
 @pytest.mark.parametrize("group_baseline", [False, True])

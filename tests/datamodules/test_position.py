@@ -264,3 +264,24 @@ def test_a_trainer_with_fewer_batches_per_epoch_sees_all_data_in_turn(tiny_model
         make_prompts(tiny_model_folder, tmp_path), tmp_path, max_epochs=3, limit_train_batches=2
     )  # of six
     assert sorted(name for batch in module.seen for name in batch) == sorted(f"t{i}" for i in range(12))
+
+
+@pytest.mark.parametrize("limit", [3, 0.75], ids=str)
+def test_a_limit_makes_all_epochs_equally_long(limit: float, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Three of four batches: the trainer's second epoch has one of the data's first epoch and two of its second."""
+
+    def data() -> Any:
+        return make_data("prompts", tiny_model_folder, tmp_path)
+
+    whole, _ = train(data(), tmp_path, max_epochs=3)
+    limited, trainer = train(data(), tmp_path, max_epochs=4, limit_train_batches=limit)
+    assert limited.seen == whole.seen[:12] and trainer.global_step == trainer.estimated_stepping_batches == 12
+    reloaded, _ = train(
+        data(), tmp_path, max_epochs=4, limit_train_batches=limit, reload_dataloaders_every_n_epochs=1
+    )
+    assert reloaded.seen == whole.seen[:12]
+    train(data(), tmp_path, max_steps=5, max_epochs=-1, limit_train_batches=limit)  # stops within its second epoch
+    resumed, _ = train(
+        data(), tmp_path, max_steps=12, max_epochs=-1, limit_train_batches=limit, ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert resumed.seen == whole.seen[5:12]

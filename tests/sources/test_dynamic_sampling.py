@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from grpo_stage import make_grpo, make_prompts
 from recorder import Recorder
 
 from lit_rft import GRPO, SamplingSettings
@@ -13,6 +14,7 @@ from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, Prompt, PromptBatch
 from lit_rft.datamodules import PromptLoader
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.jobs import EpisodeJobs
+from lit_rft.losses import HPT
 from lit_rft.models import load_backbone, load_tokenizer
 from lit_rft.models.backbone import model_end_ids
 from lit_rft.problems import Problem
@@ -67,7 +69,8 @@ def test_further_prompts_take_the_place_of_groups_without_a_signal() -> None:
     assert [(r.text, r.group) for r in rollouts if r.counts_in_baseline] == [
         ("a", 0), ("a", 0), ("d", 3), ("d", 3), ("f", 5), ("f", 5),
     ]  # fmt: skip
-    assert [r.text for r in rollouts if not r.counts_in_baseline] == ["a", "d", "f"]
+    imitated = {r.text: r.group_reward for r in rollouts if not r.counts_in_baseline}
+    assert imitated == {"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.5, "e": 1.0, "f": 0.5}  # for losses with a gate
     metrics = {name: float(value) for name, value in source.metrics.items()}
     assert metrics == pytest.approx({
         "sampled_groups": 6, "kept_groups": 3, "sampling_rounds": 3, "sampled_reward": 7 / 12,
@@ -175,3 +178,19 @@ def test_groups_matter_and_a_step_without_any_changes_nothing(tiny_model_folder:
     before = trained(stage)
     fit(stage, loader(tiny_model_folder), 1)
     assert stage.samples == [] and not differs(before, trained(stage), rtol=1e-3)
+
+
+def test_hpt_imitates_the_prompts_that_are_left_out(tiny_model_folder: Path) -> None:
+    def reward(completions: Any, rows: Any) -> list[float]:
+        return [0.0 if row["id"] == "p0" else float(k % 2) for k, row in enumerate(rows)]
+
+    metrics = []
+    for source in (None, DynamicSampling(2)):
+        stage = make_grpo(
+            tiny_model_folder, objective={"traces_per_group": 0, "imitated_traces": 1}, loss=HPT(), reward=reward,
+            source=source,
+        )  # fmt: skip
+        recorder = Recorder()
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1, callbacks=[recorder])
+        metrics.append({name: recorder.logged[0][f"train/{name}"] for name in ("imitation_loss", "imitated_fraction")})
+    assert metrics[0]["imitation_loss"] > 0 and metrics[1] == pytest.approx(metrics[0])

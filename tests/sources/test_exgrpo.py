@@ -108,6 +108,15 @@ def test_a_prompt_in_the_batch_is_not_replayed_and_a_solved_one_leaves() -> None
     assert set(source.buffer) == {"a"}
 
 
+def test_a_prompt_that_fails_again_keeps_its_completion_at_its_new_rate() -> None:
+    source = ExGRPO(0.5, start_rate=0.0)(Sampler(dict(REWARDS)))
+    ask(source, "ac")
+    assert source.buffer["a"]["rate"] == pytest.approx(2 / 3)
+    source.source.rewards["a"] = [0.0, 0.0, 0.0]
+    ask(source, "xa")
+    assert source.buffer["a"]["rate"] == 0 and source.buffer["a"]["text"] == "answer 1" and "c" not in source.buffer
+
+
 def test_the_draw_of_replays_depends_on_the_step_and_its_round() -> None:
     rewards = {name: [0.0, 1.0] for name in "abcdefgh"} | {"x": [0.0], "y": [0.0]}
     drawn: dict[str, set[str]] = {}

@@ -161,6 +161,12 @@ def test_stages_without_one_trace_per_group_are_refused() -> None:
             stage(traces, TracePrefixes())
     with pytest.raises(ValueError, match="TracePrefixes needs completions of prompts, not episodes"):
         MixedPolicyEpisodes(source=TracePrefixes())
+    for objective in ({"sft_coef": 1.0}, {"imitated_traces": 1}):
+        with pytest.raises(ValueError, match=r"continued by the policy, .*: set objective.sft_coef to 0"):
+            MixedPolicyGRPO(
+                objective=ObjectiveSettings(traces_per_group=1, **objective),  # type: ignore[arg-type]
+                source=lambda source: DynamicSampling(2)(TracePrefixes()(source)),
+            )
     for wrong in ({"high": 1.5}, {"high": 0.3, "low_end": 0.5}, {"low_end": -0.1}, {"decay_steps": 0}):
         with pytest.raises(ValueError, match=r"expected 0 <= source\.low_end <= source\.high <= 1"):
             TracePrefixes(**wrong)  # type: ignore[arg-type]

@@ -78,3 +78,8 @@ def test_a_cut_trace_counts_where_cut_rollouts_do_not(tiny_model_folder: Path) -
     assert logged["train/trace_prob_mean"] > 0 and logged["train/off_policy_loss"] != 0
     assert not same_advantage or logged["train/policy_loss"] == pytest.approx(float(expected), rel=1e-3)
     assert not {"train/on_policy_loss", "train/clip_fraction"} & logged.keys()  # no on-policy token counts
+
+
+def test_a_group_of_one_is_a_completion(tiny_model_folder: Path) -> None:
+    stage, _ = first_step(tiny_model_folder, group_size=1)
+    assert stage.objective.traces_per_group == 0 and [s.off_policy for s in stage.samples] == [False, False]

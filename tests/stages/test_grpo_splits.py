@@ -12,7 +12,7 @@ from recorder import Recorder
 
 from lit_rft.datamodules import PromptLoader
 from lit_rft.models import LoraSettings
-from lit_rft.rollouts import RolloutBatch
+from lit_rft.rollouts import MixedPolicyLoss, RolloutBatch
 from lit_rft.stages import AnsweringSettings, BatchingSettings
 from lit_rft.stages.core import group_update, micro_batches
 from lit_rft.stages.core.group_update import GroupUpdate
@@ -195,3 +195,15 @@ def test_mini_batches_are_stretches_of_the_batch(tiny_model_folder: Path) -> Non
     fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 2)
     parts = stage.update.mini_batches(stage.current_policy(), stage.samples)
     assert [sorted({one.group for one in part}) for part in parts] == [[0, 1], [2, 3]]
+
+
+def test_losses_know_the_optimiser_step_within_a_batch(tiny_model_folder: Path) -> None:
+    steps: list[int] = []
+
+    def loss(log_probs: Any, rollouts: Any, *, normalizer: Any) -> Any:
+        steps.append(normalizer.step)
+        return MixedPolicyLoss()(log_probs, rollouts, normalizer=normalizer)
+
+    stage = make_grpo(tiny_model_folder, objective={"mini_batches": 2, "epochs": 2}, loss=loss)
+    fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=4), 8)
+    assert sorted(set(steps)) == list(range(8)) and steps == sorted(steps)

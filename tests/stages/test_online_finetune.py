@@ -14,9 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_rft._plain import to_plain
 from lit_rft.envs import PoolSettings
 from lit_rft.generation import SamplingSettings
+from lit_rft.models.feature_cache import FeatureCache
 from lit_rft.models.merging import MergedWeights
 from lit_rft.rollouts import episode_runner
 from lit_rft.stages import ActingSettings, CriticSettings, OnlineSettings, OptimizerSettings
+from lit_rft.testing.tiny import let_adapters_act
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     FLAT_PLAYER,
@@ -41,6 +43,21 @@ def test_low_level_skills_hold_layers_trained_in_full(tiny_model_folder: Path, t
     assert not torch.equal(found["base_model.model.lm_head.modules_to_save.default.weight"], head)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(saved["policy.base_model.model.lm_head.modules_to_save.frozen.weight"], head)
+
+
+def test_without_a_start_skills_are_new_whatever_the_working_directory_holds(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_online(tiny_model_folder)
+    other.configure_model()
+    let_adapters_act(other.policy)
+    other.policy.save_pretrained(tmp_path, selected_adapters=["frozen"])
+    assert (tmp_path / "frozen" / "adapter_config.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    stage = make_online(tiny_model_folder)
+    stage.configure_model()
+    skills = [p for name, p in stage.policy.named_parameters() if ".frozen." in name and "lora_B" in name]
+    assert skills and not any(p.any() for p in skills)
 
 
 def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -206,6 +223,18 @@ def test_features_of_episodes_that_left_the_buffer_are_forgotten(tiny_model_fold
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 6)
     cache = stage.actor_critic.features.cache
     assert cache is not None and 0 < cache.size <= 2
+
+
+def test_features_of_the_buffer_are_written_for_the_next_run(tiny_model_folder: Path, tmp_path: Path) -> None:
+    critic = CriticSettings(learning_rate=1e-2, cache_dir=str(tmp_path / "features"))
+    stage = make_online(tiny_model_folder, critic=critic)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 4)
+    (folder,) = (tmp_path / "features").iterdir()
+    written = FeatureCache(None, "")
+    for file in folder.glob("*.safetensors"):
+        written._index(file)
+    assert written.size and stage.actor_critic.features.cache.size == written.size
+    assert any(written.get(transcript) is not None for episode in stage.replay.episodes for transcript in episode)
 
 
 def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tmp_path: Path) -> None:

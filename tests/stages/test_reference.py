@@ -134,3 +134,5 @@ def test_a_divergence_from_the_start_needs_adapters(tiny_model_folder: Path, tmp
     fit(full, make_loader(tiny_model_folder), 1, plugins=[AtomicCheckpointIO()]).save_checkpoint(tmp_path / "full.ckpt")
     with pytest.raises(ValueError, match=r"needs LoRA: set policy.lora, or kl_coef 0"):
         make(tiny_model_folder, tmp_path / "full.ckpt", lora=None).configure_model()
+    with pytest.raises(ValueError, match=r"needs LoRA: set policy.lora, or kl_coef 0"):
+        make(tiny_model_folder, None, lora=None).configure_model()

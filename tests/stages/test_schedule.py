@@ -1,12 +1,17 @@
 """The learning rate over steps, against closed forms."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
 
+from lit_rft.stages import OptimizerSettings
 from lit_rft.stages.core.adamw import total_steps
 from lit_rft.stages.core.schedule import learning_rate_factor
+from lit_rft.testing.tiny_stage import fit, make_loader, make_stage
 
 
 def test_warm_up_then_constant() -> None:
@@ -41,3 +46,27 @@ def test_the_last_step_is_that_of_the_last_batch(
 ) -> None:
     trainer = SimpleNamespace(estimated_stepping_batches=batches, max_steps=max_steps)
     assert total_steps(trainer, per_batch, single) == steps
+
+
+class Rates(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[tuple[int, float]] = []  # epoch and learning rate of each batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.values.append((trainer.current_epoch, trainer.optimizers[0].param_groups[0]["lr"]))
+
+
+def test_a_limit_of_batches_that_divides_no_epoch_ends_the_schedule_all_the_same(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    def run(**options: Any) -> tuple[Rates, L.Trainer]:
+        rates = Rates()
+        stage = make_stage(tiny_model_folder, optimizer=OptimizerSettings(1.0, schedule="linear"))
+        loader = make_loader(tiny_model_folder, episodes=5, batch_size=1)
+        settings = {"max_epochs": 3, "limit_train_batches": 4, "callbacks": [rates, *options.pop("callbacks", ())]}
+        return rates, fit(stage, loader, -1, **settings, **options)
+
+    rates, trainer = run()
+    assert [epoch for epoch, _ in rates.values] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [rate for _, rate in rates.values] == pytest.approx([1 - step / 12 for step in range(12)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)

@@ -29,7 +29,7 @@ def count_epochs(checkpoint: dict[str, Any]) -> None:
 
 
 def restore_position(trainer: L.Trainer) -> None:
-    """Restore the position of training loaders also at the end of an epoch, and apply the trainer's `overfit_batches`.
+    """Restore the position of training loaders also at the end of an epoch, and apply the trainer's limits of batches.
 
     Loaders of other libraries are left to Lightning.
 
@@ -43,6 +43,8 @@ def restore_position(trainer: L.Trainer) -> None:
     for index, loader in enumerate(loaders):
         if overfits and hasattr(loader, "overfit"):
             loader.overfit(overfits)
+        if hasattr(loader, "limit"):
+            loader.limit(trainer.limit_train_batches)
         if index < len(states) and hasattr(loader, "follow"):
             loader.load_state_dict(states[index])
     epochs = loop.epoch_progress.current

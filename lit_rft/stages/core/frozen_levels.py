@@ -25,9 +25,9 @@ class FrozenLevels(WeightPart):
         policy = stage.policy
         if not hasattr(policy, "peft_config"):
             raise ValueError("freezing levels needs LoRA: set policy.lora, frozen_levels: [], or an agent of one level")
-        skills = Path(stage.policy_settings.start_from or "") / FROZEN
-        if (skills / "adapter_config.json").is_file():
-            policy.load_adapter(str(skills), FROZEN, is_trainable=False)
+        start = stage.policy_settings.start_from
+        if start is not None and (Path(start) / FROZEN / "adapter_config.json").is_file():
+            policy.load_adapter(str(Path(start) / FROZEN), FROZEN, is_trainable=False)
         else:
             policy.add_adapter(FROZEN, policy.peft_config["default"])
             weights = dict(policy.named_parameters())

@@ -1,6 +1,7 @@
 """Updates of a policy from groups of on-policy and off-policy rollouts: GRPO's and LUFFY's."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,7 +85,8 @@ class GroupUpdate:
         self.imitated = [rollout for rollout in rollouts if not rollout.counts_in_baseline]
         check_rewards(policy, rollouts)
         samples = assign_advantages(rollouts, advantages)
-        metrics = [optimize(*self.step(policy, part)) for part in self.mini_batches(policy, rollouts)]
+        steps = enumerate(self.mini_batches(policy, rollouts), start=policy.step)
+        metrics = [optimize(*self.step(replace(policy, step=step), part)) for step, part in steps]
         return samples, mean_over_steps(metrics) | group_metrics(samples, policy.device)
 
     def mini_batches(self, policy: Policy, rollouts: list[Rollout]) -> list[list[Rollout]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lit_rft.generation import BackendSettings, SamplingSettings
 from lit_rft.rollouts.losses import needs_of
+from lit_rft.rollouts.sources import GroupSource
 from lit_rft.stages.core.settings import ObjectiveSettings
 
 
@@ -23,6 +24,19 @@ def check_group_loss(loss: Any, objective: ObjectiveSettings) -> None:
         raise ValueError(f"{name} has no term for traces: set objective.traces_per_group to 0, got {traces}")
     if needs.imitated_traces and not imitated:
         raise ValueError(f"{name} imitates traces outside the groups: set objective.imitated_traces to 1 or more")
+
+
+def check_imitation(source: GroupSource, objective: ObjectiveSettings) -> None:
+    """Check that no term imitates what the policy itself has sampled.
+
+    Raises:
+        ValueError: A source continues traces (`TracePrefixes`), and the objective imitates them.
+    """
+    if getattr(source, "continues_traces", False) and (objective.sft_coef > 0 or source.imitated_traces):
+        raise ValueError(
+            "the traces of this source are continued by the policy, right or wrong, and no examples to imitate: set "
+            f"objective.sft_coef to 0, got {objective.sft_coef}, and imitated_traces to 0, got {source.imitated_traces}"
+        )
 
 
 def check_ppo_loss(loss: Any) -> None:

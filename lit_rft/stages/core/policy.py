@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_rft._files import write_json
 from lit_rft._phases import Phases
 from lit_rft.agents import Agent
-from lit_rft.models.reference import add_reference, is_reference
+from lit_rft.models.reference import add_reference, check_reference, is_reference
 from lit_rft.objectives import Sums
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
@@ -149,6 +149,8 @@ class PolicyModule(L.LightningModule):
             return
         self.policy, self.chat, self.identity = load_policy(self.policy_settings, self.precision)
         self.save_hyperparameters(effective(self, self._arguments))  # by now with defaults in place of None
+        if self.needs_reference:
+            check_reference(self.policy)
         for part in self.weight_parts:
             part.add(self)
         start = self.policy_settings.start_from

@@ -228,10 +228,10 @@ class ObjectiveSettings:
             raise ValueError(f"objective.imitated_traces must be >= 0 or null, got {self.imitated_traces}")
 
     def with_default_traces(self, number: int) -> "ObjectiveSettings":
-        """Return these settings, with a number of traces per group if it is not set."""
+        """Return these settings, with a number of traces per group if it is not set: a group has a completion."""
         if self.traces_per_group is not None:
             return self
-        return replace(self, traces_per_group=min(number, self.group_size))
+        return replace(self, traces_per_group=min(number, self.group_size - 1))
 
     @property
     def group_sizes(self) -> dict[str, int]:
