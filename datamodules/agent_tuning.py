@@ -7,6 +7,7 @@ from typing import Any
 from lit_rft.datamodules.around import AroundTrajectories
 from lit_rft.datamodules.instructions import instruction_transcripts
 from lit_rft.datamodules.loaders import StepLoader
+from lit_rft.rows import as_list
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class AgentTuningDataModule(AroundTrajectories):
 
     def __init__(
         self,
-        general_files: list[str],
+        general_files: list[str] | str,
         agent_share: float = 0.2,
         general_column: str | None = None,
         **trajectories: Any,
@@ -44,7 +45,8 @@ class AgentTuningDataModule(AroundTrajectories):
         if not 0 < agent_share <= 1:
             raise ValueError(f"agent_share must be in (0, 1], got {agent_share}")
         super().__init__(**trajectories)
-        self.general_files, self.general_column, self.agent_share = general_files, general_column, agent_share
+        self.general_files = as_list(general_files)
+        self.general_column, self.agent_share = general_column, agent_share
 
     def load_training_data(self) -> None:
         stored = self.trajectories

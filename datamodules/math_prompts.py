@@ -13,6 +13,7 @@ from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import Problem, generate_training_problems, read_problems
 from lit_rft.problems.generated import warn_of_overlap
 from lit_rft.rewards.ground_truths import warn_of_unearnable
+from lit_rft.rows import as_list
 from lit_rft.transcripts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class MathPromptDataModule(ResumableDataModule):
             )
         self.trace_share = trace_share
         self.model, self.prompt_template = model, prompt_template
-        self.train_files, self.eval_files = _as_list(train_files), _as_list(eval_files)
+        self.train_files, self.eval_files = as_list(train_files), as_list(eval_files)
         self.columns = columns
         self.eval_columns = columns if eval_columns is None else eval_columns
         self.train_tasks, self.eval_tasks = train_tasks or {}, eval_tasks or {}
@@ -276,7 +277,3 @@ class MathPromptDataModule(ResumableDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-
-def _as_list(files: list[str] | str | None) -> list[str]:
-    return [files] if isinstance(files, str) else list(files or [])

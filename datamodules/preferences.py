@@ -10,7 +10,7 @@ from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import ProblemError
 from lit_rft.problems.messages import read_messages
-from lit_rft.rows import find_files, read_rows
+from lit_rft.rows import as_list, find_files, read_rows
 from lit_rft.transcripts import PromptFormat, completion_transcript
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class PreferenceDataModule(ResumableDataModule):
         if unknown := sorted(set(columns or {}) - set(FIELDS)):
             raise ValueError(f"columns has {', '.join(unknown)}, expected {', '.join(FIELDS)}")
         self.model, self.prompt_template, self.max_length = model, prompt_template, max_length
-        self.files = {"train": _as_list(train_files), "eval": _as_list(eval_files)}
+        self.files = {"train": as_list(train_files), "eval": as_list(eval_files)}
         self.columns = {field: (columns or {}).get(field, field) for field in FIELDS}
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, resolve_seed(seed)
         self.pairs: dict[str, list[PreferencePair]] = {}
@@ -163,7 +163,3 @@ def _side(value: Any, name: str, prompt: list[dict[str, str]] | None) -> tuple[l
     if prompt is None and not before:
         raise ProblemError("expected a conversation, as there is no prompt column, got one message", name)
     return (prompt if prompt is not None else before), answer
-
-
-def _as_list(files: list[str] | str | None) -> list[str]:
-    return [files] if isinstance(files, str) else list(files or [])

@@ -16,6 +16,7 @@ from lit_rft.envs.base import EpisodeSpec, Half, TaskSuite, describe, expert_of
 from lit_rft.envs.collect import collect_expert_episodes
 from lit_rft.episodes import Episode, apply_annotator, read_episodes
 from lit_rft.models.backbone import load_tokenizer
+from lit_rft.rows import as_list
 from lit_rft.transcripts import ChatFormat, Transcript
 
 
@@ -68,8 +69,8 @@ class TrajectoryDataModule(ResumableDataModule):
         self,
         model: str | None = None,
         agent: Agent | None = None,
-        train_files: list[str] | None = None,
-        medium_files: list[str] | None = None,
+        train_files: list[str] | str | None = None,
+        medium_files: list[str] | str | None = None,
         medium_per_expert: float = 2.0,
         medium_filter: Callable[[list[Episode]], list[Episode]] | None = None,
         outcomes: bool | None = None,
@@ -98,9 +99,11 @@ class TrajectoryDataModule(ResumableDataModule):
         if not medium_per_expert > 0:
             raise ValueError(f"medium_per_expert must be > 0, got {medium_per_expert}")
         self.model, self.agent = model, agent
-        self.train_files, self.annotate, self.data_dir = train_files, annotate, Path(data_dir)
+        self.train_files = None if train_files is None else as_list(train_files)
+        self.medium_files = None if medium_files is None else as_list(medium_files)
+        self.annotate, self.data_dir = annotate, Path(data_dir)
         self.suite = suite
-        self.medium_files, self.medium_per_expert, self.outcomes = medium_files, medium_per_expert, outcomes
+        self.medium_per_expert, self.outcomes = medium_per_expert, outcomes
         self.medium_filter = medium_filter
         self.tasks, self.train_episodes_per_task = tasks, train_episodes_per_task
         self.train_half, self.predict_half = train_half, predict_half

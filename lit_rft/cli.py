@@ -155,7 +155,7 @@ def resolve_configs(argv: list[str]) -> list[str]:
     for argument in _split_nulls(argv):
         if argument == "null" and previous.startswith("--"):
             value: Any = None
-            for key in reversed(resolved.pop().removeprefix("--").split(".")):
+            for key in reversed(_full_key(resolved.pop().removeprefix("--")).split(".")):
                 value = {key: value}
             resolved += ["-c", json.dumps(value)]
             previous = ""
@@ -167,6 +167,13 @@ def resolve_configs(argv: list[str]) -> list[str]:
         resolved.append(argument)
         previous = argument
     return resolved
+
+
+def _full_key(key: str) -> str:
+    """Return a key of the stage or the data with `init_args`, which may be left out on the command line."""
+    part, _, rest = key.partition(".")
+    is_short = part in ("model", "data") and rest and rest.partition(".")[0] not in ("class_path", "init_args")
+    return f"{part}.init_args.{rest}" if is_short else key
 
 
 def _split_nulls(argv: list[str]) -> list[str]:

@@ -113,7 +113,10 @@ def read_configs(arguments: Sequence[str]) -> Iterator[ConfigFile]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return _load(path.read_text(encoding="utf-8"), path)
+    try:
+        return _load(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
 
 
 def _load(text: str, name: object) -> dict[str, Any]:
@@ -125,9 +128,10 @@ def _load(text: str, name: object) -> dict[str, Any]:
         raise UsageError(f"{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{name}: not valid YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise UsageError(f"{name}: expected keys such as trainer, model and data, got {text.strip()[:60]!r}")
-    return content or {}
+    if not isinstance(content, dict):
+        written = "no key" if content is None else repr(text.strip()[:60])
+        raise UsageError(f"{name}: expected keys such as trainer, model and data, got {written}")
+    return content
 
 
 def check_places(file: ConfigFile) -> None:

@@ -83,8 +83,9 @@ def explain(message: str, keys: Sequence[str]) -> str:
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(message, match.group(1))
     reason = innermost(message)
-    if "does not implement protocol" in reason:
-        reason += ": it needs all methods of the protocol, with the same arguments and annotations"
+    explanation = ": it needs all methods of the protocol, with the same arguments and annotations"
+    if "does not implement protocol" in reason and explanation not in reason:
+        reason += explanation
     return reason
 
 
@@ -98,7 +99,9 @@ def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
 
 def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
     is_main = "trainer" in {key.partition(".")[0] for key in keys}  # otherwise the parser of a class or of settings
-    section, name = wrong.rpartition(".")[0] if is_main else "", wrong if is_main else wrong.partition(".")[0]
+    section, name = wrong.rpartition(".")[0], wrong
+    if not is_main and section not in {key.rpartition(".")[0] for key in keys}:  # the first part is wrong, or all
+        section, name = "", wrong.partition(".")[0]
     hidden = ("help", "print_config", "print_shtab", "subcommand")
     allowed = [key for key in keys if key.rpartition(".")[0] == section and key not in hidden]
     if is_main and not section:

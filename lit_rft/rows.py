@@ -45,13 +45,19 @@ def find_files(source: str, content: str = "rows") -> list[str]:
     else:
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
     if not files:
-        raise FileNotFoundError(f"no {content} at {source}: no such file ({', '.join(SUFFIXES)})")
+        missing = "no file of these types in the folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"no {content} at {source}: {missing} ({', '.join(SUFFIXES)})")
     for file in files:
         if not _is_known(file):
             raise ValueError(f"expected {content} in a {', '.join(SUFFIXES)} file or hf:NAME, got {file}")
         if not file.is_file():
             raise FileNotFoundError(f"no {content} at {file}: no such file")
     return [str(file) for file in files]
+
+
+def as_list(files: list[str] | str | None) -> list[str]:
+    """Return files that may be given as one name, or as none, as a list."""
+    return [files] if isinstance(files, str) else list(files or [])
 
 
 def _is_known(path: Path) -> bool:

@@ -159,6 +159,8 @@ def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
     cli = build(_arguments(OFFLINE, *keys, *lora), run=False)
     assert cli.model.policy_settings.start_from is None and cli.model.critic_settings.cache_dir is None
     assert cli.model.policy_settings.lora is None and cli.model.policy_settings.model == "smollm2-135m-instruct"
+    short = build(_arguments(OFFLINE, "--model.policy.start_from", "null", "--model.policy.lora=null"), run=False)
+    assert short.model.policy_settings.start_from is None and short.model.policy_settings.lora is None
     assert "CriticCalibration" in [
         type(callback).__name__ for callback in cli.trainer.callbacks
     ]  # added to base.yaml's
@@ -172,6 +174,11 @@ def test_null_on_the_command_line_takes_back_what_a_config_named() -> None:
         (["--model.init_args.length_coef", "much"], ["length_coef", "float"]),
         (["--model.init_args.optimizer.schedule", "square"], ["constant", "linear", "cosine"]),
         (["--data.init_args.suite.init_args.step_limt", "9"], ["step_limt", "did you mean 'step_limit'"]),
+        (
+            ["--model.init_args.acting.pool.step_timeout", "2"],
+            ["model.init_args.acting: no key 'pool.step_timeout'; allowed: pool.call_timeout, pool.reset_timeout"],
+        ),
+        (["--model.init_args.acting.pol.threads", "true"], ["acting: no key 'pol'", "did you mean 'pool'"]),
         (["--trainer.max_epochs", "many"], ["max_epochs"]),
         (["--trainer.max_epohs", "1"], ["trainer.max_steps", "did you mean 'trainer.max_epochs'"]),
         (["--nonsense", "1"], ["nonsense", "seed_everything", "trainer"]),

@@ -87,6 +87,7 @@ def test_wrong_arguments_are_one_line(
         ("a: b: c", "line 1, column 5: not valid YAML"),
         ("- model", "expected keys such as trainer, model and data"),
         ("hello", "expected keys such as trainer, model and data"),
+        ("# nothing yet", "mine.yaml: expected keys such as trainer, model and data, got no key"),
         ("trainer: 3", "trainer"),
         ("model: 3", "model"),
     ],
@@ -158,6 +159,13 @@ def test_wrong_keys_of_a_verbs_config_are_looked_up_among_the_verbs(
     with pytest.raises(SystemExit):
         main(["fit", "-c", SFT, "-c", str(tmp_path / "mine.yaml")])
     assert expected in capsys.readouterr().err
+
+
+def test_a_file_in_another_encoding_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("# für alle\ntrainer: {max_epochs: 1}".encode("latin-1"))
+    code, error = fails(capsys, "-c", SFT, "-c", str(path))
+    assert code == 2 and f"{path}: not UTF-8 (byte 3): save it as UTF-8" in error
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:

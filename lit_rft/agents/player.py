@@ -163,6 +163,9 @@ class EpisodePlayer:
     def _continue(self, worker: int, live: _Live, turn: Turn) -> PlayedEpisode | None:
         """Process the agent's turn: queue an utterance, act, or end the episode."""
         if isinstance(turn, Ask):
+            if turn.level not in live.conversations:
+                name, levels = type(live.session).__name__, ", ".join(live.conversations)
+                raise ValueError(f"{name} asks at level {turn.level!r}, expected one of its agent's: {levels}")
             live.waiting = live.conversations[turn.level]
             try:
                 live.waiting.read(turn.ids, turn.choices)
@@ -172,6 +175,9 @@ class EpisodePlayer:
             return None
         if isinstance(turn, Stop):
             return self._end(worker, live, False, turn.reason)
+        if not isinstance(turn, Act):
+            name = type(live.session).__name__
+            raise TypeError(f"start, receive and observe of {name} must return Ask, Act or Stop, got {turn!r}")
         live.act = turn
         self._deciding.discard(worker)
         self.pool.step(worker, turn.text)

@@ -217,7 +217,8 @@ def _trace_log_probs(value: Any, number: int) -> tuple[tuple[float, ...], ...]:
     for i, numbers in enumerate(value):
         is_list = isinstance(numbers, list)
         if not is_list or not all(type(n) in (int, float) and is_finite(n) and n <= 0 for n in numbers):
-            raise ProblemError(f"expected finite numbers of at most 0, got {show_value(numbers)}", f"{name}[{i}]")
+            expected = "expected a list of finite numbers of at most 0, one for each token"
+            raise ProblemError(f"{expected}, got {show_value(numbers)}", f"{name}[{i}]")
     return tuple(tuple(float(n) for n in numbers) for numbers in value)
 
 

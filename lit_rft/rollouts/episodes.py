@@ -30,7 +30,7 @@ class HasJobs(Protocol):
 class EpisodeSource:
     """Plays the episodes of a batch; the reward is the final score.
 
-    Episodes whose environment failed are left out.
+    Episodes whose environment failed are left out, and counted in `env_errors`; if all of a batch fail, training stops.
 
     Args:
         runner: plays.
@@ -58,19 +58,25 @@ class EpisodeSource:
 
     @torch.no_grad()
     def play(self, policy: Policy, jobs: EpisodeJobs, seed: int) -> list[Rollout]:
-        """Play episodes to their ends, without dropout."""
+        """Play episodes to their ends, without dropout.
+
+        Raises:
+            RuntimeError: If the environments of all episodes failed, over all processes.
+        """
         with policy.phases.measure("rollout"), evaluation_mode(policy.model):
             self.runner.begin(policy, jobs.make_env, self.sampling, seed, level_sampling=self.level_sampling)
             played = self.runner.play(jobs.jobs)
         self.runner.end()
         complete = {p.episode.id: p for p in played if p.episode.outcome.reason != "env_error"}
-        self._count([p.episode for p in complete.values()], policy.device)
+        errors = [p.episode.extra["error"] for p in played if p.episode.id not in complete]
+        self._count([p.episode for p in complete.values()], errors, policy.device)
         agent = self.runner.agent
         return [_rollout(complete[job.id], group, agent) for group, job in enumerate(jobs.jobs) if job.id in complete]
 
-    def _count(self, episodes: Sequence[Episode], device: torch.device) -> None:
+    def _count(self, episodes: Sequence[Episode], errors: Sequence[str], device: torch.device) -> None:
         counts = {
             "episodes": float(len(episodes)),
+            "failed": float(len(errors)),
             "steps": float(sum(len(episode.steps) for episode in episodes)),
             "score": sum(100.0 * episode.outcome.score for episode in episodes),
             "success": float(sum(episode.outcome.success for episode in episodes)),
@@ -81,6 +87,12 @@ class EpisodeSource:
         }
         sums = sum_numbers(counts, device)
         self.num_episodes = int(sums["episodes"])
+        if sums["failed"] and not self.num_episodes:
+            first = next(error for share in all_gather_objects(errors) for error in share)
+            raise RuntimeError(
+                f"none of {int(sums['failed'])} episodes could be played ({first}): there is nothing to learn from; "
+                "`lit-rft check-env` tries an environment. The last checkpoint is from before these episodes"
+            )
         self.env_steps += int(sums["steps"])
         self.tokens_read += int(sums["read"])
         self.tokens_sampled += int(sums["sampled"])
@@ -90,6 +102,7 @@ class EpisodeSource:
                 "score": sums["score"] / self.num_episodes,
                 "success_rate": sums["success"] / self.num_episodes,
                 "invalid_answers": sums["invalid"] / sums["utterances"].clamp_min(1),
+                "env_errors": sums["failed"] / (sums["failed"] + sums["episodes"]),
             }
         shares = all_gather_objects([env_metrics(episode) for episode in episodes])
         means = mean_env_metrics(metrics for share in shares for metrics in share)

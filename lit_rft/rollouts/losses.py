@@ -79,6 +79,28 @@ def needs_of(loss: Any) -> LossNeeds:
     return loss.needs if isinstance(loss, DeclaresNeeds) else LossNeeds()
 
 
+def loss_of(
+    loss: Any, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer
+) -> tuple[Tensor, Sums]:
+    """Call a policy loss, and check the form of what it returns.
+
+    Raises:
+        TypeError: It returns something else than a scalar and diagnostics.
+    """
+    result = loss(log_probs, rollouts, normalizer=normalizer)
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and result[0].dim() == 0:
+        value, sums = result
+        return value, sums
+    given = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"{type(result).__name__}"
+    raise TypeError(f"{name_of(loss)} must return a scalar tensor and a dictionary of diagnostics, got {given}")
+
+
+def name_of(loss: Any) -> str:
+    """Return the name of a loss for messages."""
+    name: str = getattr(loss, "__name__", type(loss).__name__)
+    return name
+
+
 @dataclass(frozen=True)
 class MixedPolicyLoss:
     """LUFFY's loss (see `lit_rft.objectives.mixed_policy_loss`); without traces it is GRPO's.

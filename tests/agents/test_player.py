@@ -9,7 +9,7 @@ import pytest
 import torch
 from local_play import Writer, play
 
-from lit_rft.agents import EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode, ReActAgent
+from lit_rft.agents import Ask, EpisodePlayer, FlatAgent, HierarchicalAgent, HierarchyPrompts, PlayedEpisode, ReActAgent
 from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.pool import EnvPool
 from lit_rft.envs.pool_events import PoolEvent
@@ -203,3 +203,28 @@ def test_partial_credit_is_kept_after_a_wrong_format_and_is_no_success(env: Any,
     assert episode.outcome.score == episode.steps[-1].score == pytest.approx(2 / 3)
     assert not episode.outcome.success
     assert episode.outcome.terminated is (env is EndsAtNonsense)
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (None, r"start, receive and observe of WrongSession must return Ask, Act or Stop, got None"),
+        (Ask("hgih", [5]), "WrongSession asks at level 'hgih', expected one of its agent's: flat"),
+    ],
+)
+def test_a_turn_that_is_none_is_named(model: Any, chat: ChatFormat, turn: Any, message: str) -> None:
+    class WrongSession:
+        def start(self, task_description: str, observation: str) -> Any:
+            return turn
+
+    class WrongAgent(FlatAgent):
+        def session(self, episode_id: str, chat: ChatFormat) -> Any:
+            return WrongSession()
+
+    suite = CorridorSuite()
+    generator = ConversationGenerator(model, chat.end_of_turn_id, SamplingSettings(6), num_slots=2)
+    with EnvPool(suite.make_env, 1) as pool:
+        player = EpisodePlayer(WrongAgent("Act."), pool, chat, generator)
+        player.submit(_jobs(suite)[:1])
+        with pytest.raises((TypeError, ValueError), match=message):
+            list(player.run())

@@ -182,3 +182,9 @@ def test_episodes_of_another_step_limit_are_not_reused(tiny_model_folder: Path, 
     )
     assert [e.outcome.truncated for e in short.collect()] == [True] * 4
     assert [e.outcome.truncated for e in long.collect()] == [False] * 4
+
+
+def test_one_file_may_be_given_by_its_name() -> None:
+    data = TrajectoryDataModule(train_files="a.jsonl", medium_files="b.jsonl")
+    assert data.train_files == ["a.jsonl"] and data.medium_files == ["b.jsonl"]
+    assert TrajectoryDataModule().train_files is None

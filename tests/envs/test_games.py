@@ -12,6 +12,7 @@ import pytest
 from lit_rft.envs import EpisodeEnv, EpisodeSpec
 from lit_rft.envs.games import Errands, GuessNumber, KeyRooms, PriceLookup, errands, guess, prices, rooms
 from lit_rft.episodes import Episode, Outcome, Step, apply_annotator
+from lit_rft.testing.tiny import make_episode
 
 GAMES: list[tuple[type[Any], Any]] = [
     (Errands, errands),
@@ -203,3 +204,8 @@ def test_what_a_call_of_the_tool_costs_decides_whether_it_pays() -> None:
 def test_the_mean_way_through_nine_rooms_has_six_steps() -> None:
     """Two different rooms of nine are 2 steps apart on average: 2 to the key, 2 to the door, and one action at each."""
     assert rooms.optimal_return(3, 0.02) == pytest.approx(1 - 6 * 0.02)
+
+
+def test_the_annotator_of_errands_refuses_other_games() -> None:
+    with pytest.raises(ValueError, match=r"is for Errands, got an episode of .*: set data.init_args.annotate to null"):
+        errands.annotate(make_episode(0, 3))

@@ -139,6 +139,25 @@ def test_an_objective_without_what_the_loss_needs_is_refused(loss: Any, objectiv
         GRPO(objective=ObjectiveSettings(**objective), loss=loss)
 
 
+def without_normalizer(log_probs: Any, rollouts: Any) -> Any:
+    return log_probs.sum(), {}
+
+
+@pytest.mark.parametrize("stage", [GRPO, PPO])
+def test_a_loss_with_other_arguments_is_refused(stage: Any) -> None:
+    with pytest.raises(ValueError, match=r"without_normalizer must be callable with \(log_probs, rollouts, .* got an"):
+        stage(loss=without_normalizer)
+
+
+def test_a_loss_without_diagnostics_says_so(tiny_model_folder: Path) -> None:
+    def only_a_tensor(log_probs: Any, rollouts: Any, *, normalizer: Any) -> Any:
+        return log_probs.sum()
+
+    stage = make_grpo(tiny_model_folder, loss=only_a_tensor)
+    with pytest.raises(TypeError, match=r"only_a_tensor must return a scalar .* of diagnostics, got a tensor \[\]"):
+        fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
+
+
 def test_a_likelihood_term_counts_as_imitated_traces() -> None:
     GRPO(objective=ObjectiveSettings(sft_coef=1.0), loss=CHORD())
 

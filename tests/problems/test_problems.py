@@ -93,6 +93,7 @@ def test_real_evaluation_data(tmp_path: Path) -> None:
         ({"traces": 3}, "traces", "list of texts"),
         ({"traces": [""]}, r"traces\[0\]", "empty"),
         ({"traces": ["x"], "trace_log_probs": "unknown"}, "trace_log_probs", "a list of numbers for each trace"),
+        ({"traces": ["x"], "trace_log_probs": [-0.1]}, r"trace_log_probs\[0\]", "a list of finite numbers .* got -0.1"),
         ({"traces": ["x"], "trace_log_probs": [[False]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"traces": ["x"], "trace_log_probs": [[-math.inf]]}, r"trace_log_probs\[0\]", "finite numbers of at most 0"),
         ({"id": True}, "id", "expected a text, got True"),

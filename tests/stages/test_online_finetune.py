@@ -18,6 +18,7 @@ from lit_rft.models.feature_cache import FeatureCache
 from lit_rft.models.merging import MergedWeights
 from lit_rft.rollouts import episode_runner
 from lit_rft.stages import ActingSettings, CriticSettings, OnlineSettings, OptimizerSettings
+from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import let_adapters_act
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
@@ -261,3 +262,20 @@ def test_scores_are_logged_against_environment_steps(tiny_model_folder: Path, tm
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"online.{next(iter(bad))}"):
         OnlineSettings(**bad)
+
+
+def test_a_run_whose_environments_all_fail_stops(tiny_model_folder: Path, tmp_path: Path) -> None:
+    stage = make_online(tiny_model_folder)
+    with pytest.raises(RuntimeError, match=r"none of 2 episodes could be played \(.+\): there is nothing to"):
+        run(stage, make_data(tiny_model_folder, tmp_path, suite=Broken()), tmp_path, 2)
+
+
+class Broken(CorridorSuite):
+    def make_env(self) -> Any:
+        env = super().make_env()
+        env.step = failing
+        return env
+
+
+def failing(action: str) -> Any:
+    raise RuntimeError("the server has gone")

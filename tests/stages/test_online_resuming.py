@@ -67,7 +67,7 @@ def test_a_reward_that_is_not_finite_stops_before_it_is_kept(
     run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
     monkeypatch.setattr(Rollout, "has_finite_rewards", False)
     again = make_online(tiny_model_folder)
-    with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes .*walk"):
+    with pytest.raises(NonFiniteLossError, match=r"a reward is not finite .* with the episodes or problems .*walk"):
         run(again, make_data(tiny_model_folder, tmp_path), tmp_path, 6, ckpt_path="last")
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["parts"]["replay"]
     assert kept == stage.replay.state_dict()

@@ -126,7 +126,16 @@ def expert(observation: str, info: Mapping[str, Any]) -> str:
 
 
 def annotate(episode: Episode) -> list[Segment]:
-    """Return a subgoal for each purchase, in hindsight, also for those out of turn (an annotator)."""
+    """Return a subgoal for each purchase, in hindsight, also for those out of turn (an annotator).
+
+    Raises:
+        ValueError: The episode is of another environment.
+    """
+    if episode.env != Errands.__name__:
+        raise ValueError(
+            f"this annotator is for Errands, got an episode of {episode.env}: set data.init_args.annotate to null, for "
+            "the subgoals that your environment reports, or to an annotator of yours"
+        )
     ends = [index + 1 for index, step in enumerate(episode.steps) if step.achieved]
     segments = [(start, end, episode.steps[end - 1].achieved[0].text) for start, end in itertools.pairwise([0, *ends])]
     rest = ends[-1] if ends else 0

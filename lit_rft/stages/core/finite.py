@@ -30,11 +30,11 @@ def stop_together(failed: bool, episode_ids: Sequence[str], what: str, *, step: 
     """
     if sum_numbers({"failed": float(failed)}, device)["failed"] == 0:
         return
-    names = [name for part in all_gather_objects(list(episode_ids)) for name in part]
-    where = f"with the episodes {', '.join(names)}" if names else "in a gradient"
+    names = dict.fromkeys(name for part in all_gather_objects(list(episode_ids)) for name in part)
+    where = f"with the episodes or problems {', '.join(names)}" if names else "in a gradient"
     raise NonFiniteLossError(
         f"{what} is not finite at step {step}, {where}; the weights and the last checkpoint are those of the step "
-        "before: look at these episodes, or lower the learning rate"
+        "before: look at these, or lower the learning rate"
     )
 
 

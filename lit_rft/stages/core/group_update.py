@@ -15,7 +15,7 @@ from lit_rft.models.reference import reference_policy
 from lit_rft.models.sharding import unsharded
 from lit_rft.objectives import Sums, kl_estimate, masked_token_mean
 from lit_rft.rollouts.advantages import AdvantagesFunction, assign_advantages, group_metrics
-from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, needs_of
+from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, loss_of, needs_of
 from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch, keep_old_log_probs
 from lit_rft.rollouts.sources import GroupSource
@@ -136,7 +136,7 @@ class GroupUpdate:
         outputs = self.log_probs(policy, micro, entropy=settings.entropy_coef > 0 or needs_entropy)
         batch.entropy = outputs.entropy.detach() if needs_entropy else None
         normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, counts["imitated"], policy.step)
-        policy_loss, sums = self.policy_loss(outputs.tokens, batch, normalizer=normalizer)
+        policy_loss, sums = loss_of(self.policy_loss, outputs.tokens, batch, normalizer=normalizer)
         if self.record is not None:
             self.record.add(micro, outputs.tokens, batch, policy_loss)
         terms: dict[str, Tensor] = {}

@@ -1,9 +1,10 @@
 """Checks that a stage provides what its policy loss needs, before the first batch."""
 
+import inspect
 from typing import Any
 
 from lit_rft.generation import BackendSettings, SamplingSettings
-from lit_rft.rollouts.losses import needs_of
+from lit_rft.rollouts.losses import name_of, needs_of
 from lit_rft.rollouts.sources import GroupSource
 from lit_rft.stages.core.settings import ObjectiveSettings
 
@@ -12,9 +13,10 @@ def check_group_loss(loss: Any, objective: ObjectiveSettings) -> None:
     """Check that groups have the traces that a loss needs, and none that it has no term for.
 
     Raises:
-        ValueError: It names the settings of `objective` to change.
+        ValueError: It names the settings of `objective` to change; or the loss takes other arguments.
     """
-    needs, sizes, name = needs_of(loss), objective.group_sizes, _name(loss)
+    _check_signature(loss)
+    needs, sizes, name = needs_of(loss), objective.group_sizes, name_of(loss)
     if needs.group_traces and needs.no_group_traces:
         raise ValueError(f"{name} needs traces in the groups, and the loss within it has no term for them: exchange it")
     traces, imitated = sizes["traces_per_group"], sizes["imitated_traces"]
@@ -43,9 +45,10 @@ def check_ppo_loss(loss: Any) -> None:
     """Check that a loss needs nothing that PPO does not have.
 
     Raises:
-        ValueError: For a loss with traces, entropies or weights for the sampler's mismatch.
+        ValueError: For a loss with traces, entropies or weights for the sampler's mismatch, or with other arguments.
     """
-    needs, name = needs_of(loss), _name(loss)
+    _check_signature(loss)
+    needs, name = needs_of(loss), name_of(loss)
     if needs.sampler_log_probs:
         raise ValueError(
             f"PPO keeps no log-probabilities of the sampler, which {name} needs: set loss.importance_cap to null, or "
@@ -64,12 +67,16 @@ def check_served(server: BackendSettings | None, sampling: SamplingSettings, los
     corrects = server is not None and needs_of(loss).sampler_log_probs
     if corrects and (sampling.top_k or sampling.top_p < 1):
         raise ValueError(
-            f"{_name(loss)} with importance weights (loss.importance_cap, SamplerCorrected) needs the probabilities "
+            f"{name_of(loss)} with importance weights (loss.importance_cap, SamplerCorrected) needs the probabilities "
             "before top-k and top-p, which a server does not report: leave out one of them, got "
             f"top_k={sampling.top_k} and top_p={sampling.top_p}"
         )
 
 
-def _name(loss: Any) -> str:
-    name: str = getattr(loss, "__name__", type(loss).__name__)
-    return name
+def _check_signature(loss: Any) -> None:
+    try:
+        inspect.signature(loss).bind(None, None, normalizer=None)
+    except TypeError as error:
+        raise ValueError(
+            f"the loss {name_of(loss)} must be callable with (log_probs, rollouts, normalizer=...): {error}"
+        ) from error

@@ -23,7 +23,7 @@ from lit_rft.objectives import (
     whitened,
 )
 from lit_rft.rollouts.chains import Chain, ChainGAE, EstimatorFunction
-from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer
+from lit_rft.rollouts.losses import MixedPolicyLoss, Normalizer, loss_of
 from lit_rft.rollouts.policy import Policy, measured
 from lit_rft.rollouts.rollout import Rollout, RolloutBatch
 from lit_rft.rollouts.update_record import UpdateRecord
@@ -151,7 +151,7 @@ class PPOUpdate:
         grids = [_grid(mask, [getattr(b, name) for b in before]) for name in ("log_probs", "advantages")]
         off_policy = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         batch = RolloutBatch(mask, off_policy, grids[1], old_log_probs=grids[0])
-        policy_loss, sums = self.policy_loss(log_probs, batch, normalizer=normalizer)
+        policy_loss, sums = loss_of(self.policy_loss, log_probs, batch, normalizer=normalizer)
         if self.record is not None:
             self.record.add(micro, log_probs, batch, policy_loss)
         value = clipped_value_loss(
