@@ -37,7 +37,7 @@ class WrappedSource:
 
     @property
     def continues_traces(self) -> bool:
-        """Whether the traces in groups are continued by the policy: no examples to imitate."""
+        """True if the traces in groups are continued by the policy: no examples to imitate."""
         return getattr(self.source, "continues_traces", False)
 
     @property
