@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,8 +88,14 @@ class GymSuite:
         return None if self.script is None else ScriptedExpert(self.script)
 
     def make_env(self) -> gym.Env[str, str]:
-        """Make an environment."""
-        env: gym.Env[str, str] = import_env(self.env)(**self.env_args)
+        """Make an environment.
+
+        Raises:
+            TypeError: its class takes other arguments than `env_args`.
+        """
+        make = import_env(self.env)
+        _check_arguments(make, self.env_args)
+        env: gym.Env[str, str] = make(**self.env_args)
         return env
 
     def episodes(
@@ -167,6 +174,23 @@ def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
     if not callable(env):
         raise ValueError(f"env must be a class or a function that makes an environment, got {type(env).__name__}")
     return env
+
+
+def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check arguments before the call, whose own error would have no line of the environment's code.
+
+    Raises:
+        TypeError: they are not those that it takes.
+    """
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise TypeError(f"{name}{signature} does not take env_args {dict(arguments)}: {error}") from None
 
 
 def _read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

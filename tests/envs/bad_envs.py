@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -82,6 +83,38 @@ class Telling(gym.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return "End.", 1.0, False, False, {"answer": "none"}
+
+
+class NoSize(Plain):
+    """Its constructor has a bug."""
+
+    def __init__(self) -> None:
+        self.size = {}["SIZE"]  # type: ignore[var-annotated]
+
+
+class NoLevel(Plain):
+    """Its `reset` has a bug, in a function of the standard library that it calls."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed, options=json.loads("{"))
+
+
+class OldReset(Plain):
+    """From before gymnasium: `reset` takes no seed."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return "Start."
+
+
+class NoEnv:
+    """Not a gymnasium.Env."""
+
+
+class Detailed(LookupError):
+    """Has no constructor for a message."""
+
+    def __init__(self, level: int, file: str) -> None:
+        super().__init__(f"level {level} is not in {file}")
 
 
 def write_info(observation: str, info: Any) -> str | None:
