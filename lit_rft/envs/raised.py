@@ -6,7 +6,7 @@ import functools
 import inspect
 import pickle
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +17,9 @@ _LIBRARY = "lit_rft"
 _STANDARD = sysconfig.get_path("stdlib")
 _CALLERS = {f"{_LIBRARY}.envs.{name}" for name in ("worker", "episode_env", "checking.examiner")}
 _SIGNATURES = {
-    "reset": "reset must take seed and options",
-    "step": "step must take the action",
-    "constructor": "the keyword arguments (env_args) must be those that it takes",
+    "reset": ": reset must take seed and options",
+    "step": ": step must take the action",
+    "constructor": ": the keyword arguments (env_args) must be those that it takes",
 }
 
 
@@ -43,14 +43,14 @@ def describe_error(error: Exception, method: str, called: Any = None) -> str:
 
     Args:
         error: with its traceback.
-        method: ``constructor``, ``reset`` or ``step``.
+        method: ``constructor``, ``reset``, ``step`` or ``close``.
         called: the class or function that raised, for the line of its definition.
     """
     last = innermost_entry(error.__traceback__)
     if last is None:
         return one_line(error)
     if isinstance(error, TypeError) and last.tb_frame.f_globals.get("__name__") in _CALLERS and not is_explicit(last):
-        return f"{one_line(error)}{_definition_of(called)}: {_SIGNATURES[method]}"
+        return f"{one_line(error)}{_definition_of(called)}{_SIGNATURES.get(method, '')}"
     entry = _entry_of_author(error.__traceback__) or last
     return f"{one_line(error)} ({entry.tb_frame.f_code.co_filename}:{entry.tb_lineno})"
 
@@ -91,13 +91,11 @@ def with_text(error: Exception, text: str) -> Exception:
 
 def _entry_of_author(trace: TracebackType | None) -> TracebackType | None:
     """Return the innermost entry outside this library, the standard library and installed packages."""
-    return ([entry for entry in _entries(trace) if _is_of_author(entry)] or [None])[-1]
-
-
-def _entries(trace: TracebackType | None) -> Iterator[TracebackType]:
+    innermost = None
     while trace is not None:
-        yield trace
+        innermost = trace if _is_of_author(trace) else innermost
         trace = trace.tb_next
+    return innermost
 
 
 def _is_of_author(entry: TracebackType) -> bool:

@@ -35,6 +35,8 @@ class Plain(gym.Env[str, str]):
             start = next(_count)
         if self.fault == "options" and (options or {}).get("level") == 9:
             raise ValueError("no level 9")
+        if self.fault == "no reset":
+            raise RuntimeError("no game")
         answers = {
             "array": (3, {}),
             "none": None,
@@ -65,6 +67,7 @@ class Plain(gym.Env[str, str]):
         if self.fault == "four":
             return "a", 0.0, False, {}
         drift = next(_count) if self.fault == "drift" else ""
+        drift = "half a \ud800" if self.fault == "broken step" else drift
         return f"Step {self.steps}{drift}.", reward, ends, False, infos.get(self.fault, {})
 
     def close(self) -> None:
