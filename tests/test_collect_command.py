@@ -76,7 +76,9 @@ def test_an_expert_sees_where_random_actions_have_led(tmp_path: Path) -> None:
     [
         (["--out", "x.jsonl"], "expected an environment or --pairs FILE"),
         (["no_envs.Guess", "--out", "x.jsonl"], r"env no_envs\.Guess: No module named"),
-        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl"], "the suite 'KeyRooms' has no expert"),
+        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl"], r"'KeyRooms' has no expert: .* --expert my_envs\.solve$"),
+        ([*ROOMS[1:], "--out", "x.jsonl", "--random", "1.5"], r"--random: expected a number from 0 to 1, got '1\.5'"),
+        ([*ROOMS[1:], "--out", "x.jsonl", "--random", "half"], "--random: expected a number from 0 to 1, got 'half'"),
         (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl", "--split", "night"], "has the splits train, dev, test"),
         (["lit_rft.envs.games.KeyRooms"], "the following arguments are required: --out"),
         (["--pairs", "no.jsonl", "--out", "x.jsonl"], "no.jsonl: No such file"),
@@ -106,6 +108,10 @@ def second(observation, info):
 
 def third(observation, info):
     return 3
+
+
+def fourth(observation, info):
+    return None
 """
 
 
@@ -152,6 +158,12 @@ def test_a_file_is_extended_by_episodes_of_the_same_settings(guess: list[str]) -
 def test_an_expert_that_returns_no_text_is_refused(guess: list[str]) -> None:
     with pytest.raises(ValueError, match=r"an expert must return text, or None to stop; got 3 \(int\)"):
         main([*guess, "--expert", "own_experts.third"])
+
+
+def test_an_expert_that_stops_needs_no_other_step_limit(guess: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    main([*guess, "--expert", "own_experts.fourth"])
+    assert "2 of 2 expert episodes end where the expert stopped" in caplog.text
+    assert "step limit" not in caplog.text
 
 
 def test_an_interrupted_collection_of_another_expert_is_refused(guess: list[str]) -> None:
