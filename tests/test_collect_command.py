@@ -134,8 +134,10 @@ def guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["--step_limit", "2"], r"suite.init_args.step_limit was 50, is 2"),
         (["--args", '{"highest": 5}'], r"suite.init_args.env_args.highest was not recorded, is 5"),
         (["--expert", "own_experts.second", "--episodes", "3", "--seed", "4"], r"expert.init_args.policy"),
+        (["--random", "0.5", "--step_limit", "2"], r"suite.init_args.step_limit was 50, is 2"),
+        (["--random", "0.5", "--expert", "own_experts.second"], r"expert.init_args.policy"),
     ],
-    ids=["expert", "step limit", "arguments", "other seeds"],
+    ids=["expert", "step limit", "arguments", "other seeds", "random actions, step limit", "random actions, expert"],
 )
 def test_a_file_of_other_episodes_is_refused(change: list[str], message: str, guess: list[str]) -> None:
     """Its episodes would stay as they were, without a word."""
@@ -151,8 +153,10 @@ def test_a_file_is_extended_by_episodes_of_the_same_settings(guess: list[str]) -
     main(guess)
     main([*guess, "--episodes", "5", "--seed", "1"])
     main([*guess, "--random", "0.5"])  # medium-quality ones
+    main([*guess, "--random", "0.3"])
+    main([*guess, "--name", "longer", "--step_limit", "60"])  # another task
     ids = [episode.id for episode in read_episodes(Path(guess[guess.index("--out") + 1]))]
-    assert [sum(kind in name for name in ids) for kind in ("/expert", "/perturbed")] == [7, 2]
+    assert [sum(kind in name for name in ids) for kind in ("/expert", "-0.5-", "-0.3-")] == [9, 2, 2]
 
 
 def test_an_expert_that_returns_no_text_is_refused(guess: list[str]) -> None:
