@@ -35,7 +35,7 @@ def run_check_env(arguments: Sequence[str]) -> None:
     given = vars(_check_parser().parse_args(arguments))
     add_import_folders(iter(()))  # the working directory
     try:
-        expert = None if given["expert"] is None else import_env(given.pop("expert"))
+        expert = None if given["expert"] is None else import_env(given.pop("expert"), "--expert")
         report = check_env(given.pop("env"), given.pop("args"), **{**given, "expert": expert})
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -121,7 +121,7 @@ def _expert(given: argparse.Namespace, suite: TaskSuite) -> PolicyExpert | None:
                 "the next action, such as --expert my_envs.solve"
             )
         return None
-    policy = import_env(given.expert)
+    policy = import_env(given.expert, "--expert")
     if replaced is None:
         return PolicyExpert(policy)
     return PolicyExpert(policy, irreversible=replaced.irreversible, annotator=replaced.annotate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from lit_rft.envs.base import (
 from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
+_IMPORT_PATH = re.compile(r"[\w-]+(\.[\w-]+)+")  # files may have names with hyphens
 
 
 @dataclass(frozen=True)
@@ -153,26 +155,30 @@ def _split_number(split: str) -> int:
     return usual.index(split) if split in usual else 3 + zlib.crc32(split.encode()) % 1000
 
 
-def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
+def import_env(env: str | Callable[..., Any], key: str = "env") -> Callable[..., Any]:
     """Import the class or function of an import path; return anything but text unchanged.
 
+    Args:
+        env: the path, or the object.
+        key: name of the setting, for the error.
+
     Raises:
-        ValueError: there is no such module or attribute, or it is not callable.
+        ValueError: the text is no import path, there is no such module or attribute, or it is not callable.
     """
     if isinstance(env, str):
         module, _, name = env.rpartition(".")
-        if not module:
-            raise ValueError(f"env must be an import path such as my_envs.Guess, got {env!r}")
+        if not _IMPORT_PATH.fullmatch(env) or name == "py":
+            raise ValueError(f"{key} must be an import path such as my_envs.Guess, got {env!r}")
         try:
             env = getattr(importlib.import_module(module), name)
         except ImportError as error:
             raise ValueError(
-                f"env {module}.{name}: {error}; add its folder to PYTHONPATH, or put it beside the configuration file"
+                f"{key} {module}.{name}: {error}; add its folder to PYTHONPATH, or put it beside the configuration file"
             ) from error
         except AttributeError as error:
-            raise ValueError(f"env {module}.{name}: {error}") from error
+            raise ValueError(f"{key} {module}.{name}: {error}") from error
     if not callable(env):
-        raise ValueError(f"env must be a class or a function that makes an environment, got {type(env).__name__}")
+        raise ValueError(f"{key} must be a class or a function, got {show_value(env)}")
     return env
 
 

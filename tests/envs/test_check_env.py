@@ -269,6 +269,8 @@ def test_the_command_fails_where_there_are_errors(capsys: pytest.CaptureFixture[
     ("arguments", "message"),
     [
         (["no_envs.Guess"], r"env no_envs\.Guess: No module named 'no_envs'"),
+        (["./bad_envs.py:Plain"], r"env must be an import path such as my_envs\.Guess, got '\./bad_envs\.py:Plain'"),
+        (["bad_envs.Plain", "--expert", "bad_envs.py"], "--expert must be an import path .*, got 'bad_envs.py'"),
         (["bad_envs.Plain", "--options", "[1]"], r"expected a JSON object, got '\[1\]'"),
         (["bad_envs.Plain", "--split"], "expected one argument"),
         (["lit_rft.envs.scienceworld.short_tasks", "--split", "night"], "night"),
