@@ -35,7 +35,7 @@ def run_check_env(arguments: Sequence[str]) -> None:
     given = vars(_check_parser().parse_args(arguments))
     add_import_folders(iter(()))  # the working directory
     try:
-        expert = None if given["expert"] is None else import_env(given.pop("expert"))
+        expert = None if given["expert"] is None else import_env(given.pop("expert"), "--expert")
         report = check_env(given.pop("env"), given.pop("args"), **{**given, "expert": expert})
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -83,8 +83,8 @@ def _refuse(given: argparse.Namespace, options: Sequence[str], reason: str) -> N
 def _collect(given: argparse.Namespace) -> list[Episode]:
     try:
         suite = _suite(given)
-        expert = _expert(given, suite)
         specs = suite.episodes(given.split, limit=given.episodes, half=given.half, seed=given.seed)
+        expert = _expert(given, suite)
         perturbation = Perturbation(given.random, seed=given.seed) if given.random else None
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -108,10 +108,20 @@ def _suite(given: argparse.Namespace) -> TaskSuite:
 
 
 def _expert(given: argparse.Namespace, suite: TaskSuite) -> PolicyExpert | None:
-    """Return the expert that is given, with the subgoals of the suite's own expert; None for that one."""
+    """Return the expert that is given, with the subgoals of the suite's own expert; None for that one.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    replaced = suite.expert if isinstance(suite, HasExpert) else None
     if given.expert is None:
+        if replaced is None:
+            raise UsageError(
+                f"lit-rft collect: {suite.name!r} has no expert: give a function of observation and info that returns "
+                "the next action, such as --expert my_envs.solve"
+            )
         return None
-    policy, replaced = import_env(given.expert), suite.expert if isinstance(suite, HasExpert) else None
+    policy = import_env(given.expert, "--expert")
     if replaced is None:
         return PolicyExpert(policy)
     return PolicyExpert(policy, irreversible=replaced.irreversible, annotator=replaced.annotate)
@@ -129,7 +139,7 @@ def _collect_parser() -> argparse.ArgumentParser:
     parser.add_argument("--half", choices=("first", "second"), help="one half of each task's episodes only (both)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
     parser.add_argument("--step_limit", type=int, help=f"steps per episode of an environment ({_STEP_LIMIT})")
-    parser.add_argument("--random", type=float, default=0.0, help="probability of a random admissible action (0)")
+    parser.add_argument("--random", type=_probability, default=0.0, help="probability of random admissible actions (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of episodes and of the random actions (0)")
     parser.add_argument("--workers", type=int, default=2, help="environments at once (2)")
     return parser
@@ -147,6 +157,16 @@ def _check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the first episode and of the random actions (0)")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds for one answer (30)")
     return parser
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import dis
 import inspect
 import os
 import re
@@ -17,7 +16,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-_RAISE = dis.opmap["RAISE_VARARGS"]
+from lit_rft._raising import innermost_entry, is_explicit, package_of
+
 _OURS = ("lit_rft", "lightning", "jsonargparse")
 _STRUCTURE = re.compile(
     r"(Does not validate against|Subtypes:|Errors:|Given value|Subclass types expect|a class path \(str\)|a dict with|"
@@ -83,14 +83,8 @@ def is_meant_for_users(error: BaseException) -> bool:
     """Return whether an exception was raised explicitly (by this library or Lightning), or by the file system."""
     if isinstance(error, UsageError | OSError):
         return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    frame = trace.tb_frame
-    package = frame.f_globals.get("__name__", "").partition(".")[0]
-    return package in _OURS and frame.f_code.co_code[trace.tb_lasti] == _RAISE
+    last = innermost_entry(error.__traceback__)
+    return last is not None and package_of(last) in _OURS and is_explicit(last)
 
 
 def one_line(error: BaseException) -> str:

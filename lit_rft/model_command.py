@@ -14,10 +14,15 @@ def run_make_model(arguments: Sequence[str]) -> None:
     """Write a small untrained model and a tokenizer of the episodes' words.
 
     Raises:
-        UsageError: wrong arguments, or sizes out of range.
+        UsageError: wrong arguments, files without episodes, or sizes out of range.
     """
     given = _parser().parse_args(arguments)
     texts = list(_texts(episode for file in given.files for episode in read_episodes(file)))
+    if not any(text.strip() for text in texts):
+        raise UsageError(
+            f"lit-rft make-model: {', '.join(given.files)}: expected episodes with the words of the model, got none: "
+            "write some first, see lit-rft collect --help"
+        )
     from lit_rft.models.scratch import save_scratch_model
 
     sizes = {name: getattr(given, name) for name in ("vocab_size", "hidden_size", "layers", "heads")}

@@ -76,7 +76,9 @@ def test_an_expert_sees_where_random_actions_have_led(tmp_path: Path) -> None:
     [
         (["--out", "x.jsonl"], "expected an environment or --pairs FILE"),
         (["no_envs.Guess", "--out", "x.jsonl"], r"env no_envs\.Guess: No module named"),
-        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl"], "the suite 'KeyRooms' has no expert"),
+        (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl"], r"'KeyRooms' has no expert: .* --expert my_envs\.solve$"),
+        ([*ROOMS[1:], "--out", "x.jsonl", "--random", "1.5"], r"--random: expected a number from 0 to 1, got '1\.5'"),
+        ([*ROOMS[1:], "--out", "x.jsonl", "--random", "half"], "--random: expected a number from 0 to 1, got 'half'"),
         (["lit_rft.envs.games.KeyRooms", "--out", "x.jsonl", "--split", "night"], "has the splits train, dev, test"),
         (["lit_rft.envs.games.KeyRooms"], "the following arguments are required: --out"),
         (["--pairs", "no.jsonl", "--out", "x.jsonl"], "no.jsonl: No such file"),
@@ -106,6 +108,10 @@ def second(observation, info):
 
 def third(observation, info):
     return 3
+
+
+def fourth(observation, info):
+    return None
 """
 
 
@@ -128,8 +134,10 @@ def guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["--step_limit", "2"], r"suite.init_args.step_limit was 50, is 2"),
         (["--args", '{"highest": 5}'], r"suite.init_args.env_args.highest was not recorded, is 5"),
         (["--expert", "own_experts.second", "--episodes", "3", "--seed", "4"], r"expert.init_args.policy"),
+        (["--random", "0.5", "--step_limit", "2"], r"suite.init_args.step_limit was 50, is 2"),
+        (["--random", "0.5", "--expert", "own_experts.second"], r"expert.init_args.policy"),
     ],
-    ids=["expert", "step limit", "arguments", "other seeds"],
+    ids=["expert", "step limit", "arguments", "other seeds", "random actions, step limit", "random actions, expert"],
 )
 def test_a_file_of_other_episodes_is_refused(change: list[str], message: str, guess: list[str]) -> None:
     """Its episodes would stay as they were, without a word."""
@@ -145,13 +153,21 @@ def test_a_file_is_extended_by_episodes_of_the_same_settings(guess: list[str]) -
     main(guess)
     main([*guess, "--episodes", "5", "--seed", "1"])
     main([*guess, "--random", "0.5"])  # medium-quality ones
+    main([*guess, "--random", "0.3"])
+    main([*guess, "--name", "longer", "--step_limit", "60"])  # another task
     ids = [episode.id for episode in read_episodes(Path(guess[guess.index("--out") + 1]))]
-    assert [sum(kind in name for name in ids) for kind in ("/expert", "/perturbed")] == [7, 2]
+    assert [sum(kind in name for name in ids) for kind in ("/expert", "-0.5-", "-0.3-")] == [9, 2, 2]
 
 
 def test_an_expert_that_returns_no_text_is_refused(guess: list[str]) -> None:
     with pytest.raises(ValueError, match=r"an expert must return text, or None to stop; got 3 \(int\)"):
         main([*guess, "--expert", "own_experts.third"])
+
+
+def test_an_expert_that_stops_needs_no_other_step_limit(guess: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    main([*guess, "--expert", "own_experts.fourth"])
+    assert "2 of 2 expert episodes end where the expert stopped" in caplog.text
+    assert "step limit" not in caplog.text
 
 
 def test_an_interrupted_collection_of_another_expert_is_refused(guess: list[str]) -> None:

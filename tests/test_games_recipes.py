@@ -77,6 +77,13 @@ def test_an_invalid_size_is_one_line(tmp_path: Path) -> None:
         main(["make-model", file])
 
 
+def test_a_model_of_no_words_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=r"make-model: .*empty\.jsonl: expected episodes with .* got none"):
+        main(["make-model", str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "model")])
+    assert not (tmp_path / "model").exists()
+
+
 def _pairs(folder: Path) -> str:
     path = folder / "pairs.jsonl"
     path.write_text('{"observation": "1 + 1", "action": "2"}\n')

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lit_rft.envs.base import EpisodeSpec, Expert, TaskSuite, expert_of
-from lit_rft.envs.expert_player import ExpertPlayer, episode_id, source_of
+from lit_rft.envs.expert_player import PATH_END, ExpertPlayer, episode_id, source_of
 from lit_rft.envs.origin import SETTINGS, check_origin, describe_origin
 from lit_rft.envs.perturbation import Perturbation
 from lit_rft.envs.pool import EnvPool
@@ -143,9 +143,16 @@ def _collect(
 def _report(episodes: list[Episode], wanted: int) -> None:
     if wanted and not episodes:
         raise RuntimeError(f"none of {wanted} episodes could be played: see the warnings above")
-    truncated = sum(episode.outcome.truncated for episode in episodes if episode.source["kind"] != "perturbed")
+    outcomes = [episode.outcome for episode in episodes if episode.source["kind"] != "perturbed"]
+    stopped = sum(outcome.reason == PATH_END for outcome in outcomes)
+    truncated = sum(outcome.truncated for outcome in outcomes) - stopped
     if truncated:
         logger.warning("%d of %d expert episodes were truncated early: raise the step limit", truncated, wanted)
+    if stopped:
+        logger.warning(
+            "%d of %d expert episodes end where the expert stopped, before the environment ended them: it returned "
+            "None, or its list of actions was too short", stopped, wanted,
+        )  # fmt: skip
     if len(episodes) < wanted:
         logger.warning("%d of %d episodes are missing; collect again to retry them", wanted - len(episodes), wanted)
 

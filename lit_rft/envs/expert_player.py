@@ -11,7 +11,7 @@ from lit_rft.envs.perturbation import Perturbation
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.episodes.record import ADMISSIBLE, Episode, Outcome, Step
 
-_PATH_END = "path_end"  # reason of an episode whose expert's actions ran out before the task was solved
+PATH_END = "path_end"  # reason of an episode whose expert's actions ran out before the task was solved
 
 
 def episode_id(spec: EpisodeSpec, expert: Expert, perturbation: Perturbation | None) -> str:
@@ -53,7 +53,7 @@ class ExpertPlayer:
             return None
         expert_action = self._expert_action()
         if expert_action is None:
-            self._end = (False, True, _PATH_END)
+            self._end = (False, True, PATH_END)
             return None
         random_action = self._random_action()
         self._action = expert_action if random_action is None else random_action

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from lit_rft.envs.base import (
 from lit_rft.rows import find_files, read_rows
 
 _SEEDS_PER_SPLIT = 1_000_000
+_IMPORT_PATH = re.compile(r"[\w-]+(\.[\w-]+)+")  # files may have names with hyphens
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,14 @@ class GymSuite:
         return None if self.script is None else ScriptedExpert(self.script)
 
     def make_env(self) -> gym.Env[str, str]:
-        """Make an environment."""
-        env: gym.Env[str, str] = import_env(self.env)(**self.env_args)
+        """Make an environment.
+
+        Raises:
+            TypeError: its class takes other arguments than `env_args`.
+        """
+        make = import_env(self.env)
+        _check_arguments(make, self.env_args)
+        env: gym.Env[str, str] = make(**self.env_args)
         return env
 
     def episodes(
@@ -146,27 +155,48 @@ def _split_number(split: str) -> int:
     return usual.index(split) if split in usual else 3 + zlib.crc32(split.encode()) % 1000
 
 
-def import_env(env: str | Callable[..., Any]) -> Callable[..., Any]:
+def import_env(env: str | Callable[..., Any], key: str = "env") -> Callable[..., Any]:
     """Import the class or function of an import path; return anything but text unchanged.
 
+    Args:
+        env: the path, or the object.
+        key: name of the setting, for the error.
+
     Raises:
-        ValueError: there is no such module or attribute, or it is not callable.
+        ValueError: the text is no import path, there is no such module or attribute, or it is not callable.
     """
     if isinstance(env, str):
         module, _, name = env.rpartition(".")
-        if not module:
-            raise ValueError(f"env must be an import path such as my_envs.Guess, got {env!r}")
+        if not _IMPORT_PATH.fullmatch(env) or name == "py":
+            raise ValueError(f"{key} must be an import path such as my_envs.Guess, got {env!r}")
         try:
             env = getattr(importlib.import_module(module), name)
         except ImportError as error:
             raise ValueError(
-                f"env {module}.{name}: {error}; add its folder to PYTHONPATH, or put it beside the configuration file"
+                f"{key} {module}.{name}: {error}; add its folder to PYTHONPATH, or put it beside the configuration file"
             ) from error
         except AttributeError as error:
-            raise ValueError(f"env {module}.{name}: {error}") from error
+            raise ValueError(f"{key} {module}.{name}: {error}") from error
     if not callable(env):
-        raise ValueError(f"env must be a class or a function that makes an environment, got {type(env).__name__}")
+        raise ValueError(f"{key} must be a class or a function, got {show_value(env)}")
     return env
+
+
+def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check arguments before the call, whose own error would have no line of the environment's code.
+
+    Raises:
+        TypeError: they are not those that it takes.
+    """
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise TypeError(f"{name}{signature} does not take env_args {dict(arguments)}: {error}") from None
 
 
 def _read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -43,14 +43,16 @@ def check_origin(
         path: file of the stored episodes, for the error.
 
     Raises:
-        ValueError: an episode of the same id has another step limit or problem, or one of the same task and kind has
-            other settings.
+        ValueError: an episode of the same id has another step limit or problem, or one of the same task has other
+            settings. Random actions may differ: they are no part of the settings. Episodes of another kind without
+            settings (pairs, or a policy's own) were not collected, and are not compared.
     """
     tasks = {spec.task for spec in wanted.values()}
     for episode in episodes:
         kind = {key: value for key, value in episode.source.items() if key != SETTINGS}
         spec = wanted.get(episode.id)
-        if spec is None and (kind != source or episode.task not in tasks):
+        is_comparable = kind == source or SETTINGS in episode.source
+        if spec is None and not (is_comparable and episode.task in tasks):
             continue
         differences = list(_differences(episode.source.get(SETTINGS), settings))
         if spec is not None:

@@ -16,6 +16,7 @@ from lit_rft.envs.base import EpisodeSpec
 from lit_rft.envs.factories import pickle_factory
 from lit_rft.envs.pool_events import PoolEvent
 from lit_rft.envs.pool_settings import PoolSettings
+from lit_rft.envs.raised import WorkerTracebackError
 from lit_rft.envs.slots import QueuedJob, RetiredWorkers, Slot, StartReport
 from lit_rft.envs.worker import BAD_START, DONE, FAILED, READY, RESET, STEP
 from lit_rft.envs.worker_process import WorkerProcess
@@ -143,11 +144,12 @@ class EnvPool:
             The events; empty after the timeout, or if nothing is outstanding.
 
         Raises:
-            ValueError: an environment's `reset` refused a job's options (its own exception; the job is over).
+            ValueError: an environment's `reset` refused a job's options (its own type of exception, with the place in
+                the environment's code; the job is over).
             ContractError: an environment's answer was of the wrong form.
             TimeoutError: a call in a thread exceeded its time limit.
             RuntimeError: the pool is closed; or there is no `timeout` and every running episode waits for the consumer.
-            Exception: the error of `make_env`, if no worker has ever worked.
+            Exception: the error of `make_env`, if no worker has ever worked; its message has the place as well.
         """
         self._check_open()
         end = None if timeout is None else time.monotonic() + timeout
@@ -239,12 +241,13 @@ class EnvPool:
             logger.debug("worker %d:\n%s", slot.index, traceback)
             self._fail(slot, message)
         elif kind == BAD_START and self._has_worked:  # a problem of the machine, not of make_env
-            self._fail(slot, f"a new environment could not be made: {payload}")
+            self._fail(slot, f"a new environment could not be made: {payload[0]}")
         else:
             if kind == BAD_START:
                 slot.kill()
             slot.playing = slot.call = None
-            raise payload
+            error, traceback = payload
+            raise error from WorkerTracebackError(traceback)
 
     def _time_out(self, slot: Slot) -> None:
         """Kill a worker whose call takes too long.

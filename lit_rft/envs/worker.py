@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from lit_rft.envs.contract import ContractError
 from lit_rft.envs.episode_env import EpisodeEnv
+from lit_rft.envs.raised import describe_error, is_refusal, name_of, one_line, with_text
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Responses: (kind, payload), with the kinds below.
 RESET: Final = "reset"
@@ -18,8 +19,8 @@ STEP: Final = "step"
 CLOSE: Final = "close"
 READY: Final = "ready"  # the environment is ready; sent without a request
 DONE: Final = "done"  # payload: the environment's result
-BAD_START: Final = "bad_start"  # payload: the exception raised while making the environment
-REFUSED: Final = "refused"  # payload: reset's ValueError, or a ContractError: another attempt would not help
+BAD_START: Final = "bad_start"  # payload: exception raised while making the environment, its traceback as text
+REFUSED: Final = "refused"  # the same, of reset's ValueError or a ContractError: another attempt would not help
 FAILED: Final = "failed"  # payload: message and traceback; the environment is in an unknown state
 
 
@@ -49,10 +50,13 @@ def serve(connection: Connection, make_env: bytes, requests: Iterable[tuple[str,
         make_env: pickled callable that makes the environment.
         requests: verbs with their arguments.
     """
+    factory: Any = None
     try:
-        env = EpisodeEnv(pickle.loads(make_env)())
+        factory = pickle.loads(make_env)
+        env = EpisodeEnv(factory())
     except Exception as error:
-        _send(connection, BAD_START, _sendable(error))
+        call = "importing the environment" if factory is None else f"making the environment {name_of(factory)}"
+        _send(connection, BAD_START, _reported(error, call, "constructor", factory))
         return
     _send(connection, READY, None)
     try:
@@ -77,16 +81,23 @@ def _answer(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
     try:
         return DONE, env.reset(argument) if verb == RESET else env.step(argument)
     except Exception as error:
+        name, called = type(env.env.unwrapped).__name__, getattr(env.env.unwrapped, verb, None)
+        reported, trace = _reported(error, f"{name}.{verb}", verb, called)
         if isinstance(error, ContractError) or (verb == RESET and isinstance(error, ValueError)):
-            return REFUSED, _sendable(error)
-        return FAILED, (f"{type(error).__name__}: {error}", traceback.format_exc())
+            return REFUSED, (reported, trace)
+        return FAILED, (one_line(error) if reported is error else str(reported), trace)
 
 
-def _sendable(error: Exception) -> Exception:
-    """Return the exception if it survives pickling, else its text in one of its built-in base classes."""
+def _reported(error: Exception, call: str, method: str, called: Any) -> tuple[Exception, str]:
+    """Return an exception for the pool, and its traceback.
+
+    It names the call and the place, since it is raised far from both; but refusals are for users as they are.
+    """
+    trace = "".join(traceback.format_exception(error))
+    if not (isinstance(error, ContractError) or is_refusal(error)):
+        return with_text(error, f"{call} raised {describe_error(error, method, called)}"), trace
     try:
         pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        return kind(f"{type(error).__name__}: {error}")
+        return error, trace
+    except Exception:  # any of its attributes may be in the way
+        return with_text(error, one_line(error)), trace

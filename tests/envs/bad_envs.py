@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -34,6 +35,8 @@ class Plain(gym.Env[str, str]):
             start = next(_count)
         if self.fault == "options" and (options or {}).get("level") == 9:
             raise ValueError("no level 9")
+        if self.fault == "no reset":
+            raise RuntimeError("no game")
         answers = {
             "array": (3, {}),
             "none": None,
@@ -64,6 +67,7 @@ class Plain(gym.Env[str, str]):
         if self.fault == "four":
             return "a", 0.0, False, {}
         drift = next(_count) if self.fault == "drift" else ""
+        drift = "half a \ud800" if self.fault == "broken step" else drift
         return f"Step {self.steps}{drift}.", reward, ends, False, infos.get(self.fault, {})
 
     def close(self) -> None:
@@ -82,6 +86,38 @@ class Telling(gym.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return "End.", 1.0, False, False, {"answer": "none"}
+
+
+class NoSize(Plain):
+    """Its constructor has a bug."""
+
+    def __init__(self) -> None:
+        self.size = {}["SIZE"]  # type: ignore[var-annotated]
+
+
+class NoLevel(Plain):
+    """Its `reset` has a bug, in a function of the standard library that it calls."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed, options=json.loads("{"))
+
+
+class OldReset(Plain):
+    """From before gymnasium: `reset` takes no seed."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return "Start."
+
+
+class NoEnv:
+    """Not a gymnasium.Env."""
+
+
+class Detailed(LookupError):
+    """Has no constructor for a message."""
+
+    def __init__(self, level: int, file: str) -> None:
+        super().__init__(f"level {level} is not in {file}")
 
 
 def write_info(observation: str, info: Any) -> str | None:

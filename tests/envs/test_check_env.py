@@ -1,17 +1,20 @@
 """`check_env` finds each fault of an environment, and nothing in one without."""
 
 import functools
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import bad_envs
 import pytest
 from command import main
+from rich.console import Console
 
 from lit_rft.envs import check_env
 from lit_rft.envs.checking.examiner import Examiner
-from lit_rft.envs.checking.report import DEFAULTS, Finding
+from lit_rft.envs.checking.report import DEFAULTS, EnvReport, Finding, print_report
 from lit_rft.envs.games import Errands, GuessNumber, KeyRooms, PriceLookup, errands, guess, prices, rooms
 from lit_rft.testing import CorridorSuite
 
@@ -101,7 +104,55 @@ def test_errors(fault: str, where: str, message: str) -> None:
 def test_an_exception_comes_with_its_place() -> None:
     (where, message), *_ = found("raise", "error")
     assert where.startswith("step(") and "KeyError: 'lost' (" in message and "bad_envs.py:" in message
-    assert found("constructor", "error") == [("constructor", "raised RuntimeError: no licence")]
+    ((where, message),) = found("constructor", "error")
+    assert where == "constructor" and re.fullmatch(r"raised RuntimeError: no licence \(.*bad_envs\.py:\d+\)", message)
+
+
+def test_a_reset_of_the_wrong_signature_is_shown_where_it_is_defined() -> None:
+    """No line of it is reached; the library's own would be no help."""
+    ((where, message),) = [(error.where, error.message) for error in check_env(bad_envs.OldReset).errors]
+    assert where == "reset" and "unexpected keyword argument 'seed' (" in message and "examiner.py" not in message
+    assert re.search(r"bad_envs\.py:\d+\): reset must take seed and options$", message)
+
+
+def test_only_an_environment_is_played() -> None:
+    report = check_env(bad_envs.NoEnv)
+    expected = "expected a gymnasium.Env, got NoEnv: derive it from gymnasium.Env"
+    assert report.findings == [("error", "class", expected)]
+
+
+@pytest.mark.parametrize("fault", ["no reset", "raise", "four"])
+def test_episodes_that_fail_have_no_figures(fault: str) -> None:
+    """They earned nothing and did not end by themselves, and none of that is the environment's speed or reward."""
+    report = check_env(bad_envs.Plain, {"fault": fault}, episodes=3)
+    assert report.failed == 3 and report.returns == report.lengths == report.ended == []
+    assert report.steps_per_second is None and (report.resets_per_second is None) == (fault == "no reset")
+    assert report.errors and all(finding.level != "note" for finding in report.findings)
+    assert len(report.example) == (fault != "no reset")  # the observation of its reset
+    table = printed(report)
+    assert "3, 0 of them ended by themselves, 3 by an error" in table and ("none started" in table) == (
+        fault == "no reset"
+    )
+
+
+def test_text_that_cannot_be_written_is_an_error_of_step() -> None:
+    report = check_env(bad_envs.Plain, {"fault": "broken step"}, episodes=2)
+    expected = "the observation cannot be written as UTF-8: surrogates not allowed"
+    assert [finding[1:] for finding in report.errors] == [("step", expected)]
+    assert report.ended == [True] * 2 and "half a \\ud800" in printed(report)
+
+
+def test_a_long_example_is_cut() -> None:
+    report = EnvReport("Long", example=[("", "start"), *((f"go {n}", f"step {n}") for n in range(6))])
+    table = printed(report)
+    assert "step 3" in table and "step 4" not in table and "2 more steps" in table
+    assert "more step" not in printed(EnvReport("Short", example=report.example[:5]))
+
+
+def printed(report: EnvReport) -> str:
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_report(report, console)
+    return console.export_text()
 
 
 def test_odd_actions_are_tried() -> None:
@@ -218,6 +269,8 @@ def test_the_command_fails_where_there_are_errors(capsys: pytest.CaptureFixture[
     ("arguments", "message"),
     [
         (["no_envs.Guess"], r"env no_envs\.Guess: No module named 'no_envs'"),
+        (["./bad_envs.py:Plain"], r"env must be an import path such as my_envs\.Guess, got '\./bad_envs\.py:Plain'"),
+        (["bad_envs.Plain", "--expert", "bad_envs.py"], "--expert must be an import path .*, got 'bad_envs.py'"),
         (["bad_envs.Plain", "--options", "[1]"], r"expected a JSON object, got '\[1\]'"),
         (["bad_envs.Plain", "--split"], "expected one argument"),
         (["lit_rft.envs.scienceworld.short_tasks", "--split", "night"], "night"),

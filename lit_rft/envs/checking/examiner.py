@@ -7,7 +7,6 @@ import difflib
 import functools
 import pickle
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from lit_rft.envs.base import StepInfo
 from lit_rft.envs.checking.report import Finding
 from lit_rft.envs.contract import ContractError, EpisodeContract
 from lit_rft.envs.info_keys import RESET_ONLY, expected_type, is_finite, is_flag
+from lit_rft.envs.raised import describe_error, one_line
 
 WORDS = ("look", "help", "yes", "no", "0", "1", "go north", "take", "open door", "wait")
 _LONG = 20_000  # characters of a long observation
@@ -42,8 +42,11 @@ class Examiner(gym.Env[str, str]):
 
     Its `info` has the ``findings``, the ``seconds``, the ``keys`` of the environment's info, and the ``info`` that
     experts and agents read: with the defaults of `StepInfo`, None where the contract is violated. It raises nothing
-    itself. The option ``part`` of `reset` selects the part of the check: ``play`` an episode (with the options
-    ``options`` and ``step_limit``), run gymnasium's checker (``gymnasium``), or ``close`` the environment.
+    itself: ``failed`` is true after an exception or an answer of the wrong form. The option ``part`` of `reset` selects
+    the part of the check: ``play`` an episode (with the options ``options`` and ``step_limit``), run gymnasium's
+    checker (``gymnasium``), or ``close`` the environment.
+
+    If the environment cannot be made, ``made`` is false, and no part does anything but report why.
 
     Args:
         make_env: makes the environment.
@@ -51,17 +54,31 @@ class Examiner(gym.Env[str, str]):
 
     def __init__(self, make_env: Callable[[], Any]) -> None:
         self._make_env = make_env
-        self._env: Any = make_env()
+        self._unmade: Finding | None = None
+        self._env: Any = self._make()
         self._contract = EpisodeContract(type(getattr(self._env, "unwrapped", self._env)).__name__)
+
+    def _make(self) -> Any:
+        try:
+            env = self._make_env()
+        except Exception as error:
+            self._unmade = _raised("constructor", error, "constructor", self._make_env)
+            return None
+        if not isinstance(env, gym.Env):
+            expected = f"expected a gymnasium.Env, got {type(env).__name__}: derive it from gymnasium.Env"
+            self._unmade = Finding("error", "class", expected)
+        return env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         options = options or {"part": "play"}
+        if self._unmade is not None:
+            return "", _report([self._unmade], failed=True, made=False)
         if options["part"] == "play":
             started = time.perf_counter()
             try:
                 answer = self._env.reset(seed=seed, options=options.get("options") or None)
             except Exception as error:
-                return "", _report([_raised("reset", error)], failed=True)
+                return "", _report([_raised("reset", error, "reset", self._env.unwrapped.reset)], failed=True)
             seconds = time.perf_counter() - started
             findings, observation, info = examine_reset(answer)
             complete = self._complete(lambda: self._contract.start(answer, options.get("step_limit", 0)))
@@ -75,15 +92,18 @@ class Examiner(gym.Env[str, str]):
         try:
             answer = self._env.step(action)
         except Exception as error:
-            finding = _raised(f"step({action[:40]!r})", error)
+            finding = _raised(f"step({action[:40]!r})", error, "step", self._env.unwrapped.step)
             return "", 0.0, True, False, _report([finding], failed=True)
         seconds = time.perf_counter() - started
         findings, (observation, reward, terminated, truncated), info = examine_step(answer)
         complete = self._complete(lambda: self._contract.step(answer))
-        return observation, reward, terminated, truncated, _report(findings, seconds, info, complete)
+        # An answer of the wrong form has no end of its own.
+        report = _report(findings, seconds, info, complete, failed=not _has_length(answer, 5))
+        return observation, reward, terminated, truncated, report
 
     def close(self) -> None:
-        self._env.close()
+        if isinstance(self._env, gym.Env):
+            self._env.close()
 
     def _complete(self, take: Callable[[], tuple[Any, ...]]) -> dict[str, Any] | None:
         """Return the info as `EpisodeEnv` would, without values that cannot be sent; None if it would raise."""
@@ -95,11 +115,9 @@ class Examiner(gym.Env[str, str]):
 
     def _run_gymnasium(self, options: dict[str, Any] | None) -> list[Finding]:
         """Run gymnasium's checker, which knows no options of `reset`, on a second environment."""
-        env = self._make_env()
-        if not isinstance(env, gym.Env):
-            return [
-                Finding("error", "class", f"expected a gymnasium.Env, got {type(env).__name__}: derive it from that")
-            ]
+        env = self._make()
+        if self._unmade is not None:
+            return [self._unmade._replace(where=f"a second {self._unmade.where}")]
         findings = []
         for name in ("observation_space", "action_space"):
             space = getattr(env, name, None)
@@ -114,7 +132,7 @@ class Examiner(gym.Env[str, str]):
             try:
                 check_with_gymnasium(bare, skip_render_check=True)
             except Exception as error:
-                findings.append(Finding("warning", "gymnasium", _one_line(error)))
+                findings.append(Finding("warning", "gymnasium", one_line(error)))
         with contextlib.suppress(Exception):  # closing is a separate part
             env.close()
         texts = dict.fromkeys(_plain(str(warning.message)) for warning in caught if _is_gymnasium(warning))
@@ -126,7 +144,7 @@ class Examiner(gym.Env[str, str]):
             try:
                 self._env.close()
             except Exception as error:
-                findings.append(_raised(time_of, error))
+                findings.append(_raised(time_of, error, "close", self._env.unwrapped.close))
         return findings
 
 
@@ -149,13 +167,8 @@ def _plain(text: str) -> str:
     return text.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ").strip()
 
 
-def _raised(where: str, error: Exception) -> Finding:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return Finding("error", where, f"raised {_one_line(error)} ({place.filename}:{place.lineno})")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _raised(where: str, error: Exception, method: str, called: Any) -> Finding:
+    return Finding("error", where, f"raised {describe_error(error, method, called)}")
 
 
 def _report(
@@ -165,9 +178,10 @@ def _report(
     complete: dict[str, Any] | None = None,
     *,
     failed: bool = False,
+    made: bool = True,
 ) -> dict[str, Any]:
-    keys = sorted(map(str, info or {}))
-    return {"findings": findings, "seconds": seconds, "keys": keys, "info": complete, "failed": failed}
+    report = {"findings": findings, "seconds": seconds, "info": complete, "failed": failed, "made": made}
+    return {**report, "keys": sorted(map(str, info or {}))}
 
 
 def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
@@ -176,7 +190,7 @@ def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
     Returns:
         Findings, and observation and info, empty ones in place of invalid ones.
     """
-    if not isinstance(answer, tuple) or len(answer) != 2:
+    if not _has_length(answer, 2):
         return [Finding("error", "reset", f"expected (observation, info), got {_shape(answer)}")], "", {}
     observation, info = answer
     findings = [*_wrong_observation("reset", observation), *_wrong_info("reset", info)]
@@ -184,7 +198,7 @@ def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
         findings.append(
             Finding("warning", "reset", "neither observation nor task_description: the policy reads nothing")
         )
-    return findings, observation if isinstance(observation, str) else "", info if isinstance(info, dict) else {}
+    return findings, _writable(observation), info if isinstance(info, dict) else {}
 
 
 def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bool], dict[str, Any]]:
@@ -193,7 +207,7 @@ def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bo
     Returns:
         Findings; observation, reward, terminated and truncated; info; neutral values in place of invalid ones.
     """
-    if not isinstance(answer, tuple) or len(answer) != 5:
+    if not _has_length(answer, 5):
         expected = "(observation, reward, terminated, truncated, info)"
         return [Finding("error", "step", f"expected {expected}, got {_shape(answer)}")], ("", 0.0, True, False), {}
     observation, reward, terminated, truncated, info = answer
@@ -205,8 +219,16 @@ def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bo
         if not is_flag(flag):
             findings.append(Finding("warning", name, f"expected True or False, got {flag!r}"))
     ends = (bool(terminated), bool(truncated))
-    text = observation if isinstance(observation, str) else ""
-    return findings, (text, float(reward), *ends), info if isinstance(info, dict) else {}
+    return findings, (_writable(observation), float(reward), *ends), info if isinstance(info, dict) else {}
+
+
+def _has_length(answer: Any, length: int) -> bool:
+    return isinstance(answer, tuple) and len(answer) == length
+
+
+def _writable(observation: Any) -> str:
+    """Return an observation that this wrapper may return itself: the error in another one is a finding."""
+    return observation.encode(errors="backslashreplace").decode() if isinstance(observation, str) else ""
 
 
 def _shape(answer: Any) -> str:
@@ -251,5 +273,5 @@ def _pickle_error(value: Any) -> str | None:
     try:
         pickle.dumps(value)
     except Exception as error:
-        return _one_line(error)
+        return one_line(error)
     return None

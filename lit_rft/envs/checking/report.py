@@ -50,9 +50,10 @@ class EnvReport:
         name: of the environment or suite.
         findings: errors, warnings and notes, without repeats.
         keys: key of info -> the methods that report it (``reset``, ``step`` or ``reset, step``).
-        returns: sum of the rewards of each episode.
-        lengths: number of steps of each episode.
-        ended: whether each episode ended by itself.
+        returns: sum of the rewards of each episode that did not fail.
+        lengths: number of steps of each of these.
+        ended: whether each of these ended by itself.
+        failed: number of episodes that an exception or an answer of the wrong form ended.
         example: the first episode as (action, observation); the first action is empty.
         resets_per_second, steps_per_second: of the environment itself; None without measurements.
         repeatable: whether the same seed and actions gave the same episode again; None if not tested.
@@ -64,6 +65,7 @@ class EnvReport:
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
+    failed: int = 0
     example: list[tuple[str, str]] = field(default_factory=list)
     resets_per_second: float | None = None
     steps_per_second: float | None = None
@@ -90,7 +92,8 @@ def print_report(report: EnvReport, console: Console) -> None:
     """Print an example, the keys of info with their defaults, the figures and the findings."""
     console.print(_example(report), _keys(report), _figures(report))
     for finding in sorted(report.findings, key=lambda finding: list(_STYLES).index(finding.level)):
-        console.print(Text(f"{finding.level}: {finding.where}: {finding.message}", _STYLES[finding.level]))
+        line = _writable(f"{finding.level}: {finding.where}: {finding.message}")
+        console.print(Text(line, _STYLES[finding.level]))
     kinds = {level: sum(finding.level == level for finding in report.findings) for level in _STYLES}
     summary = ", ".join(f"{number} {level}{'s' * (number != 1)}" for level, number in kinds.items())
     console.print(Text(f"{report.name}: {summary}", "bold red" if kinds["error"] else "bold green"))
@@ -102,12 +105,20 @@ def _example(report: EnvReport) -> Table:
         if action:
             table.add_row("action", Text(_shorten(action), "cyan"))
         table.add_row("observation", Text(_shorten(observation)))
+    if not report.example:
+        table.add_row("", "none started")
+    if (rest := len(report.example) - (_EXAMPLE_STEPS + 1)) > 0:
+        table.add_row("...", f"{rest} more step{'s' * (rest != 1)}")
     return table
 
 
 def _shorten(text: str) -> str:
-    text = text.encode(errors="backslashreplace").decode()
+    text = _writable(text)
     return text if len(text) <= _EXAMPLE_WIDTH else f"{text[:_EXAMPLE_WIDTH]}... ({len(text)} characters)"
+
+
+def _writable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _keys(report: EnvReport) -> Table:
@@ -123,9 +134,11 @@ def _keys(report: EnvReport) -> Table:
 def _figures(report: EnvReport) -> Table:
     table = Table(title="figures", show_header=False, title_justify="left")
     number = len(report.returns)
+    if number or report.failed:
+        failed = f", {report.failed} by an error" * (report.failed > 0)
+        table.add_row("episodes", f"{number + report.failed}, {sum(report.ended)} of them ended by themselves{failed}")
     if number:
         low, mean, high = min(report.returns), sum(report.returns) / number, max(report.returns)
-        table.add_row("episodes", f"{number}, {sum(report.ended)} of them ended by themselves")
         table.add_row("return", f"{low:.3g} to {high:.3g}, mean {mean:.3g}")
         table.add_row("steps", f"{min(report.lengths)} to {max(report.lengths)}")
     for name, rate in (("resets", report.resets_per_second), ("steps", report.steps_per_second)):

@@ -120,18 +120,21 @@ class CheckRun:
     def _answer(self, where: str) -> Transition:
         try:
             (event,) = self._pool.wait()
-        except Exception as error:  # any error of the environment's constructor
-            raise FailedError("constructor", f"raised {type(error).__name__}: {error}") from error
+        except Exception as error:  # the worker could not import the environment
+            raise FailedError("constructor", str(error)) from error
         if event.kind == "error":
             raise FailedError(where, str(event.payload))
         answer = _transition(event)
         for finding in answer.info["findings"]:
             self._report.add(*finding)
+            if not answer.info["made"]:
+                raise FailedError(finding.where, finding.message)
         return answer
 
     def _take_keys(self, answer: Transition, method: str) -> None:
         """Record the time of a call and the keys of its info."""
-        self._seconds[method].append(answer.info["seconds"])
+        if not answer.info["failed"]:
+            self._seconds[method].append(answer.info["seconds"])
         for name in answer.info["keys"]:
             if name in DEFAULTS and not (method == "step" and name in RESET_ONLY):
                 known = self._report.keys.get(name, "")
@@ -144,8 +147,12 @@ class CheckRun:
         return None if info is None else self._expert(now.observation, info)  # as in collection, which would end here
 
     def _count(self, episode: list[tuple[str, Transition]]) -> None:
+        """Take an episode's figures, unless it failed: it has no return, and did not end by itself."""
         if not self._report.example:
-            self._report.example = [(action, now.observation) for action, now in episode]
+            self._report.example = [(action, now.observation) for action, now in episode if not now.info["failed"]]
+        if episode[-1][1].info["failed"]:
+            self._report.failed += 1
+            return
         self._report.returns.append(sum(now.reward for _, now in episode))
         self._report.lengths.append(len(episode) - 1)
         last = episode[-1][1]
