@@ -1,6 +1,10 @@
-"""Texts of one line: the form of actions and subgoals in utterances."""
+"""Texts of one line, the form of actions and subgoals in utterances; and texts that are cut to fit."""
 
+import bisect
 import json
+from collections.abc import Callable
+
+CUT = "[...]"  # where text was left out
 
 
 def write_single_line(text: str) -> str:
@@ -34,6 +38,26 @@ def read_line(line: str) -> str:
     """Return a line, or the text that it encodes as a JSON string."""
     quoted = _quoted(line)
     return line if quoted is None else quoted
+
+
+def shortened(text: str, fits: Callable[[str], bool]) -> str | None:
+    """Return a text, or as much of its beginning as fits, with a mark of the cut; None if not even the mark fits.
+
+    Args:
+        text: any.
+        fits: whether a text fits; a longer one never does if a shorter one does not.
+    """
+    if fits(text):
+        return text
+    lengths = range(len(text))
+    first_unfit = bisect.bisect_left(lengths, True, key=lambda length: not fits(_cut(text, length)))
+    while first_unfit and not fits(_cut(text, first_unfit - 1)):  # tokens are not quite monotonic
+        first_unfit -= 1
+    return _cut(text, first_unfit - 1) if first_unfit else None
+
+
+def _cut(text: str, length: int) -> str:
+    return f"{text[:length].rstrip()} {CUT}".lstrip()
 
 
 def _quoted(line: str) -> str | None:
