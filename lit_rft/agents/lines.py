@@ -45,19 +45,25 @@ def shortened(text: str, fits: Callable[[str], bool]) -> str | None:
 
     Args:
         text: any.
-        fits: whether a text fits; a longer one never does if a shorter one does not.
+        fits: whether a text fits.
     """
-    if fits(text):
-        return text
-    lengths = range(len(text))
-    first_unfit = bisect.bisect_left(lengths, True, key=lambda length: not fits(_cut(text, length)))
-    while first_unfit and not fits(_cut(text, first_unfit - 1)):  # tokens are not quite monotonic
-        first_unfit -= 1
-    return _cut(text, first_unfit - 1) if first_unfit else None
+    length = longest_fitting(len(text), lambda length: fits(cut_at(text, length)))
+    return None if length is None else cut_at(text, length)
 
 
-def _cut(text: str, length: int) -> str:
-    return f"{text[:length].rstrip()} {CUT}".lstrip()
+def cut_at(text: str, length: int) -> str:
+    """Return the first characters of a text with a mark of the cut; the text itself if it has no more."""
+    return text if len(text) <= length else f"{text[:length].rstrip()} {CUT}".lstrip()
+
+
+def longest_fitting(longest: int, fits: Callable[[int], bool]) -> int | None:
+    """Return the largest length that fits, at most `longest`; None if not even 0 does."""
+    if fits(longest):
+        return longest
+    length = bisect.bisect_left(range(longest), True, key=lambda length: not fits(length)) - 1
+    while length >= 0 and not fits(length):  # a longer text may have fewer tokens
+        length -= 1
+    return length if length >= 0 else None
 
 
 def _quoted(line: str) -> str | None:
