@@ -11,10 +11,11 @@ logger = logging.getLogger(__name__)
 def within_context(transcripts: Iterable[Transcript], max_length: int) -> list[Transcript]:
     """Shorten transcripts to a context; those that keep no decision are left out.
 
-    If the state after the last decision fills the context, no decision is left.
+    `add_outcomes` appends the state after the last decision so that this decision is left; a prompt that an agent's
+    own `transcripts` end with may fill the context.
 
     Raises:
-        ValueError: A head and the last turn alone are longer than `max_length`.
+        ValueError: A head and the last turn alone are longer than `max_length`: its decision was never made in it.
     """
     shortened = [transcript.truncated(max_length) for transcript in transcripts]
     return [transcript for transcript in shortened if transcript.num_decisions]
@@ -30,7 +31,7 @@ def log_sizes(episodes: Sequence[Sequence[Transcript]], max_length: int, without
     """
     if without_decisions:
         logger.warning(
-            "%d transcripts are left out: the state after the last decision fills max_length=%d",
+            "%d transcripts are left out: the prompt after the last decision fills max_length=%d",
             without_decisions, max_length,
         )  # fmt: skip
     flat = [t for ts in episodes for t in ts]

@@ -118,7 +118,7 @@ class ContextWithoutThoughts:
         turn.append_utterance(list(ids), allowed)
         self._written.append(turn)
         history.input_ids = self._chat.thoughts.history_ids(history.input_ids)
-        if not history.utterance_ends:
+        if len(self._written) == 1:  # later the history may be without turns as well: `shorten` drops all of them
             history.head_length = len(history.input_ids)
         history.append_utterance(self._chat.answer_ids(ids))
 

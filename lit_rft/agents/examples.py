@@ -3,11 +3,12 @@
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_rft.agents.base import check_positive
 from lit_rft.agents.formats import AnswerFormat
+from lit_rft.agents.lines import CUT, cut_at, longest_fitting
 from lit_rft.agents.opening import opening_text
 from lit_rft.agents.records import recorded_thoughts
 from lit_rft.episodes import Episode, read_episodes
@@ -23,7 +24,8 @@ class Examples:
     Args:
         files: episode files or folders; every episode must be of the split `train`.
         number: examples per task, > 0.
-        max_tokens: of all examples of a task, > 0; the middle of a longer text is left out, step by step.
+        max_tokens: of all examples of a task, > 0; the middle of a longer text is left out, step by step, then the ends
+            of the observations.
 
     Raises:
         ValueError: a number is out of range, or there is no file.
@@ -53,11 +55,15 @@ class Examples:
         return by_task[task][: self.number]
 
     def text(self, task: str, answer_format: AnswerFormat, chat: ChatFormat) -> str:
-        """Write the examples of a task, with a blank line at the end."""
+        """Write the examples of a task, with a blank line at the end.
+
+        Raises:
+            ValueError: They are longer than `max_tokens` even with two steps each and no observation of theirs.
+        """
         episodes = self.episodes(task)
         room = self.max_tokens // len(episodes)
         texts = [_fitting(episode, answer_format, chat, room) for episode in episodes]
-        return "".join(f"Example:\n{text}\n\n" for text in texts)
+        return "".join(texts)
 
 
 def step_texts(episode: Episode, answer_format: AnswerFormat) -> list[str]:
@@ -76,19 +82,40 @@ def _thought(goal: str | None) -> str:
 
 
 def _fitting(episode: Episode, answer_format: AnswerFormat, chat: ChatFormat, room: int) -> str:
-    steps = step_texts(episode, answer_format)
-    opening = opening_text(episode.task_description, episode.initial_observation.strip())
-    size = len(chat.utterance(opening)) + 8
-    sizes = [len(chat.utterance(step)) for step in steps]
-    kept = list(range(len(steps)))
-    while len(kept) > 2 and size + sum(sizes[index] for index in kept) > room:
+    """Write an example of at most `room` tokens."""
+    sizes = [len(chat.utterance(step)) for step in step_texts(episode, answer_format)]
+    longest = max((len(step.observation) for step in episode.steps), default=0)
+
+    def write(length: int) -> str:
+        """Write the kept steps with observations of at most this many characters."""
+        steps = [replace(step, observation=cut_at(step.observation.strip(), length)) for step in episode.steps]
+        return _example(episode, step_texts(replace(episode, steps=steps), answer_format), kept)
+
+    def size(length: int) -> int:
+        return len(chat.utterance(write(length)))
+
+    kept = list(range(len(sizes)))
+    while len(kept) > 2 and sum(sizes[index] for index in kept) > room:  # without tokenizing the text at each step
         del kept[len(kept) // 2]
-    lines = [opening]
+    while len(kept) > 2 and size(longest) > room:
+        del kept[len(kept) // 2]
+    length = longest_fitting(longest, lambda length: size(length) <= room)
+    if length is None:
+        raise ValueError(
+            f"examples.max_tokens leaves {room} tokens for each example, and {episode.id!r} has {size(0)} with two "
+            "steps without their observations: raise it"
+        )
+    return write(length)
+
+
+def _example(episode: Episode, steps: Sequence[str], kept: Sequence[int]) -> str:
+    """Write an example of some of an episode's steps, with a mark where others were left out."""
+    lines = ["Example:", opening_text(episode.task_description, episode.initial_observation.strip())]
     for position, index in enumerate(kept):
         if position and index != kept[position - 1] + 1:
-            lines.append("[...]")
+            lines.append(CUT)
         lines.append(steps[index])
-    return "\n".join(lines)
+    return "\n".join([*lines, "\n"])
 
 
 def _modified(path: str) -> float:

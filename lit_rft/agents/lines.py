@@ -1,6 +1,10 @@
-"""Texts of one line: the form of actions and subgoals in utterances."""
+"""Texts of one line, the form of actions and subgoals in utterances; and texts that are cut to fit."""
 
+import bisect
 import json
+from collections.abc import Callable
+
+CUT = "[...]"  # where text was left out
 
 
 def write_single_line(text: str) -> str:
@@ -34,6 +38,32 @@ def read_line(line: str) -> str:
     """Return a line, or the text that it encodes as a JSON string."""
     quoted = _quoted(line)
     return line if quoted is None else quoted
+
+
+def shortened(text: str, fits: Callable[[str], bool]) -> str | None:
+    """Return a text, or as much of its beginning as fits, with a mark of the cut; None if not even the mark fits.
+
+    Args:
+        text: any.
+        fits: whether a text fits.
+    """
+    length = longest_fitting(len(text), lambda length: fits(cut_at(text, length)))
+    return None if length is None else cut_at(text, length)
+
+
+def cut_at(text: str, length: int) -> str:
+    """Return the first characters of a text with a mark of the cut; the text itself if it has no more."""
+    return text if len(text) <= length else f"{text[:length].rstrip()} {CUT}".lstrip()
+
+
+def longest_fitting(longest: int, fits: Callable[[int], bool]) -> int | None:
+    """Return the largest length that fits, at most `longest`; None if not even 0 does."""
+    if fits(longest):
+        return longest
+    length = bisect.bisect_left(range(longest), True, key=lambda length: not fits(length)) - 1
+    while length >= 0 and not fits(length):  # a longer text may have fewer tokens
+        length -= 1
+    return length if length >= 0 else None
 
 
 def _quoted(line: str) -> str | None:

@@ -105,17 +105,27 @@ class ReActAgent:
         """Write an episode: its utterances if they have its actions, else the actions; and the observations."""
         written, lines = iter(texts_of(episode, "utterances", LEVEL)), list[str]()
         for step in episode.steps:
-            action = ""
-            for text in written:
+            action = None
+            for thoughts, text in enumerate(written):
                 lines.append(text.strip())
                 answer = ThoughtAction().parse(text)
-                action = "" if answer is None else answer.action
-                if answer is not None or step.action == "":
+                if not self.only_thinks(answer is not None, text, thoughts):
+                    action = "" if answer is None else answer.action
                     break
             if action != step.action:
                 return "\n".join(step_texts(episode, ThoughtAction()))
             lines.append(f"Observation: {step.observation.strip()}")
         return "\n".join(lines)
+
+    def only_thinks(self, valid: bool, text: str, thoughts: int) -> bool:
+        """Return whether an utterance is a thought that takes no step.
+
+        Args:
+            valid: whether it has an action.
+            text: the utterance.
+            thoughts: number of such thoughts right before it.
+        """
+        return not valid and _THOUGHT.search(text) is not None and thoughts < self.max_thoughts
 
     def outcomes(self, episode: Episode, level: str) -> list[DecisionOutcome]:
         """Return the environment's reward of each step.
@@ -164,7 +174,7 @@ class ReActSession:
         answer = read_answer(ThoughtAction(), self.chat, text)
         self._turns += 1
         limit = self.agent.turn_limit
-        if not answer.valid and _THOUGHT.search(text) and self._thoughts < self.agent.max_thoughts:
+        if self.agent.only_thinks(answer.valid, text, self._thoughts):
             self._thoughts += 1
             return Stop("turn_limit") if limit == self._turns else Ask(LEVEL, self.chat.turn("OK."))
         self._thoughts, self._action = 0, answer.action

@@ -7,6 +7,7 @@ from typing import Any
 from lit_rft.agents.admissible import recorded_actions
 from lit_rft.agents.base import Act, Agent, Ask, Session
 from lit_rft.agents.contexts import make_context
+from lit_rft.agents.lines import shortened
 from lit_rft.agents.optional import acting_levels, admissible_actions, admit, notice, prepare
 from lit_rft.episodes import Episode
 from lit_rft.generation import TokenTrie
@@ -139,6 +140,11 @@ def add_outcomes(
 ) -> list[Transcript]:
     """Add the outcomes of decisions.
 
+    The state after the last decision is appended only as far as the agent's context has room for it behind that
+    decision, whose own context must not change. Where it is too long, its observation is cut at the end (`[...]`), and
+    the value is that of the cut state; without room for any of it, V(s') is read at the end of the utterance. So no
+    decision that was played is lost for its next state.
+
     Args:
         transcripts: of this episode, from its record or from play; early turns may have been dropped.
         episode: the record.
@@ -157,17 +163,34 @@ def add_outcomes(
     for transcript in transcripts:
         known = agent.outcomes(episode, transcript.level)
         outcomes = known[transcript.first_decision :][: transcript.num_decisions]
-        ended = transcript.first_decisions(len(outcomes)) if transcript.num_decisions > len(outcomes) else transcript
         if not outcomes:
             continue
-        extended = ended.copy()
+        extended = transcript.first_decisions(len(outcomes))
         extended.outcomes = outcomes
-        if not outcomes[-1].terminated and extended.utterance_ends[-1] == len(extended) - 1:
-            steps = sum(outcome.steps for outcome in known[: transcript.first_decision + len(outcomes)])
-            observation = _observation(agent, episode, steps, transcript.level)
-            extended.append_prompt(chat.turn(agent.update(transcript.level, observation)))
-        completed.append(extended)
+        steps = sum(outcome.steps for outcome in known[: transcript.first_decision + len(outcomes)])
+        completed.append(_with_next_state(extended, episode, steps, chat, agent))
     return completed
+
+
+def _with_next_state(
+    transcript: Transcript, episode: Episode, steps: int, chat: ChatFormat, agent: Agent
+) -> Transcript:
+    """Return a transcript with the prompt after its last decision, of `steps` steps, as far as the context permits."""
+    room = transcript.room_after_last_decision(agent.max_length)
+    present = len(transcript) - 1 - transcript.utterance_ends[-1]  # as it was played
+    if 0 < present <= room or (not present and transcript.outcomes[-1].terminated):
+        return transcript
+    decided = transcript.without_last_prompt()
+    if not transcript.outcomes[-1].terminated:
+
+        def prompt(observation: str) -> list[int]:
+            return chat.turn(agent.update(transcript.level, observation))
+
+        observation = _observation(agent, episode, steps, transcript.level)
+        fitting = shortened(observation, lambda text: len(prompt(text)) <= room)
+        if fitting is not None:
+            decided.append_prompt(prompt(fitting))
+    return decided
 
 
 def step_outcomes(episode: Episode) -> list[DecisionOutcome]:
@@ -192,6 +215,6 @@ def learnable_transcripts(
     """
     transcripts = []
     for transcript in add_outcomes(played, episode, chat, agent):
-        with contextlib.suppress(ValueError):  # the last prompt alone is longer than the context
+        with contextlib.suppress(ValueError):  # a decision and its state alone are longer than the context
             transcripts.append(transcript.truncated(agent.max_length))
     return [transcript for transcript in transcripts if transcript.num_decisions]

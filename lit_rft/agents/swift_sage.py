@@ -14,7 +14,11 @@ from lit_rft.episodes import Episode, Step, Subgoal
 from lit_rft.transcripts import ChatFormat, DecisionOutcome, Transcript
 
 SAGE = "sage"
-_NUMBERED = re.compile(r"^\W*(?:action\s*)?\d+\s*[:.)]\s*(\S.*)$", re.MULTILINE | re.IGNORECASE)
+# Blanks stay within the line: an empty "Action 1:" must not take the next one. Marks of bold print may stand around the
+# separator; "1.5 cups" is no number of a line.
+_NUMBERED = re.compile(
+    r"^[^\w\n]*(?:action[^\S\n]*)?\d+\**[^\S\n]*(?:[:)]|\.(?!\d))\**[^\S\n]*(\S.*)$", re.MULTILINE | re.IGNORECASE
+)
 _QUESTIONS = """Answer briefly:
 1. Which objects are needed, and where are they?
 2. Which of them are missing, and where could they be found?
@@ -251,5 +255,5 @@ class SwiftSageSession:
     def _parse(self, text: str) -> list[str]:
         """Read the numbered lines; an expected result behind an arrow is left out."""
         lines = [match.group(1) for match in _NUMBERED.finditer(text)]
-        actions = [line.split("-->")[0].strip().strip("`\"'").strip() for line in lines]
+        actions = [line.split("-->")[0].strip().strip("*`\"'").strip() for line in lines]
         return [action for action in actions if action][: self.agent.max_buffer]

@@ -191,6 +191,8 @@ class EnvPool:
         free = sorted((slot for slot in self._slots if slot.playing is None), key=lambda slot: slot.worker is None)
         for slot in free[: len(self._queue)]:
             timeout = self.settings.reset_timeout
+            if slot.worker is not None and slot.worker.connection.poll(0):
+                self._take_answer(slot)  # it died while it was idle: that is no attempt of the next job
             if slot.worker is None:
                 slot.worker = (WorkerThread if self.settings.threads else WorkerProcess)(self._factory)
                 self._start_report.started(slot.index)

@@ -90,6 +90,8 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
         EpisodeError: the segments are not contiguous, empty, or do not cover every step; the message names the
             annotator.
     """
+    if not episode.steps:  # such as one whose first prompt filled the context: annotators look at steps
+        return dataclasses.replace(episode, subgoals=[])
     subgoals = []
     segments = list(annotate(episode))
     for i, segment in enumerate(segments):
@@ -102,7 +104,7 @@ def apply_annotator(episode: Episode, annotate: Annotator, name: str) -> Episode
         if completed is None:
             completed = i + 1 < len(segments) or _last_is_completed(episode)
         subgoals.append(Subgoal(start, end, goal, completed, annotator=name))
-    if episode.steps and not subgoals:
+    if not subgoals:
         raise EpisodeError(
             f"annotator {name!r}: expected segments for {len(episode.steps)} steps, got none", "subgoals"
         )

@@ -105,3 +105,7 @@ class Constraints:
                 self._nodes[slot] = node
             else:
                 del self._nodes[slot]
+
+    def end(self, slot: int) -> None:
+        """Free a slot whose utterance has ended, maybe by a stop in the middle of its sequence."""
+        self._nodes.pop(slot, None)

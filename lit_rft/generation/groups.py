@@ -173,6 +173,7 @@ class _GroupSampler:
         p, n = self.place.pop(slot)
         self.groups[p][n] = self.sampled.pop(slot)
         swap_remove(self.active, slot)
+        self.constraints.end(slot)  # the slot's next prompt has its own, or none
         self.decoder.cache.clear(slot)
         self.begun[p].slots.discard(slot)
         if not self.begun[p].slots:

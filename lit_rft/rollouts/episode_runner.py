@@ -53,6 +53,7 @@ class EpisodeRunner:
         self.agent, self.parallel_episodes = agent, parallel_episodes
         self.merge_adapters, self._backend = merge_adapters, server.connect() if server is not None else None
         self._chat_levels = ChatLevels(agent, chat_server)
+        self._used_before = self._chat_levels.usage()  # by earlier sessions
         self._pools = EnvPools(parallel_episodes, pool)
         self._player: EpisodePlayer | None = None
         self._samplers: list[Conversations] = []  # of the session
@@ -134,10 +135,11 @@ class EpisodeRunner:
         )
 
     def costs(self) -> dict[str, int]:
-        """Return the tokens that the session has read and sampled, and the chat server's usage in all sessions."""
+        """Return the tokens that the session has read and sampled, and its usage of the chat server."""
         read = sum(sampler.tokens_read for sampler in self._samplers)
         sampled = sum(sampler.tokens_sampled for sampler in self._samplers)
-        return {"tokens_read": read, "tokens_sampled": sampled, **self._chat_levels.usage()}
+        used = {name: number - self._used_before[name] for name, number in self._chat_levels.usage().items()}
+        return {"tokens_read": read, "tokens_sampled": sampled, **used}
 
     def play(self, episodes: Sequence[EpisodeSpec], max_unfinished: int = 0) -> list[PlayedEpisode]:
         """Submit episodes, and play until at most `max_unfinished` of all submitted ones are unfinished.
@@ -160,6 +162,7 @@ class EpisodeRunner:
         if self._player is not None and self._backend is not None:
             self._backend.rest()
         self._player, self._samplers = None, []
+        self._used_before = self._chat_levels.usage()
 
     @contextlib.contextmanager
     def closing_on_error(self) -> Iterator[None]:

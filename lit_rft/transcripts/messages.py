@@ -1,5 +1,6 @@
 """Conversations as messages, for servers that apply a chat template themselves; in place of a `ChatFormat`."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ class MessageFormat:
     """A chat format whose ids hold messages, exactly: a mark for each role, and the tokens of the contents.
 
     The tokens are those of a local tokenizer, which has to be neither the server's nor exact: they only measure
-    lengths. These ids cannot be trained on.
+    lengths. A text that it does not decode exactly has an id beyond the vocabulary in place of its first token: other
+    texts may have the same tokens. These ids cannot be trained on.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -28,7 +30,9 @@ class MessageFormat:
         self.end_of_turn_id = first + len(_ROLES)
         self.end_ids = (self.end_of_turn_id,)
         self.thoughts = ThoughtMarks()
-        self._texts: dict[tuple[int, ...], str] = {}  # those that the tokenizer does not decode exactly
+        self._inexact: dict[str, int] = {}  # text that the tokenizer does not decode exactly -> its id
+        self._texts: dict[int, str] = {}  # these texts by their ids
+        self._next_ids = itertools.count(self.end_of_turn_id + 1)
 
     def at(self, level: str) -> "MessageFormat":
         return self
@@ -86,12 +90,14 @@ class MessageFormat:
 
     def _encode(self, text: str) -> list[int]:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if self._decode_tokens(ids) != text:
-            self._texts[tuple(ids)] = text
-        return ids
+        if self._decode_tokens(ids) == text:
+            return ids
+        number = self._inexact.setdefault(text, next(self._next_ids))  # atomic: a server's answers come in threads
+        self._texts[number] = text
+        return [number, *ids[1:]]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        known = self._texts.get(tuple(ids))
+        known = self._texts.get(ids[0]) if ids else None
         return self._decode_tokens(ids) if known is None else known
 
     def _decode_tokens(self, ids: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ class Transcript:
     `state_ends[k]`: index of the last token of the state of decision k (where V(s_k) is read, after the full
     observation). `utterance_ends[k]`: index of the utterance's last token (where Q(s_k, u_k) is read).
     `outcomes[k]`: outcome of decision k, if known (for critics). A last decision that did not terminate is followed by
-    one more prompt, at whose end the value of the next state is read.
+    one more prompt, at whose end the value of the next state is read, if the context has room for one.
     `dropped_turns`, `dropped_tokens`: numbers of turns and tokens that truncation has removed so far.
     `allowed[k]`: for each token of decision k the token ids among which it was chosen; no entry for free decisions.
     `earlier_decisions`: number of earlier decisions of the conversation, if each of them has a transcript of its own.
@@ -124,6 +124,15 @@ class Transcript:
             self.copy(), input_ids=self.input_ids[: self.utterance_ends[-1] + 1 if self.utterance_ends else 0]
         )
 
+    def room_after_last_decision(self, max_length: int) -> int:
+        """Return how many tokens a prompt after the last decision may have, so that `truncated` keeps that decision.
+
+        Negative if it has none to spare. There must be a decision.
+        """
+        kept = self.without_last_prompt()
+        unfinished = kept.input_ids[-1] != self.end_of_turn_id  # `append_prompt` closes the utterance first
+        return max_length - (len(kept) - kept._tokens_of_turns(kept.num_decisions - 1)) - unfinished
+
     def truncated(self, max_length: int) -> "Transcript":
         """Shorten the conversation to `max_length` tokens.
 
@@ -138,15 +147,21 @@ class Transcript:
             return self
         answered = bool(self.utterance_ends) and self.utterance_ends[-1] == len(self) - 1
         for turns in range(1, self.num_decisions + (not answered)):
-            end = self.utterance_ends[turns - 1]
-            # keep the end-of-turn token of the last removed utterance: it closes the empty one
-            cut_end = end if self.input_ids[end] == self.end_of_turn_id else end + 1
-            if len(self) - (cut_end - self.head_length) <= max_length:
-                return self._without_turns(turns, cut_end - self.head_length)
+            cut = self._tokens_of_turns(turns)
+            if len(self) - cut <= max_length:
+                return self._without_turns(turns, cut)
         raise ValueError(
             f"max_length={max_length} is too short for the head ({self.head_length} tokens) and the last turn of a "
             f"{self.level}-level transcript of {len(self)} tokens (episode {self.episode_id!r}); raise max_length"
         )
+
+    def _tokens_of_turns(self, turns: int) -> int:
+        """Return the number of tokens that truncation removes with the earliest turns."""
+        if not turns:
+            return 0
+        end = self.utterance_ends[turns - 1]
+        # keep the end-of-turn token of the last removed utterance: it closes the empty one
+        return (end if self.input_ids[end] == self.end_of_turn_id else end + 1) - self.head_length
 
     def _without_turns(self, turns: int, cut: int) -> "Transcript":
         return Transcript(

@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from lit_rft.agents import FlatAgent, HierarchicalAgent, HierarchyPrompts, add_outcomes
+from lit_rft.agents import (
+    Agent,
+    FlatAgent,
+    HierarchicalAgent,
+    HierarchyPrompts,
+    SwiftAgent,
+    add_outcomes,
+    learnable_transcripts,
+)
+from lit_rft.datamodules.rendering import within_context
 from lit_rft.episodes import Episode, Outcome, Subgoal
 from lit_rft.episodes.subgoals import condition_text
 from lit_rft.testing.tiny import make_episode, make_tokenizer
@@ -140,3 +149,60 @@ def test_batches_hold_what_the_transcripts_say() -> None:
                 at += 1
         assert at == len(batch.rewards)
         assert batch.rewards.dtype == torch.float32
+
+
+def long_episode(words: int) -> Episode:
+    """Ends by a time limit; its observations are long, and it has no subgoals."""
+    episode = make_episode(num_steps=6, subgoals=False)
+    steps = [dataclasses.replace(step, observation=f"room {n} " + "x " * words) for n, step in enumerate(episode.steps)]
+    outcome = Outcome(episode.outcome.score, False, False, True, "step_limit")
+    return dataclasses.replace(episode, steps=steps, outcome=outcome)
+
+
+@pytest.mark.parametrize(
+    "agent", [FlatAgent("Act.", 420, keep_thoughts=False), SwiftAgent("Act.", 560)], ids=["flat", "swift"]
+)
+def test_no_decision_with_its_own_transcript_is_lost_for_its_next_state(agent: Agent) -> None:
+    chat, episode = make_chat(), long_episode(60)
+    made = agent.transcripts(episode, chat)
+    after = add_outcomes(made, episode, chat, agent)
+    kept = within_context(after, agent.max_length)
+    assert kept == after == learnable_transcripts(made, episode, chat, agent)
+    assert [t.first_decision for t in kept] == list(range(6)) and max(map(len, kept)) <= agent.max_length
+    for before, transcript in zip(made, kept, strict=True):
+        assert transcript.input_ids[: len(before)] == before.input_ids
+        step = episode.steps[transcript.first_decision]
+        prompt = transcript.input_ids[len(before) :]
+        fits = len(before) + len(chat.turn(step.observation.strip())) <= agent.max_length
+        assert (prompt == chat.turn(step.observation.strip())) == fits
+        shown = chat.tokenizer.decode(prompt)
+        assert fits or not prompt or ("[...]" in shown and prompt[-4:] == chat.turn("x")[-4:])
+    cut = [
+        t for t, before in zip(kept, made, strict=True) if "[...]" in chat.tokenizer.decode(t.input_ids[len(before) :])
+    ]
+    assert cut and agent.max_length - 4 <= max(map(len, cut))
+
+
+def test_without_room_the_value_of_the_next_state_is_read_at_the_utterance() -> None:
+    chat, episode = make_chat(), long_episode(3)
+    roomy = FlatAgent("Act.", keep_thoughts=False)
+    last = roomy.transcripts(episode, chat)[-1]
+    agent = FlatAgent("Act.", len(last) + 1, keep_thoughts=False)
+    (completed,) = add_outcomes([last], episode, chat, agent)
+    assert completed.input_ids == last.input_ids and completed.next_state_ends == completed.utterance_ends
+    assert not completed.outcomes[-1].terminated
+
+
+def test_one_transcript_keeps_its_last_decision_before_a_long_observation() -> None:
+    """In one conversation the earliest turns are dropped first; the last decision stays, played or rendered."""
+    chat, episode = make_chat(), long_episode(60)
+    steps = [dataclasses.replace(step, observation="short") for step in episode.steps[:-1]]
+    episode = dataclasses.replace(episode, steps=[*steps, episode.steps[-1]])
+    (whole,) = FLAT.transcripts(episode, chat)
+    agent = FlatAgent("Act.", whole.head_length + 100)
+    played = whole.copy()
+    played.append_prompt(chat.turn(episode.steps[-1].observation))  # a context that was full
+    for transcript in (whole, played):
+        (kept,) = learnable_transcripts([transcript], episode, chat, agent)
+        assert kept.first_decision + kept.num_decisions == 6 and kept.num_decisions >= 1
+        assert len(kept) <= agent.max_length and kept.next_state_ends[-1] > kept.utterance_ends[-1]

@@ -146,6 +146,35 @@ def test_long_examples_lose_steps_in_the_middle(chat: ChatFormat, tmp_path: Path
     assert f"Action: {episode.steps[0].action}" in text and episode.steps[-1].observation in text
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_long_observations_of_examples_are_cut(steps: int, chat: ChatFormat, tmp_path: Path) -> None:
+    episode = make_episode(0, steps, "walk")
+    long = dataclasses.replace(
+        episode, steps=[dataclasses.replace(step, observation="far " * 300) for step in episode.steps]
+    )
+    shown = examples(tmp_path, [long], max_tokens=400)
+    text = shown.text("walk", ThoughtAction(), chat)
+    assert 390 <= len(chat.utterance(text)) <= 400
+    assert text.count("Action:") == min(steps, 2) and text.count(" [...]\n") == min(steps, 2)
+    with pytest.raises(ValueError, match=r"examples\.max_tokens leaves 50 tokens .* 'walk/0' has \d+ with"):
+        dataclasses.replace(shown, max_tokens=50).text("walk", ThoughtAction(), chat)
+
+
+def test_an_episode_is_told_again_with_each_observation_behind_its_action() -> None:
+    """An utterance without thought and action is a step of its own, with an empty action."""
+    episode = make_episode(0, 2, subgoals=False)
+    texts = ["Thought: I should look for the door.", "I am confused.", "Action: open door"]
+    first, second = episode.steps
+    steps = [
+        dataclasses.replace(first, action="", observation="Nothing happens."),
+        dataclasses.replace(second, action="open door", observation="The door is open."),
+    ]
+    played = dataclasses.replace(episode, steps=steps, extra={"utterances": {"flat": texts}})
+    lines = [texts[0], texts[1], "Observation: Nothing happens.", texts[2], "Observation: The door is open."]
+    assert ReActAgent().retell(played) == "\n".join(lines)
+    assert texts[1] not in ReActAgent(max_thoughts=0).retell(played), "the record of an agent with other settings"
+
+
 def test_examples_of_other_splits_and_missing_tasks_are_errors(chat: ChatFormat, tmp_path: Path) -> None:
     shown = examples(tmp_path, [make_episode(0, 2, "run")])
     with pytest.raises(ValueError, match=r"expected a solved episode of the task 'walk' in .*which have those of run"):

@@ -277,3 +277,17 @@ def test_a_call_of_sage_starts_the_counts_of_failures_again(chat: ChatFormat) ->
     assert session.receive("1. a\n2. b").text == "a"
     session.notice(Step("a", "?", 0.0, 0.0, False))
     assert session.observe("?").text == "b"  # one failed attempt of this buffer
+
+
+@pytest.mark.parametrize(
+    ("text", "actions"),
+    [
+        ("**Action 1:** go north", ["go north"]),
+        ("- **Action 1: go north**\n**2**. take key", ["go north", "take key"]),
+        ("Action 1:\nAction 2: go north\nAction 3: take key", ["go north", "take key"]),
+        ("1.\n2. open door", ["open door"]),
+        ("1.5 cups\n1. 5 cups", ["5 cups"]),
+    ],
+)
+def test_numbered_lines_of_sage(text: str, actions: list[str]) -> None:
+    assert SwiftSageSession(SwiftSageAgent(), chat_of("chatml"))._parse(text) == actions

@@ -171,3 +171,25 @@ def test_the_state_after_a_decision_of_its_own_transcript() -> None:
         assert [outcome.reward for outcome in transcript.outcomes] == [step.reward]
         after = transcript.input_ids[transcript.utterance_ends[0] + 1 :]
         assert after == ([] if step is episode.steps[-1] else chat.turn(step.observation))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3.5"])
+def test_long_observations_are_dropped_again_after_all_turns_were(family: str) -> None:
+    """The room is for one observation: each turn drops all earlier ones, and the head stays that of the start."""
+
+    class LongEnv(CorridorEnv):
+        def step(self, action: str) -> Any:
+            _, *rest = super().step(action)
+            return ("far " * 60, *rest)
+
+    chat = chat_of(family)
+    whole = Writer(chat, {"flat": answers(chat, ["jump"] * 6)})
+    play(FlatAgent("Act.", 4000, keep_thoughts=False), chat, whole, LongEnv)
+    agent = FlatAgent("Act.", len(whole.seen[1][0]) + 32 + 10, keep_thoughts=False)
+    writer = Writer(chat, {"flat": answers(chat, ["jump"] * 6)})
+    played = play(agent, chat, writer, LongEnv)
+    assert played.episode.outcome.reason == "step_limit" and len(played.episode.steps) == 6
+    assert_what_was_read(played, writer)
+    head = writer.seen[0][0]
+    assert len({len(context) for context, _ in writer.seen[2:]}) == 1
+    assert all(context[: len(head) - 8] == head[:-8] for context, _ in writer.seen)

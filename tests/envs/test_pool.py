@@ -116,6 +116,23 @@ def test_a_worker_that_dies_while_it_waits_loses_its_episode() -> None:
     assert list(ended) == ["a"]
 
 
+def test_a_worker_that_dies_between_episodes_costs_the_next_one_no_attempt() -> None:
+    with EnvPool(FakeEnv, 1, replace(QUICK, max_attempts=1)) as pool:
+        for name in ("first", "second"):
+            pool.submit(EpisodeSpec(name))
+        reset = []
+        while pool.outstanding:
+            for event in pool.wait():
+                assert event.kind == "reset"
+                reset.append(event.job.id)
+                pid = pool.process_id(event.worker)
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                assert_ends(pid)
+                pool.finish(event.worker)
+        assert reset == ["first", "second"]
+
+
 def test_bad_options_are_raised_and_the_run_can_go_on() -> None:
     with EnvPool(FakeEnv, 1, QUICK) as pool:
         pool.submit(EpisodeSpec("bad", options={"do": "bad"}))

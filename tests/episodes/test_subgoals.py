@@ -188,3 +188,10 @@ def test_an_annotator_that_does_not_cover_every_step_is_named(segments: Any, fie
     with pytest.raises(EpisodeError, match="annotator 'mine'") as caught:
         apply_annotator(play([[], [], []]), lambda episode: segments, "mine")
     assert caught.value.field == field
+
+
+def test_an_episode_without_steps_has_no_subgoals() -> None:
+    """Such as one whose first prompt was longer than the context: annotators may look at its last step."""
+    episode = play([], Outcome(0.0, False, False, True, "context_full"))
+    for annotator in (annotate_events, annotate_scienceworld, lambda episode: [(0, len(episode.steps), "all")]):
+        assert apply_annotator(episode, annotator, "someone").subgoals == []

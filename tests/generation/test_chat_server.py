@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from fake_chat_server import FakeChatServer, chat_server
 from local_play import chat_of
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lit_rft.generation import (
     ChatConversations,
@@ -182,6 +184,19 @@ def test_ids_hold_messages_exactly(family: str) -> None:
             {"role": "assistant", "content": f"A{text}"}, {"role": "user", "content": f"V{text}"},
         ]  # fmt: skip
         assert chat.text(chat.utterance(text)) == text
+
+
+def test_texts_with_the_same_tokens_stay_apart() -> None:
+    """A local tokenizer may know few words, or lower-case them: its tokens only measure lengths."""
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "you": 1, "see": 2, "a": 3}, unk_token="<unk>"))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    chat = MessageFormat(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"))
+    texts = ["You see", "you see a mug", "you see", "you see a knife", ""]
+    ids = [*chat.head(*texts[:2]), *chat.utterance(texts[2]), *chat.turn(texts[3]), *chat.utterance(texts[4])]
+    assert [message["content"] for message in chat.messages(ids)] == texts[:4]
+    assert len(ids) == 12 + 5 + 2, "a token for each word, a mark for each role, and the ends"
+    assert chat.utterance(texts[3]) == chat.utterance(texts[3]) != chat.utterance(texts[1])
+    assert [chat.text(chat.utterance(text)) for text in texts] == texts
 
 
 def test_dropped_turns_leave_no_empty_message(chat: MessageFormat) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from lit_rft.generation import SamplingSettings, sample_groups
 from lit_rft.generation import groups as module
+from lit_rft.generation.choices import TokenTrie
 from lit_rft.generation.decoder import Decoder
 from lit_rft.generation.generator import ConversationGenerator
 from lit_rft.models import MergedWeights, model_end_ids
@@ -228,3 +229,14 @@ def test_ends_are_those_of_the_generation_config() -> None:
     assert model_end_ids(model) == ()
     with pytest.raises(ValueError, match="at least one token"):
         sample_groups(model, make_prompts(), [1] * 5, SamplingSettings(2), [])
+
+
+def test_choices_do_not_reach_the_next_prompt_of_their_slot() -> None:
+    """A stop token ends a completion within its sequence; the prompt that follows in the slot is free."""
+    model = make_model()
+    prompts = [("long", [3] * 9), ("short", [4, 6])]
+    sampling = SamplingSettings(4, 1.0, stop_token_ids=(5,))
+    choices = {0: TokenTrie([[5, 7, END]])}
+    together = sample_groups(model, prompts, [1, 1], sampling, END, max_concurrent=2, choices=choices)
+    one_slot = sample_groups(model, prompts, [1, 1], sampling, END, max_concurrent=1, choices=choices)
+    assert [[one.ids for one in group] for group in one_slot] == [[one.ids for one in group] for group in together]

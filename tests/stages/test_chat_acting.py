@@ -39,7 +39,7 @@ def acting(fake: FakeChatServer, model: str, levels: list[str] | None = None) ->
     return ActingSettings(SamplingSettings(8), 2, chat_server=server, pool=PoolSettings(threads=True))
 
 
-def evaluate(agent: Any, acting: ActingSettings, model: Path, folder: Path) -> Any:
+def evaluate(agent: Any, acting: ActingSettings, model: Path, folder: Path, times: int = 1) -> Any:
     stage = make_stage(model, acting=acting, agent=agent)
     data = TrajectoryDataModule(
         str(model), suite=CorridorSuite(step_limit=4), data_dir=str(folder), eval_episodes_per_task=1
@@ -48,7 +48,8 @@ def evaluate(agent: Any, acting: ActingSettings, model: Path, folder: Path) -> A
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=[ScoreTable()],
     )  # fmt: skip
-    trainer.test(stage, datamodule=data, verbose=False)
+    for _ in range(times):
+        trainer.test(stage, datamodule=data, verbose=False)
     return stage.evaluator
 
 
@@ -75,6 +76,12 @@ def test_a_server_acts_for_every_agent(
     assert costs["episodes"] == 2 and costs["env_steps"] == 6 and costs["seconds"] > 0
     episode = evaluator.results[0].episode
     assert episode.source["chat_server"] == {"model": answer, "levels": []}
+
+
+def test_costs_are_those_of_the_last_epoch(fake: FakeChatServer, tiny_model_folder: Path, tmp_path: Path) -> None:
+    evaluator = evaluate(FlatAgent(), acting(fake, "echo:go right"), tiny_model_folder, tmp_path, times=2)
+    costs = evaluator.costs
+    assert costs["server/requests"] == costs["utterances"] == 6 and costs["server/prompt_tokens"] == 7 * 6
 
 
 def test_each_level_of_a_server_has_its_own_sampling(
