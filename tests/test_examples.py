@@ -14,6 +14,7 @@ from lit_rft.callbacks import RolloutFiles
 from lit_rft.cli import resolve_configs
 from lit_rft.command_line import build
 from lit_rft.datamodules import PromptLoader
+from lit_rft.episodes import read_episodes
 from lit_rft.error_messages import UsageError
 from lit_rft.models import load_tokenizer
 from lit_rft.rollouts import Rollout
@@ -49,6 +50,18 @@ def test_an_own_environment(tiny_model_folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     rewards = load("own_environment")(str(tiny_model_folder))
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
+
+
+@pytest.mark.slow
+def test_an_own_environment_with_a_hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "4"]
+    load("own_hierarchy")("run", 24, *few)
+    episodes = read_episodes("run/episodes.jsonl")
+    goals = {subgoal.goal for episode in episodes for subgoal in episode.subgoals}
+    assert {"open lock 0", "open lock 1", "open lock 2"} <= goals
+    for stage in ("sft", "offline_rl", "online"):
+        assert (tmp_path / "run" / stage / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_an_own_agent(tiny_model_folder: Path) -> None:
