@@ -60,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {  # differences from LUFFY
     },
     "LUFFY with SFT loss": {"objective.sft_coef": 0.1},
     "LUFFY with entropy bonus": {"objective.entropy_coef": 0.01},  # the paper's
+    "LUFFY with entropy bonus of 0.001": {"objective.entropy_coef": 0.001},
     "RL with SFT loss": {"objective.traces_per_group": 0, "objective.sft_coef": 1.0},
     "SFT": {"objective.sft_steps": 10**6},
 }

@@ -43,6 +43,11 @@ class RunProgressBar(RichProgressBar):
         seconds = seconds_left(trainer, time.monotonic() - self._run_started, self._first_share)
         return items if seconds is None else {"eta": duration(seconds), **items}
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Return the name of the bar in training, without Lightning's number of the last epoch if there is none."""
+        description: str = super()._get_train_description(current_epoch)
+        return description.replace("/-2", "") if self.trainer.max_epochs == -1 else description
+
 
 class PhaseColumn(ProgressColumn):
     """The current phase of a module's batch.

@@ -43,6 +43,13 @@ def test_seconds_left() -> None:
     assert seconds_left(trainer, 10) == pytest.approx(8)
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(-1, "Epoch 3"), (5, "Epoch 3/4")])
+def test_a_run_until_max_steps_has_no_last_epoch(epochs: int, expected: str) -> None:
+    bar = RunProgressBar()
+    bar._trainer = L.Trainer(max_epochs=epochs, max_steps=9, logger=False, enable_checkpointing=False, callbacks=[bar])
+    assert bar._get_train_description(3).strip() == expected
+
+
 def test_the_phase_is_shown_while_a_bar_moves() -> None:
     phases = Phases()
     column, progress = PhaseColumn(phases), Progress()
