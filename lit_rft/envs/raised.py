@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import pickle
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -69,24 +68,6 @@ def name_of(make_env: Callable[..., Any]) -> str:
         make_env = make_env.func
     suite = getattr(make_env, "__self__", None)
     return str(getattr(suite, "name", None) or getattr(make_env, "__qualname__", type(make_env).__name__))
-
-
-def with_text(error: Exception, text: str) -> Exception:
-    """Return an exception of the same type with another message, which can be sent to another process.
-
-    Types that cannot be made from a message, or that show another one (`KeyError` adds quotes), are replaced by the
-    nearest base class that can.
-    """
-    for kind in type(error).__mro__:
-        if not issubclass(kind, Exception) or kind is Exception:
-            continue
-        try:
-            copy = pickle.loads(pickle.dumps(kind(text)))
-        except Exception:  # any constructor may be in the way
-            continue
-        if type(copy) is kind and str(copy) == text:
-            return copy
-    return RuntimeError(text)
 
 
 def _entry_of_author(trace: TracebackType | None) -> TracebackType | None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from lit_rft.envs.contract import ContractError
 from lit_rft.envs.episode_env import EpisodeEnv
-from lit_rft.envs.raised import describe_error, is_refusal, name_of, one_line, with_text
+from lit_rft.envs.raised import describe_error, is_refusal, name_of, one_line
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Responses: (kind, payload), with the kinds below.
 RESET: Final = "reset"
@@ -101,3 +101,21 @@ def _reported(error: Exception, call: str, method: str, called: Any) -> tuple[Ex
         return error, trace
     except Exception:  # any of its attributes may be in the way
         return with_text(error, one_line(error)), trace
+
+
+def with_text(error: Exception, text: str) -> Exception:
+    """Return an exception of the same type with another message, which can be sent to another process.
+
+    Types that cannot be made from a message, or that show another one (`KeyError` adds quotes), are replaced by the
+    nearest base class that can.
+    """
+    for kind in type(error).__mro__:
+        if not issubclass(kind, Exception) or kind is Exception:
+            continue
+        try:
+            copy = pickle.loads(pickle.dumps(kind(text)))
+        except Exception:  # any constructor may be in the way
+            continue
+        if type(copy) is kind and str(copy) == text:
+            return copy
+    return RuntimeError(text)

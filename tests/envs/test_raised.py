@@ -16,7 +16,8 @@ from playing import QUICK
 
 from lit_rft.envs import EnvPool, EpisodeSpec, GymSuite
 from lit_rft.envs.games import GuessNumber
-from lit_rft.envs.raised import describe_error, name_of, with_text
+from lit_rft.envs.raised import describe_error, name_of
+from lit_rft.envs.worker import with_text
 from lit_rft.error_messages import is_meant_for_users, one_line
 
 

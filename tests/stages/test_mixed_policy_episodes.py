@@ -19,7 +19,7 @@ from lit_rft.generation import SamplingSettings
 from lit_rft.rollouts import RolloutBatch
 from lit_rft.stages import ActingSettings, BatchingSettings, MixedPolicyEpisodes, OptimizerSettings, PolicySettings
 from lit_rft.testing.corridor import CorridorSuite
-from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, trained, updated
+from lit_rft.testing.tiny_stage import ADAPTERS, FLAT_PLAYER, PLAYER, differs, fit, speak_out, updated
 
 ACTING = ActingSettings(SamplingSettings(6), parallel_episodes=2, pool=PoolSettings(threads=True))
 
@@ -198,14 +198,14 @@ def test_an_environment_that_fails_leaves_the_experts_alone(tiny_model_folder: P
         tiny_model_folder,
         tmp_path,
         objective={"entropy_coef": 0.0},
-        data={"suite": CorridorSuite(die_always=True), "train_files": [str(files)]},
+        data={"suite": CorridorSuite(die_in=0), "train_files": [str(files)]},
         acting=dataclasses.replace(ACTING, pool=PoolSettings()),  # in processes, which the environment kills
     )
-    stage.configure_model()
-    before = trained(stage)
     fit(stage, data, 1)
-    assert [one.off_policy for one in stage.samples] == [True, True]
-    assert all(one.advantage == 0.0 for one in stage.samples) and not differs(before, trained(stage))
+    failed = [one for one in stage.samples if one.episode is not None and one.episode.meta == {"variation": 0}]
+    assert [(one.off_policy, one.advantage) for one in failed] == [(True, 0.0)]
+    assert len(stage.samples) == 4  # the other group: two that were played, and an expert's
+    assert float(stage.source.metrics["env_errors"]) == 0.5
 
 
 def test_tasks_without_an_expert_are_counted(
