@@ -44,6 +44,9 @@ _NAME = re.compile(
 _VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
 _LETTER = re.compile(r"[^\W\d_]")  # compared with case: n is not N
 _NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # misread as a sum, and as a product
+# LaTeX takes one character for the root or exponent; answers mean all of it: \sqrt18, 2^10, x^-1
+_ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d+(?:\.\d+)?)")
+_EXPONENT = re.compile(r"\^\s*(-(?:\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z_])|\\pi(?![a-zA-Z]))|\d{2,}(?:\.\d+)?)")
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -172,11 +175,12 @@ def _parse(text: str) -> list[Any]:
     text = join_thousands(re.sub(r"\\frac\s*(\d) (\d)", r"\\frac{\1}{\2}", text))
     if _NO_MATHEMATICS.search(text):
         return []
-    text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)  # 2^10, which LaTeX reads as 2^1 0
+    text = text.replace("**", "^").replace("$", "")
     text = re.sub(r"(?<![\\\w])pi(?!\w)", r"\\pi ", text)
     text = re.sub(r"(?<![a-zA-Z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<![\\\w])sqrt\s*(?=[({\d])", r"\\sqrt ", text)
-    text = re.sub(r"\*\*", "^", text).replace("$", "")
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(?=[({\d])", r"\\sqrt ", text)
+    text = _ROOT.sub(r"\\sqrt\1{\2}", text)
+    text = _EXPONENT.sub(r"^{\1}", text)
     result: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
     return result
 
