@@ -49,10 +49,11 @@ _RATIO = re.compile(_WHOLE + _atom("x") + r"\s*/\s*" + _atom("y"))
 _FRAC = re.compile(_WHOLE + r"(?:(?P<w>\d{1,100})\s*)?\\frac\s*" + _braced("x") + r"\s*" + _braced("y"))
 _MIXED = re.compile(_WHOLE + r"(?P<w>\d{1,100})\s+(?:and )?(?P<xn>\d{1,100})\s*/\s*(?P<yn>\d{1,100})")
 _TAIL = re.compile(
-    r"(?P<mark>\s*(?P<percent>\\?%|percent(?:age points?)?\b|pct\b)?(?:\s*_\s*(?:\{\s*(?P<b1>\w+)\s*\}|(?P<b2>\d+)))?)"
+    r"(?P<mark>(?:\s*(?P<percent>\\?%|percent(?:age points?)?\b|pct\b))?"
+    r"(?:\s*_\s*(?:\{\s*(?P<b1>\w+)\s*\}|(?P<b2>\d+)))?)"
 )
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = re.compile(rf"\s*({TEXT}\{{)?\s*({'|'.join(_SCALES)})\b\s*(\}}?)", re.I)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*({TEXT}\{{)?\s*({'|'.join(_SCALES)})s?\b((?:\s*\}})?)", re.I)
 _REPEATING = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,50})\.(?P<once>\d{0,50})\\overline\s*\{\s*(?P<cycle>\d{1,50})\s*\}"
 )
@@ -76,18 +77,26 @@ def as_number(text: str) -> Number | None:
         if match is None:
             continue
         behind = re.sub(TEXT + r"\{\s*(percent|%|\\%|pct)\s*\}", r"\1", text[match.end() :])
-        scale = _SCALE.match(behind)
-        if scale:  # "\\text{ million dollars}": the dollars stay text
-            behind = ("\\text{" if scale[1] and not scale[3] else "") + behind[scale.end() :]
+        scale, behind = _scale(behind)
         tail = _TAIL.match(behind)
         rest = behind[tail.end("mark") :] if tail else behind
         if rest.strip() and strip_unit("1" + rest) != "1":
             continue
         number = _number(match.groupdict(), pattern is _ONE, tail)
-        if number is None or scale is None:
+        if number is None or scale == 1:
             return number
-        return number._replace(value=number.value * _SCALES[scale[2].lower()], decimals=None)
+        return number._replace(value=number.value * scale, decimals=None)
     return None
+
+
+def _scale(text: str) -> tuple[int, str]:
+    """Read the words at the start that multiply a number, as `hundred thousand`; return their product and the rest."""
+    product = 1
+    while scale := _SCALE.match(text):
+        product *= _SCALES[scale[2].lower()]
+        # "\\text{ million dollars}": the dollars stay text
+        text = ("\\text{" if scale[1] and not scale[3] else " ") + text[scale.end() :]
+    return product, text
 
 
 def _repeating_value(match: re.Match[str]) -> Fraction:

@@ -41,6 +41,12 @@ _CONNECTING = _set_of(
     "or and to not minus plus times over is are was were be by if than then but no nor neither either between with "
     "without wrong incorrect too because since divided multiplied"
 )
+_PARTS = "half|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|hundredth|thousandth|millionth|billionth"
+_CHANGES_VALUE = re.compile(  # "5 tenths" is not 5; "5 fifth graders" and "5 meters squared" are
+    rf"\s*(?:(?:{_PARTS}|quarter)(?:\s*$|s?\s+of\b)|(?:{_PARTS})s\b|halves\b|squared\b|cubed\b|factorial\b"
+    r"|(?:dozen|hundred|thousand|million|billion|trillion|quadrillion|lakh|crore)s?\b)",
+    re.I,
+)
 _ABBREVIATIONS = _set_of(
     "cm mm km ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs ms Hz eV keV MeV kJ kW mph kmh kph pm am cc "
     "sq cu nm um Pa kPa"
@@ -161,8 +167,7 @@ def strip_unit(text: str) -> str:
             position = match.start()
             break
     head, tail = text[:position].strip(), text[position:]
-    words = {word.lower() for word in re.findall(r"[A-Za-z]+", flatten(tail))}
-    if tail and head and not (words & _CONNECTING) and head[-1] not in "=,+-*/^_(<>":
+    if tail and head and not _changes_value(flatten(tail)) and head[-1] not in "=,+-*/^_(<>":
         return _DEGREES.sub("", head)
     bare = re.search(r"(?<=[\d}!)])( ?)((?:[A-Za-z]+\.?(?:\^\{?-?\d\}?)?|[/*]| )+)$", text)
     if bare and _is_bare_unit(bare.group(2), spaced=bool(bare.group(1))):
@@ -176,7 +181,7 @@ def _is_bare_unit(tail: str, spaced: bool) -> bool:
     words = re.findall(r"[A-Za-z]+", tail)
     if not words:
         return not tail.strip()
-    if len(words) > 5 or {word.lower() for word in words} & _CONNECTING or any(word in FUNCTIONS for word in words):
+    if len(words) > 5 or _changes_value(tail) or any(word in FUNCTIONS for word in words):
         return False
     if all(word in _ABBREVIATIONS or (spaced and word in _LETTER_UNITS) for word in words):
         return True
@@ -185,3 +190,9 @@ def _is_bare_unit(tail: str, spaced: bool) -> bool:
         word in known or (len(word) >= 3 and re.search("[aeiouAEIOU]", word) and word not in ("abc", "abcd"))
         for word in words
     )
+
+
+def _changes_value(unit: str) -> bool:
+    """Return whether the words behind a number are more than a unit: `5 or 6`, `5 tenths`."""
+    words = {word.lower() for word in re.findall(r"[A-Za-z]+", unit)}
+    return bool(words & _CONNECTING) or _CHANGES_VALUE.match(unit) is not None
