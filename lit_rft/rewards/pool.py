@@ -109,12 +109,16 @@ class VerifierPool:
         results: list[Any] = [_KILLED] * len(requests)
         if not requests:
             return results
-        self._start()
-        self._work(requests, range(len(requests)), results, self.num_workers)
-        lost = [index for index, result in enumerate(results) if _is_lost(result)]
-        self.retried += len(lost)
-        for index in lost:
-            self._again(requests, index, results)
+        try:
+            self._start()
+            self._work(requests, range(len(requests)), results, self.num_workers)
+            lost = [index for index, result in enumerate(results) if _is_lost(result)]
+            self.retried += len(lost)
+            for index in lost:
+                self._again(requests, index, results)
+        except BaseException:  # as Ctrl-C: the next call must not receive the responses that are still due
+            self.close()
+            raise
         return results
 
     def _again(self, requests: list[tuple[Any, ...]], index: int, results: list[Any]) -> None:
@@ -188,11 +192,12 @@ class VerifierPool:
 
     def close(self) -> None:
         """Stop the processes; the next use starts new ones."""
-        if self._template is not None and self._owner == os.getpid():
-            self._template.close()
-            for worker in self._workers:
+        template, workers = self._template, self._workers
+        self._template, self._workers = None, []  # first, for an interruption of the lines below
+        if template is not None and self._owner == os.getpid():
+            template.close()
+            for worker in workers:
                 worker.connection.close()
-        self._template, self._workers = None, []
         atexit.unregister(self.close)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -139,6 +139,31 @@ def test_closing_ends_all_processes_and_a_template_that_died_is_replaced() -> No
     pool.close()
 
 
+class Stop(BaseException):
+    """As of Ctrl-C."""
+
+
+@pytest.mark.parametrize("place", ["pool.wait", "template.Worker.receive", "template.Worker"])
+def test_a_call_that_was_interrupted_leaves_no_response_for_the_next(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **keywords: object) -> None:
+        raise Stop
+
+    pool = VerifierPool(num_workers=2)
+    try:
+        pool.verify(["1"], [r"\boxed{1}"])
+        old = pool.process_ids
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(f"lit_rft.rewards.{place}", stop)
+            pool.verify(["2"] * 4, [r"\boxed{1}"] * 4)
+        assert pool.verify(["1"], [r"\boxed{1}"]) == [Verdict.RIGHT]
+        assert pool.verify(["3"] * 4, [r"\boxed{3}"] * 4) == [Verdict.RIGHT] * 4
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in old)
+    finally:
+        pool.close()
+
+
 SCRIPT = """
 import os
 print("imported", __name__, flush=True)
