@@ -40,7 +40,20 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_another_class(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return "class_path" in value and value["class_path"] != below.get("class_path", value["class_path"])
+    return "class_path" in value and not same_class(value["class_path"], below.get("class_path", value["class_path"]))
+
+
+def same_class(first: Any, second: Any) -> bool:
+    """Return whether two names may be of one class: equal, or a short name, or both from this library.
+
+    `MixedPolicyGRPO`, `lit_rft.MixedPolicyGRPO` and `lit_rft.stages.MixedPolicyGRPO` are one. By the names alone: to
+    import the classes would take seconds.
+    """
+    if first == second or not (isinstance(first, str) and isinstance(second, str)):
+        return bool(first == second)
+    packages = [name.rpartition(".")[0] for name in (first, second)]
+    alike = "" in packages or all(package.split(".")[0] == "lit_rft" for package in packages)
+    return alike and first.rpartition(".")[2] == second.rpartition(".")[2]
 
 
 def layers_of(

@@ -55,6 +55,31 @@ def test_merging(under: dict[str, Any], over: dict[str, Any], expected: dict[str
     assert json.dumps([under, over]) == before
 
 
+@pytest.mark.parametrize(
+    ("under", "over", "same"),
+    [
+        ("lit_rft.stages.HierarchicalSFT", "HierarchicalSFT", True),
+        ("HierarchicalSFT", "lit_rft.HierarchicalSFT", True),
+        ("lit_rft.stages.sft.HierarchicalSFT", "lit_rft.HierarchicalSFT", True),
+        ("lit_rft.stages.HierarchicalSFT", "mine.HierarchicalSFT", False),
+        ("mine.HierarchicalSFT", "mine.stages.HierarchicalSFT", False),
+        ("lit_rft_more.HierarchicalSFT", "lit_rft.HierarchicalSFT", False),
+        ("lit_rft.stages.HierarchicalSFT", "SFT", False),
+        ("lit_rft.stages.HierarchicalSFT", None, False),
+    ],
+)
+def test_another_path_of_a_class_keeps_its_settings(under: str, over: str, same: bool) -> None:
+    merged = merge({"x": {"class_path": under, "init_args": {"k": 1}}}, {"x": {"class_path": over}})
+    assert merged["x"] == {"class_path": over, **({"init_args": {"k": 1}} if same else {})}
+
+
+def test_a_short_name_over_a_recipe_keeps_the_recipe(tmp_path: Path) -> None:
+    text = f"base: {LUFFY}\nmodel: {{class_path: MixedPolicyGRPO, init_args: {{seed: 3}}}}"
+    (tmp_path / "mine.yaml").write_text(text)
+    cli = parsed(str(tmp_path / "mine.yaml"))
+    assert cli.model.seed == 3 and cli.model.optimizer_settings.learning_rate == 2e-4
+
+
 def test_a_file_builds_on_one_beside_it_or_on_a_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: common.yaml\nmodel: {init_args: {objective: {group_size: 3}}}")
     (tmp_path / "common.yaml").write_text(f"base: {LUFFY}\ntrainer: {{max_steps: 5}}")
