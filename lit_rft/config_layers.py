@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rft import callbacks
 from lit_rft.error_messages import UsageError
 
 BASE, EVERY_STAGE = "base", "every_stage"
@@ -54,6 +55,43 @@ def same_class(first: Any, second: Any) -> bool:
     packages = [name.rpartition(".")[0] for name in (first, second)]
     alike = "" in packages or all(package.split(".")[0] == "lit_rft" for package in packages)
     return alike and first.rpartition(".")[2] == second.rpartition(".")[2]
+
+
+def keep_callback_settings(content: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a configuration whose entries of our callbacks contain the settings of the earlier entries of the class.
+
+    The parser adds the default of every setting, so that it can no longer be seen which ones an entry changes.
+
+    Args:
+        content: of a file, with its base.
+        earlier: name of a class -> its entry so far; updated.
+    """
+    if not isinstance(content.get("trainer"), Mapping):
+        return content
+    trainer = dict(content["trainer"])
+    if "callbacks" in trainer:  # replaces those of the files before
+        earlier.clear()
+    for key in ("callbacks", "callbacks+"):
+        entries = trainer.get(key)
+        if isinstance(entries, list):
+            trainer[key] = [_with_earlier(entry, earlier) for entry in entries]
+        elif entries is not None:
+            trainer[key] = _with_earlier(entries, earlier)
+    return {**content, "trainer": trainer}
+
+
+def _with_earlier(entry: Any, earlier: dict[str, dict[str, Any]]) -> Any:
+    written = {"class_path": entry} if isinstance(entry, str) else entry
+    if not isinstance(written, Mapping) or not isinstance(path := written.get("class_path"), str):
+        return entry
+    package, _, name = path.rpartition(".")
+    if package.split(".")[0] not in ("", "lit_rft") or name not in callbacks.__all__:
+        return entry  # of other libraries there may be several
+    below = earlier.get(name)
+    if below is not None:
+        entry = merge(below, {key: value for key, value in written.items() if value is not None})
+    earlier[name] = dict(written) if below is None else entry
+    return entry
 
 
 def layers_of(
