@@ -29,6 +29,8 @@ COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
         {"prompt": [USER], "chosen": "2", "rejected": [BAD]},
         {"prompt": "1+1?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"chosen": [USER, GOOD], "rejected": [USER, BAD], "score": 1},
+        {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": "3"},  # of CSV files
+        {"chosen": json.dumps([USER, GOOD]), "rejected": str([USER, BAD])},
     ],
 )
 def test_the_usual_columns_give_prompt_and_answers(row: dict[str, Any]) -> None:
@@ -46,6 +48,7 @@ def test_the_usual_columns_give_prompt_and_answers(row: dict[str, Any]) -> None:
         ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "2+2?"}, BAD]}, "rejected: expected two answers to"),
         ({"prompt": "x", "chosen": "2", "rejected": "2"}, "rejected: expected another answer than the chosen one"),
         ({"prompt": "x", "chosen": "2", "rejected": [7]}, r"rejected\[0\]: expected a message"),
+        ({"prompt": '[{"role": "user", "con', "chosen": "2", "rejected": "3"}, "prompt: .*cannot be parsed"),
     ],
 )
 def test_bad_rows_are_refused_with_the_field(row: Any, message: str) -> None:
