@@ -172,7 +172,7 @@ class NamesFolder:
 
     def __init__(self, folder: Path) -> None:
         self.default_root_dir, self.logger, self.is_global_zero = str(folder), object(), True
-        self.lightning_module, self.limit_val_batches = None, 0
+        self.lightning_module, self.limit_val_batches, self.fast_dev_run = None, 0, 0
 
 
 class Forgetful(FlatAgent):
@@ -190,6 +190,10 @@ def test_pairs_without_a_decision_in_the_context_are_counted_apart(tiny_model_fo
     assert [pair.id for pair in data.pairs] == ["expert1>explored1"]
     counts = json.loads((tmp_path / "pairs.json").read_text())
     assert counts == {"pairs": 1, "too_long": 1, "won": 0, "tied": 1, "lost": 2, "unmatched": 0, "surplus": 0}
+    (tmp_path / "pairs.json").unlink()
+    data.trainer.fast_dev_run = 1  # type: ignore[misc]
+    data.setup("fit")
+    assert not (tmp_path / "pairs.json").exists()  # after a dry run
 
 
 def test_no_pair_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
