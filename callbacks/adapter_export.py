@@ -27,11 +27,27 @@ class AdapterExport(L.Callback):
     Also written when a signal stops the run, with the weights of the last complete step.
 
     Args:
-        folder: target folder; null for `<default_root_dir>/adapter`.
+        folder: target folder, of this export alone; null for `<default_root_dir>/adapter`. An earlier export there is
+            replaced.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the target before training, in all processes.
+
+        Raises:
+            FileExistsError: For a folder that holds something else than an earlier export, or the run itself.
+        """
+        if is_dry_run(trainer):
+            return
+        target = self._target(trainer)
+        runs = [trainer.default_root_dir, *(getattr(part, "dirpath", None) for part in trainer.checkpoint_callbacks)]
+        for folder in (Path(name).resolve() for name in runs if name is not None):
+            if target.resolve() in (folder, *folder.parents):
+                raise FileExistsError(_refusal(target, f"{folder}, a folder of this run,"))
+        check_replaceable(target)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._export(trainer, pl_module)
@@ -49,8 +65,36 @@ class AdapterExport(L.Callback):
         policy: Any = pl_module.policy
         weights = full_state(policy) if sharded_parts(policy) else None  # from all processes
         if trainer.is_global_zero:
-            target = Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
-            _replace_folder(target, lambda part: _save(trainer, pl_module, part, weights))
+            _replace_folder(self._target(trainer), lambda part: _save(trainer, pl_module, part, weights))
+
+    def _target(self, trainer: L.Trainer) -> Path:
+        return Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
+
+
+# of which an export has at least one: with several adapters and none of them named default, only the last
+_OF_AN_EXPORT = ("adapter_config.json", "config.json", "tokenizer_config.json")
+
+
+def check_replaceable(target: Path) -> None:
+    """Check that an export deletes nothing but an earlier export.
+
+    Raises:
+        FileExistsError: For a file, or a folder with other contents.
+    """
+    if target.is_dir():
+        names = sorted(path.name for path in target.iterdir())
+        if names and not any((target / name).is_file() for name in _OF_AN_EXPORT):
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise FileExistsError(_refusal(target, listed))
+    elif target.exists():
+        raise FileExistsError(_refusal(target, "a file"))
+
+
+def _refusal(target: Path, contents: str) -> str:
+    return (
+        f"AdapterExport.folder: expected a folder that is new, empty or an earlier export, as it is replaced; {target} "
+        f"holds {contents}: set another folder, or a new one within it"
+    )
 
 
 def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
@@ -74,6 +118,9 @@ def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a folder under a temporary name, then swap: the target folder is never incomplete.
 
     A process killed between the two renames leaves the old folder as `.<name>.old`, restored by the next call.
+
+    Raises:
+        FileExistsError: If the target holds something else by now; the export stays under its temporary name.
     """
     partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
     if old.exists() and not target.exists():
@@ -82,6 +129,10 @@ def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
+    try:
+        check_replaceable(target)
+    except FileExistsError as error:
+        raise FileExistsError(f"{error}; the export of this run is in {partial}") from error
     if target.exists():
         target.rename(old)
     partial.rename(target)

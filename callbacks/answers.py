@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
 from lit_rft._files import replacing
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.loggers import log_table
 from lit_rft.callbacks.results import evaluator_of, own_file, read_other_files
 
@@ -97,13 +98,17 @@ class CompletionFiles(BasePredictionWriter):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
+        evaluator = _evaluator(module)
+        self._file = None
+        if is_dry_run(trainer):
+            return
         path = own_file(trainer, self.path, "completions.jsonl")
         head = {"source": module.evaluation_source(), "data": data_fingerprints(trainer.predict_dataloaders)}
         lines = _complete_lines(path, head)
         if not lines:
             path.write_text(json.dumps(head) + "\n")
         answers = lines[1:] + _answers_of_others(trainer, path, head)
-        _evaluator(pl_module).skip = {_question(line) for line in answers}
+        evaluator.skip = {_question(line) for line in answers}
         self._file = path
 
     def write_on_batch_end(
@@ -116,7 +121,8 @@ class CompletionFiles(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        assert self._file is not None
+        if self._file is None:  # a dry run
+            return
         with self._file.open("a", encoding="utf-8") as stream:
             # one write: all answers of a problem, or none
             stream.write("".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in prediction))
@@ -124,7 +130,7 @@ class CompletionFiles(BasePredictionWriter):
             os.fsync(stream.fileno())
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._file is not None:
             Console().print(f"completions are in {self._file}")
 
 

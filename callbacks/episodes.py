@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
 from lit_rft.agents import PlayedEpisode
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.loggers import log_text
 from lit_rft.callbacks.results import evaluator_of, own_file, read_other_files
 from lit_rft.episodes import Episode
@@ -104,9 +105,12 @@ class EpisodeFiles(BasePredictionWriter):
         self._writer: EpisodeWriter | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        evaluator = _evaluator(pl_module)
+        self._writer = None
+        if is_dry_run(trainer):
+            return
         path = own_file(trainer, self.path, "episodes/predicted.jsonl")
         self._writer = EpisodeWriter(path)
-        evaluator = _evaluator(pl_module)
         try:
             episodes = self._stored(trainer, path)
             _check_episodes(episodes, trainer.predict_dataloaders, cast(Any, pl_module).evaluation_source())
@@ -141,8 +145,7 @@ class EpisodeFiles(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
-        assert self._writer is not None
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._writer is not None:
             Console().print(f"{len(self._writer.ids)} episodes are in {self._writer.path}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_rft.callbacks.best_checkpoint import state_in_folder, warn_of_none, warn_of_unknown
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
 from lit_rft.callbacks.fit_loop import evaluation_follows, finished_line, is_last_batch, repeat_evaluation
@@ -57,13 +58,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._snapshot: dict[str, Any] | None = None  # of the last complete step, by reference
         self._write_due = False  # of the snapshot, once the metrics of its step are logged
         self._evaluation_due = False  # after the batch of the state that is saved
+        self._warned = False  # of a metric that is not logged
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "evaluation_due": self._evaluation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluation_due = bool(state_dict.get("evaluation_due"))
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_in_folder(state_dict, self.dirpath, self._best_file().name))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._choose_folder(trainer)
@@ -233,6 +235,9 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
             if not self._together(trainer):
                 self._signals.release()
+        elif fitting and self.monitor and trainer.is_global_zero and not self._warned:
+            self._warned = True
+            warn_of_unknown(self.monitor, trainer.callback_metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the steps since the last regular checkpoint."""
@@ -240,6 +245,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._signals.received = self._signals.received or self._agreed
         self._snapshot, self._write_due = None, False
         self._save_last(trainer)
+        if self.monitor and trainer.is_global_zero and not is_dry_run(trainer):
+            warn_of_none(self.monitor, self._best_file())
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last complete step if a signal has stopped the run, and stop its workers."""
@@ -295,6 +302,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _last_file(self) -> Path:
         return Path(self.dirpath or "", f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+
+    def _best_file(self) -> Path:
+        return Path(self.dirpath or "", f"{self.filename}{self.FILE_EXTENSION}")
 
     def _save_last(self, trainer: L.Trainer) -> None:
         if self._last_step != trainer.global_step and not is_dry_run(trainer):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_rft._files import write_json
+from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.loggers import log_table, step_of
 from lit_rft.callbacks.results import evaluator_of
 
@@ -28,7 +29,7 @@ class ScoreTable(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer, pl_module, "test", "test/scores")
         evaluator = evaluator_of(pl_module)
-        if trainer.is_global_zero and evaluator.table:
+        if trainer.is_global_zero and evaluator.table and not is_dry_run(trainer):
             write_json(Path(trainer.default_root_dir) / "scores.json", evaluator.table)
             if evaluator.costs:
                 write_json(Path(trainer.default_root_dir) / "costs.json", evaluator.costs)

@@ -171,7 +171,9 @@ class EpisodePairDataModule(AroundTrajectories):
     def _write_report(self) -> None:
         """Write the numbers of pairs to train on, and of explored episodes, into the run's folder, as `pairs.json`."""
         report, trainer = self.report, self.trainer
-        if trainer is not None and trainer.is_global_zero and trainer.logger is not None:
+        if trainer is None or getattr(trainer, "fast_dev_run", False):  # a dry run keeps the file of the run
+            return
+        if trainer.is_global_zero and trainer.logger is not None:
             names = ("won", "tied", "lost", "unmatched", "surplus")
             counts = {"pairs": len(self.pairs), "too_long": self.too_long}
             counts |= {name: getattr(report, name) for name in names}

@@ -9,7 +9,7 @@ from lit_rft.datamodules.pairs import PairLoader, PreferencePair
 from lit_rft.datamodules.position import ResumableDataModule
 from lit_rft.models.backbone import load_tokenizer
 from lit_rft.problems import ProblemError
-from lit_rft.problems.messages import read_messages
+from lit_rft.problems.messages import messages_from_text, read_messages
 from lit_rft.rows import as_list, find_files, read_rows
 from lit_rft.transcripts import PromptFormat, completion_transcript
 
@@ -145,6 +145,7 @@ def parse_pair(row: Any, columns: dict[str, str]) -> tuple[list[dict[str, str]],
 
 
 def _prompt(value: Any, name: str) -> list[dict[str, str]]:
+    value = messages_from_text(value, name)  # as in a CSV file
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return [dict(message) for message in read_messages(value, name, "user")]
@@ -152,6 +153,7 @@ def _prompt(value: Any, name: str) -> list[dict[str, str]]:
 
 def _side(value: Any, name: str, prompt: list[dict[str, str]] | None) -> tuple[list[dict[str, str]], str]:
     """Return the prompt and the answer of one side."""
+    value = messages_from_text(value, name)
     if isinstance(value, str):
         if prompt is None:
             raise ProblemError("expected messages, as there is no prompt column, got a text", name)

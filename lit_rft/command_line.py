@@ -132,7 +132,9 @@ class StageCLI(LightningCLI):
 
 
 def join_callbacks(trainer: Any) -> None:
-    """Let a further entry of one of our callbacks change the settings of the earlier one: none is there twice.
+    """Let a further entry of one of our callbacks replace the earlier one: none is there twice.
+
+    Of a file it contains the settings of the earlier one (`config_layers.keep_callback_settings`).
 
     Args:
         trainer: the parsed configuration's part.
@@ -143,10 +145,11 @@ def join_callbacks(trainer: Any) -> None:
     ours: dict[str, Any] = {}  # by name: a class has several import paths
     for callback in trainer.callbacks:
         package, _, name = callback.class_path.rpartition(".")
-        earlier = ours.get(name)
+        is_ours = package.split(".")[0] == "lit_rft"
+        earlier = ours.get(name) if is_ours else None  # another class may have the name
         if earlier is None:
             joined.append(callback)
-            if package.split(".")[0] == "lit_rft":
+            if is_ours:
                 ours[name] = callback
         elif "init_args" in callback:
             earlier["init_args"] = callback.init_args

@@ -14,7 +14,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from lit_rft.cli import config_folder
-from lit_rft.config_layers import EVERY_STAGE, Layer, follow_overlays, layers_of, merge
+from lit_rft.config_layers import EVERY_STAGE, Layer, follow_overlays, keep_callback_settings, layers_of, merge
 from lit_rft.config_origin import name_file
 from lit_rft.error_messages import UsageError, did_you_mean
 
@@ -80,11 +80,14 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def insert_layers(arguments: Sequence[str], files: Sequence[ConfigFile]) -> list[str]:
-    """Replace files that build on others by their merged configurations."""
+    """Replace files that build on others, or change callbacks of others, by their merged configurations."""
+    earlier: dict[str, dict[str, Any]] = {}
+    keep_callback_settings(_read(config_folder() / "base.yaml"), earlier)
     suffix = "".join(f"-{file.path.stem}" for file in files if file.holds_for_every_stage and file.path is not None)
     result = list(arguments)
     for file in files:
-        content = follow_overlays(file.content, suffix) if file.shipped and suffix else file.content
+        content = keep_callback_settings(file.content, earlier)
+        content = follow_overlays(content, suffix) if file.shipped and suffix else content
         if content != file.written:
             option, equals, _ = result[file.position].partition("=")
             prefix = f"{option}=" if equals and option in ("-c", "--config") else ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rft import callbacks
 from lit_rft.error_messages import UsageError
 
 BASE, EVERY_STAGE = "base", "every_stage"
@@ -40,7 +41,57 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_another_class(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return "class_path" in value and value["class_path"] != below.get("class_path", value["class_path"])
+    return "class_path" in value and not same_class(value["class_path"], below.get("class_path", value["class_path"]))
+
+
+def same_class(first: Any, second: Any) -> bool:
+    """Return whether two names may be of one class: equal, or a short name, or both from this library.
+
+    `MixedPolicyGRPO`, `lit_rft.MixedPolicyGRPO` and `lit_rft.stages.MixedPolicyGRPO` are one. By the names alone: to
+    import the classes would take seconds.
+    """
+    if first == second or not (isinstance(first, str) and isinstance(second, str)):
+        return bool(first == second)
+    packages = [name.rpartition(".")[0] for name in (first, second)]
+    alike = "" in packages or all(package.split(".")[0] == "lit_rft" for package in packages)
+    return alike and first.rpartition(".")[2] == second.rpartition(".")[2]
+
+
+def keep_callback_settings(content: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a configuration whose entries of our callbacks contain the settings of the earlier entries of the class.
+
+    The parser adds the default of every setting, so that it can no longer be seen which ones an entry changes.
+
+    Args:
+        content: of a file, with its base.
+        earlier: name of a class -> its entry so far; updated.
+    """
+    if not isinstance(content.get("trainer"), Mapping):
+        return content
+    trainer = dict(content["trainer"])
+    if "callbacks" in trainer:  # replaces those of the files before
+        earlier.clear()
+    for key in ("callbacks", "callbacks+"):
+        entries = trainer.get(key)
+        if isinstance(entries, list):
+            trainer[key] = [_with_earlier(entry, earlier) for entry in entries]
+        elif entries is not None:
+            trainer[key] = _with_earlier(entries, earlier)
+    return {**content, "trainer": trainer}
+
+
+def _with_earlier(entry: Any, earlier: dict[str, dict[str, Any]]) -> Any:
+    written = {"class_path": entry} if isinstance(entry, str) else entry
+    if not isinstance(written, Mapping) or not isinstance(path := written.get("class_path"), str):
+        return entry
+    package, _, name = path.rpartition(".")
+    if package.split(".")[0] not in ("", "lit_rft") or name not in callbacks.__all__:
+        return entry  # of other libraries there may be several
+    below = earlier.get(name)
+    if below is not None:
+        entry = merge(below, {key: value for key, value in written.items() if value is not None})
+    earlier[name] = dict(written) if below is None else entry
+    return entry
 
 
 def layers_of(

@@ -214,7 +214,7 @@ def _saved_rows(path: Path) -> Iterator[Any]:
         rows = load_from_disk(str(path))
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"{path} is an incomplete or corrupt data set: {error}") from error
-    yield from rows
+    yield from rows.with_format(None)  # plain values, whatever format it was saved with
 
 
 def _hub_rows(source: str) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from test_cli import BASES
 from lit_rft.cli import config_folder, resolve_configs, shipped_configs
 from lit_rft.command_line import build
 from lit_rft.config_files import ConfigFile, prepare_arguments, read_configs
-from lit_rft.config_layers import follow_overlays, merge
+from lit_rft.config_layers import follow_overlays, keep_callback_settings, merge
 from lit_rft.error_messages import UsageError
 from lit_rft.losses import GSPO
 from lit_rft.rollouts import MixedPolicyLoss
@@ -53,6 +53,31 @@ def test_merging(under: dict[str, Any], over: dict[str, Any], expected: dict[str
     before = json.dumps([under, over])
     assert merge(under, over) == expected
     assert json.dumps([under, over]) == before
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "same"),
+    [
+        ("lit_rft.stages.HierarchicalSFT", "HierarchicalSFT", True),
+        ("HierarchicalSFT", "lit_rft.HierarchicalSFT", True),
+        ("lit_rft.stages.sft.HierarchicalSFT", "lit_rft.HierarchicalSFT", True),
+        ("lit_rft.stages.HierarchicalSFT", "mine.HierarchicalSFT", False),
+        ("mine.HierarchicalSFT", "mine.stages.HierarchicalSFT", False),
+        ("lit_rft_more.HierarchicalSFT", "lit_rft.HierarchicalSFT", False),
+        ("lit_rft.stages.HierarchicalSFT", "SFT", False),
+        ("lit_rft.stages.HierarchicalSFT", None, False),
+    ],
+)
+def test_another_path_of_a_class_keeps_its_settings(under: str, over: str, same: bool) -> None:
+    merged = merge({"x": {"class_path": under, "init_args": {"k": 1}}}, {"x": {"class_path": over}})
+    assert merged["x"] == {"class_path": over, **({"init_args": {"k": 1}} if same else {})}
+
+
+def test_a_short_name_over_a_recipe_keeps_the_recipe(tmp_path: Path) -> None:
+    text = f"base: {LUFFY}\nmodel: {{class_path: MixedPolicyGRPO, init_args: {{seed: 3}}}}"
+    (tmp_path / "mine.yaml").write_text(text)
+    cli = parsed(str(tmp_path / "mine.yaml"))
+    assert cli.model.seed == 3 and cli.model.optimizer_settings.learning_rate == 2e-4
 
 
 def test_a_file_builds_on_one_beside_it_or_on_a_shipped_one(tmp_path: Path) -> None:
@@ -96,6 +121,47 @@ def test_a_second_entry_of_a_callback_changes_its_settings() -> None:
     twice = json.dumps({"trainer": {"callbacks+": stops}})
     monitors = [c.monitor for c in parsed(LUFFY, twice).trainer.callbacks if type(c).__name__ == "EarlyStopping"]
     assert monitors == ["a", "b"]  # of other libraries there may be several
+
+
+CHECKPOINT = "lit_rft.callbacks.RunCheckpoint"
+
+
+def callbacks_of(entry: Any, **more: Any) -> str:
+    return yaml.safe_dump({**more, "trainer": {"callbacks+": [entry]}})
+
+
+@pytest.mark.parametrize("later", [CHECKPOINT, "RunCheckpoint", "lit_rft.callbacks.run_checkpoint.RunCheckpoint"])
+@pytest.mark.parametrize("how", ["base", "another file", "text"])
+def test_an_entry_changes_what_it_names_alone(how: str, later: str, tmp_path: Path) -> None:
+    first = {"class_path": CHECKPOINT, "init_args": {"every_n_steps": 50, "mode": "min"}}
+    (tmp_path / "b.yaml").write_text(callbacks_of(first, base=LUFFY))
+    over = callbacks_of({"class_path": later, "init_args": {"monitor": "val/mean", "mode": "max"}})
+    (tmp_path / "c.yaml").write_text(over + ("base: b.yaml\n" if how == "base" else ""))
+    files = [str(tmp_path / name) for name in (["c.yaml"] if how == "base" else ["b.yaml", "c.yaml"])]
+    if how == "text":
+        files[1] = json.dumps(yaml.safe_load(over))
+    (callback,) = (c for c in parsed(*files).trainer.callbacks if type(c).__name__ == "RunCheckpoint")
+    assert callback._every_n_train_steps == 50
+    assert (callback.monitor, callback.mode) == ("val/mean", "max")  # max is the default, and written
+
+
+def test_an_entry_keeps_the_settings_of_base_yaml() -> None:
+    text = json.dumps({"trainer": {"callbacks+": {"class_path": "RunProgressBar", "init_args": {"leave": True}}}})
+    (file,) = read(text)
+    earlier = {"RunProgressBar": {"class_path": "lit_rft.callbacks.RunProgressBar", "init_args": {"refresh_rate": 7}}}
+    entry = keep_callback_settings(file.content, earlier)["trainer"]["callbacks+"]
+    assert entry == {"class_path": "RunProgressBar", "init_args": {"refresh_rate": 7, "leave": True}}
+    prepared = " ".join(prepare_arguments(arguments(LUFFY, text)))
+    assert '"refresh_rate": 1' in prepared
+
+
+def test_a_list_of_callbacks_and_a_bare_name_begin_anew_and_change_nothing() -> None:
+    earlier: dict[str, Any] = {"RunCheckpoint": {"class_path": CHECKPOINT, "init_args": {"every_n_steps": 50}}}
+    bare = {"trainer": {"callbacks+": ["RunCheckpoint", {"class_path": CHECKPOINT, "init_args": None}, 3, "mine.A"]}}
+    entries = keep_callback_settings(bare, earlier)["trainer"]["callbacks+"]
+    assert [entry["init_args"] for entry in entries[:2]] == [{"every_n_steps": 50}] * 2 and entries[2:] == [3, "mine.A"]
+    anew = {"trainer": {"callbacks": ["RunCheckpoint"]}}
+    assert keep_callback_settings(anew, earlier) == anew
 
 
 def test_callbacks_and_adapters_are_written_once() -> None:

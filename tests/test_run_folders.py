@@ -141,12 +141,17 @@ def test_a_run_without_checkpoints_does_not_get_into_another(more: list[str], ar
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_dry_run_replaces_nothing(arguments: list[str], run: Path, tmp_path: Path) -> None:
-    kept = {path: path.read_bytes() for name in ("adapter", "checkpoints") for path in (run / name).iterdir()}
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_a_dry_run_changes_nothing(verb: str, arguments: list[str], run: Path) -> None:
+    for name in ("scores.json", "costs.json", "environment.json"):
+        (run / name).write_text("{}")  # of a run
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     limits = ["--data.init_args.eval_episodes_per_task", "1"]
     limits += ["--data.init_args.tasks", "[synthetic-pick_and_place_simple]"]
-    main(["fit", *arguments, *limits, "--trainer.fast_dev_run", "true", "--overwrite", "true"])
-    assert {path: path.read_bytes() for path in kept} == kept
+    overwrite = ["--overwrite", "true"] if verb == "fit" else []
+    main([verb, *arguments, *limits, "--trainer.fast_dev_run", "true", *overwrite])
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_overwriting_removes_texts(arguments: list[str], run: Path, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
         {"prompt": [USER], "chosen": "2", "rejected": [BAD]},
         {"prompt": "1+1?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"chosen": [USER, GOOD], "rejected": [USER, BAD], "score": 1},
+        {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": "3"},  # of CSV files
+        {"chosen": json.dumps([USER, GOOD]), "rejected": str([USER, BAD])},
     ],
 )
 def test_the_usual_columns_give_prompt_and_answers(row: dict[str, Any]) -> None:
@@ -46,6 +48,7 @@ def test_the_usual_columns_give_prompt_and_answers(row: dict[str, Any]) -> None:
         ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "2+2?"}, BAD]}, "rejected: expected two answers to"),
         ({"prompt": "x", "chosen": "2", "rejected": "2"}, "rejected: expected another answer than the chosen one"),
         ({"prompt": "x", "chosen": "2", "rejected": [7]}, r"rejected\[0\]: expected a message"),
+        ({"prompt": '[{"role": "user", "con', "chosen": "2", "rejected": "3"}, "prompt: .*cannot be parsed"),
     ],
 )
 def test_bad_rows_are_refused_with_the_field(row: Any, message: str) -> None:
@@ -169,7 +172,7 @@ class NamesFolder:
 
     def __init__(self, folder: Path) -> None:
         self.default_root_dir, self.logger, self.is_global_zero = str(folder), object(), True
-        self.lightning_module, self.limit_val_batches = None, 0
+        self.lightning_module, self.limit_val_batches, self.fast_dev_run = None, 0, 0
 
 
 class Forgetful(FlatAgent):
@@ -187,6 +190,10 @@ def test_pairs_without_a_decision_in_the_context_are_counted_apart(tiny_model_fo
     assert [pair.id for pair in data.pairs] == ["expert1>explored1"]
     counts = json.loads((tmp_path / "pairs.json").read_text())
     assert counts == {"pairs": 1, "too_long": 1, "won": 0, "tied": 1, "lost": 2, "unmatched": 0, "surplus": 0}
+    (tmp_path / "pairs.json").unlink()
+    data.trainer.fast_dev_run = 1  # type: ignore[misc]
+    data.setup("fit")
+    assert not (tmp_path / "pairs.json").exists()  # after a dry run
 
 
 def test_no_pair_at_all_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

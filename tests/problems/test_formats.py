@@ -244,6 +244,14 @@ def test_a_saved_data_set_of_several_splits_names_them(tmp_path: Path) -> None:
     assert len(read_problems(tmp_path / "set" / "train")) == 3
 
 
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_a_saved_data_set_holds_plain_values_whatever_its_format(form: str, tmp_path: Path) -> None:
+    rows = [{"prompt": [USER], "ground_truth": 2.5, "traces": ["a", "b"]}]
+    datasets.Dataset.from_list(rows).with_format(form).save_to_disk(tmp_path / "set")
+    (problem,) = read_problems(tmp_path / "set")
+    assert (problem.prompt, problem.ground_truth, problem.traces) == ((USER,), "2.5", ("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("source", "asked"),
     [

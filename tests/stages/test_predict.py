@@ -14,6 +14,14 @@ from lit_rft.callbacks.answers import _answers_of_others
 from lit_rft.rewards import MathReward, RewardSum
 
 
+def test_a_dry_run_leaves_the_completions(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
+    (tmp_path / "completions.jsonl").write_text("of a run")
+    trainer(tmp_path, callbacks=[CompletionFiles()], fast_dev_run=True).predict(
+        make(tiny_model_folder), datamodule=make_data(tiny_model_folder, files), return_predictions=False
+    )
+    assert (tmp_path / "completions.jsonl").read_text() == "of a run"
+
+
 def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
     def predict(folder: Path, batches: int | None = None, **answering: Any) -> list[dict[str, Any]]:
         options = {"limit_predict_batches": batches} if batches else {}

@@ -1,0 +1,87 @@
+"""The best checkpoint: kept in a folder that was moved, and missed by name where nothing logs its metric."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint
+
+
+class Scored(BoringModel):
+    """Logs the next score in each evaluation."""
+
+    def __init__(self, scores: Iterator[float]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def validation_step(self, *_: Any) -> None:
+        self.log("val/score", next(self.scores))
+
+
+def train(folder: Path | str, epochs: int, *scores: float, monitor: str = "val/score", **more: Any) -> None:
+    """One step and one evaluation an epoch."""
+    checkpoint = RunCheckpoint(every_n_steps=100, monitor=monitor)
+    settings: dict[str, Any] = {
+        "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "num_sanity_val_steps": 0, "limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": epochs,
+    }  # fmt: skip
+    resume = more.pop("ckpt_path", None)
+    trainer = L.Trainer(
+        **{**settings, **more}, default_root_dir=folder, plugins=[AtomicCheckpointIO()], callbacks=[checkpoint]
+    )
+    trainer.fit(Scored(iter(scores)), ckpt_path=resume)
+
+
+def best_step(folder: Path) -> int:
+    step: int = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    return step
+
+
+@pytest.mark.parametrize("way", ["moved", "copied", "absolute"])
+def test_a_worse_score_replaces_no_best_checkpoint_after_a_move(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train("run", 1, 0.9)
+    folder = tmp_path / {"moved": "elsewhere", "copied": "copy", "absolute": "run"}[way]
+    if way == "moved":
+        shutil.move("run", folder)
+    elif way == "copied":
+        shutil.copytree("run", folder)
+    train(folder, 2, 0.1, ckpt_path="last")
+    assert best_step(folder) == 1
+    train(folder, 3, 0.95, ckpt_path="last")
+    assert best_step(folder) == 3
+    assert way != "copied" or best_step(tmp_path / "run") == 1  # the original keeps its own
+
+
+def test_a_run_from_a_checkpoint_of_another_folder_has_no_best_one_yet(tmp_path: Path) -> None:
+    train(tmp_path / "a", 1, 0.9)
+    train(tmp_path / "b", 2, 0.1, ckpt_path=str(tmp_path / "a" / "checkpoints" / "last.ckpt"))
+    assert best_step(tmp_path / "b") == 2 and best_step(tmp_path / "a") == 1
+
+
+def test_a_metric_that_nothing_logs_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, 2, 0.9, 0.8, monitor="val/scroe")
+    first, last = [record.getMessage() for record in caplog.records if "lit_rft" in record.name]  # once each
+    assert "got val/scroe, which is not logged" in first and first.endswith("logged so far: val/score")
+    assert "best.ckpt: no evaluation in training has logged val/scroe" in last
+
+
+def test_a_run_without_evaluation_ends_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, 1, limit_val_batches=0)
+    assert "best.ckpt: no evaluation in training has logged val/score" in caplog.text
+
+
+@pytest.mark.parametrize("more", [{}, {"fast_dev_run": True}])
+def test_nothing_is_missed_otherwise(
+    more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, 1, 0.9, **more)
+    assert "RunCheckpoint.monitor" not in caplog.text
