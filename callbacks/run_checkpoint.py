@@ -60,6 +60,11 @@ class RunCheckpoint(ModelCheckpoint):
         self._evaluation_due = False  # after the batch of the state that is saved
         self._warned = False  # of a metric that is not logged
 
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints; Lightning's has `every_n_steps` in it, which may change on resume."""
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "evaluation_due": self._evaluation_due}
 

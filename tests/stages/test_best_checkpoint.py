@@ -24,9 +24,11 @@ class Scored(BoringModel):
         self.log("val/score", next(self.scores))
 
 
-def train(folder: Path | str, epochs: int, *scores: float, monitor: str = "val/score", **more: Any) -> None:
+def train(
+    folder: Path | str, epochs: int, *scores: float, monitor: str = "val/score", every_n_steps: int = 100, **more: Any
+) -> None:
     """One step and one evaluation an epoch."""
-    checkpoint = RunCheckpoint(every_n_steps=100, monitor=monitor)
+    checkpoint = RunCheckpoint(every_n_steps=every_n_steps, monitor=monitor)
     settings: dict[str, Any] = {
         "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
         "num_sanity_val_steps": 0, "limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": epochs,
@@ -59,6 +61,12 @@ def test_a_worse_score_replaces_no_best_checkpoint_after_a_move(
     train(folder, 3, 0.95, ckpt_path="last")
     assert best_step(folder) == 3
     assert way != "copied" or best_step(tmp_path / "run") == 1  # the original keeps its own
+
+
+def test_a_worse_score_replaces_no_best_checkpoint_with_another_every_n_steps(tmp_path: Path) -> None:
+    train(tmp_path, 1, 0.9)
+    train(tmp_path, 2, 0.1, every_n_steps=50, ckpt_path="last")
+    assert best_step(tmp_path) == 1
 
 
 def test_a_run_from_a_checkpoint_of_another_folder_has_no_best_one_yet(tmp_path: Path) -> None:
