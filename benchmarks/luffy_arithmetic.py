@@ -13,8 +13,7 @@ its end.
 Advantages are relative to the on-policy completions of a group, and not divided by their standard deviation: while all
 of them are wrong, theirs are 0 and that of the trace is 1. With statistics over the full group (the paper's) all wrong
 completions are pushed away equally at each step; over batches as small as these that is noise, in which nothing was
-learnt (docs/results_trials.md). No entropy bonus, for the same reason, but in
-the method that is named after it.
+learnt (docs/results_trials.md). No entropy bonus, but in the methods that are named after it.
 
 Every step is a `lit-rft` command; completed ones are skipped. Commands, logs and runs are in `runs/luffy_arithmetic`,
 figures in `benchmarks/results/luffy_arithmetic.json`, plots in `docs/images`.
@@ -59,6 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {  # differences from LUFFY
         "loss.init_args.policy_shaping": "null",
     },
     "LUFFY with SFT loss": {"objective.sft_coef": 0.1},
+    "LUFFY again": {},  # later: no held-out problem is in the training problems any more
     "LUFFY with entropy bonus": {"objective.entropy_coef": 0.01},  # the paper's
     "LUFFY with entropy bonus of 0.001": {"objective.entropy_coef": 0.001},
     "RL with SFT loss": {"objective.traces_per_group": 0, "objective.sft_coef": 1.0},
@@ -203,7 +203,7 @@ def plot(task: str, curves: dict[str, Any]) -> None:
         for method in METHODS:
             seed_curves = list(curves.get(method, {}).get(tag, {}).values())
             if seed_curves:
-                plot_curves(axes, seed_curves, f"{method}, {len(seed_curves)} seeds")
+                plot_curves(axes, seed_curves, f"{method}, {len(seed_curves)} seed{'s' * (len(seed_curves) > 1)}")
         axes.set(xlabel="optimiser steps", title=title, ylim=(0, 1))
     lines = left.get_legend_handles_labels()
     figure.legend(*lines, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=8)
