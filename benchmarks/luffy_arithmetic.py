@@ -13,7 +13,7 @@ its end.
 Advantages are relative to the on-policy completions of a group, and not divided by their standard deviation: while all
 of them are wrong, theirs are 0 and that of the trace is 1. With statistics over the full group (the paper's) all wrong
 completions are pushed away equally at each step; over batches as small as these that is noise, in which nothing was
-learnt (docs/results_trials.md). No entropy bonus, but in the methods that are named after it.
+learnt (docs/results_trials.md). No entropy bonus, except in the methods that are named after it.
 
 Every step is a `lit-rft` command; completed ones are skipped. Commands, logs and runs are in `runs/luffy_arithmetic`,
 figures in `benchmarks/results/luffy_arithmetic.json`, plots in `docs/images`.

@@ -1,5 +1,6 @@
 """The trained policy as a folder for PEFT, transformers and inference servers."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lit_rft._files import write_json
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.model_card import model_card, name_base_model
 from lit_rft.callbacks.signals import StoppedBySignal
 from lit_rft.models.reference import REFERENCE
 from lit_rft.models.sharding import full_state, sharded_parts
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterExport(L.Callback):
@@ -38,15 +42,18 @@ class AdapterExport(L.Callback):
         """Check the target before training, in all processes.
 
         Raises:
-            FileExistsError: For a folder that holds something else than an earlier export, or the run itself.
+            FileExistsError: For a folder that holds something else than an earlier export, the run itself, or the model
+                that it starts from.
         """
         if is_dry_run(trainer):
             return
         target = self._target(trainer)
-        runs = [trainer.default_root_dir, *(getattr(part, "dirpath", None) for part in trainer.checkpoint_callbacks)]
-        for folder in (Path(name).resolve() for name in runs if name is not None):
+        used = [trainer.default_root_dir, *(getattr(part, "dirpath", None) for part in trainer.checkpoint_callbacks)]
+        if (settings := getattr(pl_module, "policy_settings", None)) is not None:
+            used += [settings.model, settings.start_from]
+        for folder in (Path(name).resolve() for name in used if name is not None):
             if target.resolve() in (folder, *folder.parents):
-                raise FileExistsError(_refusal(target, f"{folder}, a folder of this run,"))
+                raise FileExistsError(_refusal(target, f"{folder}, which this run uses"))
         check_replaceable(target)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,8 +78,8 @@ class AdapterExport(L.Callback):
         return Path(self.folder or os.path.join(trainer.default_root_dir, "adapter"))
 
 
-# of which an export has at least one: with several adapters and none of them named default, only the last
-_OF_AN_EXPORT = ("adapter_config.json", "config.json", "tokenizer_config.json")
+_MARK = "export.json"  # of an export by a module that writes no record of its policy
+_MARKS = ("policy.json", _MARK)
 
 
 def check_replaceable(target: Path) -> None:
@@ -83,7 +90,7 @@ def check_replaceable(target: Path) -> None:
     """
     if target.is_dir():
         names = sorted(path.name for path in target.iterdir())
-        if names and not any((target / name).is_file() for name in _OF_AN_EXPORT):
+        if names and not any(mark in names for mark in _MARKS):
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise FileExistsError(_refusal(target, listed))
     elif target.exists():
@@ -105,6 +112,7 @@ def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | N
     stage.chat.tokenizer.save_pretrained(folder)
     settings = getattr(stage, "policy_settings", None)
     if settings is None:  # a user-defined module
+        write_json(folder / _MARK, {"module": type(stage).__name__})
         return
     adapter = (folder / "adapter_config.json").is_file()
     name_base_model(folder, settings.model)
@@ -117,10 +125,9 @@ def _save(trainer: Any, stage: Any, folder: Path, weights: dict[str, Tensor] | N
 def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a folder under a temporary name, then swap: the target folder is never incomplete.
 
-    A process killed between the two renames leaves the old folder as `.<name>.old`, restored by the next call.
-
-    Raises:
-        FileExistsError: If the target holds something else by now; the export stays under its temporary name.
+    A process killed between the two renames leaves the old folder as `.<name>.old`, restored by the next call. If the
+    target holds something else by now, the export stays under its temporary name: an exception would cost the run its
+    last checkpoint.
     """
     partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
     if old.exists() and not target.exists():
@@ -132,7 +139,8 @@ def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     try:
         check_replaceable(target)
     except FileExistsError as error:
-        raise FileExistsError(f"{error}; the export of this run is in {partial}") from error
+        logger.error("%s; the export of this run is in %s", error, partial)
+        return
     if target.exists():
         target.rename(old)
     partial.rename(target)

@@ -74,7 +74,7 @@ class TrainingLoader(Generic[Batch]):
         self._overfit = max(1, number)
 
     def limit(self, batches: int | float) -> None:
-        """Make all epochs of a trainer equally long (`Trainer(limit_train_batches=...)`), unlike those of the data.
+        """Give all epochs of a trainer this many batches (`Trainer(limit_train_batches=...)`), also across the data's.
 
         Args:
             batches: their number, or (float) their share of an epoch of the data.

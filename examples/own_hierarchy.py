@@ -47,12 +47,15 @@ def main(folder: str = "runs/vault", episodes: int = 400, *more: str) -> None:
     out = ["--episodes", str(episodes), "--out", f"{folder}/episodes.jsonl"]
     lit_rft(["collect", "own_hierarchy.Vault", *expert, *out])
     lit_rft(["make-model", f"{folder}/episodes.jsonl", "--out", f"{folder}/untrained"])
-    model, start = f"{folder}/untrained", "null"
-    for stage in ("sft", "offline_rl", "online"):
+    stages = {  # model and initial weights: the full model of the first stage is the backbone of the others
+        "sft": (f"{folder}/untrained", "null"),
+        "offline_rl": (f"{folder}/sft/adapter", "null"),
+        "online": (f"{folder}/sft/adapter", f"{folder}/offline_rl/checkpoints/last.ckpt"),
+    }
+    for stage, (model, start) in stages.items():
         place = ["--trainer.default_root_dir", f"{folder}/{stage}", "--model.policy.model", model]
         lit_rft(["fit", "-c", f"glider/games/{stage}.yaml", *data, *place, "--model.policy.start_from", start])
         lit_rft(["test", "-c", f"{folder}/{stage}/config.yaml", "--ckpt_path", "last"])
-        model, start = f"{folder}/sft/adapter", f"{folder}/{stage}/checkpoints/last.ckpt" if stage != "sft" else "null"
 
 
 if __name__ == "__main__":

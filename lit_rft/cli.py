@@ -170,10 +170,10 @@ def resolve_configs(argv: list[str]) -> list[str]:
 
 
 def _full_key(key: str) -> str:
-    """Return a key of the stage or the data with `init_args`, which may be left out on the command line."""
+    """Return a key of the stage or the data with `init_args`, which may be left out before an argument's name."""
     part, _, rest = key.partition(".")
-    is_short = part in ("model", "data") and rest and rest.partition(".")[0] not in ("class_path", "init_args")
-    return f"{part}.init_args.{rest}" if is_short else key
+    named = rest.partition(".")[0] in ("", "class_path", "init_args", "dict_kwargs")
+    return f"{part}.init_args.{rest}" if part in ("model", "data") and not named else key
 
 
 def _split_nulls(argv: list[str]) -> list[str]:

@@ -152,7 +152,8 @@ def add_outcomes(
         agent: the agent of the transcripts.
 
     Returns:
-        Copies that end with the state after the last decision, unless that decision terminated its level. A last
+        Copies that end with the state after the last decision, unless that decision terminated its level or fills the
+        context. A last
         utterance that produced no step (a subgoal without an action) is left out; so is a transcript without any
         decision.
 

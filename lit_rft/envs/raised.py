@@ -29,7 +29,7 @@ class WorkerTracebackError(Exception):
         super().__init__(f"in the environment's worker:\n{text}")
 
 
-def one_line(error: BaseException) -> str:
+def type_and_message(error: BaseException) -> str:
     """Return type and message of an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
@@ -46,12 +46,12 @@ def describe_error(error: Exception, method: str, called: Any = None) -> str:
         called: the class or function that raised, for the line of its definition.
     """
     last = innermost_entry(error.__traceback__)
-    if last is None:
-        return one_line(error)
+    if last is None or is_refusal(error):
+        return type_and_message(error)
     if isinstance(error, TypeError) and last.tb_frame.f_globals.get("__name__") in _CALLERS and not is_explicit(last):
-        return f"{one_line(error)}{_definition_of(called)}{_SIGNATURES.get(method, '')}"
+        return f"{type_and_message(error)}{_definition_of(called)}{_SIGNATURES.get(method, '')}"
     entry = _entry_of_author(error.__traceback__) or last
-    return f"{one_line(error)} ({entry.tb_frame.f_code.co_filename}:{entry.tb_lineno})"
+    return f"{type_and_message(error)} ({entry.tb_frame.f_code.co_filename}:{entry.tb_lineno})"
 
 
 def is_refusal(error: Exception) -> bool:

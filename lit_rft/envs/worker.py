@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from lit_rft.envs.contract import ContractError
 from lit_rft.envs.episode_env import EpisodeEnv
-from lit_rft.envs.raised import describe_error, is_refusal, name_of, one_line
+from lit_rft.envs.raised import describe_error, is_refusal, name_of, type_and_message
 
 # Requests: (verb, argument), verb RESET, STEP or CLOSE. Responses: (kind, payload), with the kinds below.
 RESET: Final = "reset"
@@ -85,7 +85,7 @@ def _answer(env: EpisodeEnv, verb: str, argument: Any) -> tuple[str, Any]:
         reported, trace = _reported(error, f"{name}.{verb}", verb, called)
         if isinstance(error, ContractError) or (verb == RESET and isinstance(error, ValueError)):
             return REFUSED, (reported, trace)
-        return FAILED, (one_line(error) if reported is error else str(reported), trace)
+        return FAILED, (type_and_message(error) if reported is error else str(reported), trace)
 
 
 def _reported(error: Exception, call: str, method: str, called: Any) -> tuple[Exception, str]:
@@ -100,7 +100,7 @@ def _reported(error: Exception, call: str, method: str, called: Any) -> tuple[Ex
         pickle.loads(pickle.dumps(error))
         return error, trace
     except Exception:  # any of its attributes may be in the way
-        return with_text(error, one_line(error)), trace
+        return with_text(error, type_and_message(error)), trace
 
 
 def with_text(error: Exception, text: str) -> Exception:

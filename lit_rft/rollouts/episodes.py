@@ -19,6 +19,8 @@ from lit_rft.rollouts.episode_runner import EpisodeRunner
 from lit_rft.rollouts.policy import Policy
 from lit_rft.rollouts.rollout import Rollout
 
+_MAX_FAILED_CALLS = 3  # a call may have few episodes (a late round of dynamic sampling), and a server may be away
+
 
 class HasJobs(Protocol):
     """A batch with episodes to play, such as `lit_rft.batches.OnlineBatch`."""
@@ -30,7 +32,8 @@ class HasJobs(Protocol):
 class EpisodeSource:
     """Plays the episodes of a batch; the reward is the final score.
 
-    Episodes whose environment failed are left out, and counted in `env_errors`; if all of a batch fail, training stops.
+    Episodes whose environment failed are left out; `env_errors` is their share. If all of a call fail, training stops:
+    at once if none has ever been played, else at the third such call in a row.
 
     Args:
         runner: plays.
@@ -50,6 +53,7 @@ class EpisodeSource:
         self.env_steps = 0  # taken so far, over all processes
         self.tokens_read = self.tokens_sampled = 0  # likewise
         self.num_episodes = 0  # of the last call, over all processes
+        self._failed_calls = 0  # in a row, in which no episode could be played
         self.metrics: dict[str, Tensor] = {}
 
     def __call__(self, policy: Policy, batch: HasJobs) -> list[Rollout]:
@@ -61,7 +65,7 @@ class EpisodeSource:
         """Play episodes to their ends, without dropout.
 
         Raises:
-            RuntimeError: If the environments of all episodes failed, over all processes.
+            RuntimeError: If the environments of all episodes failed, over all processes (see the class).
         """
         with policy.phases.measure("rollout"), evaluation_mode(policy.model):
             self.runner.begin(policy, jobs.make_env, self.sampling, seed, level_sampling=self.level_sampling)
@@ -87,26 +91,31 @@ class EpisodeSource:
         }
         sums = sum_numbers(counts, device)
         self.num_episodes = int(sums["episodes"])
-        if sums["failed"] and not self.num_episodes:
-            first = next(error for share in all_gather_objects(errors) for error in share)
-            raise RuntimeError(
-                f"none of {int(sums['failed'])} episodes could be played ({first}): there is nothing to learn from; "
-                "`lit-rft check-env` tries an environment. The last checkpoint is from before these episodes"
-            )
+        self._failed_calls = self._failed_calls + 1 if sums["failed"] and not self.num_episodes else 0
+        if self._failed_calls and (not self.env_steps or self._failed_calls == _MAX_FAILED_CALLS):
+            self._stop(int(sums["failed"]), errors)
         self.env_steps += int(sums["steps"])
         self.tokens_read += int(sums["read"])
         self.tokens_sampled += int(sums["sampled"])
         self.metrics = {}
+        if sums["failed"] or self.num_episodes:
+            self.metrics = {"env_errors": sums["failed"] / (sums["failed"] + sums["episodes"])}
         if self.num_episodes:
-            self.metrics = {
+            self.metrics |= {
                 "score": sums["score"] / self.num_episodes,
                 "success_rate": sums["success"] / self.num_episodes,
                 "invalid_answers": sums["invalid"] / sums["utterances"].clamp_min(1),
-                "env_errors": sums["failed"] / (sums["failed"] + sums["episodes"]),
             }
         shares = all_gather_objects([env_metrics(episode) for episode in episodes])
         means = mean_env_metrics(metrics for share in shares for metrics in share)
         self.metrics |= {name: torch.tensor(value, device=device) for name, value in means.items()}
+
+    def _stop(self, number: int, errors: Sequence[str]) -> None:
+        first = next(error for share in all_gather_objects(errors) for error in share)
+        raise RuntimeError(
+            f"none of {number} episodes could be played ({first}): there is nothing to learn from; `lit-rft check-env` "
+            "tries an environment. The last checkpoint is from before these episodes"
+        )
 
     @property
     def costs(self) -> dict[str, int]:

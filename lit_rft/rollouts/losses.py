@@ -1,5 +1,6 @@
 """Policy losses over rollouts. A stage accepts any function or object with this signature by `class_path`."""
 
+import functools
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -91,12 +92,14 @@ def loss_of(
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and result[0].dim() == 0:
         value, sums = result
         return value, sums
-    given = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"{type(result).__name__}"
+    parts = result if isinstance(result, tuple) else (result,)
+    given = ", ".join(f"tensor {list(p.shape)}" if isinstance(p, Tensor) else type(p).__name__ for p in parts)
     raise TypeError(f"{name_of(loss)} must return a scalar tensor and a dictionary of diagnostics, got {given}")
 
 
 def name_of(loss: Any) -> str:
     """Return the name of a loss for messages."""
+    loss = loss.func if isinstance(loss, functools.partial) else loss
     name: str = getattr(loss, "__name__", type(loss).__name__)
     return name
 

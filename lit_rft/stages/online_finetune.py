@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from lit_rft._seeds import resolve_seed
 from lit_rft.agents import Agent, learnable_transcripts
@@ -131,12 +131,8 @@ class OnlineHighLevelFinetune(EpisodeStage):
     def on_train_epoch_start(self) -> None:
         self.actor_critic.q_and_returns = []
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        self.actor_critic.features.flush()
-
     def on_fit_end(self) -> None:
-        self.actor_critic.features.flush()
+        self.actor_critic.features.flush()  # only now: each batch has new episodes, most of which leave the buffer
 
     def _remember(self, rollouts: Sequence[Rollout]) -> None:
         """Add the episodes of all processes to the replay buffer of each."""

@@ -32,21 +32,25 @@ def test_other_files_are_refused_before_training(tiny_model_folder: Path, tmp_pa
         train(tiny_model_folder, tmp_path / "run", str(tmp_path / "exports"))
     assert files(tmp_path) == {"exports/run_a/weights", "exports/notes.txt"}  # nor was anything trained
     train(tiny_model_folder, tmp_path / "run", str(tmp_path / "exports"), fast_dev_run=True)  # exports nothing
+    assert {"exports/run_a/weights", "exports/notes.txt"} <= files(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        (".", "holds .*/run, a folder of this run"),
-        ("run", "holds .*/run, a folder of this run"),
-        ("run/checkpoints", "holds .*/run/checkpoints, a folder of this run"),
+        (".", "holds .*/run, which this run uses"),
+        ("run", "holds .*/run, which this run uses"),
+        ("run/checkpoints", "holds .*/run/checkpoints, which this run uses"),
         ("file", "file holds a file"),
+        ("a_model", "holds config.json"),
     ],
 )
 def test_the_folders_of_the_run_are_refused(
     folder: str, message: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "a_model").mkdir()
+    (tmp_path / "a_model" / "config.json").touch()
     with pytest.raises(FileExistsError, match=message):
         train(tiny_model_folder, tmp_path / "run", str(tmp_path / folder))
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -62,9 +66,17 @@ def test_an_earlier_export_or_an_empty_folder_is_replaced(tiny_model_folder: Pat
     assert "of_the_earlier_run" not in files(tmp_path / "export")
 
 
-def test_what_came_during_training_is_kept_with_the_export_beside_it(tmp_path: Path) -> None:
+def test_the_model_that_the_run_starts_from_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match=r"which this run uses: set another folder"):
+        train(tiny_model_folder, tmp_path / "run", str(tiny_model_folder))
+    assert (tiny_model_folder / "config.json").is_file()
+
+
+def test_what_came_during_training_is_kept_with_the_export_beside_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds notes\.txt.*the export of this run is in .*\.export\.partial"):
-        _replace_folder(tmp_path / "export", lambda folder: (folder / "adapter_config.json").write_text("{}") and None)
+    _replace_folder(tmp_path / "export", lambda folder: (folder / "adapter_config.json").write_text("{}") and None)
+    assert "holds notes.txt" in caplog.text and f"this run is in {tmp_path / '.export.partial'}" in caplog.text
     assert files(tmp_path) == {"export/notes.txt", ".export.partial/adapter_config.json"}

@@ -154,7 +154,7 @@ def test_a_loss_without_diagnostics_says_so(tiny_model_folder: Path) -> None:
         return log_probs.sum()
 
     stage = make_grpo(tiny_model_folder, loss=only_a_tensor)
-    with pytest.raises(TypeError, match=r"only_a_tensor must return a scalar .* of diagnostics, got a tensor \[\]"):
+    with pytest.raises(TypeError, match=r"only_a_tensor must return a scalar .* of diagnostics, got tensor \[\]"):
         fit(stage, PromptLoader(make_prompts(tiny_model_folder), batch_size=2), 1)
 
 

@@ -12,7 +12,8 @@ from online_run import ACTING, make_data, make_online, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft._plain import to_plain
-from lit_rft.envs import PoolSettings
+from lit_rft.envs import EpisodeSpec, PoolSettings
+from lit_rft.envs.jobs import EpisodeJobs
 from lit_rft.generation import SamplingSettings
 from lit_rft.models.feature_cache import FeatureCache
 from lit_rft.models.merging import MergedWeights
@@ -268,6 +269,22 @@ def test_a_run_whose_environments_all_fail_stops(tiny_model_folder: Path, tmp_pa
     stage = make_online(tiny_model_folder)
     with pytest.raises(RuntimeError, match=r"none of 2 episodes could be played \(.+\): there is nothing to"):
         run(stage, make_data(tiny_model_folder, tmp_path, suite=Broken()), tmp_path, 2)
+
+
+def test_a_run_that_has_played_before_stops_at_the_third_failure_in_a_row(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    stage = make_online(tiny_model_folder)
+    run(stage, make_data(tiny_model_folder, tmp_path), tmp_path, 2)
+    source, policy = stage.source, stage.current_policy()
+    jobs = [EpisodeSpec(f"walk/{number}", "walk") for number in range(2)]
+    broken, sound = (EpisodeJobs(jobs, suite.make_env, ["walk"]) for suite in (Broken(), CorridorSuite()))
+    for suites in ((broken, broken, sound), (broken, broken)):
+        for suite in suites:
+            source.play(policy, suite, seed=0)
+            assert float(source.metrics["env_errors"]) == float(suite is broken)
+    with pytest.raises(RuntimeError, match="none of 2 episodes could be played"):
+        source.play(policy, broken, seed=0)
 
 
 class Broken(CorridorSuite):

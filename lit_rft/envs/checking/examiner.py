@@ -18,7 +18,7 @@ from lit_rft.envs.base import StepInfo
 from lit_rft.envs.checking.report import Finding
 from lit_rft.envs.contract import ContractError, EpisodeContract
 from lit_rft.envs.info_keys import RESET_ONLY, expected_type, is_finite, is_flag
-from lit_rft.envs.raised import describe_error, one_line
+from lit_rft.envs.raised import describe_error, type_and_message
 
 WORDS = ("look", "help", "yes", "no", "0", "1", "go north", "take", "open door", "wait")
 _LONG = 20_000  # characters of a long observation
@@ -132,7 +132,7 @@ class Examiner(gym.Env[str, str]):
             try:
                 check_with_gymnasium(bare, skip_render_check=True)
             except Exception as error:
-                findings.append(Finding("warning", "gymnasium", one_line(error)))
+                findings.append(Finding("warning", "gymnasium", type_and_message(error)))
         with contextlib.suppress(Exception):  # closing is a separate part
             env.close()
         texts = dict.fromkeys(_plain(str(warning.message)) for warning in caught if _is_gymnasium(warning))
@@ -273,5 +273,5 @@ def _pickle_error(value: Any) -> str | None:
     try:
         pickle.dumps(value)
     except Exception as error:
-        return one_line(error)
+        return type_and_message(error)
     return None

@@ -76,6 +76,8 @@ def check_served(server: BackendSettings | None, sampling: SamplingSettings, los
 def _check_signature(loss: Any) -> None:
     try:
         inspect.signature(loss).bind(None, None, normalizer=None)
+    except ValueError:  # no readable signature: of a builtin
+        return
     except TypeError as error:
         raise ValueError(
             f"the loss {name_of(loss)} must be callable with (log_probs, rollouts, normalizer=...): {error}"

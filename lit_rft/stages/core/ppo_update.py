@@ -1,6 +1,7 @@
 """PPO's update: token-wise advantages by GAE, clipped policy loss, clipped value loss."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ class PPOUpdate:
             Metrics over all processes.
         """
         metrics = self.prepare(policy, rollouts)
-        steps = [optimize(*self.step(policy, part)) for part in self.mini_batches(rollouts)]
+        parts = enumerate(self.mini_batches(rollouts), start=policy.step)
+        steps = [optimize(*self.step(replace(policy, step=step), part)) for step, part in parts]
         return mean_over_steps(steps) | metrics
 
     @measured("update")
@@ -133,7 +135,7 @@ class PPOUpdate:
             "rollouts": float(len({self._rollout[id(transcript)] for transcript in transcripts})),
         }
         counts = {name: number.clamp_min(1) for name, number in sum_numbers(numbers, policy.device).items()}
-        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens)
+        normalizer = Normalizer(counts["tokens"], counts["rollouts"], self.max_tokens, step=policy.step)
         return micro_batches, partial(self._loss, policy=policy, normalizer=normalizer)
 
     def _split(self, policy: Policy, transcripts: Sequence[Transcript]) -> list[TranscriptBatch]:
