@@ -64,6 +64,12 @@ class TrainingLoader(Generic[Batch]):
         """Return the properties that must not change before a resumption: sizes, seed, and a `digest` of the data."""
         raise NotImplementedError
 
+    def apply_limits(self, trainer: Any) -> None:
+        """Apply a trainer's `overfit_batches` and `limit_train_batches`."""
+        if overfits := getattr(trainer, "overfit_batches", 0):
+            self.overfit(overfits)
+        self.limit(getattr(trainer, "limit_train_batches", 1.0))
+
     def overfit(self, batches: int | float) -> None:
         """Repeat the first batches of the first epoch (`Trainer(overfit_batches=...)`).
 

@@ -42,9 +42,7 @@ class ResumableDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return loader
-        if overfits := getattr(trainer, "overfit_batches", 0):
-            loader.overfit(overfits)
-        loader.limit(getattr(trainer, "limit_train_batches", 1.0))
+        loader.apply_limits(trainer)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         elif self._training is not None and self._training[0] is trainer:

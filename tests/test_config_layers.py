@@ -155,13 +155,13 @@ def test_an_entry_keeps_the_settings_of_base_yaml() -> None:
     assert '"refresh_rate": 1' in prepared
 
 
-def test_a_list_of_callbacks_and_a_bare_name_begin_anew_and_change_nothing() -> None:
+def test_a_list_replaces_the_callbacks_before_it_and_a_bare_name_changes_no_setting() -> None:
     earlier: dict[str, Any] = {"RunCheckpoint": {"class_path": CHECKPOINT, "init_args": {"every_n_steps": 50}}}
     bare = {"trainer": {"callbacks+": ["RunCheckpoint", {"class_path": CHECKPOINT, "init_args": None}, 3, "mine.A"]}}
     entries = keep_callback_settings(bare, earlier)["trainer"]["callbacks+"]
     assert [entry["init_args"] for entry in entries[:2]] == [{"every_n_steps": 50}] * 2 and entries[2:] == [3, "mine.A"]
-    anew = {"trainer": {"callbacks": ["RunCheckpoint"]}}
-    assert keep_callback_settings(anew, earlier) == anew
+    replacing = {"trainer": {"callbacks": ["RunCheckpoint"]}}
+    assert keep_callback_settings(replacing, earlier) == replacing
 
 
 def test_callbacks_and_adapters_are_written_once() -> None:

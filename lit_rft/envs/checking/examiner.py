@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.utils.env_checker import check_env as check_with_gymnasium
 
 from lit_rft.envs.base import StepInfo
-from lit_rft.envs.checking.report import Finding
+from lit_rft.envs.checking.report import Finding, writable
 from lit_rft.envs.contract import ContractError, EpisodeContract
 from lit_rft.envs.info_keys import RESET_ONLY, expected_type, is_finite, is_flag
 from lit_rft.envs.raised import describe_error, type_and_message
@@ -198,7 +198,7 @@ def examine_reset(answer: Any) -> tuple[list[Finding], str, dict[str, Any]]:
         findings.append(
             Finding("warning", "reset", "neither observation nor task_description: the policy reads nothing")
         )
-    return findings, _writable(observation), info if isinstance(info, dict) else {}
+    return findings, _returnable(observation), info if isinstance(info, dict) else {}
 
 
 def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bool], dict[str, Any]]:
@@ -219,16 +219,16 @@ def examine_step(answer: Any) -> tuple[list[Finding], tuple[str, float, bool, bo
         if not is_flag(flag):
             findings.append(Finding("warning", name, f"expected True or False, got {flag!r}"))
     ends = (bool(terminated), bool(truncated))
-    return findings, (_writable(observation), float(reward), *ends), info if isinstance(info, dict) else {}
+    return findings, (_returnable(observation), float(reward), *ends), info if isinstance(info, dict) else {}
 
 
 def _has_length(answer: Any, length: int) -> bool:
     return isinstance(answer, tuple) and len(answer) == length
 
 
-def _writable(observation: Any) -> str:
+def _returnable(observation: Any) -> str:
     """Return an observation that this wrapper may return itself: the error in another one is a finding."""
-    return observation.encode(errors="backslashreplace").decode() if isinstance(observation, str) else ""
+    return writable(observation) if isinstance(observation, str) else ""
 
 
 def _shape(answer: Any) -> str:

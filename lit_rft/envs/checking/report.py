@@ -92,7 +92,7 @@ def print_report(report: EnvReport, console: Console) -> None:
     """Print an example, the keys of info with their defaults, the figures and the findings."""
     console.print(_example(report), _keys(report), _figures(report))
     for finding in sorted(report.findings, key=lambda finding: list(_STYLES).index(finding.level)):
-        line = _writable(f"{finding.level}: {finding.where}: {finding.message}")
+        line = writable(f"{finding.level}: {finding.where}: {finding.message}")
         console.print(Text(line, _STYLES[finding.level]))
     kinds = {level: sum(finding.level == level for finding in report.findings) for level in _STYLES}
     summary = ", ".join(f"{number} {level}{'s' * (number != 1)}" for level, number in kinds.items())
@@ -113,11 +113,12 @@ def _example(report: EnvReport) -> Table:
 
 
 def _shorten(text: str) -> str:
-    text = _writable(text)
+    text = writable(text)
     return text if len(text) <= _EXAMPLE_WIDTH else f"{text[:_EXAMPLE_WIDTH]}... ({len(text)} characters)"
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
+    """Return a text with escapes in place of what UTF-8 cannot hold (lone surrogates)."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -38,13 +38,10 @@ def restore_position(trainer: L.Trainer) -> None:
     """
     loop: Any = trainer.fit_loop
     states, loop._combined_loader_states_to_load = loop._combined_loader_states_to_load, []
-    overfits = getattr(trainer, "overfit_batches", 0)
     loaders = [loader for loader in loop._combined_loader.flattened if hasattr(loader, "state_dict")]
     for index, loader in enumerate(loaders):
-        if overfits and hasattr(loader, "overfit"):
-            loader.overfit(overfits)
-        if hasattr(loader, "limit"):
-            loader.limit(trainer.limit_train_batches)
+        if hasattr(loader, "apply_limits"):
+            loader.apply_limits(trainer)
         if index < len(states) and hasattr(loader, "follow"):
             loader.load_state_dict(states[index])
     epochs = loop.epoch_progress.current
