@@ -7,13 +7,16 @@ import re
 _SYMBOLS = {
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/",
     "\u2044": "/", "\u03c0": r"\pi ", "\u221a": r"\sqrt ", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ",
-    "\u2260": r"\ne ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u00b2": "^2", "\u00b3": "^3",
+    "\u2260": r"\ne ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u00b0": r"^\circ ",
     "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ", "\u03b8": r"\theta ",
     "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}", "\u2153": r"\frac{1}{3}",
     "\u2154": r"\frac{2}{3}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\uff0c": ",", "\uff05": "%",
     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
 }  # fmt: skip
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS | {chr(0xFF10 + digit): str(digit) for digit in range(10)})
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+_EXPONENT = re.compile(rf"(\u207b?)([{_SUPERSCRIPTS}]+)")  # x to the minus 2, in one or more characters
+_DIGITS = str.maketrans(_SUPERSCRIPTS, "0123456789")
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("__", "__"))
 _SPACING = re.compile(r"(?<!\\)\\[;:> ]|~|\\q?quad(?![a-zA-Z])|\\displaystyle|\\textstyle|\\phantom\{[^{}]*\}")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?")
@@ -58,6 +61,7 @@ _DEGREES = re.compile(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*[CF]?\s*$|\s*\\deg
 
 def clean(text: str) -> str:
     r"""Remove everything without meaning: delimiters, spacing, currency, separators of thousands, a full stop."""
+    text = _EXPONENT.sub(lambda match: "^{" + "-" * len(match[1]) + match[2].translate(_DIGITS) + "}", text)
     text = text.translate(_SYMBOL_TABLE)
     text = re.sub(r"\s+", " ", text).strip()
     text = _unwrap(text)

@@ -44,9 +44,10 @@ _NAME = re.compile(
 _VERBATIM = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}:\d{2}(?::\d{2})?(?:\s*[apAP]\.?[mM]\.?)?")  # dates and times
 _LETTER = re.compile(r"[^\W\d_]")  # compared with case: n is not N
 _NO_MATHEMATICS = re.compile(r"(?<![\d_^])\d+(?:\.\d+)? \d|\b0[xX][0-9a-fA-F]")  # misread as a sum, and as a product
-# LaTeX takes one character for the root or exponent; answers mean all of it: \sqrt18, 2^10, x^-1
+# LaTeX takes one character for the root or exponent; answers mean all of it: \sqrt18, 2^10, x^-1, 2^0.5
 _ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d+(?:\.\d+)?)")
-_EXPONENT = re.compile(r"\^\s*(-(?:\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z_])|\\pi(?![a-zA-Z]))|\d{2,}(?:\.\d+)?)")
+_EXPONENT = re.compile(r"\^\s*(-(?:\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z_])|\\pi(?![a-zA-Z]))|\d{2,}(?:\.\d+)?|\d\.\d+)")
+_DECIMAL_EXPONENT = re.compile(r"(?<=\^)\{\s*(-?)(\d{1,20})\.(\d{1,20})\s*\}")
 _MEMBER = re.compile(r"^\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _TOLERANCE = 1e-12  # relative, between numbers that are not decimals
 _DECIMAL_TOLERANCE = 1.01e-6
@@ -181,8 +182,14 @@ def _parse(text: str) -> list[Any]:
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(?=[({\d])", r"\\sqrt ", text)
     text = _ROOT.sub(r"\\sqrt\1{\2}", text)
     text = _EXPONENT.sub(r"^{\1}", text)
+    text = _DECIMAL_EXPONENT.sub(_as_fraction, text)  # Math-Verify finds 18^{0.5} unlike \sqrt{18}
     result: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
     return result
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    sign, integer, decimals = match.groups()
+    return rf"{{{sign}\frac{{{int(integer + decimals)}}}{{{10 ** len(decimals)}}}}}"
 
 
 def _differ(gold: Any, answer: Any) -> bool:
