@@ -14,7 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rft.callbacks.best_checkpoint import state_in_folder, warn_of_none, warn_of_unknown
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
-from lit_rft.callbacks.fit_loop import evaluation_follows, finished_line, is_last_batch, repeat_evaluation
+from lit_rft.callbacks.fit_loop import (
+    callback_states,
+    evaluation_follows,
+    finished_line,
+    is_last_batch,
+    repeat_evaluation,
+)
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -66,7 +72,8 @@ class RunCheckpoint(ModelCheckpoint):
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "evaluation_due": self._evaluation_due}
+        best = dict(self.best_k_models)  # a copy: the state may be written after the next evaluation
+        return {**super().state_dict(), "best_k_models": best, "evaluation_due": self._evaluation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluation_due = bool(state_dict.get("evaluation_due"))
@@ -159,8 +166,19 @@ class RunCheckpoint(ModelCheckpoint):
         """Run the last evaluation if a signal ended it: a run with all its steps is not trained any more."""
         if self._evaluation_due:
             repeat_evaluation(trainer)
+            self._keep_evaluation(trainer)
         if self._last_step < 0 < trainer.global_step and trainer.is_global_zero:  # it has not trained here
             logger.info("%s", finished_line(trainer))
+
+    def _keep_evaluation(self, trainer: L.Trainer) -> None:
+        """Write into the last checkpoint that its evaluation is done: each further resume would repeat it."""
+        file = self._last_file()
+        if not trainer.is_global_zero or Path(str(trainer.ckpt_path)).resolve() != file.resolve():
+            return
+        files = trainer.strategy.checkpoint_io
+        checkpoint = files.load_checkpoint(file, map_location="cpu")
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        files.save_checkpoint(checkpoint, file)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._after_logging(trainer, pl_module)
@@ -233,16 +251,23 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best checkpoint."""
-        self._evaluation_due = self._evaluation_due and trainer.sanity_checking
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
-        if fitting and self.monitor in trainer.callback_metrics:
-            self._signals.held = True
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._signals.held = True  # what a signal saves is from before the evaluation, or from after it
+        self._evaluation_due = False
+        if self.monitor and not is_dry_run(trainer):
+            self._save_best(trainer)
+        if self._snapshot is not None:
+            self._snapshot["callbacks"] = callback_states(trainer)
+        if not self._together(trainer):
+            self._signals.release()
+
+    def _save_best(self, trainer: L.Trainer) -> None:
+        if self.monitor in trainer.callback_metrics:
             self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
-            if not self._together(trainer):
-                self._signals.release()
-        elif fitting and self.monitor and trainer.is_global_zero and not self._warned:
+        elif trainer.is_global_zero and not self._warned:
             self._warned = True
-            warn_of_unknown(self.monitor, trainer.callback_metrics)
+            warn_of_unknown(str(self.monitor), trainer.callback_metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the steps since the last regular checkpoint."""
