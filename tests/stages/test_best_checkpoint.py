@@ -101,10 +101,8 @@ def test_a_signal_after_an_evaluation_keeps_its_best_checkpoint(step: int, tmp_p
     scores = [0.5, 0.9, 0.1]
     with pytest.raises(StoppedBySignal):
         train(tmp_path, 3, *scores, more_callbacks=[Stop(step)])
-    (state,) = (
-        value for key, value in torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].items()
-        if "RunCheckpoint" in key
-    )  # fmt: skip
+    callbacks = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = (value for key, value in callbacks.items() if "RunCheckpoint" in key)
     assert float(state["best_model_score"]) == pytest.approx(scores[step - 1]) and not state["evaluation_due"]
     assert list(map(float, state["best_k_models"].values())) == pytest.approx(scores[step - 1 : step])
     train(tmp_path, 3, *scores[step:], ckpt_path="last")
