@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_rft._files import FolderLock
 from lit_rft.callbacks.best_checkpoint import state_in_folder, warn_of_none, warn_of_unknown
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
@@ -31,7 +32,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     The last one is written every `every_n_steps` optimiser steps, before the next batch or evaluation begins, and at
     the end of training, after its evaluation; `--ckpt_path last` resumes from it. A folder with checkpoints of another
-    run is rejected.
+    run is rejected, and one in which another process trains.
 
     SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
     128 plus the signal's number (docs/runs.md).
@@ -65,6 +66,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._write_due = False  # of the snapshot, once the metrics of its step are logged
         self._evaluation_due = False  # after the batch of the state that is saved
         self._warned = False  # of a metric that is not logged
+        self._lock: FolderLock | None = None
 
     @property
     def state_key(self) -> str:
@@ -149,9 +151,33 @@ class RunCheckpoint(ModelCheckpoint):
 
         Raises:
             FileExistsError: If this would overwrite another run.
+            BlockingIOError: If another process trains in this folder.
         """
+        self._lock_folder(trainer)
         if not trainer.strategy.restore_checkpoint_after_setup:  # otherwise the resumed checkpoint is not known yet
             self.check_folder(trainer, trainer.ckpt_path)
+
+    def _lock_folder(self, trainer: L.Trainer) -> None:
+        if is_dry_run(trainer):
+            return
+        self._choose_folder(trainer)
+        problem = ""
+        if trainer.is_global_zero and self._lock is None:
+            try:
+                self._lock = FolderLock(Path(self.dirpath or ""))
+            except BlockingIOError:
+                problem = (
+                    f"another process trains in this folder and writes {self.dirpath}: wait for it, or set another "
+                    "trainer.default_root_dir"
+                )
+        problem = trainer.strategy.broadcast(problem)  # all processes end
+        if problem:
+            raise BlockingIOError(problem)
+
+    def _unlock_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.check_folder(trainer, trainer.ckpt_path)
@@ -289,6 +315,7 @@ class RunCheckpoint(ModelCheckpoint):
                 logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
             self._end_other_processes(trainer, exception.number)
         self._snapshot = None
+        self._unlock_folder()
         self._signals.restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -297,6 +324,7 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             StoppedBySignal: For a signal after the end of the run: code after the run must stop as well.
         """
+        self._unlock_folder()
         self._signals.restore()
         self._signals.check()
 

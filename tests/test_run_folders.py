@@ -10,6 +10,7 @@ import torch
 import yaml
 from command import main
 
+from lit_rft._files import FolderLock
 from lit_rft.episodes import write_episodes
 from lit_rft.testing.tiny import make_episode
 
@@ -101,6 +102,19 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run:
     assert _step(run) == 4 and (run / "config.1.yaml").is_file()  # the earlier settings are kept
     main(["fit", *arguments, "--overwrite", "true"])
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize("more", [["--ckpt_path", "last"], ["--overwrite", "true"]])
+def test_a_folder_in_which_another_process_trains_is_refused(more: list[str], arguments: list[str], run: Path) -> None:
+    """Without checkpoints so far, too: it may be in its first steps."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "events" not in path.name}
+    lock = FolderLock(run / "checkpoints")
+    with pytest.raises(ValueError, match="another process trains in this folder .*: wait for it, or set another"):
+        main(["fit", *arguments, "--trainer.max_epochs", "2", *more])
+    lock.release()
+    assert {path: path.read_bytes() for path in before} == before
+    main(["fit", *arguments, "--trainer.max_epochs", "2", *more])
+    assert _step(run) == 4
 
 
 def test_a_folder_in_place_of_a_checkpoint_is_an_error_that_names_its_checkpoints(
