@@ -177,7 +177,8 @@ def test_overwriting_removes_texts(arguments: list[str], run: Path, tmp_path: Pa
 
 
 def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(arguments: list[str], run: Path) -> None:
-    names = ("config_test.yaml", "run.html", "texts/val/episode.md", "lightning_logs/version_0/metrics.csv")
+    results = ("scores.json", "costs.json", "costs_fit.json", "summary_fit.json")
+    names = (*results, "config_test.yaml", "run.html", "texts/val/episode.md", "lightning_logs/version_0/metrics.csv")
     for name in names:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("of the earlier run")
@@ -187,7 +188,8 @@ def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(argume
         main(["fit", *arguments, "--overwrite", "true", "--data.init_args.train_files", "[missing.jsonl]"])
     assert {path: path.read_bytes() for path in before} == before
     main(["fit", *arguments, "--overwrite", "true"])
-    assert not events.exists() and not any((run / name).exists() for name in names)
+    left = [name for name in names if (run / name).exists() and (run / name).read_text() == "of the earlier run"]
+    assert not events.exists() and not left
 
 
 def test_the_curves_of_a_csv_logger_with_a_fixed_version_are_not_deleted(
