@@ -104,12 +104,17 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run:
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
 
 
+def test_the_best_checkpoint_is_named_as_a_file(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"expected last or a file, got best: name the run's checkpoints/best\.ckpt"):
+        main(["test", *arguments, "--ckpt_path", "best"])
+
+
 @pytest.mark.parametrize("more", [["--ckpt_path", "last"], ["--overwrite", "true"]])
 def test_a_folder_in_which_another_process_trains_is_refused(more: list[str], arguments: list[str], run: Path) -> None:
     """Without checkpoints so far, too: it may be in its first steps."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "events" not in path.name}
     lock = FolderLock(run / "checkpoints")
-    with pytest.raises(ValueError, match="another process trains in this folder .*: wait for it, or set another"):
+    with pytest.raises(ValueError, match=r"another process trains in this folder .*: wait for it, or set another"):
         main(["fit", *arguments, "--trainer.max_epochs", "2", *more])
     lock.release()
     assert {path: path.read_bytes() for path in before} == before

@@ -108,7 +108,7 @@ class FeatureCache:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that were killed, perhaps on another host: nothing writes to them any more."""
+    """Remove temporary files of killed processes, perhaps on another host: nothing has written to them for long."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
