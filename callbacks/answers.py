@@ -1,8 +1,8 @@
 """Answers to problems: as tables of the loggers, and as files."""
 
+import contextlib
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
-from lit_rft._files import replacing
+from lit_rft._files import AppendedFile, replacing
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.loggers import log_table
 from lit_rft.callbacks.results import evaluator_of, own_file, read_other_files
@@ -84,7 +84,7 @@ class CompletionFiles(BasePredictionWriter):
     """Writes the answers of `predict`, with their rewards, as JSON lines.
 
     Resumable, also with another number of processes: problems in the files are not answered again. A file of another
-    policy (its weights count), reward or sampling, or of other problems, is rejected.
+    policy (its weights count), reward or sampling, or of other problems, is rejected, and one that another call writes.
 
     Args:
         path: null for `<default_root_dir>/completions.jsonl`. With several processes each writes its own file, with
@@ -94,22 +94,27 @@ class CompletionFiles(BasePredictionWriter):
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.path = path
-        self._file: Path | None = None
+        self._path: Path | None = None
+        self._file: AppendedFile | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
         evaluator = _evaluator(module)
-        self._file = None
+        self._path = self._file = None
         if is_dry_run(trainer):
             return
-        path = own_file(trainer, self.path, "completions.jsonl")
+        path = self._path = own_file(trainer, self.path, "completions.jsonl")
         head = {"source": module.evaluation_source(), "data": data_fingerprints(trainer.predict_dataloaders)}
-        lines = _complete_lines(path, head)
-        if not lines:
-            path.write_text(json.dumps(head) + "\n")
-        answers = lines[1:] + _answers_of_others(trainer, path, head)
+        lines = _locked_lines(path, head)
+        self._file = AppendedFile(path)
+        try:
+            if not lines:
+                self._file.append(_to_line(head))
+            answers = lines[1:] + _answers_of_others(trainer, path, head)
+        except BaseException:
+            self._close()
+            raise
         evaluator.skip = {_question(line) for line in answers}
-        self._file = path
 
     def write_on_batch_end(
         self,
@@ -123,15 +128,21 @@ class CompletionFiles(BasePredictionWriter):
     ) -> None:
         if self._file is None:  # a dry run
             return
-        with self._file.open("a", encoding="utf-8") as stream:
-            # one write: all answers of a problem, or none
-            stream.write("".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in prediction))
-            stream.flush()
-            os.fsync(stream.fileno())
+        # one write: all answers of a problem, or none
+        self._file.append(b"".join(_to_line(dataclasses.asdict(sample)) for sample in prediction))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self._file is not None:
-            Console().print(f"completions are in {self._file}")
+        self._close()
+        if trainer.is_global_zero and self._path is not None:
+            Console().print(f"completions are in {self._path}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _evaluator(module: L.LightningModule) -> Any:
@@ -196,10 +207,24 @@ def _complete_lines(path: Path, head: dict[str, Any]) -> list[Any]:
     return kept
 
 
+def _locked_lines(path: Path, head: dict[str, Any]) -> list[Any]:
+    """Read the lines of a file as `_complete_lines` does.
+
+    Raises:
+        BlockingIOError: If another process writes it.
+    """
+    with contextlib.closing(AppendedFile(path)):
+        return _complete_lines(path, head)
+
+
+def _to_line(values: Any) -> bytes:
+    return json.dumps(values).encode() + b"\n"
+
+
 def _answers_of_others(trainer: L.Trainer, path: Path, head: dict[str, Any]) -> list[Any]:
     """Return the answers in the files of other processes, before any of them adds another one."""
     others = read_other_files(
-        trainer, path, lambda file: _complete_lines(file, head), lambda file: _complete_lines(file, head)[1:]
+        trainer, path, lambda file: _locked_lines(file, head), lambda file: _complete_lines(file, head)[1:]
     )
     return [line for _, line in others]
 

@@ -57,8 +57,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             reason = str(error).strip().partition("\n")[0]
             if isinstance(error, pickle.UnpicklingError):  # its message is advice for developers
                 reason = "it is damaged, or holds Python objects"
+            elif not Path(path).stat().st_size:
+                reason = "the file is empty"
             raise ValueError(
-                f"{path} is an incomplete or corrupt checkpoint, expected tensors and plain values: {reason}"
+                f"{path} is an incomplete or corrupt checkpoint, expected tensors and plain values: {reason}; name "
+                "another checkpoint, or remove this one to start again"
             ) from error
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise ValueError(

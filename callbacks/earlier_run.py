@@ -40,12 +40,14 @@ class EarlierRun(L.Callback):
 
 
 def output_of_run(folder: Path, checkpoints: Path) -> list[Path]:
-    """Return a run's checkpoints, curves, rollouts, texts, tables, figures, page and configs of evaluations.
+    """Return a run's checkpoints, curves, rollouts, texts, tables, figures, page, results and configs of evaluations.
 
     Args:
         folder: of the run.
         checkpoints: folder of its checkpoints.
     """
     curves = [*folder.glob("tensorboard/events.out.tfevents.*"), *folder.glob("lightning_logs/version_*")]
-    names = (*FOLDERS, "rollouts", "run.html", *(f"config_{verb}.yaml" for verb in ("validate", "test", "predict")))
+    configs = (f"config_{verb}.yaml" for verb in ("validate", "test", "predict"))
+    results = ("scores.json", "costs.json", "costs_fit.json", "summary_fit.json")
+    names = (*FOLDERS, "rollouts", "run.html", *results, *configs)
     return [*checkpoints.glob("*.ckpt"), *curves, *(folder / name for name in names)]

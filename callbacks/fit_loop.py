@@ -1,6 +1,9 @@
 """The state of training within Lightning's loops, for which there is no public interface."""
 
+from typing import Any
+
 import lightning as L
+from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 
 
 def is_last_batch(trainer: L.Trainer) -> bool:
@@ -25,6 +28,11 @@ def evaluation_follows(trainer: L.Trainer) -> bool:
     loop = trainer.fit_loop
     fetcher = loop._data_fetcher
     return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def callback_states(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the states of all callbacks, as checkpoints have them."""
+    return _call_callbacks_state_dict(trainer)
 
 
 def repeat_evaluation(trainer: L.Trainer) -> None:

@@ -21,6 +21,8 @@ class RandomState(L.Callback):
         self._kept: dict[str, Any] | None = None  # states at the end of the last batch
 
     def state_dict(self) -> dict[str, Any]:
+        if self._loaded is not None:  # a resumed run, before its first batch
+            return self._loaded
         return {name: _gather(state) for name, state in (self._kept or _current()).items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,10 +11,17 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_rft._files import FolderLock
 from lit_rft.callbacks.best_checkpoint import state_in_folder, warn_of_none, warn_of_unknown
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
-from lit_rft.callbacks.fit_loop import evaluation_follows, finished_line, is_last_batch, repeat_evaluation
+from lit_rft.callbacks.fit_loop import (
+    callback_states,
+    evaluation_follows,
+    finished_line,
+    is_last_batch,
+    repeat_evaluation,
+)
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -25,7 +32,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     The last one is written every `every_n_steps` optimiser steps, before the next batch or evaluation begins, and at
     the end of training, after its evaluation; `--ckpt_path last` resumes from it. A folder with checkpoints of another
-    run is rejected.
+    run is rejected, and one in which another process trains.
 
     SIGTERM, SIGUSR1 and Ctrl-C end a run with the state of its last complete step in `last.ckpt`, and the process with
     128 plus the signal's number (docs/runs.md).
@@ -59,6 +66,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._write_due = False  # of the snapshot, once the metrics of its step are logged
         self._evaluation_due = False  # after the batch of the state that is saved
         self._warned = False  # of a metric that is not logged
+        self._lock: FolderLock | None = None
 
     @property
     def state_key(self) -> str:
@@ -66,7 +74,8 @@ class RunCheckpoint(ModelCheckpoint):
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "evaluation_due": self._evaluation_due}
+        best = dict(self.best_k_models)  # a copy: the state may be written after the next evaluation
+        return {**super().state_dict(), "best_k_models": best, "evaluation_due": self._evaluation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._evaluation_due = bool(state_dict.get("evaluation_due"))
@@ -142,9 +151,33 @@ class RunCheckpoint(ModelCheckpoint):
 
         Raises:
             FileExistsError: If this would overwrite another run.
+            BlockingIOError: If another process trains in this folder.
         """
+        self._lock_folder(trainer)
         if not trainer.strategy.restore_checkpoint_after_setup:  # otherwise the resumed checkpoint is not known yet
             self.check_folder(trainer, trainer.ckpt_path)
+
+    def _lock_folder(self, trainer: L.Trainer) -> None:
+        if is_dry_run(trainer):
+            return
+        self._choose_folder(trainer)
+        problem = ""
+        if trainer.is_global_zero and self._lock is None:
+            try:
+                self._lock = FolderLock(Path(self.dirpath or ""))
+            except BlockingIOError:
+                problem = (
+                    f"another process trains in this folder and writes {self.dirpath}: wait for it, or set another "
+                    "trainer.default_root_dir"
+                )
+        problem = trainer.strategy.broadcast(problem)  # all processes end
+        if problem:
+            raise BlockingIOError(problem)
+
+    def _unlock_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.check_folder(trainer, trainer.ckpt_path)
@@ -159,8 +192,19 @@ class RunCheckpoint(ModelCheckpoint):
         """Run the last evaluation if a signal ended it: a run with all its steps is not trained any more."""
         if self._evaluation_due:
             repeat_evaluation(trainer)
+            self._keep_evaluation(trainer)
         if self._last_step < 0 < trainer.global_step and trainer.is_global_zero:  # it has not trained here
             logger.info("%s", finished_line(trainer))
+
+    def _keep_evaluation(self, trainer: L.Trainer) -> None:
+        """Write into the last checkpoint that its evaluation is done: each further resume would repeat it."""
+        file = self._last_file()
+        if not trainer.is_global_zero or Path(str(trainer.ckpt_path)).resolve() != file.resolve():
+            return
+        files = trainer.strategy.checkpoint_io
+        checkpoint = files.load_checkpoint(file, map_location="cpu")
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        files.save_checkpoint(checkpoint, file)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._after_logging(trainer, pl_module)
@@ -233,16 +277,23 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best checkpoint."""
-        self._evaluation_due = self._evaluation_due and trainer.sanity_checking
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
-        if fitting and self.monitor in trainer.callback_metrics:
-            self._signals.held = True
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._signals.held = True  # what a signal saves is from before the evaluation, or from after it
+        self._evaluation_due = False
+        if self.monitor and not is_dry_run(trainer):
+            self._save_best(trainer)
+        if self._snapshot is not None:
+            self._snapshot["callbacks"] = callback_states(trainer)
+        if not self._together(trainer):
+            self._signals.release()
+
+    def _save_best(self, trainer: L.Trainer) -> None:
+        if self.monitor in trainer.callback_metrics:
             self._save_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
-            if not self._together(trainer):
-                self._signals.release()
-        elif fitting and self.monitor and trainer.is_global_zero and not self._warned:
+        elif trainer.is_global_zero and not self._warned:
             self._warned = True
-            warn_of_unknown(self.monitor, trainer.callback_metrics)
+            warn_of_unknown(str(self.monitor), trainer.callback_metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the steps since the last regular checkpoint."""
@@ -264,6 +315,7 @@ class RunCheckpoint(ModelCheckpoint):
                 logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
             self._end_other_processes(trainer, exception.number)
         self._snapshot = None
+        self._unlock_folder()
         self._signals.restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -272,6 +324,7 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             StoppedBySignal: For a signal after the end of the run: code after the run must stop as well.
         """
+        self._unlock_folder()
         self._signals.restore()
         self._signals.check()
 

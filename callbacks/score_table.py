@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from rich.console import Console
@@ -10,7 +11,6 @@ from rich.table import Table
 from lit_rft._files import write_json
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.loggers import log_table, step_of
-from lit_rft.callbacks.results import evaluator_of
 
 Scores = Mapping[str, dict[str, float]]
 Cells = Callable[[dict[str, float]], dict[str, str]]
@@ -20,7 +20,8 @@ class ScoreTable(L.Callback):
     """Prints and logs the scores by task or benchmark after each validation and test, and writes those of a test.
 
     `<default_root_dir>/scores.json`: task or benchmark -> column -> value, null without any. `costs.json`: the
-    evaluator's `costs`, for episodes their number, environment steps, utterances, tokens and seconds.
+    evaluator's `costs`, for episodes their number, environment steps, utterances, tokens and seconds. A stage without
+    an evaluator, such as `DPO`, has no table.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -28,20 +29,25 @@ class ScoreTable(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer, pl_module, "test", "test/scores")
-        evaluator = evaluator_of(pl_module)
-        if trainer.is_global_zero and evaluator.table and not is_dry_run(trainer):
+        evaluator = _evaluator(pl_module)
+        if trainer.is_global_zero and evaluator and evaluator.table and not is_dry_run(trainer):
             write_json(Path(trainer.default_root_dir) / "scores.json", evaluator.table)
             if evaluator.costs:
                 write_json(Path(trainer.default_root_dir) / "costs.json", evaluator.costs)
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, title: str, tag: str) -> None:
-        evaluator = evaluator_of(module)
-        if not trainer.is_global_zero or not evaluator.table:
+        evaluator = _evaluator(module)
+        if not trainer.is_global_zero or not evaluator or not evaluator.table:
             return
         columns, rows = score_cells(evaluator.table, evaluator.row_name, evaluator.cells)
         Console().print(score_table(columns, rows, title))
         if not getattr(trainer, "sanity_checking", False):
             log_table(trainer, tag, columns, rows)
+
+
+def _evaluator(module: L.LightningModule) -> Any:
+    """Return the evaluator of a stage; None without one, as `DPO` has its metrics in the log alone."""
+    return getattr(module, "evaluator", None)
 
 
 def score_cells(scores: Scores, row_name: str, cells: Cells) -> tuple[list[str], list[list[str]]]:

@@ -52,6 +52,13 @@ class TrainingCosts(L.Callback):
         self._tokens = self._trained(pl_module) - self._tokens_before
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._started is None:  # all of its steps were made before; that run may have been stopped at its end
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         source = getattr(pl_module, "source", None)
         costs = dict(source.costs) if isinstance(source, CountsCosts) else {}
         costs |= {"optimizer_steps": trainer.global_step, **self.state_dict()}

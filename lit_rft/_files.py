@@ -101,6 +101,31 @@ class AppendedFile:
         self._stream.close()
 
 
+class FolderLock:
+    """A lock of a folder, which the system releases when its holder dies; it leaves no file.
+
+    Args:
+        folder: is created.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
 def checkpoints_below(folder: Path) -> str:
     """Return advice for the folder of a run where a checkpoint is expected: `; name one of its checkpoints, ...`.
 

@@ -199,9 +199,11 @@ def check_checkpoint(path: Any) -> None:
     """Check that a checkpoint exists; Lightning resolves `last` and other keywords.
 
     Raises:
-        UsageError: For a missing file, or the folder of a run.
+        UsageError: For a missing file, the folder of a run, or `best`, which Lightning knows within one process only.
     """
     name = "" if path is None else str(path)
+    if name == "best":
+        raise UsageError("ckpt_path: expected last or a file, got best: name the run's checkpoints/best.ckpt")
     if name and (advice := checkpoints_below(Path(name))):
         raise UsageError(f"ckpt_path: {path} is the folder of a run, not a checkpoint{advice}")
     if (os.sep in name or name.endswith(".ckpt")) and not Path(name).exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def iterate(
     Each iteration is two ordinary commands: `predict` plays the training problems with the current policy, and `fit`
     trains on pairs of its episodes with the experts'. The reference of DPO is the policy at the start of the iteration
     (`policy.start_from`). A run that was killed goes on: finished commands are not repeated, `predict` keeps the
-    episodes in its file, and `fit` resumes its last checkpoint.
+    episodes in its file, and `fit` resumes its last checkpoint. A signal that stops this process stops its command
+    first.
 
     Args:
         folder: of the run; each iteration gets a folder in it, `eto.json` holds the state and the report.
@@ -135,7 +137,35 @@ def digest_of(*parts: Sequence[str]) -> str:
 
 
 def _run_process(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "lit_rft.cli", *arguments], check=True)
+    """Run a command in a new process, which gets the signals that stop this one, and ends first.
+
+    Raises:
+        SystemExit: This process has received a signal.
+        subprocess.CalledProcessError: The command has failed.
+    """
+    received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
+        if process is not None:
+            # not Ctrl-C itself, which a terminal sends to both: its second one ends a command without saving
+            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments])
+        if received:  # while it was started
+            process.terminate()
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if received:
+        print("stopped by a signal; repeat the command to go on", file=sys.stderr)
+        sys.exit(128 + received[0])
+    if code:
+        raise subprocess.CalledProcessError(code, process.args)
 
 
 def _as_configs(names: Sequence[str] | None) -> list[str]:

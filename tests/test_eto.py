@@ -1,6 +1,10 @@
 """ETO by one command: iterations from policy to policy, resumed after a stop, flat and hierarchical."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +125,37 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         main(["eto", "--iterations", "many"])
     with pytest.raises(UsageError, match=r"pairs.json: expected EpisodePairDataModule"):
         iterate(tmp_path, [], iterations=1, run=lambda arguments: None)
+
+
+_STOPS_BY_ITSELF = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1], "stopped").write_text(str(number))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_command_first(number: int, tmp_path: Path) -> None:
+    """A command that is left running would write into the folder beside the one that resumes it."""
+    script = f"""
+import sys
+from lit_rft import eto
+popen = eto.subprocess.Popen
+eto.subprocess.Popen = lambda command: popen([sys.executable, "-c", {_STOPS_BY_ITSELF!r}, command[-1]])
+eto._run_process([{str(tmp_path)!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "repeat the command" in errors
+    assert (tmp_path / "stopped").read_text() == str(int(signal.SIGTERM))
 
 
 def settings(model: Path, folder: Path, hierarchical: bool) -> list[str]:

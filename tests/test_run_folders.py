@@ -10,6 +10,7 @@ import torch
 import yaml
 from command import main
 
+from lit_rft._files import FolderLock
 from lit_rft.episodes import write_episodes
 from lit_rft.testing.tiny import make_episode
 
@@ -103,6 +104,24 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run:
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
 
 
+def test_the_best_checkpoint_is_named_as_a_file(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"expected last or a file, got best: name the run's checkpoints/best\.ckpt"):
+        main(["test", *arguments, "--ckpt_path", "best"])
+
+
+@pytest.mark.parametrize("more", [["--ckpt_path", "last"], ["--overwrite", "true"]])
+def test_a_folder_in_which_another_process_trains_is_refused(more: list[str], arguments: list[str], run: Path) -> None:
+    """Without checkpoints so far, too: it may be in its first steps."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "events" not in path.name}
+    lock = FolderLock(run / "checkpoints")
+    with pytest.raises(ValueError, match=r"another process trains in this folder .*: wait for it, or set another"):
+        main(["fit", *arguments, "--trainer.max_epochs", "2", *more])
+    lock.release()
+    assert {path: path.read_bytes() for path in before} == before
+    main(["fit", *arguments, "--trainer.max_epochs", "2", *more])
+    assert _step(run) == 4
+
+
 def test_a_folder_in_place_of_a_checkpoint_is_an_error_that_names_its_checkpoints(
     arguments: list[str], run: Path, tmp_path: Path
 ) -> None:
@@ -163,7 +182,8 @@ def test_overwriting_removes_texts(arguments: list[str], run: Path, tmp_path: Pa
 
 
 def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(arguments: list[str], run: Path) -> None:
-    names = ("config_test.yaml", "run.html", "texts/val/episode.md", "lightning_logs/version_0/metrics.csv")
+    results = ("scores.json", "costs.json", "costs_fit.json", "summary_fit.json")
+    names = (*results, "config_test.yaml", "run.html", "texts/val/episode.md", "lightning_logs/version_0/metrics.csv")
     for name in names:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("of the earlier run")
@@ -173,7 +193,8 @@ def test_overwriting_removes_the_earlier_run_only_once_the_new_one_starts(argume
         main(["fit", *arguments, "--overwrite", "true", "--data.init_args.train_files", "[missing.jsonl]"])
     assert {path: path.read_bytes() for path in before} == before
     main(["fit", *arguments, "--overwrite", "true"])
-    assert not events.exists() and not any((run / name).exists() for name in names)
+    left = [name for name in names if (run / name).exists() and (run / name).read_text() == "of the earlier run"]
+    assert not events.exists() and not left
 
 
 def test_the_curves_of_a_csv_logger_with_a_fixed_version_are_not_deleted(

@@ -1,7 +1,9 @@
 """Features of the frozen backbone, computed once per transcript and kept on disk."""
 
+import contextlib
 import hashlib
 import logging
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from lit_rft._files import replacing
 from lit_rft.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
+
+_LEFTOVER_SECONDS = 3600  # since the last write to a temporary file
 
 VERSION = "2"  # increase it when the computation of features changes
 
@@ -39,6 +43,7 @@ class FeatureCache:
             key = hashlib.sha256(f"{VERSION}/{model_key}".encode()).hexdigest()[:16]
             self.folder = Path(folder) / key
             self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(self.folder)
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
 
@@ -100,6 +105,14 @@ class FeatureCache:
 
     def _forget(self, path: Path) -> None:
         self._places = {key: place for key, place in self._places.items() if place != path}
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of killed processes, perhaps on another host: nothing has written to them for long."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def transcript_key(transcript: Transcript) -> str:

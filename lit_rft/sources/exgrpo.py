@@ -81,8 +81,9 @@ class _ReplayingSource(WrappedSource):
                 self.buffer.pop(experience["id"], None)  # solved
             elif experience["rate"] > 0:
                 self.buffer[experience["id"]] = experience
-            elif experience["id"] in self.buffer:
-                self.buffer[experience["id"]]["rate"] = 0.0  # with the completion of an earlier time
+            elif experience["id"] in self.buffer:  # with the completion of an earlier time
+                # a copy: a checkpoint that is not written yet refers to the old one
+                self.buffer[experience["id"]] = self.buffer[experience["id"]] | {"rate": 0.0}
         rates = [experience["rate"] for experience in experiences]
         self.started |= bool(rates) and sum(rates) >= self.settings.start_rate * len(rates)
         counts = {"replayed_prompts": number, "replay_buffer": len(self.buffer)}

@@ -45,6 +45,11 @@ class WrappedSource:
         """Environment steps so far, over all processes; 0 for completions."""
         return self.source.env_steps
 
+    @property
+    def costs(self) -> Mapping[str, int]:
+        """Environment steps and tokens so far, over all processes; empty for completions."""
+        return getattr(self.source, "costs", {})
+
     def __call__(self, policy: Policy, batch: Any) -> list[Rollout]:
         return self.source(policy, batch)
 

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from online_run import make_data, make_online, run
 
 from lit_rft.callbacks import RunCheckpoint, TrainingCosts
-from lit_rft.stages import BatchingSettings
+from lit_rft.sources import DynamicSampling, ReLIFT
+from lit_rft.stages import BatchingSettings, MixedPolicyEpisodes, ObjectiveSettings
 from lit_rft.testing.tiny_stage import FLAT, fit, make_loader, make_stage
 
 
@@ -25,6 +28,20 @@ def test_tokens_of_all_optimiser_steps_count_without_padding(tiny_model_folder: 
         assert costs(tmp_path)["tokens_trained"] == tokens * steps / 2
         assert costs(tmp_path)["optimizer_steps"] == steps and costs(tmp_path)["seconds"] > 0
         assert "env_steps" not in costs(tmp_path)  # nothing is played
+
+
+@pytest.mark.parametrize("source", [None, DynamicSampling(2), ReLIFT()], ids=str)
+def test_a_source_around_episodes_has_their_costs(source: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+    made: Any = MixedPolicyEpisodes(objective=ObjectiveSettings(imitated_traces=1), source=source).source
+    inner = made if source is None else made.source
+    inner.episodes.env_steps, inner.episodes.tokens_read, inner.episodes.tokens_sampled = 7, 30, 20
+    module: Any = SimpleNamespace(source=made)
+    trainer: Any = SimpleNamespace(global_step=1, is_global_zero=True, default_root_dir=tmp_path)
+    TrainingCosts().on_train_end(trainer, module)
+    counts = {
+        name: value for name, value in costs(tmp_path).items() if name.startswith(("env", "tokens_read", "tokens_s"))
+    }
+    assert counts == {"env_steps": 7, "tokens_read": 30, "tokens_sampled": 20}
 
 
 def test_costs_include_the_steps_before_an_interruption(tiny_model_folder: Path, tmp_path: Path) -> None:

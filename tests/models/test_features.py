@@ -1,5 +1,7 @@
 """Features of decisions: the frozen model's, gathered at once, and their cache."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,17 @@ def test_a_torn_file_is_removed_and_made_again(tmp_path: Path, when: str, caplog
     later.put(transcripts, [features_of(t) for t in transcripts])
     later.flush()
     assert FeatureCache(tmp_path, "model").get(transcripts[0]) is not None
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    folder = FeatureCache(tmp_path, "model").folder
+    assert folder is not None
+    old, new = (folder / f".{name}.safetensors.1.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    FeatureCache(tmp_path, "model")
+    assert not old.exists() and new.exists()
 
 
 def test_a_file_that_cannot_be_read_is_no_reason_to_delete_it(tmp_path: Path) -> None:

@@ -117,6 +117,16 @@ def test_a_prompt_that_fails_again_keeps_its_completion_at_its_new_rate() -> Non
     assert source.buffer["a"]["rate"] == 0 and source.buffer["a"]["text"] == "answer 1" and "c" not in source.buffer
 
 
+def test_a_kept_state_does_not_change_with_later_batches() -> None:
+    """A signal during the update saves the state of before the batch, whose prompts are then sampled again."""
+    source = ExGRPO(0.5, start_rate=0.0)(Sampler(dict(REWARDS)))
+    ask(source, "a")
+    kept = source.state_dict()
+    source.source.rewards["a"] = [0.0, 0.0, 0.0]
+    ask(source, "a")
+    assert source.buffer["a"]["rate"] == 0 and kept["buffer"]["a"]["rate"] == pytest.approx(2 / 3)
+
+
 def test_the_draw_of_replays_depends_on_the_step_and_its_round() -> None:
     rewards = {name: [0.0, 1.0] for name in "abcdefgh"} | {"x": [0.0], "y": [0.0]}
     drawn: dict[str, set[str]] = {}

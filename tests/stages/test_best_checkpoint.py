@@ -1,6 +1,9 @@
 """The best checkpoint: kept in a folder that was moved, and missed by name where nothing logs its metric."""
 
+import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint
+from lit_rft.callbacks import AtomicCheckpointIO, RunCheckpoint, TrainingCosts
+from lit_rft.callbacks.signals import StoppedBySignal
 
 
 class Scored(BoringModel):
@@ -33,9 +37,9 @@ def train(
         "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
         "num_sanity_val_steps": 0, "limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": epochs,
     }  # fmt: skip
-    resume = more.pop("ckpt_path", None)
+    resume, others = more.pop("ckpt_path", None), more.pop("more_callbacks", [])
     trainer = L.Trainer(
-        **{**settings, **more}, default_root_dir=folder, plugins=[AtomicCheckpointIO()], callbacks=[checkpoint]
+        **{**settings, **more}, default_root_dir=folder, plugins=[AtomicCheckpointIO()], callbacks=[checkpoint, *others]
     )
     trainer.fit(Scored(iter(scores)), ckpt_path=resume)
 
@@ -75,6 +79,50 @@ def test_a_run_from_a_checkpoint_of_another_folder_has_no_best_one_yet(tmp_path:
     assert best_step(tmp_path / "b") == 2 and best_step(tmp_path / "a") == 1
 
 
+class Stop(L.Callback):
+    """Ends a run by a signal at the start of a batch, after the evaluation of the batch before."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopInEvaluation(Stop):
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.on_train_batch_start(trainer)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_signal_after_an_evaluation_keeps_its_best_checkpoint(step: int, tmp_path: Path) -> None:
+    """The state that is saved is of the batch before the evaluation, which is not repeated."""
+    scores = [0.5, 0.9, 0.1]
+    with pytest.raises(StoppedBySignal):
+        train(tmp_path, 3, *scores, more_callbacks=[Stop(step)])
+    callbacks = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = (value for key, value in callbacks.items() if "RunCheckpoint" in key)
+    assert float(state["best_model_score"]) == pytest.approx(scores[step - 1]) and not state["evaluation_due"]
+    assert list(map(float, state["best_k_models"].values())) == pytest.approx(scores[step - 1 : step])
+    train(tmp_path, 3, *scores[step:], ckpt_path="last")
+    assert best_step(tmp_path) == 2
+
+
+def test_the_last_evaluation_is_repeated_once(tmp_path: Path) -> None:
+    """A run that a signal ended in its last evaluation has nothing to train when it is resumed."""
+    with pytest.raises(StoppedBySignal):
+        train(tmp_path, -1, 0.5, 0.9, max_steps=2, more_callbacks=[StopInEvaluation(2)])
+    before = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    train(tmp_path, -1, 0.9, max_steps=2, ckpt_path="last", more_callbacks=[TrainingCosts()])
+    after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert best_step(tmp_path) == 2 and before["global_step"] == after["global_step"] == 2
+    assert json.loads((tmp_path / "costs_fit.json").read_text())["optimizer_steps"] == 2
+    train(tmp_path, -1, max_steps=2, ckpt_path="last")  # a further evaluation would miss a score
+    train(tmp_path, -1, 0.1, max_steps=3, ckpt_path="last")
+    assert best_step(tmp_path) == 2
+
+
 def test_a_metric_that_nothing_logs_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, 2, 0.9, 0.8, monitor="val/scroe")
     first, last = [record.getMessage() for record in caplog.records if "lit_rft" in record.name]  # once each
@@ -88,8 +136,6 @@ def test_a_run_without_evaluation_ends_with_a_warning(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("more", [{}, {"fast_dev_run": True}])
-def test_nothing_is_missed_otherwise(
-    more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_missed_otherwise(more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, 1, 0.9, **more)
     assert "RunCheckpoint.monitor" not in caplog.text

@@ -57,6 +57,12 @@ def test_a_checkpoint_of_another_library_is_refused(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
+def test_an_empty_checkpoint_is_refused_with_a_reason_and_advice(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="plain values: the file is empty; name another checkpoint, or remove this"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_a_torn_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     io, target = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

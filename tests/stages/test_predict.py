@@ -60,6 +60,24 @@ def test_predict_writes_completions_and_resumes(tiny_model_folder: Path, tmp_pat
         predict(tmp_path / "parts")
 
 
+def test_two_calls_do_not_write_one_file(tiny_model_folder: Path, tmp_path: Path, files: str) -> None:
+    """Each would answer all problems."""
+    refused = []
+
+    class Second(CompletionFiles):
+        def write_on_batch_end(self, *args: Any) -> None:
+            with pytest.raises(BlockingIOError, match=r"completions\.jsonl is being written by another process"):
+                CompletionFiles().on_predict_start(*args[:2])
+            refused.append(args[-2])
+            super().write_on_batch_end(*args)
+
+    trainer(tmp_path, callbacks=[Second()]).predict(
+        make(tiny_model_folder), datamodule=make_data(tiny_model_folder, files), return_predictions=False
+    )
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert refused and len(lines) == 1 + 2 * 2 + 4 * 4
+
+
 def test_completions_of_other_weights_or_rewards_are_not_mixed(
     tiny_model_folder: Path, tmp_path: Path, files: str
 ) -> None:
