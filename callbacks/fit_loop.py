@@ -1,5 +1,6 @@
 """The state of training within Lightning's loops, for which there is no public interface."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -33,6 +34,14 @@ def evaluation_follows(trainer: L.Trainer) -> bool:
 def callback_states(trainer: L.Trainer) -> dict[str, Any]:
     """Return the states of all callbacks, as checkpoints have them."""
     return _call_callbacks_state_dict(trainer)
+
+
+def replace_callback_state(trainer: L.Trainer, file: Path, name: str, state: dict[str, Any]) -> None:
+    """Replace the state of one callback in a checkpoint file."""
+    files = trainer.strategy.checkpoint_io
+    checkpoint = files.load_checkpoint(file, map_location="cpu", weights_only=True)
+    checkpoint["callbacks"][name] = state
+    files.save_checkpoint(checkpoint, file)
 
 
 def repeat_evaluation(trainer: L.Trainer) -> None:

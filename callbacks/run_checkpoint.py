@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_rft._files import FolderLock
 from lit_rft.callbacks.best_checkpoint import state_in_folder, warn_of_none, warn_of_unknown
+from lit_rft.callbacks.checkpoint_folder import TrainingLock, refuse_other_run
 from lit_rft.callbacks.dry_run import is_dry_run
 from lit_rft.callbacks.earlier_run import EarlierRun, output_of_run
 from lit_rft.callbacks.fit_loop import (
@@ -21,6 +21,7 @@ from lit_rft.callbacks.fit_loop import (
     finished_line,
     is_last_batch,
     repeat_evaluation,
+    replace_callback_state,
 )
 from lit_rft.callbacks.signals import StoppedBySignal, StopSignals
 
@@ -66,7 +67,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._write_due = False  # of the snapshot, once the metrics of its step are logged
         self._evaluation_due = False  # after the batch of the state that is saved
         self._warned = False  # of a metric that is not logged
-        self._lock: FolderLock | None = None
+        self._lock = TrainingLock()
 
     @property
     def state_key(self) -> str:
@@ -100,18 +101,8 @@ class RunCheckpoint(ModelCheckpoint):
             FileExistsError: If the folder holds checkpoints and the run does not resume one of them.
         """
         self._choose_folder(trainer)
-        folder = Path(self.dirpath or "")
-        names = sorted(path.name for path in folder.glob("*.ckpt"))
-        if not names or self._writes_here or is_dry_run(trainer):
-            return
-        keyword = ckpt_path is not None and not str(ckpt_path).endswith(".ckpt")
-        if keyword or (ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()):
-            return
-        raise FileExistsError(
-            f"{folder} holds the checkpoints of a run ({', '.join(names)}), which would be overwritten: resume that "
-            "run with --ckpt_path last, name another folder with --trainer.default_root_dir, or remove the run with "
-            "--overwrite true"
-        )
+        if not self._writes_here and not is_dry_run(trainer):
+            refuse_other_run(Path(self.dirpath or ""), ckpt_path)
 
     def remove_run(self, trainer: L.Trainer, *, at_once: bool = False) -> None:
         """Let training remove the output of an earlier run in the folder when it starts, not before.
@@ -153,31 +144,11 @@ class RunCheckpoint(ModelCheckpoint):
             FileExistsError: If this would overwrite another run.
             BlockingIOError: If another process trains in this folder.
         """
-        self._lock_folder(trainer)
+        self._choose_folder(trainer)
+        if not is_dry_run(trainer):
+            self._lock.acquire(trainer, Path(self.dirpath or ""))
         if not trainer.strategy.restore_checkpoint_after_setup:  # otherwise the resumed checkpoint is not known yet
             self.check_folder(trainer, trainer.ckpt_path)
-
-    def _lock_folder(self, trainer: L.Trainer) -> None:
-        if is_dry_run(trainer):
-            return
-        self._choose_folder(trainer)
-        problem = ""
-        if trainer.is_global_zero and self._lock is None:
-            try:
-                self._lock = FolderLock(Path(self.dirpath or ""))
-            except BlockingIOError:
-                problem = (
-                    f"another process trains in this folder and writes {self.dirpath}: wait for it, or set another "
-                    "trainer.default_root_dir"
-                )
-        problem = trainer.strategy.broadcast(problem)  # all processes end
-        if problem:
-            raise BlockingIOError(problem)
-
-    def _unlock_folder(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.check_folder(trainer, trainer.ckpt_path)
@@ -201,10 +172,7 @@ class RunCheckpoint(ModelCheckpoint):
         file = self._last_file()
         if not trainer.is_global_zero or Path(str(trainer.ckpt_path)).resolve() != file.resolve():
             return
-        files = trainer.strategy.checkpoint_io
-        checkpoint = files.load_checkpoint(file, map_location="cpu")
-        checkpoint["callbacks"][self.state_key] = self.state_dict()
-        files.save_checkpoint(checkpoint, file)
+        replace_callback_state(trainer, file, self.state_key, self.state_dict())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._after_logging(trainer, pl_module)
@@ -315,7 +283,7 @@ class RunCheckpoint(ModelCheckpoint):
                 logger.warning("stopped by %s at step %d%s", exception.signal_name, trainer.global_step, saved)
             self._end_other_processes(trainer, exception.number)
         self._snapshot = None
-        self._unlock_folder()
+        self._lock.release()
         self._signals.restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -324,7 +292,7 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             StoppedBySignal: For a signal after the end of the run: code after the run must stop as well.
         """
-        self._unlock_folder()
+        self._lock.release()
         self._signals.restore()
         self._signals.check()
 
