@@ -248,13 +248,18 @@ def final_hidden_states(
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Compute the logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the model's own scaling."""
     lm = causal_lm(model)
-    logits = lm.get_output_embeddings()(hidden)
+    head = lm.get_output_embeddings()
+    if not torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(head.weight.dtype)  # some decoders return float32 (Mamba)
+    logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     config = lm.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        logits = logits * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        logits = logits / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
-        logits = torch.tanh(logits / cap) * cap
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
+        if (scale := getattr(config, name, None)) is not None:
+            logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite; HyperCLOVA X multiplies
+        logits = logits * scaling if config.model_type.startswith("hyperclovax") else logits / scaling
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):  # Gemma; RecurrentGemma; xLSTM
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits

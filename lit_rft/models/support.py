@@ -1,0 +1,54 @@
+"""Check of a model's architecture when it is loaded: the log-probabilities computed here are the model's own."""
+
+import torch
+from torch import Tensor, nn
+
+from lit_rft.models.backbone import attention_implementation, causal_lm, final_hidden_states, output_logits
+from lit_rft.models.modes import evaluation_mode
+
+_TOKENS = 4
+
+
+@torch.no_grad()
+def check_support(model: nn.Module) -> None:
+    """Compare log-probabilities as this library computes them with the model's own logits, on a few tokens.
+
+    Args:
+        model: with or without adapters, unsharded.
+
+    Raises:
+        ValueError: They differ, the model sees later tokens, or it cannot be computed this way.
+    """
+    lm = causal_lm(model)
+    name = type(lm).__name__
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 1 + _TOKENS, device=device)[None] % lm.config.get_text_config().vocab_size
+    current = lm.config._attn_implementation
+    # others may need a GPU, and get the model before it is there
+    attention = attention_implementation(lm, current if current == "eager" else "sdpa")
+    with evaluation_mode(model), attention:
+        expected = lm(input_ids=ids, use_cache=False).logits.float()
+        try:
+            hidden = final_hidden_states(model, ids, torch.arange(_TOKENS, device=device)[None])
+            actual = output_logits(model, hidden).float()
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} is not supported: {type(error).__name__}: {error}; use another model") from error
+        other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+        earlier = lm(input_ids=other, use_cache=False).logits[:, :-1].float()
+    tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 0.05
+    if not _same(actual, expected, tolerance):
+        raise ValueError(
+            f"{name} is not supported: its logits are not those of its output layer and last hidden states; use "
+            "another model"
+        )
+    if not _same(earlier, expected[:, :-1], tolerance):
+        raise ValueError(
+            f"{name} is not supported: it is not causal, the logits after a token depend on later tokens; use a "
+            "causal language model"
+        )
+
+
+def _same(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if not bool(expected.isfinite().all()):  # of broken weights, which losses tell
+        return True
+    return bool((actual - expected).norm() <= tolerance * expected.norm())

@@ -1,0 +1,74 @@
+"""Models whose log-probabilities would be wrong are refused when they are loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from lit_rft.models.backbone import final_hidden_states, output_logits
+from lit_rft.models.support import check_support
+from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.testing.tiny_stage import make_stage
+
+SCALED = {
+    "cohere": {"logit_scale": 0.5},
+    "falcon_h1": {"lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "granite": {"logits_scaling": 3.0},
+    "hyperclovax": {"logits_scaling": 3.0},
+    "gemma2": {"final_logit_softcapping": 0.5, "sliding_window": 64},
+    "recurrent_gemma": {"logits_soft_cap": 0.5, "lru_width": 32, "attention_window_size": 64, "num_hidden_layers": 3},
+}
+
+
+@pytest.mark.parametrize("architecture", SCALED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_scaled_and_capped_as_by_the_model(architecture: str, dtype: torch.dtype) -> None:
+    model = make_model(architecture, **SCALED[architecture]).to(dtype)
+    check_support(model)
+    ids = torch.arange(5, 15)[None]
+    expected = model(input_ids=ids, use_cache=False).logits.float()
+    actual = output_logits(model, final_hidden_states(model, ids, torch.arange(10)[None]))
+    tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(actual, expected, **tolerance)
+
+
+def small(architecture: str) -> Any:
+    config = AutoConfig.for_model(
+        architecture, vocab_size=len(make_tokenizer()), hidden_size=32, d_model=32, intermediate_size=64, d_inner=64,
+        num_hidden_layers=2, n_layer=2, num_attention_heads=4, n_head=4,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("bert", "BertLMHeadModel is not supported: its logits are not those of its output layer"),
+        ("xlnet", "XLNetLMHeadModel is not supported: it is not causal"),
+    ],
+)
+def test_other_models_are_refused_when_they_are_loaded(architecture: str, message: str, tmp_path: Path) -> None:
+    small(architecture).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        make_stage(tmp_path, lora=None).configure_model()
+
+
+def test_an_error_of_the_architecture_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    monkeypatch.setattr(model, "get_decoder", lambda: model)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM is not supported: AttributeError: .*last_hidden_state"):
+        check_support(model)
+
+
+def test_a_model_with_attention_for_a_gpu_is_checked_with_another() -> None:
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("needs a GPU")
+
+    AttentionInterface.register("for_a_gpu", attend)
+    model = make_model().train()
+    model.set_attn_implementation("for_a_gpu")
+    check_support(model)
+    assert model.config._attn_implementation == "for_a_gpu" and model.training
