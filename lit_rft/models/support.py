@@ -52,3 +52,14 @@ def _same(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     if not bool(expected.isfinite().all()):  # of broken weights, which losses tell
         return True
     return bool((actual - expected).norm() <= tolerance * expected.norm())
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return the number of positions of a model that has a table of them (GPT-2, OPT); None if it computes them."""
+    lm = causal_lm(model)
+    number = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    decoder, tokens = lm.get_decoder(), lm.get_input_embeddings()
+    tables = [layer.weight for layer in decoder.modules() if isinstance(layer, nn.Embedding) and layer is not tokens]
+    sizes = {len(table) for table in [*tables, *decoder.buffers()] if table.dim() == 2}
+    # some tables begin with two rows of other use
+    return number if number is not None and sizes & {number, number + 1, number + 2} else None

@@ -1,5 +1,6 @@
 """Models whose log-probabilities would be wrong are refused when they are loaded."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.models.backbone import final_hidden_states, output_logits
-from lit_rft.models.support import check_support
-from lit_rft.testing.tiny import make_model, make_tokenizer
+from lit_rft.models.support import check_support, position_limit
+from lit_rft.testing.tiny import make_model, make_tokenizer, with_adapters
 from lit_rft.testing.tiny_stage import make_stage
 
 SCALED = {
@@ -19,6 +21,12 @@ SCALED = {
     "hyperclovax": {"logits_scaling": 3.0},
     "gemma2": {"final_logit_softcapping": 0.5, "sliding_window": 64},
     "recurrent_gemma": {"logits_soft_cap": 0.5, "lru_width": 32, "attention_window_size": 64, "num_hidden_layers": 3},
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gptj": {"rotary_dim": 4},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "ctrl": {"dff": 64},
 }
 
 
@@ -72,3 +80,35 @@ def test_a_model_with_attention_for_a_gpu_is_checked_with_another() -> None:
     model.set_attn_implementation("for_a_gpu")
     check_support(model)
     assert model.config._attn_implementation == "for_a_gpu" and model.training
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [("gpt2", 48), ("opt", 48), ("gptj", 48), ("ctrl", 48), ("llama", None), ("bloom", None), ("gemma", None)],
+)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_limit_of_positions_is_where_a_model_fails(architecture: str, expected: int | None, adapted: bool) -> None:
+    model = make_model(architecture, max_position_embeddings=48, **SIZES.get(architecture, {}))
+    model = with_adapters(model) if adapted else model
+    assert position_limit(model) == expected
+    ids = torch.tensor([[5]])
+    final_hidden_states(model, ids, ids * 0 + 47)
+    with pytest.raises((IndexError, RuntimeError)) if expected else contextlib.nullcontext():
+        final_hidden_states(model, ids, ids * 0 + 48)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_padding_takes_no_positions_behind_the_last(architecture: str) -> None:
+    """A long conversation, next to one that reads more new tokens."""
+    model = make_model(architecture, max_position_embeddings=48, **SIZES[architecture])
+
+    def sample(turns: list[dict[str, list[int]]]) -> list[int]:
+        generator = ConversationGenerator(model, 2, SamplingSettings(3), num_slots=2)
+        slots = {name: generator.open(name) for turn in turns[-1:] for name in turn}
+        for turn in turns:
+            answers = generator.sample({slots[name]: ids for name, ids in turn.items()})
+        return answers[slots["long"]].ids
+
+    first, second = {"long": list(range(3, 39))}, {"long": list(range(50, 57))}
+    expected = sample([first, second])
+    assert sample([first, second | {"short": list(range(60, 74))}]) == expected
