@@ -2,13 +2,16 @@
 
 import contextlib
 import functools
+import json
+import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_rft._files import checkpoints_below
@@ -60,11 +63,15 @@ def load_backbone(
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: There is no such model or adapter.
+        ValueError: There is no such model or adapter, the model is an adapter, or lacks weights.
     """
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, name_or_path, dtype=dtype, attn_implementation=attention)
+    _refuse_adapter(name_or_path)
+    model, report_of_load = _load(
+        AutoModelForCausalLM, name_or_path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    _check_weights(name_or_path, model, report_of_load["missing_keys"])
     model.config.use_cache = False
     if adapter is not None:
         model = _load_adapter(model, adapter)
@@ -116,14 +123,49 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     return adapted
 
 
+def _refuse_adapter(name_or_path: str) -> None:
+    """Check that a folder is not of an adapter alone: transformers would load it on its base model.
+
+    Raises:
+        ValueError: It is.
+    """
+    folder = Path(name_or_path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"expected a model, got the adapter {name_or_path}: set policy.model to its base model ({base}), and "
+            "policy.start_from to the adapter"
+        )
+
+
+def _check_weights(name_or_path: str, model: Any, missing: Collection[str]) -> None:
+    """Check that a model was loaded with all of its weights, and without an adapter.
+
+    Raises:
+        ValueError: It was not: transformers would begin with random ones.
+    """
+    if missing:
+        raise ValueError(
+            f"the model {name_or_path!r} lacks {len(missing)} weights of {type(model).__name__} (first: "
+            f"{min(missing)}), which would be random: expected all of them"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"expected a model, got the adapter {name_or_path}: set policy.model to its base model, and "
+            "policy.start_from to a folder with the adapter"
+        )
+
+
 def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     resolved = resolve_model(name_or_path)
     offline = not Path(resolved).exists() and not _hub_answers()
     try:
         return auto_class.from_pretrained(resolved, local_files_only=offline, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
-        if offline:
+        if not Path(resolved).exists() and (Path(resolved).is_absolute() or resolved.startswith((".", "~"))):
+            reason = "there is no such folder"
+        elif offline:
             reason = "the hub is unreachable and the model is not in its local cache: download it on a machine with "
             reason += "network access (hf download), set HF_ENDPOINT to a mirror, or pass a folder"
         raise ValueError(
