@@ -6,6 +6,7 @@ import json
 import pickle
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,15 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
             f"adapter must be a folder with an adapter_config.json (written by PEFT), got {adapter}"
             + checkpoints_below(folder)
         )
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+            raise ValueError(
+                f"cannot load the adapter {adapter}: expected adapter_model.safetensors with weights for the layers of "
+                f"{type(model).__name__}; {type(error).__name__}: {error}"
+            ) from error
     report(adapted)
     return adapted
 

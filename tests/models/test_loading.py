@@ -47,3 +47,22 @@ def test_an_adapter_is_no_model(tiny_model_folder: Path, tmp_path: Path) -> None
     AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"got the adapter {tmp_path}: set policy.model to its base .*start_from"):
         make_stage(tmp_path).configure_model()
+
+
+@pytest.mark.parametrize("damage", ["missing weights", "other names", "no file", "other sizes"])
+def test_an_adapter_that_does_not_fit_the_model(damage: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """PEFT would begin with new adapters, which have no effect."""
+    with_adapters(load_backbone(str(tiny_model_folder))).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    changed = {
+        "missing weights": {name: weight for name, weight in weights.items() if "layers.1." not in name},
+        "other names": {name.replace("self_attn", "attention"): weight for name, weight in weights.items()},
+        "no file": {},
+        "other sizes": {name: torch.cat([weight, weight]) for name, weight in weights.items()},
+    }
+    file.unlink()
+    if damage != "no file":
+        save_file(changed[damage], file)
+    with pytest.raises(ValueError, match=f"cannot load the adapter {tmp_path}: .*layers of LlamaForCausalLM"):
+        load_backbone(str(tiny_model_folder), adapter=tmp_path)
