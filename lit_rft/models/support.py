@@ -63,3 +63,18 @@ def position_limit(model: nn.Module) -> int | None:
     sizes = {len(table) for table in [*tables, *decoder.buffers()] if table.dim() == 2}
     # some tables begin with two rows of other use
     return number if number is not None and sizes & {number, number + 1, number + 2} else None
+
+
+def fixed_context(model: nn.Module) -> int | None:
+    """Return the length in tokens beyond which rotary positions depend on the longest sequence of a pass, or None.
+
+    They do with the scaling `longrope` (Phi-3.5) and `dynamic`.
+    """
+    config = causal_lm(model).config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for kind in [parameters] if "rope_type" in parameters else parameters.values():  # of the model, or by kind of layer
+        if kind["rope_type"] == "longrope":
+            return int(kind["original_max_position_embeddings"])
+        if kind["rope_type"] == "dynamic":
+            return int(config.max_position_embeddings)
+    return None

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from lit_rft.generation import ConversationGenerator, SamplingSettings
 from lit_rft.models.backbone import final_hidden_states, output_logits
-from lit_rft.models.support import check_support, position_limit
+from lit_rft.models.support import check_support, fixed_context, position_limit
 from lit_rft.testing.tiny import make_model, make_tokenizer, with_adapters
 from lit_rft.testing.tiny_stage import make_stage
 
@@ -112,3 +112,25 @@ def test_padding_takes_no_positions_behind_the_last(architecture: str) -> None:
     first, second = {"long": list(range(3, 39))}, {"long": list(range(50, 57))}
     expected = sample([first, second])
     assert sample([first, second | {"short": list(range(60, 74))}]) == expected
+
+
+def test_lengths_where_positions_depend_on_other_sequences() -> None:
+    """A sequence next to one that is longer than the limit has other states."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    rope = {"rope_theta": 1e4, "factor": 4.0}
+    cases = {
+        "longrope": ("phi3", rope | factors, {"original_max_position_embeddings": 16, "max_position_embeddings": 64}),
+        "dynamic": ("llama", rope, {"max_position_embeddings": 16}),
+        "default": ("llama", {"rope_theta": 1e4}, {"max_position_embeddings": 16}),
+    }
+    for kind, (architecture, parameters, options) in cases.items():
+        model = make_model(architecture, rope_parameters={"rope_type": kind} | parameters, **options)
+        limit = fixed_context(model)
+        assert limit == (None if kind == "default" else 16)
+        ids = torch.randint(3, 272, (2, 24), generator=torch.Generator().manual_seed(0))
+
+        def states(ids: torch.Tensor, model: Any = model) -> torch.Tensor:
+            return final_hidden_states(model, ids, torch.arange(ids.shape[1]).expand_as(ids))[0, :8]
+
+        torch.testing.assert_close(states(ids[:, :16]), states(ids[:, :8]))
+        assert torch.allclose(states(ids), states(ids[:, :8]), atol=1e-4) == (limit is None)

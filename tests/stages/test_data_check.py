@@ -195,3 +195,16 @@ def test_data_and_completions_that_are_longer_than_the_models_positions(model_of
     stage = make_grpo(model_of_positions, sampling=SamplingSettings(max_new_tokens=64, temperature=1.0))
     with pytest.raises(ValueError, match=r"max_new_tokens is 64, .* positions for 64 tokens, the prompt included"):
         fit(stage, PromptLoader(make_prompts(model_of_positions), batch_size=2))
+
+
+def test_positions_that_depend_on_other_sequences_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = make_model(vocab_size=len(make_tokenizer()), rope_parameters=rope, max_position_embeddings=900)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    for length in (900, 901):
+        caplog.clear()
+        fit(make_stage(tmp_path, agent=dataclasses.replace(PLAYER, max_length=length)), make_loader(tmp_path), 1)
+        assert ("depend on the longest sequence of a pass beyond 900 tokens" in caplog.text) == (length > 900)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.support import position_limit
+from lit_rft.models.support import fixed_context, position_limit
 from lit_rft.transcripts import Transcript
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 
@@ -92,6 +92,18 @@ def check_positions(stage: Any) -> None:
             f"agent.max_length is {stage.agent.max_length}, but the policy {stage.model_name!r} has positions for "
             f"{limit} tokens: set agent.init_args.max_length to at most {limit}"
         )
+
+
+def warn_of_positions(stage: Any) -> None:
+    """Warn if positions may depend on the other sequences of a pass, so that log-probabilities do."""
+    limit = fixed_context(stage.policy)
+    longest = getattr(stage, "max_tokens", 0) if stage.agent is None else stage.agent.max_length
+    if limit is not None and longest > limit:
+        logger.warning(
+            "positions of %s depend on the longest sequence of a pass beyond %d tokens: log-probabilities of longer "
+            "ones differ between sampling and training, and from batch to batch; keep conversations within %d",
+            stage.model_name, limit, limit,
+        )  # fmt: skip
 
 
 def warn_of_context(stage: Any, max_new_tokens: int) -> None:

@@ -19,7 +19,14 @@ from lit_rft.rollouts.sources import CountsEnvSteps, RolloutSource
 from lit_rft.stages.core import checkpoints
 from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimizer
 from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
-from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_positions, check_tokenizer
+from lit_rft.stages.core.data_check import (
+    BatchCheck,
+    BatchKind,
+    check_data_module,
+    check_positions,
+    check_tokenizer,
+    warn_of_positions,
+)
 from lit_rft.stages.core.data_position import count_epochs, restore_position
 from lit_rft.stages.core.evaluate import Evaluator, log_scores
 from lit_rft.stages.core.finite import check_rewards
@@ -193,6 +200,7 @@ class PolicyModule(L.LightningModule):
         check_data_module(self, kinds | ({"training_batch": self.training_batch} if stage == "fit" else {}))
 
     def on_fit_start(self) -> None:
+        warn_of_positions(self)
         if self.evaluator is not None:
             self.evaluator.weights_changed()
 
