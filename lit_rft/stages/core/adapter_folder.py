@@ -106,7 +106,7 @@ def _wanted_modules(policy: nn.Module, lora: LoraSettings) -> set[str] | None:
 def _linear_modules(policy: nn.Module) -> set[str]:
     """Return the last names of the adapted linear layers: PEFT adapts experts that are one parameter as well."""
     layers = [(name, layer) for name, layer in policy.named_modules() if hasattr(layer, "lora_A")]
-    return {name.rpartition(".")[2] for name, layer in layers if is_linear(layer.get_base_layer())}  # type: ignore[operator]
+    return {name.rpartition(".")[2] for name, layer in layers if is_linear(layer.get_base_layer())}
 
 
 def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:
