@@ -184,6 +184,8 @@ class PolicyModule(L.LightningModule):
 
     def check_training(self) -> None:
         """Refuse, before data are collected or read, what evaluation may use and training may not."""
+        if self.source is not None and self.precision == "bf16-true":
+            raise ValueError("precision bf16-true would keep rewards and advantages in three digits: use bf16-mixed")
 
     def configure_optimizers(self) -> Any:
         return make_optimizer(self)
