@@ -212,6 +212,11 @@ def model_end_ids(model: nn.Module) -> tuple[int, ...]:
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
+def state_size(model: nn.Module) -> int:
+    """Return the size of the last hidden states, which the output layer reads (OPT-350m: half of hidden_size)."""
+    return int(causal_lm(model).get_output_embeddings().weight.shape[1])
+
+
 def is_eager(model: nn.Module) -> bool:
     """Return whether attention is transformers' eager one, which supports any mask and capped scores."""
     return bool(causal_lm(model).config._attn_implementation == "eager")
