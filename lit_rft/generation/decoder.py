@@ -167,10 +167,13 @@ class Decoder:
     def _pass(self, slots: Sequence[int], new_ids: list[list[int]]) -> Tensor:
         """Compute the last hidden states [B, T, D] of the slots' new tokens, padded."""
         device = next(self.model.parameters()).device
-        width = max(len(ids) for ids in new_ids)
+        counts = [len(ids) for ids in new_ids]
+        width = max(counts)
         input_ids = torch.tensor([ids + [self.end_of_turn_id] * (width - len(ids)) for ids in new_ids], device=device)
-        position_ids, visible = self.cache.prepare(slots, width, device)
-        return self._hidden(input_ids, position_ids, visible)
+        columns, visible = self.cache.prepare(slots, width, device)
+        # padding repeats the last position: a table of positions (GPT-2, OPT) may end there
+        steps = torch.arange(width, device=device).clamp(max=torch.tensor(counts, device=device)[:, None] - 1)
+        return self._hidden(input_ids, columns[:, :1] + steps, visible)
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor, visible: Tensor) -> Tensor:
         """Compute the last hidden states [B, T, D] of a pass for which the cache is prepared."""

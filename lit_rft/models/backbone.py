@@ -2,13 +2,17 @@
 
 import contextlib
 import functools
+import json
+import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_rft._files import checkpoints_below
@@ -60,11 +64,15 @@ def load_backbone(
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: There is no such model or adapter.
+        ValueError: There is no such model or adapter, the model is an adapter, or lacks weights.
     """
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, name_or_path, dtype=dtype, attn_implementation=attention)
+    _refuse_adapter(name_or_path)
+    model, report_of_load = _load(
+        AutoModelForCausalLM, name_or_path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    _check_weights(name_or_path, model, report_of_load["missing_keys"])
     model.config.use_cache = False
     if adapter is not None:
         model = _load_adapter(model, adapter)
@@ -111,9 +119,50 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
             f"adapter must be a folder with an adapter_config.json (written by PEFT), got {adapter}"
             + checkpoints_below(folder)
         )
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+            raise ValueError(
+                f"cannot load the adapter {adapter}: expected adapter_model.safetensors with weights for the layers of "
+                f"{type(model).__name__}; {type(error).__name__}: {error}"
+            ) from error
     report(adapted)
     return adapted
+
+
+def _refuse_adapter(name_or_path: str) -> None:
+    """Check that a folder is not of an adapter alone: transformers would load it on its base model.
+
+    Raises:
+        ValueError: It is.
+    """
+    folder = Path(name_or_path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"expected a model, got the adapter {name_or_path}: set policy.model to its base model ({base}), and "
+            "policy.start_from to the adapter"
+        )
+
+
+def _check_weights(name_or_path: str, model: Any, missing: Collection[str]) -> None:
+    """Check that a model was loaded with all of its weights, and without an adapter.
+
+    Raises:
+        ValueError: It was not: transformers would begin with random ones.
+    """
+    if missing:
+        raise ValueError(
+            f"the model {name_or_path!r} lacks {len(missing)} weights of {type(model).__name__} (first: "
+            f"{min(missing)}), which would be random: expected all of them"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"expected a model, got the adapter {name_or_path}: set policy.model to its base model, and "
+            "policy.start_from to a folder with the adapter"
+        )
 
 
 def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
@@ -121,9 +170,11 @@ def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     offline = not Path(resolved).exists() and not _hub_answers()
     try:
         return auto_class.from_pretrained(resolved, local_files_only=offline, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
-        if offline:
+        if not Path(resolved).exists() and (Path(resolved).is_absolute() or resolved.startswith((".", "~"))):
+            reason = "there is no such folder"
+        elif offline:
             reason = "the hub is unreachable and the model is not in its local cache: download it on a machine with "
             reason += "network access (hf download), set HF_ENDPOINT to a mirror, or pass a folder"
         raise ValueError(
@@ -159,6 +210,11 @@ def model_end_ids(model: nn.Module) -> tuple[int, ...]:
     config = getattr(causal_lm(model), "generation_config", None)
     ids = config.eos_token_id if config is not None else None
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def state_size(model: nn.Module) -> int:
+    """Return the size of the last hidden states, which the output layer reads (OPT-350m: half of hidden_size)."""
+    return int(causal_lm(model).get_output_embeddings().weight.shape[1])
 
 
 def is_eager(model: nn.Module) -> bool:
@@ -248,13 +304,18 @@ def final_hidden_states(
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Compute the logits of hidden states, [..., D] -> [..., V] in float32 or wider, with the model's own scaling."""
     lm = causal_lm(model)
-    logits = lm.get_output_embeddings()(hidden)
+    head = lm.get_output_embeddings()
+    if not torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(head.weight.dtype)  # some decoders return float32 (Mamba)
+    logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     config = lm.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        logits = logits * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        logits = logits / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
-        logits = torch.tanh(logits / cap) * cap
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
+        if (scale := getattr(config, name, None)) is not None:
+            logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite; HyperCLOVA X multiplies
+        logits = logits * scaling if config.model_type.startswith("hyperclovax") else logits / scaling
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):  # Gemma; RecurrentGemma; xLSTM
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits

@@ -161,11 +161,23 @@ def _adaptable() -> tuple[type, ...]:
     return nn.Linear, nn.Embedding, Conv1D
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer, of torch's or of transformers' kind (GPT-2)."""
+    return isinstance(module, tuple(kind for kind in _adaptable() if kind is not nn.Embedding))
+
+
+def is_excluded(name: str, lora: LoraSettings) -> bool:
+    """Return whether settings exclude the layer of this name."""
+    excluded = lora.exclude_modules
+    if isinstance(excluded, str):
+        return re.fullmatch(excluded, name) is not None
+    return any(_matches(name, other) for other in excluded or ())
+
+
 def _linear_layers(model: Any) -> list[str]:
     """Return the full names of all linear layers except the output layer."""
     head = model.get_output_embeddings()
-    linear = tuple(kind for kind in _adaptable() if kind is not nn.Embedding)
-    return [name for name, module in model.named_modules() if isinstance(module, linear) and module is not head]
+    return [name for name, module in model.named_modules() if is_linear(module) and module is not head]
 
 
 def is_attention(name: str) -> bool:

@@ -117,7 +117,9 @@ class PreferenceUpdate:
         self, policy: Policy, micro_batches: Sequence[TranscriptBatch], trajectories: Trajectories
     ) -> Tensor:
         """Return log(pi / pi_ref) of each trajectory, without dropout, [2 P]."""
-        total = torch.zeros(trajectories.number, device=policy.device)
+        # float32 or wider, also where precision bf16-true makes bf16 the default: a margin is a small part of the sums
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        total = torch.zeros(trajectories.number, dtype=dtype, device=policy.device)
         with unsharded(policy.model), evaluation_mode(policy.model):
             for micro in micro_batches:
                 total += self.log_probs(policy, micro, trajectories)

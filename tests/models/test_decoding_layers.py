@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
 
 from lit_rft.generation.decoder import Decoder
 from lit_rft.models import FAST_PATHS, MergedWeights, accelerate
@@ -71,12 +72,29 @@ def test_layers_of_other_kinds_are_left_alone(caplog: pytest.LogCaptureFixture) 
 def test_a_layer_with_other_computations_is_noticed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Granite's layers have the same parts, and scale what they add."""
+    """Helium's layers have the same parts, and other rotations."""
     model = make()
-    forward = type(model.model.layers[0].mlp).forward
-    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", lambda self, x: 0.2 * forward(self, x))
+    rotate = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: rotate(q, k, cos, -sin))
     assert torch.equal(steps(model, True), steps(model, False))
     assert "samples with the default decoder layers, which is slower: its outputs differ" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}),
+        ("ministral3", {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 8192,
+        }}),
+        ("granite", {"residual_multiplier": 0.98}),
+    ],
+)  # fmt: skip
+def test_layers_that_compute_more_than_llamas_are_left_alone(architecture: str, options: dict[str, Any]) -> None:
+    """A few tokens would not show it: positions without a rotation, late queries, a factor near 1."""
+    model = make_model(architecture, **options).bfloat16()
+    assert fused_layers(model) == 0 and torch.equal(steps(model, True), steps(model, False))
 
 
 @pytest.mark.parametrize("architecture", LLAMAS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_rft.models import LoraSettings, MergedWeights, accelerate, utterance_log_probs
 from lit_rft.models.accel import fused_layers
 from lit_rft.models.accel.operators import multiplies_bf16
+from lit_rft.models.accel.packed_weights import PackedWeights
 from lit_rft.models.backbone import _as_in_forward_pass, add_lora, causal_lm, leave_casting_to_autocast
 from lit_rft.testing.tiny import SHAPES, let_adapters_act, make_groups, make_model
 from lit_rft.transcripts import collate_padded
@@ -43,6 +44,21 @@ def test_a_frozen_linear_layer(bias: bool, adapts: bool, drops: bool) -> None:
     gradients = (torch.autograd.grad(out, inputs, slope) for out in (actual, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+def test_outputs_may_be_changed_in_place() -> None:
+    """As Gemma 3n does."""
+    torch.manual_seed(0)
+    weight = torch.randn(32, 16).bfloat16()
+    packs = fused_layers.Packs(PackedWeights(6), PackedWeights(6, transposed=True))
+    gradients = []
+    for in_place in (True, False):
+        x = torch.linspace(-1, 1, 96).view(2, 3, 16).bfloat16().requires_grad_()
+        out = fused_layers.frozen_linear(x, weight, None, packs=packs)
+        (out.mul_(2) if in_place else out * 2).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
 
 
 def test_a_norm() -> None:

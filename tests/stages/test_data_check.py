@@ -21,6 +21,7 @@ from lit_rft.datamodules import (
     PromptLoader,
     TrajectoryDataModule,
 )
+from lit_rft.generation import SamplingSettings
 from lit_rft.stages.core.data_check import PROMPTS, BatchCheck
 from lit_rft.testing.corridor import CorridorSuite
 from lit_rft.testing.tiny import make_model, make_tokenizer
@@ -172,3 +173,38 @@ def test_data_loaders_of_ones_own_will_do(tiny_model_folder: Path) -> None:
     stage = make_stage(tiny_model_folder)
     fit(stage, DataLoader(batches, batch_size=None), 2)  # type: ignore[arg-type]
     assert stage.global_step == 2
+
+
+@pytest.fixture
+def model_of_positions(tmp_path: Path) -> Path:
+    """GPT-2 with a table of 64 positions."""
+    make_model("gpt2", vocab_size=len(make_tokenizer()), max_position_embeddings=64).save_pretrained(tmp_path / "gpt2")
+    make_tokenizer().save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def test_an_agent_that_is_longer_than_the_models_positions(model_of_positions: Path) -> None:
+    with pytest.raises(ValueError, match=r"agent\.max_length is 2048, .* has positions for 64 tokens"):
+        fit(make_stage(model_of_positions), make_loader(model_of_positions))
+
+
+def test_data_and_completions_that_are_longer_than_the_models_positions(model_of_positions: Path) -> None:
+    agent = dataclasses.replace(PLAYER, max_length=64)
+    with pytest.raises(ValueError, match=r"the data hold \d+ tokens in a row, but .* for 64"):
+        fit(make_stage(model_of_positions, agent=agent), make_loader(model_of_positions))
+    stage = make_grpo(model_of_positions, sampling=SamplingSettings(max_new_tokens=64, temperature=1.0))
+    with pytest.raises(ValueError, match=r"max_new_tokens is 64, .* positions for 64 tokens, the prompt included"):
+        fit(stage, PromptLoader(make_prompts(model_of_positions), batch_size=2))
+
+
+def test_positions_that_depend_on_other_sequences_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = make_model(vocab_size=len(make_tokenizer()), rope_parameters=rope, max_position_embeddings=900)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    for length in (900, 901):
+        caplog.clear()
+        fit(make_stage(tmp_path, agent=dataclasses.replace(PLAYER, max_length=length)), make_loader(tmp_path), 1)
+        assert ("depend on the longest sequence of a pass beyond 900 tokens" in caplog.text) == (length > 900)

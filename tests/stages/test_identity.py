@@ -265,6 +265,31 @@ def test_an_adapter_folder_brings_its_own_settings(
     assert loaded.policy_settings.lora is not None and loaded.policy_settings.lora.rank == 4
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("llama", {"modules_to_save": ["lm_head"]}),
+        ("llama", {"exclude_modules": ["q_proj"]}),
+        ("llama", {"exclude_modules": r".*\.mlp\..*"}),
+        ("gpt2", {}),
+        ("mixtral", {}),
+    ],
+)
+def test_a_folder_with_the_adapter_of_the_same_settings_is_taken(
+    architecture: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    lora = dataclasses.replace(ADAPTERS, target_modules="all-linear", **settings)
+    make_model(architecture, vocab_size=len(make_tokenizer())).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    adapted: Any = load_backbone(str(tmp_path / "model"), lora=lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    start = {"start_from": str(tmp_path / "adapter")}
+    make_stage(tmp_path / "model", lora=lora, policy=start).configure_model()
+    for other in ({"target_modules": ["v_proj", "c_proj"]}, {"exclude_modules": ["k_proj", "c_proj"]}):
+        with pytest.raises(ValueError, match=r"policy\.lora does not match the adapter"):
+            make_stage(tmp_path / "model", lora=dataclasses.replace(lora, **other), policy=start).configure_model()
+
+
 def test_arguments_that_a_stage_hands_on_are_recorded_with_their_defaults(tiny_model_folder: Path) -> None:
     """A run of the command line, which sets everything, is resumed by a program, which sets little."""
     policy = PolicySettings(str(tiny_model_folder))

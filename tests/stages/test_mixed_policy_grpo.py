@@ -149,3 +149,10 @@ def test_bad_settings_are_refused(bad: dict[str, Any], message: str) -> None:
 def test_greedy_groups_are_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match="greedy completions of a prompt are all the same"):
         make_grpo(tiny_model_folder, sampling=SamplingSettings(8, 0.0))
+
+
+def test_half_precision_throughout_is_refused(tiny_model_folder: Path) -> None:
+    """Lightning makes it the type of all new tensors, rewards and advantages among them."""
+    loader = PromptLoader(make_prompts(tiny_model_folder), batch_size=2)
+    with pytest.raises(ValueError, match="bf16-true would keep rewards and advantages in three digits"):
+        fit(make_grpo(tiny_model_folder), loader, 1, precision="bf16-true")

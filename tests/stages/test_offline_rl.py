@@ -21,6 +21,7 @@ from lit_rft.stages import (
     SarsaUpdate,
 )
 from lit_rft.stages.core import critics
+from lit_rft.testing.tiny import make_model, make_tokenizer
 from lit_rft.testing.tiny_stage import (
     ADAPTERS,
     AGENT,
@@ -315,3 +316,12 @@ def test_bad_critic_settings_are_refused(bad: dict[str, Any]) -> None:
 def test_bad_settings_of_the_update_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"critic_update.{next(iter(bad))}"):
         IQLUpdate(**bad)
+
+
+@pytest.mark.parametrize("features", ["frozen", "adapted"])
+def test_critics_have_the_size_of_the_last_states(features: Any, tmp_path: Path) -> None:
+    """OPT-350m's are projected to the size of the embedding."""
+    sizes = {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+    make_model("opt", len(make_tokenizer()), **sizes).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    fit(make_offline(tmp_path, critic=CriticSettings(features=features)), make_loader(tmp_path, outcomes=True), 1)

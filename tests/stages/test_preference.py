@@ -215,3 +215,13 @@ def test_answers_are_preferred_and_held_out_pairs_are_counted(tiny_model_folder:
     (metrics,) = trainer.validate(stage, PairLoader(pairs[4:], batch_size=1, shuffle=False), verbose=False)
     assert metrics["val/accuracy"] == 1.0 and metrics["val/margin"] > 0.2
     assert metrics["val/loss"] < math.log(2)
+
+
+def test_margins_keep_their_digits_in_half_precision(tiny_model_folder: Path) -> None:
+    """A margin is a small part of the log-probabilities of whole episodes."""
+    margins = []
+    for precision in ("32-true", "bf16-true"):
+        loader = PairLoader(make_pairs(tiny_model_folder), batch_size=3)
+        trainer = fit(make_dpo(tiny_model_folder), loader, 2, precision=precision)
+        margins.append(trainer.callback_metrics["train/margin"].item())
+    assert margins[1] == pytest.approx(margins[0], rel=0.1)

@@ -50,9 +50,12 @@ def frozen_linear(
     Returns:
         [..., out].
     """
+    if adapter is not None and adapter.dropped is not None:
+        adapter = adapter._replace(dropped=adapter.dropped.flatten(0, -2))
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = _FrozenLinear.apply(x, weight, bias, packs, *(adapter or (None, None, 0.0, None)))
-    return out
+        out: Tensor = _FrozenLinear.apply(x.flatten(0, -2), weight, bias, packs, *(adapter or (None, None, 0.0, None)))
+    # rows within the function: a model may change outputs in place (Gemma 3n), which torch refuses for its views
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -64,11 +67,11 @@ class _FrozenLinear(torch.autograd.Function):
         adapter_in: Any = None
         low: Any = None
         if a is not None:  # first, while x is in the CPU's cache
-            adapter_in = (x if dropped is None else dropped).flatten(0, -2)
+            adapter_in = x if dropped is None else dropped
             low = adapter_in @ a.t()
         out = packs.forward.multiply(x, weight, bias) if packs else nn.functional.linear(x, weight, bias)
         if a is not None:
-            out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
+            out.addmm_(low, b.t(), alpha=scale)
         ctx.save_for_backward(weight, a, b, adapter_in, low)
         return out
 
@@ -77,19 +80,17 @@ class _FrozenLinear(torch.autograd.Function):
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weight, a, b, adapter_in, low = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
         d_x = d_a = d_b = d_dropped = None
         if a is not None:
-            grad_low, d_b = (rows @ b).mul_(ctx.scale), (low.t() @ rows).mul_(ctx.scale).t()
+            grad_low, d_b = (grad @ b).mul_(ctx.scale), (low.t() @ grad).mul_(ctx.scale).t()
         if ctx.needs_input_grad[0]:
-            d_x = ctx.packs.backward.multiply(rows, weight) if ctx.packs else rows @ weight
+            d_x = ctx.packs.backward.multiply(grad, weight) if ctx.packs else grad @ weight
         if a is not None:
             d_a = grad_low.t() @ adapter_in
             if ctx.separate_input:
-                d_dropped = (grad_low @ a).view(*grad.shape[:-1], a.shape[1])
+                d_dropped = grad_low @ a
             elif d_x is not None:
                 d_x.addmm_(grad_low, a)
-        d_x = d_x if d_x is None else d_x.view(*grad.shape[:-1], weight.shape[1])
         return d_x, None, None, None, d_a, d_b, None, d_dropped
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_rft._plain import to_plain
 from lit_rft.models.backbone import causal_lm
-from lit_rft.models.lora import ALL_LINEAR, ATTENTION, LoraSettings, is_attention
+from lit_rft.models.lora import ALL_LINEAR, ATTENTION, LoraSettings, is_attention, is_excluded, is_linear
 from lit_rft.stages.core.identity import adapted_modules, identity_differences
 from lit_rft.stages.core.settings import PolicySettings
 
@@ -67,7 +67,7 @@ def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings
         if field.name == "init_lora_weights":  # for new adapters only
             continue
         if field.name == "target_modules":
-            same, theirs = _wanted_modules(policy, ours) in (None, set(modules)), modules
+            same, theirs = _wanted_modules(policy, lora) in (None, set(modules), _linear_modules(policy)), modules
         else:
             same = (to_plain(ours) or None) == (theirs or None)
         if not same:
@@ -82,19 +82,31 @@ def _check_lora(folder: Path, policy: nn.Module, config: Any, lora: LoraSettings
         logger.info("the adapter of %s brings its own settings: %s", folder, ", ".join(ignored))
 
 
-def _wanted_modules(policy: nn.Module, target: Any) -> set[str] | None:
+def _wanted_modules(policy: nn.Module, lora: LoraSettings) -> set[str] | None:
     """Return the last names of the modules in LoRA settings; None for a pattern, which is not compared."""
+    target, model = lora.target_modules, causal_lm(policy)
     if not isinstance(target, str):
         return {name.rpartition(".")[2] for name in target}
     if target not in (ALL_LINEAR, ATTENTION):
         return None
-    model = causal_lm(policy)
+    head = model.get_output_embeddings()
     names = [
         name.removesuffix(".base_layer")
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings() and "lora_" not in name
+        if is_linear(module) and module not in (head, getattr(head, "base_layer", None))
+        if not any(part in name for part in ("lora_", ".modules_to_save.", ".original_module"))
     ]
-    return {name.rpartition(".")[2] for name in names if target == ALL_LINEAR or is_attention(name)}
+    return {
+        name.rpartition(".")[2]
+        for name in names
+        if (target == ALL_LINEAR or is_attention(name)) and not is_excluded(name, lora)
+    }
+
+
+def _linear_modules(policy: nn.Module) -> set[str]:
+    """Return the last names of the adapted linear layers: PEFT adapts experts that are one parameter as well."""
+    layers = [(name, layer) for name, layer in policy.named_modules() if hasattr(layer, "lora_A")]
+    return {name.rpartition(".")[2] for name, layer in layers if is_linear(layer.get_base_layer())}
 
 
 def without_start(settings: PolicySettings, identity: Mapping[str, Any]) -> PolicySettings:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_rft._seeds import derive_seed, resolve_seed
 from lit_rft.generation import SamplingSettings
 from lit_rft.generation.resample import sample_decisions
-from lit_rft.models.backbone import causal_lm
+from lit_rft.models.backbone import state_size
 from lit_rft.models.critic import Critic
 from lit_rft.models.feature_cache import FeatureCache
 from lit_rft.models.features import (
@@ -51,7 +51,7 @@ class Critics(WeightPart):
                 "critic.features=frozen needs LoRA, all weights of this model train: set policy.lora, or "
                 "critic.features=adapted"
             )
-        size = causal_lm(stage.policy).config.get_text_config().hidden_size
+        size = state_size(stage.policy)
         # three at least: initial weights must not depend on whether GLIDER's two levels leave one unused
         self.critic = Critic(size, num_levels=max(3, len(self.levels)), per_level=self.settings.per_level)
         stage.critic = self.critic

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rft.models.backbone import causal_lm
+from lit_rft.models.support import fixed_context, position_limit
 from lit_rft.transcripts import Transcript
 from lit_rft.transcripts.fingerprint import tokenizer_fingerprint
 
@@ -79,8 +80,44 @@ def check_tokenizer(stage: Any) -> None:
         )
 
 
+def check_positions(stage: Any) -> None:
+    """Check that the model has positions for the longest conversation of the agent.
+
+    Raises:
+        ValueError: It has a table of fewer: a longer conversation would end the run.
+    """
+    limit = position_limit(stage.policy)
+    if limit is not None and stage.agent is not None and stage.agent.levels and stage.agent.max_length > limit:
+        raise ValueError(
+            f"agent.max_length is {stage.agent.max_length}, but the policy {stage.model_name!r} has positions for "
+            f"{limit} tokens: set agent.init_args.max_length to at most {limit}"
+        )
+
+
+def warn_of_positions(stage: Any) -> None:
+    """Warn if positions may depend on the other sequences of a pass, so that log-probabilities do."""
+    limit = fixed_context(stage.policy)
+    longest = getattr(stage, "max_tokens", 0) if stage.agent is None else stage.agent.max_length
+    if limit is not None and longest > limit:
+        logger.warning(
+            "positions of %s depend on the longest sequence of a pass beyond %d tokens: log-probabilities of longer "
+            "ones differ between sampling and training, and from batch to batch; keep conversations within %d",
+            stage.model_name, limit, limit,
+        )  # fmt: skip
+
+
 def warn_of_context(stage: Any, max_new_tokens: int) -> None:
-    """Warn if completions of the maximum length do not fit into the model's context."""
+    """Warn if completions of the maximum length do not fit into the model's context.
+
+    Raises:
+        ValueError: They do not, and the model has no further positions.
+    """
+    limit = position_limit(stage.policy)
+    if limit is not None and max_new_tokens >= limit:
+        raise ValueError(
+            f"sampling.max_new_tokens is {max_new_tokens}, but the policy {stage.model_name!r} has positions for "
+            f"{limit} tokens, the prompt included: lower it"
+        )
     longest = getattr(causal_lm(stage.policy).config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and max_new_tokens >= longest:
         logger.warning("sampling.max_new_tokens=%d, but %s was made for %d tokens, the prompt included",
@@ -100,7 +137,7 @@ class BatchCheck:
         """Check a batch.
 
         Raises:
-            ValueError: For a batch of another kind, agent or tokenizer.
+            ValueError: For a batch of another kind, agent or tokenizer, or longer than the model's table of positions.
         """
         if kind is None:
             return
@@ -123,6 +160,12 @@ class BatchCheck:
             raise ValueError(
                 f"the data hold token {largest}, but the policy {stage.policy_settings.model!r} has {size} tokens: "
                 "they are of another tokenizer; give the data module the policy's model"
+            )
+        longest, limit = max(map(len, sequences), default=0), position_limit(stage.policy)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"the data hold {longest} tokens in a row, but the policy {stage.model_name!r} has positions "
+                f"for {limit}: lower the length limit of the data, or use another model"
             )
 
 

@@ -17,6 +17,7 @@ from lit_rft.models.backbone import (
     output_logits,
 )
 from lit_rft.models.sharding import shard
+from lit_rft.models.support import check_support
 from lit_rft.stages.core.adapter_folder import check_adapter_folder, is_adapter
 from lit_rft.stages.core.fsdp import FSDP2Strategy
 from lit_rft.stages.core.identity import policy_identity
@@ -35,7 +36,8 @@ def load_policy(settings: PolicySettings, precision: str) -> tuple[nn.Module, Ch
         The model, its chat format, and its identity (see `policy_identity`).
 
     Raises:
-        ValueError: For a precision that would need loss scaling, or an adapter that does not fit.
+        ValueError: For a precision that would need loss scaling, a model that is not supported, or an adapter that does
+            not fit.
     """
     if precision.startswith("16"):
         raise ValueError(f"precision {precision!r} would need loss scaling: use bf16-mixed or 32-true")
@@ -52,6 +54,7 @@ def load_policy(settings: PolicySettings, precision: str) -> tuple[nn.Module, Ch
         attention=settings.attention,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+    check_support(policy)
     chat.add_end_ids(model_end_ids(policy))
     if precision == "bf16-mixed" and frozen:
         leave_casting_to_autocast(policy)

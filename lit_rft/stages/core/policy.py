@@ -19,7 +19,14 @@ from lit_rft.rollouts.sources import CountsEnvSteps, RolloutSource
 from lit_rft.stages.core import checkpoints
 from lit_rft.stages.core.adamw import apply_settings, check_trainer, make_optimizer
 from lit_rft.stages.core.adapter_folder import RECORD, is_adapter
-from lit_rft.stages.core.data_check import BatchCheck, BatchKind, check_data_module, check_tokenizer
+from lit_rft.stages.core.data_check import (
+    BatchCheck,
+    BatchKind,
+    check_data_module,
+    check_positions,
+    check_tokenizer,
+    warn_of_positions,
+)
 from lit_rft.stages.core.data_position import count_epochs, restore_position
 from lit_rft.stages.core.evaluate import Evaluator, log_scores
 from lit_rft.stages.core.finite import check_rewards
@@ -177,6 +184,8 @@ class PolicyModule(L.LightningModule):
 
     def check_training(self) -> None:
         """Refuse, before data are collected or read, what evaluation may use and training may not."""
+        if self.source is not None and self.precision == "bf16-true":
+            raise ValueError("precision bf16-true would keep rewards and advantages in three digits: use bf16-mixed")
 
     def configure_optimizers(self) -> Any:
         return make_optimizer(self)
@@ -193,6 +202,7 @@ class PolicyModule(L.LightningModule):
         check_data_module(self, kinds | ({"training_batch": self.training_batch} if stage == "fit" else {}))
 
     def on_fit_start(self) -> None:
+        warn_of_positions(self)
         if self.evaluator is not None:
             self.evaluator.weights_changed()
 
@@ -200,6 +210,7 @@ class PolicyModule(L.LightningModule):
         restore_position(self.trainer)
         apply_settings(self)
         check_tokenizer(self)
+        check_positions(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check_batch(self, batch, self.training_batch)
@@ -212,6 +223,7 @@ class PolicyModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         check_tokenizer(self)
+        check_positions(self)
         if self.evaluator is not None:
             self.evaluator.begin(self.current_policy())
 

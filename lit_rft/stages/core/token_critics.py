@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_rft.models.backbone import causal_lm
+from lit_rft.models.backbone import state_size
 from lit_rft.models.token_critic import TokenCritic, output_embedding
 from lit_rft.stages.core.checkpoints import check_complete
 from lit_rft.stages.core.parts import WeightPart
@@ -69,7 +69,7 @@ class TokenCritics(WeightPart):
     def add(self, stage: Any) -> None:
         if stage.precision == "bf16-true":
             raise ValueError("precision bf16-true would keep the critics' values in three digits: use bf16-mixed")
-        size = causal_lm(stage.policy).config.get_text_config().hidden_size
+        size = state_size(stage.policy)
         norm = output_embedding(stage.policy).float().square().sum(1).mean().sqrt()
         self.critic = TokenCritic(size, self.settings.rank, 1 / max(float(norm), 1e-6))
         stage.token_critic = self.critic

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rft.models.backbone import causal_lm
+from lit_rft.models.backbone import state_size
 from lit_rft.models.value_head import ValueHeads
 from lit_rft.stages.core.parts import WeightPart
 
@@ -71,7 +71,7 @@ class ValuePart(WeightPart):
     def add(self, stage: Any) -> None:
         if stage.precision == "bf16-true":
             raise ValueError("precision bf16-true would keep values in three digits: use bf16-mixed")
-        size = causal_lm(stage.policy).config.get_text_config().hidden_size
+        size = state_size(stage.policy)
         self.heads = ValueHeads(size, len(self.levels))
         stage.value_heads = self.heads
 
