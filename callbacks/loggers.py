@@ -56,8 +56,7 @@ def log_text(trainer: L.Trainer, tag: str, text: str) -> None:
         return True
 
     if _needs_file(trainer, send):
-        with _file(trainer, "texts", f"{tag}.md").open("a", encoding="utf-8") as stream:
-            stream.write(f"## step {step}\n\n{text}\n\n")
+        _append_once(_file(trainer, "texts", f"{tag}.md"), f"## step {step}\n\n{text}\n\n")
 
 
 def log_table(trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -89,8 +88,7 @@ def log_table(trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequen
 
     if _needs_file(trainer, send):
         lines = [json.dumps({"step": step, **dict(zip(columns, row, strict=True))}) + "\n" for row in rows]
-        with _file(trainer, "tables", f"{tag}.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write("".join(lines))
+        _append_once(_file(trainer, "tables", f"{tag}.jsonl"), "".join(lines))
 
 
 def log_figure(trainer: L.Trainer, tag: str, figure: Any) -> None:
@@ -131,6 +129,14 @@ def _cell(value: Any) -> str:
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
     return shown.replace("\r", " ").replace("\n", "<br>").replace("\x00", "")
+
+
+def _append_once(path: Path, text: str) -> None:
+    """Append a text, unless the file has it: a run that was killed repeats the steps after its last checkpoint."""
+    if path.is_file() and text in path.read_text(encoding="utf-8"):
+        return
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def _needs_file(trainer: L.Trainer, send: Callable[[Any, Any], bool]) -> bool:

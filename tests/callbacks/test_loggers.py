@@ -125,6 +125,16 @@ def test_a_table_is_a_file_without_a_logger(tmp_path: Path) -> None:
     assert len((tmp_path / "tables" / "val" / "answers.jsonl").read_text().splitlines()) == 2
 
 
+def test_what_a_resumed_run_repeats_is_in_the_files_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    for _ in range(2):
+        log_table(trainer, "val/answers", COLUMNS, ROWS)
+        log_text(trainer, "notes", "a")
+    log_table(trainer, "val/answers", COLUMNS, ROWS[:1] * 2)
+    assert len((tmp_path / "tables" / "val" / "answers.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "texts" / "notes.md").read_text() == "## step 0\n\na\n\n"
+
+
 def test_scalars_reach_all_loggers(tmp_path: Path) -> None:
     board, csv = TensorBoardLogger(tmp_path, name="tb", version=""), CSVLogger(tmp_path)
     log_scalars(make_trainer(tmp_path, csv, board), {"a": 0.25}, step=7)
