@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from online_run import ACTING, make_data, make_online, run
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_rft._plain import to_plain
@@ -60,6 +61,18 @@ def test_without_a_start_skills_are_new_whatever_the_working_directory_holds(
     stage.configure_model()
     skills = [p for name, p in stage.policy.named_parameters() if ".frozen." in name and "lora_B" in name]
     assert skills and not any(p.any() for p in skills)
+
+
+def test_an_adapter_folder_with_damaged_skills_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    first = make_online(tiny_model_folder)
+    first.configure_model()
+    let_adapters_act(first.policy)
+    first.policy.save_pretrained(tmp_path)
+    again = make_online(tiny_model_folder, policy={"start_from": str(tmp_path)})
+    again.configure_model()
+    save_file({}, tmp_path / "frozen" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="frozen lacks 28 weights"):
+        make_online(tiny_model_folder, policy={"start_from": str(tmp_path)}).configure_model()
 
 
 def test_low_level_skills_stay_to_the_bit_and_the_rest_trains(tiny_model_folder: Path, tmp_path: Path) -> None:

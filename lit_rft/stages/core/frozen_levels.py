@@ -27,7 +27,9 @@ class FrozenLevels(WeightPart):
             raise ValueError("freezing levels needs LoRA: set policy.lora, frozen_levels: [], or an agent of one level")
         start = stage.policy_settings.start_from
         if start is not None and (Path(start) / FROZEN / "adapter_config.json").is_file():
-            policy.load_adapter(str(Path(start) / FROZEN), FROZEN, is_trainable=False)
+            skills = Path(start) / FROZEN
+            if missing := policy.load_adapter(str(skills), FROZEN, is_trainable=False).missing_keys:
+                raise ValueError(f"the adapter {skills} lacks {len(missing)} weights (first: {missing[0]})")
         else:
             policy.add_adapter(FROZEN, policy.peft_config["default"])
             weights = dict(policy.named_parameters())
