@@ -57,7 +57,7 @@ def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
         with pytest.raises(TypeError, match=f"is evaluated on {kind}, and not on .*: {advice}"):
             callback.on_validation_end(trainer, stage)
     with pytest.raises(TypeError, match="has no evaluator, whose results this callback reports"):
-        ScoreTable().on_validation_end(SimpleNamespace(global_step=0), SimpleNamespace())  # type: ignore[arg-type]
+        EpisodeText().on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_a_table_of_scores_without_episodes_or_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
