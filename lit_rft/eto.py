@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from lit_rft._files import write_json
 from lit_rft.cli import config_folder, resolve_configs
-from lit_rft.config_files import read_configs
+from lit_rft.config_files import named_classes, read_configs
 from lit_rft.error_messages import OneLineParser, UsageError
 
 PAIRS = "pairs.json"  # written by `EpisodePairDataModule` into the run's folder
@@ -30,6 +31,7 @@ def run_eto(arguments: Sequence[str]) -> None:
     given, settings = _parser().parse_known_args(list(arguments))
     if given.iterations < 1:
         raise UsageError(f"--iterations must be >= 1, got {given.iterations}")
+    _check_data(settings)
     iterate(
         Path(given.folder), settings, iterations=given.iterations, explore=_as_configs(given.explore),
         later=_as_configs(given.later),
@@ -66,9 +68,9 @@ def iterate(
 
     Raises:
         UsageError: The folder holds a run with other arguments, or configs that have changed since.
-        subprocess.CalledProcessError: A command has failed.
+        SystemExit: A command has failed, or was stopped by a signal, with its exit code.
     """
-    run = run or _run_process
+    run = run or run_process
     state = _state(folder, digest_of(settings, explore, later))
     start: list[str] = []
     for number in range(1, iterations + 1):
@@ -134,8 +136,43 @@ def digest_of(*parts: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run_process(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "lit_rft.cli", *arguments], check=True)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def run_process(arguments: list[str]) -> None:
+    """Run a command, which gets the signals of this process, and reports its own errors.
+
+    It has a session of its own, or Ctrl-C in a terminal would reach it twice, and the second one stops it without a
+    checkpoint.
+
+    Raises:
+        SystemExit: It has failed, or was stopped.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments], start_new_session=True)
+    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in _SIGNALS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def _check_data(settings: list[str]) -> None:
+    """Check that the data module makes pairs, before a policy explores for another one.
+
+    Raises:
+        UsageError: It is another one of this library's.
+    """
+    import lit_rft.datamodules
+
+    name = named_classes(resolve_configs(settings)).get("data", "").rpartition(".")[2]
+    if name in lit_rft.datamodules.__all__ and name != "EpisodePairDataModule":
+        raise UsageError(
+            "lit-rft eto: data: expected EpisodePairDataModule, which pairs explored episodes with experts', got "
+            f"{name}: see baselines/scienceworld/eto.yaml"
+        )
 
 
 def _as_configs(names: Sequence[str] | None) -> list[str]:

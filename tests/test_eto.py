@@ -1,6 +1,12 @@
 """ETO by one command: iterations from policy to policy, resumed after a stop, flat and hierarchical."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ import lit_rft.configs
 from lit_rft import cli
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.error_messages import UsageError
-from lit_rft.eto import digest_of, iterate, run_eto
+from lit_rft.eto import digest_of, iterate, run_eto, run_process
 from lit_rft.testing.fork import best_episodes, fork_episode
 
 COUNTS = {"pairs": 3, "too_long": 0, "won": 0, "tied": 1, "lost": 3, "unmatched": 0, "surplus": 0}
@@ -121,6 +127,43 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         main(["eto", "--iterations", "many"])
     with pytest.raises(UsageError, match=r"pairs.json: expected EpisodePairDataModule"):
         iterate(tmp_path, [], iterations=1, run=lambda arguments: None)
+
+
+def test_a_recipe_without_pairs_is_refused_before_it_explores(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected EpisodePairDataModule, .*, got MathPromptDataModule: see"):
+        main(["eto", "-c", "luffy/arithmetic.yaml", "--folder", str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_command_ends_with_its_exit_code() -> None:
+    """It has printed its own error: no traceback follows."""
+    with pytest.raises(SystemExit) as stopped:
+        run_process(["train"])
+    assert stopped.value.code == 2
+
+
+def test_a_stopped_command_saves_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal is passed on, once, and the command is waited for."""
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, frame):\n    time.sleep(0.5); open('saved', 'a').write('x'); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop)\npathlib.Path('ready').touch()\ntime.sleep(60)"
+    )
+    monkeypatch.chdir(tmp_path)
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", saves], **options))
+
+    def interrupt() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(SystemExit) as stopped:
+        run_process([])
+    thread.join()
+    assert stopped.value.code == 130 and Path("saved").read_text() == "x"
 
 
 def settings(model: Path, folder: Path, hierarchical: bool) -> list[str]:
