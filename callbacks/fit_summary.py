@@ -18,7 +18,15 @@ from lit_rft.callbacks.loggers import FOLDERS
 from lit_rft.callbacks.memory import peak_memory_gb
 
 _BATCHES = 10  # over which metrics are averaged
-_OUTPUTS = ("checkpoints/last.ckpt", "adapter", "scores.json", "tensorboard", "rollouts", *FOLDERS)
+_OUTPUTS = (
+    "checkpoints/last.ckpt",
+    "checkpoints/best.ckpt",
+    "adapter",
+    "scores.json",
+    "tensorboard",
+    "rollouts",
+    *FOLDERS,
+)
 
 
 class FitSummary(L.Callback):

@@ -61,12 +61,12 @@ def read_other_files(
     return items
 
 
-def evaluator_of(module: L.LightningModule, batches: str = "", advice: str = "") -> Any:
+def evaluator_of(module: L.LightningModule, batches: str, advice: str) -> Any:
     """Return the evaluator of a stage.
 
     Args:
         module: the stage.
-        batches: name of the batches that the callback is for; empty for any.
+        batches: name of the batches that the callback is for.
         advice: the callbacks for other stages.
 
     Raises:
@@ -76,6 +76,6 @@ def evaluator_of(module: L.LightningModule, batches: str = "", advice: str = "")
     kind = getattr(getattr(evaluator, "batch_kind", None), "name", batches)
     if evaluator is None:
         raise TypeError(f"{type(module).__name__} has no evaluator, whose results this callback reports: remove it")
-    if batches and kind != batches:
+    if kind != batches:
         raise TypeError(f"{type(module).__name__} is evaluated on {kind}, and not on {batches}: {advice}")
     return evaluator

@@ -20,34 +20,45 @@ class ScoreTable(L.Callback):
     """Prints and logs the scores by task or benchmark after each validation and test, and writes those of a test.
 
     `<default_root_dir>/scores.json`: task or benchmark -> column -> value, null without any. `costs.json`: the
-    evaluator's `costs`, for episodes their number, environment steps, utterances, tokens and seconds. A stage without
-    an evaluator, such as `DPO`, has no table.
+    evaluator's `costs`, for episodes their number, environment steps, utterances, tokens and seconds. Of a stage
+    without evaluator, such as `DPO`, the table has the metrics that it has logged.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._report(trainer, pl_module, f"validation, step {step_of(trainer)}", "val/scores")
+        self._report(trainer, pl_module, f"validation, step {step_of(trainer)}", "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._report(trainer, pl_module, "test", "test/scores")
-        evaluator = _evaluator(pl_module)
-        if trainer.is_global_zero and evaluator and evaluator.table and not is_dry_run(trainer):
+        evaluator = self._report(trainer, pl_module, "test", "test")
+        if trainer.is_global_zero and evaluator.table and not is_dry_run(trainer):
             write_json(Path(trainer.default_root_dir) / "scores.json", evaluator.table)
             if evaluator.costs:
                 write_json(Path(trainer.default_root_dir) / "costs.json", evaluator.costs)
 
-    def _report(self, trainer: L.Trainer, module: L.LightningModule, title: str, tag: str) -> None:
-        evaluator = _evaluator(module)
-        if not trainer.is_global_zero or not evaluator or not evaluator.table:
-            return
+    def _report(self, trainer: L.Trainer, module: L.LightningModule, title: str, prefix: str) -> Any:
+        """Report the table of the stage's evaluator, or of its metrics, and return its owner."""
+        evaluator: Any = getattr(module, "evaluator", None)
+        evaluator = _LoggedMetrics(trainer, f"{prefix}/") if evaluator is None else evaluator
+        if not trainer.is_global_zero or not evaluator.table:
+            return evaluator
         columns, rows = score_cells(evaluator.table, evaluator.row_name, evaluator.cells)
         Console().print(score_table(columns, rows, title))
         if not getattr(trainer, "sanity_checking", False):
-            log_table(trainer, tag, columns, rows)
+            log_table(trainer, f"{prefix}/scores", columns, rows)
+        return evaluator
 
 
-def _evaluator(module: L.LightningModule) -> Any:
-    """Return the evaluator of a stage; None without one, as `DPO` has its metrics in the log alone."""
-    return getattr(module, "evaluator", None)
+class _LoggedMetrics:
+    """The metrics of an evaluation as the table of an evaluator."""
+
+    row_name, costs = "metrics", None
+
+    def __init__(self, trainer: L.Trainer, prefix: str) -> None:
+        metrics = trainer.callback_metrics.items()
+        values = {name.removeprefix(prefix): float(value) for name, value in metrics if name.startswith(prefix)}
+        self.table = {"mean": values} if values else {}
+
+    def cells(self, row: dict[str, float]) -> dict[str, str]:
+        return {name: f"{value:.4g}" for name, value in row.items()}
 
 
 def score_cells(scores: Scores, row_name: str, cells: Cells) -> tuple[list[str], list[list[str]]]:

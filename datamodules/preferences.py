@@ -67,8 +67,9 @@ class PreferenceDataModule(ResumableDataModule):
         self.pairs: dict[str, list[PreferencePair]] = {}
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not self.files["train"]:
-            raise ValueError("no preference pairs: name train_files")
+        needed = "train" if stage == "fit" else "eval"
+        if not self.files[needed]:
+            raise ValueError(f"no preference pairs: name {needed}_files")
         self.tokenizer = load_tokenizer(self.model_name)
         form = PromptFormat(self.tokenizer, self.prompt_template)
         for name in ("train", "eval") if stage == "fit" else ("eval",):

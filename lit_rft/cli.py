@@ -40,9 +40,9 @@ usage: lit-rft VERB [-c CONFIG]... [--ckpt_path last|FILE] [--KEY VALUE]...
 
 verbs:
   fit       train a stage; --ckpt_path last resumes an interrupted run
-  validate  play the evaluation episodes
-  test      play the evaluation episodes and report the scores by task
-  predict   play episodes and write them as a data set for the next stage
+  validate  play the evaluation episodes, or answer the evaluation problems
+  test      the same on all of them, with a table by task or benchmark
+  predict   play episodes, or answer problems, and write them to files for the next stage
 
   check-env play episodes of an environment, given by its import path, and report errors; check-env --help
   collect   write episodes to learn from: an expert's, or pairs of observations and actions; collect --help
@@ -84,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     argv = resolve_configs(argv)
     if argv[:1] and argv[0] not in VERBS:
-        stop(f"expected one of the verbs {', '.join(VERBS)} first, got {argv[0]!r}")
+        from lit_rft.error_messages import did_you_mean
+
+        near = did_you_mean(argv[0], (*VERBS, *COMMANDS))
+        names = f"one of the verbs {', '.join(VERBS)} or one of the commands {', '.join(COMMANDS)}"
+        stop(f"expected {names} first, got {argv[0]!r}{near}")
     from lit_rft.error_messages import one_line_errors
 
     with one_line_errors():

@@ -16,7 +16,7 @@ from lit_rft._files import checkpoints_below
 from lit_rft.callbacks.run_checkpoint import RunCheckpoint
 from lit_rft.callbacks.run_config import RunConfig
 from lit_rft.cli import VERBS, config_folder
-from lit_rft.config_files import prepare_arguments, read_configs
+from lit_rft.config_files import named_classes, prepare_arguments, read_configs
 from lit_rft.config_origin import name_file
 from lit_rft.config_parser import ExplainingParser, flat_values, give_folder
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, with_full_key
@@ -53,6 +53,8 @@ class StageCLI(LightningCLI):
         Raises:
             UsageError: For a wrong key; the message names its file.
         """
+        assert isinstance(parser, ExplainingParser)
+        parser.know_classes(named_classes(self._arguments))
         try:
             super().parse_arguments(parser, args)
         except UsageError as error:
@@ -88,6 +90,8 @@ class StageCLI(LightningCLI):
         join_callbacks(config.trainer)
         drop_defaults(config.trainer)
         give_folder(config.trainer.logger, config.trainer.default_root_dir)
+        if config.get("ckpt_path") == "best" and self.subcommand != "fit":
+            config.ckpt_path = best_checkpoint(config.trainer)
         check_checkpoint(config.get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
@@ -193,6 +197,25 @@ def check_csv_files(trainer: L.Trainer) -> None:
                 "process then writes into a folder version_<n>, and `lit-rft show` joins them), set another one, or "
                 "move the file"
             )
+
+
+def best_checkpoint(trainer: Any) -> str:
+    """Return the file of a run's best checkpoint. Lightning knows it in the process that wrote it alone.
+
+    Args:
+        trainer: the parsed configuration's part.
+
+    Raises:
+        UsageError: There is none.
+    """
+    settings = [part.get("init_args") or {} for part in trainer.callbacks or [] if "RunCheckpoint" in part.class_path]
+    folder = next((part["dirpath"] for part in settings if part.get("dirpath")), None)
+    file = Path(folder or Path(trainer.default_root_dir, "checkpoints"), "best.ckpt")
+    if not file.is_file():
+        raise UsageError(
+            f"ckpt_path: there is no {file}; `fit` writes it with a RunCheckpoint whose `monitor` is a logged metric"
+        )
+    return str(file)
 
 
 def check_checkpoint(path: Any) -> None:

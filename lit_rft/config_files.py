@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import sys
@@ -171,6 +172,21 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
                 f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: set a "
                 "recipe first, with -c or as the base of the file (the first lines of a shipped overlay name one)"
             )
+
+
+def named_classes(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the class of the model and of the data (`model`, `data`) as a command or its configurations name it."""
+    classes: dict[str, str] = {}
+    for file in read_configs(arguments):
+        for name in ("model", "data"):
+            part = file.content.get(name)
+            path = part.get("class_path") if isinstance(part, dict) else part
+            classes |= {name: path} if isinstance(path, str) else {}
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for option, value in itertools.pairwise(words):
+        if match := re.fullmatch(r"--(model|data)(\.class_path)?", option):
+            classes[match.group(1)] = value
+    return classes
 
 
 def check_links(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None:

@@ -20,20 +20,33 @@ class ExplainingParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # inherited by the parsers of the verbs
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self._classes: Mapping[str, str] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():
             super().error(message, ex)
-        explained = explain(message, [action.dest for action in self._parser_of(message)._actions])
+        explained = explain(message, [action.dest for action in self._parser_of(message)._actions], self._classes)
         # nested parsers of classes do not know their own position
         explained = explained.removeprefix("config.")  # the text of merged files
         raise UsageError(re.sub(r"^(model|data)\.(?!init_args|class_path)", r"\1.init_args.", explained)) from ex
 
+    def know_classes(self, classes: Mapping[str, str]) -> None:
+        """Suggest keys of the command's own classes.
+
+        Args:
+            classes: `model` and `data`, as the command or its configurations name them; one may be missing.
+        """
+        for parser in (self, *self._verbs.values()):
+            parser._classes = classes
+
+    @property
+    def _verbs(self) -> dict[str, Any]:
+        return getattr(self._subcommands_action, "choices", None) or {}
+
     def _parser_of(self, message: str) -> Any:
         """Return the parser of the verb in a message, whose keys are those of its configurations."""
         match = re.search(r"Subcommand '(\w+)'", message)
-        verbs = getattr(self._subcommands_action, "choices", None) or {}
-        return verbs.get(match.group(1), self) if match else self
+        return self._verbs.get(match.group(1), self) if match else self
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Validate, after setting the run's folder for loggers without one."""
@@ -70,8 +83,13 @@ def _imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def explain(message: str, keys: Sequence[str]) -> str:
+def explain(message: str, keys: Sequence[str], classes: Mapping[str, str]) -> str:
     """Return a parser's message in one line; for an unknown key with the known ones and a suggestion."""
+    if match := re.search(r"unrecognized arguments: ([^-\s]\S*\.ya?ml)", message):
+        return f"{match.group(1)}: no option; a config comes after -c: write -c {match.group(1)}"
+    if match := re.fullmatch(r".*arguments are required: ((?:\w+\.(?:data|model)(?:, )?)+)", message.strip()):
+        missing = " and ".join(f"--{key.rpartition('.')[2]}" for key in reversed(match.group(1).split(", ")))
+        return f"expected a config with stage and data (-c NAME; `lit-rft configs` lists them), got no {missing}"
     if match := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted(?![\s\S]*class_path)", message):
         owner, wrong = match.groups()
         return unknown_key(wrong, _imported(owner), innermost(message).partition(": ")[0])
@@ -79,7 +97,7 @@ def explain(message: str, keys: Sequence[str]) -> str:
     for pattern in patterns:
         if match := re.search(pattern, message):
             group = re.search(r"Group '([\w.]+)'", message)
-            return _unknown_option(f"{group.group(1)}.{match.group(1)}" if group else match.group(1), keys)
+            return _unknown_option(f"{group.group(1)}.{match.group(1)}" if group else match.group(1), keys, classes)
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(message, match.group(1))
     reason = innermost(message)
@@ -97,7 +115,7 @@ def unknown_key(wrong: str, owner: Any, section: str = "") -> str:
     return f"{owner.__name__}{where}: no key {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
 
 
-def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
+def _unknown_option(wrong: str, keys: Sequence[str], classes: Mapping[str, str]) -> str:
     is_main = "trainer" in {key.partition(".")[0] for key in keys}  # otherwise the parser of a class or of settings
     section, name = wrong.rpartition(".")[0], wrong
     if not is_main and section not in {key.rpartition(".")[0] for key in keys}:  # the first part is wrong, or all
@@ -107,18 +125,21 @@ def _unknown_option(wrong: str, keys: Sequence[str]) -> str:
     if is_main and not section:
         allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
     near = did_you_mean(name if section or not is_main else name.partition(".")[0], allowed)
-    if is_main and not near and (places := _full_keys(wrong)):
+    longer = [key for key in allowed if key.startswith(f"{wrong}_")]  # --seed_everything
+    if is_main and not near and (places := longer + _full_keys(wrong, classes)):
         return f"no key {wrong!r}; write --{' or --'.join(places)}"
     if not allowed:
         allowed = list(dict.fromkeys(key.partition(".")[0] for key in keys if key not in hidden))
     return f"no key {name!r}; allowed: {', '.join(allowed)}{near}"
 
 
-def _full_keys(wrong: str) -> list[str]:
-    """Return the full keys that end with an incomplete key."""
+def _full_keys(wrong: str, classes: Mapping[str, str]) -> list[str]:
+    """Return the full keys that end with an incomplete key: of the command's classes, or of all if it names others."""
     places = places_of(wrong, {"trainer": L.Trainer})
     for prefix, package, kind in _PARTS:
-        for owner in class_names(package, kind).values():
+        owners = class_names(package, kind)
+        chosen = owners.get(classes.get(prefix, "").rpartition(".")[2])
+        for owner in owners.values() if chosen is None else [chosen]:
             places += places_of(wrong, {f"{prefix}.init_args": owner})
     return list(dict.fromkeys(places))
 

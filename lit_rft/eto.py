@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_rft._files import write_json
 from lit_rft.cli import config_folder, resolve_configs
-from lit_rft.config_files import read_configs
+from lit_rft.config_files import named_classes, read_configs
 from lit_rft.error_messages import OneLineParser, UsageError
 
 PAIRS = "pairs.json"  # written by `EpisodePairDataModule` into the run's folder
@@ -31,6 +31,7 @@ def run_eto(arguments: Sequence[str]) -> None:
     given, settings = _parser().parse_known_args(list(arguments))
     if given.iterations < 1:
         raise UsageError(f"--iterations must be >= 1, got {given.iterations}")
+    _check_data(settings)
     iterate(
         Path(given.folder), settings, iterations=given.iterations, explore=_as_configs(given.explore),
         later=_as_configs(given.later),
@@ -68,9 +69,9 @@ def iterate(
 
     Raises:
         UsageError: The folder holds a run with other arguments, or configs that have changed since.
-        subprocess.CalledProcessError: A command has failed.
+        SystemExit: A command has failed, or was stopped by a signal, with its exit code.
     """
-    run = run or _run_process
+    run = run or run_process
     state = _state(folder, digest_of(settings, explore, later))
     start: list[str] = []
     for number in range(1, iterations + 1):
@@ -136,12 +137,17 @@ def digest_of(*parts: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run_process(arguments: list[str]) -> None:
-    """Run a command in a new process, which gets the signals that stop this one, and ends first.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def run_process(arguments: list[str]) -> None:
+    """Run a command, which gets the signals of this process, and reports its own errors.
+
+    It has a session of its own, or Ctrl-C in a terminal would reach it twice, and the second one stops it without a
+    checkpoint.
 
     Raises:
-        SystemExit: This process has received a signal.
-        subprocess.CalledProcessError: The command has failed.
+        SystemExit: It has failed, or was stopped.
     """
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -149,14 +155,13 @@ def _run_process(arguments: list[str]) -> None:
     def forward(number: int, frame: Any) -> None:
         received.append(number)
         if process is not None:
-            # not Ctrl-C itself, which a terminal sends to both: its second one ends a command without saving
-            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
-        process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments])
+        process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments], start_new_session=True)
         if received:  # while it was started
-            process.terminate()
+            process.send_signal(received[0])
         code = process.wait()
     finally:
         for number, handler in before.items():
@@ -165,7 +170,23 @@ def _run_process(arguments: list[str]) -> None:
         print("stopped by a signal; repeat the command to go on", file=sys.stderr)
         sys.exit(128 + received[0])
     if code:
-        raise subprocess.CalledProcessError(code, process.args)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def _check_data(settings: list[str]) -> None:
+    """Check that the data module makes pairs, before a policy explores for another one.
+
+    Raises:
+        UsageError: It is another one of this library's.
+    """
+    import lit_rft.datamodules
+
+    name = named_classes(resolve_configs(settings)).get("data", "").rpartition(".")[2]
+    if name in lit_rft.datamodules.__all__ and name != "EpisodePairDataModule":
+        raise UsageError(
+            "lit-rft eto: data: expected EpisodePairDataModule, which pairs explored episodes with experts', got "
+            f"{name}: see baselines/scienceworld/eto.yaml"
+        )
 
 
 def _as_configs(names: Sequence[str] | None) -> list[str]:

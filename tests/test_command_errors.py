@@ -6,9 +6,10 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+from jsonargparse import Namespace
 
 from lit_rft.cli import main, resolve_configs
-from lit_rft.command_line import build
+from lit_rft.command_line import best_checkpoint, build
 from lit_rft.error_messages import UsageError, innermost, is_meant_for_users, one_line_errors
 
 AGENT = "model.init_args.agent.init_args"
@@ -119,6 +120,57 @@ def test_wrong_config_files_are_one_line(
 def test_keys_without_effect_are_refused(config: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = fails(capsys, "-c", config, f"--{key}", "1")
     assert code == 2 and f"no key '{key.rpartition('.')[2]}'; allowed:" in error, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-c", LUFFY, "--learning_rate", "3"], "write --model.init_args.optimizer.learning_rate\n"),
+        (["-c", LUFFY, "--model=ILQL", "--learning_rate", "3"],
+         "write --model.init_args.optimizer.learning_rate or --model.init_args.critic.learning_rate\n"),
+        (["-c", LUFFY, "--seed", "3"], "write --seed_everything or --model.init_args.answering.seed or "
+         "--model.init_args.seed or --data.init_args.seed\n"),
+    ],
+)  # fmt: skip
+def test_only_keys_of_the_commands_classes_are_suggested(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments])
+    assert capsys.readouterr().err.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["fit", LUFFY], f"{LUFFY}: no option; a config comes after -c: write -c {LUFFY}"),
+        (["fit"], "expected a config with stage and data (-c NAME; `lit-rft configs` lists them), got no --model"),
+        (["test", "--model", "GRPO"], "got no --data\n"),
+        (["check_env", "x"], "or one of the commands check-env, collect, completion, configs, doctor, eto, "
+         "make-model, show first, got 'check_env'; did you mean 'check-env'?"),
+        (["test", "-c", LUFFY, "--ckpt_path", "best", "--trainer.default_root_dir", "nowhere"],
+         "there is no nowhere/checkpoints/best.ckpt; `fit` writes it with a RunCheckpoint whose `monitor`"),
+    ],
+)  # fmt: skip
+def test_first_steps_on_the_command_line_get_advice(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and expected in error, error
+
+
+@pytest.mark.parametrize("dirpath", [None, "elsewhere"])
+def test_the_best_checkpoint_is_that_in_the_runs_folder(dirpath: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" if dirpath is None else tmp_path / dirpath
+    folder.mkdir()
+    (folder / "best.ckpt").touch()
+    settings = Namespace(monitor="val/score", dirpath=dirpath and str(folder))
+    callbacks = [Namespace(class_path="lit_rft.callbacks.RandomState"),
+                 Namespace(class_path="lit_rft.callbacks.RunCheckpoint", init_args=settings)]  # fmt: skip
+    trainer = Namespace(callbacks=callbacks, default_root_dir=str(tmp_path))
+    assert best_checkpoint(trainer) == str(folder / "best.ckpt")
 
 
 def test_commands_without_a_verb_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """ETO by one command: iterations from policy to policy, resumed after a stop, flat and hierarchical."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import lit_rft.configs
 from lit_rft import cli
 from lit_rft.episodes import read_episodes, write_episodes
 from lit_rft.error_messages import UsageError
-from lit_rft.eto import digest_of, iterate, run_eto
+from lit_rft.eto import digest_of, iterate, run_eto, run_process
 from lit_rft.testing.fork import best_episodes, fork_episode
 
 COUNTS = {"pairs": 3, "too_long": 0, "won": 0, "tied": 1, "lost": 3, "unmatched": 0, "surplus": 0}
@@ -127,35 +129,41 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         iterate(tmp_path, [], iterations=1, run=lambda arguments: None)
 
 
-_STOPS_BY_ITSELF = """
-import pathlib, signal, sys, time
-def stop(number, frame):
-    pathlib.Path(sys.argv[1], "stopped").write_text(str(number))
-    sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path(sys.argv[1], "begun").touch()
-time.sleep(60)
-"""
+def test_a_recipe_without_pairs_is_refused_before_it_explores(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected EpisodePairDataModule, .*, got MathPromptDataModule: see"):
+        main(["eto", "-c", "luffy/arithmetic.yaml", "--folder", str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_command_first(number: int, tmp_path: Path) -> None:
-    """A command that is left running would write into the folder beside the one that resumes it."""
-    script = f"""
-import sys
-from lit_rft import eto
-popen = eto.subprocess.Popen
-eto.subprocess.Popen = lambda command: popen([sys.executable, "-c", {_STOPS_BY_ITSELF!r}, command[-1]])
-eto._run_process([{str(tmp_path)!r}])
-"""
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "repeat the command" in errors
-    assert (tmp_path / "stopped").read_text() == str(int(signal.SIGTERM))
+def test_a_failed_command_ends_with_its_exit_code() -> None:
+    """It has printed its own error: no traceback follows."""
+    with pytest.raises(SystemExit) as stopped:
+        run_process(["train"])
+    assert stopped.value.code == 2
+
+
+def test_a_stopped_command_saves_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal is passed on, once, and the command is waited for."""
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, frame):\n    time.sleep(0.5); open('saved', 'a').write('x'); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop)\npathlib.Path('ready').touch()\ntime.sleep(60)"
+    )
+    monkeypatch.chdir(tmp_path)
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", saves], **options))
+
+    def interrupt() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(SystemExit) as stopped:
+        run_process([])
+    thread.join()
+    assert stopped.value.code == 130 and Path("saved").read_text() == "x"
 
 
 def settings(model: Path, folder: Path, hierarchical: bool) -> list[str]:

@@ -104,9 +104,9 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(arguments: list[str], run:
     assert _step(run) == 2 and len(list((run / "tensorboard").glob("events.*"))) == 1
 
 
-def test_the_best_checkpoint_is_named_as_a_file(arguments: list[str]) -> None:
+def test_training_goes_on_from_a_named_file_not_from_the_best(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match=r"expected last or a file, got best: name the run's checkpoints/best\.ckpt"):
-        main(["test", *arguments, "--ckpt_path", "best"])
+        main(["fit", *arguments, "--ckpt_path", "best"])
 
 
 @pytest.mark.parametrize("more", [["--ckpt_path", "last"], ["--overwrite", "true"]])

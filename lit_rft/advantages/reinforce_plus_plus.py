@@ -17,6 +17,9 @@ class ReinforcePlusPlus:
 
         A_i = (R_i - mean) / std,    or with R_i minus the mean of its group in place of R_i (group_baseline)
 
+    Departure: the paper subtracts a KL penalty from each token's reward; here `objective.kl_coef` (0 by default) adds a
+    KL term to the loss.
+
     Args:
         group_baseline: subtract the mean of the group first (REINFORCE++-baseline).
     """

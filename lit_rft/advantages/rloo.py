@@ -32,7 +32,11 @@ def leave_one_out_advantages(rewards: Tensor, group: Tensor) -> Tensor:
 
 
 class RLOO:
-    """See `leave_one_out_advantages`; traces are members of their group."""
+    """See `leave_one_out_advantages`; traces are members of their group.
+
+    Departure: the paper subtracts a KL penalty from the reward; here `objective.kl_coef` (0 by default) adds a KL term
+    to the loss.
+    """
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
         return leave_one_out_advantages(

@@ -20,7 +20,8 @@ class CHORD:
         phi = sg[ p (1 - p) ], p = pi_theta(y_t)     with token_weights, else 1
         mu  falls from `mu` to `mu_end` along half a cosine in the first decay_steps optimiser steps
 
-    CHORD-mu: token_weights false, mu 0.9 to 0.05; CHORD-phi: token_weights true, mu constant at 0.1 (mu_end null).
+    CHORD-mu: token_weights false, mu 0.9 to 0.05; CHORD-phi: token_weights true, mu constant at 0.1 (mu_end null). The
+    defaults are both at once: a decaying mu and weighted tokens.
     Needs `objective.imitated_traces`: 1 or more; the paper has no traces in the groups (`traces_per_group: 0`).
 
     Args:

@@ -60,14 +60,6 @@ def test_a_callback_of_another_kind_of_evaluation_names_the_right_one() -> None:
         EpisodeText().on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
 
 
-def test_a_stage_without_evaluator_has_no_table_of_scores() -> None:
-    """Every run of the command line has this callback, also one of `DPO`."""
-    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[None], global_step=0)
-    stage: Any = SimpleNamespace()
-    ScoreTable().on_validation_end(trainer, stage)
-    ScoreTable().on_test_end(trainer, stage)
-
-
 def test_a_table_of_scores_without_episodes_or_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Means over nothing are NaN."""
     from lit_rft.metrics import COLUMNS

@@ -27,11 +27,13 @@ def test_metrics_at_the_start_and_at_the_end(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rollouts").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
     losses = Losses()
     fit(make_stage(tiny_model_folder), make_loader(tiny_model_folder), 13,
         callbacks=[losses, FitSummary()], default_root_dir=tmp_path)  # fmt: skip
     summary = json.loads((tmp_path / "summary_fit.json").read_text())
-    assert summary["steps"] == [0, 13] and summary["outputs"] == ["rollouts"]
+    assert summary["steps"] == [0, 13] and summary["outputs"] == ["checkpoints/best.ckpt", "rollouts"]
     assert summary["seconds"] > 0 and 0.1 < summary["peak_memory_gb"] < 100
     loss = summary["metrics"]["train/loss"]
     assert loss["first"] == pytest.approx(sum(losses.values[:10]) / 10)

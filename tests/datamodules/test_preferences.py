@@ -105,9 +105,12 @@ def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None
         PreferenceDataModule("x.jsonl", **setting)
 
 
-def test_training_without_pairs_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_training_and_evaluation_without_pairs_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name train_files"):
         PreferenceDataModule(model=str(tiny_model_folder)).setup("fit")
+    for stage in ("validate", "test"):
+        with pytest.raises(ValueError, match="name eval_files"):
+            PreferenceDataModule("x.jsonl", model=str(tiny_model_folder)).setup(stage)
     path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "long " * 50, "chosen": "a", "rejected": "b"}])
     with pytest.raises(ValueError, match="all 1 pairs of train_files are longer than max_length=9"):
         PreferenceDataModule(path, model=str(tiny_model_folder), max_length=9).setup("fit")

@@ -1,5 +1,6 @@
 """DPO over episodes and over answers: the gradient of the joint loss, whatever the split; the reference; resume."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from command import flags, main
 from torch import Tensor
 
 from lit_rft.datamodules.pairs import PairLoader, PreferenceBatch, PreferencePair
@@ -225,3 +227,21 @@ def test_margins_keep_their_digits_in_half_precision(tiny_model_folder: Path) ->
         trainer = fit(make_dpo(tiny_model_folder), loader, 2, precision=precision)
         margins.append(trainer.callback_metrics["train/margin"].item())
     assert margins[1] == pytest.approx(margins[0], rel=0.1)
+
+
+def test_pairs_of_files_train_and_are_evaluated_by_commands(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the callbacks of every run, of which one reports scores."""
+    rows = [{"prompt": f"Question {n}?", "chosen": "yes it is", "rejected": "no"} for n in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [part for name in ("train_files", "eval_files") for part in (f"--data.{name}", f"{tmp_path}/pairs.jsonl")]
+    keys = flags(model__policy__model=tiny_model_folder, trainer__default_root_dir=tmp_path / "run",
+                 trainer__accelerator="cpu", trainer__logger="false")  # fmt: skip
+    given = ["-c", "policy.yaml", "--model", "DPO", "--data", "PreferenceDataModule", *pairs, *keys]
+    main(["fit", *given, *flags(trainer__max_epochs=1, model__optimizer__learning_rate=0.05)])
+    assert "validation, step 1" in capsys.readouterr().out
+    main(["test", *given, "--ckpt_path", "last"])
+    assert "accuracy" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["mean"]
+    assert scores["accuracy"] == 1.0 and 0 < scores["loss"] < math.log(2)
