@@ -1,12 +1,14 @@
 """Measure how good the critics of offline RL are, on the episodes that they learnt from and on held-out ones.
 
     python benchmarks/critic_calibration.py RUN...    # runs/offline_scienceworld/seed-N/returns; no training
+    python benchmarks/critic_calibration.py RUNS/small/scienceworld-seed0/awac    # of talk_table.py: Q as well
     python benchmarks/critic_calibration.py --report  # the tables and the plot of the results so far
 
-A run is a folder of `offline_scienceworld.py` with a checkpoint. Measured are every third of its training episodes
-(`medium`), and the held-out ones that SFT and offline RL have played greedily (one that is the same for both counts
-once). V of every decision, Q where the update has one, and the advantages by which it weighs are computed by the code
-of training, and compared with the observed discounted return.
+A run is a folder of `offline_scienceworld.py`, or of a flat row of `talk_table.py`, with a checkpoint. Measured are
+every third of the episodes that SFT has explored, on which it has trained, and the held-out ones that SFT and offline
+RL have played greedily, in the comparison the seen ones (one that is the same for both counts once). V of every
+decision, Q where the update has one, and the advantages by which it weighs are computed by the code of training, and
+compared with the observed discounted return.
 
 The yardstick is a V that knows little: the mean return of like decisions, those of the training episodes with the same
 task and number of actions so far (in pairs). Advantages are measured by the probability that they rank a decision of
@@ -27,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from experiment import RESULTS, environment, read_results, save_figure
-from offline_pretrained import DISCOUNT, with_end
+from offline_pretrained import with_end
 from offline_scienceworld import best_quarter
 from offline_weights import LAMBDAS, wasted_actions
 from torch import Tensor
@@ -47,6 +49,7 @@ from lit_rft.stages.core.level_decisions import decisions_at
 from lit_rft.transcripts import collate_padded
 
 FILE, HELD_OUT = RESULTS / "critic_calibration.json", ("sft-0", "returns-0")
+PREDICTED = "episodes/predicted.jsonl"
 FIGURES = {"rank": "rank correlation", "within": "within tasks", "bias": "V - return", "r2": "R²"}
 VALUES, EVERY = ("V", "Q"), 3  # of the training episodes every third is measured
 KINDS = {"solved": "solved episode", "best": "best quarter", "useful": "not wasted"}
@@ -88,13 +91,13 @@ def read_out(stage: OfflineHierarchicalRL, episodes: Sequence[Episode]) -> Decis
     return Decisions(keys, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 
-def like_decisions(keys: Sequence[tuple[str, int]], training: Sequence[Episode]) -> Tensor:
+def like_decisions(keys: Sequence[tuple[str, int]], training: Sequence[Episode], discount: float) -> Tensor:
     """Return the mean return of the training episodes' decisions with each key [N]; without any, that of its task."""
     returns: defaultdict[Any, list[float]] = defaultdict(list)
     for episode in training:
         following = 0.0
         for index, step in reversed(list(enumerate(episode.steps))):
-            following = step.reward + DISCOUNT * following
+            following = step.reward + discount * following
             returns[episode.task, index // 2].append(following)
             returns[episode.task].append(following)
     return torch.tensor([statistics.fmean(returns.get(key) or returns[key[0]]) for key in keys])
@@ -115,16 +118,16 @@ def auc(scores: Tensor, kind: Tensor) -> float:
     return round(float(torch.sign(scores[kind][:, None] - scores[~kind]).double().mean() / 2 + 0.5), 4)
 
 
-def measure(data: Decisions, training: Sequence[Episode]) -> dict[str, Any]:
+def measure(data: Decisions, training: Sequence[Episode], discount: float) -> dict[str, Any]:
     """Return the figures of decisions, with the yardstick from the training episodes."""
-    columns, like = data.columns, like_decisions(data.keys, training)
+    columns, like = data.columns, like_decisions(data.keys, training, discount)
     values = {name: columns[name] for name in VALUES if name in columns} | {"like": like}
     areas: dict[str, dict[str, dict[str, float]]] = {}
     for horizon, gae_lambda in zip(HORIZONS, LAMBDAS, strict=True):
         scores = {"V": columns[horizon]}
         for name, baseline in (("like", like), ("none", torch.zeros_like(like))):
             scores[name] = generalized_advantages(
-                columns["reward"], baseline, columns["last"], discount=DISCOUNT, gae_lambda=gae_lambda
+                columns["reward"], baseline, columns["last"], discount=discount, gae_lambda=gae_lambda
             ).advantages
         areas[horizon] = {k: {name: auc(score, columns[k]) for name, score in scores.items()} for k in KINDS}
     bins = columns["V"].argsort().tensor_split(10)
@@ -138,10 +141,12 @@ def measure(data: Decisions, training: Sequence[Episode]) -> dict[str, Any]:
 
 def episodes_of(run: Path) -> dict[str, list[Episode]]:
     """Return all training episodes of a run, those that are measured, and the held-out ones."""
-    files = [run.parent / "played" / name / "episodes" / "predicted.jsonl" for name in HELD_OUT]
-    played = [episode for file in files for episode in read_episodes(file)]
+    explored, names = run.parent / "medium" / "all.jsonl", HELD_OUT
+    if not explored.parent.is_dir():  # of the comparison
+        explored, names = run.parent / "sft" / "explored" / PREDICTED, ("sft/seen", f"{run.name}/seen")
+    played = [episode for name in names for episode in read_episodes(run.parent / "played" / name / PREDICTED)]
     held_out = {(episode.id, *(step.action for step in episode.steps)): episode for episode in played}
-    known = read_episodes(run.parent / "medium" / "all.jsonl")
+    known = read_episodes(explored)
     return {"all": known, "training": known[::EVERY], "held-out": list(held_out.values())}
 
 
@@ -152,7 +157,8 @@ def measure_run(run: Path) -> dict[str, Any]:
     stage = command.model
     stage.trainer = command.trainer
     stage.configure_model()
-    return {name: measure(read_out(stage, episodes[name]), episodes["all"]) for name in ("training", "held-out")}
+    discount, known = stage.critic_settings.discount, episodes["all"]
+    return {name: measure(read_out(stage, episodes[name]), known, discount) for name in ("training", "held-out")}
 
 
 def tables(runs: Mapping[str, Any]) -> Iterator[list[list[str]]]:
@@ -185,7 +191,7 @@ def plot(runs: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("runs", type=Path, nargs="*", help="folders of offline RL: RUNS/seed-N/returns")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of offline RL: RUNS/seed-N/returns, or a flat row")
     parser.add_argument("--report", action="store_true", help="only report what there is")
     options = parser.parse_args(arguments)
     if options.report == bool(options.runs):

@@ -103,7 +103,7 @@ def test_the_yardstick_is_the_mean_return_of_like_training_decisions(bench: Any)
     g = 0.97
     first = [g + 2 * g * g, 1 + 2 * g, 0.5 * g, 0.5]
     expected = [sum(first) / 4, 2.0, (sum(first) + 2) / 5]
-    values = bench.like_decisions([("a", 0), ("a", 1), ("a", 2)], episodes)
+    values = bench.like_decisions([("a", 0), ("a", 1), ("a", 2)], episodes, g)
     torch.testing.assert_close(values, torch.tensor(expected))
 
 
@@ -131,8 +131,8 @@ def test_advantages_are_ranked_with_v_with_the_yardstick_and_with_none(
     columns |= {kind: torch.rand(number) > 0.6 for kind in bench.KINDS}
     columns["last"] = torch.arange(number) % 3 == 2
     like = torch.randn(number)
-    monkeypatch.setattr(bench, "like_decisions", lambda keys, training: like)
-    figures = bench.measure(bench.Decisions([("a", 0)] * number, columns), [])
+    monkeypatch.setattr(bench, "like_decisions", lambda keys, training, discount: like)
+    figures = bench.measure(bench.Decisions([("a", 0)] * number, columns), [], g)
 
     def advantages(baseline: list[float], decay: float) -> torch.Tensor:
         result, following = [0.0] * number, 0.0
@@ -153,6 +153,16 @@ def test_advantages_are_ranked_with_v_with_the_yardstick_and_with_none(
             assert figures["auc"][horizon][kind] == pytest.approx(expected, abs=2e-3)
     values = [value for value, _ in figures["bins"]]
     assert values == sorted(values) and len(set(values)) == 10
+
+
+def test_episodes_of_the_comparison_are_found(bench: Any, tmp_path: Path) -> None:
+    episodes, run = make_episodes(7), tmp_path / "awac"
+    write_episodes(tmp_path / "sft" / "explored" / "episodes" / "predicted.jsonl", episodes)
+    for row, played in (("sft", episodes[:3]), ("awac", episodes[2:5])):
+        write_episodes(tmp_path / "played" / row / "seen" / "episodes" / "predicted.jsonl", played)
+    found = {name: [episode.id for episode in group] for name, group in bench.episodes_of(run).items()}
+    ids = [episode.id for episode in episodes]
+    assert found == {"all": ids, "training": ids[::3], "held-out": ids[:5]}
 
 
 def test_command(
