@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ def run_process(arguments: list[str]) -> None:
         if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handlers
+    heard = [number for number in _SIGNALS if in_main and signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments], start_new_session=True)
         if received:  # while it was started
