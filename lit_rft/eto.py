@@ -184,7 +184,8 @@ def _check_data(settings: list[str]) -> None:
     """
     import lit_rft.datamodules
 
-    name = named_classes(resolve_configs(settings)).get("data", "").rpartition(".")[2]
+    arguments = resolve_configs(settings)
+    name = named_classes(read_configs(arguments), arguments).get("data", "").rpartition(".")[2]
     if name in lit_rft.datamodules.__all__ and name != "EpisodePairDataModule":
         raise UsageError(
             "lit-rft eto: data: expected EpisodePairDataModule, which pairs explored episodes with experts', got "
