@@ -133,7 +133,7 @@ def _cell(value: Any) -> str:
 
 def _append_once(path: Path, text: str) -> None:
     """Append a text, unless the file has it: a run that was killed repeats the steps after its last checkpoint."""
-    if path.is_file() and text in path.read_text(encoding="utf-8"):
+    if path.is_file() and text.encode() in path.read_bytes():  # not decoded: its end may be torn
         return
     with path.open("a", encoding="utf-8") as stream:
         stream.write(text)

@@ -145,7 +145,9 @@ class RunCheckpoint(ModelCheckpoint):
             BlockingIOError: If another process trains in this folder.
         """
         self._choose_folder(trainer)
-        if not is_dry_run(trainer):
+        sharing = (other for other in trainer.checkpoint_callbacks if isinstance(other, RunCheckpoint))
+        first = next(other for other in sharing if other.dirpath == self.dirpath)
+        if first is self and not is_dry_run(trainer):
             self._lock.acquire(trainer, Path(self.dirpath or ""))
         if not trainer.strategy.restore_checkpoint_after_setup:  # otherwise the resumed checkpoint is not known yet
             self.check_folder(trainer, trainer.ckpt_path)

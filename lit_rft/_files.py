@@ -66,7 +66,7 @@ class AppendedFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("ab", buffering=0)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._stream.fileno())
         except BlockingIOError as error:
             self._stream.close()
             message = f"{path} is being written by another process: wait for it, or choose another path"
@@ -98,6 +98,8 @@ class AppendedFile:
         os.ftruncate(self._stream.fileno(), size)
 
     def close(self) -> None:
+        if not self._stream.closed:
+            _unlock(self._stream.fileno())
         self._stream.close()
 
 
@@ -115,15 +117,34 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._descriptor)
         except BlockingIOError:
             os.close(self._descriptor)
             raise
-        except OSError:  # a file system without locks
-            pass
 
     def release(self) -> None:
+        _unlock(self._descriptor)
         os.close(self._descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file or folder, if its file system has locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+
+
+def _unlock(descriptor: int) -> None:
+    """Release a lock that forked processes, such as workers of data loaders, would keep until they end."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def checkpoints_below(folder: Path) -> str:

@@ -54,7 +54,7 @@ class StageCLI(LightningCLI):
             UsageError: For a wrong key; the message names its file.
         """
         assert isinstance(parser, ExplainingParser)
-        parser.know_classes(named_classes(self._arguments))
+        parser.know_classes(named_classes(read_configs(self._arguments), self._arguments))
         try:
             super().parse_arguments(parser, args)
         except UsageError as error:

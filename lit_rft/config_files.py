@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,24 +160,22 @@ def check_classes(files: Sequence[ConfigFile], arguments: Sequence[str]) -> None
     Raises:
         UsageError: For overlays without a recipe.
     """
+    classes = named_classes(files, arguments)
     for name in ("model", "data"):
-        parts = [file.content[name] for file in files if file.content.get(name)]
-        named = any(not isinstance(part, dict) or "class_path" in part for part in parts)
-        named |= any(a == f"--{name}" or a.startswith((f"--{name}=", f"--{name}.class_path")) for a in arguments)
         layers = [layer for file in files for layer in file.layers]
         places = [str(path or "-c") for path, settings in layers if settings.get(name)]
         places += [a.partition("=")[0] for a in arguments if a.startswith(f"--{name}.init_args")]
-        if places and not named:
+        if places and name not in classes:
             raise UsageError(
                 f"{name}.class_path is not set, and {', '.join(places)} would change arguments of that class: set a "
                 "recipe first, with -c or as the base of the file (the first lines of a shipped overlay name one)"
             )
 
 
-def named_classes(arguments: Sequence[str]) -> dict[str, str]:
+def named_classes(files: Iterable[ConfigFile], arguments: Sequence[str]) -> dict[str, str]:
     """Return the class of the model and of the data (`model`, `data`) as a command or its configurations name it."""
     classes: dict[str, str] = {}
-    for file in read_configs(arguments):
+    for file in files:
         for name in ("model", "data"):
             part = file.content.get(name)
             path = part.get("class_path") if isinstance(part, dict) else part

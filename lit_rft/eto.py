@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ def run_process(arguments: list[str]) -> None:
         if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handlers
+    heard = [number for number in _SIGNALS if in_main and signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         process = subprocess.Popen([sys.executable, "-m", "lit_rft.cli", *arguments], start_new_session=True)
         if received:  # while it was started
@@ -181,7 +184,8 @@ def _check_data(settings: list[str]) -> None:
     """
     import lit_rft.datamodules
 
-    name = named_classes(resolve_configs(settings)).get("data", "").rpartition(".")[2]
+    arguments = resolve_configs(settings)
+    name = named_classes(read_configs(arguments), arguments).get("data", "").rpartition(".")[2]
     if name in lit_rft.datamodules.__all__ and name != "EpisodePairDataModule":
         raise UsageError(
             "lit-rft eto: data: expected EpisodePairDataModule, which pairs explored episodes with experts', got "

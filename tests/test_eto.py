@@ -166,6 +166,34 @@ def test_a_stopped_command_saves_before_it_ends(tmp_path: Path, monkeypatch: pyt
     assert stopped.value.code == 130 and Path("saved").read_text() == "x"
 
 
+def test_ignored_signals_do_not_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup, whose runs go on when the terminal closes."""
+    asks = "import signal, sys; sys.exit(3 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 4)"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start([sys.executable, "-c", asks], **options))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run_process([])
+        assert stopped.value.code == 3 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_command_runs_in_another_thread() -> None:
+    codes = []
+
+    def run() -> None:
+        with pytest.raises(SystemExit) as stopped:
+            run_process(["train"])
+        codes.append(stopped.value.code)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert codes == [2]
+
+
 def settings(model: Path, folder: Path, hierarchical: bool) -> list[str]:
     """The fork's suite, a tiny model, and experts of its training episodes."""
     experts = best_episodes(6)

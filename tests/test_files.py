@@ -1,16 +1,20 @@
 """Files that are replaced atomically, and files that are appended to."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lit_rft._files import AppendedFile, replacing
+from lit_rft._files import AppendedFile, FolderLock, replacing
 
 
 def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -71,3 +75,30 @@ def test_data_that_does_not_reach_the_disk_is_removed(tmp_path: Path, monkeypatc
         file.append(b"second\n")
     file.close()
     assert (tmp_path / "rows.jsonl").read_bytes() == b"first\n"
+
+
+@pytest.mark.parametrize("make", [FolderLock, AppendedFile])
+def test_a_lock_ends_although_a_forked_process_lives(make: Any, tmp_path: Path) -> None:
+    """Workers of data loaders and simulators outlive a run in a notebook, and have its open files."""
+    first = make(tmp_path / "held")
+    with pytest.raises(BlockingIOError):
+        make(tmp_path / "held")
+    worker = os.fork()
+    if worker == 0:
+        signal.pause()
+    try:
+        first.release() if isinstance(first, FolderLock) else first.close()
+        make(tmp_path / "held")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+@pytest.mark.parametrize("make", [FolderLock, AppendedFile])
+def test_a_file_system_without_locks_will_do(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    made = make(tmp_path / "held")
+    made.release() if isinstance(made, FolderLock) else made.close()

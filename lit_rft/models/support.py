@@ -72,7 +72,8 @@ def fixed_context(model: nn.Module) -> int | None:
     """
     config = causal_lm(model).config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
-    for kind in [parameters] if "rope_type" in parameters else parameters.values():  # of the model, or by kind of layer
+    # of the model, or by kind of layer: null for layers without rotary positions (Beam)
+    for kind in [parameters] if "rope_type" in parameters else filter(None, parameters.values()):
         if kind["rope_type"] == "longrope":
             return int(kind["original_max_position_embeddings"])
         if kind["rope_type"] == "dynamic":

@@ -132,7 +132,11 @@ def test_what_a_resumed_run_repeats_is_in_the_files_once(tmp_path: Path) -> None
         log_text(trainer, "notes", "a")
     log_table(trainer, "val/answers", COLUMNS, ROWS[:1] * 2)
     assert len((tmp_path / "tables" / "val" / "answers.jsonl").read_text().splitlines()) == 4
-    assert (tmp_path / "texts" / "notes.md").read_text() == "## step 0\n\na\n\n"
+    notes = tmp_path / "texts" / "notes.md"
+    assert notes.read_text() == "## step 0\n\na\n\n"
+    notes.write_bytes(b"torn \xe2\x82")
+    log_text(trainer, "notes", "a")
+    assert notes.read_bytes().endswith(b"## step 0\n\na\n\n")
 
 
 def test_scalars_reach_all_loggers(tmp_path: Path) -> None:

@@ -134,3 +134,9 @@ def test_lengths_where_positions_depend_on_other_sequences() -> None:
 
         torch.testing.assert_close(states(ids[:, :16]), states(ids[:, :8]))
         assert torch.allclose(states(ids), states(ids[:, :8]), atol=1e-4) == (limit is None)
+
+
+def test_kinds_of_layers_without_rotary_positions_have_no_limit() -> None:
+    model = make_model()
+    model.config.rope_parameters = {"full_attention": None, "sliding_attention": {"rope_type": "default"}}
+    assert fixed_context(model) is None

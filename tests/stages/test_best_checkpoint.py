@@ -79,6 +79,12 @@ def test_a_run_from_a_checkpoint_of_another_folder_has_no_best_one_yet(tmp_path:
     assert best_step(tmp_path / "b") == 2 and best_step(tmp_path / "a") == 1
 
 
+def test_one_run_may_have_two_callbacks_in_its_folder(tmp_path: Path) -> None:
+    train(tmp_path, 2, 0.9, 0.8, more_callbacks=[RunCheckpoint()])
+    train(tmp_path, 3, 0.95, more_callbacks=[RunCheckpoint()], ckpt_path="last")
+    assert best_step(tmp_path) == 3
+
+
 class Stop(L.Callback):
     """Ends a run by a signal at the start of a batch, after the evaluation of the batch before."""
 
