@@ -186,9 +186,7 @@ def _check_episodes(stored: Sequence[tuple[Path, Episode]], loader: Any, source:
             raise ValueError(f"expected {episode.id} with meta {meta} in {path}, got {episode.meta}: {advice}")
         made_by = {key: value for key, value in episode.source.items() if key != "malformed"}
         if made_by != source:
-            raise ValueError(
-                f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): {advice}"
-            )
+            raise ValueError(f"{path} holds episodes of another policy or sampling ({made_by}, now {source}): {advice}")
 
 
 def _evaluator(module: L.LightningModule) -> EvaluatesEpisodes:

@@ -1,6 +1,6 @@
 """GRPO with an agent of your own: the policy reads a menu of actions, and answers with a number.
 
-    python examples/own_agent.py [MODEL]
+python examples/own_agent.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """GRPO on a text environment of your own.
 
-    python examples/own_environment.py [MODEL]
+python examples/own_environment.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A policy loss of your own: GRPO with a hard mask on tokens whose ratio has left the clip range.
 
-    python examples/own_loss.py [MODEL]
+python examples/own_loss.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The library's parts in a LightningModule of your own: its objective, batches and adapters, your training loop.
 
-    python examples/own_module.py [MODEL]
+python examples/own_module.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """GRPO on problems of your own, with a reward of your own.
 
-    python examples/own_reward.py [MODEL]
+python examples/own_reward.py [MODEL]
 """
 
 import sys

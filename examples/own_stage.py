@@ -1,6 +1,6 @@
 """A stage of your own: the policy imitates the best of each group of its completions (RAFT, arXiv 2304.06767).
 
-    python examples/own_stage.py [MODEL]
+python examples/own_stage.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Rollouts of a run, read from its folder: the reward by step, and the best completion of the last group.
 
-    python examples/read_rollouts.py RUN
+python examples/read_rollouts.py RUN
 """
 
 import sys

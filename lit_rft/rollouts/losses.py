@@ -80,9 +80,7 @@ def needs_of(loss: Any) -> LossNeeds:
     return loss.needs if isinstance(loss, DeclaresNeeds) else LossNeeds()
 
 
-def loss_of(
-    loss: Any, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer
-) -> tuple[Tensor, Sums]:
+def loss_of(loss: Any, log_probs: Tensor, rollouts: RolloutBatch, *, normalizer: Normalizer) -> tuple[Tensor, Sums]:
     """Call a policy loss, and check the form of what it returns.
 
     Raises:

@@ -45,9 +45,7 @@ def test_other_files_are_refused_before_training(tiny_model_folder: Path, tmp_pa
         ("a_model", "holds config.json"),
     ],
 )
-def test_the_folders_of_the_run_are_refused(
-    folder: str, message: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_the_folders_of_the_run_are_refused(folder: str, message: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "a_model").mkdir()
     (tmp_path / "a_model" / "config.json").touch()

@@ -276,9 +276,7 @@ def test_a_limit_makes_all_epochs_equally_long(limit: float, tiny_model_folder: 
     whole, _ = train(data(), tmp_path, max_epochs=3)
     limited, trainer = train(data(), tmp_path, max_epochs=4, limit_train_batches=limit)
     assert limited.seen == whole.seen[:12] and trainer.global_step == trainer.estimated_stepping_batches == 12
-    reloaded, _ = train(
-        data(), tmp_path, max_epochs=4, limit_train_batches=limit, reload_dataloaders_every_n_epochs=1
-    )
+    reloaded, _ = train(data(), tmp_path, max_epochs=4, limit_train_batches=limit, reload_dataloaders_every_n_epochs=1)
     assert reloaded.seen == whole.seen[:12]
     train(data(), tmp_path, max_steps=5, max_epochs=-1, limit_train_batches=limit)  # stops within its second epoch
     resumed, _ = train(
