@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rft.batches import EpisodeGroup, EpisodeGroupBatch, ExpertEpisode
-from lit_rft.datamodules.loaders import EpochLoader, digest_of, job_parts, transcript_parts
+from lit_rft.datamodules.digests import digest_of, job_parts, transcript_parts
+from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.base import HasExpert, problem_key
 from lit_rft.envs.jobs import EpisodeJobs

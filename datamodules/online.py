@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rft.batches import OnlineBatch
-from lit_rft.datamodules.loaders import TrainingLoader, digest_of, job_parts, shuffled_indices, transcript_parts
+from lit_rft.datamodules.digests import digest_of, job_parts, transcript_parts
+from lit_rft.datamodules.loaders import TrainingLoader, shuffled_indices
 from lit_rft.datamodules.rendering import log_sizes
 from lit_rft.datamodules.trajectories import TrajectoryDataModule
 from lit_rft.envs.base import EpisodeSpec, Half

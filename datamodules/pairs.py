@@ -10,7 +10,8 @@ from typing import Any
 from lit_rft._files import write_json
 from lit_rft.batches import HostBatch
 from lit_rft.datamodules.around import AroundTrajectories
-from lit_rft.datamodules.loaders import EpochLoader, digest_of, transcript_parts
+from lit_rft.datamodules.digests import digest_of, transcript_parts
+from lit_rft.datamodules.loaders import EpochLoader
 from lit_rft.datamodules.rendering import log_sizes, within_context
 from lit_rft.episodes import Episode, PairReport, pair_with_experts
 from lit_rft.transcripts import ChatFormat, Transcript

@@ -5,7 +5,8 @@ import hashlib
 from collections.abc import Sequence
 
 from lit_rft.batches import Prompt, PromptBatch
-from lit_rft.datamodules.loaders import EpochLoader, digest_of, round_robin, shuffled_indices
+from lit_rft.datamodules.digests import digest_of
+from lit_rft.datamodules.loaders import EpochLoader, round_robin, shuffled_indices
 
 
 class PromptLoader(EpochLoader[Prompt, PromptBatch]):
