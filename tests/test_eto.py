@@ -158,11 +158,13 @@ def test_a_stopped_command_saves_before_it_ends(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in commands that a shell runs with &
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(SystemExit) as stopped:
         run_process([])
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130 and Path("saved").read_text() == "x"
 
 
