@@ -179,13 +179,13 @@ def plot(runs: Mapping[str, Any]) -> None:
     """Plot the mean return against V."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.2))
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), ("training", "held-out"), strict=True):
         for run, figures in runs.items():
             axes.plot(*zip(*figures[name]["bins"], strict=True), ".-", label=run)
         axes.axline((0, 0), slope=1, ls="--", color="grey", lw=1)
         axes.set(title=f"{name} episodes", xlabel="V, ten bins", ylabel="mean return")
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save_figure(figure, "critic_calibration.png")
 
 
