@@ -153,9 +153,8 @@ def add_outcomes(
 
     Returns:
         Copies that end with the state after the last decision, unless that decision terminated its level or fills the
-        context. A last
-        utterance that produced no step (a subgoal without an action) is left out; so is a transcript without any
-        decision.
+        context. A last utterance that produced no step (a subgoal without an action) is left out; so is a transcript
+        without any decision.
 
     Raises:
         ValueError: If the episode lacks required parts, such as subgoals.

@@ -118,10 +118,15 @@ def warn_of_context(stage: Any, max_new_tokens: int) -> None:
             f"sampling.max_new_tokens is {max_new_tokens}, but the policy {stage.model_name!r} has positions for "
             f"{limit} tokens, the prompt included: lower it"
         )
-    longest = getattr(causal_lm(stage.policy).config.get_text_config(), "max_position_embeddings", None)
+    longest = _context(stage)
     if longest is not None and max_new_tokens >= longest:
         logger.warning("sampling.max_new_tokens=%d, but %s was made for %d tokens, the prompt included",
                        max_new_tokens, stage.model_name, longest)  # fmt: skip
+
+
+def _context(stage: Any) -> int | None:
+    """Return the number of tokens that the policy was made for, if its configuration has it."""
+    return getattr(causal_lm(stage.policy).config.get_text_config(), "max_position_embeddings", None)
 
 
 class BatchCheck:
@@ -161,8 +166,9 @@ class BatchCheck:
                 f"the data hold token {largest}, but the policy {stage.policy_settings.model!r} has {size} tokens: "
                 "they are of another tokenizer; give the data module the policy's model"
             )
-        longest, limit = max(map(len, sequences), default=0), position_limit(stage.policy)
-        if limit is not None and longest > limit:
+        longest, limit = max(map(len, sequences), default=0), _context(stage)
+        # most batches are shorter, and need no search for a table
+        if limit is not None and longest > limit and position_limit(stage.policy) is not None:
             raise ValueError(
                 f"the data hold {longest} tokens in a row, but the policy {stage.model_name!r} has positions "
                 f"for {limit}: lower the length limit of the data, or use another model"
